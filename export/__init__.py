@@ -1,0 +1,1 @@
+"""One target a file, and what checks, times and serves the result."""

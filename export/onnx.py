@@ -1,0 +1,217 @@
+"""The `onnx` target: `model.onnx` for ONNX Runtime, checked against the torch module."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import onnx
+
+from prumux.optimizer.encode import Batch
+from prumux.optimizer.errors import GateError, MissingError, PrumuxError, UsageError
+from prumux.optimizer.ir import Encoder, Model
+from prumux.optimizer.measure import Timing, interleave, percentile_ms, ratio
+from prumux.optimizer.module import EncoderModule, run
+from prumux.optimizer.target import Emitted, Target
+
+from . import fuse as fusion_tool
+from .graph import build
+from .graphfile import FILE, is_large, save, verify
+from .ort import OrtEngine
+from .parity import Parity, check, compare
+
+if TYPE_CHECKING:
+    from prumux.optimizer.context import Context
+
+GAIN = 0.98
+"""A fused graph must run in at most this share of the best simpler graph's time."""
+
+Fusion = Literal["none", "basic", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A graph that gave the right numbers."""
+
+    fusion: Fusion
+    proto: onnx.ModelProto
+    engine: OrtEngine
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Onnx(Target):
+    """ONNX graph for ONNX Runtime, checked against the torch module before it is kept."""
+
+    name: ClassVar[str] = "onnx"
+    opset: int = field(default=17, metadata={"help": "version of the ONNX operators, 17..20"})
+    fusion: Literal["auto", "none", "basic", "all"] = field(
+        default="auto",
+        metadata={"help": "ONNX Runtime's fusions: basic = all but attention, auto = by time"},
+    )
+    atol: float = field(
+        default=1e-4, metadata={"help": "largest difference of a logit from the torch module"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 17 <= self.opset <= 20:
+            raise ValueError(f"opset must be 17..20, not {self.opset}")
+        if not self.atol > 0:
+            raise ValueError(f"atol must be above 0, not {self.atol:g}")
+
+    def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
+        """Write `model.onnx`, and `model.onnx_data` where the weights are over 2 GB.
+
+        Raises:
+            GateError: ONNX Runtime's logits are off, or a fusion that was asked for fails.
+            MissingError: ONNX Runtime is not installed.
+            UsageError: there is no workload to check the graph on.
+        """
+        if not ctx.workload:
+            raise UsageError("no workload to check the graph on: give the context a batch")
+        proto = build(model, self.opset)
+        verify(proto)
+        reference = _Reference(model, ctx.workload)
+        plain = self._candidate("none", proto, reference, ctx.threads)
+        found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
+        auto = self.fusion == "auto" and len(found) > 1
+        timings = _time(found, ctx.workload) if auto else {}
+        kept = _fastest(found, timings) if auto else found[-1]
+        notes: dict[str, Any] = {
+            "kept": kept.fusion,
+            "parity": {c.fusion: c.parity.max_abs_diff for c in found},
+            "agreement": {c.fusion: c.parity.agreement for c in found},
+            "rows": plain.parity.rows,
+            "fused": fusion_tool.counts(kept.proto),
+            "workload_ms": {name: t.median_ms for name, t in timings.items()},
+            "dropped": dropped,
+        }
+        return Emitted(save(kept.proto, folder), notes)
+
+    def draft(self) -> Target:
+        """The plain graph, written unchecked: the weights of a timing mean nothing."""
+        return _Draft(opset=self.opset, fusion="none", atol=self.atol)
+
+    def engine(self, folder: Path, threads: int) -> OrtEngine:
+        """Load `model.onnx`."""
+        return OrtEngine(folder / FILE, threads)
+
+    def _fused(
+        self, plain: Candidate, encoder: Encoder, reference: _Reference, threads: int
+    ) -> tuple[list[Candidate], dict[str, str]]:
+        """The candidates that hold, simplest first, and why others do not."""
+        asked: dict[str, tuple[Fusion, ...]] = {
+            "auto": ("basic", "all"), "none": (), "basic": ("basic",), "all": ("all",)
+        }  # fmt: skip
+        found, dropped = [plain], dict[str, str]()
+        for name in asked[self.fusion]:
+            try:
+                proto = fusion_tool.fuse(plain.proto, attention=name == "all")
+                if name == "all":
+                    _check_attention(proto, encoder)
+                found.append(self._candidate(name, proto, reference, threads))
+            except Exception as error:  # the tool raises anything from KeyError to asserts
+                if self.fusion == "auto":
+                    dropped[name] = _first_line(error)
+                elif isinstance(error, (GateError, MissingError)):
+                    raise
+                else:
+                    raise GateError(
+                        f"fusion={name} failed: {_first_line(error)}\n"
+                        "use onnx{fusion=auto}, which falls back to the plain graph"
+                    ) from error
+        return found, dropped
+
+    def _candidate(
+        self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
+    ) -> Candidate:
+        engine = _open(proto, threads)
+        return Candidate(name, proto, engine, reference.check(engine, self.atol, name))
+
+
+@dataclass(frozen=True)
+class _Draft(Onnx):
+    """Writes the plain graph and checks nothing."""
+
+    def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
+        """Write `model.onnx`."""
+        del ctx
+        return Emitted(save(build(model, self.opset), folder))
+
+
+class _Reference:
+    """The torch module's logits on the workload, computed once."""
+
+    def __init__(self, model: Model, workload: Sequence[Batch]) -> None:
+        self.kind = model.task.kind
+        self.inputs = [batch.inputs() for batch in workload]
+        module = EncoderModule(model).eval()
+        self.logits = [run(module, inputs).numpy() for inputs in self.inputs]
+
+    def check(self, engine: OrtEngine, atol: float, fusion: Fusion) -> Parity:
+        """The parity of an engine.
+
+        Raises:
+            GateError: it is not within `atol`.
+        """
+        found = [engine.run(inputs) for inputs in self.inputs]
+        masks = [inputs["attention_mask"] for inputs in self.inputs]
+        parity = compare(self.logits, found, self.kind, masks)
+        check(parity, atol, f"ONNX Runtime (fusion={fusion}) against the torch module")
+        return parity
+
+
+def _open(proto: onnx.ModelProto, threads: int) -> OrtEngine:
+    if not is_large(proto):
+        return OrtEngine(proto.SerializeToString(), threads)
+    with tempfile.TemporaryDirectory() as folder:
+        save(proto, Path(folder))
+        return OrtEngine(Path(folder) / FILE, threads)
+
+
+def attention_blocks(encoder: Encoder) -> int:
+    """Attention blocks that can be fused: not the one that asks at one position only."""
+    return sum(layer.heads > 0 for layer in encoder.layers) - (
+        encoder.pool_early and encoder.last_attention >= 0
+    )
+
+
+def _check_attention(proto: onnx.ModelProto, encoder: Encoder) -> None:
+    found = fusion_tool.counts(proto).get("Attention", 0)
+    if found != attention_blocks(encoder):
+        raise GateError(
+            f"fusion=all: {found} of {attention_blocks(encoder)} attention blocks were fused "
+            f"in {encoder}\nuse onnx{{fusion=auto}}, which falls back to the plain graph"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0][:200]
+    return text if isinstance(error, PrumuxError) else f"{type(error).__name__} {text}".strip()
+
+
+def _time(found: Sequence[Candidate], workload: Sequence[Batch]) -> dict[str, Timing]:
+    inputs = [batch.inputs() for batch in workload]
+
+    def all_batches(engine: OrtEngine) -> None:
+        for batch in inputs:
+            engine.run(batch)
+
+    runs = [lambda engine=c.engine: all_batches(engine) for c in found]
+    once_ms = interleave(runs[:1], rounds=1)[0].median_ms
+    rounds = int(min(25, max(7, 2000 / max(once_ms, 1))))
+    return {c.fusion: t for c, t in zip(found, interleave(runs, rounds=rounds), strict=True)}
+
+
+def _fastest(found: Sequence[Candidate], timings: dict[str, Timing]) -> Candidate:
+    """The fastest; a more fused graph only where it clearly pays, round by round."""
+    best = found[0]
+    for other in found[1:]:
+        gain = ratio(timings[best.fusion], timings[other.fusion])
+        # On a busy machine a median alone is luck: three rounds of four must be gains.
+        if gain.median_ms >= 1 / GAIN and percentile_ms(gain.rounds_ms, 0.25) > 1:
+            best = other
+    return best

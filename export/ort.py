@@ -1,0 +1,111 @@
+"""ONNX Runtime: one session, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.errors import MissingError, ModelError, UsageError
+
+CPU = "CPUExecutionProvider"
+
+
+def session_options(threads: int) -> Any:
+    """Options of a session that optimises all it can and speaks of errors only.
+
+    Raises:
+        MissingError: ONNX Runtime is not installed.
+    """
+    ort = _library()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+class OrtEngine:
+    """A graph in ONNX Runtime, from a file or from serialized bytes."""
+
+    def __init__(
+        self, graph: Path | bytes, threads: int, providers: tuple[str, ...] = ()
+    ) -> None:
+        """Open a session.
+
+        Args:
+            graph: a `.onnx` file, or what is in one.
+            threads: CPU threads of one run.
+            providers: in order of preference; the CPU always comes last.
+
+        Raises:
+            MissingError: ONNX Runtime, or one of the providers, is not installed.
+            ModelError: the graph is missing, damaged, or not for this ONNX Runtime.
+        """
+        ort = _library()
+        self._threads = threads
+        options = session_options(threads)
+        absent = [p for p in providers if p not in ort.get_available_providers()]
+        if absent:
+            raise MissingError(
+                f"this ONNX Runtime has no {absent[0]}, "
+                f"only {', '.join(ort.get_available_providers())}\n"
+                "for NVIDIA GPUs: pip install 'prumux[cuda]'"
+            )
+        order = [*(p for p in providers if p != CPU), CPU]
+        try:
+            source = graph if isinstance(graph, bytes) else str(graph)
+            self._session = ort.InferenceSession(source, options, providers=order)
+        except Exception as error:  # ONNX Runtime has no common class for its own
+            what = "the graph" if isinstance(graph, bytes) else f"'{graph}'"
+            first = str(error).strip().split("\n")[0][:200]
+            raise ModelError(
+                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}\n"
+                "export the model again if the file is damaged"
+            ) from error
+        self._names = tuple(x.name for x in self._session.get_inputs())
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Logits, float32 [B, C] or [B, T, C].
+
+        Args:
+            inputs: the graph's inputs by name, int64 [B, T] each; no more and no fewer.
+
+        Raises:
+            UsageError: an input is missing or not known.
+        """
+        if set(inputs) != set(self._names):
+            raise UsageError(
+                f"the graph takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
+                "tokenise with the tokenizer that lies beside the graph"
+            )
+        found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
+        return found
+
+    def describe(self) -> Mapping[str, str]:
+        """What a measurement must state."""
+        provider = self._session.get_providers()[0]
+        return {
+            "engine": "onnxruntime",
+            "version": _library().__version__,
+            "provider": provider,
+            "device": "cpu" if provider == CPU else "gpu",
+            "threads": str(self._threads),
+            "precision": "fp32",
+        }
+
+
+def _library() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingError(
+            "ONNX Runtime is not installed: pip install 'prumux[cpu]'"
+        ) from error
+    library: ModuleType = onnxruntime
+    return library

@@ -1,0 +1,1 @@
+"""The core of prumux: it imports nothing of `prumux.passes` or `prumux.export`."""

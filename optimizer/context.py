@@ -1,0 +1,53 @@
+"""All that a pass or a target may consult besides the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from .encode import Batch, Encoded
+from .progress import Progress
+from .store import Store
+
+if TYPE_CHECKING:
+    from .ir import Model
+    from .passbase import Pass
+    from .target import Target
+
+
+@dataclass(frozen=True)
+class Context:
+    """Data, device, seed and helpers of one run."""
+
+    fit: Encoded
+    """Rows for scores and refits; no result is ever certified on them."""
+    workload: tuple[Batch, ...]
+    """The serving point: batches that timings and parity checks run."""
+    dense: Model
+    """The model as it was given: what refits and parity aim at."""
+    target: Target | None = None
+    """Where measured costs come from; None = no timing is possible."""
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    progress: Progress = field(default_factory=Progress)
+    store: Store = field(default_factory=Store)
+    """Finished steps of this run."""
+    cache: Store = field(default_factory=Store)
+    """Measured costs of this machine, kept between runs."""
+
+    @property
+    def length(self) -> int:
+        """Mean number of real tokens a row at the serving point."""
+        tokens = sum(int(b.attention_mask.sum()) for b in self.workload)
+        return max(1, round(tokens / max(1, sum(len(b.rows) for b in self.workload))))
+
+    def generator(self, user: Pass) -> torch.Generator:
+        """The only source of randomness of a pass: seeded by the run's seed and its own text."""
+        import hashlib
+
+        text = f"{self.seed}:{user}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
+        return torch.Generator().manual_seed(seed)

@@ -1,0 +1,76 @@
+"""What a model costs, counted. Measured costs are in `table.py`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from .ir import Encoder, Layer, expected_shapes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of one model; multiply-adds are for one row of `length` real tokens."""
+
+    parameters: int
+    encoder_parameters: int
+    """Without embeddings and head: what `sparsity` counts."""
+    macs: int
+    size_bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        """Field names and values."""
+        return asdict(self)
+
+
+def count(encoder: Encoder, length: int) -> Cost:
+    """Count an encoder's parameters, bytes in float32, and multiply-adds at `length`."""
+    sizes = {name: _product(shape) for name, shape in expected_shapes(encoder).items()}
+    parameters = sum(sizes.values())
+    head = sum(v for k, v in sizes.items() if k.startswith("head.") and k.endswith("weight"))
+    macs = head * (1 if encoder.pooled else length)
+    if encoder.projected:
+        macs += encoder.embedding * encoder.hidden * length
+    for i, layer in enumerate(encoder.layers):
+        macs += layer.heads * head_macs(encoder, i, length)
+        macs += layer.ffn * ffn_macs(encoder, i, length)
+    return Cost(
+        parameters=parameters,
+        encoder_parameters=sum(v for k, v in sizes.items() if k.startswith("layers.")),
+        macs=macs,
+        size_bytes=4 * parameters,
+    )
+
+
+def head_macs(encoder: Encoder, index: int, length: int) -> int:
+    """Multiply-adds of one head of layer `index`: its maps, scores and context."""
+    d, k = encoder.hidden, encoder.head_dim
+    rows = 1 if encoder.pool_early and index >= encoder.last_attention else length
+    return 2 * d * k * length + 2 * d * k * rows + 2 * rows * length * k
+
+
+def ffn_macs(encoder: Encoder, index: int, length: int) -> int:
+    """Multiply-adds of one FFN unit of layer `index`."""
+    rows = 1 if encoder.pool_early and index >= encoder.last_attention else length
+    return 2 * encoder.hidden * rows
+
+
+def head_weights(encoder: Encoder) -> int:
+    """Weights of one head: query, key, value, output, with the biases it owns."""
+    return 4 * encoder.hidden * encoder.head_dim + 3 * encoder.head_dim
+
+
+def ffn_weights(encoder: Encoder) -> int:
+    """Weights of one FFN unit: its row up, its column down, its bias."""
+    return 2 * encoder.hidden + 1
+
+
+def without(layer: Layer, kind: str) -> Layer:
+    """A layer with one branch removed."""
+    return Layer(0, layer.ffn) if kind == "attention" else Layer(layer.heads, 0)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

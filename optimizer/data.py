@@ -1,0 +1,235 @@
+"""Labelled and unlabelled text: the columns of a table in, rows out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encode import class_ids, float_scores, tag_ids
+from .errors import DataError
+from .ir import Task
+from .tables import (
+    Table,
+    find_files,
+    hub_splits,
+    hub_table,
+    is_hub_id,
+    joined,
+    listed,
+    read_file,
+)
+
+Labels = NDArray[Any] | tuple[NDArray[Any], ...]
+
+_PAIRS = (
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+)
+_SINGLES = ("text", "sentence", "text_a")
+_KEYS = ("text_a", "text_b", "label", "score", "tokens", "tags")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Text with or without labels."""
+
+    text_a: tuple[str, ...]
+    text_b: tuple[str, ...] | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    """Token tasks only; `text_a` is empty then."""
+    labels: Labels | None = None
+    """int64 class ids [N]; float64 scores [N] for regression; per row int64 ids, -100 = not
+    scored, for token tasks; None = unlabelled."""
+
+    def __len__(self) -> int:
+        return len(self.text_a if self.words is None else self.words)
+
+    def take(self, indices: Iterable[int]) -> Rows:
+        """The rows at these indices, in this order."""
+        at = [int(i) for i in indices]
+        labels = self.labels
+        if isinstance(labels, tuple):
+            labels = tuple(labels[i] for i in at)
+        elif labels is not None:
+            labels = labels[np.array(at, dtype=np.int64)]
+        return Rows(
+            text_a=tuple(self.text_a[i] for i in at) if self.words is None else (),
+            text_b=None if self.text_b is None else tuple(self.text_b[i] for i in at),
+            words=None if self.words is None else tuple(self.words[i] for i in at),
+            labels=labels,
+        )
+
+    def contents(self) -> list[str]:
+        """One text per row that tells its content, labels aside."""
+        if self.words is not None:
+            return [json.dumps(x) for x in self.words]
+        # As json.dumps([a, b]), but several times as fast.
+        if self.text_b is None:
+            return [f"[{json.dumps(a)}]" for a in self.text_a]
+        pairs = zip(self.text_a, self.text_b, strict=True)
+        return [f"[{json.dumps(a)}, {json.dumps(b)}]" for a, b in pairs]
+
+    def digest(self) -> str:
+        """sha256 of texts and labels, in hex."""
+        return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows by role: weights and scores are computed on `fit`, candidates are compared on
+    `select`, the budget is certified on `certify`, and `test` is only reported."""
+
+    fit: Rows
+    select: Rows
+    certify: Rows
+    test: Rows | None
+    notes: tuple[str, ...]
+    """How the rows got their roles, in plain words."""
+
+    def digest(self) -> str:
+        """sha256 over all roles, in hex."""
+        roles = (self.fit, self.select, self.certify, self.test)
+        return _sha256(["" if x is None else x.digest() for x in roles])
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _plain(labels: Labels | None) -> Any:
+    if isinstance(labels, tuple):
+        return [x.tolist() for x in labels]
+    return None if labels is None else labels.tolist()
+
+
+def read_rows(
+    source: str | Path | Sequence[Path],
+    task: Task,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+) -> Rows:
+    """Read one split.
+
+    Args:
+        source: a file, the shards of one split, a folder, or a hub id (`name` or
+            `owner/name`, with `:config` where the data set has several).
+        task: which labels are expected.
+        columns: names for `text_a`, `text_b`, `label`, `score`, `tokens`, `tags` where the
+            file does not use the usual ones.
+        split: which split of a folder or hub data set, `train` where not given.
+
+    Returns:
+        The rows; unlabelled where there is no label column or each label is empty or -1.
+
+    Raises:
+        DataError: the file cannot be read or does not fit the task.
+        MissingError: a hub id, and the `datasets` library is not installed.
+    """
+    named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
+    for key in named.keys() - set(_KEYS):
+        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
+    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
+    if not isinstance(source, str | Path):
+        return _rows(joined([read_file(x, wanted) for x in source]), task, named)
+    path, split = Path(source), split or "train"
+    if path.is_dir():
+        files = find_files(path)
+        if split not in files:
+            raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
+        return read_rows(files[split], task, named)
+    if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
+        return _rows(read_file(path, wanted), task, named)
+    found = hub_splits(source)
+    if split not in found:
+        raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
+    return _rows(hub_table(f"{source} {split}", found[split], wanted, task), task, named)
+
+
+def _texts(table: Table, name: str) -> tuple[str, ...]:
+    for i, x in enumerate(table.columns[name]):
+        if x is None:
+            table.fail(i, f"'{name}' is empty: fill it in or remove the row")
+        if not isinstance(x, str):
+            table.fail(
+                i, f"'{name}' is {x!r:.40} ({type(x).__name__}), not text: write a string"
+            )
+        if not x.isascii() and any("\ud800" <= c <= "\udfff" for c in x):
+            table.fail(i, f"'{name}' holds half a character (a lone surrogate): remove it")
+    return tuple(table.columns[name])
+
+
+def _words(table: Table, name: str) -> tuple[tuple[str, ...], ...]:
+    for i, x in enumerate(table.columns[name]):
+        if not isinstance(x, list) or not x or not all(isinstance(w, str) for w in x):
+            table.fail(i, f"'{name}' is {x!r:.40}, not a list of words: use jsonl or parquet")
+    return tuple(tuple(x) for x in table.columns[name])
+
+
+def _text_columns(table: Table, named: Mapping[str, str]) -> tuple[str, str | None]:
+    if "text_a" in named:
+        return named["text_a"], named.get("text_b")
+    found: list[tuple[str, str | None]] = [p for p in _PAIRS if set(p) <= set(table.names)]
+    paired = {x for p in found for x in p}
+    found += [(x, None) for x in _SINGLES if x in table.names and x not in paired]
+    if "text_b" in named:
+        found = [(x, named["text_b"]) for x in _SINGLES if x in table.names]
+    if len(found) != 1:
+        what = "no text column" if not found else "more than one candidate for the text"
+        table.fail(
+            None,
+            f"{what}; the columns are: {listed(table.names)}\n"
+            "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)",
+        )
+    return found[0]
+
+
+def _all_empty(table: Table, name: str) -> bool:
+    """A test split often keeps the label column with nothing in it."""
+    return all(x is None for x in table.columns[name])
+
+
+def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
+    for key, name in named.items():
+        if name not in table.names:
+            text = f"no column '{name}' (--columns {key}={name}); the columns are: "
+            table.fail(None, text + listed(table.names))
+
+    def first(*keys: str) -> str | None:
+        usual = ("ner_tags",) if "tags" in keys else ()
+        names = [named[k] for k in keys if k in named] or [*keys, *usual]
+        return next((x for x in names if x in table.names), None)
+
+    if task.kind == "token-classification":
+        tokens, tags = first("tokens"), first("tags")
+        if tokens is None:
+            text = f"no column 'tokens'; the columns are: {listed(table.names)}\n"
+            table.fail(None, text + "say which to use: --columns tokens=NAME tags=NAME")
+        words = _words(table, tokens)
+        if tags is None or _all_empty(table, tags):
+            return Rows((), words=words)
+        ids = tag_ids(table.columns[tags], words, task.labels, table.fail)
+        return Rows((), words=words, labels=ids)
+    a, b = _text_columns(table, named)
+    text_a, text_b = _texts(table, a), None if b is None else _texts(table, b)
+    regression = task.problem == "regression"
+    label = first("score", "label") if regression else first("label")
+    if label is None or _all_empty(table, label):
+        return Rows(text_a, text_b)
+    values = table.columns[label]
+    if regression:
+        return Rows(text_a, text_b, labels=float_scores(values, table.fail))
+    return Rows(text_a, text_b, labels=class_ids(values, task.labels, table.fail))

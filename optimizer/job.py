@@ -1,0 +1,275 @@
+"""The main job: a model, data and a budget in, an artifact folder out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifact import save_artifact
+from .budget import Budget
+from .certify import Certificate, provable_loss, rows_needed
+from .errors import ModelError, UsageError
+from .pipeline import Pipeline
+from .progress import Progress
+from .registry import parse_target
+from .workspace import Workspace, check_out, open_workspace
+
+if TYPE_CHECKING:
+    from .context import Context
+    from .ir import Model
+    from .search import Found, Trial
+    from .target import Target
+    from .timing import Speed
+    from .trials import Bench
+
+DEFAULT_SPACE = (
+    "pool-early,prune{sparsity="
+    + "|".join(f"{step / 20:g}" for step in range(2, 19))
+    + " of=macs},slice,reconstruct"
+)
+EXACT = "pool-early"
+"""What is shipped when nothing may be lost: the same numbers, faster."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one run, as the user gave them."""
+
+    model: str
+    budget: Budget | None = None
+    passes: str | None = None
+    out: Path | None = None
+    data: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    target: str = "onnx"
+    metric: str | None = None
+    batch: int = 32
+    length: int | None = None
+    device: str = "cpu"
+    seed: int = 0
+    time_limit_s: float | None = None
+    resume: bool = False
+    force: bool = False
+    command: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the result goes: `--out`, else `MODEL-prumux` in the current folder."""
+        path = Path(self.model)
+        name = path.stem if path.is_file() else path.name
+        return self.out if self.out is not None else Path(f"{name}-prumux")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, resolved and checked; nothing is written yet."""
+
+    request: Request
+    bench: Bench
+    target: Target
+    space: tuple[Pipeline, ...]
+    limit: float | None
+
+    def describe(self) -> dict[str, Any]:
+        """For `--dry-run` and the report."""
+        bench, request = self.bench, self.request
+        return {
+            "model": str(bench.model.encoder),
+            "task": bench.model.task.kind,
+            "labels": len(bench.model.task.labels),
+            "data": list(bench.notes),
+            "metric": bench.metric,
+            "budget": None if request.budget is None else str(request.budget),
+            "limit": self.limit,
+            "provable": None if self.limit is None else _provable(self),
+            "candidates": [str(p) for p in self.space],
+            "target": str(self.target),
+            "serving": bench.serving(),
+            "out": str(request.folder),
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with."""
+
+    folder: Path
+    report: Mapping[str, Any]
+
+    @property
+    def met(self) -> bool:
+        """Whether a candidate was certified within the budget, or no budget was given."""
+        return bool(self.report["met"])
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline text of what was shipped."""
+        return str(self.report["pipeline"])
+
+
+def optimize(
+    model: str | Path,
+    budget: float | str = 0.02,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Make the fastest engine of `model` that loses at most `budget`.
+
+    Args:
+        model: an artifact folder, a Hugging Face folder or hub id, or a `model.pt`.
+        budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`.
+        progress: where to show progress; nothing is shown when left out.
+        options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
+            `passes`, `target`, `metric`, `batch`, `length`, `seed`, `resume`, `force`.
+
+    Raises:
+        PrumuxError: with the exit code that the command line would give. A budget that no
+            candidate meets is no error: see `Result.met`.
+    """
+    share = Budget.parse(budget) if isinstance(budget, str) else Budget(budget)
+    known = set(Request.__dataclass_fields__)
+    for name in options.keys() - known:
+        raise UsageError(
+            f"optimize() has no option '{name}'; it takes {', '.join(sorted(known))}"
+        )
+    for name in ("out",):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    request = Request(model=str(model), budget=share, **options)
+    return run(request, progress or Progress())
+
+
+def plan(request: Request, progress: Progress) -> Plan:
+    """Read and check everything; cheap checks first, so that a typing error costs no time."""
+    target = parse_target(request.target)
+    if request.passes is None and request.budget is None:
+        raise UsageError("nothing to do: give --budget 2% or --passes TEXT")
+    if request.budget is None:
+        space: tuple[Pipeline, ...] = (Pipeline.parse(request.passes or ""),)
+    else:
+        space = Pipeline.space(request.passes or DEFAULT_SPACE)
+    check_out(request.folder, request.model, request.resume, request.force)
+    from .trials import open_bench
+
+    bench = open_bench(request, target, progress)
+    limit = None
+    if request.budget is not None:
+        limit = request.budget.limit(bench.dense_score())
+    return Plan(request, bench, target, space, limit)
+
+
+def run(request: Request, progress: Progress) -> Result:
+    """Do the job and write the artifact folder.
+
+    Raises:
+        PrumuxError: nothing was finished; what was done so far can be resumed.
+    """
+    started = time.monotonic()
+    todo = plan(request, progress)
+    if todo.limit is not None:
+        progress.say(_provable(todo))
+    workspace = open_workspace(request.folder, todo.bench.facts(todo.space), request.resume)
+    bench = todo.bench.with_store(workspace.store, workspace.record)
+    todo = replace(todo, bench=bench)
+    found, chosen = _choose(todo, started)
+    shipped, engines, speed = _ship(todo, chosen, workspace)
+    from .report import build_report, write_report
+
+    report = build_report(todo, found, shipped, engines, speed, time.monotonic() - started)
+    write_report(report, workspace.staging)
+    workspace.publish()
+    return Result(request.folder, report)
+
+
+def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
+    """Search if there is a budget, else take the one pipeline that was given."""
+    bench, request = todo.bench, todo.request
+    if todo.limit is None:
+        return None, todo.space[0]
+    from .search import find
+
+    def out_of_time() -> bool:
+        spent = time.monotonic() - started
+        return request.time_limit_s is not None and spent > 0.8 * request.time_limit_s
+
+    limit = todo.limit
+
+    def prove(pipeline: Pipeline) -> Certificate:
+        return bench.certify(pipeline, limit)
+
+    found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
+    return found, found.winner or Pipeline.parse(EXACT)
+
+
+def _ship(
+    todo: Plan, chosen: Pipeline, workspace: Workspace
+) -> tuple[Pipeline, dict[str, Any], dict[str, Speed]]:
+    """Emit dense and chosen, time them interleaved, and never ship what is slower."""
+    from .timing import compare
+
+    bench, store = todo.bench, workspace.store.folder or Path()
+    options = {"dense": Pipeline(()), "optimised": chosen}
+    engines: dict[str, Any] = {}
+    for name, pipeline in options.items():
+        model = bench.build(pipeline)
+        folder = store / "engines" / name
+        bench.ctx.progress.say(f"exporting {name}", level=2)
+        emitted = todo.target.emit(model, bench.ctx, folder)
+        engine = todo.target.engine(folder, bench.ctx.threads)
+        engines[name] = (model, emitted, engine, folder)
+    speed = compare(
+        {n: e[2] for n, e in engines.items()}, bench.ctx.workload, bench.ctx.progress
+    )
+    shipped = chosen
+    if speed["optimised"].throughput_ratio < 1:
+        bench.ctx.progress.say(
+            "the optimised engine is slower than the dense one: dense it is"
+        )
+        engines["optimised"], shipped = engines["dense"], Pipeline(())
+        speed["optimised"] = speed["dense"]
+    model, _, _, folder = engines["optimised"]
+    workspace.staging.mkdir(parents=True, exist_ok=True)
+    save_artifact(model, workspace.staging)
+    for file in folder.iterdir():
+        (workspace.staging / file.name).write_bytes(file.read_bytes())
+    (workspace.staging / "pipeline.txt").write_text(f"{shipped}\n")
+    return shipped, engines, speed
+
+
+def _provable(todo: Plan) -> str:
+    """What the rows can and cannot prove, said before the search starts."""
+    rows, limit = len(todo.bench.certify_rows), todo.limit or 0.0
+    loss = provable_loss(rows, limit)
+    if loss < 0:
+        return (
+            f"{rows} rows are too few to certify a loss of {limit:.2%}: a change of 5 % of the "
+            f"answers needs {rows_needed(limit)} rows"
+            if limit > 0
+            else f"{rows} rows to certify"
+        )
+    return f"{rows} rows can certify {limit:.2%} for observed losses up to about {loss:.2%}"
+
+
+def need_tokenizer(model: Model, name: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if model.tokenizer is None:
+        raise ModelError(
+            f"no tokenizer lies beside '{name}'\n"
+            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
+        )
+    return model.tokenizer
+
+
+__all__ = ["Plan", "Request", "Result", "optimize", "plan", "run"]
+_ = (Callable, Trial, Context) if TYPE_CHECKING else ()

@@ -1,0 +1,69 @@
+"""Timing that can be believed: interleaved, warmed up, every round kept."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock milliseconds, one number a round."""
+
+    rounds_ms: tuple[float, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.rounds_ms)
+
+    @property
+    def low_ms(self) -> float:
+        """The fastest round."""
+        return min(self.rounds_ms)
+
+    @property
+    def high_ms(self) -> float:
+        """The slowest round."""
+        return max(self.rounds_ms)
+
+
+def interleave(
+    runs: Sequence[Callable[[], object]],
+    rounds: int = 5,
+    warmup: int = 1,
+    tick: Callable[[], object] | None = None,
+) -> tuple[Timing, ...]:
+    """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
+
+    Every second round runs backwards, which cancels what one run leaves behind for the next.
+    """
+    for _ in range(warmup):
+        for run in runs:
+            run()
+    found: list[list[float]] = [[] for _ in runs]
+    for r in range(rounds):
+        order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
+        for i in order:
+            start = time.perf_counter()
+            runs[i]()
+            found[i].append((time.perf_counter() - start) * 1000)
+        if tick is not None:
+            tick()
+    return tuple(Timing(tuple(rounds_ms)) for rounds_ms in found)
+
+
+def ratio(slow: Timing, fast: Timing) -> Timing:
+    """Round-by-round speed-up of `fast` over `slow` (dimensionless, kept as a `Timing`)."""
+    pairs = zip(slow.rounds_ms, fast.rounds_ms, strict=True)
+    return Timing(tuple(a / b for a, b in pairs))
+
+
+def percentile_ms(samples_ms: Sequence[float], share: float) -> float:
+    """The smallest sample that at least `share` of the samples do not exceed."""
+    ordered = sorted(samples_ms)
+    return ordered[
+        min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))
+    ]

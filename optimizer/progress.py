@@ -1,0 +1,61 @@
+"""Progress on a terminal as bars, elsewhere as plain lines; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+QUIET_SECONDS = 2.0
+"""Work that ends sooner leaves no line behind, unless with `-v`."""
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`level`: 0 quiet, 1 normal, 2 verbose."""
+
+    level: int = 0
+    stream: TextIO | None = None
+
+    def say(self, line: str, level: int = 1) -> None:
+        """One plain line."""
+        if self.level >= level:
+            print(line, file=self.stream or sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Step]:
+        """Show `title` while the block runs; it calls the step once per unit of work."""
+        stream = self.stream or sys.stderr
+        start = time.monotonic()
+        if self.level >= 1 and stream.isatty():
+            with _bar(stream) as bar:
+                handle = bar.add_task(title, total=total)
+                yield lambda: bar.advance(handle)
+        else:
+            yield lambda: None
+        seconds = time.monotonic() - start
+        if seconds >= QUIET_SECONDS or self.level >= 2:
+            self.say(f"{title}: {seconds:.1f} s")
+
+
+def _bar(stream: TextIO) -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(file=stream),
+        transient=True,
+    )

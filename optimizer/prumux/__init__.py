@@ -1,0 +1,1 @@
+"""A compiler for transformer encoders."""

@@ -1,0 +1,194 @@
+"""What was measured: report.json, and the table that the command line prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .certify import interval
+from .cost import count
+from .environment import device, versions
+from .pipeline import Pipeline
+from .store import write_atomic
+
+if TYPE_CHECKING:
+    from .job import Plan
+    from .search import Found
+    from .timing import Speed
+    from .trials import Bench
+
+SCHEMA_VERSION = 1
+
+
+def build_report(
+    todo: Plan,
+    found: Found | None,
+    shipped: Pipeline,
+    engines: Mapping[str, Any],
+    speed: Mapping[str, Speed],
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything a reader needs to believe or repeat the result, as plain values."""
+    bench, request = todo.bench, todo.request
+    model = engines["optimised"][0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "met": found is None or found.winner is not None or todo.limit == 0,
+        "reason": "the pipeline that was asked for" if found is None else found.reason,
+        "pipeline": str(shipped),
+        "target": str(todo.target),
+        "budget": None if request.budget is None else str(request.budget),
+        "limit": todo.limit,
+        "metric": bench.metric,
+        "scores": _scores(bench, shipped, todo.limit or 0.0),
+        "throughput_ratio": speed["optimised"].throughput_ratio,
+        "speed": {name: asdict(x) for name, x in speed.items()},
+        "serving": bench.serving(),
+        "cost": {
+            "dense": count(bench.model.encoder, bench.ctx.length).to_json(),
+            "optimised": count(model.encoder, bench.ctx.length).to_json(),
+        },
+        "file_bytes": {n: _file_bytes(e[3], e[1].files) for n, e in engines.items()},
+        "layers": {
+            "heads": [x.heads for x in model.encoder.layers],
+            "ffn": [x.ffn for x in model.encoder.layers],
+            "hidden": model.encoder.hidden,
+            "heads_dense": [x.heads for x in bench.model.encoder.layers],
+            "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
+        },
+        "passes": [asdict(x) for x in model.history],
+        "export": {name: dict(e[1].notes) for name, e in engines.items()},
+        "engine": dict(engines["optimised"][2].describe()),
+        "trials": [] if found is None else [_trial(t) for t in found.trials],
+        "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
+        "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
+        "source": dict(bench.model.source),
+        "seed": bench.ctx.seed,
+        "command": request.command,
+        "seconds": seconds,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+    }
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write report.json."""
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    write_atomic(folder / "report.json", text.encode())
+
+
+def _scores(bench: Bench, shipped: Pipeline, limit: float) -> dict[str, Any]:
+    """Dense against shipped on every role that is reported, paired."""
+    found = {}
+    for role in ("certify", "test"):
+        if role == "test" and bench.test_rows is None:
+            continue
+        proof = bench.compare(shipped, role, limit)
+        entry = proof.to_json()
+        del entry["limit"], entry["holds"]
+        entry["interval"] = list(_interval(bench, shipped, role))
+        found[role] = entry
+    return found
+
+
+def _interval(bench: Bench, shipped: Pipeline, role: str) -> tuple[float, float]:
+    predictions, labels = bench.outputs(shipped, role)
+    return interval(bench.metric, predictions, labels, bench.model.task, seed=bench.ctx.seed)
+
+
+def _trial(trial: Any) -> dict[str, Any]:
+    entry = asdict(trial)
+    entry["pipeline"] = str(trial.pipeline)
+    return entry
+
+
+def _proof(pipeline: Pipeline, certificate: Any) -> dict[str, Any]:
+    return {"pipeline": str(pipeline), **certificate.to_json()}
+
+
+def _file_bytes(folder: Path, files: tuple[str, ...]) -> int:
+    return sum((folder / name).stat().st_size for name in files)
+
+
+def print_table(report: Mapping[str, Any], stream: TextIO) -> None:
+    """Dense against optimised, side by side."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, justify in (
+        ("", "left"),
+        ("dense", "right"),
+        ("optimised", "right"),
+        ("", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in _rows(report):
+        table.add_row(*row)
+    console.print(table)
+
+
+def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
+    """The lines below the table."""
+    lines = [f"pipeline   {report['pipeline'] or '(dense)'}"]
+    if report["budget"] is not None:
+        proof = report["scores"]["certify"]
+        lines.append(
+            f"budget     {report['budget']} of {report['metric']}: at most "
+            f"{100 * proof['loss_upper']:.2f} points lost with {proof['confidence']:.0%} "
+            f"confidence ({proof['rows']} rows, {proof['method']})"
+        )
+        if not report["met"]:
+            lines.append(f"not met    {report['reason']}")
+            lines.append("           the folder holds the unpruned engine")
+    lines.append(f"written    {folder}/  ({report['seconds']:.0f} s)")
+    return lines
+
+
+def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    dense, ours = report["speed"]["dense"], report["speed"]["optimised"]
+    rows = []
+    for role, x in report["scores"].items():
+        low, high = x["interval"]
+        rows.append(
+            (
+                f"{report['metric']}, {role} ({x['rows']} rows)",
+                f"{100 * x['score_dense']:.2f}",
+                f"{100 * x['score']:.2f}",
+                f"{-100 * x['loss']:+.2f}  [{100 * low:.2f}, {100 * high:.2f}]",
+            )
+        )
+    spread = f"[{ours['throughput_ratio_low']:.2f}, {ours['throughput_ratio_high']:.2f}]"
+    serving = report["serving"]
+    point = f"batch {serving['batch']}, {serving['mean_tokens']} tokens"
+    rows.append(
+        (
+            f"rows/s ({point})",
+            f"{dense['rows_per_second']:.0f}",
+            f"{ours['rows_per_second']:.0f}",
+            f"{ours['throughput_ratio']:.2f}x  {spread}",
+        )
+    )
+    for name in ("p50", "p99"):
+        a, b = dense[f"latency_ms_{name}"], ours[f"latency_ms_{name}"]
+        rows.append((f"latency {name}, one row (ms)", f"{a:.2f}", f"{b:.2f}", f"{a / b:.2f}x"))
+    cost = report["cost"]
+    for title, field, scale in (
+        ("parameters (M)", "parameters", 1e6),
+        ("encoder parameters (M)", "encoder_parameters", 1e6),
+        ("multiply-adds a row (M)", "macs", 1e6),
+    ):
+        a, b = cost["dense"][field], cost["optimised"][field]
+        rows.append((title, f"{a / scale:.2f}", f"{b / scale:.2f}", f"{b / max(a, 1):.0%}"))
+    a, b = report["file_bytes"]["dense"], report["file_bytes"]["optimised"]
+    rows.append(
+        ("engine file (MB)", f"{a / 1e6:.1f}", f"{b / 1e6:.1f}", f"{b / max(a, 1):.0%}")
+    )
+    return rows

@@ -1,0 +1,112 @@
+"""Finds the fastest candidate that keeps the budget.
+
+1. Candidates are ordered by multiply-adds, slowest first. Their sizes are known without any
+   refit, because scores are shared.
+2. Bisection on the select rows finds the last one whose observed loss is within the limit.
+3. From a safe candidate up to that one, each is certified in turn on rows that no choice was
+   made on, and the first failure ends it (fixed-sequence testing, see `certify`).
+
+No choice depends on a clock, so the same inputs give the same pipeline. `trial` and `prove` do
+the work and remember it; this file only decides what is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .certify import Certificate, fixed_sequence
+from .pipeline import Pipeline
+
+SAFE_SHARE = 0.5
+"""Certification starts from a candidate whose observed loss is at most this much of the limit."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate, built and scored on the select rows."""
+
+    pipeline: Pipeline
+    score: float
+    loss: float
+    seconds: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with."""
+
+    trials: tuple[Trial, ...]
+    proofs: tuple[tuple[Pipeline, Certificate], ...]
+    """In the order they were made; the last may have failed."""
+    winner: Pipeline | None
+    certificate: Certificate | None
+    reason: str
+
+
+def find(
+    order: Sequence[Pipeline],
+    trial: Callable[[Pipeline], Trial],
+    prove: Callable[[Pipeline], Certificate],
+    limit: float,
+    out_of_time: Callable[[], bool],
+) -> Found:
+    """Search candidates that are ordered from the slowest to the fastest."""
+    trials: dict[int, Trial] = {}
+
+    def loss(i: int) -> float:
+        if i not in trials:
+            trials[i] = trial(order[i])
+        return trials[i].loss
+
+    low, high = -1, len(order)
+    while high - low > 1 and not (trials and out_of_time()):
+        middle = (low + high) // 2
+        low, high = (middle, high) if loss(middle) <= limit else (low, middle)
+    if low < 0:
+        return _none(trials, limit)
+    path = _path(trials, low, limit)
+    proofs: list[tuple[Pipeline, Certificate]] = []
+
+    def certificates() -> Iterator[Certificate]:
+        for i in path:
+            if i not in trials:
+                if out_of_time():
+                    return
+                if loss(i) > limit:
+                    continue  # decided on the select rows alone, so the order stays fixed
+            proofs.append((order[i], prove(order[i])))
+            yield proofs[-1][1]
+
+    last = fixed_sequence(certificates())
+    ordered = tuple(trials[i] for i in sorted(trials))
+    if last < 0:
+        failed = proofs[0][1]
+        reason = (
+            f"the safest candidate lost {failed.loss:.2%}, which {failed.rows} rows prove to be "
+            f"at most {failed.loss_upper:.2%}, above the limit {limit:.2%}"
+        )
+        return Found(ordered, tuple(proofs), None, failed, reason)
+    reason = "the fastest candidate that was certified"
+    if len(proofs) > last + 1:
+        failed = proofs[last + 1][1]
+        reason += f"; the next could lose up to {failed.loss_upper:.2%}"
+    return Found(ordered, tuple(proofs), proofs[last][0], proofs[last][1], reason)
+
+
+def _path(trials: dict[int, Trial], low: int, limit: float) -> list[int]:
+    """Candidates to certify: those tried up to a safe one, then every one up to `low`."""
+    tried = [i for i in sorted(trials) if i <= low]
+    safe = [i for i in tried if trials[i].loss <= SAFE_SHARE * limit]
+    start = safe[-1] if safe else tried[0]
+    return [i for i in tried if i < start] + list(range(start, low + 1))
+
+
+def _none(trials: dict[int, Trial], limit: float) -> Found:
+    best = min(trials.values(), key=lambda t: t.loss)
+    reason = (
+        f"the best candidate, {best.pipeline}, lost {best.loss:.2%} on the select rows, "
+        f"above the limit {limit:.2%}"
+    )
+    return Found(tuple(trials[i] for i in sorted(trials)), (), None, None, reason)

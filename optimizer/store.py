@@ -1,0 +1,73 @@
+"""Finished steps on disk, so that a killed run goes on where it stopped.
+
+Every entry is written to a temporary name, flushed and renamed: it is there whole or not at
+all. Keys are digests of everything that the step depends on, versions included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+
+def key(*parts: object) -> str:
+    """A file-name-safe digest of the parts' texts."""
+    return hashlib.sha256("\x00".join(str(part) for part in parts).encode()).hexdigest()[:24]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Remembers JSON values and tensors by key; `folder=None` remembers nothing."""
+
+    folder: Path | None = None
+
+    def json(self, name: str, make: Callable[[], Any]) -> Any:
+        """The JSON value stored under `name`, made and stored now if it is not there."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        value = make()
+        write_atomic(path, json.dumps(value).encode())
+        return value
+
+    def tensors(
+        self, name: str, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """The tensors stored under `name`, made and stored now if they are not there."""
+        from safetensors.torch import load_file, save
+
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}.safetensors"
+        if path.exists():
+            loaded: dict[str, Tensor] = load_file(path)
+            return loaded
+        value = {k: v.contiguous() for k, v in make().items()}
+        write_atomic(path, save(value))
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether a value of either kind is stored under `name`."""
+        return self.folder is not None and any(
+            (self.folder / f"{name}.{kind}").exists() for kind in ("json", "safetensors")
+        )

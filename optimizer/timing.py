@@ -1,0 +1,89 @@
+"""Engines side by side at the serving point: throughput of batches, latency of single rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .encode import Batch
+from .measure import Timing, interleave, percentile_ms, ratio
+from .progress import Progress
+from .target import Engine
+
+ROUNDS = 7
+SINGLE_ROWS = 32
+SINGLE_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine at the serving point."""
+
+    rows_per_second: float
+    rows_per_second_low: float
+    rows_per_second_high: float
+    latency_ms_p50: float
+    """Of one row alone, as are the other latencies."""
+    latency_ms_p90: float
+    latency_ms_p99: float
+    throughput_ratio: float
+    """Median over rounds of this engine's throughput against the first engine's."""
+    throughput_ratio_low: float
+    throughput_ratio_high: float
+
+
+def compare(
+    engines: Mapping[str, Engine], workload: Sequence[Batch], progress: Progress
+) -> dict[str, Speed]:
+    """Time all engines in one interleaved run; ratios are against the first."""
+    inputs = [batch.inputs() for batch in workload]
+    rows = sum(len(batch.rows) for batch in workload)
+    runs = [_pass_over(engine, inputs) for engine in engines.values()]
+    with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
+        timings = interleave(runs, ROUNDS, warmup=2, tick=step)
+        singles = _singles(list(engines.values()), inputs, step)
+    return {
+        name: _speed(rows, timing, timings[0], single)
+        for name, timing, single in zip(engines, timings, singles, strict=True)
+    }
+
+
+def _pass_over(engine: Engine, inputs: Sequence[Mapping[str, Any]]):  # type: ignore[no-untyped-def]
+    return lambda: [engine.run(x) for x in inputs]
+
+
+def _singles(
+    engines: Sequence[Engine], inputs: Sequence[Mapping[str, Any]], step
+) -> list[list[float]]:  # type: ignore[no-untyped-def]
+    """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
+    each = max(1, SINGLE_ROWS // len(inputs))
+    rows = [_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))]
+    found: list[list[float]] = [[] for _ in engines]
+    for _ in range(SINGLE_ROUNDS):
+        for row in rows:
+            runs = [_pass_over(engine, [row]) for engine in engines]
+            for i, timing in enumerate(interleave(runs, rounds=1, warmup=0)):
+                found[i] += timing.rounds_ms
+        step()
+    return found
+
+
+def _row(inputs: Mapping[str, Any], i: int) -> dict[str, Any]:
+    length = int(inputs["attention_mask"][i].sum())
+    return {name: value[i : i + 1, :length] for name, value in inputs.items()}
+
+
+def _speed(rows: int, timing: Timing, first: Timing, single: Sequence[float]) -> Speed:
+    gain = ratio(first, timing)
+    return Speed(
+        rows_per_second=1000 * rows / timing.median_ms,
+        rows_per_second_low=1000 * rows / timing.high_ms,
+        rows_per_second_high=1000 * rows / timing.low_ms,
+        latency_ms_p50=percentile_ms(single, 0.5),
+        latency_ms_p90=percentile_ms(single, 0.9),
+        latency_ms_p99=percentile_ms(single, 0.99),
+        throughput_ratio=gain.median_ms,
+        throughput_ratio_low=gain.low_ms,
+        throughput_ratio_high=gain.high_ms,
+    )

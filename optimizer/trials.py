@@ -1,0 +1,316 @@
+"""Builds, scores and certifies candidates, each step stored when it is finished."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .artifact import from_config, to_config
+from .certify import Certificate, certify
+from .context import Context
+from .cost import Cost, count
+from .encode import Encoded, encode
+from .environment import cpu_threads, versions
+from .errors import UsageError
+from .evaluate import BATCH, predict, torch_run, workload
+from .ir import Applied, Masks, Model
+from .metrics import Predictions, check_metric, default_metric, score
+from .pipeline import Pipeline
+from .progress import Progress
+from .search import Trial
+from .source import load_model
+from .splits import load_splits
+from .store import Store, key
+
+if TYPE_CHECKING:
+    from .job import Request
+    from .target import Target
+
+NEAR = 16
+"""Ranks on either side among which a row of like length is drawn."""
+
+Record = Callable[[Mapping[str, Any]], None]
+
+
+def _nowhere(trial: Mapping[str, Any]) -> None:
+    del trial
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A model, its data and all that is needed to try pipelines on it."""
+
+    model: Model
+    ctx: Context
+    select_rows: Encoded
+    certify_rows: Encoded
+    test_rows: Encoded | None
+    metric: str
+    data_digest: str
+    notes: tuple[str, ...]
+    request: Request
+    record: Record = _nowhere
+
+    def with_store(self, store: Store, record: Record) -> Bench:
+        """The same bench, remembering its steps."""
+        return replace(self, ctx=replace(self.ctx, store=store), record=record)
+
+    def facts(self, space: Sequence[Pipeline]) -> dict[str, Any]:
+        """What a resumed run must have in common with the interrupted one."""
+        budget = self.request.budget
+        return {
+            "model": self.model.source.get("digest", ""),
+            "data": self.data_digest,
+            "passes": [str(p) for p in space],
+            "budget": None if budget is None else str(budget),
+            "metric": self.metric,
+            "target": str(self.ctx.target),
+            "batch": self.request.batch,
+            "length": self.request.length,
+            "seed": self.ctx.seed,
+            "threads": self.ctx.threads,
+            "versions": versions(),
+        }
+
+    def serving(self) -> dict[str, Any]:
+        """The serving point in numbers."""
+        return {
+            "batch": self.request.batch,
+            "length": self.request.length or "data",
+            "mean_tokens": self.ctx.length,
+            "threads": self.ctx.threads,
+        }
+
+    def dense_score(self) -> float:
+        """The given model's score on the select rows."""
+        return self._score(Pipeline(()), "select")
+
+    def order(self, space: Sequence[Pipeline]) -> list[Pipeline]:
+        """Candidates by multiply-adds, most first; equal sizes keep the order of the text."""
+        unique = {str(p): p for p in space}
+        with self.ctx.progress.task("sizing candidates", len(unique)) as step:
+            sized = []
+            for pipeline in unique.values():
+                sized.append((self.sketch(pipeline).macs, pipeline))
+                step()
+        return [p for _, p in sorted(sized, key=lambda x: -x[0])]
+
+    def sketch(self, pipeline: Pipeline) -> Cost:
+        """What the result will cost, without the passes that only change weights."""
+        shaping = Pipeline(tuple(p for p in pipeline.passes if p.shapes))
+        model = shaping.run(self.model, replace(self.ctx, progress=Progress()))
+        _sliced(model, pipeline)
+        return count(model.encoder, self.ctx.length)
+
+    def build(self, pipeline: Pipeline) -> Model:
+        """The pipeline's result, from the store if it was built before."""
+        name = "model-" + key(pipeline)
+        store = self.ctx.store
+        if store.has(f"{name}-facts"):
+            facts = store.json(f"{name}-facts", dict)
+            encoder, mux, task = from_config(facts["config"])
+            weights = store.tensors(name, dict)
+            history = tuple(Applied(**x) for x in facts["history"])
+            made = replace(self.model, encoder=encoder, mux=mux, task=task, weights=weights)
+            return replace(made, masks=Masks.full(encoder), history=history)
+        if not pipeline.passes:
+            return self.model
+        self.ctx.progress.say(f"building {pipeline}")
+        start = time.monotonic()
+        model = pipeline.run(self.model, self.ctx)
+        _sliced(model, pipeline)
+        store.tensors(name, lambda: model.weights)
+        store.json(
+            f"{name}-facts",  # last, since it says that the weights are whole
+            lambda: {
+                "config": to_config(model),
+                "history": [asdict(x) for x in model.history],
+                "seconds": time.monotonic() - start,
+            },
+        )
+        return model
+
+    def trial(self, pipeline: Pipeline) -> Trial:
+        """Build a candidate and score it on the select rows."""
+        name = f"trial-{key(pipeline)}"
+        if not self.ctx.store.has(name):
+            start = time.monotonic()
+            model = self.build(pipeline)
+            found = self._score(pipeline, "select")
+            facts = {
+                "pipeline": str(pipeline),
+                "metric": self.metric,
+                "select_score": found,
+                "select_loss": self.dense_score() - found,
+                "cost": count(model.encoder, self.ctx.length).to_json(),
+                "seconds": time.monotonic() - start,
+            }
+            self.record(facts)
+            self.ctx.store.json(name, lambda: facts)
+        else:
+            facts = self.ctx.store.json(name, dict)
+        loss = facts["select_loss"]
+        self.ctx.progress.say(f"  {pipeline}: loss {100 * loss:.2f} points on the select rows")
+        macs = facts["cost"]["macs"]
+        return Trial(pipeline, facts["select_score"], loss, facts["seconds"], macs)
+
+    def certify(self, pipeline: Pipeline, limit: float) -> Certificate:
+        """Bound a candidate's loss on the certify rows."""
+        proof = self.compare(pipeline, "certify", limit)
+        verdict = "certified" if proof.holds else "not certified"
+        self.ctx.progress.say(
+            f"  {pipeline}: {verdict}, loss {100 * proof.loss:.2f} points, "
+            f"at most {100 * proof.loss_upper:.2f} with {proof.confidence:.0%} confidence"
+        )
+        return proof
+
+    def compare(self, pipeline: Pipeline, role: str, limit: float) -> Certificate:
+        """Dense against a candidate on the rows of a role, paired."""
+        dense, found = self._predict(Pipeline(()), role), self._predict(pipeline, role)
+        labels = self._rows(role).labels
+        task = self.model.task
+        return certify(self.metric, dense, found, labels, task, limit, seed=self.ctx.seed)
+
+    def outputs(self, pipeline: Pipeline, role: str) -> tuple[Predictions, Predictions]:
+        """Predictions and what they are scored against: labels, or the dense predictions."""
+        labels = self._rows(role).labels
+        if self.metric == "agreement" or labels is None:
+            labels = self._predict(Pipeline(()), role)
+        return self._predict(pipeline, role), labels
+
+    def _rows(self, role: str) -> Encoded:
+        rows = {
+            "select": self.select_rows,
+            "certify": self.certify_rows,
+            "test": self.test_rows,
+        }[role]
+        if rows is None:
+            raise UsageError(f"there are no {role} rows")
+        return rows
+
+    def _score(self, pipeline: Pipeline, role: str) -> float:
+        found, labels = self.outputs(pipeline, role)
+        return score(self.metric, found, labels, self.model.task)
+
+    def _predict(self, pipeline: Pipeline, role: str) -> Predictions:
+        rows = self._rows(role)
+        name = f"predictions-{key(pipeline, role, self.model.source, self.data_digest)}"
+        total = -(-len(rows) // BATCH)
+
+        def make() -> dict[str, torch.Tensor]:
+            title = f"scoring {role}"
+            with self.ctx.progress.task(title, total) as step:
+                found = predict(torch_run(self.build(pipeline)), rows, self.model.task, step)
+            many = found if isinstance(found, tuple) else (found,)
+            return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
+
+        kept = self.ctx.store.tensors(name, make)
+        arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
+        return arrays if self.model.task.kind == "token-classification" else arrays[0]
+
+
+def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
+    """Load model and data and check that they fit each other; writes nothing."""
+    from .job import need_tokenizer
+
+    torch.manual_seed(request.seed)
+    threads = cpu_threads()
+    torch.set_num_threads(threads)
+    model = load_model(request.model)
+    tokenizer = need_tokenizer(model, request.model)
+    path = Path(request.model)
+    beside = path if path.is_dir() else path.parent if path.is_file() else None
+    splits = load_splits(
+        request.data,
+        request.train,
+        request.validation,
+        request.test,
+        beside,
+        model.task,
+        dict(request.columns),
+        request.seed,
+    )
+    coded = {
+        role: encode(rows, tokenizer, model.encoder, model.task)
+        for role, rows in (
+            ("fit", splits.fit),
+            ("select", splits.select),
+            ("certify", splits.certify),
+            ("test", splits.test),
+        )
+        if rows is not None
+    }
+    labelled = coded["certify"].labels is not None
+    metric = request.metric or (default_metric(model.task) if labelled else "agreement")
+    check_metric(metric, model.task)
+    if not labelled and metric != "agreement":
+        raise UsageError(
+            f"metric '{metric}' needs labels and the data has none\n"
+            "name the label column with --columns label=NAME, or leave --metric out to keep "
+            "agreement with the given model"
+        )
+    ctx = Context(
+        fit=match_lengths(coded["fit"], coded["certify"], request.seed),
+        workload=workload(coded["certify"], request.batch, request.length),
+        dense=model,
+        target=target,
+        seed=request.seed,
+        threads=threads,
+        device=request.device,
+        progress=progress,
+        cache=user_cache(),
+    )
+    return Bench(
+        model=model,
+        ctx=ctx,
+        select_rows=coded["select"],
+        certify_rows=coded["certify"],
+        test_rows=coded.get("test"),
+        metric=metric,
+        data_digest=splits.digest(),
+        notes=splits.notes,
+        request=request,
+    )
+
+
+def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> Encoded:
+    """Fit rows whose lengths are spread as those of `like`, at most `limit`, in random order.
+
+    Training texts may be much shorter than those that are served (SST-2 trains on phrases);
+    scores and refits should see what the model will see.
+    """
+    random = np.random.default_rng(seed)
+    order = np.argsort(fit.lengths, kind="stable")
+    ranks = np.searchsorted(
+        fit.lengths[order], random.permutation(np.resize(like.lengths, limit))
+    )
+    free = np.ones(len(order), dtype=bool)
+    picked: list[int] = []
+    for rank in ranks:
+        low, high = max(0, int(rank) - NEAR), min(len(order), int(rank) + NEAR)
+        near = low + np.flatnonzero(free[low:high])
+        if len(near):
+            at = int(random.choice(near))
+            free[at] = False
+            picked.append(int(order[at]))
+    return fit.take(picked)
+
+
+def user_cache() -> Store:
+    """Where measured costs of this machine are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Store(Path(base) / "prumux")
+
+
+def _sliced(model: Model, pipeline: Pipeline) -> None:
+    if model.stage != "dense":
+        raise UsageError(
+            f"'{pipeline}' leaves masks that are not cut out\nadd slice: '{pipeline},slice'"
+        )

@@ -1,0 +1,64 @@
+"""Rounds FFN widths to a multiple that the target's kernels like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.ir import Masks, Model
+from prumux.optimizer.passbase import Pass
+
+from .importance import fisher
+
+
+@dataclass(frozen=True)
+class Align(Pass):
+    """Round every FFN's width to a multiple, taking back or giving up the least important."""
+
+    name: ClassVar[str] = "align"
+    multiple: int = field(default=16, metadata={"help": "widths become multiples of this"})
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"multiple must be 1 or more, not {self.multiple}")
+
+    def requires(self, model: Model) -> None:
+        """Only masked units can be taken back."""
+        if model.masks.all_true and any(x.ffn % self.multiple for x in model.encoder.layers):
+            raise PassError(
+                "there is no mask left to round; put 'align' before 'slice'", exit_code=2
+            )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """To the nearest multiple; a branch that is gone stays gone, one that lives stays."""
+        counts = [self._width(m) for m in model.masks.ffn]
+        if counts == [int(m.sum()) for m in model.masks.ffn]:
+            return model
+        whole = replace(model, masks=replace(model.masks, ffn=Masks.full(model.encoder).ffn))
+        ffn = _round(fisher(whole, ctx).ffn, model.masks.ffn, counts)
+        masks = Masks(heads=model.masks.heads, ffn=tuple(ffn), hidden=model.masks.hidden)
+        return replace(model, masks=masks, notes={"ffn": counts})
+
+    def _width(self, mask: Tensor) -> int:
+        alive = int(mask.sum())
+        nearest = max(1, (alive + self.multiple // 2) // self.multiple) * self.multiple
+        return min(nearest, len(mask)) if alive else 0
+
+
+def _round(
+    scores: Sequence[Tensor], masks: Sequence[Tensor], counts: Sequence[int]
+) -> list[Tensor]:
+    """Masks of the given counts: living units first, then the most important of the others."""
+    found = []
+    for score, mask, count in zip(scores, masks, counts, strict=True):
+        rank = score + mask * (score.max() + 1)
+        kept = torch.zeros_like(mask)
+        kept[rank.argsort(descending=True, stable=True)[:count]] = True
+        found.append(kept)
+    return found

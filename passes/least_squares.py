@@ -1,0 +1,45 @@
+"""Weighted ridge regression on streamed activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Fit:
+    """Collects normal equations of `missing ~ dW inner + db`, then solves them in float64."""
+
+    def __init__(self) -> None:
+        self.gram: Tensor | None = None
+        self.cross: Tensor | None = None
+        self.power = 0.0
+
+    def add(self, inner: Tensor, missing: Tensor, weight: Tensor) -> None:
+        """Add positions: inner [B, T, M], missing [B, T, D], weight [B, T] (0 = skip)."""
+        used = weight > 0
+        root = weight[used].sqrt()[:, None]
+        x = torch.cat([inner[used], torch.ones_like(root)], dim=1) * root
+        y = missing[used] * root
+        gram, cross = (x.T @ x).double(), (x.T @ y).double()
+        self.gram = gram if self.gram is None else self.gram + gram
+        self.cross = cross if self.cross is None else self.cross + cross
+        self.power += float(y.double().square().sum())
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+        """The change of weight [D, M] and bias [D], and the share of error power left.
+
+        `ridge` is relative to the mean of the Gram diagonal.
+        """
+        if self.gram is None or self.cross is None:
+            raise ValueError("solve() before add(): there is nothing to fit")
+        size = len(self.gram)
+        damped = self.gram + ridge * self.gram.diagonal().mean() * torch.eye(size).to(
+            self.gram
+        )
+        factor = torch.linalg.cholesky(damped)
+        solution = torch.cholesky_solve(self.cross, factor)
+        explained = (
+            2 * (solution * self.cross).sum() - (solution * (self.gram @ solution)).sum()
+        )
+        left = 1 - float(explained) / self.power if self.power > 0 else 0.0
+        return solution[:-1].T.float(), solution[-1].float(), max(0.0, left)

@@ -1,0 +1,29 @@
+"""Computes the last attention block, and all after it, at the pooled position only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.ir import Model
+from prumux.optimizer.passbase import Pass
+
+
+@dataclass(frozen=True)
+class PoolEarly(Pass):
+    """Compute the last attention block and all after it at the pooled position only."""
+
+    name: ClassVar[str] = "pool-early"
+    preserves: ClassVar[bool] = True
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Nothing to do where the head reads every position, or where it is done already.
+
+        The classifier of a sequence task reads one position. Once the last attention block has
+        gathered from the others, nothing reads them again.
+        """
+        del ctx
+        if not model.encoder.pooled or model.encoder.pool_early:
+            return model
+        return replace(model, encoder=replace(model.encoder, pool_early=True))

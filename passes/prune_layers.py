@@ -1,0 +1,98 @@
+"""Marks whole attention or FFN blocks for removal, LayerNorm and residual write included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Batch, batches
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.ir import Masks, Model
+from prumux.optimizer.module import KINDS, Branch, BranchKind, EncoderModule, run
+from prumux.optimizer.passbase import Pass
+
+ROWS = 256
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class PruneLayers(Pass):
+    """Mark whole attention and FFN blocks for removal, one at a time, least harm first."""
+
+    name: ClassVar[str] = "prune-layers"
+    attention: int = field(default=0, metadata={"help": "attention blocks to remove"})
+    ffn: int = field(default=0, metadata={"help": "FFN blocks to remove"})
+
+    def __post_init__(self) -> None:
+        for option, value in (("attention", self.attention), ("ffn", self.ffn)):
+            if value < 0:
+                raise ValueError(f"{option} must be 0 or more, not {value}")
+
+    def requires(self, model: Model) -> None:
+        """There must be as many blocks as are to go."""
+        for kind, asked in zip(KINDS, (self.attention, self.ffn), strict=True):
+            left = len(_left(model, kind))
+            if asked > left:
+                raise PassError(
+                    f"{kind}={asked} blocks to remove, the model has {left}; "
+                    f"use prune-layers{{{kind}={left}}} or less",
+                    exit_code=2,
+                )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Removes the block whose loss moves the predictions least, then looks again."""
+        rows = batches(ctx.fit.take(range(min(ROWS, len(ctx.fit)))), BATCH)
+        aim = _outputs(model, rows)
+        removed: list[str] = []
+        todo = dict(zip(KINDS, (self.attention, self.ffn), strict=True))
+        total = sum(n * len(_left(model, kind)) for kind, n in todo.items())
+        with ctx.progress.task("whole blocks", total) as step:
+            while any(todo.values()):
+                trials = [b for kind, n in todo.items() if n for b in _left(model, kind)]
+                harm = {}
+                for branch in trials:
+                    harm[branch] = _distance(aim, _outputs(_drop(model, branch), rows))
+                    step()
+                least = min(trials, key=lambda b: harm[b])
+                model = _drop(model, least)
+                todo[least.kind] -= 1
+                removed.append(least.name)
+        return replace(model, notes={"removed": removed}) if removed else model
+
+
+def _left(model: Model, kind: BranchKind) -> list[Branch]:
+    masks = model.masks.heads if kind == "attention" else model.masks.ffn
+    return [Branch(i, kind) for i, m in enumerate(masks) if bool(m.any())]
+
+
+def _drop(model: Model, branch: Branch) -> Model:
+    heads, ffn = list(model.masks.heads), list(model.masks.ffn)
+    masks = heads if branch.kind == "attention" else ffn
+    masks[branch.index] = torch.zeros_like(masks[branch.index])
+    kept = Masks(heads=tuple(heads), ffn=tuple(ffn), hidden=model.masks.hidden)
+    return replace(model, masks=kept)
+
+
+def _outputs(model: Model, rows: list[Batch]) -> list[Tensor]:
+    module = EncoderModule(model).eval()
+    found = []
+    for batch in rows:
+        logits = run(module, batch.inputs())
+        found.append(
+            logits
+            if model.encoder.pooled
+            else logits[torch.as_tensor(batch.attention_mask) > 0]
+        )
+    return found
+
+
+def _distance(aim: list[Tensor], found: list[Tensor]) -> float:
+    """Mean squared distance of centred logits: labels are not needed, and any task has it."""
+    a, b = torch.cat(aim), torch.cat(found)
+    if a.shape[-1] > 1:
+        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return float((a - b).square().mean())

@@ -1,0 +1,167 @@
+"""Refits what is left to the dense model's outputs by linear least squares: no gradient steps.
+
+Branch by branch from the bottom, with everything below already refitted, the output map is
+moved by the ridge solution of
+
+    min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
+
+y_t: the dense model's branch output plus residual, before LayerNorm; x_t and c_t: the small
+model's residual stream and inner activations at position t. Where a whole branch is gone the
+next one that lives takes over its work. Last, the head's first map is refitted the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Batch, Encoded, batches
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.ir import Encoder, Model
+from prumux.optimizer.module import Branch, EncoderModule, attention_bias
+from prumux.optimizer.passbase import Pass
+
+from .least_squares import Fit
+
+BATCH = 64
+LIMIT_TOKENS = 32_768
+AROUND = 0.05
+"""Weight of other positions where only the pooled one is read: it steadies the solution."""
+
+
+@dataclass(frozen=True)
+class Reconstruct(Pass):
+    """Refit the survivors to the dense model by least squares, without gradient steps."""
+
+    name: ClassVar[str] = "reconstruct"
+    shapes: ClassVar[bool] = False
+    rows: int = field(default=2048, metadata={"help": "fit rows to use at most"})
+    ridge: float = field(
+        default=0.01, metadata={"help": "damping, relative to the mean activation power"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows must be 1 or more, not {self.rows}")
+        if not self.ridge > 0:
+            raise ValueError(f"ridge must be above 0, not {self.ridge}")
+
+    def requires(self, model: Model) -> None:
+        """Survivors must be known."""
+        if model.stage != "dense":
+            raise PassError("masks are pending; put 'slice' before 'reconstruct'", exit_code=2)
+
+    @torch.no_grad()
+    def run(self, model: Model, ctx: Context) -> Model:
+        """New output maps and head map; every other weight is the same tensor."""
+        dense = ctx.dense
+        if dense.encoder.hidden != model.encoder.hidden:
+            raise PassError(
+                f"reconstruct needs the dense hidden size {dense.encoder.hidden}, the model "
+                f"has {model.encoder.hidden}; put 'reconstruct' before 'prune-hidden'",
+                exit_code=2,
+            )
+        groups = batches(_sample(ctx.fit, self.rows), BATCH)
+        streams = _Streams(dense, model, groups, ctx.device)
+        wanted = EncoderModule(dense).branches()
+        notes = {}
+        with ctx.progress.task("refit", len(wanted) + 1) as step:
+            for branch in wanted:
+                error = streams.advance(branch, self.ridge)
+                if error is not None:
+                    notes[branch.name] = error
+                step()
+            notes["head"] = streams.refit_head(self.ridge)
+            step()
+        return replace(model, weights=streams.weights(), notes={"error_left": notes})
+
+
+class _Streams:
+    """The residual streams of the dense and the small model, moving up together."""
+
+    def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
+        self.dense = EncoderModule(replace(dense, encoder=_wide(dense))).to(device).eval()
+        copied = {name: tensor.clone() for name, tensor in small.weights.items()}
+        self.small = EncoderModule(replace(small, encoder=_wide(small), weights=copied))
+        self.small.to(device).eval()
+        self.alive = set(self.small.branches())
+        self.masks = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
+        self.biases = [attention_bias(mask) for mask in self.masks]
+        self.aim: list[Tensor] = []
+        self.now: list[Tensor] = []
+        for batch in groups:
+            inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
+            ids, types = inputs["input_ids"], inputs.get("token_type_ids")
+            self.aim.append(self.dense.embed(ids, types, None))
+            self.now.append(self.small.embed(ids, types, None))
+
+    def advance(self, branch: Branch, ridge: float) -> float | None:
+        """Move both streams past a branch, refitting it first where the small model has it.
+
+        Returns the share of the branch's missing output that is left after the refit.
+        """
+        alive = branch in self.alive
+        inners, targets, fit = [], [], Fit()
+        for i, bias in enumerate(self.biases):
+            inner = self.dense.inner(branch, self.aim[i], bias)
+            y = self.dense.residual(branch, inner, self.aim[i])
+            self.aim[i] = self.dense.normalise(branch, y)
+            targets.append(y)
+            if alive:
+                inner = self.small.inner(branch, self.now[i], bias)
+                missing = y - self.small.residual(branch, inner, self.now[i])
+                fit.add(inner, missing, self._positions(branch, i))
+                inners.append(inner)
+        if not alive:
+            return None
+        error = self._move(branch.output, fit, ridge)
+        for i, inner in enumerate(inners):
+            self.now[i] = self.small.close(branch, inner, self.now[i])
+        return error
+
+    def refit_head(self, ridge: float) -> float:
+        """Refit the head's first map (its only one for token tasks) to the dense model's."""
+        pooled = self.small.sizes.pooled
+        name, fit = "head.dense" if pooled else "head.output", Fit()
+        read = slice(1) if pooled else slice(None)
+        for i, mask in enumerate(self.masks):
+            now, aim = self.now[i][:, read], self.aim[i][:, read]
+            missing = self.dense.linear(name, aim) - self.small.linear(name, now)
+            fit.add(now, missing, mask[:, read].float())
+        return self._move(name, fit, ridge)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The small model's weights, moved maps included."""
+        return {
+            name: p.detach().to("cpu").clone() for name, p in self.small.named_parameters()
+        }
+
+    def _positions(self, branch: Branch, i: int) -> Tensor:
+        """Weight of every position, [B, T]: padding none; little where nobody reads it."""
+        weight = self.masks[i].float()
+        sizes = self.small.sizes
+        if sizes.pooled and branch.index >= sizes.last_attention:
+            weight = weight * AROUND
+            weight[:, 0] = 1.0
+        return weight
+
+    def _move(self, name: str, fit: Fit, ridge: float) -> float:
+        weight, bias, left = fit.solve(ridge)
+        self.small.get_parameter(f"{name}.weight").add_(weight)
+        self.small.get_parameter(f"{name}.bias").add_(bias)
+        return round(left, 4)
+
+
+def _wide(model: Model) -> Encoder:
+    """Sizes with every position computed, so that all of them can be fitted."""
+    return replace(model.encoder, pool_early=False)
+
+
+def _sample(rows: Encoded, limit: int) -> Encoded:
+    """The first rows, as many as `limit` and the token limit allow, at least one."""
+    total = rows.lengths[:limit].cumsum()
+    return rows.take(range(max(1, int((total <= LIMIT_TOKENS).sum()))))
