@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from .errors import ModelError, VerifyError
 from .ir import Encoder, Layer, Masks, Model, Mux, Task
 
 FORMAT = 1
+LIMIT = 2**24
+"""No size of a model comes near it; a damaged one may."""
+_HINTS = get_type_hints(Encoder)
 ARCHITECTURES = {
     "text-classification": "PrumuxForSequenceClassification",
     "token-classification": "PrumuxForTokenClassification",
@@ -60,7 +64,15 @@ def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Mux | None, Task]:
         mux = None if config.get("mux") is None else Mux(**config["mux"])
         kind = next(k for k, v in ARCHITECTURES.items() if v in config["architectures"])
         labels = tuple(config["id2label"][str(i)] for i in range(encoder.labels))
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        _check_sizes(encoder)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        StopIteration,
+    ) as error:
         raise ModelError(f"config.json is not one that prumux wrote: {error!r}") from error
     regression = config.get("problem_type") == "regression"
     task = Task(
@@ -69,6 +81,24 @@ def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Mux | None, Task]:
         labels=labels,
     )
     return encoder, mux, task
+
+
+def _check_sizes(encoder: Encoder) -> None:
+    """Every field is of its type and range; weights are compared with the sizes later."""
+    least = {"token_types": 0, "pad_id": 0}
+    for field in fields(Encoder):
+        value, hint = getattr(encoder, field.name), _HINTS[field.name]
+        if get_origin(hint) is Literal:
+            good = value in get_args(hint)
+        elif hint is int:
+            good = type(value) is int and least.get(field.name, 1) <= value < LIMIT
+        else:
+            good = hint not in (float, bool) or type(value) is hint
+        if not good:
+            raise ValueError(f"{field.name} is {value!r}")
+    wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
+    if wrong:
+        raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")
 
 
 def save_artifact(model: Model, folder: Path) -> None:
@@ -80,7 +110,8 @@ def save_artifact(model: Model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_config(model), indent=2) + "\n")
     save_file(
-        {name: tensor.contiguous() for name, tensor in model.weights.items()},
+        # Copies: safetensors refuses tensors that share storage.
+        {k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -101,10 +132,18 @@ def load_artifact(folder: Path) -> Model:
 
     config = read_json(folder / "config.json")
     encoder, mux, task = from_config(config)
+    source = config.get("source", {})
+    if not isinstance(source, Mapping):
+        raise ModelError(f"config.json: source is a {type(source).__name__}, not an object")
     try:
         weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise ModelError(f"'{folder}/model.safetensors' cannot be read: {error}") from error
+    bad = next((k for k, v in weights.items() if not bool(v.isfinite().all())), None)
+    if bad is not None:
+        raise ModelError(
+            f"'{folder}' is damaged: weight '{bad}' holds values that are not finite"
+        )
     model = Model(
         encoder=encoder,
         weights=weights,
@@ -112,7 +151,7 @@ def load_artifact(folder: Path) -> Model:
         masks=Masks.full(encoder),
         mux=mux,
         tokenizer=read_tokenizer(folder),
-        source=config.get("source", {}),
+        source={str(k): str(v) for k, v in source.items()},
     )
     try:
         model.verify()

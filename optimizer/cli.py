@@ -21,7 +21,7 @@ EPILOG = """\
 examples:
   prumux-opt my-model --data my-data --budget 2%
   prumux-opt model.pt --train train.csv --validation dev.csv --budget 1%
-  prumux-opt my-model --data my-data --passes 'pool-early,prune{sparsity=0.6},slice,reconstruct'
+  prumux-opt my-model --data my-data --passes 'prune{sparsity=0.6},slice,reconstruct'
   prumux-opt my-model --data my-data --passes 'prune{sparsity=0.4|0.6},slice' --budget 2%
   prumux-opt --demo
 
@@ -76,7 +76,7 @@ def _main(arguments: list[str]) -> int:
         from .demo import prepare
 
         options.model, options.data = prepare(progress)
-        options.out = options.out or Path("demo-prumux")
+        options.out = options.out or Path("prumux-demo/result")
         options.budget = options.budget or ("2%" if options.passes is None else None)
     if options.model is None:
         raise UsageError("no model given\nwrite: prumux-opt MODEL --budget 2%, or --demo")
@@ -95,8 +95,7 @@ def _main(arguments: list[str]) -> int:
         print_table(result.report, sys.stdout)
         print("\n".join(summary(result.report, result.folder)))  # noqa: T201
     if not result.met:
-        raise_text = f"no candidate met the budget: {result.report['reason']}"
-        progress.say(f"prumux-opt: {raise_text}")
+        progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3
     return 0
 
@@ -194,7 +193,8 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
         name, equals, column = pair.partition("=")
         if not equals or not name or not column:
             raise UsageError(
-                f"--columns takes KEY=NAME, not '{pair}'\nwrite, say, --columns text_a=question"
+                f"--columns takes KEY=NAME, not '{pair}'\n"
+                "write, say, --columns text_a=question"
             )
         found[name] = column
     return found

@@ -45,7 +45,7 @@ class Context:
         return max(1, round(tokens / max(1, sum(len(b.rows) for b in self.workload))))
 
     def generator(self, user: Pass) -> torch.Generator:
-        """The only source of randomness of a pass: seeded by the run's seed and its own text."""
+        """A pass's only source of randomness, seeded by the run's seed and the pass's text."""
         import hashlib
 
         text = f"{self.seed}:{user}".encode()

@@ -59,6 +59,11 @@ def head_weights(encoder: Encoder) -> int:
     return 4 * encoder.hidden * encoder.head_dim + 3 * encoder.head_dim
 
 
+def block_weights(encoder: Encoder) -> int:
+    """Weights of a branch that lives, whatever its width: output bias and LayerNorm."""
+    return 3 * encoder.hidden
+
+
 def ffn_weights(encoder: Encoder) -> int:
     """Weights of one FFN unit: its row up, its column down, its bias."""
     return 2 * encoder.hidden + 1

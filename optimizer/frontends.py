@@ -16,6 +16,9 @@ from .errors import ModelError
 from .ir import Activation, Encoder, HeadKind, Layer, Task, expected_shapes
 
 Config = Mapping[str, Any]
+LIMIT_LAYERS = 1000
+LIMIT_LABELS = 100_000
+"""Beyond these a config.json is taken for damaged, before anything of that size is made."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,21 @@ def _bert_sizes(config: Config) -> Encoder:
             f"position_embedding_type '{config['position_embedding_type']}' is not supported, "
             "only 'absolute'"
         )
+    embedding = _size(config, "embedding_size", default=hidden)
     layer = Layer(heads, _size(config, "intermediate_size"))
     return Encoder(
         vocab=_size(config, "vocab_size"),
         positions=_size(config, "max_position_embeddings"),
-        token_types=int(config.get("type_vocab_size", 0)),
-        embedding=int(config.get("embedding_size", hidden)),
+        token_types=_size(config, "type_vocab_size", default=0, least=0),
+        embedding=embedding,
         hidden=hidden,
         head_dim=_head_dim(hidden, heads),
-        layers=(layer,) * _size(config, "num_hidden_layers"),
+        layers=(layer,) * _size(config, "num_hidden_layers", most=LIMIT_LAYERS),
         labels=1,
         activation=_activation(config.get("hidden_act", "gelu")),
-        norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-        pad_id=int(config.get("pad_token_id") or 0),
-        projected=int(config.get("embedding_size", hidden)) != hidden,
+        norm_eps=_norm_eps(config.get("layer_norm_eps", 1e-12)),
+        pad_id=_size(config, "pad_token_id", default=0, least=0),
+        projected=embedding != hidden,
     )
 
 
@@ -102,10 +106,10 @@ def _distil_sizes(config: Config) -> Encoder:
         embedding=hidden,
         hidden=hidden,
         head_dim=_head_dim(hidden, heads),
-        layers=(layer,) * _size(config, "n_layers"),
+        layers=(layer,) * _size(config, "n_layers", most=LIMIT_LAYERS),
         labels=1,
         activation=_activation(config.get("activation", "gelu")),
-        pad_id=int(config.get("pad_token_id") or 0),
+        pad_id=_size(config, "pad_token_id", default=0, least=0),
     )
 
 
@@ -162,7 +166,8 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
 
 def read_task(config: Config) -> Task:
     """The task from `architectures`, `problem_type` and `id2label`."""
-    architecture = str((config.get("architectures") or [""])[0])
+    named = config.get("architectures") or [""]
+    architecture = str(named[0] if isinstance(named, list | tuple) else named)
     if architecture and not architecture.endswith(
         ("ForSequenceClassification", "ForTokenClassification")
     ):
@@ -174,14 +179,14 @@ def read_task(config: Config) -> Task:
     problem = config.get("problem_type")
     if problem == "multi_label_classification":
         raise ModelError("problem_type 'multi_label_classification' is not supported yet")
-    names = config.get("id2label")
-    count = len(names) if names else int(config.get("num_labels", 2))
-    try:
-        labels = tuple(str(dict(names or {}).get(str(i), f"LABEL_{i}")) for i in range(count))
-    except (TypeError, ValueError) as error:
+    names = config.get("id2label") or {}
+    if not isinstance(names, Mapping):
         raise ModelError(
-            f"id2label in config.json is not a map of names: {names!r}"
-        ) from error
+            f"config.json: id2label is a {type(names).__name__}, not a map of names"
+        )
+    names = {str(i): str(name) for i, name in names.items()}
+    count = len(names) or _size(config, "num_labels", default=2, most=LIMIT_LABELS)
+    labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
     token = architecture.endswith("ForTokenClassification")
     regression = not token and (problem == "regression" or (problem is None and count == 1))
     return Task(
@@ -258,13 +263,25 @@ def _ignorable(name: str) -> bool:
     return name.endswith((".position_ids", ".token_type_ids")) or ".pooler." in name
 
 
-def _size(config: Config, key: str) -> int:
+def _size(
+    config: Config, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31
+) -> int:
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        shown = "missing" if value is None else repr(value)[:40]
         raise ModelError(
-            f"config.json: {key} is {value!r}, it must be a positive whole number"
+            f"config.json: {key} is {shown}, it must be a whole number from {least} to {most}"
         )
     return value
+
+
+def _norm_eps(value: object) -> float:
+    if not isinstance(value, float | int) or not 0 < value < 1:
+        raise ModelError(
+            f"config.json: layer_norm_eps is {value!r}, it must be between 0 and 1"
+        )
+    return float(value)
 
 
 def _head_dim(hidden: int, heads: int) -> int:
@@ -277,7 +294,6 @@ def _activation(name: object) -> Activation:
     spelt = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
     known = spelt.get(str(name), str(name))
     if known not in get_args(Activation):
-        raise ModelError(
-            f"activation '{name}' is not supported; supported: {', '.join(get_args(Activation))}"
-        )
+        supported = ", ".join(get_args(Activation))
+        raise ModelError(f"activation '{name}' is not supported; supported: {supported}")
     return known  # type: ignore[return-value]

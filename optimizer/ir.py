@@ -120,6 +120,23 @@ class Masks:
         """Whether nothing is pending."""
         return all(bool(m.all()) for m in (*self.heads, *self.ffn, self.hidden))
 
+    def verify(self, encoder: Encoder) -> None:
+        """Check lengths and types.
+
+        Raises:
+            VerifyError: names the first mask that is off, with both lengths.
+        """
+        sizes = {
+            "heads": (self.heads, [x.heads for x in encoder.layers]),
+            "ffn": (self.ffn, [x.ffn for x in encoder.layers]),
+        }
+        for kind, (masks, widths) in sizes.items():
+            if len(masks) != len(widths):
+                raise VerifyError(f"{len(masks)} {kind} masks for {len(widths)} layers")
+            for i, (mask, width) in enumerate(zip(masks, widths, strict=True)):
+                _same_mask(f"layers.{i}.{kind}", mask, width)
+        _same_mask("hidden", self.hidden, encoder.hidden)
+
     def sizes(self, encoder: Encoder) -> Encoder:
         """The encoder's sizes once these masks are made physical."""
         layers = tuple(
@@ -180,19 +197,19 @@ class Model:
                 raise VerifyError(
                     f"weight '{name}' is {self.weights[name].dtype}, not float32"
                 )
-        full = Masks.full(self.encoder)
-        pairs = zip(
-            (*self.masks.heads, *self.masks.ffn, self.masks.hidden),
-            (*full.heads, *full.ffn, full.hidden),
-            strict=True,
-        )
-        for i, (mask, ones) in enumerate(pairs):
-            if mask.shape != ones.shape:
-                raise VerifyError(f"mask {i} has {tuple(mask.shape)}, not {tuple(ones.shape)}")
+        self.masks.verify(self.encoder)
         if len(self.task.labels) != self.encoder.labels:
             raise VerifyError(
                 f"{len(self.task.labels)} label names for {self.encoder.labels} labels"
             )
+
+
+def _same_mask(name: str, mask: Tensor, width: int) -> None:
+    if tuple(mask.shape) != (width,) or mask.dtype != torch.bool:
+        raise VerifyError(
+            f"mask '{name}' is {mask.dtype} {tuple(mask.shape)}, "
+            f"its sizes say {torch.bool} {(width,)}"
+        )
 
 
 def _same_names(expected: Mapping[str, object], found: Mapping[str, object]) -> None:

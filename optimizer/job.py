@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import save_artifact
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .errors import ModelError, UsageError
+from .errors import UsageError
 from .pipeline import Pipeline
 from .progress import Progress
 from .registry import parse_target
-from .workspace import Workspace, check_out, open_workspace
+from .workspace import check_out, open_workspace
 
 if TYPE_CHECKING:
-    from .context import Context
-    from .ir import Model
-    from .search import Found, Trial
+    from .search import Found
     from .target import Target
-    from .timing import Speed
     from .trials import Bench
 
 DEFAULT_SPACE = (
@@ -76,8 +72,22 @@ class Plan:
     space: tuple[Pipeline, ...]
     limit: float | None
 
+    def provable(self) -> str:
+        """What the rows can and cannot prove, said before the search starts."""
+        rows, limit = len(self.bench.certify_rows), self.limit
+        if limit is None:
+            return f"no budget: nothing is certified, scores are reported on {rows} rows"
+        said = f"{rows} rows to certify a loss of at most {limit:.2%} of {self.bench.metric}"
+        if self.bench.metric != "accuracy" or limit == 0:
+            return said
+        loss = provable_loss(rows, limit)
+        if loss < 0:
+            needed = rows_needed(limit)
+            return f"{said}: too few if 5 % of the answers change, {needed} are needed"
+        return f"{said}: enough for observed losses up to about {loss:.2%}"
+
     def describe(self) -> dict[str, Any]:
-        """For `--dry-run` and the report."""
+        """For `--dry-run`."""
         bench, request = self.bench, self.request
         return {
             "model": str(bench.model.encoder),
@@ -87,7 +97,7 @@ class Plan:
             "metric": bench.metric,
             "budget": None if request.budget is None else str(request.budget),
             "limit": self.limit,
-            "provable": None if self.limit is None else _provable(self),
+            "provable": self.provable(),
             "candidates": [str(p) for p in self.space],
             "target": str(self.target),
             "serving": bench.serving(),
@@ -139,9 +149,8 @@ def optimize(
         raise UsageError(
             f"optimize() has no option '{name}'; it takes {', '.join(sorted(known))}"
         )
-    for name in ("out",):
-        if options.get(name) is not None:
-            options[name] = Path(options[name])
+    if options.get("out") is not None:
+        options["out"] = Path(options["out"])
     request = Request(model=str(model), budget=share, **options)
     return run(request, progress or Progress())
 
@@ -173,16 +182,16 @@ def run(request: Request, progress: Progress) -> Result:
     """
     started = time.monotonic()
     todo = plan(request, progress)
-    if todo.limit is not None:
-        progress.say(_provable(todo))
+    progress.say(todo.provable())
     workspace = open_workspace(request.folder, todo.bench.facts(todo.space), request.resume)
     bench = todo.bench.with_store(workspace.store, workspace.record)
     todo = replace(todo, bench=bench)
-    found, chosen = _choose(todo, started)
-    shipped, engines, speed = _ship(todo, chosen, workspace)
     from .report import build_report, write_report
+    from .ship import ship
 
-    report = build_report(todo, found, shipped, engines, speed, time.monotonic() - started)
+    found, chosen = _choose(todo, started)
+    shipped = ship(bench, chosen, workspace)
+    report = build_report(todo, found, shipped, time.monotonic() - started)
     write_report(report, workspace.staging)
     workspace.publish()
     return Result(request.folder, report)
@@ -206,70 +215,3 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
 
     found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
     return found, found.winner or Pipeline.parse(EXACT)
-
-
-def _ship(
-    todo: Plan, chosen: Pipeline, workspace: Workspace
-) -> tuple[Pipeline, dict[str, Any], dict[str, Speed]]:
-    """Emit dense and chosen, time them interleaved, and never ship what is slower."""
-    from .timing import compare
-
-    bench, store = todo.bench, workspace.store.folder or Path()
-    options = {"dense": Pipeline(()), "optimised": chosen}
-    engines: dict[str, Any] = {}
-    for name, pipeline in options.items():
-        model = bench.build(pipeline)
-        folder = store / "engines" / name
-        bench.ctx.progress.say(f"exporting {name}", level=2)
-        emitted = todo.target.emit(model, bench.ctx, folder)
-        engine = todo.target.engine(folder, bench.ctx.threads)
-        engines[name] = (model, emitted, engine, folder)
-    speed = compare(
-        {n: e[2] for n, e in engines.items()}, bench.ctx.workload, bench.ctx.progress
-    )
-    shipped = chosen
-    if speed["optimised"].throughput_ratio < 1:
-        bench.ctx.progress.say(
-            "the optimised engine is slower than the dense one: dense it is"
-        )
-        engines["optimised"], shipped = engines["dense"], Pipeline(())
-        speed["optimised"] = speed["dense"]
-    model, _, _, folder = engines["optimised"]
-    workspace.staging.mkdir(parents=True, exist_ok=True)
-    save_artifact(model, workspace.staging)
-    for file in folder.iterdir():
-        (workspace.staging / file.name).write_bytes(file.read_bytes())
-    (workspace.staging / "pipeline.txt").write_text(f"{shipped}\n")
-    return shipped, engines, speed
-
-
-def _provable(todo: Plan) -> str:
-    """What the rows can and cannot prove, said before the search starts."""
-    rows, limit = len(todo.bench.certify_rows), todo.limit or 0.0
-    loss = provable_loss(rows, limit)
-    if loss < 0:
-        return (
-            f"{rows} rows are too few to certify a loss of {limit:.2%}: a change of 5 % of the "
-            f"answers needs {rows_needed(limit)} rows"
-            if limit > 0
-            else f"{rows} rows to certify"
-        )
-    return f"{rows} rows can certify {limit:.2%} for observed losses up to about {loss:.2%}"
-
-
-def need_tokenizer(model: Model, name: str) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        ModelError: it has none.
-    """
-    if model.tokenizer is None:
-        raise ModelError(
-            f"no tokenizer lies beside '{name}'\n"
-            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
-        )
-    return model.tokenizer
-
-
-__all__ = ["Plan", "Request", "Result", "optimize", "plan", "run"]
-_ = (Callable, Trial, Context) if TYPE_CHECKING else ()

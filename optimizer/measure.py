@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -64,6 +65,6 @@ def ratio(slow: Timing, fast: Timing) -> Timing:
 def percentile_ms(samples_ms: Sequence[float], share: float) -> float:
     """The smallest sample that at least `share` of the samples do not exceed."""
     ordered = sorted(samples_ms)
-    return ordered[
-        min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))
-    ]
+    # A share such as 0.95 is a hair off in binary: that must not cost a sample.
+    count = math.ceil(share * len(ordered) - 1e-9)
+    return ordered[min(len(ordered), max(1, count)) - 1]

@@ -251,7 +251,7 @@ def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
 
 
 def _factors(model: Model) -> Factors:
-    """The model's masks as factors; all-true groups are left out: a dense model pays nothing."""
+    """The masks as factors; all-true groups are left out, so a dense model pays nothing."""
     masks = model.masks
     return Factors(
         heads=() if _trivial(masks.heads) else tuple(m.float() for m in masks.heads),

@@ -24,7 +24,7 @@ class Pass(Stage):
     preserves: ClassVar[bool] = False
     """Whether outputs stay the same, up to rounding."""
     shapes: ClassVar[bool] = True
-    """Whether sizes or masks may change; if not, the pass is left out when only sizes matter."""
+    """Whether sizes or masks may change; if not, sizing a candidate leaves the pass out."""
 
     def requires(self, model: Model) -> None:
         """Refuse a model that this pass cannot take.

@@ -18,41 +18,38 @@ from .store import write_atomic
 if TYPE_CHECKING:
     from .job import Plan
     from .search import Found
-    from .timing import Speed
+    from .ship import Shipped
     from .trials import Bench
 
 SCHEMA_VERSION = 1
 
 
 def build_report(
-    todo: Plan,
-    found: Found | None,
-    shipped: Pipeline,
-    engines: Mapping[str, Any],
-    speed: Mapping[str, Speed],
-    seconds: float,
+    todo: Plan, found: Found | None, shipped: Shipped, seconds: float
 ) -> dict[str, Any]:
     """Everything a reader needs to believe or repeat the result, as plain values."""
     bench, request = todo.bench, todo.request
-    model = engines["optimised"][0]
+    both = {"dense": shipped.dense, "optimised": shipped.optimised}
+    model = shipped.optimised.model
+    pipeline = shipped.optimised.pipeline
     return {
         "schema_version": SCHEMA_VERSION,
         "met": found is None or found.winner is not None or todo.limit == 0,
         "reason": "the pipeline that was asked for" if found is None else found.reason,
-        "pipeline": str(shipped),
+        "pipeline": str(pipeline),
+        "slower": shipped.slower,
         "target": str(todo.target),
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
         "metric": bench.metric,
-        "scores": _scores(bench, shipped, todo.limit or 0.0),
-        "throughput_ratio": speed["optimised"].throughput_ratio,
-        "speed": {name: asdict(x) for name, x in speed.items()},
+        "scores": _scores(bench, pipeline, todo.limit or 0.0),
+        "throughput_ratio": shipped.optimised.speed.throughput_ratio,
+        "speed": {name: asdict(x.speed) for name, x in both.items()},
         "serving": bench.serving(),
         "cost": {
-            "dense": count(bench.model.encoder, bench.ctx.length).to_json(),
-            "optimised": count(model.encoder, bench.ctx.length).to_json(),
+            n: count(x.model.encoder, bench.ctx.length).to_json() for n, x in both.items()
         },
-        "file_bytes": {n: _file_bytes(e[3], e[1].files) for n, e in engines.items()},
+        "file_bytes": {name: x.size_bytes for name, x in both.items()},
         "layers": {
             "heads": [x.heads for x in model.encoder.layers],
             "ffn": [x.ffn for x in model.encoder.layers],
@@ -61,8 +58,8 @@ def build_report(
             "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
         },
         "passes": [asdict(x) for x in model.history],
-        "export": {name: dict(e[1].notes) for name, e in engines.items()},
-        "engine": dict(engines["optimised"][2].describe()),
+        "export": {name: dict(x.emitted.notes) for name, x in both.items()},
+        "engine": dict(shipped.optimised.engine.describe()),
         "trials": [] if found is None else [_trial(t) for t in found.trials],
         "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
         "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
@@ -111,10 +108,6 @@ def _proof(pipeline: Pipeline, certificate: Any) -> dict[str, Any]:
     return {"pipeline": str(pipeline), **certificate.to_json()}
 
 
-def _file_bytes(folder: Path, files: tuple[str, ...]) -> int:
-    return sum((folder / name).stat().st_size for name in files)
-
-
 def print_table(report: Mapping[str, Any], stream: TextIO) -> None:
     """Dense against optimised, side by side."""
     from rich import box
@@ -148,6 +141,10 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
         if not report["met"]:
             lines.append(f"not met    {report['reason']}")
             lines.append("           the folder holds the unpruned engine")
+    if report["slower"] is not None:
+        lines.append(
+            f"dropped    {report['slower']}: its engine was slower than the dense one"
+        )
     lines.append(f"written    {folder}/  ({report['seconds']:.0f} s)")
     return lines
 

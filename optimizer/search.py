@@ -19,7 +19,7 @@ from .certify import Certificate, fixed_sequence
 from .pipeline import Pipeline
 
 SAFE_SHARE = 0.5
-"""Certification starts from a candidate whose observed loss is at most this much of the limit."""
+"""Certification starts from a candidate whose observed loss is at most this share of it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find(
     if last < 0:
         failed = proofs[0][1]
         reason = (
-            f"the safest candidate lost {failed.loss:.2%}, which {failed.rows} rows prove to be "
+            f"the safest candidate lost {failed.loss:.2%}, proved by {failed.rows} rows to be "
             f"at most {failed.loss_upper:.2%}, above the limit {limit:.2%}"
         )
         return Found(ordered, tuple(proofs), None, failed, reason)

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from .errors import ModelError
 from .frontends import read_config, read_weights
-from .ir import Masks, Model, Task
+from .ir import Encoder, Masks, Model, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+DOWNLOADS = ("*.json", "*.txt", "*.model", "model-*-of-*.safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "weights")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -35,10 +36,14 @@ def load_model(source: str) -> Model:
     Raises:
         ModelError: not found, damaged, unsafe or unsupported.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, an unknown ~user
+        raise ModelError(f"'{source[:80]}' cannot be a path: {error}"[:300]) from error
+    if is_folder:
         return _from_folder(path, source)
-    if path.is_file():
+    if is_file:
         return _from_file(path, source)
     looks_local = path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".onnx"}
     if looks_local or not HUB_ID.fullmatch(source):
@@ -90,12 +95,14 @@ def build(
     name: str,
 ) -> Model:
     """A `Model` out of a config and a state dict with Hugging Face names."""
-    wrong = next((k for k, v in found.items() if not isinstance(v, Tensor)), None)
-    if wrong is not None or not found:
+    wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
+    if wrong or not found:
+        what = (
+            f"'{wrong[0]}' is a {type(found[wrong[0]]).__name__}" if wrong else "it is empty"
+        )
         raise ModelError(
-            "the file does not hold a state dict "
-            + (f"('{wrong}' is a {type(found[wrong]).__name__})" if wrong else "(it is empty)")
-            + "\nsave it with torch.save(model.state_dict(), 'model.pt')"
+            f"the file does not hold a state dict ({what})\n"
+            "save it with torch.save(model.state_dict(), 'model.pt')"
         )
     family, encoder, task = read_config(config)
     weights = read_weights(family, encoder, found)
@@ -108,14 +115,14 @@ def build(
         source={
             "name": Path(name).name,
             "model_type": str(config["model_type"]),
-            "digest": digest(weights, task),
+            "digest": digest(weights, task, encoder),
         },
     )
 
 
-def digest(weights: Mapping[str, Tensor], task: Task) -> str:
-    """SHA-256 over names, shapes and bytes of the weights, and the task."""
-    sha = hashlib.sha256(repr(task).encode())
+def digest(weights: Mapping[str, Tensor], *about: Task | Encoder) -> str:
+    """SHA-256 over names, shapes and bytes of the weights, and what else makes the model."""
+    sha = hashlib.sha256(repr(about).encode())
     for name in sorted(weights):
         tensor = weights[name].contiguous()
         sha.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -136,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"'{path.parent}' is not a model folder: it has no {path.name}\n"
             "give a folder written by save_pretrained() or by prumux-opt"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object")
@@ -171,17 +178,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 def _tensors(path: Path) -> dict[str, Any]:
     """What a weight file holds, without running any code that is in it."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.name.endswith(".index.json"):
-            shards = sorted(set(read_json(path).get("weight_map", {}).values()))
-            if any(Path(shard).name != shard for shard in shards):
-                raise ModelError(f"{path.name} names files outside its folder")
-            return {
-                k: v for shard in shards for k, v in load_file(path.parent / shard).items()
-            }
+            return {k: v for shard in _shards(path) for k, v in load_file(shard).items()}
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -190,23 +191,34 @@ def _tensors(path: Path) -> dict[str, Any]:
             f"'{path.name}' is a pickled object, not a state dict; it was not executed\n"
             "save it with torch.save(model.state_dict(), 'model.pt')"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0][:200]
+    except ModelError:
+        raise
+    except Exception as error:
+        # A damaged pickle raises anything from KeyError to AssertionError.
+        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise ModelError(f"'{path.name}' is damaged or not a weight file: {first}") from error
     if not isinstance(found, Mapping):
         raise ModelError(f"'{path.name}' holds a {type(found).__name__}, not a state dict")
     return dict(found)
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of them beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise ModelError(f"{index.name} has no 'weight_map' of tensor names to file names")
+    shards = sorted(set(names.values()))
+    outside = [x for x in shards if Path(x).name != x or x == ".." or "\\" in x]
+    if outside:
+        raise ModelError(f"{index.name} names a file outside its folder: '{outside[0][:80]}'")
+    return [index.parent / shard for shard in shards]
+
+
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.txt", "*.model", *WEIGHT_FILES]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=[*DOWNLOADS, *WEIGHT_FILES]))
     except Exception as error:  # every kind of network, name and permission fault
         first = str(error).strip().split("\n")[0][:200]
         raise ModelError(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -46,9 +47,9 @@ class Store:
         path = self.folder / f"{name}.json"
         if path.exists():
             return json.loads(path.read_text())
-        value = make()
-        write_atomic(path, json.dumps(value).encode())
-        return value
+        data = json.dumps(make())
+        write_atomic(path, data.encode())
+        return json.loads(data)  # what later runs will get: lists, not tuples
 
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]]
@@ -62,7 +63,8 @@ class Store:
         if path.exists():
             loaded: dict[str, Tensor] = load_file(path)
             return loaded
-        value = {k: v.contiguous() for k, v in make().items()}
+        # Copies: safetensors refuses tensors that share storage.
+        value = {k: v.clone(memory_format=torch.contiguous_format) for k, v in make().items()}
         write_atomic(path, save(value))
         return value
 

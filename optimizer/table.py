@@ -78,9 +78,12 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
     """
     if ctx.target is None:
         raise MissingError("a measured speed-up needs a target; use sparsity= in place of it")
-    full = replace(model.encoder, layers=ctx.dense.encoder.layers)
+    dense = ctx.dense.encoder
+    most = Layer(max(x.heads for x in dense.layers), max(x.ffn for x in dense.layers))
+    full = replace(model.encoder, layers=(most,) * len(dense.layers))
     shapes = [b.input_ids.shape for b in ctx.workload]
-    name = "table-" + key(full, ctx.dense.encoder, ctx.target, ctx.threads, shapes)
+    # repr, because the short text of an encoder leaves most of its fields out
+    name = "table-" + key(repr(full), repr(dense), ctx.target, ctx.threads, shapes)
     return _from_json(ctx.cache.json(name, lambda: asdict(_measure(full, ctx))))
 
 

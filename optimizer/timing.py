@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from numpy.typing import NDArray
 
 from .encode import Batch
 from .measure import Timing, interleave, percentile_ms, ratio
@@ -34,28 +36,31 @@ class Speed:
 
 
 def compare(
-    engines: Mapping[str, Engine], workload: Sequence[Batch], progress: Progress
-) -> dict[str, Speed]:
+    engines: Sequence[Engine], workload: Sequence[Batch], progress: Progress
+) -> list[Speed]:
     """Time all engines in one interleaved run; ratios are against the first."""
     inputs = [batch.inputs() for batch in workload]
     rows = sum(len(batch.rows) for batch in workload)
-    runs = [_pass_over(engine, inputs) for engine in engines.values()]
+    runs = [_pass_over(engine, inputs) for engine in engines]
     with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
         timings = interleave(runs, ROUNDS, warmup=2, tick=step)
-        singles = _singles(list(engines.values()), inputs, step)
-    return {
-        name: _speed(rows, timing, timings[0], single)
-        for name, timing, single in zip(engines, timings, singles, strict=True)
-    }
+        singles = _singles(engines, inputs, step)
+    return [
+        _speed(rows, timing, timings[0], single)
+        for timing, single in zip(timings, singles, strict=True)
+    ]
 
 
-def _pass_over(engine: Engine, inputs: Sequence[Mapping[str, Any]]):  # type: ignore[no-untyped-def]
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> Callable[[], object]:
     return lambda: [engine.run(x) for x in inputs]
 
 
 def _singles(
-    engines: Sequence[Engine], inputs: Sequence[Mapping[str, Any]], step
-) -> list[list[float]]:  # type: ignore[no-untyped-def]
+    engines: Sequence[Engine], inputs: Sequence[Inputs], step: Callable[[], None]
+) -> list[list[float]]:
     """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
     each = max(1, SINGLE_ROWS // len(inputs))
     rows = [_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))]
@@ -69,7 +74,7 @@ def _singles(
     return found
 
 
-def _row(inputs: Mapping[str, Any], i: int) -> dict[str, Any]:
+def _row(inputs: Inputs, i: int) -> Inputs:
     length = int(inputs["attention_mask"][i].sum())
     return {name: value[i : i + 1, :length] for name, value in inputs.items()}
 

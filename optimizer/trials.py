@@ -18,7 +18,7 @@ from .context import Context
 from .cost import Cost, count
 from .encode import Encoded, encode
 from .environment import cpu_threads, versions
-from .errors import UsageError
+from .errors import ModelError, UsageError
 from .evaluate import BATCH, predict, torch_run, workload
 from .ir import Applied, Masks, Model
 from .metrics import Predictions, check_metric, default_metric, score
@@ -48,6 +48,7 @@ class Bench:
     """A model, its data and all that is needed to try pipelines on it."""
 
     model: Model
+    target: Target
     ctx: Context
     select_rows: Encoded
     certify_rows: Encoded
@@ -71,7 +72,7 @@ class Bench:
             "passes": [str(p) for p in space],
             "budget": None if budget is None else str(budget),
             "metric": self.metric,
-            "target": str(self.ctx.target),
+            "target": str(self.target),
             "batch": self.request.batch,
             "length": self.request.length,
             "seed": self.ctx.seed,
@@ -140,6 +141,7 @@ class Bench:
     def trial(self, pipeline: Pipeline) -> Trial:
         """Build a candidate and score it on the select rows."""
         name = f"trial-{key(pipeline)}"
+        facts: dict[str, Any]
         if not self.ctx.store.has(name):
             start = time.monotonic()
             model = self.build(pipeline)
@@ -218,13 +220,15 @@ class Bench:
 
 def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
     """Load model and data and check that they fit each other; writes nothing."""
-    from .job import need_tokenizer
-
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)
     model = load_model(request.model)
-    tokenizer = need_tokenizer(model, request.model)
+    if model.tokenizer is None:
+        raise ModelError(
+            f"no tokenizer lies beside '{request.model}'\n"
+            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
+        )
     path = Path(request.model)
     beside = path if path.is_dir() else path.parent if path.is_file() else None
     splits = load_splits(
@@ -238,7 +242,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         request.seed,
     )
     coded = {
-        role: encode(rows, tokenizer, model.encoder, model.task)
+        role: encode(rows, model.tokenizer, model.encoder, model.task)
         for role, rows in (
             ("fit", splits.fit),
             ("select", splits.select),
@@ -269,6 +273,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
     )
     return Bench(
         model=model,
+        target=target,
         ctx=ctx,
         select_rows=coded["select"],
         certify_rows=coded["certify"],

@@ -33,6 +33,11 @@ class Workspace:
         """Where the result is put together before it is moved to its place."""
         return self.out / RESUME / "final"
 
+    @property
+    def engines(self) -> Path:
+        """Where dense and optimised are exported to be timed."""
+        return self.out / RESUME / "engines"
+
     def record(self, trial: Mapping[str, Any]) -> None:
         """Append one line to trials.jsonl."""
         with (self.out / "trials.jsonl").open("a", encoding="utf-8") as file:
@@ -40,7 +45,7 @@ class Workspace:
             file.flush()
             os.fsync(file.fileno())
 
-    def publish(self, keep: bool = False) -> None:
+    def publish(self) -> None:
         """Move the staged files to their places, report.json last, and forget the steps.
 
         A kill on the way leaves the steps, so that the run can be resumed.
@@ -52,8 +57,7 @@ class Workspace:
                 path.unlink()  # of the result that --force replaces
         for path in staged:
             path.replace(self.out / path.name)
-        if not keep:
-            shutil.rmtree(self.out / RESUME)
+        shutil.rmtree(self.out / RESUME)
 
 
 def check_out(out: Path, source: str, resume: bool, force: bool) -> None:

@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,8 @@ def allocate(offers: Sequence[Offer], limit: float) -> list[int]:
     """Counts per branch of greatest total value whose total cost is at most `limit`.
 
     Walks the upper hull of every branch from its cheapest point, best value per cost first:
-    the optimum of the relaxed knapsack, off by less than one step of one branch.
+    the optimum of the relaxed knapsack, off by less than one step of one branch. What is left
+    of the limit then goes to counts between the hull's, where they fit.
 
     Raises:
         ValueError: even keeping nothing costs more than `limit`.
@@ -58,7 +60,8 @@ def allocate(offers: Sequence[Offer], limit: float) -> list[int]:
         at[b] += 1
         if at[b] + 1 < len(hull):
             heapq.heappush(queue, (-_slope(offer, hull, at[b]), b))
-    return [o.counts[h[i]] for o, h, i in zip(offers, hulls, at, strict=True)]
+    reached = [h[i] for h, i in zip(hulls, at, strict=True)]
+    return [o.counts[i] for o, i in zip(offers, _fill(offers, reached, limit), strict=True)]
 
 
 def best(
@@ -87,6 +90,27 @@ def with_counts(masks: Masks, scores: Scores, counts: Sequence[int]) -> Masks:
     heads = best(scores.heads, counts[:half], masks.heads)
     ffn = best(scores.ffn, counts[half:], masks.ffn)
     return Masks(heads=tuple(heads), ffn=tuple(ffn), hidden=masks.hidden)
+
+
+def _fill(offers: Sequence[Offer], at: Sequence[int], limit: float) -> list[int]:
+    """Indices after the steps that still fit, best value per cost first."""
+    at = list(at)
+    values = [np.array(offer.values) for offer in offers]
+    costs = [np.array(offer.costs) for offer in offers]
+    left = limit - sum(c[i] for c, i in zip(costs, at, strict=True))
+    while True:
+        best, step = 0.0, (0, 0)
+        for b, i in enumerate(at):
+            gain, run = values[b] - values[b][i], costs[b] - costs[b][i]
+            fits = (gain > 0) & (run <= left)
+            rise = np.where(fits, gain / np.maximum(run, 1e-12), 0.0)
+            if rise.max() > best:
+                best, step = float(rise.max()), (b, int(rise.argmax()))
+        if best == 0:
+            return at
+        b, j = step
+        left -= float(costs[b][j] - costs[b][at[b]])
+        at[b] = j
 
 
 def _hull(offer: Offer) -> list[int]:

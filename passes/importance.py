@@ -6,7 +6,7 @@ A mask factor z is put on every head and FFN unit; its importance is the Fisher 
 
 over R rows and C classes, p being the model's own prediction, so no labels are needed. To
 second order, removing the unit costs I(z) / 2 nats of KL divergence from the dense prediction.
-The gradient is taken for every row on its own (the factor carries a row axis), not for a batch.
+The gradient is taken for every row on its own (the factor carries a row axis).
 For regression, with unit variance, it is the squared derivative of the output.
 """
 
@@ -43,8 +43,9 @@ def fisher(model: Model, ctx: Context) -> Scores:
 
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
     alive = [m.int().tolist() for m in (*model.masks.heads, *model.masks.ffn)]
-    given = digest(model.weights, model.task)
-    name = "fisher-" + key(given, alive, rows.ids, ctx.seed, torch.__version__)
+    given = digest(model.weights, model.task, model.encoder)
+    about = (model.masks.hidden.tolist(), rows.ids, rows.types, ctx.seed)
+    name = "fisher-" + key(given, alive, *map(repr, about), torch.__version__)
     layers = range(len(model.encoder.layers))
     found = ctx.store.tensors(name, lambda: _flat(_fisher(model, batches(rows, BATCH), ctx)))
     return Scores(
@@ -71,7 +72,8 @@ def _fisher(model: Model, groups: list[Batch], ctx: Context) -> Scores:
             rows = len(batch.rows)
             ones = [torch.ones(rows, n, device=ctx.device, requires_grad=True) for n in sizes]
             masked = [one * mask for one, mask in zip(ones, alive, strict=True)]
-            factors = Factors(tuple(masked[:half]), tuple(masked[half:]), None)
+            hidden = module.factors.hidden
+            factors = Factors(tuple(masked[:half]), tuple(masked[half:]), hidden)
             logits = module(**inputs, factors=factors)
             real = None if model.encoder.pooled else inputs["attention_mask"].bool()
             for loss in _losses(model, logits, real, random):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import (
+    block_weights,
     count,
     ffn_macs,
     ffn_weights,
@@ -58,7 +59,12 @@ class Prune(Pass):
         return [cls(sparsity=step / 20, of="macs") for step in range(2, 19)]
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Masks of greatest summed importance under the limit."""
+        """Masks of greatest summed importance under the limit.
+
+        Raises:
+            PassError: the speed-up is out of reach; says how far it goes.
+            MissingError: a speed-up is asked for and there is no target to measure on.
+        """
         if self.sparsity == 0 or self.speedup == 1:
             return model
         scores = fisher(model, ctx)
@@ -67,12 +73,7 @@ class Prune(Pass):
             if self.sparsity is None
             else self._counted(model, scores, ctx)
         )
-        try:
-            counts = allocate(offers, limit)
-        except ValueError as error:
-            raise PassError(
-                f"{self}: {error}; ask for less, or remove hidden dimensions too", exit_code=2
-            ) from error
+        counts = allocate(offers, limit)
         masks = with_counts(model.masks, scores, counts)
         half = len(counts) // 2
         notes = {"heads": counts[:half], "ffn": counts[half:]}
@@ -83,10 +84,11 @@ class Prune(Pass):
     ) -> tuple[list[Offer], float]:
         """Offers in weights or multiply-adds; the limit is a share of the dense encoder's."""
         dense, e, length = ctx.dense.encoder, model.encoder, ctx.length
-        share = 1 - (self.sparsity or 0)
+        share, fixed = 1 - (self.sparsity or 0), 0
         if self.of == "weights":
             head = [head_weights(e)] * len(e.layers)
             unit = [ffn_weights(e)] * len(e.layers)
+            fixed = block_weights(e)
             limit = share * count(dense, length).encoder_parameters
         else:
             head = [head_macs(e, i, length) for i in range(len(e.layers))]
@@ -96,7 +98,7 @@ class Prune(Pass):
                 for i, x in enumerate(dense.layers)
             )
         offers = [
-            _offer(score, mask, range(len(mask) + 1), price)
+            _offer(score, mask, price, fixed)
             for score, mask, price in zip(
                 (*scores.heads, *scores.ffn),
                 (*model.masks.heads, *model.masks.ffn),
@@ -108,7 +110,16 @@ class Prune(Pass):
 
     def _timed(self, model: Model, scores: Scores, ctx: Context) -> tuple[list[Offer], float]:
         """Offers in measured milliseconds; the limit is the dense time over the speed-up."""
-        table = cost_table(model, ctx)
+        table, speedup = cost_table(model, ctx), self.speedup or 1
+        limit = table.dense_ms / speedup - table.base_ms
+        if limit < 0:
+            most = int(10 * table.dense_ms / table.base_ms) / 10
+            raise PassError(
+                f"{self} leaves {table.dense_ms / speedup:.3g} of {table.dense_ms:.3g} ms, "
+                f"embeddings and head alone take {table.base_ms:.3g} ms\n"
+                f"ask for prune{{speedup={most:g}}} or less",
+                exit_code=2,
+            )
         offers = []
         for i, (score, mask) in enumerate(zip(scores.heads, model.masks.heads, strict=True)):
             grid = range(len(mask) + 1)
@@ -118,8 +129,10 @@ class Prune(Pass):
             widths = (*range(0, len(mask), GRID), len(mask))
             costs = tuple(table.ffn_ms(i, n) for n in widths)
             offers.append(Offer(widths, values(score, mask, widths), costs))
-        return offers, table.dense_ms / (self.speedup or 1) - table.base_ms
+        return offers, limit
 
 
-def _offer(score: Tensor, mask: Tensor, grid: Sequence[int], price: int) -> Offer:
-    return Offer(tuple(grid), values(score, mask, grid), tuple(float(n * price) for n in grid))
+def _offer(score: Tensor, mask: Tensor, price: int, fixed: int) -> Offer:
+    grid = range(len(mask) + 1)
+    costs = tuple(float(n * price + fixed * (n > 0)) for n in grid)
+    return Offer(tuple(grid), values(score, mask, grid), costs)

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded
@@ -122,3 +124,29 @@ def make_context(model: Model, *workload: Batch, **fields: Any) -> Context:
         pad_id=model.encoder.pad_id,
     )
     return Context(**{"fit": fit, "workload": batches, "dense": model, **fields})
+
+
+def tiny_tokenizer(vocab: int = 101, pad_id: int = 0) -> Any:
+    """A lower-casing WordPiece tokenizer that has tokens for any word of a-z.
+
+    Ids go from 0 to `vocab` - 1; the first four are special ones, padding at `pad_id`.
+    """
+    specials = ["[UNK]", "[CLS]", "[SEP]"]
+    specials.insert(pad_id, "[PAD]")
+    letters = [mark + chr(code) for mark in ("", "##") for code in range(97, 123)]
+    words = ["good", "bad", "film", "play", "##ing", "##er"]
+    names = (specials + words + letters + [f"word{i}" for i in range(vocab)])[:vocab]
+    ids = {name: i for i, name in enumerate(names)}
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    make: Any = PreTrainedTokenizerFast  # untyped
+    return make(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]",
+    )  # fmt: skip

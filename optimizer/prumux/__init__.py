@@ -1,1 +1,67 @@
-"""A compiler for transformer encoders."""
+"""A compiler for transformer encoders: prune, slice and export within a loss budget.
+
+    result = prumux.optimize("model", budget=0.02)
+    prumux.load("model-prumux").predict(["a fine film"])
+
+After `import prumux`, Hugging Face's Auto classes and pipelines load optimised models too.
+Importing is quick: each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prumux.optimizer.autoclass import install as _install
+
+if TYPE_CHECKING:
+    from prumux.export.predictor import Prediction, Predictor, load
+    from prumux.optimizer.errors import PrumuxError
+    from prumux.optimizer.job import Result, optimize
+    from prumux.optimizer.pipeline import Pipeline
+
+    __version__: str
+
+__all__ = [
+    "Pipeline",
+    "Prediction",
+    "Predictor",
+    "PrumuxError",
+    "Result",
+    "__version__",
+    "load",
+    "optimize",
+]
+
+_HOMES = {
+    "Pipeline": "prumux.optimizer.pipeline",
+    "Prediction": "prumux.export.predictor",
+    "Predictor": "prumux.export.predictor",
+    "PrumuxError": "prumux.optimizer.errors",
+    "Result": "prumux.optimizer.job",
+    "load": "prumux.export.predictor",
+    "optimize": "prumux.optimizer.job",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        found: object = version("prumux")
+    elif name in _HOMES:
+        from importlib import import_module
+
+        found = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'prumux' has no attribute '{name}'")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
+
+
+_install()

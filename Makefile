@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up everything they need. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# An editable install links files one by one: a new or renamed module needs new links.
+LINKS  := $(VENV)/.links-$(shell ls optimizer optimizer/prumux passes export | cksum | cut -d' ' -f1)
+
+.PHONY: help demo test quick check format clean
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(LINKS) ## Make a small real model and real data, and optimise it
+	$(BIN)/prumux-opt --demo --force
+
+test: check ## All checks and tests
+	$(BIN)/pytest -q
+
+quick: $(LINKS) ## Tests without the slow ones
+	$(BIN)/pytest -q -m "not slow"
+
+check: $(LINKS) ## Lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(LINKS) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.libraries: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prumux needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+# torch first and pinned: an open range may pull in gigabytes of CUDA libraries.
+	$(BIN)/pip install -q -c constraints.txt setuptools torch
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation '.[cpu,hub,demo,dev]'
+	touch $@
+
+$(LINKS): $(VENV)/.libraries
+	rm -f $(VENV)/.links-*
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,78 @@
+"""How far does pruning go without training? Cut only against cut and refitted.
+
+    python bench/post_training.py MODEL --data DIR > bench/results/NAME.json
+
+Scores on the certify and test rows for a ladder of sparsities in multiply-adds, each cut by the
+same scores; nothing is chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from prumux.optimizer.cost import count
+from prumux.optimizer.environment import device, versions
+from prumux.optimizer.job import Request
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.trials import Bench, open_bench
+
+SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+METHODS = {
+    "cut": "pool-early,prune{{sparsity={s:g} of=macs}},slice",
+    "refit": "pool-early,prune{{sparsity={s:g} of=macs}},slice,reconstruct",
+}
+
+
+def measure(bench: Bench, text: str) -> dict[str, Any]:
+    """Scores and cost of one pipeline."""
+    pipeline = Pipeline.parse(text)
+    model = bench.build(pipeline)
+    roles = ("certify",) if bench.test_rows is None else ("certify", "test")
+    return {
+        "pipeline": text,
+        "macs_share": count(model.encoder, bench.ctx.length).macs
+        / count(bench.model.encoder, bench.ctx.length).macs,
+        "seconds": sum(x.seconds for x in model.history),
+        "layers": [asdict(x) for x in model.encoder.layers],
+        **{role: bench.compare(pipeline, role, 1.0).to_json() for role in roles},
+    }
+
+
+def main() -> None:
+    """Measure and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    options = parser.parse_args()
+    request = Request(model=options.model, data=options.data, passes="-")
+    bench = open_bench(request, parse_target("onnx"), Progress(1))
+    entries = [
+        {"method": method, "sparsity": s, **measure(bench, text.format(s=s))}
+        for s in options.sparsities
+        for method, text in METHODS.items()
+    ]
+    found = {
+        "schema_version": 1,
+        "entries": entries,
+        "source": dict(bench.model.source),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+    }
+    json.dump(found, sys.stdout, indent=2)
+    for entry in entries:
+        score = entry["test" if "test" in entry else "certify"]
+        line = f"{entry['method']:6} {entry['sparsity']:.2f}  loss {100 * score['loss']:+.2f}"
+        print(line, file=sys.stderr)  # noqa: T201 - the table of a script
+
+
+if __name__ == "__main__":
+    main()

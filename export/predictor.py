@@ -1,0 +1,295 @@
+"""Runs an optimised model on texts; batching is hidden inside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.artifact import from_config, load_artifact
+from prumux.optimizer.data import Rows
+from prumux.optimizer.encode import Encoded, batches, encode
+from prumux.optimizer.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.ir import Encoder, Model, Task
+from prumux.optimizer.metrics import IGNORE
+from prumux.optimizer.module import EncoderModule, run
+from prumux.optimizer.source import read_json, read_tokenizer
+from prumux.optimizer.target import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Floats = NDArray[np.float32]
+Text = str | tuple[str, str] | Sequence[str]
+"""A text; a pair of texts; for token tasks a list of words."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text, or for one word of a token task."""
+
+    label: str | None
+    """None for regression."""
+    score: float
+    """The label's probability in [0, 1]; for regression the value itself."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """The probability of every label; empty for regression."""
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A loaded model, made by `prumux.load`. One may serve many threads."""
+
+    encoder: Encoder
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def predict(
+        self, texts: Iterable[Text], batch_size: int = 32
+    ) -> list[Prediction] | list[tuple[Prediction, ...]]:
+        """One prediction a text, in the order of the texts.
+
+        For token tasks: one tuple a row, with one prediction a word. Rows that are longer than
+        the model takes are cut into windows, so that every word gets one; longer texts are cut
+        off, as in training.
+
+        Args:
+            texts: strings, or pairs of them; for token tasks lists of words.
+            batch_size: rows in one run of the engine.
+
+        Raises:
+            UsageError: not such a list, or `batch_size` is below 1.
+        """
+        logits = self.predict_logits(texts, batch_size)
+        if self.task.kind == "token-classification":
+            return [tuple(_predictions(row, self.task)) for row in logits]
+        return _predictions(np.asarray(logits), self.task)
+
+    def predict_logits(
+        self, texts: Iterable[Text], batch_size: int = 32
+    ) -> Floats | list[Floats]:
+        """Logits [N, C]; for token tasks a list with logits [words, C] of each row.
+
+        Arguments and errors are those of `predict`.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size!r}: use a whole number, say 32")
+        if self.task.kind == "token-classification":
+            return self._word_logits(_word_rows(texts), batch_size)
+        logits = self._run(self._encode(_text_rows(texts)), batch_size)
+        return np.stack(logits) if logits else np.zeros((0, self.encoder.labels), np.float32)
+
+    def _encode(self, rows: Rows) -> Encoded:
+        with self._lock:  # a tokenizer holds its truncation as state
+            return encode(rows, self.tokenizer, self.encoder, self.task)
+
+    def _run(self, encoded: Encoded, batch_size: int) -> list[Floats]:
+        """Logits of each row, padding removed: [C] or [T, C]."""
+        found: list[Floats] = [np.zeros(0, np.float32)] * len(encoded)
+        for batch in batches(encoded, batch_size):
+            for at, logits in zip(batch.rows, self.engine.run(batch.inputs()), strict=True):
+                found[at] = logits if self.encoder.pooled else logits[: len(encoded.ids[at])]
+        return found
+
+    def _word_logits(self, rows: Sequence[tuple[str, ...]], batch_size: int) -> list[Floats]:
+        """Logits [words, C] of each row."""
+        found, seen = self._windows(rows, batch_size)
+        blank = [i for i, x in enumerate(seen) if not x.all()]
+        if not blank:
+            return found
+        # Words such as '' or a zero-width space have no tokens. They are read as unknown ones.
+        unknown = str(self.tokenizer.unk_token or "")
+        filled = [
+            tuple(w if s else unknown for w, s in zip(rows[i], seen[i], strict=True))
+            for i in blank
+        ]
+        again, now_seen = self._windows(filled, batch_size)
+        for i, logits, known in zip(blank, again, now_seen, strict=True):
+            if not known.all():
+                at = int(np.flatnonzero(~known)[0])
+                raise UsageError(
+                    f"row {i}: word {at} ({rows[i][at]!r}) has no tokens in this model's "
+                    "vocabulary: remove it"
+                )
+            found[i][~seen[i]] = logits[~seen[i]]
+        return found
+
+    def _windows(
+        self, rows: Sequence[tuple[str, ...]], batch_size: int
+    ) -> tuple[list[Floats], list[NDArray[np.bool_]]]:
+        """Per row logits [words, C], and which words have any; long rows take some rounds."""
+        found = [np.zeros((len(row), self.encoder.labels), np.float32) for row in rows]
+        seen = [np.zeros(len(row), np.bool_) for row in rows]
+        pending = [(i, 0) for i, row in enumerate(rows) if row]
+        while pending:
+            words = tuple(rows[i][at : at + self.encoder.positions] for i, at in pending)
+            # A word's own number as its label tells where its first token came to lie.
+            numbers = tuple(np.arange(len(x)) for x in words)
+            encoded = self._encode(Rows((), words=words, labels=numbers))
+            logits = self._run(encoded, batch_size)
+            left = []
+            for j, (i, start) in enumerate(pending):
+                places = np.asarray(encoded.labels[j])  # type: ignore[index]
+                first = places != IGNORE
+                here = start + places[first]
+                found[i][here] = logits[j][first]
+                seen[i][here] = True
+                after = int(here[-1]) + 1 if len(here) else start + len(words[j])
+                if after < len(rows[i]):
+                    left.append((i, after))
+            pending = left
+        return found, seen
+
+
+class TorchEngine:
+    """The torch module as an engine, for where ONNX Runtime is not installed."""
+
+    def __init__(self, model: Model) -> None:
+        self._module = EncoderModule(model).eval()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+        """Logits, float32 [B, C] or [B, T, C]."""
+        found: Floats = run(self._module, inputs).numpy()
+        return found
+
+    def describe(self) -> Mapping[str, str]:
+        """What a measurement must state."""
+        import torch
+
+        return {
+            "engine": "torch",
+            "version": str(torch.__version__),
+            "device": "cpu",
+            "threads": str(torch.get_num_threads()),
+            "precision": "fp32",
+        }
+
+
+def load(folder: str | Path, threads: int | None = None) -> Predictor:
+    """Load what `prumux-opt` wrote.
+
+    Runs `model.onnx` if that and ONNX Runtime are there, else the torch module.
+
+    Args:
+        folder: the artifact folder.
+        threads: CPU threads of one run in ONNX Runtime, its own choice when left out. The
+            torch module uses as many as torch is set to.
+
+    Raises:
+        UsageError: `threads` is below 1.
+        ModelError: not an artifact folder, or a damaged one.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}: use 1 or more, or leave it out")
+    path = Path(folder).expanduser()
+    config = _config(path)
+    encoder, mux, task = from_config(config)
+    if mux is not None:
+        raise ModelError(f"'{path}' is multiplexed (n={mux.n}), which this prumux cannot run")
+    tokenizer = read_tokenizer(path)
+    if tokenizer is None:
+        raise ModelError(
+            f"'{path}' has no tokenizer\n"
+            "copy tokenizer.json and tokenizer_config.json of the source model into it"
+        )
+    return Predictor(encoder, task, tokenizer, _engine(path, threads or 0))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"'{path}' {found}; prumux.load takes a folder that prumux-opt wrote\n"
+            + (f"call prumux.load('{path.parent}')" if path.exists() else "check the path")
+        )
+    config = read_json(path / "config.json")
+    if config.get("model_type") != "prumux":
+        raise ModelError(
+            f"'{path}' holds a '{config.get('model_type')}' model, not an optimised one\n"
+            f"make one: prumux-opt {path} --budget 2%"
+        )
+    return config
+
+
+def _engine(path: Path, threads: int) -> Engine:
+    if (path / "model.onnx").exists():
+        from .onnx import Onnx
+
+        try:
+            return Onnx().engine(path, threads)
+        except MissingError:
+            pass  # ONNX Runtime is an extra; the torch module gives the same numbers
+    return TorchEngine(load_artifact(path))
+
+
+def _predictions(logits: Floats, task: Task) -> list[Prediction]:
+    """One prediction a row of [N, C]."""
+    if task.problem == "regression":
+        return [Prediction(None, float(row[0])) for row in logits]
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(-1, keepdims=True))
+    shares = powers / powers.sum(-1, keepdims=True)
+    found = []
+    for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
+        scores = dict(zip(task.labels, row, strict=True))
+        found.append(Prediction(task.labels[best], row[best], scores))
+    return found
+
+
+def _listed(texts: Any, example: str) -> list[Any]:
+    """The texts as a list; `example` is a call that would be right."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise UsageError(
+            f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
+        )
+    return list(texts)
+
+
+def _text_rows(texts: Any) -> Rows:
+    text = texts if isinstance(texts, str) else "a text"
+    values = _listed(texts, f"[{_short(text)}]")
+    pairs = [_is_pair(x) for x in values]
+    for i, (value, pair) in enumerate(zip(values, pairs, strict=True)):
+        if not pair and not isinstance(value, str):
+            raise UsageError(
+                f"text {i} is {_short(value)}, a {type(value).__name__}; give a str or a pair "
+                "of str\ncall predict(['a text']) or predict([('one text', 'another')])"
+            )
+        if pair != pairs[0]:
+            raise UsageError(
+                f"text 0 is a {'pair' if pairs[0] else 'str'}, text {i} is not: "
+                "give either pairs or single texts in one call"
+            )
+    if values and pairs[0]:
+        return Rows(tuple(str(a) for a, _ in values), tuple(str(b) for _, b in values))
+    return Rows(tuple(str(x) for x in values))
+
+
+def _word_rows(texts: Any) -> list[tuple[str, ...]]:
+    words = texts.split() if isinstance(texts, str) else ["some", "words"]
+    values = _listed(texts, f"[{_short(words)}]")
+    for i, row in enumerate(values):
+        if not isinstance(row, list | tuple) or not all(isinstance(x, str) for x in row):
+            raise UsageError(
+                f"row {i} is {_short(row)}; this model tags words, so each row must be a list "
+                "of str\ncall predict([['some', 'words'], ['more']])"
+            )
+    return [tuple(map(str, row)) for row in values]
+
+
+def _is_pair(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return len(value) == 2 and all(isinstance(x, str) for x in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

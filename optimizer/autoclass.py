@@ -1,0 +1,87 @@
+"""Makes transformers' Auto classes know prumux, without importing transformers for it.
+
+Only the config class is registered from here; the model classes follow when the first config
+is made (see `hf_config`). They cannot be imported any earlier: transformers imports its auto
+modules in the middle of others that the model classes need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+
+
+def install() -> None:
+    """Register now if transformers' Auto classes are there, else as soon as they are imported.
+
+    Harmless when called again. Imports nothing heavy by itself.
+    """
+    if AUTO_CONFIG not in sys.modules:
+        if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+            return
+        finder = _Finder()
+        sys.meta_path.insert(0, finder)
+        # Another thread may have begun the import before the finder was in place. Never wait
+        # for one that the finder has seen: it in turn waits for `prumux` to be imported.
+        if AUTO_CONFIG not in sys.modules or finder.seen:
+            return
+        finder.remove()
+    _register(importlib.import_module(AUTO_CONFIG))
+
+
+def _register(auto: ModuleType) -> None:
+    from .hf_config import PrumuxConfig
+
+    auto.AutoConfig.register(PrumuxConfig.model_type, PrumuxConfig, exist_ok=True)
+
+
+class _Finder(MetaPathFinder):
+    """Finds one module as the other finders do, and adds the registration to its loading."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of transformers' auto module; None for all others."""
+        if fullname != AUTO_CONFIG:
+            return None
+        self.seen = True
+        for finder in sys.meta_path:
+            find = None if finder is self else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = None if find is None else find(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader, self)
+                return spec
+        return None
+
+    def remove(self) -> None:
+        """Take it out of `sys.meta_path`."""
+        # A new list: taking an entry out of this one would make an import that is running in
+        # another thread skip a finder.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+
+
+class _Loader(Loader):
+    def __init__(self, inner: Loader, finder: _Finder) -> None:
+        self._inner = inner
+        self._finder = finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._inner.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._inner
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
+        self._inner.exec_module(module)
+        _register(module)
+        self._finder.remove()

@@ -1,0 +1,54 @@
+"""The `config.json` of an optimised model as a Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """What `artifact.to_config` writes. `num_labels` and `id2label` work as everywhere.
+
+    `PrumuxConfig(**to_config(model))` describes a model; without arguments it describes none.
+    """
+
+    model_type = "prumux"
+
+    def __init__(
+        self,
+        *,
+        encoder: Mapping[str, Any] | None = None,
+        heads_per_layer: Sequence[int] = (),
+        ffn_per_layer: Sequence[int] = (),
+        mux: Mapping[str, Any] | None = None,
+        prumux_format: int = 1,
+        source: Mapping[str, str] | None = None,
+        pad_token_id: int | None = 0,
+        **kwargs: Any,
+    ) -> None:
+        # Registers the model classes: who asks an Auto class for one has made a config before.
+        from . import hf_model  # noqa: F401
+
+        self.encoder = None if encoder is None else dict(encoder)
+        self.heads_per_layer = list(heads_per_layer)
+        self.ffn_per_layer = list(ffn_per_layer)
+        self.mux = None if mux is None else dict(mux)
+        self.prumux_format = prumux_format
+        self.source = dict(source or {})
+        self.pad_token_id = pad_token_id
+        super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; the label count of the sizes follows `num_labels`."""
+        found: dict[str, Any] = super().to_dict()
+        if self.encoder is not None:
+            found["encoder"] = self.encoder | {"labels": self.num_labels}
+        return found
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved: label names always, though they may equal the default ones."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        found: dict[str, Any] = super().to_diff_dict()
+        return found | labels
