@@ -2,8 +2,8 @@
 
     python bench/post_training.py MODEL --data DIR > bench/results/NAME.json
 
-Scores on the certify and test rows for a ladder of sparsities in multiply-adds, each cut by the
-same scores; nothing is chosen here.
+Scores on the certify and test rows for a ladder of sparsities in multiply-adds; nothing is
+chosen here.
 """
 
 from __future__ import annotations

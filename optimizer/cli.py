@@ -235,3 +235,7 @@ def _version() -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

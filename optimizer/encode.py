@@ -98,7 +98,7 @@ def encode(
         DataError: the tokenizer's ids do not fit the model.
     """
     pair = rows.text_b is not None
-    length = _length(tokenizer, encoder, max_length, pair)
+    length = row_limit(tokenizer, encoder, max_length, pair)
     if not len(rows):
         return Encoded((), () if encoder.token_types else None, rows.labels, encoder.pad_id)
     backend = tokenizer.backend_tokenizer
@@ -139,9 +139,14 @@ def encode(
     return Encoded(ids, types, labels, encoder.pad_id, scored)
 
 
-def _length(
+def row_limit(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
 ) -> int:
+    """The most tokens a row may have: `asked`, or all that model and tokenizer take.
+
+    Raises:
+        UsageError: `asked` does not fit the model or leaves no room for text.
+    """
     taken = encoder.pad_id + 1 if encoder.positions_from == "padding" else 0
     most = encoder.positions - taken
     specials = int(tokenizer.num_special_tokens_to_add(pair))
@@ -280,10 +285,13 @@ def _ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) 
     if None not in by_name:
         return np.array(by_name, dtype=np.int64)
     ids = [_integer(x) for x in texts]
+    named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
     for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
         if value is None:
             fail(i, "the label is empty: fill it in or remove the row")
-        if found is None:
+        if found is None and by_name[i] is not None:
+            continue  # a column of names: the row to report is one without a name
+        if found is None or named:
             shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
             fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
         if found != allowed and not 0 <= found < len(names):

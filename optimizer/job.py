@@ -164,6 +164,12 @@ def plan(request: Request, progress: Progress) -> Plan:
         space: tuple[Pipeline, ...] = (Pipeline.parse(request.passes or ""),)
     else:
         space = Pipeline.space(request.passes or DEFAULT_SPACE)
+    for pipeline in space:
+        if pipeline.uncut:
+            raise UsageError(
+                f"'{pipeline}' marks what to prune and never cuts it out\n"
+                f"add slice: --passes '{pipeline},slice'"
+            )
     check_out(request.folder, request.model, request.resume, request.force)
     from .trials import open_bench
 

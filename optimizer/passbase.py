@@ -26,6 +26,11 @@ class Pass(Stage):
     shapes: ClassVar[bool] = True
     """Whether sizes or masks may change; if not, sizing a candidate leaves the pass out."""
 
+    marks: ClassVar[bool] = False
+    """Whether it leaves masks, which a later pass has to cut out."""
+    cuts: ClassVar[bool] = False
+    """Whether it makes masks physical."""
+
     def requires(self, model: Model) -> None:
         """Refuse a model that this pass cannot take.
 

@@ -68,6 +68,12 @@ class Pipeline:
             ways.append(list({str(x): x for x in passes}.values()))
         return tuple(cls(point) for point in product(*ways))
 
+    @property
+    def uncut(self) -> bool:
+        """Whether its last marks are never cut out, so that nothing can be shipped."""
+        last = [p.marks for p in self.passes if p.marks or p.cuts]
+        return bool(last) and last[-1]
+
     def __str__(self) -> str:
         return ",".join(str(x) for x in self.passes)
 

@@ -16,7 +16,7 @@ from .artifact import from_config, to_config
 from .certify import Certificate, certify
 from .context import Context
 from .cost import Cost, count
-from .encode import Encoded, encode
+from .encode import Encoded, encode, row_limit
 from .environment import cpu_threads, versions
 from .errors import ModelError, UsageError
 from .evaluate import BATCH, predict, torch_run, workload
@@ -104,11 +104,11 @@ class Bench:
         return [p for _, p in sorted(sized, key=lambda x: -x[0])]
 
     def sketch(self, pipeline: Pipeline) -> Cost:
-        """What the result will cost, without the passes that only change weights."""
-        shaping = Pipeline(tuple(p for p in pipeline.passes if p.shapes))
+        """What the result will cost, read off the masks; nothing is cut or refitted."""
+        shaping = Pipeline(tuple(p for p in pipeline.passes if p.shapes and not p.cuts))
         model = shaping.run(self.model, replace(self.ctx, progress=Progress()))
-        _sliced(model, pipeline)
-        return count(model.encoder, self.ctx.length)
+        sizes = model.masks.sizes(model.encoder)
+        return count(sizes, self.ctx.length)
 
     def build(self, pipeline: Pipeline) -> Model:
         """The pipeline's result, from the store if it was built before."""
@@ -126,7 +126,6 @@ class Bench:
         self.ctx.progress.say(f"building {pipeline}")
         start = time.monotonic()
         model = pipeline.run(self.model, self.ctx)
-        _sliced(model, pipeline)
         store.tensors(name, lambda: model.weights)
         store.json(
             f"{name}-facts",  # last, since it says that the weights are whole
@@ -241,6 +240,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         dict(request.columns),
         request.seed,
     )
+    row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
     coded = {
         role: encode(rows, model.tokenizer, model.encoder, model.task)
         for role, rows in (
@@ -312,10 +312,3 @@ def user_cache() -> Store:
     """Where measured costs of this machine are kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Store(Path(base) / "prumux")
-
-
-def _sliced(model: Model, pipeline: Pipeline) -> None:
-    if model.stage != "dense":
-        raise UsageError(
-            f"'{pipeline}' leaves masks that are not cut out\nadd slice: '{pipeline},slice'"
-        )

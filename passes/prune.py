@@ -34,6 +34,7 @@ class Prune(Pass):
     """Mark heads, FFN units and blocks for removal, jointly, to a sparsity or speed-up."""
 
     name: ClassVar[str] = "prune"
+    marks: ClassVar[bool] = True
     sparsity: float | None = field(
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )

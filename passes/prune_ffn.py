@@ -19,6 +19,7 @@ class PruneFfn(Pass):
     """Mark the least important FFN units for removal."""
 
     name: ClassVar[str] = "prune-ffn"
+    marks: ClassVar[bool] = True
     ratio: float = field(metadata={"help": "share of all FFN units to remove, in [0, 1]"})
     scope: Scope = field(
         default="global", metadata={"help": "rank all layers together, or each on its own"}

@@ -20,6 +20,7 @@ class PruneHeads(Pass):
     """Mark the least important attention heads for removal."""
 
     name: ClassVar[str] = "prune-heads"
+    marks: ClassVar[bool] = True
     ratio: float = field(metadata={"help": "share of all heads to remove, in [0, 1]"})
     scope: Scope = field(
         default="global", metadata={"help": "rank all layers together, or each on its own"}

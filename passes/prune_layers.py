@@ -24,6 +24,7 @@ class PruneLayers(Pass):
     """Mark whole attention and FFN blocks for removal, one at a time, least harm first."""
 
     name: ClassVar[str] = "prune-layers"
+    marks: ClassVar[bool] = True
     attention: int = field(default=0, metadata={"help": "attention blocks to remove"})
     ffn: int = field(default=0, metadata={"help": "FFN blocks to remove"})
 

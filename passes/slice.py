@@ -21,6 +21,7 @@ class Slice(Pass):
 
     name: ClassVar[str] = "slice"
     preserves: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
     atol: float = field(
         default=1e-4, metadata={"help": "largest logit difference to the masked model"}
     )

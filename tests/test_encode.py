@@ -258,3 +258,13 @@ def test_tags() -> None:
         tag_ids([[0], [1]], words, TAGS.labels, fail)
     with pytest.raises(DataError, match="row 1: the tags are 'O', not a list"):
         tag_ids([[0, 1], "O"], words, TAGS.labels, fail)
+
+
+def test_the_row_without_a_known_name_is_reported() -> None:
+    def fail(row: int | None, text: str) -> NoReturn:
+        raise DataError(f"row {row}: {text}")
+
+    with pytest.raises(DataError, match="row 2: label 'ugly' is neither an id nor one of"):
+        class_ids(["good", "bad", "ugly", "good"], ("bad", "good"), fail)
+    with pytest.raises(DataError, match="row 1: label 1 is neither an id nor one of"):
+        class_ids(["good", 1], ("bad", "good"), fail)

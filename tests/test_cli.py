@@ -1,0 +1,209 @@
+"""Whole runs of the command line on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import prumux
+from prumux.optimizer.cli import main
+from prumux.optimizer.source import load_model
+from tests import jobs
+
+SPACE = "pool-early,prune{sparsity=0.1|0.2|0.3|0.5|0.7|0.9 of=macs},slice,reconstruct"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    here = tmp_path_factory.mktemp("job")
+    model = jobs.model_folder(here / "model")
+    return [str(model), "--data", str(jobs.data_folder(here / "data", model))]
+
+
+@pytest.fixture(scope="module")
+def done(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of an undisturbed search."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    assert main([*job, "--budget", "20%", "--passes", SPACE, "--out", str(out), "-q"]) == 0
+    return out
+
+
+def test_artifact_folder(done: Path) -> None:
+    names = {path.name for path in done.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "model.onnx",
+        "pipeline.txt",
+        "report.json",
+        "trials.jsonl",
+    }
+    assert not (done / ".resume").exists()
+    report = json.loads((done / "report.json").read_text())
+    assert report["met"]
+    assert report["pipeline"] == (done / "pipeline.txt").read_text().strip()
+    assert report["scores"]["certify"]["loss_upper"] <= 0.2
+    assert report["cost"]["optimised"]["macs"] < report["cost"]["dense"]["macs"]
+    trials = [json.loads(x) for x in (done / "trials.jsonl").read_text().splitlines()]
+    assert len({t["pipeline"] for t in trials}) == len(trials)
+    assert {t["pipeline"] for t in trials} == {t["pipeline"] for t in report["trials"]}
+
+
+def test_all_ways_to_load_agree(done: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    found = jobs.texts(5, 7)
+    predictor = prumux.load(str(done))
+    logits = predictor.predict_logits(found)
+    tokenizer = load_model(str(done)).tokenizer
+    assert tokenizer is not None
+    coded = tokenizer(found, padding=True, return_tensors="np")
+    inputs = {k: np.asarray(v, dtype=np.int64) for k, v in coded.items()}
+    session = onnxruntime.InferenceSession(str(done / "model.onnx"))
+    plain = session.run(None, {x.name: inputs[x.name] for x in session.get_inputs()})[0]
+    module = AutoModelForSequenceClassification.from_pretrained(str(done))
+    with torch.no_grad():
+        theirs = module(**{k: torch.as_tensor(v) for k, v in inputs.items()}).logits
+    np.testing.assert_allclose(plain, logits, atol=1e-4)
+    np.testing.assert_allclose(theirs, logits, atol=1e-4)
+
+
+def test_an_artifact_can_be_optimised_again(
+    done: Path, job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "again"
+    again = [str(done), *job[1:], "--passes", "prune{sparsity=0.2},slice"]
+    assert main([*again, "--out", str(out), "--json", "-q"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["met"]
+    assert report["budget"] is None
+
+
+def test_json_is_one_document(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*job, "--passes", "pool-early", "--out", str(tmp_path / "o"), "--json"]
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["schema_version"] == 1
+    assert report["scores"]["certify"]["loss"] == 0
+    assert report["throughput_ratio"] > 0
+    assert "no budget" in err
+
+
+def test_table_names_what_matters(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*job, "--passes", "pool-early", "--out", str(tmp_path / "o"), "-q"]) == 0
+    out = capsys.readouterr().out
+    for words in ("accuracy, certify (600 rows)", "accuracy, test (200 rows)", "rows/s"):
+        assert words in out
+    for words in ("latency p99", "parameters", "multiply-adds", "engine file"):
+        assert words in out
+
+
+def test_budget_that_nothing_meets(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    space = "pool-early,prune{sparsity=0.8|0.9 of=macs},slice"
+    assert main([*job, "--budget", "0.5%", "--passes", space, "--out", str(out)]) == 3
+    text = capsys.readouterr().out
+    assert "not met" in text
+    assert "the unpruned engine" in text
+    report = json.loads((out / "report.json").read_text())
+    assert not report["met"]
+    assert report["pipeline"] in ("pool-early", "")
+    assert report["scores"]["certify"]["loss"] == 0
+    assert (out / "model.onnx").exists()
+
+
+def test_unlabelled_text_keeps_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = jobs.model_folder(tmp_path / "model")
+    data = jobs.data_folder(tmp_path / "data", model, labelled=False)
+    args = [str(model), "--data", str(data), "--budget", "30%", "--passes", SPACE]
+    code = main([*args, "--out", str(tmp_path / "o"), "--json", "-q"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["metric"] == "agreement"
+    assert code == (0 if report["met"] else 3)
+
+
+def test_dry_run_writes_nothing(
+    job: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*job, "--budget", "2%", "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["candidates"]) > 5
+    assert plan["limit"] == 0.02
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-passes"]) == 0
+    out = capsys.readouterr().out
+    for name in ("prune:", "slice:", "reconstruct:", "onnx:", "sparsity: float"):
+        assert name in out
+
+
+def test_force_replaces_and_resume_of_another_run_is_refused(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*job, "--passes", "pool-early", "--out", str(tmp_path / "o"), "-q"]
+    assert main(args) == 0
+    assert main(args) == 2
+    assert "--force to replace it" in capsys.readouterr().err
+    assert main([*args, "--force"]) == 0
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(
+    job: list[str], done: Path, tmp_path: Path
+) -> None:
+    """SIGKILL five times over, then go on: same pipeline text and weights, no trial twice."""
+    out = tmp_path / "out"
+    args = [*job, "--budget", "20%", "--passes", SPACE, "--out", str(out), "-q", "--resume"]
+    command = [sys.executable, "-m", "prumux.optimizer.cli", *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    random = np.random.default_rng(0)
+    for kill in range(5):
+        process = subprocess.Popen(command, env=environment)
+        started = time.monotonic()
+        while not (out / ".resume" / "run.json").exists():
+            assert process.poll() is None, "ended before it began to work"
+            assert time.monotonic() - started < 60
+            time.sleep(0.02)
+        delay = float(random.uniform(0, 0.4)) if kill else 0.0
+        try:
+            process.wait(timeout=4 * kill * delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if not (out / ".resume").exists():
+            break  # it was done before the kill
+    if (out / ".resume").exists():
+        subprocess.run(command, env=environment, check=True)
+    assert (out / "pipeline.txt").read_bytes() == (done / "pipeline.txt").read_bytes()
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (done / "model.safetensors").read_bytes()
+    trials = [
+        json.loads(x)["pipeline"] for x in (out / "trials.jsonl").read_text().splitlines()
+    ]
+    assert len(set(trials)) == len(trials)
