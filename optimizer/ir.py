@@ -136,6 +136,8 @@ class Masks:
             for i, (mask, width) in enumerate(zip(masks, widths, strict=True)):
                 _same_mask(f"layers.{i}.{kind}", mask, width)
         _same_mask("hidden", self.hidden, encoder.hidden)
+        if not bool(self.hidden.any()):
+            raise VerifyError(f"the hidden mask keeps none of {encoder.hidden} dimensions")
 
     def sizes(self, encoder: Encoder) -> Encoder:
         """The encoder's sizes once these masks are made physical."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SPACE = (
     "pool-early,prune{sparsity="
-    + "|".join(f"{step / 20:g}" for step in range(2, 19))
+    + "|".join(f"{step / 40:g}" for step in range(4, 37))
     + " of=macs},slice,reconstruct"
 )
 EXACT = "pool-early"

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from .context import Context
+from .environment import device, versions
 from .errors import MissingError
 from .ir import Encoder, Layer, Masks, Model, expected_shapes
 from .measure import interleave
@@ -83,7 +84,9 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
     full = replace(model.encoder, layers=(most,) * len(dense.layers))
     shapes = [b.input_ids.shape for b in ctx.workload]
     # repr, because the short text of an encoder leaves most of its fields out
-    name = "table-" + key(repr(full), repr(dense), ctx.target, ctx.threads, shapes)
+    name = "table-" + key(
+        repr(full), repr(dense), ctx.target, ctx.threads, shapes, device(), versions()
+    )
     return _from_json(ctx.cache.json(name, lambda: asdict(_measure(full, ctx))))
 
 
@@ -123,7 +126,8 @@ def _measure(full: Encoder, ctx: Context) -> CostTable:
         for kind, most in (("heads", full.layers[0].heads), ("ffn", full.layers[0].ffn)):
             # A narrow block that went whole would make the block before it the narrow one.
             least = 1 if g and kind == "heads" else 0
-            for size in sorted({max(least, round(s * most)) for s in SHARES[:-1]}):
+            shares = {max(least, round(share * most)) for share in SHARES[:-1]}
+            for size in sorted({min(1, most), *shares}):
                 points.append((g, kind, size))
                 encoders.append(_resized(full, layers, kind, size))
     times = time_ms(encoders, ctx)

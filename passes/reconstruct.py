@@ -62,7 +62,7 @@ class Reconstruct(Pass):
         if dense.encoder.hidden != model.encoder.hidden:
             raise PassError(
                 f"reconstruct needs the dense hidden size {dense.encoder.hidden}, the model "
-                f"has {model.encoder.hidden}; put 'reconstruct' before 'prune-hidden'",
+                f"has {model.encoder.hidden}; refit before hidden dimensions are cut",
                 exit_code=2,
             )
         groups = batches(_sample(ctx.fit, self.rows), BATCH)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from prumux.optimizer.data import Rows
-from prumux.optimizer.encode import batches, encode
+from prumux.optimizer.encode import Encoded, batches, encode
 from prumux.optimizer.evaluate import predict, torch_run
+from prumux.optimizer.ir import Model
 from prumux.optimizer.source import load_model
 from tests.checkpoints import config, state, write
 from tests.datafiles import write as write_rows
@@ -31,7 +33,7 @@ def model_folder(folder: Path) -> Path:
     write(folder, CONFIG)
     tiny_tokenizer().save_pretrained(str(folder))
     given = load_model(str(folder))
-    coded = encode(Rows(tuple(texts(200, 99))), given.tokenizer, given.encoder, given.task)
+    coded = coded_by(given, texts(200, 99))
     run = torch_run(given)
     logits = np.concatenate([run(batch.inputs()) for batch in batches(coded, 64)])
     weights = state(CONFIG)
@@ -39,6 +41,12 @@ def model_folder(folder: Path) -> Path:
     weights["classifier.bias"] -= torch.as_tensor(np.median(logits, axis=0))
     write(folder, CONFIG, weights)
     return folder
+
+
+def coded_by(given: Model, found: list[str]) -> Encoded:
+    """Texts as the model takes them."""
+    assert given.tokenizer is not None
+    return encode(Rows(tuple(found)), given.tokenizer, given.encoder, given.task)
 
 
 def texts(rows: int, seed: int) -> list[str]:
@@ -58,10 +66,9 @@ def data_folder(folder: Path, model: Path, labelled: bool = True) -> Path:
     given = load_model(str(model))
     for seed, (name, rows) in enumerate(SIZES.items()):
         found = texts(rows, seed)
-        columns: dict[str, list[object]] = {"text": list(found)}
+        columns: dict[str, list[Any]] = {"text": list(found)}
         if labelled:
-            coded = encode(Rows(tuple(found)), given.tokenizer, given.encoder, given.task)
-            labels = predict(torch_run(given), coded, given.task)
+            labels = predict(torch_run(given), coded_by(given, found), given.task)
             columns["label"] = [int(x) for x in np.asarray(labels)]
         write_rows(folder / f"{name}.jsonl", **columns)
     return folder

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ class Place:
         budget = [] if {"--budget", "--passes"} & set(more) else ["--budget", "2%"]
         return [*found, *budget, *more]
 
-    def rows(self, **columns: list[object]) -> list[str]:
+    def rows(self, **columns: list[Any]) -> list[str]:
         """The same with another validation file."""
         file = write_rows(self.here / "rows.jsonl", **columns)
         base = [str(self.model), "--validation", str(file), "--out", str(self.out)]

@@ -68,7 +68,7 @@ def test_all_ways_to_load_agree(done: Path) -> None:
     logits = predictor.predict_logits(found)
     tokenizer = load_model(str(done)).tokenizer
     assert tokenizer is not None
-    coded = tokenizer(found, padding=True, return_tensors="np")
+    coded = tokenizer(found, padding=True, return_tensors="np", return_token_type_ids=True)
     inputs = {k: np.asarray(v, dtype=np.int64) for k, v in coded.items()}
     session = onnxruntime.InferenceSession(str(done / "model.onnx"))
     plain = session.run(None, {x.name: inputs[x.name] for x in session.get_inputs()})[0]

@@ -228,7 +228,7 @@ def test_hidden_labels() -> None:
         ([0, -1], r"row 1: label -1 is not in 0..1: remove the row"),
         ([0, None], "row 1: the label is empty"),
         ([0, 0.5], "row 1: label 0.5 is neither an id nor one of the model's: Bad, good"),
-        (["good", "ugly"], "row 0: label 'good' is neither"),
+        (["good", "ugly"], "row 1: label 'ugly' is neither"),
         ([0, [1]], r"row 1: label \[1\] is neither"),
         ([0, float("inf")], "row 1: label inf is neither"),
         ([1, 1], r"row None: all 2 rows have the label 1 \('good'\), the model knows 2"),
