@@ -18,10 +18,11 @@ from typing import Any
 from prumux.optimizer.cost import count
 from prumux.optimizer.environment import device, versions
 from prumux.optimizer.job import Request
+from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
-from prumux.optimizer.trials import Bench, open_bench
+from prumux.optimizer.trials import Bench
 
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 METHODS = {

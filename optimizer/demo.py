@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MissingError
+from .precision import autocast
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
 """Share of each package's rows below which a row belongs to the split."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
-STEPS = 160
+STEPS = 120
 BATCH = 32
 Texts = list[tuple[str, int]]
 
@@ -123,7 +124,7 @@ def write_data(rows: dict[str, Texts], folder: Path) -> None:
 
 
 def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
-    """Fine-tune for `STEPS` steps under bf16 autocast and save a Hugging Face folder."""
+    """Fine-tune for `STEPS` steps and save a Hugging Face folder."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -157,7 +158,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
                 return_tensors="pt",
             )
             labels = torch.tensor([label for _, label in batch])
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast("cpu"):
                 loss = model(**inputs, labels=labels).loss
             loss.backward()
             optimizer.step()

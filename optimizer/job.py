@@ -125,7 +125,7 @@ class Result:
 
 def optimize(
     model: str | Path,
-    budget: float | str = 0.02,
+    budget: float | str | None = 0.02,
     *,
     progress: Progress | None = None,
     **options: Any,
@@ -134,7 +134,8 @@ def optimize(
 
     Args:
         model: an artifact folder, a Hugging Face folder or hub id, or a `model.pt`.
-        budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`.
+        budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`; None
+            with `passes` runs exactly that pipeline.
         progress: where to show progress; nothing is shown when left out.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
             `passes`, `target`, `metric`, `batch`, `length`, `seed`, `resume`, `force`.
@@ -143,7 +144,10 @@ def optimize(
         PrumuxError: with the exit code that the command line would give. A budget that no
             candidate meets is no error: see `Result.met`.
     """
-    share = Budget.parse(budget) if isinstance(budget, str) else Budget(budget)
+    if isinstance(budget, str):
+        share: Budget | None = Budget.parse(budget)
+    else:
+        share = None if budget is None else Budget(budget)
     known = set(Request.__dataclass_fields__)
     for name in options.keys() - known:
         raise UsageError(
@@ -171,12 +175,14 @@ def plan(request: Request, progress: Progress) -> Plan:
                 f"add slice: --passes '{pipeline},slice'"
             )
     check_out(request.folder, request.model, request.resume, request.force)
-    from .trials import open_bench
+    from .opening import open_bench
 
     bench = open_bench(request, target, progress)
     limit = None
     if request.budget is not None:
-        limit = request.budget.limit(bench.dense_score())
+        # The score is only needed, and only then worth its time, for a relative budget.
+        relative = request.budget.relative
+        limit = request.budget.limit(bench.dense_score("certify") if relative else 1.0)
     return Plan(request, bench, target, space, limit)
 
 

@@ -39,8 +39,15 @@ class Workspace:
         return self.out / RESUME / "engines"
 
     def record(self, trial: Mapping[str, Any]) -> None:
-        """Append one line to trials.jsonl."""
-        with (self.out / "trials.jsonl").open("a", encoding="utf-8") as file:
+        """Append one line to trials.jsonl, unless a run that was killed did so already."""
+        path = self.out / "trials.jsonl"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomic(path, whole.encode())  # a kill tore the last line
+        if any(json.loads(x)["pipeline"] == trial["pipeline"] for x in whole.splitlines()):
+            return
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(trial) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -21,12 +21,14 @@ from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, batches
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule, Factors
+from prumux.optimizer.precision import autocast
 from prumux.optimizer.store import key
 
 ROWS = 1024
 BATCH = 64
-CLASSES = 4
-"""At most this many classes are differentiated, drawn by probability where there are more."""
+EXACT_CLASSES = 3
+DRAWS = 2
+"""Above `EXACT_CLASSES`, so many classes are drawn for each row from its prediction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,8 @@ def _fisher(model: Model, groups: list[Batch], ctx: Context) -> Scores:
             masked = [one * mask for one, mask in zip(ones, alive, strict=True)]
             hidden = module.factors.hidden
             factors = Factors(tuple(masked[:half]), tuple(masked[half:]), hidden)
-            logits = module(**inputs, factors=factors)
+            with autocast(ctx.device):
+                logits = module(**inputs, factors=factors).float()
             real = None if model.encoder.pooled else inputs["attention_mask"].bool()
             for loss in _losses(model, logits, real, random):
                 grads = torch.autograd.grad(loss, ones, retain_graph=True, allow_unused=True)
@@ -102,11 +105,11 @@ def _losses(
     if real is not None:
         sign = torch.randint(0, 2, real.shape, generator=random).to(logits) * 2 - 1
         weight = sign * real
-    if logits.shape[-1] <= CLASSES:
+    if logits.shape[-1] <= EXACT_CLASSES:
         root = log_p.detach().exp().sqrt()
         return [(log_p[..., c] * root[..., c] * weight).sum() for c in range(log_p.shape[-1])]
     p = log_p.detach().exp().flatten(0, -2).cpu()
-    drawn = torch.multinomial(p, CLASSES, replacement=True, generator=random)
-    drawn = drawn.to(logits.device).view(*log_p.shape[:-1], CLASSES)
-    picked = torch.gather(log_p, -1, drawn) / CLASSES**0.5
-    return [(picked[..., c] * weight).sum() for c in range(CLASSES)]
+    drawn = torch.multinomial(p, DRAWS, replacement=True, generator=random)
+    drawn = drawn.to(logits.device).view(*log_p.shape[:-1], DRAWS)
+    picked = torch.gather(log_p, -1, drawn) / DRAWS**0.5
+    return [(picked[..., c] * weight).sum() for c in range(DRAWS)]

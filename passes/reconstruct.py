@@ -28,7 +28,7 @@ from prumux.optimizer.passbase import Pass
 from .least_squares import Fit
 
 BATCH = 64
-LIMIT_TOKENS = 32_768
+LIMIT_TOKENS = 16_384
 AROUND = 0.05
 """Weight of other positions where only the pooled one is read: it steadies the solution."""
 

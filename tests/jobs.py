@@ -28,25 +28,50 @@ CONFIG = config(
 SIZES = {"train": 300, "validation": 600, "test": 200}
 
 
-def model_folder(folder: Path) -> Path:
-    """A Hugging Face folder of a random BERT with a tokenizer."""
-    write(folder, CONFIG)
+def model_folder(folder: Path, of: dict[str, Any] = CONFIG) -> Path:
+    """A Hugging Face folder of a random model with tokenizer, all classes about as likely."""
+    weights = state(of)
+    write(folder, of, weights)
     tiny_tokenizer().save_pretrained(str(folder))
     given = load_model(str(folder))
-    coded = coded_by(given, texts(200, 99))
     run = torch_run(given)
-    logits = np.concatenate([run(batch.inputs()) for batch in batches(coded, 64)])
-    weights = state(CONFIG)
-    # Else a random model gives nearly all texts the same label.
-    weights["classifier.bias"] -= torch.as_tensor(np.median(logits, axis=0))
-    write(folder, CONFIG, weights)
+    logits = [run(b.inputs()) for b in batches(coded_by(given, rows_of(given, 200, 99)), 64)]
+    flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in logits])
+    weights["classifier.bias"] -= torch.as_tensor(np.median(flat, axis=0))
+    return write(folder, of, weights)
+
+
+def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = False) -> Path:
+    """Texts labelled with the model's own answers, so that the dense score is 100 %."""
+    given = load_model(str(model))
+    token = given.task.kind == "token-classification"
+    for seed, (name, count) in enumerate(SIZES.items()):
+        rows = rows_of(given, count, seed, pairs)
+        columns: dict[str, list[Any]] = {"text": list(rows.text_a)}
+        if rows.words is not None:
+            columns = {"tokens": [list(x) for x in rows.words]}
+        elif rows.text_b is not None:
+            columns = {"text_a": list(rows.text_a), "text_b": list(rows.text_b)}
+        if labelled:
+            answers = predict(torch_run(given), coded_by(given, rows), given.task)
+            key = "score" if given.task.problem == "regression" else "label"
+            columns["tags" if token else key] = [np.asarray(x).tolist() for x in answers]
+        write_rows(folder / f"{name}.jsonl", **columns)
     return folder
 
 
-def coded_by(given: Model, found: list[str]) -> Encoded:
-    """Texts as the model takes them."""
+def rows_of(given: Model, count: int, seed: int, pairs: bool = False) -> Rows:
+    """Unlabelled rows of the kind that the model takes."""
+    first = texts(count, seed)
+    if given.task.kind == "token-classification":
+        return Rows((), words=tuple(tuple(text.split()) for text in first))
+    return Rows(tuple(first), tuple(texts(count, seed + 10)) if pairs else None)
+
+
+def coded_by(given: Model, rows: Rows) -> Encoded:
+    """Rows as the model takes them."""
     assert given.tokenizer is not None
-    return encode(Rows(tuple(found)), given.tokenizer, given.encoder, given.task)
+    return encode(rows, given.tokenizer, given.encoder, given.task)
 
 
 def texts(rows: int, seed: int) -> list[str]:
@@ -59,16 +84,3 @@ def texts(rows: int, seed: int) -> list[str]:
         )
         for _ in range(rows)
     ]
-
-
-def data_folder(folder: Path, model: Path, labelled: bool = True) -> Path:
-    """Texts labelled with the model's own answers, so that the dense score is 100 %."""
-    given = load_model(str(model))
-    for seed, (name, rows) in enumerate(SIZES.items()):
-        found = texts(rows, seed)
-        columns: dict[str, list[Any]] = {"text": list(found)}
-        if labelled:
-            labels = predict(torch_run(given), coded_by(given, found), given.task)
-            columns["label"] = [int(x) for x in np.asarray(labels)]
-        write_rows(folder / f"{name}.jsonl", **columns)
-    return folder

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,6 +20,7 @@ import prumux
 from prumux.optimizer.cli import main
 from prumux.optimizer.source import load_model
 from tests import jobs
+from tests.checkpoints import config
 
 SPACE = "pool-early,prune{sparsity=0.1|0.2|0.3|0.5|0.7|0.9 of=macs},slice,reconstruct"
 
@@ -140,6 +142,44 @@ def test_unlabelled_text_keeps_agreement(
     report = json.loads(capsys.readouterr().out)
     assert report["metric"] == "agreement"
     assert code == (0 if report["met"] else 3)
+
+
+TASKS: dict[str, tuple[dict[str, Any], str]] = {
+    "pairs": ({}, "accuracy"),
+    "many classes": ({"id2label": {str(i): f"class {i}" for i in range(7)}}, "accuracy"),
+    "regression": ({"id2label": {"0": "score"}, "problem_type": "regression"}, "pearson"),
+    "tags": (
+        {
+            "architectures": ["BertForTokenClassification"],
+            "id2label": {"0": "O", "1": "B-X", "2": "I-X"},
+        },
+        "f1",
+    ),
+    "distilbert": ({"model_type": "distilbert"}, "accuracy"),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_kind_of_task(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, metric = TASKS[name]
+    of = jobs.CONFIG | changes
+    if name == "distilbert":
+        of |= config("distilbert", vocab_size=101, max_position_embeddings=40)
+    model = jobs.model_folder(tmp_path / "model", of)
+    data = jobs.data_folder(tmp_path / "data", model, pairs=name == "pairs")
+    out = tmp_path / "out"
+    space = "pool-early,prune{sparsity=0.1|0.5},slice,reconstruct"
+    args = [str(model), "--data", str(data), "--budget", "40%", "--passes", space]
+    code = main([*args, "--out", str(out), "--json", "-q"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["met"] else 3)
+    assert report["metric"] == metric
+    assert report["scores"]["certify"]["score_dense"] == pytest.approx(1.0, abs=1e-6)
+    again = prumux.load(str(out))
+    first: Any = ["good", "film"] if name == "tags" else "good film"
+    assert len(again.predict([("good", "film") if name == "pairs" else first])) == 1
 
 
 def test_dry_run_writes_nothing(
