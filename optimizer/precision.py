@@ -13,7 +13,7 @@ import torch
 def fast_bf16(device: str) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32 on this device."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.exists() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
