@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from .ir import Encoder, Layer, expected_shapes
+from .ir import Encoder, expected_shapes
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ def block_weights(encoder: Encoder) -> int:
 def ffn_weights(encoder: Encoder) -> int:
     """Weights of one FFN unit: its row up, its column down, its bias."""
     return 2 * encoder.hidden + 1
-
-
-def without(layer: Layer, kind: str) -> Layer:
-    """A layer with one branch removed."""
-    return Layer(0, layer.ffn) if kind == "attention" else Layer(layer.heads, 0)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -27,12 +27,6 @@ class ModelError(UsageError):
     """A model that cannot be read, is damaged, or is not supported."""
 
 
-class BudgetError(PrumuxError):
-    """No candidate met the budget."""
-
-    exit_code = 3
-
-
 class GateError(PrumuxError):
     """A parity or safety check failed."""
 

@@ -45,11 +45,6 @@ def predict(
     return predictions_of(np.stack(found), task)
 
 
-def truth(rows: Encoded) -> Predictions | None:
-    """The labels as metrics take them, None where there are none."""
-    return rows.labels
-
-
 def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]:
     """The serving point: a few batches that stand for all.
 

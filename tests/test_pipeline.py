@@ -12,7 +12,7 @@ import torch
 
 from prumux.optimizer import ir, registry, spec
 from prumux.optimizer.context import Context
-from prumux.optimizer.errors import BudgetError, GateError, PassError, SpecError, VerifyError
+from prumux.optimizer.errors import GateError, PassError, SpecError, VerifyError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
 from prumux.optimizer.pipeline import Pipeline, count_parameters
@@ -70,7 +70,7 @@ class Fail(Pass):
         if self.how == "bug":
             raise RuntimeError("boom")
         if self.how == "budget":
-            raise BudgetError("too much")
+            raise GateError("too much")
         return replace(model, weights={}) if self.how == "verify" else model
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
@@ -247,7 +247,7 @@ def test_empty_pipeline_changes_nothing(model: Model) -> None:
             4,
             GateError,
         ),
-        ("fail{how=budget}", "pass 1 (fail) failed: too much", 3, BudgetError),
+        ("fail{how=budget}", "pass 1 (fail) failed: too much", 4, GateError),
     ],
 )
 def test_run_says_which_pass_failed(
@@ -279,9 +279,9 @@ def test_run_refuses_a_damaged_model_and_passes_on_what_watch_raises(model: Mode
         Pipeline.parse("drop-ffn").run(replace(model, weights={}), CTX)
 
     def stop(index: int, pass_: Pass, before: Model, after: Model) -> None:
-        raise BudgetError("time is up")
+        raise GateError("time is up")
 
-    with pytest.raises(BudgetError, match="time is up"):
+    with pytest.raises(GateError, match="time is up"):
         Pipeline.parse("drop-ffn").run(model, CTX, stop)
 
 
