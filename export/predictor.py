@@ -172,6 +172,9 @@ class TorchEngine:
         }
 
 
+MOST_THREADS = 1024
+
+
 def load(folder: str | Path, threads: int | None = None) -> Predictor:
     """Load what `prumux-opt` wrote.
 
@@ -186,9 +189,18 @@ def load(folder: str | Path, threads: int | None = None) -> Predictor:
         UsageError: `threads` is below 1.
         ModelError: not an artifact folder, or a damaged one.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}: use 1 or more, or leave it out")
-    path = Path(folder).expanduser()
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        raise UsageError(f"threads is {threads!r}: use 1..{MOST_THREADS}, or leave it out")
+    if not isinstance(folder, str | Path):
+        raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
+    try:
+        path = Path(folder).expanduser()
+        unfinished = (path / ".resume" / "final").exists() and path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"'{folder!s:.80}' cannot be a folder: {error}"[:300]) from error
+    if unfinished:
+        raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
     config = _config(path)
     encoder, mux, task = from_config(config)
     if mux is not None:
@@ -262,6 +274,7 @@ def _text_rows(texts: Any) -> Rows:
                 f"text {i} is {_short(value)}, a {type(value).__name__}; give a str or a pair "
                 "of str\ncall predict(['a text']) or predict([('one text', 'another')])"
             )
+        _check_unicode(i, value if pair else (value,))
         if pair != pairs[0]:
             raise UsageError(
                 f"text 0 is a {'pair' if pairs[0] else 'str'}, text {i} is not: "
@@ -270,6 +283,17 @@ def _text_rows(texts: Any) -> Rows:
     if values and pairs[0]:
         return Rows(tuple(str(a) for a, _ in values), tuple(str(b) for _, b in values))
     return Rows(tuple(str(x) for x in values))
+
+
+def _check_unicode(i: int, texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"text {i} holds half of a surrogate pair at {error.start}, which is no text\n"
+                "clean it: text.encode(errors='replace').decode()"
+            ) from error
 
 
 def _word_rows(texts: Any) -> list[tuple[str, ...]]:
@@ -281,6 +305,7 @@ def _word_rows(texts: Any) -> list[tuple[str, ...]]:
                 f"row {i} is {_short(row)}; this model tags words, so each row must be a list "
                 "of str\ncall predict([['some', 'words'], ['more']])"
             )
+        _check_unicode(i, row)
     return [tuple(map(str, row)) for row in values]
 
 

@@ -103,18 +103,18 @@ def _check_sizes(encoder: Encoder) -> None:
 
 def save_artifact(model: Model, folder: Path) -> None:
     """Write config, weights and tokenizer. The model must hold no pending mask."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if model.stage != "dense":
         raise VerifyError("masks are pending; add 'slice' to the pipeline before saving")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_config(model), indent=2) + "\n")
-    save_file(
-        # Copies: safetensors refuses tensors that share storage.
-        {k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    # Copies: safetensors refuses tensors that share storage.
+    copies = {
+        k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()
+    }
+    # Written as bytes: safetensors' own files can only be read by their owner.
+    (folder / "model.safetensors").write_bytes(save(copies, metadata={"format": "pt"}))
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))
 
@@ -128,7 +128,7 @@ def load_artifact(folder: Path) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .source import read_json, read_tokenizer
+    from .source import digest, read_json, read_tokenizer
 
     config = read_json(folder / "config.json")
     encoder, mux, task = from_config(config)
@@ -151,7 +151,12 @@ def load_artifact(folder: Path) -> Model:
         masks=Masks.full(encoder),
         mux=mux,
         tokenizer=read_tokenizer(folder),
-        source={str(k): str(v) for k, v in source.items()},
+        source={
+            "name": folder.name,
+            "model_type": "prumux",
+            "digest": digest(weights, task, encoder),
+            "origin": str(source.get("origin", source.get("digest", ""))),
+        },
     )
     try:
         model.verify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -55,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         code, text = 1, "out of memory; try a smaller --batch"
     except OSError as error:
-        code, text = 2, f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        code, text = 2, f"{error.strerror or error}: {error.filename or 'the output folder'}"
+        if error.errno == errno.ENOSPC:
+            text += "\nmake room and repeat the command with --resume"
     except Exception as error:  # a fault of prumux: one line, the traceback with -vv
         code = 1
-        text = f"internal error: {type(error).__name__}: {str(error).splitlines()[0:1]}"
+        lines = str(error).splitlines() or [""]
+        text = f"internal error: {type(error).__name__}: {lines[0]:.200}"
         text += "\nrun again with -vv for the traceback, and please report it"
     if verbose:
         traceback.print_exc()

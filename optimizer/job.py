@@ -14,7 +14,7 @@ from .errors import UsageError
 from .pipeline import Pipeline
 from .progress import Progress
 from .registry import parse_target
-from .workspace import check_out, open_workspace
+from .workspace import Workspace, check_out, finished, open_workspace
 
 if TYPE_CHECKING:
     from .search import Found
@@ -26,6 +26,7 @@ DEFAULT_SPACE = (
     + "|".join(f"{step / 40:g}" for step in range(4, 37))
     + " of=macs},slice,reconstruct"
 )
+DEFAULT_BUDGET = "2%"
 EXACT = "pool-early"
 """What is shipped when nothing may be lost: the same numbers, faster."""
 
@@ -54,6 +55,24 @@ class Request:
     force: bool = False
     command: str = ""
 
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("batch", 1), ("length", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (name == "length" and value is None) and not (
+                whole and least <= value < 2**63
+            ):
+                raise UsageError(f"{name} is {value!r}, give a whole number from {least}")
+        for name in ("model", "passes", "data", "train", "validation", "test", "target"):
+            value = getattr(self, name)
+            optional = name not in ("model", "target")
+            if not (optional and value is None) and not (isinstance(value, str) and value):
+                raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"device is {self.device!r}, it must be 'cpu' or 'cuda'")
+        if not isinstance(self.columns, Mapping):
+            raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")
+
     @property
     def folder(self) -> Path:
         """Where the result goes: `--out`, else `MODEL-prumux` in the current folder."""
@@ -77,14 +96,20 @@ class Plan:
         rows, limit = len(self.bench.certify_rows), self.limit
         if limit is None:
             return f"no budget: nothing is certified, scores are reported on {rows} rows"
-        said = f"{rows} rows to certify a loss of at most {limit:.2%} of {self.bench.metric}"
+        said = (
+            f"{rows} rows to certify that {self.bench.metric} loses at most "
+            f"{100 * limit:.2f} points"
+        )
         if self.bench.metric != "accuracy" or limit == 0:
             return said
         loss = provable_loss(rows, limit)
         if loss < 0:
             needed = rows_needed(limit)
-            return f"{said}: too few if 5 % of the answers change, {needed} are needed"
-        return f"{said}: enough for observed losses up to about {loss:.2%}"
+            return (
+                f"{said}: perhaps too few; if 5 % of the answers change, even a candidate "
+                f"that loses nothing needs {needed}"
+            )
+        return f"{said}: enough for observed losses up to about {100 * loss:.2f} points"
 
     def describe(self) -> dict[str, Any]:
         """For `--dry-run`."""
@@ -125,9 +150,9 @@ class Result:
 
 def optimize(
     model: str | Path,
-    budget: float | str | None = 0.02,
+    budget: float | str | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
     **options: Any,
 ) -> Result:
     """Make the fastest engine of `model` that loses at most `budget`.
@@ -135,8 +160,8 @@ def optimize(
     Args:
         model: an artifact folder, a Hugging Face folder or hub id, or a `model.pt`.
         budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`; None
-            with `passes` runs exactly that pipeline.
-        progress: where to show progress; nothing is shown when left out.
+            is 2 points, or with `passes` no budget: exactly that pipeline is run.
+        progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
             `passes`, `target`, `metric`, `batch`, `length`, `seed`, `resume`, `force`.
 
@@ -144,19 +169,27 @@ def optimize(
         PrumuxError: with the exit code that the command line would give. A budget that no
             candidate meets is no error: see `Result.met`.
     """
+    if budget is None and options.get("passes") is None:
+        budget = DEFAULT_BUDGET
     if isinstance(budget, str):
         share: Budget | None = Budget.parse(budget)
+    elif budget is None or isinstance(budget, float | int):
+        share = None if budget is None else Budget(float(budget))
     else:
-        share = None if budget is None else Budget(budget)
+        raise UsageError(f"budget is {budget!r}; write 0.02 or '2%'")
     known = set(Request.__dataclass_fields__)
     for name in options.keys() - known:
         raise UsageError(
             f"optimize() has no option '{name}'; it takes {', '.join(sorted(known))}"
         )
-    if options.get("out") is not None:
-        options["out"] = Path(options["out"])
+    for name, make in (("out", Path), ("data", str), ("train", str), ("test", str)):
+        if isinstance(options.get(name), str | Path):
+            options[name] = make(options[name])
+    if isinstance(options.get("validation"), Path):
+        options["validation"] = str(options["validation"])
     request = Request(model=str(model), budget=share, **options)
-    return run(request, progress or Progress())
+    shown = Progress(1) if progress is True else progress or Progress()
+    return run(request, shown)
 
 
 def plan(request: Request, progress: Progress) -> Plan:
@@ -171,18 +204,24 @@ def plan(request: Request, progress: Progress) -> Plan:
     for pipeline in space:
         if pipeline.uncut:
             raise UsageError(
-                f"'{pipeline}' marks what to prune and never cuts it out\n"
-                f"add slice: --passes '{pipeline},slice'"
+                f"'{pipeline}' marks what to prune and does not cut it out\n"
+                f"add slice after it: --passes '{pipeline},slice'"
             )
-    check_out(request.folder, request.model, request.resume, request.force)
+    inputs = (request.model, request.data, request.train, request.validation, request.test)
+    check_out(request.folder, inputs, request.resume, request.force)
     from .opening import open_bench
 
     bench = open_bench(request, target, progress)
     limit = None
     if request.budget is not None:
         # The score is only needed, and only then worth its time, for a relative budget.
-        relative = request.budget.relative
-        limit = request.budget.limit(bench.dense_score("certify") if relative else 1.0)
+        score = bench.dense_score("certify") if request.budget.relative else 1.0
+        if score <= 0:
+            raise UsageError(
+                f"the given model scores {score:.4f}, so a relative budget means nothing\n"
+                "give it in points: --budget 2%"
+            )
+        limit = request.budget.limit(score)
     return Plan(request, bench, target, space, limit)
 
 
@@ -195,18 +234,29 @@ def run(request: Request, progress: Progress) -> Result:
     started = time.monotonic()
     todo = plan(request, progress)
     progress.say(todo.provable())
-    workspace = open_workspace(request.folder, todo.bench.facts(todo.space), request.resume)
-    bench = todo.bench.with_store(workspace.store, workspace.record)
-    todo = replace(todo, bench=bench)
+    facts = todo.bench.facts(todo.space)
+    workspace = open_workspace(request.folder, facts, request.resume, request.force)
+    if workspace is None:
+        progress.say(f"'{request.folder}' holds the finished result of this very run")
+        return Result(request.folder, finished(request.folder) or {})
+    try:
+        bench = todo.bench.with_store(workspace.store, workspace.record)
+        return _work(replace(todo, bench=bench), workspace, started)
+    finally:
+        workspace.release()
+
+
+def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
+    """Choose, ship and report."""
     from .report import build_report, write_report
     from .ship import ship
 
     found, chosen = _choose(todo, started)
-    shipped = ship(bench, chosen, workspace)
+    shipped = ship(todo.bench, chosen, workspace)
     report = build_report(todo, found, shipped, time.monotonic() - started)
     write_report(report, workspace.staging)
     workspace.publish()
-    return Result(request.folder, report)
+    return Result(todo.request.folder, report)
 
 
 def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
@@ -214,7 +264,11 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
     bench, request = todo.bench, todo.request
     if todo.limit is None:
         return None, todo.space[0]
-    from .search import find
+    from .search import Found, find
+
+    exact = Pipeline.parse(EXACT)
+    if todo.limit == 0:
+        return Found((), (), exact, None, "nothing may be lost: exact passes only"), exact
 
     def out_of_time() -> bool:
         spent = time.monotonic() - started
@@ -226,4 +280,4 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
         return bench.certify(pipeline, limit)
 
     found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
-    return found, found.winner or Pipeline.parse(EXACT)
+    return found, found.winner or exact

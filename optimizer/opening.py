@@ -18,7 +18,7 @@ from .metrics import check_metric, default_metric
 from .progress import Progress
 from .source import load_model
 from .splits import load_splits
-from .store import Store
+from .store import Store, key
 from .trials import Bench
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         test_rows=coded.get("test"),
         metric=metric,
         data_digest=splits.digest(),
+        tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
         request=request,
     )

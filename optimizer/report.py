@@ -18,7 +18,7 @@ from .store import write_atomic
 if TYPE_CHECKING:
     from .job import Plan
     from .search import Found
-    from .ship import Shipped
+    from .ship import Exported, Shipped
     from .trials import Bench
 
 SCHEMA_VERSION = 1
@@ -34,10 +34,10 @@ def build_report(
     pipeline = shipped.optimised.pipeline
     return {
         "schema_version": SCHEMA_VERSION,
-        "met": found is None or found.winner is not None or todo.limit == 0,
+        "met": found is None or found.winner is not None,
         "reason": "the pipeline that was asked for" if found is None else found.reason,
         "pipeline": str(pipeline),
-        "slower": shipped.slower,
+        "dropped": None if shipped.dropped is None else _dropped(shipped.dropped),
         "target": str(todo.target),
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
@@ -64,6 +64,7 @@ def build_report(
         "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
         "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
         "source": dict(bench.model.source),
+        "facts": bench.facts(todo.space),
         "seed": bench.ctx.seed,
         "command": request.command,
         "seconds": seconds,
@@ -74,8 +75,9 @@ def build_report(
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    """Write report.json, which also lists the files of the result."""
+    files = sorted({path.name for path in folder.iterdir()} | {"report.json", "trials.jsonl"})
+    text = json.dumps({**report, "files": files}, indent=2, allow_nan=False) + "\n"
     write_atomic(folder / "report.json", text.encode())
 
 
@@ -96,6 +98,10 @@ def _scores(bench: Bench, shipped: Pipeline, limit: float) -> dict[str, Any]:
 def _interval(bench: Bench, shipped: Pipeline, role: str) -> tuple[float, float]:
     predictions, labels = bench.outputs(shipped, role)
     return interval(bench.metric, predictions, labels, bench.model.task, seed=bench.ctx.seed)
+
+
+def _dropped(lost: Exported) -> dict[str, Any]:
+    return {"pipeline": str(lost.pipeline), **asdict(lost.speed)}
 
 
 def _trial(trial: Any) -> dict[str, Any]:
@@ -133,17 +139,27 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
     lines = [f"pipeline   {report['pipeline'] or '(dense)'}"]
     if report["budget"] is not None:
         proof = report["scores"]["certify"]
-        lines.append(
-            f"budget     {report['budget']} of {report['metric']}: at most "
-            f"{100 * proof['loss_upper']:.2f} points lost with {proof['confidence']:.0%} "
-            f"confidence ({proof['rows']} rows, {proof['method']})"
-        )
+        if report["met"]:
+            lines.append(
+                f"budget     {report['budget']} of {report['metric']}: held with "
+                f"{proof['confidence']:.0%} confidence ({proof['rows']} certify rows, "
+                f"{proof['method']} bound {100 * proof['loss_upper']:.2f} points)"
+            )
+        test = report["scores"].get("test")
+        if test is not None:
+            lines.append(
+                f"test       {100 * test['loss']:.2f} points lost, at most "
+                f"{100 * test['loss_upper']:.2f} with {test['confidence']:.0%} confidence "
+                f"({test['rows']} rows, no choice was made on them)"
+            )
         if not report["met"]:
             lines.append(f"not met    {report['reason']}")
             lines.append("           the folder holds the unpruned engine")
-    if report["slower"] is not None:
+    if report["dropped"] is not None:
+        lost = report["dropped"]
         lines.append(
-            f"dropped    {report['slower']}: its engine was slower than the dense one"
+            f"dropped    {lost['pipeline']}: its engine ran at "
+            f"{lost['throughput_ratio']:.2f}x of the dense one"
         )
     lines.append(f"written    {folder}/  ({report['seconds']:.0f} s)")
     return lines
@@ -158,8 +174,8 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             (
                 f"{report['metric']}, {role} ({x['rows']} rows)",
                 f"{100 * x['score_dense']:.2f}",
-                f"{100 * x['score']:.2f}",
-                f"{-100 * x['loss']:+.2f}  [{100 * low:.2f}, {100 * high:.2f}]",
+                f"{100 * x['score']:.2f}  [{100 * low:.2f}, {100 * high:.2f}]",
+                f"{-100 * x['loss']:+.2f}",
             )
         )
     spread = f"[{ours['throughput_ratio_low']:.2f}, {ours['throughput_ratio_high']:.2f}]"

@@ -6,8 +6,8 @@
 3. From a safe candidate up to that one, each is certified in turn on rows that no choice was
    made on, and the first failure ends it (fixed-sequence testing, see `certify`).
 
-No choice depends on a clock, so the same inputs give the same pipeline. `trial` and `prove` do
-the work and remember it; this file only decides what is tried.
+No choice here depends on a clock, so the same inputs give the same pipeline (unless there is a
+time limit). `trial` and `prove` do the work and remember it; this only decides what is tried.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def find(
         return trials[i].loss
 
     low, high = -1, len(order)
-    while high - low > 1 and not (trials and out_of_time()):
+    late: list[int] = []
+    while high - low > 1:
+        if trials and out_of_time():
+            late.append(high)
+            break
         middle = (low + high) // 2
         low, high = (middle, high) if loss(middle) <= limit else (low, middle)
     if low < 0:
@@ -73,6 +77,7 @@ def find(
         for i in path:
             if i not in trials:
                 if out_of_time():
+                    late.append(i)
                     return
                 if loss(i) > limit:
                     continue  # decided on the select rows alone, so the order stays fixed
@@ -92,6 +97,8 @@ def find(
     if len(proofs) > last + 1:
         failed = proofs[last + 1][1]
         reason += f"; the next could lose up to {failed.loss_upper:.2%}"
+    elif late:
+        reason += f"; stopped by the time limit after {len(trials)} of {len(order)} candidates"
     return Found(ordered, tuple(proofs), proofs[last][0], proofs[last][1], reason)
 
 

@@ -43,7 +43,8 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     folder = Path(data) if data else None
     if folder is None and not sources and beside is not None:
         folder = beside if beside.is_dir() else beside.parent
-    hub = data is not None and not Path(data).exists() and is_hub_id(data)
+    # A bare name is more likely a folder that is misspelt than a data set of the hub.
+    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
     if hub:
         assert data is not None
         sources = {k: data for k in hub_splits(data) if k in given} | sources
@@ -82,6 +83,9 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
         certify, test = rows[rest[0]], rows[rest[1]] if rest[1:] else None
         notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {left[0]}")
         notes.append(f"certify: {rest[0]} ({len(certify)} rows)")
+    certify, again = _distinct(certify)
+    if again:
+        notes.append(f"dropped {again} rows from certify: they repeat another row of it")
     held = {*certify.contents(), *(test.contents() if test else ())}
     fit_at, select_at = (
         [i for i in part if contents[i] not in held]
@@ -96,6 +100,12 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
         )
     _enough({"fit": fit, "select": select, "certify": certify, "test": test}, notes)
     return Splits(fit, select, certify, test, tuple(notes))
+
+
+def _distinct(rows: Rows) -> tuple[Rows, int]:
+    """Each row once: a repeated row is no further evidence."""
+    first = {text: i for i, text in reversed(list(enumerate(rows.contents())))}
+    return rows.take(sorted(first.values())), len(rows) - len(first)
 
 
 def _order(contents: Sequence[str], seed: int) -> list[int]:

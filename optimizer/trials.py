@@ -47,6 +47,7 @@ class Bench:
     test_rows: Encoded | None
     metric: str
     data_digest: str
+    tokenizer_digest: str
     notes: tuple[str, ...]
     request: Request
     record: Record = _nowhere
@@ -60,6 +61,8 @@ class Bench:
         budget = self.request.budget
         return {
             "model": self.model.source.get("digest", ""),
+            "tokenizer": self.tokenizer_digest,
+            "device": self.request.device,
             "data": self.data_digest,
             "passes": [str(p) for p in space],
             "budget": None if budget is None else str(budget),
@@ -178,6 +181,10 @@ class Bench:
             labels = self._predict(Pipeline(()), role)
         return self._predict(pipeline, role), labels
 
+    def answers(self, pipeline: Pipeline) -> Predictions:
+        """The torch module's predictions on the certify rows."""
+        return self._predict(pipeline, "certify")
+
     def _rows(self, role: str) -> Encoded:
         rows = {
             "select": self.select_rows,
@@ -198,7 +205,9 @@ class Bench:
         total = -(-len(rows) // BATCH)
 
         def make() -> dict[str, torch.Tensor]:
-            title = f"scoring {role}"
+            title = (
+                f"scoring {role} rows" if pipeline.passes else f"scoring {role} rows, dense"
+            )
             with self.ctx.progress.task(title, total) as step:
                 found = predict(torch_run(self.build(pipeline)), rows, self.model.task, step)
             many = found if isinstance(found, tuple) else (found,)

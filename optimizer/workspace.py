@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ from .errors import UsageError
 from .store import Store, write_atomic
 
 RESUME = ".resume"
-OURS = ("report.json", "pipeline.txt", RESUME)
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """An output folder in use."""
+    """An output folder in use; the lock is held as long as this process lives."""
 
     out: Path
+    lock: int | None = None
 
     @property
     def store(self) -> Store:
@@ -38,51 +39,81 @@ class Workspace:
         """Where dense and optimised are exported to be timed."""
         return self.out / RESUME / "engines"
 
+    @property
+    def trials(self) -> Path:
+        """One line a trial, append-only while the run lasts."""
+        return self.out / RESUME / "trials.jsonl"
+
     def record(self, trial: Mapping[str, Any]) -> None:
         """Append one line to trials.jsonl, unless a run that was killed did so already."""
-        path = self.out / "trials.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = self.trials.read_text(encoding="utf-8") if self.trials.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            write_atomic(path, whole.encode())  # a kill tore the last line
+            write_atomic(self.trials, whole.encode())  # a kill tore the last line
         if any(json.loads(x)["pipeline"] == trial["pipeline"] for x in whole.splitlines()):
             return
-        with path.open("a", encoding="utf-8") as file:
+        with self.trials.open("a", encoding="utf-8") as file:
             file.write(json.dumps(trial) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def publish(self) -> None:
-        """Move the staged files to their places, report.json last, and forget the steps.
+    def release(self) -> None:
+        """Let other processes work in the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
 
-        A kill on the way leaves the steps, so that the run can be resumed.
+    def publish(self) -> None:
+        """Move the staged files to their places and forget the steps.
+
+        What an earlier result wrote goes, nobody else's file is touched. Without a report.json
+        the folder is not finished: the old one goes first and the new one comes last, so that
+        a kill on the way leaves a run that can be resumed.
         """
-        staged = sorted(self.staging.iterdir(), key=lambda p: p.name == "report.json")
-        names = {p.name for p in staged} | {"trials.jsonl", RESUME}
-        for path in self.out.iterdir():
-            if path.name not in names and path.is_file():
-                path.unlink()  # of the result that --force replaces
+        if self.trials.exists():
+            shutil.copyfile(self.trials, self.staging / self.trials.name)
+        staged = sorted(self.staging.iterdir(), key=lambda path: path.name == REPORT)
+        names = {path.name for path in staged}
+        earlier = finished(self.out) or {}
+        (self.out / REPORT).unlink(missing_ok=True)
+        for name in earlier.get("files", []):
+            if name not in names and Path(name).name == name:
+                (self.out / name).unlink(missing_ok=True)
         for path in staged:
             path.replace(self.out / path.name)
         shutil.rmtree(self.out / RESUME)
 
 
-def check_out(out: Path, source: str, resume: bool, force: bool) -> None:
+def finished(out: Path) -> dict[str, Any] | None:
+    """The report of a finished result, None where there is none that can be read."""
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and "schema_version" in report else None
+
+
+def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool) -> None:
     """Refuse an output folder before any work is done; writes nothing.
 
+    Args:
+        out: the folder.
+        inputs: the model and all data paths of the run.
+        resume: an interrupted or finished run may be there.
+        force: a finished result may be replaced.
+
     Raises:
-        UsageError: it exists and neither option allows that, or it cannot be written.
+        UsageError: it is in use, or it cannot be written; says what to do.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(
             f"'{out}' is a file\ngive a folder that does not exist yet: --out DIR"
         )
-    if Path(source).exists() and out.resolve() == Path(source).resolve():
-        raise UsageError(f"--out '{out}' is the model itself; give another folder")
+    for name in inputs:
+        if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"--out '{out}' holds the input '{name}'; give another folder")
     if out.is_dir() and any(out.iterdir()):
-        ours = any((out / name).exists() for name in OURS)
-        unfinished = (out / RESUME).exists() and not (out / "report.json").exists()
-        if not ours:
+        unfinished = (out / RESUME / "run.json").exists()
+        if not unfinished and finished(out) is None:
             raise UsageError(
                 f"'{out}' exists and was not written by prumux; give another folder: --out DIR"
             )
@@ -98,33 +129,67 @@ def check_out(out: Path, source: str, resume: bool, force: bool) -> None:
         raise UsageError(f"'{out}' cannot be written: '{parent}' is not a writable folder")
 
 
-def open_workspace(out: Path, facts: Mapping[str, Any], resume: bool) -> Workspace:
+def open_workspace(
+    out: Path, facts: Mapping[str, Any], resume: bool, force: bool = False
+) -> Workspace | None:
     """Make the folder, or go on in it if it was left by a run on the same facts.
 
+    Returns:
+        None if a run on the same facts is finished already and there is nothing to resume.
+
     Raises:
-        UsageError: `resume`, but the interrupted run was another one; names what differs.
+        UsageError: another process is at work there, or `resume` is asked for and the earlier
+            run was another one; names what differs.
     """
+    facts = json.loads(json.dumps(facts))
     run = out / RESUME / "run.json"
-    if resume and run.exists():
-        before = json.loads(run.read_text())
-        differs = sorted(
-            k for k in facts.keys() | before.keys() if facts.get(k) != before.get(k)
-        )
-        if differs:
-            name = differs[0]
-            raise UsageError(
-                f"the interrupted run in '{out}' had another {', '.join(differs)}\n"
-                f"{name}: then {_short(before.get(name))}, now {_short(facts.get(name))}\n"
-                "repeat the first command with --resume, or start again with --force"
-            )
-        return Workspace(out)
+    report = finished(out)
+    if resume and not force and not run.exists() and report is not None:
+        _same(report.get("facts", {}), facts, f"the finished run in '{out}'")
+        return None
     try:
-        shutil.rmtree(out / RESUME, ignore_errors=True)
-        (out / "trials.jsonl").unlink(missing_ok=True)
-        write_atomic(run, json.dumps(facts).encode())
+        out.mkdir(parents=True, exist_ok=True)
+        workspace = Workspace(out, _lock(out))
     except OSError as error:
         raise UsageError(f"'{out}' cannot be written: {error.strerror}") from error
-    return Workspace(out)
+    try:
+        if resume and run.exists():
+            _same(json.loads(run.read_text()), facts, f"the interrupted run in '{out}'")
+        else:
+            shutil.rmtree(out / RESUME, ignore_errors=True)
+            write_atomic(run, json.dumps(facts).encode())
+    except BaseException:
+        workspace.release()
+        raise
+    return workspace
+
+
+def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> None:
+    differs = sorted(k for k in facts.keys() | before.keys() if facts.get(k) != before.get(k))
+    if differs:
+        name = differs[0]
+        raise UsageError(
+            f"{whose} had another {', '.join(differs)}\n"
+            f"{name}: then {_short(before.get(name))}, now {_short(facts.get(name))}\n"
+            "repeat the first command with --resume, or start again with --force"
+        )
+
+
+def _lock(out: Path) -> int | None:
+    """Lock the folder itself, so that no file is left behind; None without fcntl."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"another prumux-opt is at work in '{out}'; wait for it, or give another --out DIR"
+        ) from error
+    return handle
 
 
 def _existing_parent(path: Path) -> Path:

@@ -12,7 +12,7 @@ import torch
 from prumux.optimizer.artifact import from_config, load_artifact, save_artifact, to_config
 from prumux.optimizer.errors import ModelError, VerifyError
 from prumux.optimizer.ir import Kind, Masks, Model, Mux
-from prumux.optimizer.source import build, load_model
+from prumux.optimizer.source import build, digest, load_model
 from prumux.passes.slice import slice_model
 from tests.checkpoints import config, state
 from tests.factory import Family, random_batch, random_model
@@ -35,7 +35,11 @@ def test_a_round_trip_is_exact(tmp_path: Path, family: Family, task: Kind) -> No
     save_artifact(model, tmp_path)
     found = load_artifact(tmp_path)
     assert found.encoder == model.encoder
-    assert (found.task, found.mux, found.source) == (model.task, model.mux, model.source)
+    assert (found.task, found.mux) == (model.task, model.mux)
+    assert found.source["origin"] == model.source["digest"], (
+        "the receipt of where it came from"
+    )
+    assert found.source["digest"] == digest(found.weights, found.task, found.encoder)
     assert found.weights.keys() == model.weights.keys()
     assert all(torch.equal(found.weights[k], x) for k, x in model.weights.items())
     assert found.masks.all_true

@@ -8,13 +8,29 @@ from pathlib import Path
 import pytest
 
 from prumux.optimizer.errors import UsageError
-from prumux.optimizer.workspace import check_out, open_workspace
+from prumux.optimizer.workspace import Workspace, check_out, open_workspace
+
+
+def opened(out: Path) -> Workspace:
+    workspace = open_workspace(out, {}, resume=False)
+    assert workspace is not None
+    return workspace
+
+
+def leave(workspace: Workspace | None) -> None:
+    assert workspace is not None
+    workspace.release()
+
+
+def finish(out: Path, **report: object) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps({"schema_version": 1, **report}))
 
 
 def test_a_torn_line_is_dropped_and_no_trial_is_written_twice(tmp_path: Path) -> None:
-    workspace = open_workspace(tmp_path / "out", {}, resume=False)
+    workspace = opened(tmp_path / "out")
     workspace.record({"pipeline": "a", "loss": 1})
-    path = tmp_path / "out" / "trials.jsonl"
+    path = workspace.trials
     path.write_text(path.read_text() + '{"pipeline": "b", "lo')
     workspace.record({"pipeline": "b", "loss": 2})
     workspace.record({"pipeline": "a", "loss": 3})
@@ -24,35 +40,66 @@ def test_a_torn_line_is_dropped_and_no_trial_is_written_twice(tmp_path: Path) ->
 
 def test_resume_needs_the_same_facts(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    open_workspace(out, {"seed": 0, "budget": "2%"}, resume=False)
+    leave(open_workspace(out, {"seed": 0, "budget": "2%"}, resume=False))
     with pytest.raises(UsageError, match=r"another seed\nseed: then 0, now 1"):
         open_workspace(out, {"seed": 1, "budget": "2%"}, resume=True)
-    open_workspace(out, {"seed": 0, "budget": "2%"}, resume=True)
+    leave(open_workspace(out, {"seed": 0, "budget": "2%"}, resume=True))
 
 
 def test_interrupted_run_asks_what_to_do(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    open_workspace(out, {}, resume=False)
+    leave(opened(out))
     with pytest.raises(
         UsageError, match="an interrupted run\nuse --resume to go on, or --force"
     ):
-        check_out(out, "model", resume=False, force=False)
-    check_out(out, "model", resume=True, force=False)
-    check_out(out, "model", resume=False, force=True)
+        check_out(out, [], resume=False, force=False)
+    check_out(out, [], resume=True, force=False)
+    check_out(out, [], resume=False, force=True)
 
 
-def test_the_model_is_never_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is the model itself"):
-        check_out(tmp_path, str(tmp_path), resume=False, force=True)
+def test_a_finished_result_is_resumed_only_by_its_own_command(tmp_path: Path) -> None:
+    finish(tmp_path, facts={"seed": 0})
+    assert open_workspace(tmp_path, {"seed": 0}, resume=True) is None
+    with pytest.raises(UsageError, match="the finished run in .* had another seed"):
+        open_workspace(tmp_path, {"seed": 1}, resume=True)
+    leave(open_workspace(tmp_path, {"seed": 1}, resume=True, force=True))
 
 
-def test_publish_replaces_an_earlier_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.pt", "train.jsonl"])
+def test_an_input_is_never_inside_the_output(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="holds the input"):
+        check_out(tmp_path, [str(tmp_path / name)], resume=False, force=True)
+    with pytest.raises(UsageError, match="holds the input"):
+        check_out(tmp_path, [None, str(tmp_path)], resume=False, force=True)
+
+
+def test_publish_replaces_an_earlier_result_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    workspace = open_workspace(out, {}, resume=False)
-    (out / "vocab.txt").write_text("old")
-    (out / "report.json").write_text("old")
+    finish(out, files=["report.json", "vocab.txt", "../outside"])
+    for path in (out / "vocab.txt", out / "notes.txt", tmp_path / "outside"):
+        path.write_text("old")
+    workspace = opened(out)
     workspace.staging.mkdir(parents=True)
     (workspace.staging / "report.json").write_text("new")
+    workspace.record({"pipeline": "a"})
     workspace.publish()
-    assert [path.name for path in out.iterdir()] == ["report.json"]
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.json", "notes.txt", "trials.jsonl"}
     assert (out / "report.json").read_text() == "new"
+    assert (tmp_path / "outside").exists()
+
+
+def test_a_failing_run_leaves_an_earlier_result_alone(tmp_path: Path) -> None:
+    finish(tmp_path)
+    (tmp_path / "trials.jsonl").write_text("old")
+    opened(tmp_path).record({"pipeline": "a"})
+    assert (tmp_path / "trials.jsonl").read_text() == "old"
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    with pytest.raises(UsageError, match="another prumux-opt is at work"):
+        opened(tmp_path)
+    first.release()
+    opened(tmp_path).release()
