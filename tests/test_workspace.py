@@ -60,7 +60,7 @@ def test_interrupted_run_asks_what_to_do(tmp_path: Path) -> None:
 def test_a_finished_result_is_resumed_only_by_its_own_command(tmp_path: Path) -> None:
     finish(tmp_path, facts={"seed": 0})
     assert open_workspace(tmp_path, {"seed": 0}, resume=True) is None
-    with pytest.raises(UsageError, match="the finished run in .* had another seed"):
+    with pytest.raises(UsageError, match=r"the finished run in .* had another seed"):
         open_workspace(tmp_path, {"seed": 1}, resume=True)
     leave(open_workspace(tmp_path, {"seed": 1}, resume=True, force=True))
 
