@@ -13,7 +13,7 @@ from .measure import Timing, interleave, percentile_ms, ratio
 from .progress import Progress
 from .target import Engine
 
-ROUNDS = 7
+ROUNDS = 11
 SINGLE_ROWS = 32
 SINGLE_ROUNDS = 6
 
