@@ -56,7 +56,8 @@ def test_artifact_folder(done: Path) -> None:
     assert report["met"]
     assert report["pipeline"] == (done / "pipeline.txt").read_text().strip()
     assert report["scores"]["certify"]["loss_upper"] <= 0.2
-    assert report["cost"]["optimised"]["macs"] < report["cost"]["dense"]["macs"]
+    if report["dropped"] is None:
+        assert report["cost"]["optimised"]["macs"] < report["cost"]["dense"]["macs"]
     trials = [json.loads(x) for x in (done / "trials.jsonl").read_text().splitlines()]
     assert len({t["pipeline"] for t in trials}) == len(trials)
     assert {t["pipeline"] for t in trials} == {t["pipeline"] for t in report["trials"]}
@@ -213,6 +214,12 @@ def test_force_replaces_and_resume_of_another_run_is_refused(
     assert main([*args, "--force"]) == 0
 
 
+def decided(report: dict[str, Any]) -> str:
+    """What the search chose. The engine of so small a model may be dropped by the clock."""
+    dropped: dict[str, str] = report["dropped"] or report
+    return dropped["pipeline"]
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(
     job: list[str], done: Path, tmp_path: Path
@@ -240,9 +247,11 @@ def test_killed_at_random_moments_and_resumed(
             break  # it was done before the kill
     if (out / ".resume").exists():
         subprocess.run(command, env=environment, check=True)
-    assert (out / "pipeline.txt").read_bytes() == (done / "pipeline.txt").read_bytes()
-    weights = (out / "model.safetensors").read_bytes()
-    assert weights == (done / "model.safetensors").read_bytes()
+    found, expected = (json.loads((x / "report.json").read_text()) for x in (out, done))
+    assert decided(found) == decided(expected)
+    if found["dropped"] is None and expected["dropped"] is None:
+        for name in ("pipeline.txt", "model.safetensors"):
+            assert (out / name).read_bytes() == (done / name).read_bytes()
     trials = [
         json.loads(x)["pipeline"] for x in (out / "trials.jsonl").read_text().splitlines()
     ]

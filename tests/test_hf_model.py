@@ -134,7 +134,8 @@ def test_round_trip(task: Kind, tmp_path: Path, log: pytest.LogCaptureFixture) -
     again = AUTO[task].from_pretrained(tmp_path / "second")
     assert all(torch.equal(x, model.weights[name]) for name, x in again.state_dict().items())
     read = load_artifact(tmp_path / "second")
-    assert (read.encoder, read.task, read.source) == (model.encoder, model.task, model.source)
+    assert (read.encoder, read.task) == (model.encoder, model.task)
+    assert read.source["origin"] == model.source["digest"]
     assert len(prumux.load(tmp_path / "second").predict([])) == 0
     first, second = (
         json.loads((tmp_path / x / "config.json").read_text()) for x in ("first", "second")
