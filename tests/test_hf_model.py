@@ -342,12 +342,6 @@ before = list(sys.meta_path); autoclass.install(); assert sys.meta_path == befor
     python(code + USE, folder)
 
 
-def test_imports_from_many_threads(folder: Path) -> None:
-    code = f"""
-import threading, importlib
-names = ['prumux', 'transformers.models.auto.modeling_auto', 'prumux.optimizer.hf_model',
-         'transformers.models.auto.configuration_auto', 'prumux.optimizer.autoclass', 'prumux']
-failed, start = [], threading.Barrier(len(names))
 def work(name):
     start.wait()
     try: importlib.import_module(name)
