@@ -342,19 +342,6 @@ before = list(sys.meta_path); autoclass.install(); assert sys.meta_path == befor
     python(code + USE, folder)
 
 
-def work(name):
-    start.wait()
-    try: importlib.import_module(name)
-    except BaseException as error: failed.append((name, repr(error)))
-threads = [threading.Thread(target=work, args=[name]) for name in names]
-for x in threads: x.start()
-for x in threads: x.join()
-assert not failed, failed
-assert not {HOOK}
-"""
-    python(code + USE, folder)
-
-
 def test_log_fixture_hears(log: pytest.LogCaptureFixture) -> None:
     logging.getLogger("transformers.any").warning("heard")
     assert [x.message for x in log.records] == ["heard"]
