@@ -105,12 +105,11 @@ class _Streams:
         Returns the share of the branch's missing output that is left after the refit.
         """
         alive = branch in self.alive
-        inners, targets, fit = [], [], Fit()
+        inners, fit = [], Fit()
         for i, bias in enumerate(self.biases):
             inner = self.dense.inner(branch, self.aim[i], bias)
             y = self.dense.residual(branch, inner, self.aim[i])
             self.aim[i] = self.dense.normalise(branch, y)
-            targets.append(y)
             if alive:
                 inner = self.small.inner(branch, self.now[i], bias)
                 missing = y - self.small.residual(branch, inner, self.now[i])
