@@ -37,7 +37,7 @@ $(VENV)/.libraries: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 # torch first and pinned: an open range may pull in gigabytes of CUDA libraries.
 	$(BIN)/pip install -q -c constraints.txt setuptools torch
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation '.[cpu,hub,demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation '.[cpu,hub,demo,plot,dev]'
 	touch $@
 
 $(LINKS): $(VENV)/.libraries

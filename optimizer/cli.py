@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .effort import EFFORTS
 from .errors import PrumuxError, UsageError
 from .progress import Progress
 
@@ -124,6 +125,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         length=options.length,
         device=_device(options.device),
         seed=options.seed,
+        effort=options.effort,
         time_limit_s=options.time_limit,
         resume=options.resume,
         force=options.force,
@@ -151,8 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="result folder (default MODEL-prumux)")
     add("--target", default="onnx", metavar="TEXT", help="such as 'onnx{fusion=none}'")
     add("--metric", metavar="NAME", help="accuracy, f1, matthews_correlation, pearson, ...")
-    add("--effort", choices=["quick"], default="quick", help="quick = no gradient training")
-    add("--time-limit", type=_seconds, metavar="30m", help="stop trying new candidates")
+    add("--effort", choices=EFFORTS, default="quick", help="quick trains nothing")
+    add("--time-limit", type=_seconds, metavar="30m", help="finish in about this time")
     add("--batch", type=_positive, default=32, metavar="N", help="serving batch (default 32)")
     add("--length", type=_positive, metavar="N", help="serving length (default: the data's)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="for scores")

@@ -26,7 +26,11 @@ class Context:
     workload: tuple[Batch, ...]
     """The serving point: batches that timings and parity checks run."""
     dense: Model
-    """The model as it was given: what refits and parity aim at."""
+    """The model as it was given: what refits, training and parity aim at."""
+    train: Encoded | None = None
+    """All rows that may be trained on, `fit` among them; None = `fit` is all there is."""
+    select: Encoded | None = None
+    """Rows that pick the best checkpoint; nothing is certified on them."""
     target: Target | None = None
     """Where measured costs come from; None = no timing is possible."""
     seed: int = 0

@@ -209,10 +209,11 @@ def batches(
             f"use --length {longest}, or encode with max_length={pad_to}"
         )
     order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(encoded))
-    return [_batch(encoded, order[i : i + size], pad_to) for i in range(0, len(order), size)]
+    return [collate(encoded, order[i : i + size], pad_to) for i in range(0, len(order), size)]
 
 
-def _batch(encoded: Encoded, rows: Ints, pad_to: int | None) -> Batch:
+def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
+    """These rows as one batch, padded to `pad_to` or to the longest of them."""
     lengths = np.array([len(encoded.ids[i]) for i in rows])
     length = int(lengths.max()) if pad_to is None else pad_to
     labels = encoded.labels

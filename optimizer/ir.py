@@ -171,12 +171,20 @@ class Model:
     task: Task
     masks: Masks
     mux: Mux | None = None
+    kept_hidden: Tensor | None = None
+    """Where hidden dimensions were cut out: which ones of the given model are left, int64."""
     tokenizer: PreTrainedTokenizerBase | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     """Where the model came from: `name`, `model_type`, `digest`."""
     history: tuple[Applied, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What the last pass wants in its receipt; the pipeline moves it there."""
+
+    @property
+    def living_hidden(self) -> tuple[Tensor, Tensor]:
+        """Hidden dimensions that are not masked: here, and in the model as it was given."""
+        here = self.masks.hidden.nonzero()[:, 0]
+        return here, here if self.kept_hidden is None else self.kept_hidden[here]
 
     @property
     def stage(self) -> Literal["dense", "masked"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .errors import UsageError
+from .effort import EFFORTS, LIMIT_S, Effort, default_space
+from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
 from .registry import parse_target
@@ -21,12 +23,11 @@ if TYPE_CHECKING:
     from .target import Target
     from .trials import Bench
 
-DEFAULT_SPACE = (
-    "pool-early,prune{sparsity="
-    + "|".join(f"{step / 40:g}" for step in range(4, 37))
-    + " of=macs},slice,reconstruct"
-)
 DEFAULT_BUDGET = "2%"
+SHIPPING_S = 120.0
+"""Kept free of the time limit for export and timing, or a fifth of it if that is less."""
+UNSURE = 4
+"""Exit code of a cost table that did not pass its check."""
 EXACT = "pool-early"
 """What is shipped when nothing may be lost: the same numbers, faster."""
 
@@ -50,6 +51,7 @@ class Request:
     length: int | None = None
     device: str = "cpu"
     seed: int = 0
+    effort: Effort = "quick"
     time_limit_s: float | None = None
     resume: bool = False
     force: bool = False
@@ -68,6 +70,10 @@ class Request:
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        if self.effort not in EFFORTS:
+            raise UsageError(
+                f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
+            )
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"device is {self.device!r}, it must be 'cpu' or 'cuda'")
         if not isinstance(self.columns, Mapping):
@@ -200,7 +206,11 @@ def plan(request: Request, progress: Progress) -> Plan:
     if request.budget is None:
         space: tuple[Pipeline, ...] = (Pipeline.parse(request.passes or ""),)
     else:
-        space = Pipeline.space(request.passes or DEFAULT_SPACE)
+        space = (
+            default_space(request.effort, request.time_limit_s)
+            if request.passes is None
+            else Pipeline.space(request.passes)
+        )
     for pipeline in space:
         if pipeline.uncut:
             raise UsageError(
@@ -270,14 +280,32 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
     if todo.limit == 0:
         return Found((), (), exact, None, "nothing may be lost: exact passes only"), exact
 
-    def out_of_time() -> bool:
-        spent = time.monotonic() - started
-        return request.time_limit_s is not None and spent > 0.8 * request.time_limit_s
+    space = _ordered(todo)
+    allowed = request.time_limit_s or LIMIT_S.get(request.effort, math.inf)
+
+    def out_of_time(pipeline: Pipeline) -> bool:
+        spent = time.monotonic() - started + bench.training_s(pipeline)
+        return spent > max(0.8 * allowed, allowed - SHIPPING_S)
 
     limit = todo.limit
 
     def prove(pipeline: Pipeline) -> Certificate:
         return bench.certify(pipeline, limit)
 
-    found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
+    found = find(space, bench.trial, prove, limit, out_of_time)
     return found, found.winner or exact
+
+
+def _ordered(todo: Plan) -> list[Pipeline]:
+    """Candidates from the slowest to the fastest."""
+    bench, request = todo.bench, todo.request
+    if request.passes is not None or request.effort == "quick":
+        return bench.order(todo.space)
+    try:  # a family is in order as it is; but can time be measured here?
+        bench.sketch(todo.space[0])
+    except PassError as error:
+        if error.exit_code != UNSURE:
+            raise
+        bench.ctx.progress.say(f"{error}\ncounting multiply-adds in place of milliseconds")
+        return list(default_space(request.effort, request.time_limit_s, measured=False))
+    return list(todo.space)

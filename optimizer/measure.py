@@ -39,7 +39,8 @@ def interleave(
 ) -> tuple[Timing, ...]:
     """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
 
-    Every second round runs backwards, which cancels what one run leaves behind for the next.
+    Every second round runs backwards, which cancels what one run leaves behind for the next,
+    and each waits until the threads of the one before it sleep.
     """
     for _ in range(warmup):
         for run in runs:
@@ -48,12 +49,26 @@ def interleave(
     for r in range(rounds):
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
+            _settle()
             start = time.perf_counter()
             runs[i]()
             found[i].append((time.perf_counter() - start) * 1000)
         if tick is not None:
             tick()
     return tuple(Timing(tuple(rounds_ms)) for rounds_ms in found)
+
+
+def _settle() -> None:
+    """Wait until this process is idle, a tenth of a second at most.
+
+    An engine's threads spin on for a while after a run. On two cores that alone made the next
+    engine slower by about 10 ms.
+    """
+    for _ in range(20):
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 0.001:
+            return
 
 
 def ratio(slow: Timing, fast: Timing) -> Timing:

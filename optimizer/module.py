@@ -12,9 +12,9 @@ Masks are factors, so a masked model runs and has gradients before anything is c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats. `heads` and `ffn` may carry a row axis: [H] or [B, H]."""
+    """Mask factors as floats. All may carry a row axis: [H] or [B, H]."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -92,15 +92,29 @@ class EncoderForward:
             token_type_ids: int64 [B, T]; all zeros when left out.
             factors: mask factors to use in place of the model's own (for their gradients).
         """
-        e, z = self.sizes, factors or self.factors
-        bias = attention_bias(attention_mask)
+        z = factors or self.factors
         x = self.embed(input_ids, token_type_ids, z.hidden)  # [B, T, D]
-        last = Branch(e.last_attention, "attention")
+        for _, x in self.states(x, attention_mask, z):  # noqa: B007, B020 - the last is read
+            pass
+        return self.classify(x[:, 0] if self.sizes.pooled else x, z.hidden)
+
+    def states(
+        self, x: Tensor, attention_mask: Tensor, factors: Factors | None = None
+    ) -> Iterator[tuple[Branch, Tensor]]:
+        """The residual stream after each branch, [B, T, D], or [B, 1, D] once narrowed.
+
+        Args:
+            x: the embeddings, [B, T, D].
+            attention_mask: [B, T], 1 = real token.
+            factors: as in `forward`.
+        """
+        bias = attention_bias(attention_mask)
+        last = Branch(self.sizes.last_attention, "attention")
         for branch in self.branches():
-            rows = x[:, :1] if e.pool_early and branch == last else x
-            inner = self.inner(branch, x, bias, rows=rows, factors=z)
-            x = self.close(branch, inner, rows, factors=z)
-        return self.classify(x[:, 0] if e.pooled else x, z.hidden)
+            rows = x[:, :1] if self.sizes.pool_early and branch == last else x
+            inner = self.inner(branch, x, bias, rows=rows, factors=factors)
+            x = self.close(branch, inner, rows, factors=factors)
+            yield branch, x
 
     def branches(self) -> list[Branch]:
         """The branches that are left, in order."""
@@ -125,13 +139,13 @@ class EncoderForward:
         x = self._norm("embeddings.norm", x, None if e.projected else hidden)
         if e.projected:
             x = self.linear("embeddings.project", x)
-        return x if hidden is None else x * hidden
+        return _masked(x, hidden)
 
     def classify(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """The head: [..., D] -> [..., C]."""
         if self.sizes.pooled:
             x = ACTIVATIONS[self.sizes.head](self.linear("head.dense", x))
-            x = x if hidden is None else x * hidden
+            x = _masked(x, hidden)
         return self.linear("head.output", x)
 
     def inner(
@@ -178,7 +192,7 @@ class EncoderForward:
         """Output map plus residual, before LayerNorm: [B, T, D]."""
         hidden = (factors or self.factors).hidden
         y = self.linear(branch.output, inner)
-        return rows + (y if hidden is None else y * hidden)
+        return rows + _masked(y, hidden)
 
     def normalise(
         self, branch: Branch, y: Tensor, *, factors: Factors | None = None
@@ -199,7 +213,8 @@ class EncoderForward:
         weight, bias = self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")
         if hidden is None:
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.sizes.norm_eps)
-        alive = hidden.sum()
+        hidden = _per_row(hidden, x.dim() - 2)
+        alive = hidden.sum(-1, keepdim=True)
         mean = (x * hidden).sum(-1, keepdim=True) / alive
         centred = (x - mean) * hidden
         variance = centred.square().sum(-1, keepdim=True) / alive
@@ -216,6 +231,14 @@ class EncoderModule(EncoderForward, nn.Module):
         self.alive_attention = [bool(m.any()) for m in model.masks.heads]
         self.alive_ffn = [bool(m.any()) for m in model.masks.ffn]
         self.factors = _factors(model)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Factors go to another device with the weights."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        z = self.factors
+        hidden = None if z.hidden is None else fn(z.hidden)
+        self.factors = Factors(tuple(map(fn, z.heads)), tuple(map(fn, z.ffn)), hidden)
+        return self
 
 
 def attach(host: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -240,6 +263,10 @@ def _per_row(factor: Tensor, axes: int) -> Tensor:
     for _ in range(axes if factor.dim() > 1 else 0):
         factor = factor[:, None]
     return factor
+
+
+def _masked(x: Tensor, hidden: Tensor | None) -> Tensor:
+    return x if hidden is None else x * _per_row(hidden, x.dim() - 2)
 
 
 def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:

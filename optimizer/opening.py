@@ -76,6 +76,8 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
         workload=workload(coded["certify"], request.batch, request.length),
         dense=model,
+        train=coded["fit"],
+        select=coded["select"],
         target=target,
         seed=request.seed,
         threads=threads,

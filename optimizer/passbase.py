@@ -25,7 +25,8 @@ class Pass(Stage):
     """Whether outputs stay the same, up to rounding."""
     shapes: ClassVar[bool] = True
     """Whether sizes or masks may change; if not, sizing a candidate leaves the pass out."""
-
+    trains: ClassVar[bool] = False
+    """Whether it takes minutes, so that its result is kept for pipelines that begin alike."""
     marks: ClassVar[bool] = False
     """Whether it leaves masks, which a later pass has to cut out."""
     cuts: ClassVar[bool] = False

@@ -50,7 +50,7 @@ def find(
     trial: Callable[[Pipeline], Trial],
     prove: Callable[[Pipeline], Certificate],
     limit: float,
-    out_of_time: Callable[[], bool],
+    out_of_time: Callable[[Pipeline], bool],
 ) -> Found:
     """Search candidates that are ordered from the slowest to the fastest."""
     trials: dict[int, Trial] = {}
@@ -63,10 +63,10 @@ def find(
     low, high = -1, len(order)
     late: list[int] = []
     while high - low > 1:
-        if trials and out_of_time():
+        middle = (low + high) // 2
+        if trials and out_of_time(order[middle]):
             late.append(high)
             break
-        middle = (low + high) // 2
         low, high = (middle, high) if loss(middle) <= limit else (low, middle)
     if low < 0:
         return _none(trials, limit)
@@ -76,7 +76,7 @@ def find(
     def certificates() -> Iterator[Certificate]:
         for i in path:
             if i not in trials:
-                if out_of_time():
+                if out_of_time(order[i]):
                     late.append(i)
                     return
                 if loss(i) > limit:
@@ -103,11 +103,12 @@ def find(
 
 
 def _path(trials: dict[int, Trial], low: int, limit: float) -> list[int]:
-    """Candidates to certify: those tried up to a safe one, then every one up to `low`."""
+    """Candidates to certify: up to a safe one those tried, then every one up to `low`."""
     tried = [i for i in sorted(trials) if i <= low]
     safe = [i for i in tried if trials[i].loss <= SAFE_SHARE * limit]
-    start = safe[-1] if safe else tried[0]
-    return [i for i in tried if i < start] + list(range(start, low + 1))
+    if not safe:  # begin with the slowest there is, tried or not
+        return sorted({0, *range(tried[0], low + 1)})
+    return [i for i in tried if i < safe[-1]] + list(range(safe[-1], low + 1))
 
 
 def _none(trials: dict[int, Trial], limit: float) -> Found:

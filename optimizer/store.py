@@ -68,6 +68,30 @@ class Store:
         write_atomic(path, save(value))
         return value
 
+    def save(self, name: str, value: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Write a checkpoint over the last one of this name: tensors, and facts as JSON."""
+        from safetensors.torch import save
+
+        if self.folder is not None:
+            held = {k: v.contiguous() for k, v in value.items()}
+            data = save(held, metadata={"facts": json.dumps(facts)})
+            write_atomic(self.folder / f"{name}.checkpoint", data)
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint of this name, if there is one."""
+        from safetensors import safe_open
+
+        if self.folder is None or not (path := self.folder / f"{name}.checkpoint").exists():
+            return None
+        with safe_open(path, framework="pt") as file:
+            held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
+            return held, json.loads(file.metadata()["facts"])
+
+    def drop(self, name: str) -> None:
+        """Remove a checkpoint that is no longer of use."""
+        if self.folder is not None:
+            (self.folder / f"{name}.checkpoint").unlink(missing_ok=True)
+
     def has(self, name: str) -> bool:
         """Whether a value of either kind is stored under `name`."""
         return self.folder is not None and any(

@@ -26,6 +26,7 @@ from .store import Store, key
 
 if TYPE_CHECKING:
     from .job import Request
+    from .passbase import Pass
     from .target import Target
 
 Record = Callable[[Mapping[str, Any]], None]
@@ -106,31 +107,66 @@ class Bench:
         return count(sizes, self.ctx.length)
 
     def build(self, pipeline: Pipeline) -> Model:
-        """The pipeline's result, from the store if it was built before."""
-        name = "model-" + key(pipeline)
-        store = self.ctx.store
-        if store.has(f"{name}-facts"):
-            facts = store.json(f"{name}-facts", dict)
-            encoder, mux, task = from_config(facts["config"])
-            weights = store.tensors(name, dict)
-            history = tuple(Applied(**x) for x in facts["history"])
-            made = replace(self.model, encoder=encoder, mux=mux, task=task, weights=weights)
-            return replace(made, masks=Masks.full(encoder), history=history)
-        if not pipeline.passes:
-            return self.model
+        """The result; what a pipeline shares with one that was built is not redone."""
+        start = self._kept(pipeline)
+        model = self._recall(Pipeline(pipeline.passes[:start])) if start else self.model
+        if start == len(pipeline.passes):
+            return model
         self.ctx.progress.say(f"building {pipeline}")
-        start = time.monotonic()
-        model = pipeline.run(self.model, self.ctx)
-        store.tensors(name, lambda: model.weights)
-        store.json(
+        rest = Pipeline(pipeline.passes[start:])
+
+        def watch(index: int, pass_: Pass, before: Model, after: Model) -> None:
+            del before
+            if pass_.trains and after.stage == "dense":
+                self._keep(Pipeline(pipeline.passes[: start + index + 1]), after)
+
+        model = rest.run(model, self.ctx, watch)
+        if not pipeline.passes[-1].trains:
+            self._keep(pipeline, model)
+        return model
+
+    def training_s(self, pipeline: Pipeline) -> float:
+        """Seconds of training still to be done, as far as the options tell."""
+        rest = pipeline.passes[self._kept(pipeline) :]
+        return sum(60 * (getattr(p, "minutes", None) or 0.0) for p in rest)
+
+    def _kept(self, pipeline: Pipeline) -> int:
+        """How many of the first passes are done already."""
+        lengths = range(len(pipeline.passes), 0, -1)
+        kept = (n for n in lengths if self._is_kept(Pipeline(pipeline.passes[:n])))
+        return next(kept, 0)
+
+    def _is_kept(self, pipeline: Pipeline) -> bool:
+        return self.ctx.store.has(f"model-{key(pipeline)}-facts")
+
+    def _keep(self, pipeline: Pipeline, model: Model) -> None:
+        name = f"model-{key(pipeline)}"
+        self.ctx.store.tensors(name, lambda: model.weights)
+        self.ctx.store.json(
             f"{name}-facts",  # last, since it says that the weights are whole
             lambda: {
                 "config": to_config(model),
                 "history": [asdict(x) for x in model.history],
-                "seconds": time.monotonic() - start,
+                "kept_hidden": None
+                if model.kept_hidden is None
+                else model.kept_hidden.tolist(),
             },
         )
-        return model
+
+    def _recall(self, pipeline: Pipeline) -> Model:
+        name, store = f"model-{key(pipeline)}", self.ctx.store
+        facts = store.json(f"{name}-facts", dict)
+        encoder, mux, task = from_config(facts["config"])
+        weights = store.tensors(name, dict)
+        history = tuple(Applied(**x) for x in facts["history"])
+        made = replace(self.model, encoder=encoder, mux=mux, task=task, weights=weights)
+        kept = facts["kept_hidden"]
+        return replace(
+            made,
+            masks=Masks.full(encoder),
+            history=history,
+            kept_hidden=None if kept is None else torch.tensor(kept),
+        )
 
     def trial(self, pipeline: Pipeline) -> Trial:
         """Build a candidate and score it on the select rows."""

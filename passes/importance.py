@@ -1,6 +1,7 @@
 """Importance scores that the prune passes share.
 
-A mask factor z is put on every head and FFN unit; its importance is the Fisher information
+A mask factor z is put on every head and FFN unit, or on every hidden dimension; its importance
+is the Fisher information
 
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
@@ -12,13 +13,14 @@ For regression, with unit variance, it is the squared derivative of the output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, batches
+from prumux.optimizer.encode import Encoded, batches
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule, Factors
 from prumux.optimizer.precision import autocast
@@ -41,56 +43,77 @@ class Scores:
 
 def fisher(model: Model, ctx: Context) -> Scores:
     """Fisher importance of every head and FFN unit on the first `ROWS` fit rows."""
+    masks, half = model.masks, len(model.encoder.layers)
+
+    def put(own: Factors, z: list[Tensor]) -> Factors:
+        return Factors(tuple(z[:half]), tuple(z[half:]), own.hidden)
+
+    found = _kept("fisher", model, (*masks.heads, *masks.ffn), put, ctx)
+    return Scores(heads=tuple(found[:half]), ffn=tuple(found[half:]))
+
+
+def hidden_fisher(model: Model, ctx: Context) -> Tensor:
+    """Fisher importance of every hidden dimension, [D], on the first `ROWS` fit rows.
+
+    The derivative is that of the masked function (`optimizer.module`): through every write to
+    the residual stream and through LayerNorm's statistics.
+    """
+
+    def put(own: Factors, z: list[Tensor]) -> Factors:
+        return Factors(own.heads, own.ffn, z[0])
+
+    return _kept("hidden-fisher", model, (model.masks.hidden,), put, ctx)[0]
+
+
+Put = Callable[[Factors, list[Tensor]], Factors]
+"""The module's own factors with those under test, each [B, W], in their places."""
+
+
+def _kept(
+    name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
+) -> list[Tensor]:
+    """Importance of the factors on `alive`, from the store if it is there."""
     from prumux.optimizer.source import digest
 
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
-    alive = [m.int().tolist() for m in (*model.masks.heads, *model.masks.ffn)]
+    masks = model.masks
     given = digest(model.weights, model.task, model.encoder)
-    about = (model.masks.hidden.tolist(), rows.ids, rows.types, ctx.seed)
-    name = "fisher-" + key(given, alive, *map(repr, about), torch.__version__)
-    layers = range(len(model.encoder.layers))
-    found = ctx.store.tensors(name, lambda: _flat(_fisher(model, batches(rows, BATCH), ctx)))
-    return Scores(
-        heads=tuple(found[f"heads.{i}"] for i in layers),
-        ffn=tuple(found[f"ffn.{i}"] for i in layers),
-    )
+    pending = [m.int().tolist() for m in (*masks.heads, *masks.ffn, masks.hidden)]
+    about = (rows.ids, rows.types, ctx.seed)
+    name = f"{name}-{key(given, pending, *map(repr, about), torch.__version__)}"
+
+    def make() -> dict[str, Tensor]:
+        return {str(i): x for i, x in enumerate(_fisher(model, alive, put, rows, ctx))}
+
+    found = ctx.store.tensors(name, make)
+    return [found[str(i)] for i in range(len(alive))]
 
 
-def _flat(scores: Scores) -> dict[str, Tensor]:
-    heads = {f"heads.{i}": x for i, x in enumerate(scores.heads)}
-    return heads | {f"ffn.{i}": x for i, x in enumerate(scores.ffn)}
-
-
-def _fisher(model: Model, groups: list[Batch], ctx: Context) -> Scores:
-    module = EncoderModule(model).to(ctx.device).eval()
-    sizes = [*(x.heads for x in model.encoder.layers), *(x.ffn for x in model.encoder.layers)]
-    total = [torch.zeros(size) for size in sizes]
-    half = len(model.encoder.layers)
-    alive = [m.float().to(ctx.device) for m in (*model.masks.heads, *model.masks.ffn)]
+def _fisher(
+    model: Model, alive: tuple[Tensor, ...], put: Put, rows: Encoded, ctx: Context
+) -> list[Tensor]:
+    module, groups = EncoderModule(model).to(ctx.device).eval(), batches(rows, BATCH)
+    total = [torch.zeros(len(m)) for m in alive]
+    living = [m.float().to(ctx.device) for m in alive]
     random = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress.task("importance", len(groups)) as step:
         for batch in groups:
             inputs = {k: torch.as_tensor(v).to(ctx.device) for k, v in batch.inputs().items()}
-            rows = len(batch.rows)
-            ones = [torch.ones(rows, n, device=ctx.device, requires_grad=True) for n in sizes]
-            masked = [one * mask for one, mask in zip(ones, alive, strict=True)]
-            hidden = module.factors.hidden
-            factors = Factors(tuple(masked[:half]), tuple(masked[half:]), hidden)
+            ones = [torch.ones(len(batch.rows), len(m)).to(m).requires_grad_() for m in living]
+            masked = [one * mask for one, mask in zip(ones, living, strict=True)]
             with autocast(ctx.device):
-                logits = module(**inputs, factors=factors).float()
+                logits = module(**inputs, factors=put(module.factors, masked)).float()
             real = None if model.encoder.pooled else inputs["attention_mask"].bool()
-            for loss in _losses(model, logits, real, random):
+            for loss in losses(model, logits, real, random):
                 grads = torch.autograd.grad(loss, ones, retain_graph=True, allow_unused=True)
                 for i, grad in enumerate(grads):
                     if grad is not None:
                         total[i] += grad.square().sum(0).cpu()
             step()
-    rows_seen = sum(len(batch.rows) for batch in groups)
-    total = [x / rows_seen for x in total]
-    return Scores(heads=tuple(total[:half]), ffn=tuple(total[half:]))
+    return [x / len(rows) for x in total]
 
 
-def _losses(
+def losses(
     model: Model, logits: Tensor, real: Tensor | None, random: torch.Generator
 ) -> list[Tensor]:
     """Scalars whose squared gradients sum to the Fisher information of each row.

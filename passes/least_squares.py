@@ -28,14 +28,14 @@ class Fit:
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """The change of weight [D, M] and bias [D], and the share of error power left.
 
-        `ridge` is relative to the mean of the Gram diagonal.
+        `ridge` is relative to the mean of the Gram diagonal, over inputs that are ever on.
         """
         if self.gram is None or self.cross is None:
             raise ValueError("solve() before add(): there is nothing to fit")
         size = len(self.gram)
-        damped = self.gram + ridge * self.gram.diagonal().mean() * torch.eye(size).to(
-            self.gram
-        )
+        power = self.gram.diagonal()
+        damping = ridge * power[power > 0].mean()
+        damped = self.gram + damping * torch.eye(size).to(self.gram)
         factor = torch.linalg.cholesky(damped)
         solution = torch.cholesky_solve(self.cross, factor)
         explained = (

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
-from torch import Tensor
-
+from prumux.optimizer.calibrate import speedup
 from prumux.optimizer.context import Context
-from prumux.optimizer.cost import (
-    block_weights,
-    count,
-    ffn_macs,
-    ffn_weights,
-    head_macs,
-    head_weights,
-)
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
 from prumux.optimizer.table import cost_table
 
-from .allocate import Offer, allocate, values, with_counts
-from .importance import Scores, fisher
+from .allocate import values, with_counts
+from .importance import fisher
+from .offers import GRID, Price, Worth, choose, counted, dense_cost, timed
+from .second_order import second_order
 
-GRID = 16
-"""FFN widths tried under a measured time: the table is not finer than this."""
+TRIES = 3
+"""Choices that are timed for one speed-up, each corrected by what the last one reached."""
+NEAR = 0.02
+"""Relative distance from the speed-up that was asked for at which no more are tried."""
+
+Keep = Callable[[Sequence[int]], Model]
+"""The model that keeps these counts."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Prune(Pass):
     )
     speedup: float | None = field(
         default=None, metadata={"help": "measured speed-up over the dense model to reach"}
+    )
+    by: Literal["fisher", "second-order"] = field(
+        default="fisher",
+        metadata={"help": "what units are worth: each on its own, or one by one with refits"},
     )
 
     def __post_init__(self) -> None:
@@ -68,72 +70,61 @@ class Prune(Pass):
         """
         if self.sparsity == 0 or self.speedup == 1:
             return model
-        scores = fisher(model, ctx)
-        offers, limit = (
-            self._timed(model, scores, ctx)
-            if self.sparsity is None
-            else self._counted(model, scores, ctx)
-        )
-        counts = allocate(offers, limit)
-        masks = with_counts(model.masks, scores, counts)
-        half = len(counts) // 2
-        notes = {"heads": counts[:half], "ffn": counts[half:]}
-        return replace(model, masks=masks, notes=notes)
-
-    def _counted(
-        self, model: Model, scores: Scores, ctx: Context
-    ) -> tuple[list[Offer], float]:
-        """Offers in weights or multiply-adds; the limit is a share of the dense encoder's."""
-        dense, e, length = ctx.dense.encoder, model.encoder, ctx.length
-        share, fixed = 1 - (self.sparsity or 0), 0
-        if self.of == "weights":
-            head = [head_weights(e)] * len(e.layers)
-            unit = [ffn_weights(e)] * len(e.layers)
-            fixed = block_weights(e)
-            limit = share * count(dense, length).encoder_parameters
+        worth, keep = _worth(model, ctx, self.by)
+        if self.sparsity is None:
+            counts = self._timed(model, worth, keep, ctx)
         else:
-            head = [head_macs(e, i, length) for i in range(len(e.layers))]
-            unit = [ffn_macs(e, i, length) for i in range(len(e.layers))]
-            limit = share * sum(
-                x.heads * head_macs(dense, i, length) + x.ffn * ffn_macs(dense, i, length)
-                for i, x in enumerate(dense.layers)
-            )
-        offers = [
-            _offer(score, mask, price, fixed)
-            for score, mask, price in zip(
-                (*scores.heads, *scores.ffn),
-                (*model.masks.heads, *model.masks.ffn),
-                (*head, *unit),
-                strict=True,
-            )
-        ]
-        return offers, limit
+            limit = (1 - self.sparsity) * dense_cost(ctx, self.of)
+            counts = self._within(model, worth, counted(ctx, self.of), limit)
+        half = len(counts) // 2
+        return replace(keep(counts), notes={"heads": counts[:half], "ffn": counts[half:]})
 
-    def _timed(self, model: Model, scores: Scores, ctx: Context) -> tuple[list[Offer], float]:
-        """Offers in measured milliseconds; the limit is the dense time over the speed-up."""
-        table, speedup = cost_table(model, ctx), self.speedup or 1
-        limit = table.dense_ms / speedup - table.base_ms
-        if limit < 0:
+    def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
+        """Counts that reach the speed-up when they are timed, not only by the table."""
+        table, asked = cost_table(model, ctx), self.speedup or 1
+        limit = table.dense_ms / asked
+        if limit < table.base_ms:
             most = int(10 * table.dense_ms / table.base_ms) / 10
             raise PassError(
-                f"{self} leaves {table.dense_ms / speedup:.3g} of {table.dense_ms:.3g} ms, "
+                f"{self} leaves {limit:.3g} of {table.dense_ms:.3g} ms, "
                 f"embeddings and head alone take {table.base_ms:.3g} ms\n"
                 f"ask for prune{{speedup={most:g}}} or less",
                 exit_code=2,
             )
-        offers = []
-        for i, (score, mask) in enumerate(zip(scores.heads, model.masks.heads, strict=True)):
-            grid = range(len(mask) + 1)
-            costs = tuple(table.attention_ms(i, n) for n in grid)
-            offers.append(Offer(tuple(grid), values(score, mask, grid), costs))
-        for i, (score, mask) in enumerate(zip(scores.ffn, model.masks.ffn, strict=True)):
-            widths = (*range(0, len(mask), GRID), len(mask))
-            costs = tuple(table.ffn_ms(i, n) for n in widths)
-            offers.append(Offer(widths, values(score, mask, widths), costs))
-        return offers, limit
+        found: dict[float, list[int]] = {}
+        for _ in range(TRIES):
+            counts = self._within(model, worth, timed(table), limit - table.base_ms, GRID)
+            kept = keep(counts)
+            reached = speedup(kept.masks.sizes(kept.encoder), ctx)
+            found[abs(reached / asked - 1)] = counts
+            if abs(reached / asked - 1) <= NEAR:
+                break
+            limit = max(limit * reached / asked, table.base_ms)
+        return found[min(found)]
+
+    def _within(
+        self,
+        model: Model,
+        worth: Worth,
+        prices: tuple[Price, Price],
+        limit: float,
+        grid: int = 1,
+    ) -> list[int]:
+        try:
+            return choose(model, worth, prices, limit, grid)
+        except ValueError as error:
+            raise PassError(f"{self}: {error}\nask for less", exit_code=2) from error
 
 
-def _offer(score: Tensor, mask: Tensor, price: int, fixed: int) -> Offer:
-    grid = range(len(mask) + 1)
-    costs = tuple(float(n * price + fixed * (n > 0)) for n in grid)
-    return Offer(tuple(grid), values(score, mask, grid), costs)
+def _worth(model: Model, ctx: Context, by: str) -> tuple[Worth, Keep]:
+    """What counts are worth, and the model that keeps given counts."""
+    masks = (*model.masks.heads, *model.masks.ffn)
+    if by == "second-order":
+        removals = second_order(model, ctx)
+        return removals.values(model.masks), lambda counts: removals.keep(model, counts)
+    scores = fisher(model, ctx)
+    worth = [
+        values(score, mask, range(len(mask) + 1))
+        for score, mask in zip((*scores.heads, *scores.ffn), masks, strict=True)
+    ]
+    return worth, lambda counts: replace(model, masks=with_counts(model.masks, scores, counts))

@@ -7,7 +7,8 @@ moved by the ridge solution of
 
 y_t: the dense model's branch output plus residual, before LayerNorm; x_t and c_t: the small
 model's residual stream and inner activations at position t. Where a whole branch is gone the
-next one that lives takes over its work. Last, the head's first map is refitted the same way.
+next one that lives takes over its work. Last, the head's first map is refitted the same way,
+and its second one where the first lost outputs with the hidden dimensions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded, batches
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Encoder, Model
-from prumux.optimizer.module import Branch, EncoderModule, attention_bias
+from prumux.optimizer.module import ACTIVATIONS, Branch, EncoderModule, attention_bias
 from prumux.optimizer.passbase import Pass
 
 from .least_squares import Fit
@@ -50,19 +51,17 @@ class Reconstruct(Pass):
         if not self.ridge > 0:
             raise ValueError(f"ridge must be above 0, not {self.ridge}")
 
-    def requires(self, model: Model) -> None:
-        """Survivors must be known."""
-        if model.stage != "dense":
-            raise PassError("masks are pending; put 'slice' before 'reconstruct'", exit_code=2)
-
     @torch.no_grad()
     def run(self, model: Model, ctx: Context) -> Model:
-        """New output maps and head map; every other weight is the same tensor."""
+        """New output maps and head map; every other weight is the same tensor.
+
+        Masks may be pending: what they take away is neither read nor written.
+        """
         dense = ctx.dense
         if dense.encoder.hidden != model.encoder.hidden:
             raise PassError(
                 f"reconstruct needs the dense hidden size {dense.encoder.hidden}, the model "
-                f"has {model.encoder.hidden}; refit before hidden dimensions are cut",
+                f"has {model.encoder.hidden}; put 'reconstruct' before 'slice'",
                 exit_code=2,
             )
         groups = batches(_sample(ctx.fit, self.rows), BATCH)
@@ -89,6 +88,8 @@ class _Streams:
         self.small = EncoderModule(replace(small, encoder=_wide(small), weights=copied))
         self.small.to(device).eval()
         self.alive = set(self.small.branches())
+        hidden = self.small.factors.hidden
+        self.left: Tensor | float = 1.0 if hidden is None else hidden
         self.masks = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
         self.biases = [attention_bias(mask) for mask in self.masks]
         self.aim: list[Tensor] = []
@@ -97,7 +98,7 @@ class _Streams:
             inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
             ids, types = inputs["input_ids"], inputs.get("token_type_ids")
             self.aim.append(self.dense.embed(ids, types, None))
-            self.now.append(self.small.embed(ids, types, None))
+            self.now.append(self.small.embed(ids, types, hidden))
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
         """Move both streams past a branch, refitting it first where the small model has it.
@@ -113,7 +114,7 @@ class _Streams:
             if alive:
                 inner = self.small.inner(branch, self.now[i], bias)
                 missing = y - self.small.residual(branch, inner, self.now[i])
-                fit.add(inner, missing, self._positions(branch, i))
+                fit.add(inner, missing * self.left, self._positions(branch, i))
                 inners.append(inner)
         if not alive:
             return None
@@ -123,14 +124,25 @@ class _Streams:
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map (its only one for token tasks) to the dense model's."""
-        pooled = self.small.sizes.pooled
-        name, fit = "head.dense" if pooled else "head.output", Fit()
-        read = slice(1) if pooled else slice(None)
-        for i, mask in enumerate(self.masks):
-            now, aim = self.now[i][:, read], self.aim[i][:, read]
+        """Refit the head's first map, then the second where the first lost outputs."""
+        if not self.small.sizes.pooled:
+            return self._refit_map("head.output", ridge)
+        self.masks, self.aim, self.now = (
+            [x[:, :1] for x in group] for group in (self.masks, self.aim, self.now)
+        )
+        error = self._refit_map("head.dense", ridge, self.left)
+        if isinstance(self.left, Tensor):
+            g = ACTIVATIONS[self.small.sizes.head]
+            self.aim = [g(self.dense.linear("head.dense", x)) for x in self.aim]
+            self.now = [g(self.small.linear("head.dense", x)) * self.left for x in self.now]
+            error = self._refit_map("head.output", ridge)
+        return error
+
+    def _refit_map(self, name: str, ridge: float, left: Tensor | float = 1.0) -> float:
+        fit = Fit()
+        for mask, aim, now in zip(self.masks, self.aim, self.now, strict=True):
             missing = self.dense.linear(name, aim) - self.small.linear(name, now)
-            fit.add(now, missing, mask[:, read].float())
+            fit.add(now, missing * left, mask.float())
         return self._move(name, fit, ridge)
 
     def weights(self) -> dict[str, Tensor]:

@@ -63,7 +63,15 @@ def slice_model(model: Model) -> Model:
         "ffn": [x.ffn for x in after.layers],
         "hidden": after.hidden,
     }
-    return replace(model, encoder=after, weights=weights, masks=Masks.full(after), notes=notes)
+    kept = None if after.hidden == before.hidden else model.living_hidden[1]
+    return replace(
+        model,
+        encoder=after,
+        weights=weights,
+        masks=Masks.full(after),
+        kept_hidden=model.kept_hidden if kept is None else kept,
+        notes=notes,
+    )
 
 
 def _cut(name: str, tensor: Tensor, encoder: Encoder, masks: Masks) -> Tensor:

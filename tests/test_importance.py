@@ -15,7 +15,7 @@ from prumux.optimizer.ir import Model, Task
 from prumux.optimizer.module import EncoderModule, Factors
 from prumux.optimizer.store import Store
 from prumux.passes import importance
-from prumux.passes.importance import Scores, fisher
+from prumux.passes.importance import Scores, fisher, hidden_fisher
 from tests.factory import Family, make_context, random_batch, random_model
 from tests.masking import masked, random_masks
 
@@ -88,10 +88,55 @@ def test_importance_of_a_masked_model() -> None:
     assert all(bool((x[~m] == 0).all()) for x, m in zip(found, masks, strict=True))
     for a, b in zip(found, by_hand(model), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-8)
-    hidden = replace(model.masks, hidden=random_masks(model.encoder, 1).hidden)
+    hidden = replace(model.masks, hidden=random_masks(model.encoder, 2).hidden)
     narrow = replace(model, masks=hidden)
     for a, b in zip(flat(fisher(narrow, ctx)), by_hand(narrow), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-8)
+
+
+def by_differences(model: Model, rows: int = 7, step: float = 1e-4) -> Tensor:
+    """Hidden importance [D] without gradients: each factor moved up and down, in float64."""
+    (batch,) = batches(make_context(model, random_batch(model, rows=rows)).fit, rows)
+    inputs = {k: torch.as_tensor(v) for k, v in batch.inputs().items()}
+    module, alive = EncoderModule(model).double(), model.masks.hidden.double()
+    own = module.factors
+
+    def log_p(z: Tensor) -> Tensor:
+        logits: Tensor = module(**inputs, factors=Factors(own.heads, own.ffn, z))
+        return torch.log_softmax(logits, dim=-1)
+
+    p, total = log_p(alive).exp(), torch.zeros(len(alive), dtype=torch.float64)
+    for k in alive.nonzero()[:, 0]:
+        move = torch.zeros_like(alive)
+        move[k] = step
+        slope = (log_p(alive + move) - log_p(alive - move)) / (2 * step)
+        total[k] = (p * slope.square()).sum() / rows
+    return total.float()
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_importance_is_that_of_finite_differences(family: Family, early: bool) -> None:
+    model = tiny(family, labels=3)
+    model = replace(model, encoder=replace(model.encoder, pool_early=early))
+    for seed in (None, 2):
+        if seed is not None:
+            model = replace(model, masks=random_masks(model.encoder, seed, gone=0.0))
+            assert not bool(model.masks.hidden.all())
+        ctx = make_context(model, random_batch(model, rows=7))
+        found, expected = hidden_fisher(model, ctx), by_differences(model)
+        assert found.shape == (12,)
+        assert torch.allclose(found, expected, rtol=2e-3, atol=1e-7)
+        assert bool(((found > 1e-6) == model.masks.hidden).all())
+
+
+def test_hidden_importance_of_token_tasks_looks_at_every_position() -> None:
+    model = tiny(task="token-classification")
+    ctx = make_context(model, random_batch(model, rows=7))
+    first = replace(ctx.fit, ids=tuple(row[:1] for row in ctx.fit.ids), types=None)
+    assert float(hidden_fisher(model, ctx).min()) > 0
+    many, one = hidden_fisher(model, ctx), hidden_fisher(model, replace(ctx, fit=first))
+    assert float(many.sum()) > 1.5 * float(one.sum())
 
 
 def test_labels_play_no_part() -> None:
@@ -146,16 +191,19 @@ def test_scores_are_kept_for_the_same_model_and_rows(tmp_path: Path) -> None:
     first = flat(fisher(model, ctx))
     assert all(torch.equal(a, b) for a, b in zip(first, flat(fisher(model, ctx)), strict=True))
     assert files() == 1
+    hidden = hidden_fisher(model, ctx)
+    assert torch.equal(hidden_fisher(model, ctx), hidden)
+    assert files() == 2
     others = [
         replace(model, encoder=replace(model.encoder, activation="relu")),
         masked(model, seed=1),
-        replace(model, masks=random_masks(model.encoder, 1)),
+        replace(model, masks=random_masks(model.encoder, 2)),
         tiny(seed=1),
     ]
     for i, other in enumerate(others):
         fisher(other, ctx)
-        assert files() == 2 + i
+        assert files() == 3 + i
     assert ctx.fit.types is not None
     types = tuple(tuple(1 - t for t in row) for row in ctx.fit.types)
     fisher(model, replace(ctx, fit=replace(ctx.fit, types=types)))
-    assert files() == 6
+    assert files() == 7

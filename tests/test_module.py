@@ -142,6 +142,31 @@ def test_each_row_has_its_own_factors() -> None:
         assert worst(together[r], one[0]) < 1e-5
 
 
+@pytest.mark.parametrize("task", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_factors_with_a_row_axis(family: Family, task: Kind) -> None:
+    """Every row has its own; the same for all rows is as without the axis."""
+    model = tiny(family, task)
+    module, batch = EncoderModule(model), random_batch(model, rows=3)
+    inputs = {k: torch.as_tensor(v) for k, v in batch.inputs().items()}
+    hidden = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) + 0.5
+    together = module(**inputs, factors=Factors((), (), hidden))
+    for r in range(3):
+        own = Factors((), (), hidden[r])
+        assert worst(module(**inputs, factors=own)[r], together[r]) < 1e-5
+    assert worst(module(**inputs), together) > 1e-3
+
+
+def test_factors_move_with_the_weights() -> None:
+    model = replace(tiny("bert"), masks=random_masks(tiny("bert").encoder, 3, gone=0.0))
+    module = EncoderModule(model).to("meta")
+    z = module.factors
+    assert z.hidden is not None
+    assert {x.device.type for x in (*z.heads, *z.ffn, z.hidden)} == {"meta"}
+    assert len(z.heads) == len(z.ffn) == 3
+    assert EncoderModule(tiny("bert")).to("meta").factors.hidden is None
+
+
 def test_zero_factors_equal_masks() -> None:
     model = masked(tiny("bert"), seed=1, gone=0.0)
     batch = random_batch(model)

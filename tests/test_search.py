@@ -56,7 +56,7 @@ def search(
             "tango",
         )
 
-    found = find(order, trial, prove, limit, lambda: len(tried) >= budget)
+    found = find(order, trial, prove, limit, lambda _: len(tried) >= budget)
     return found, tried, proved
 
 

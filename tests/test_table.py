@@ -2,25 +2,29 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from prumux.export.onnx import Onnx
 from prumux.optimizer import table as table_module
+from prumux.optimizer.calibrate import GROUP, plan, time_ms, uneven
+from prumux.optimizer.calibrate import random_model as shaped
 from prumux.optimizer.context import Context
 from prumux.optimizer.errors import MissingError, PassError
-from prumux.optimizer.ir import Encoder, Layer, Model
+from prumux.optimizer.ir import Encoder, Layer, Masks, Model
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.store import Store
-from prumux.optimizer.table import Curve, cost_table, time_ms
-from prumux.optimizer.table import random_model as shaped
+from prumux.optimizer.table import CHECKS, Curve, cost_table, fit
 from prumux.optimizer.target import Emitted, Target
+from prumux.passes import prune as prune_module
 from prumux.passes.prune import Prune
 from tests.factory import Family, make_context, random_batch, random_model
 
@@ -64,9 +68,9 @@ class Fake(Target):
 
 def analytic(encoder: Encoder) -> float:
     """Linear in sizes; at the pooled position alone FFN units are cheap and heads cheaper."""
-    total = BASE_MS
+    total, last = BASE_MS, encoder.last_attention
     for i, layer in enumerate(encoder.layers):
-        narrow = encoder.pool_early and i >= encoder.last_attention
+        narrow = encoder.pool_early and 0 <= last <= i
         total += layer.heads * HEAD_MS * (0.6 if narrow else 1)
         total += layer.ffn * UNIT_MS * (0.1 if narrow else 1)
     return total
@@ -76,19 +80,29 @@ class Analytic:
     """Stands in for `time_ms` and counts how often it is asked."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.rounds: list[int] = []
+        self.times: Callable[[Encoder], float] = analytic
 
-    def __call__(self, encoders: Sequence[Encoder], ctx: Context) -> list[float]:
-        self.calls += 1
+    @property
+    def calls(self) -> int:
+        return len(self.rounds)
+
+    def __call__(self, encoders: Sequence[Encoder], ctx: Context, rounds: int) -> list[float]:
+        self.rounds.append(rounds)
         for encoder in encoders:
-            assert shaped(encoder, ctx).encoder == encoder
-        return [analytic(x) for x in encoders]
+            shaped(encoder, ctx).verify()
+        return [self.times(x) for x in encoders]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Analytic:
     clock = Analytic()
     monkeypatch.setattr(table_module, "time_ms", clock)
+    monkeypatch.setattr(
+        prune_module,
+        "speedup",
+        lambda encoder, ctx: analytic(ctx.dense.encoder) / analytic(encoder),
+    )
     return clock
 
 
@@ -129,8 +143,24 @@ def test_a_narrow_last_block_has_its_own_curve(clock: Analytic) -> None:
     early = replace(model, encoder=replace(model.encoder, pool_early=True))
     table = cost_table(early, ctx)
     assert table.dense_ms == pytest.approx(analytic(model.encoder))
-    for encoder in shapes(early.encoder, least=1):
+    for encoder in shapes(early.encoder, least=0):
         assert table.predict_ms(encoder) == pytest.approx(analytic(encoder))
+    assert table.attention_ms(2, 7) == pytest.approx(7 * HEAD_MS)
+    assert table.attention_ms(3, 7) == pytest.approx(7 * HEAD_MS * 0.6)
+    assert table.ffn_ms(3, 50) == pytest.approx(50 * UNIT_MS * 0.1)
+
+
+def test_the_narrow_block_is_the_last_that_attends(clock: Analytic) -> None:
+    """In the model that the table is asked for: gone or marked blocks do not count."""
+    model = random_model("bert", heads=(12, 12, 12, 0), pool_early=True)
+    masks = Masks.full(model.encoder)
+    marked = replace(masks, heads=(*masks.heads[:2], torch.zeros(12) > 0, masks.heads[3]))
+    for given, first in ((model, 2), (replace(model, masks=marked), 1)):
+        table = cost_table(given, context(model))
+        for i in range(4):
+            factor = (1, 1) if i < first else (0.6, 0.1)
+            assert table.attention_ms(i, 5) == pytest.approx(5 * HEAD_MS * factor[0])
+            assert table.ffn_ms(i, 5) == pytest.approx(5 * UNIT_MS * factor[1])
 
 
 def test_layers_of_different_widths(clock: Analytic) -> None:
@@ -155,8 +185,7 @@ def test_prune_reaches_a_speed_up(clock: Analytic, speedup: float, pool_early: b
     pipeline = Pipeline.parse(f"pool-early,{text}" if pool_early else text)
     after = pipeline.run(model, ctx)
     reached = analytic(model.encoder) / analytic(after.encoder)
-    assert speedup <= reached * (1 + 1e-6)
-    assert reached <= 1.05 * speedup
+    assert abs(reached / speedup - 1) <= 0.05
 
 
 def test_a_speed_up_out_of_reach_is_refused(clock: Analytic) -> None:
@@ -201,24 +230,86 @@ def test_all_that_changes_a_time_changes_the_key(clock: Analytic, tmp_path: Path
     assert clock.calls == len(list(tmp_path.iterdir())) == 6
 
 
-def test_a_curve_never_falls_and_starts_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_never_falls_and_starts_at_nothing() -> None:
     """Noise: the more heads, the slower, whatever the clock said."""
     rng = np.random.default_rng(0)
-
-    def noisy(encoders: Sequence[Encoder], ctx: Context) -> list[float]:
-        return [analytic(x) * float(rng.uniform(0.5, 1.5)) for x in encoders]
-
-    monkeypatch.setattr(table_module, "time_ms", noisy)
-    model = random_model("bert")
+    full = random_model("bert", pool_early=True).encoder
+    encoders = plan(full, seed=0)
     for _ in range(20):
-        table = cost_table(model, context(model))
-        for curve in (*table.attention, *table.ffn):
-            assert curve.sizes[0] == 0
-            assert curve.ms[0] == 0
+        noisy = [analytic(x) * float(rng.uniform(0.5, 1.5)) for x in encoders]
+        table = fit(encoders, noisy, analytic(full), full)
+        blocks = (table.wide, table.narrow)
+        for curve in (c for x in blocks for c in (x.attention, x.ffn)):
+            assert curve.at(0) == curve.ms[0] == curve.sizes[0] == 0
             assert list(curve.ms) == sorted(curve.ms)
-            assert list(curve.sizes) == sorted(curve.sizes)
+            assert list(curve.sizes) == sorted(set(curve.sizes))
         assert table.base_ms >= 0
     assert Curve((0, 4, 8), (0.0, 1.0, 3.0)).at(6) == 2.0
+
+
+def test_noise_averages_out() -> None:
+    """The fit is nearer to the truth than the times that it was given."""
+    rng = np.random.default_rng(0)
+    full = random_model("bert").encoder
+    encoders = plan(full, seed=0)
+    others = uneven(full, 20, seed=1)
+    for _ in range(5):
+        noisy = [analytic(x) * float(rng.normal(1, 0.05)) for x in encoders]
+        table = fit(encoders, noisy, analytic(full), full)
+        errors = [table.predict_ms(x) / analytic(x) - 1 for x in others]
+        assert np.sqrt(np.mean(np.square(errors))) < 0.04
+
+
+def curved(encoder: Encoder) -> float:
+    """Not a sum over branches: layers of unlike widths cost half as much again."""
+    uneven = len({x.ffn for x in encoder.layers}) > 1
+    return analytic(encoder) * (1.5 if uneven and encoder not in SEEN else 1)
+
+
+SEEN = plan(random_model("bert").encoder, seed=0)
+
+
+def test_a_table_that_is_off_is_refused_and_not_kept(clock: Analytic, tmp_path: Path) -> None:
+    model = random_model("bert")
+    ctx = context(model, cache=Store(tmp_path))
+    clock.times = curved
+    with pytest.raises(PassError) as caught:
+        cost_table(model, ctx)
+    assert str(caught.value) == (
+        "the cost table is 33% off on uneven models, measured once more 33%; "
+        "10% is the most that is used\n"
+        "try again when nothing else runs on this machine, or do without a clock:\n"
+        "use sparsity=0.5 of=macs in place of speedup"
+    )
+    assert caught.value.exit_code == 4
+    assert clock.rounds == [5, 10]
+    assert not list(tmp_path.iterdir())
+    Prune(sparsity=0.5, of="macs").run(model, ctx)
+    clock.times = analytic
+    assert cost_table(model, ctx).error < 1e-6
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_table_gets_a_second_chance(clock: Analytic) -> None:
+    """The first measurement is disturbed, the second is not."""
+    model = random_model("bert")
+
+    def disturbed(encoder: Encoder) -> float:
+        return (curved if clock.calls == 1 else analytic)(encoder)
+
+    clock.times = disturbed
+    assert cost_table(model, context(model)).error < 1e-6
+    assert clock.rounds == [5, 10]
+
+
+def test_the_error_of_a_table_is_that_of_its_worst_check(clock: Analytic) -> None:
+    model = random_model("bert")
+    checks = uneven(model.encoder, CHECKS, seed=1)
+    assert not {*map(str, checks)} & {*map(str, SEEN)}
+    clock.times = lambda x: analytic(x) * (1.0, 1.08)[x == checks[3]]
+    table = cost_table(model, context(model))
+    assert table.error == pytest.approx(1 - 1 / 1.08)
+    assert clock.calls == 1
 
 
 def test_shapes_are_timed_on_drafts() -> None:
@@ -228,6 +319,41 @@ def test_shapes_are_timed_on_drafts() -> None:
     assert found[0] >= 8
     assert found[2] >= 3
     assert found[1] < found[2] < found[0]
+
+
+def test_drift_cancels_and_few_engines_live_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine halves its speed after the first group."""
+    model = random_model("bert")
+    counts = [40, *range(1, 2 * GROUP + 1)]
+    encoders = [replace(model.encoder, layers=(Layer(n, 8),)) for n in counts]
+    opened, alive = list[int](), list[int]()
+
+    class Drifting(Sleeper):
+        def __init__(self, ms: int) -> None:
+            super().__init__(ms * (1 if len(opened) <= GROUP else 2))
+            opened.append(ms)
+            alive.append(1 + sum(x() is not None for x in engines))
+            engines.append(weakref.ref(self))
+
+    class Slowing(Sleeper):
+        """The anchor: as slow as the machine is by now."""
+
+        def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+            factor = 1 if len(opened) <= GROUP + 1 else 2
+            return Sleeper(self.ms * factor).run(inputs)
+
+    engines = list["weakref.ref[Sleeper]"]()
+
+    def engine(self: Fake, folder: Path, threads: int) -> Sleeper:
+        heads = int((folder / "heads").read_text())
+        return Slowing(heads) if heads == 40 else Drifting(heads)
+
+    monkeypatch.setattr(Fake, "engine", engine)
+    found = time_ms(encoders, context(model), rounds=1)
+    assert opened == counts[1:]
+    assert max(alive) <= GROUP
+    assert found[-1] / found[0] == pytest.approx(2 * GROUP / 40, rel=0.3)
+    assert found[1] < found[GROUP + 1] < found[-1]
 
 
 def test_timing_needs_a_target() -> None:
@@ -257,9 +383,12 @@ def test_the_draft_of_onnx_is_the_plain_graph(tmp_path: Path, family: Family) ->
     assert found.shape == (16, 2)
 
 
-def test_real_shapes_are_timed_with_onnx() -> None:
+def test_real_shapes_are_timed_with_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Passes of 0.2 ms on a machine that runs other tests: no clock is that good.
+    monkeypatch.setattr(table_module, "LIMIT", float("inf"))
     model = random_model("bert", heads=(2, 2), ffn=(8, 8))
     ctx = replace(context(model), target=Onnx())
     table = cost_table(model, ctx)
     assert table.dense_ms > 0
     assert table.predict_ms(model.encoder) > 0
+    assert table.error > 0

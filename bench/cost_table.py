@@ -1,0 +1,169 @@
+"""How far may the measured cost table be trusted, and does `prune{speedup=...}` keep its word?
+
+    python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
+
+Measures the table afresh, with `pool-early` off and on, and times random shapes that it never
+saw and what `prune{speedup=...}` chose, interleaved with the dense model. Time depends on
+sizes only, so all shapes carry random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prumux.optimizer.calibrate import time_ms, uneven
+from prumux.optimizer.context import Context
+from prumux.optimizer.environment import device, versions
+from prumux.optimizer.errors import PrumuxError
+from prumux.optimizer.ir import Encoder, Model
+from prumux.optimizer.job import Request
+from prumux.optimizer.opening import open_bench
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.store import Store
+from prumux.optimizer.table import CostTable, cost_table
+from prumux.passes.prune import Prune
+
+SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
+ROWS = 256
+"""Rows for importance: which shapes are chosen does not matter much here."""
+SEED = 1000
+"""Apart from those of the table's own shapes and checks."""
+
+
+def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, Any]:
+    """The table, its error on random shapes, and what asked speed-ups reach."""
+    start = time.monotonic()
+    try:
+        table = cost_table(model, ctx)
+    except PrumuxError as error:
+        return {"refused": str(error), "table_seconds": time.monotonic() - start}
+    seconds = time.monotonic() - start
+    pruned = [(s, _pruned(model, ctx, s)) for s in SPEEDUPS]
+    aimed = [(s, x) for s, x in pruned if isinstance(x, Encoder)]
+    random = uneven(model.encoder, shapes, SEED)
+    encoders = [ctx.dense.encoder, *random, *(x for _, x in aimed)]
+    dense_ms, *times = time_ms(encoders, ctx, rounds)
+    found = [_compared(table, x, ms) for x, ms in zip(random, times[:shapes], strict=True)]
+    reached = [
+        {"asked": s, "reached": dense_ms / ms, "planned": table.dense_ms / table.predict_ms(x)}
+        | _compared(table, x, ms)
+        for (s, x), ms in zip(aimed, times[shapes:], strict=True)
+    ]
+    return {
+        "table": asdict(table),
+        "table_seconds": seconds,
+        "dense_ms": dense_ms,
+        "worst_error": max(abs(x["error"]) for x in found),
+        "shapes": found,
+        "speedups": reached,
+        "not_possible": {f"{s:g}": x for s, x in pruned if isinstance(x, str)},
+    }
+
+
+def _pruned(model: Model, ctx: Context, speedup: float) -> Encoder | str:
+    """The sizes that are left, or why there are none."""
+    try:
+        masked = Prune(speedup=speedup).run(model, ctx)
+    except PrumuxError as error:
+        return str(error)
+    return masked.masks.sizes(masked.encoder)
+
+
+def _compared(table: CostTable, encoder: Encoder, measured_ms: float) -> dict[str, Any]:
+    predicted_ms = table.predict_ms(encoder)
+    return {
+        "heads": [x.heads for x in encoder.layers],
+        "ffn": [x.ffn for x in encoder.layers],
+        "predicted_ms": predicted_ms,
+        "measured_ms": measured_ms,
+        "error": predicted_ms / measured_ms - 1,
+    }
+
+
+def _show(name: str, found: dict[str, Any]) -> None:
+    lines = [f"{name}: table in {found['table_seconds']:.0f} s"]
+    if "refused" in found:
+        lines.append(found["refused"])
+    for x in found.get("shapes", ()):
+        sizes = f"heads {_list(x['heads'])} ffn {_list(x['ffn'])}"
+        times = f"{x['predicted_ms']:8.1f} ms predicted {x['measured_ms']:8.1f} ms measured"
+        lines.append(f"{times} {100 * x['error']:+6.1f} %  {sizes}")
+    if "shapes" in found:
+        errors = 100 * found["worst_error"], 100 * found["table"]["error"]
+        lines.append("worst error {:.1f} %; the table's own checks {:.1f} %".format(*errors))
+    for x in found.get("speedups", ()):
+        off = 100 * (x["reached"] / x["asked"] - 1)
+        lines.append(f"speedup {x['asked']:g}: reached {x['reached']:.2f} ({off:+.1f} %)")
+    lines += [f"speedup {s}: {text}" for s, text in found.get("not_possible", {}).items()]
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201 - the table of a script
+
+
+def _list(sizes: list[int]) -> str:
+    return ",".join(map(str, sizes))
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    here = Path(__file__).parent
+    return subprocess.run(
+        command, cwd=here, capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What was run, by names that mean something elsewhere."""
+    model, data = Path(options.model).name, Path(options.data).name
+    more = " ".join(f"--{k} {getattr(options, k)}" for k in ("target", "shapes", "rounds"))
+    return f"python bench/cost_table.py {model} --data {data} {more}"
+
+
+def main() -> None:
+    """Measure and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--target", default="onnx")
+    parser.add_argument("--shapes", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    request = Request(model=options.model, data=options.data, passes="-")
+    bench = open_bench(request, parse_target(options.target), Progress(1))
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # Nothing from earlier runs: the table must be of this hour.
+        store = Store(Path(folder))
+        fit = bench.ctx.fit.take(range(min(ROWS, len(bench.ctx.fit))))
+        ctx = replace(bench.ctx, fit=fit, store=store, cache=store)
+        for name, early in (("plain", False), ("pool-early", True)):
+            encoder = replace(bench.model.encoder, pool_early=early)
+            model = replace(bench.model, encoder=encoder)
+            found[name] = measure(model, ctx, options.shapes, options.rounds)
+            _show(name, found[name])
+    document = {
+        "schema_version": 1,
+        **found,
+        "workload": [list(b.input_ids.shape) for b in ctx.workload],
+        "threads": ctx.threads,
+        "target": str(ctx.target),
+        "source": dict(bench.model.source),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+        "commit": _commit(),
+        "command": _command(options),
+    }
+    json.dump(document, sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()

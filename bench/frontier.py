@@ -1,0 +1,159 @@
+"""What does recovery buy? Score against throughput for three ways to prune.
+
+    python bench/frontier.py MODEL --data DIR --out bench/results/NAME.json
+
+`refit` trains nothing, `distill` trains after the cut, `learn-masks` chooses what to cut while
+training and trains on. All are trained for the same number of epochs. Scores are of the test
+rows, or of the certify rows where there is no test file; nothing is chosen on either. Engines
+are timed in one interleaved run at the end. Finished models are kept in a folder beside the
+result, so that a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prumux.optimizer.cost import count
+from prumux.optimizer.environment import device, versions
+from prumux.optimizer.job import Request
+from prumux.optimizer.measure import interleave, ratio
+from prumux.optimizer.opening import open_bench
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.store import Store
+from prumux.optimizer.trials import Bench
+
+SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+METHODS = {
+    "refit": "pool-early,prune{{sparsity={s:g} of=macs}},slice,reconstruct",
+    "distill": (
+        "pool-early,prune{{sparsity={s:g} of=macs}},slice,reconstruct,distill{{epochs={e:g}}}"
+    ),
+    "learn-masks": (
+        "pool-early,learn-masks{{sparsity={s:g} of=macs epochs={h:g}}},slice,reconstruct,"
+        "distill{{epochs={h:g}}}"
+    ),
+}
+
+
+def measure(bench: Bench, method: str, sparsity: float, text: str) -> dict[str, Any]:
+    """Scores and cost of one pipeline."""
+    pipeline = Pipeline.parse(text)
+    model = bench.build(pipeline)
+    role = "certify" if bench.test_rows is None else "test"
+    dense, left = count(bench.model.encoder, bench.ctx.length), count(model.encoder, 1)
+    return {
+        "method": method,
+        "sparsity_asked": sparsity,
+        "pipeline": text,
+        "weights_share": left.encoder_parameters / dense.encoder_parameters,
+        "macs_share": count(model.encoder, bench.ctx.length).macs / dense.macs,
+        "minutes": sum(x.seconds for x in model.history) / 60,
+        "hidden": model.encoder.hidden,
+        "layers": [asdict(x) for x in model.encoder.layers],
+        "rows": role,
+        "score": bench.compare(pipeline, role, 1.0).to_json(),
+    }
+
+
+def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, float]]:
+    """Throughput of every pipeline's engine over the dense engine's, one interleaved run."""
+    ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, text in enumerate(["", *texts]):
+            model = bench.build(Pipeline.parse(text)) if text else bench.model
+            place = Path(folder) / str(i)
+            bench.target.draft().emit(model, ctx, place)
+            engine = bench.target.engine(place, ctx.threads)
+            runs.append(lambda engine=engine: [engine.run(x) for x in inputs])
+    dense, *others = interleave(runs, rounds, warmup=2)
+    gains = [ratio(dense, x) for x in others]
+    return [
+        {"throughput_ratio": x.median_ms, "low": x.low_ms, "high": x.high_ms} for x in gains
+    ]
+
+
+def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Points lost against throughput, a line per method."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for method in METHODS:
+        of = [x for x in entries if x["method"] == method]
+        speeds = [x["speed"]["throughput_ratio"] for x in of]
+        axes.plot(speeds, [100 * x["score"]["loss"] for x in of], "o-", label=method)
+    axes.axhline(2, color="grey", linewidth=0.8)
+    axes.set(xlabel="throughput, dense = 1", ylabel="points lost", title=title)
+    axes.invert_yaxis()
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def main() -> None:
+    """Measure, write the JSON and the plot, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    request = Request(
+        model=options.model,
+        data=options.data,
+        passes="-",
+        device=options.device,
+        seed=options.seed,
+    )
+    opened = open_bench(request, parse_target("onnx"), Progress(1))
+    store = Store(options.out.with_suffix(f".{options.seed}.parts"))
+    bench = replace(opened, ctx=replace(opened.ctx, store=store))
+    entries = []
+    for sparsity in options.sparsities:
+        for method in options.methods:
+            epochs = options.epochs
+            text = METHODS[method].format(s=sparsity, e=epochs, h=epochs / 2)
+            entries.append(measure(bench, method, sparsity, text))
+            loss = 100 * entries[-1]["score"]["loss"]
+            print(f"{method:12} {sparsity:.2f}  loss {loss:+.2f}", file=sys.stderr)  # noqa: T201
+    speeds = time_all(bench, [x["pipeline"] for x in entries], options.rounds)
+    for entry, speed in zip(entries, speeds, strict=True):
+        entry["speed"] = speed
+    found = {
+        "schema_version": 1,
+        "command": shlex.join(["python", *sys.argv]),
+        "entries": entries,
+        "serving": bench.serving(),
+        "seed": options.seed,
+        "source": {k: v for k, v in bench.model.source.items() if k != "name"},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+    }
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    plot(entries, options.out.with_suffix(".png"), f"{bench.metric}, {device()}")
+    for x in entries:
+        line = f"{x['method']:12} {x['sparsity_asked']:.2f} {100 * x['macs_share']:5.1f} %"
+        line += f" {100 * x['score']['loss']:+6.2f} {x['speed']['throughput_ratio']:6.2f}x"
+        print(f"{line} {x['minutes']:5.1f} min", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

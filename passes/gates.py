@@ -1,0 +1,108 @@
+"""The gates of a model: one for every head, FFN unit, block and hidden dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .hard_concrete import HIGH, LOW, binary_sample, chance, open_value, sample
+
+
+@dataclass(frozen=True, eq=False)
+class Chances:
+    """P(z != 0), or exact 0 and 1 once it is decided."""
+
+    units: tuple[Tensor, ...]
+    """Per branch [H] or [F]; all attention branches, then all FFN."""
+    blocks: Tensor
+    """[branches]."""
+    hidden: Tensor
+    """[D]."""
+
+    def alive(self) -> Tensor:
+        """The chance of every branch to live, [branches]."""
+        return self.blocks * torch.stack([1 - (1 - p).prod() for p in self.units])
+
+    def narrow(self) -> tuple[Tensor, Tensor]:
+        """The chance of every layer that no later one attends, and that none does at all."""
+        gone = 1 - self.alive()[: len(self.blocks) // 2]
+        after = gone.flip(0).cumprod(0).flip(0)  # from this layer on
+        return torch.cat([after[1:], after.new_ones(1)]), after[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """The log_alpha of all gates of a model; None = always open."""
+
+    widths: tuple[int, ...]
+    """Units of every branch; all attention branches, then all FFN."""
+    dims: int
+    units: nn.Parameter
+    """[sum of widths]"""
+    blocks: nn.Parameter | None
+    """[branches]"""
+    hidden: nn.Parameter | None
+    """[D]"""
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is learnt."""
+        return [p for p in (self.units, self.blocks, self.hidden) if p is not None]
+
+    def to(self, device: str) -> Gates:
+        """The same values as parameters on a device."""
+
+        def moved(p: nn.Parameter) -> nn.Parameter:
+            return nn.Parameter(p.detach().to(device))
+
+        return Gates(
+            self.widths,
+            self.dims,
+            moved(self.units),
+            None if self.blocks is None else moved(self.blocks),
+            None if self.hidden is None else moved(self.hidden),
+        )
+
+    def clamp(self) -> None:
+        """Pull log_alpha back into its bounds, in place."""
+        for p in self.parameters:
+            p.data.clamp_(LOW, HIGH)
+
+    def chances(self) -> Chances:
+        """With gradients."""
+        ones = self.units.new_ones
+        return Chances(
+            units=self.branches(chance(self.units)),
+            blocks=ones(len(self.widths)) if self.blocks is None else chance(self.blocks),
+            hidden=ones(self.dims) if self.hidden is None else chance(self.hidden),
+        )
+
+    def branches(self, units: Tensor) -> tuple[Tensor, ...]:
+        """Cut [sum of widths] into one tensor per branch."""
+        return torch.split(units, list(self.widths))
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """A value per branch for each of its units: [branches] to [sum of widths]."""
+        return blocks.repeat_interleave(torch.tensor(self.widths, device=blocks.device))
+
+    def draw(self, random: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Sampled factors per branch, the block's multiplied in, and binary hidden ones."""
+
+        def uniform(p: Tensor) -> Tensor:
+            return torch.rand(p.shape, generator=random).to(p.device)
+
+        z = sample(self.units, uniform(self.units))
+        if self.blocks is not None:
+            z = z * self.spread(sample(self.blocks, uniform(self.blocks)))
+        if self.hidden is None:
+            return self.branches(z), None
+        return self.branches(z), binary_sample(self.hidden, uniform(self.hidden))
+
+    def values(self) -> tuple[Tensor, ...]:
+        """E[z | z != 0] per branch, the block's multiplied in."""
+        z = open_value(self.units)
+        if self.blocks is not None:
+            z = z * self.spread(open_value(self.blocks))
+        return self.branches(z)

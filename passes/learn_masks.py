@@ -1,0 +1,148 @@
+"""Learns which heads, FFN units and blocks to keep, while the weights adapt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.ir import Model
+from prumux.optimizer.passbase import Pass
+from prumux.optimizer.store import key
+from prumux.optimizer.table import cost_table
+
+from .expected_cost import Budget, Counted, Timed
+from .importance import fisher
+from .mask_learner import MaskLearner
+from .training import Length, train
+
+EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class LearnMasks(Pass):
+    """Learn masks and weights together, to a sparsity or speed-up, from the dense model.
+
+    loss = logits * T^2 KL(t at T || s at T)
+         + hidden * mean over a few of the dense model's layers of |s - t|^2 / |t - mean t|^2
+         + l1 (s - target) + l2 (s - target)^2
+
+    with expected sparsity s under hard-concrete gates and l1, l2 ascended. Every layer of the
+    dense model is matched to the living layer that is nearest to it, in order.
+    """
+
+    name: ClassVar[str] = "learn-masks"
+    marks: ClassVar[bool] = True
+    sparsity: float | None = field(
+        default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
+    )
+    of: Literal["weights", "macs"] = field(
+        default="weights", metadata={"help": "what sparsity counts: weights or multiply-adds"}
+    )
+    speedup: float | None = field(
+        default=None, metadata={"help": "measured speed-up over the dense model to reach"}
+    )
+    epochs: float | None = field(default=None, metadata={"help": "passes over the rows"})
+    minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
+    lr: float = field(default=3e-4, metadata={"help": "highest learning rate of the weights"})
+    mask_lr: float = field(
+        default=0.1, metadata={"help": "highest learning rate of the masks"}
+    )
+    batch: int = field(default=64, metadata={"help": "rows per step"})
+    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
+    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
+    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
+    warmup: float = field(
+        default=0.5, metadata={"help": "share of the run in which the target rises"}
+    )
+    blocks: bool = field(default=True, metadata={"help": "whether whole blocks have a mask"})
+    hidden_masks: bool = field(
+        default=False, metadata={"help": "whether hidden dimensions have a mask"}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.sparsity is None) == (self.speedup is None):
+            raise ValueError("give one of sparsity=0.8 and speedup=4")
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity}")
+        if self.speedup is not None and not self.speedup >= 1:
+            raise ValueError(f"speedup must be 1 or more, not {self.speedup}")
+        if self.speedup is not None and self.hidden_masks:
+            raise ValueError("hidden_masks needs sparsity: no times of hidden sizes are known")
+        if self.epochs is not None and self.minutes is not None:
+            raise ValueError("epochs and minutes exclude each other; give one")
+        for name in ("epochs", "minutes", "lr", "mask_lr", "batch", "temperature"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        for name in ("hidden", "logits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not self.hidden + self.logits:
+            raise ValueError("hidden and logits are both 0: nothing would be learnt")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be in [0, 1], not {self.warmup}")
+
+    def requires(self, model: Model) -> None:
+        """No masks may be pending."""
+        if not model.masks.all_true:
+            raise PassError(
+                "learn-masks cannot take a model with masks that are not cut yet\n"
+                "put slice before it: slice,learn-masks{...}",
+                exit_code=2,
+            )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Binary masks under the limit, and weights that have adapted to them.
+
+        Raises:
+            PassError: the speed-up is out of reach; says how far it goes.
+            MissingError: a speed-up is asked for and there is no target to measure on.
+        """
+        from prumux.optimizer.source import digest
+
+        if self.sparsity == 0 or self.speedup == 1:
+            return model
+        budget = self._budget(model, ctx)
+        if budget.real(model.encoder) <= budget.limit:
+            return model
+        rows = ctx.fit if ctx.train is None else ctx.train
+        learner = MaskLearner(
+            model, self, budget, rows=rows, scores=fisher(model, ctx), ctx=ctx
+        )
+        given = digest(model.weights, model.task, model.encoder)
+        about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
+        epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
+        length = Length(epochs, self.minutes, self.batch)
+        facts = train(learner, rows, length, ctx, "learn-masks-" + key(*about))
+        found = learner.result()
+        sizes = found.masks.sizes(found.encoder)
+        return replace(
+            found,
+            notes={
+                "heads": [x.heads for x in sizes.layers],
+                "ffn": [x.ffn for x in sizes.layers],
+                "hidden": sizes.hidden,
+                "sparsity": 1 - budget.real(sizes) / budget.whole,
+                **facts,
+            },
+        )
+
+    def _budget(self, model: Model, ctx: Context) -> Budget:
+        if self.speedup is None:
+            share = 1 - (self.sparsity or 0)
+            return Counted(model.encoder, ctx.dense.encoder, share, self.of, ctx.length)
+        table = cost_table(model, ctx)
+        limit = table.dense_ms / self.speedup
+        if limit < table.base_ms:
+            most = int(10 * table.dense_ms / table.base_ms) / 10
+            raise PassError(
+                f"{self} leaves {limit:.3g} of {table.dense_ms:.3g} ms, "
+                f"embeddings and head alone take {table.base_ms:.3g} ms\n"
+                f"ask for learn-masks{{speedup={most:g}}} or less",
+                exit_code=2,
+            )
+        return Timed(table, limit, model.encoder.pool_early)

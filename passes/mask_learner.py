@@ -1,0 +1,137 @@
+"""Trains weights and gates together: what `learn-masks` hands to the training loop."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Batch, Encoded
+from prumux.optimizer.ir import Masks, Model
+from prumux.optimizer.module import EncoderModule, Factors
+
+from .decide import decide, start
+from .distill import CHECK_ROWS, TABLES, divergence, mean_divergence
+from .expected_cost import Budget
+from .importance import Scores
+from .layer_matching import matched_error
+from .teacher import Teacher, observe, teacher
+
+if TYPE_CHECKING:
+    from .learn_masks import LearnMasks
+
+MATCHED = 4
+"""So many of the teacher's layers are matched, at even distances, the last among them."""
+MULTIPLIER_RATE = 1.0
+"""The multipliers' learning rate over the gates'."""
+PENALTY = 100.0
+"""l2 at the start: from 0, l1 would wind up over the ramp and carry sparsity past the target."""
+
+
+class MaskLearner:
+    """A model with gates; `harm` is that of the model that would be returned now."""
+
+    def __init__(
+        self,
+        model: Model,
+        options: LearnMasks,
+        budget: Budget,
+        *,
+        rows: Encoded,
+        scores: Scores,
+        ctx: Context,
+    ) -> None:
+        self.model, self.options, self.budget, self.device = model, options, budget, ctx.device
+        copied = {name: tensor.clone() for name, tensor in model.weights.items()}
+        self.module = EncoderModule(replace(model, weights=copied)).to(ctx.device)
+        for name, p in self.module.named_parameters():
+            p.requires_grad = name not in TABLES
+        self.gates = start(
+            model.encoder, budget, scores, options.blocks, options.hidden_masks
+        ).to(ctx.device)
+        self.multipliers = nn.Parameter(torch.tensor([0.0, PENALTY], device=ctx.device))
+        depth = len(ctx.dense.encoder.layers)
+        quarters = {max(0, round(depth * (i + 1) / MATCHED) - 1) for i in range(MATCHED)}
+        layers = tuple(sorted(quarters)) if options.hidden and depth else ()
+        self.teacher = teacher(ctx.dense, rows, layers, ctx.device)
+        self.checks = rows if ctx.select is None else ctx.select
+        self.checks = self.checks.take(range(min(CHECK_ROWS, len(self.checks))))
+        self.judge = Teacher(self.teacher.module, (), ctx.device)
+        self.seed = ctx.generator(options).initial_seed()
+        with torch.no_grad():
+            self.start_cost = float(budget.expected(self.gates.chances()))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Weights and gates descend, multipliers ascend; only weights decay."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        rate = self.options.mask_lr
+        ascent = {"params": [self.multipliers], "lr": rate * MULTIPLIER_RATE}
+        return [
+            {"params": trained, "lr": self.options.lr},
+            {"params": self.gates.parameters, "lr": rate, "weight_decay": 0.0},
+            {**ascent, "weight_decay": 0.0, "maximize": True},
+        ]
+
+    def loss(self, batch: Batch, share: float) -> Tensor:
+        """See `LearnMasks`. What is drawn depends on seed and share only."""
+        self.gates.clamp()
+        text = f"{self.seed}:{share!r}".encode()
+        seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
+        self.apply(*self.gates.draw(torch.Generator().manual_seed(seed)))
+        aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
+        real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
+        o, task = self.options, self.model.task
+        total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
+        pairs = zip(self.module.alive_attention, self.module.alive_ffn, strict=True)
+        living = [i for i, alive in enumerate(pairs) if any(alive)]
+        matched = matched_error(found, aim, living, real)
+        return total + o.hidden * matched + self.excess(share)
+
+    def excess(self, share: float) -> Tensor:
+        """l1 (s - t) + l2 (s - t)^2 for sparsity s; the target t rises linearly."""
+        b = self.budget
+        ramp = min(1.0, share / self.options.warmup) if self.options.warmup else 1.0
+        target = self.start_cost + ramp * (b.limit - self.start_cost)
+        over = (target - b.expected(self.gates.chances())) / b.whole
+        return self.multipliers[0] * over + self.multipliers[1] * over.square()
+
+    def apply(self, factors: tuple[Tensor, ...], hidden: Tensor | None) -> None:
+        """Run with these factors; a branch whose factors are all 0 is skipped."""
+        half = len(factors) // 2
+        self.module.factors = Factors(factors[:half], factors[half:], hidden)
+        alive = [bool((z != 0).any()) for z in factors]
+        self.module.alive_attention, self.module.alive_ffn = alive[:half], alive[half:]
+
+    def harm(self) -> float:
+        """Mean divergence of the decided model from the dense one on the select rows."""
+        self.settle()
+        return mean_divergence(self.module, self.judge, self.checks, self.model.task)
+
+    def settle(self) -> Masks:
+        """Run with the factors that would be kept for good."""
+        with torch.no_grad():
+            self.gates.clamp()
+            masks = decide(self.gates, self.budget, self.model.encoder)
+            kept = [m.to(self.device) for m in (*masks.heads, *masks.ffn)]
+            values = self.gates.values()
+        dims = None if self.gates.hidden is None else masks.hidden.float().to(self.device)
+        self.apply(tuple(v * m for v, m in zip(values, kept, strict=True)), dims)
+        return masks
+
+    def result(self) -> Model:
+        """The model with binary masks; what is kept of the factors is in the weights."""
+        masks = self.settle()
+        found = {k: p.detach().cpu().clone() for k, p in self.module.named_parameters()}
+        z, k = self.module.factors, self.model.encoder.head_dim
+        for i, (heads, ffn) in enumerate(zip(z.heads, z.ffn, strict=True)):
+            if self.module.alive_attention[i]:
+                found[f"layers.{i}.attention.output.weight"] *= heads.cpu().repeat_interleave(
+                    k
+                )
+            if self.module.alive_ffn[i]:
+                found[f"layers.{i}.ffn.down.weight"] *= ffn.cpu()
+        return replace(self.model, weights=found, masks=masks)

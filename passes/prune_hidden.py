@@ -1,0 +1,68 @@
+"""Marks hidden dimensions for removal, the same ones in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.ir import Model
+from prumux.optimizer.passbase import Pass
+
+from .importance import hidden_fisher
+
+MULTIPLE = 8
+"""Sizes that a tuner tries are multiples of this."""
+
+
+@dataclass(frozen=True)
+class PruneHidden(Pass):
+    """Mark the least important hidden dimensions for removal."""
+
+    name: ClassVar[str] = "prune-hidden"
+    marks: ClassVar[bool] = True
+    keep: int | None = field(default=None, metadata={"help": "dimensions that stay"})
+    ratio: float | None = field(
+        default=None, metadata={"help": "share of the dimensions to remove, in [0, 1)"}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.ratio is None):
+            raise ValueError("give one of keep=256 and ratio=0.25")
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep must be 1 or more, not {self.keep}")
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio must be in [0, 1), not {self.ratio}")
+
+    @classmethod
+    def choices(cls, model: Model) -> Iterable[Self]:
+        """From eleven twelfths of the dimensions down to a half."""
+        size = model.encoder.hidden
+        steps = {round(size * share / 12 / MULTIPLE) * MULTIPLE for share in range(6, 12)}
+        return [cls(keep=n) for n in sorted(steps, reverse=True) if 0 < n < size]
+
+    def requires(self, model: Model) -> None:
+        """No more dimensions can stay than there are."""
+        size = model.encoder.hidden
+        if self.keep is not None and self.keep > size:
+            raise PassError(
+                f"keep={self.keep} hidden dimensions, the model has {size}; "
+                f"use prune-hidden{{keep={size}}} or less",
+                exit_code=2,
+            )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """By Fisher importance; dimensions that are masked already count as removed."""
+        alive = model.masks.hidden
+        count = self.keep or max(1, round((1 - (self.ratio or 0)) * len(alive)))
+        if count >= int(alive.sum()):
+            return model
+        scores = torch.where(alive, hidden_fisher(model, ctx), -1.0)
+        kept = torch.zeros_like(alive)
+        kept[scores.argsort(descending=True, stable=True)[:count]] = True
+        masks = replace(model.masks, hidden=kept)
+        return replace(model, masks=masks, notes={"hidden": count})

@@ -1,0 +1,109 @@
+"""Optimal brain surgeon algebra: which inputs of a linear map go first, and what that costs.
+
+For y = W x with second moments H = E[x x^T], taking the columns S of W away and moving all
+others by the best step costs, with H^-1 over the columns that are left,
+
+    rho_S = tr( W_S ([H^-1]_SS)^-1 W_S^T ) = min over dW, W_S + dW_S = 0, of tr(dW H dW^T)
+    dW    = -W_S ([H^-1]_SS)^-1 [H^-1]_S,:
+
+after which H^-1 <- H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:. One group of columns goes at a
+time, the cheapest first, so that of two alike the second is dear once the first is gone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Single columns that go between two rewrites of the matrices; does not change results."""
+
+
+def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor]:
+    """Groups of columns in the order in which they go, and the summed cost.
+
+    Args:
+        weight: the map [D, N * size]; scale its rows where outputs do not count alike.
+        gram: H, [N * size, N * size], positive definite: damp it before.
+        size: columns of a group; groups lie side by side.
+
+    Returns:
+        order: int64 [N], the first to go first.
+        loss: float64 [N + 1], rising from 0: the summed rho once the first n are gone.
+    """
+    weight, gram = weight.double(), gram.double()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    order, steps = (_columns if size == 1 else _groups)(weight, inverse, size)
+    loss = torch.cat([weight.new_zeros(1), torch.stack(steps).cumsum(0)] if steps else [])
+    return torch.tensor(order, dtype=torch.int64), loss
+
+
+def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
+    """The map [D, M] with the columns outside of `kept` (bool [M]) zero, the others moved.
+
+    All dW of a removal added up: W_K + W_R H_RK H_KK^-1, the least-squares refit of y = W x.
+    """
+    h, w = gram.double(), weight.double()
+    factor = torch.linalg.cholesky(h[kept][:, kept])
+    step = torch.cholesky_solve(h[kept][:, ~kept] @ w[:, ~kept].T, factor).T
+    found = torch.zeros_like(weight)
+    found[:, kept] = (w[:, kept] + step).to(weight)
+    return found
+
+
+def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
+    """The equations as they stand, [D, N * size] and H^-1."""
+    left = list(range(weight.shape[1] // size))
+    order: list[int] = []
+    steps: list[Tensor] = []
+    while left:
+        n = len(left)
+        blocks = inverse.view(n, size, n, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        columns = weight.T.reshape(n, size, -1)
+        scaled = torch.linalg.solve(blocks, columns)  # [n, size, D]: [H^-1]_SS^-1 W_S^T
+        rho = (columns * scaled).sum((1, 2))
+        at = int(rho.argmin())
+        order.append(left.pop(at))
+        steps.append(rho[at].clamp_min(0))
+        gone = torch.arange(len(inverse)) // size == at
+        across = inverse[gone]
+        weight = (weight - scaled[at].T @ across)[:, ~gone]
+        inverse = inverse - across.T @ torch.linalg.solve(blocks[at], across)
+        inverse = inverse[~gone][:, ~gone]
+    return order, steps
+
+
+def _columns(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
+    """The same for single columns, with late updates.
+
+    Of W and H^-1 only the column norms and the diagonal are kept current; what has been taken
+    off them, V^T U and U^T U with one row of U [k, M] and V [k, D] a column gone, is
+    subtracted once a block.
+    """
+    del size
+    left = torch.arange(weight.shape[1])
+    order: list[int] = []
+    steps: list[Tensor] = []
+    while len(left):
+        norms, diagonal = weight.square().sum(0), inverse.diagonal().clone()
+        count = min(BLOCK, len(left))
+        u, v = weight.new_zeros(count, len(left)), weight.new_zeros(count, len(weight))
+        alive = torch.ones(len(left), dtype=torch.bool)
+        for k in range(count):
+            rho = torch.where(alive, norms.clamp_min(0) / diagonal, torch.inf)
+            at = int(rho.argmin())
+            row = inverse[at] - u[:k, at] @ u[:k]
+            root = row[at].sqrt()
+            u[k] = row / root
+            v[k] = (weight[:, at] - u[:k, at] @ v[:k]) / root
+            rho_exact = v[k] @ v[k]
+            norms -= 2 * u[k] * (v[k] @ weight - (v[:k] @ v[k]) @ u[:k])
+            norms += u[k].square() * rho_exact
+            diagonal -= u[k].square()
+            alive[at] = False
+            order.append(int(left[at]))
+            steps.append(rho_exact)
+        weight = (weight - v.T @ u)[:, alive]
+        inverse = (inverse - u.T @ u)[alive][:, alive]
+        left = left[alive]
+    return order, steps

@@ -1,0 +1,193 @@
+"""The training loop that `distill`, `learn-masks` and `warm-up` share.
+
+AdamW under bfloat16 autocast where the hardware has it; the learning rate rises linearly over
+the first 5 % and falls linearly to zero. How far a run has come is counted in steps, or in
+seconds where it has a time limit; only the former repeats exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Batch, Encoded, collate
+from prumux.optimizer.errors import PassError
+from prumux.optimizer.precision import autocast
+from prumux.optimizer.store import Store
+
+RISE = 0.05
+CHECKS = 8
+POOL = 64
+"""So many batches are sorted by length together, then shuffled."""
+MULTIPLE = 8
+"""Rows are padded to multiples of this, so that few shapes occur."""
+CLIP = 1.0
+DECAY = 0.01
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long to train: so many epochs, or so many minutes."""
+
+    epochs: float | None
+    minutes: float | None
+    batch: int
+
+    def share(self, step: int, seconds: float, rows: int) -> float:
+        """How much of it is over, 0 to 1."""
+        if self.minutes is not None:
+            return min(1.0, seconds / (60 * self.minutes))
+        return min(1.0, step * self.batch / ((self.epochs or 0) * rows))
+
+
+class Learner(Protocol):
+    """What is trained: every parameter of its groups, and nothing else."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser, each with its `lr`."""
+
+    def loss(self, batch: Batch, share: float) -> Tensor:
+        """The scalar to descend, `share` of the way through."""
+
+    def harm(self) -> float:
+        """What the best checkpoint has least of, on rows that are not trained on."""
+
+
+@dataclass
+class _Run:
+    """Where a run is. `best` holds the parameters that were least harmful so far."""
+
+    trained: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    best: list[Tensor]
+    step: int = 0
+    seconds: float = 0.0
+    harm: list[float] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        return {"step": self.step, "seconds": self.seconds, "harm": self.harm}
+
+    def keep(self, harm: float) -> None:
+        if not math.isfinite(harm):
+            raise PassError(
+                f"training diverged: the loss is {harm} after {self.step} steps\n"
+                "use a smaller lr, such as lr=1e-4"
+            )
+        self.harm.append(harm)
+        if harm == min(self.harm):
+            self.best = [p.detach().clone() for p in self.trained]
+
+    def save(self, store: Store, name: str) -> None:
+        moments = [self.optimizer.state.get(p) or _unmoved(p) for p in self.trained]
+        found: dict[str, Tensor] = {}
+        for i, (p, best, state) in enumerate(
+            zip(self.trained, self.best, moments, strict=True)
+        ):
+            found |= {f"now.{i}": p.detach(), f"best.{i}": best}
+            found |= {f"{part}.{i}": state[part] for part in MOMENTS}
+        store.save(name, found, self.facts())
+
+    def load(self, store: Store, name: str) -> None:
+        saved = store.load(name)
+        if saved is None:
+            return
+        found, facts = saved
+        for i, p in enumerate(self.trained):
+            p.data.copy_(found[f"now.{i}"])
+            self.best[i] = found[f"best.{i}"].to(p.device)
+            self.optimizer.state[p] = {
+                part: found[f"{part}.{i}"].to(p.device) for part in MOMENTS
+            }
+        self.step, self.seconds, self.harm = facts["step"], facts["seconds"], facts["harm"]
+
+
+def _unmoved(p: nn.Parameter) -> dict[str, Tensor]:
+    """The moments of a parameter that has had no gradient yet."""
+    return {
+        part: torch.zeros(()) if part == "step" else torch.zeros_like(p) for part in MOMENTS
+    }
+
+
+def train(
+    learner: Learner, rows: Encoded, length: Length, ctx: Context, name: str
+) -> dict[str, Any]:
+    """Train in place and leave the best checkpoint in the learner's parameters.
+
+    Args:
+        learner: what is trained.
+        rows: what it is trained on.
+        length: epochs or minutes, and rows per batch.
+        ctx: device, seed, progress; checkpoints go to its store.
+        name: of the checkpoints; tells everything that the result depends on.
+
+    Returns:
+        Steps, seconds and the harm at every check, for the receipt.
+    """
+    groups = learner.groups()
+    peaks = [float(group["lr"]) for group in groups]
+    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
+    trained = [p for group in groups for p in group["params"]]
+    run = _Run(trained, optimizer, [p.detach().clone() for p in trained])
+    run.load(ctx.store, name)
+    if not run.harm:
+        run.keep(learner.harm())  # so that training can only help
+    with ctx.progress.task(f"training, {len(rows)} rows", CHECKS) as tick:
+        for _ in run.harm[1:]:
+            tick()
+        for batch in stream(rows, length.batch, ctx.seed, run.step):
+            start = time.monotonic()
+            share = length.share(run.step, run.seconds, len(rows))
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1))
+            with autocast(ctx.device):
+                loss = learner.loss(batch, share)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for group in groups:
+                nn.utils.clip_grad_norm_(group["params"], CLIP)
+            optimizer.step()
+            run.step += 1
+            run.seconds += time.monotonic() - start
+            share = length.share(run.step, run.seconds, len(rows))
+            if share * CHECKS >= len(run.harm):
+                run.keep(learner.harm())
+                run.save(ctx.store, name)
+                tick()
+            if share >= 1:
+                break
+    for p, best in zip(trained, run.best, strict=True):
+        p.data.copy_(best)
+    ctx.store.drop(name)
+    return run.facts()
+
+
+def stream(rows: Encoded, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Batches without end, rows of like length together, from batch number `start` on.
+
+    Every epoch is a new shuffle that depends on seed and epoch only, so that a resumed run
+    sees what an uninterrupted one would have.
+    """
+    each = -(-len(rows) // size)
+    lengths = rows.lengths
+    epoch, skip = divmod(start, each)
+    while True:
+        random = np.random.default_rng((seed, epoch))
+        order = random.permutation(len(rows))
+        pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
+        near = np.concatenate(
+            [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        )
+        batches = [near[i : i + size] for i in range(0, len(near), size)]
+        for i in random.permutation(each)[skip:]:
+            longest = int(lengths[batches[i]].max())
+            yield collate(rows, batches[i], -(-longest // MULTIPLE) * MULTIPLE)
+        epoch, skip = epoch + 1, 0
