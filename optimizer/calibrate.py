@@ -18,7 +18,7 @@ from torch import Tensor
 from .context import Context
 from .errors import MissingError
 from .ir import Encoder, Layer, Masks, Model, expected_shapes
-from .measure import interleave, ratio
+from .measure import interleave
 
 ROUNDS = 5
 GROUP = 5
@@ -33,8 +33,9 @@ GONE = 1 / 6
 
 
 def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> list[float]:
-    """Median time of one pass over the workload for each encoder, on the target.
+    """Best time of one pass over the workload for each encoder, on the target.
 
+    The best, since what disturbs a round can only add to it.
     A few engines at a time are opened and run in turn, always with the first encoder among
     them: a group's times are scaled by what the group found for the first, so that a slow
     minute does not count.
@@ -59,9 +60,7 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
 
 def speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """How many times as fast as the dense model a model of these sizes is, measured.
-
-    The median over rounds that time both, one after the other.
+    """How many times as fast as the dense model a model of these sizes is: best over best.
 
     Raises:
         MissingError: there is no target.
@@ -70,7 +69,7 @@ def speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
     pool = _pool(both, ctx)
     with ctx.progress.task("timing the choice", rounds) as step:
         dense, other = interleave([_opened(x, ctx, pool) for x in both], rounds, tick=step)
-    return ratio(dense, other).median_ms
+    return dense.low_ms / other.low_ms
 
 
 def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> Model:
@@ -147,4 +146,4 @@ def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
 
 
 def _timed(runs: Sequence[Run], rounds: int, step: Callable[[], None]) -> list[float]:
-    return [timing.median_ms for timing in interleave(runs, rounds, tick=step)]
+    return [timing.low_ms for timing in interleave(runs, rounds, tick=step)]

@@ -44,14 +44,18 @@ def count(encoder: Encoder, length: int) -> Cost:
 def head_macs(encoder: Encoder, index: int, length: int) -> int:
     """Multiply-adds of one head of layer `index`: its maps, scores and context."""
     d, k = encoder.hidden, encoder.head_dim
-    rows = 1 if encoder.pool_early and index >= encoder.last_attention else length
+    rows = _rows(encoder, index, length)
     return 2 * d * k * length + 2 * d * k * rows + 2 * rows * length * k
 
 
 def ffn_macs(encoder: Encoder, index: int, length: int) -> int:
     """Multiply-adds of one FFN unit of layer `index`."""
-    rows = 1 if encoder.pool_early and index >= encoder.last_attention else length
-    return 2 * encoder.hidden * rows
+    return 2 * encoder.hidden * _rows(encoder, index, length)
+
+
+def _rows(encoder: Encoder, index: int, length: int) -> int:
+    """Positions at which a layer runs; without any attention nothing is narrowed."""
+    return 1 if encoder.pool_early and 0 <= encoder.last_attention <= index else length
 
 
 def head_weights(encoder: Encoder) -> int:

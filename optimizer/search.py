@@ -78,7 +78,7 @@ def find(
             if i not in trials:
                 if out_of_time(order[i]):
                     late.append(i)
-                    return
+                    continue
                 if loss(i) > limit:
                     continue  # decided on the select rows alone, so the order stays fixed
             proofs.append((order[i], prove(order[i])))

@@ -112,8 +112,9 @@ class Student:
         total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
         if o.labels and batch.labels is not None:
             total = total + o.labels * _wrong(found.logits, batch.labels, task)
+        here, there = self.dims
         errors = [
-            state_error(found.states[i][..., self.here], aim.states[j][..., self.there], real)
+            state_error(found.states[i][..., here], aim.states[j][..., there], real)
             for i, j in self.pairs.items()
         ]
         return total + o.hidden * torch.stack(errors).mean() if errors else total

@@ -83,11 +83,12 @@ class Counted:
             units = n[:half].sum() * self._price(head_weights, d)
             units = units + n[half:].sum() * self._price(ffn_weights, d)
             return units + chances.alive().sum() * self._price(block_weights, d)
-        narrow = chances.narrow()[0] * self.encoder.pool_early
+        narrow, none = (x * self.encoder.pool_early for x in chances.narrow())
         total = d.new_zeros(())
-        for macs, units in ((head_macs, n[:half]), (ffn_macs, n[half:])):
+        kinds = ((head_macs, n[:half], narrow), (ffn_macs, n[half:], narrow - none))
+        for macs, units, share in kinds:
             wide, small = (self._price(self._macs(macs, early), d) for early in (False, True))
-            total = total + (units * (wide + narrow * (small - wide))).sum()
+            total = total + (units * (wide + share * (small - wide))).sum()
         return total
 
     def _macs(

@@ -28,8 +28,8 @@ MATCHED = 4
 """So many of the teacher's layers are matched, at even distances, the last among them."""
 MULTIPLIER_RATE = 1.0
 """The multipliers' learning rate over the gates'."""
-PENALTY = 100.0
-"""l2 at the start: from 0, l1 would wind up over the ramp and carry sparsity past the target."""
+PENALTY = 1000.0
+"""l2 at the start. From 0, l1 winds up while the target rises and sparsity overshoots it."""
 
 
 class MaskLearner:

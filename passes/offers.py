@@ -1,13 +1,15 @@
 """What every branch offers for its cost, counted or measured; `allocate` chooses among them.
 
-With `pool-early` a block's cost depends on which layer is the last that attends: it and all
-after it run at the pooled position only. So the choice is made once for every layer that could
-be the last one, and the best is taken.
+With `pool-early` the last layer that attends and all after it run at the pooled position
+only. Where the choice drops the last attention block, another layer becomes that layer, costs
+change, and the choice is made again with that layer as the last. Which layer that should be is
+not left to the summed worth: worth is of units taken one by one, and would trade all later
+attention for FFN units that cost next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -49,18 +51,14 @@ def choose(
     Raises:
         ValueError: nothing fits the limit; the message has both numbers.
     """
-    found: list[tuple[float, list[int]]] = []
-    failed: ValueError | None = None
-    for offers in _views(model, worth, prices, grid):
-        try:
-            counts = allocate(offers, limit)
-        except ValueError as error:
-            failed = error
-            continue
-        found.append((sum(v[n] for v, n in zip(worth, counts, strict=True)), counts))
-    if not found:
-        raise failed or ValueError("there is no branch to keep")
-    return max(found, key=lambda x: x[0])[1]
+    half = len(model.encoder.layers)
+    counts = allocate(_offers(model, worth, prices, grid, half), limit)
+    living = [i for i, mask in enumerate(model.masks.heads) if bool(mask.any())]
+    if not model.encoder.pool_early or not living:
+        return counts
+    # What comes after the last attention is cheap, so there is more to be had for the rest.
+    last = max((i for i in range(half) if counts[i]), default=living[-1])
+    return allocate(_offers(model, worth, prices, grid, last), limit)
 
 
 def counted(ctx: Context, of: Literal["weights", "macs"]) -> tuple[Price, Price]:
@@ -101,29 +99,26 @@ def timed(table: CostTable) -> tuple[Price, Price]:
     )
 
 
-def _views(
-    model: Model, worth: Worth, prices: tuple[Price, Price], grid: int
-) -> Iterator[list[Offer]]:
-    """The offers for every layer that may be the last to attend."""
-    head, unit = prices
+def _offers(
+    model: Model, worth: Worth, prices: tuple[Price, Price], grid: int, last: int
+) -> list[Offer]:
+    """The offers of all branches; `last` attends and no layer after it does.
+
+    With `last` past the last layer there is no such bound, and prices are as things stand.
+    """
     cut = model.masks.sizes(model.encoder)  # hidden dimensions may be masked already
-    encoder = replace(model.encoder, hidden=cut.hidden, embedding=cut.embedding)
-    half = len(encoder.layers)
-    attention, others = list(enumerate(worth[:half])), list(enumerate(worth[half:]))
-    living = [i for i, mask in enumerate(model.masks.heads) if bool(mask.any())]
-    for last in living if encoder.pool_early and living else [half]:
-        kept = tuple(
-            replace(x, heads=x.heads if i <= last else 0) for i, x in enumerate(encoder.layers)
-        )
-        view = replace(encoder, layers=kept)
-        heads = [_offer(v, _heads(i, last, len(v)), head, view, i) for i, v in attention]
-        ffn = [_offer(v, _widths(len(v), grid), unit, view, i) for i, v in others]
-        yield [*heads, *ffn]
-
-
-def _heads(layer: int, last: int, counts: int) -> range:
-    """Counts that make `last` the last layer that attends."""
-    return range(layer == last, counts if layer <= last else 1)
+    layers = tuple(
+        replace(x, heads=x.heads if i <= last else 0)
+        for i, x in enumerate(model.encoder.layers)
+    )
+    view = replace(model.encoder, hidden=cut.hidden, embedding=cut.embedding, layers=layers)
+    half, (head, unit) = len(layers), prices
+    heads = [
+        _offer(v, range(i == last, len(v) if i <= last else 1), head, view, i)
+        for i, v in enumerate(worth[:half])
+    ]
+    ffn = [_offer(v, _widths(len(v), grid), unit, view, i) for i, v in enumerate(worth[half:])]
+    return heads + ffn
 
 
 def _widths(counts: int, grid: int) -> tuple[int, ...]:

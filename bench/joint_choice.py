@@ -1,0 +1,175 @@
+"""Does the joint choice under measured time beat the simple ways to prune?
+
+    python bench/joint_choice.py MODEL --data DIR > bench/results/NAME.json
+
+All variants are cut to the same measured speed-up and refitted, nothing is trained:
+
+    joint      prune{speedup=S}: Fisher importance, all branches at once, measured time
+    uniform    the same share of the heads and units of every layer, by Fisher importance
+    magnitude  joint allocation, importance = squared norm of what a unit writes
+
+The seed draws which rows are scored and refitted. Scores are of the test rows, or of the
+certify rows where there is no test file; nothing is chosen on either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from prumux.optimizer.calibrate import speedup
+from prumux.optimizer.context import Context
+from prumux.optimizer.environment import device, versions
+from prumux.optimizer.evaluate import predict, torch_run
+from prumux.optimizer.ir import Masks, Model
+from prumux.optimizer.job import Request
+from prumux.optimizer.metrics import score
+from prumux.optimizer.opening import match_lengths, open_bench
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.table import cost_table
+from prumux.optimizer.trials import Bench
+from prumux.passes.allocate import best, values, with_counts
+from prumux.passes.importance import Scores, fisher
+from prumux.passes.offers import GRID, choose, timed
+from prumux.passes.reconstruct import Reconstruct
+from prumux.passes.slice import slice_model
+
+SPEEDUPS = (2.0, 3.0)
+SEEDS = (0, 1, 2)
+NEAR = 0.02
+
+
+def magnitude(model: Model) -> Scores:
+    """Squared norm of every unit's columns in the map that writes to the residual stream."""
+    heads, ffn = [], []
+    for i, layer in enumerate(model.encoder.layers):
+        out = model.weights[f"layers.{i}.attention.output.weight"].square().sum(0)
+        heads.append(out.view(layer.heads, -1).sum(1))
+        ffn.append(model.weights[f"layers.{i}.ffn.down.weight"].square().sum(0))
+    return Scores(tuple(heads), tuple(ffn))
+
+
+def uniform(model: Model, scores: Scores, share: float) -> Masks:
+    """The best `share` of every layer's units."""
+    heads = [round(share * len(m)) for m in model.masks.heads]
+    ffn = [round(share * len(m) / GRID) * GRID for m in model.masks.ffn]
+    kept = best(scores.heads, heads, model.masks.heads)
+    return replace(
+        model.masks, heads=tuple(kept), ffn=tuple(best(scores.ffn, ffn, model.masks.ffn))
+    )
+
+
+def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> Masks:
+    """The joint choice for given scores, by the cost table."""
+    table = cost_table(model, ctx)
+    worth = [
+        values(s, m, range(len(m) + 1))
+        for s, m in zip(
+            (*scores.heads, *scores.ffn), (*model.masks.heads, *model.masks.ffn), strict=True
+        )
+    ]
+    limit = table.dense_ms / target_speedup - table.base_ms
+    return with_counts(model.masks, scores, choose(model, worth, timed(table), limit, GRID))
+
+
+def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[Model, float]:
+    """The masked model of a method whose timed speed-up is as asked, and that speed-up."""
+    scores = magnitude(model) if method == "magnitude" else fisher(model, ctx)
+    low, high, dial = 0.0, 1.0, asked if method != "uniform" else 1 / asked
+    found: list[tuple[float, Model, float]] = []
+    for _ in range(6):
+        masks = (
+            uniform(model, scores, dial)
+            if method == "uniform"
+            else joint(model, scores, ctx, dial)
+        )
+        masked = replace(model, masks=masks)
+        reached = speedup(masks.sizes(model.encoder), ctx)
+        found.append((abs(reached / asked - 1), masked, reached))
+        if found[-1][0] <= NEAR:
+            break
+        if method == "uniform":  # a share of units: bisection
+            low, high = (low, dial) if reached < asked else (dial, high)
+            dial = (low + high) / 2
+        else:
+            dial *= asked / reached
+    _, masked, reached = min(found, key=lambda x: x[0])
+    return masked, reached
+
+
+def measure(bench: Bench, method: str, asked: float, seed: int) -> dict[str, Any]:
+    """One cell of the table."""
+    train = bench.ctx.train
+    assert train is not None
+    fit = match_lengths(train, bench.certify_rows, seed)
+    ctx = replace(bench.ctx, fit=fit, seed=seed)
+    model = Pipeline.parse("pool-early").run(bench.model, ctx)
+    masked, reached = at_speedup(model, ctx, method, asked)
+    small = Reconstruct().run(slice_model(masked), ctx)
+    rows = bench.certify_rows if bench.test_rows is None else bench.test_rows
+    labels = rows.labels
+    assert labels is not None
+    found = score(
+        bench.metric, predict(torch_run(small), rows, model.task), labels, model.task
+    )
+    return {
+        "method": method,
+        "speedup_asked": asked,
+        "speedup_reached": reached,
+        "seed": seed,
+        "heads": [x.heads for x in small.encoder.layers],
+        "ffn": [x.ffn for x in small.encoder.layers],
+        "score": found,
+    }
+
+
+def main() -> None:
+    """Measure and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS)
+    options = parser.parse_args()
+    request = Request(model=options.model, data=options.data, passes="-")
+    bench = open_bench(request, parse_target("onnx"), Progress(1))
+    torch.set_num_threads(bench.ctx.threads)
+    entries = [
+        measure(bench, method, asked, seed)
+        for asked in options.speedups
+        for method in ("joint", "uniform", "magnitude")
+        for seed in SEEDS
+    ]
+    dense = bench.dense_score("certify" if bench.test_rows is None else "test")
+    found = {
+        "schema_version": 1,
+        "command": shlex.join(["python", *sys.argv]),
+        "dense_score": dense,
+        "entries": entries,
+        "serving": bench.serving(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+    }
+    json.dump(found, sys.stdout, indent=2)
+    for asked in options.speedups:
+        for method in ("joint", "uniform", "magnitude"):
+            of = [e for e in entries if (e["method"], e["speedup_asked"]) == (method, asked)]
+            losses = [100 * (dense - e["score"]) for e in of]
+            line = f"{asked:g}x {method:10} loss {statistics.mean(losses):6.2f} "
+            line += f"[{min(losses):.2f}, {max(losses):.2f}] at "
+            line += ", ".join(f"{e['speedup_reached']:.2f}x" for e in of)
+            print(line, file=sys.stderr)  # noqa: T201 - the table of a script
+
+
+if __name__ == "__main__":
+    main()
