@@ -7,6 +7,7 @@ further and trained again. A run that stops anywhere has all the smaller cuts fi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .pipeline import Pipeline
@@ -18,39 +19,53 @@ QUICK = (
     + "|".join(f"{step / 40:g}" for step in range(4, 37))
     + " of=macs},slice,reconstruct"
 )
-FAMILY = ((2.0, 2.0), (3.0, 3.0), (4.0, 5.0), (5.0, 5.0), (6.0, 5.0), (8.0, 5.0))
-"""Speed-up of each member, and its part of the training time."""
-SPARSITIES = (0.6, 0.75, 0.83, 0.87, 0.9, 0.93)
-"""Used in place of the speed-ups where time cannot be measured well enough."""
+SPEEDUPS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+SPARSITIES = (0.55, 0.72, 0.8, 0.85, 0.88, 0.92, 0.94)
+"""Of multiply-adds; used for the speed-ups where time cannot be measured well enough."""
 LIMIT_S: dict[Effort, float] = {"standard": 1800, "thorough": 7200}
 """Time limits where none is given."""
-TRAINING = 0.75
-"""Part of the time limit that is spent training; the rest scores, certifies and exports."""
+CHUNKS = 12
+"""Training is given out in pieces, so many to the time limit."""
 STEPS: dict[Effort, str] = {
     "standard": "prune{{{to}}},slice,reconstruct,distill{{minutes={minutes:g}}}",
     "thorough": (
-        "learn-masks{{{to} minutes={half:g}}},slice,reconstruct,distill{{minutes={half:g}}}"
+        "learn-masks{{{to} minutes={minutes:g}}},slice,distill{{minutes={minutes:g}}}"
     ),
 }
 
 
-def default_space(
-    effort: Effort, limit_s: float | None, measured: bool = True
-) -> tuple[Pipeline, ...]:
-    """The candidates of an effort.
+@dataclass(frozen=True)
+class Family:
+    """Candidates that go on from each other."""
+
+    start: str
+    steps: tuple[str, ...]
+    """What each member adds to the one before it."""
+    more: str
+    """What a member adds to itself while it loses too much."""
+
+    def members(self) -> tuple[Pipeline, ...]:
+        """Every member, with no more training than its step."""
+        texts = [",".join((self.start, *self.steps[: i + 1])) for i in range(len(self.steps))]
+        return tuple(Pipeline.parse(text) for text in texts)
+
+
+def family(effort: Effort, limit_s: float | None, measured: bool = True) -> Family:
+    """The family of an effort that trains.
 
     Args:
-        effort: how much may be spent.
+        effort: `standard` or `thorough`.
         limit_s: the time limit, in seconds.
         measured: prune to measured speed-ups; if not, to shares of multiply-adds.
     """
-    if effort == "quick":
-        return Pipeline.space(QUICK)
-    minutes = TRAINING * (limit_s or LIMIT_S[effort]) / 60 / sum(part for _, part in FAMILY)
-    text, found = "pool-early", []
-    for (speedup, part), sparsity in zip(FAMILY, SPARSITIES, strict=True):
-        to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
-        each = round(part * minutes, 2)
-        text += "," + STEPS[effort].format(to=to, minutes=each, half=round(each / 2, 2))
-        found.append(Pipeline.parse(text))
-    return tuple(found)
+    minutes = max(0.01, round((limit_s or LIMIT_S[effort]) / 60 / CHUNKS, 2))
+    to = [f"speedup={x:g}" for x in SPEEDUPS]
+    if not measured:
+        to = [f"sparsity={x:g} of=macs" for x in SPARSITIES]
+    steps = tuple(STEPS[effort].format(to=x, minutes=minutes) for x in to)
+    return Family("pool-early", steps, f"distill{{minutes={minutes:g}}}")
+
+
+def default_space(effort: Effort, limit_s: float | None) -> tuple[Pipeline, ...]:
+    """The candidates of an effort."""
+    return Pipeline.space(QUICK) if effort == "quick" else family(effort, limit_s).members()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .effort import EFFORTS, LIMIT_S, Effort, default_space
+from .effort import EFFORTS, LIMIT_S, Effort, Family, default_space, family
 from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -274,13 +274,12 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
     bench, request = todo.bench, todo.request
     if todo.limit is None:
         return None, todo.space[0]
-    from .search import Found, find
+    from .search import Found, climb, find
 
     exact = Pipeline.parse(EXACT)
     if todo.limit == 0:
         return Found((), (), exact, None, "nothing may be lost: exact passes only"), exact
 
-    space = _ordered(todo)
     allowed = request.time_limit_s or LIMIT_S.get(request.effort, math.inf)
 
     def out_of_time(pipeline: Pipeline) -> bool:
@@ -292,20 +291,21 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
     def prove(pipeline: Pipeline) -> Certificate:
         return bench.certify(pipeline, limit)
 
-    found = find(space, bench.trial, prove, limit, out_of_time)
+    if request.passes is not None or request.effort == "quick":
+        found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
+    else:
+        found = climb(_family(todo), bench.trial, prove, limit, out_of_time)
     return found, found.winner or exact
 
 
-def _ordered(todo: Plan) -> list[Pipeline]:
-    """Candidates from the slowest to the fastest."""
+def _family(todo: Plan) -> Family:
+    """The default family, in multiply-adds where this machine's clock cannot be relied on."""
     bench, request = todo.bench, todo.request
-    if request.passes is not None or request.effort == "quick":
-        return bench.order(todo.space)
-    try:  # a family is in order as it is; but can time be measured here?
+    try:
         bench.sketch(todo.space[0])
     except PassError as error:
         if error.exit_code != UNSURE:
             raise
         bench.ctx.progress.say(f"{error}\ncounting multiply-adds in place of milliseconds")
-        return list(default_space(request.effort, request.time_limit_s, measured=False))
-    return list(todo.space)
+        return family(request.effort, request.time_limit_s, measured=False)
+    return family(request.effort, request.time_limit_s)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .certify import Certificate, fixed_sequence
+from .effort import Family
 from .pipeline import Pipeline
 
 SAFE_SHARE = 0.5
@@ -84,7 +85,57 @@ def find(
             proofs.append((order[i], prove(order[i])))
             yield proofs[-1][1]
 
-    last = fixed_sequence(certificates())
+    return _conclude(trials, proofs, fixed_sequence(certificates()), limit, bool(late))
+
+
+def climb(
+    family: Family,
+    trial: Callable[[Pipeline], Trial],
+    prove: Callable[[Pipeline], Certificate],
+    limit: float,
+    out_of_time: Callable[[Pipeline], bool],
+) -> Found:
+    """Search a family from its slowest member to its fastest.
+
+    A member is trained until its loss on the select rows is within the limit, then the next
+    one goes on from it. The time limit ends this, and the member that it interrupts is kept
+    as it is. Then the members are certified in this order.
+    """
+    trials: dict[int, Trial] = {}
+    members: list[Trial] = []
+    text, late = family.start, False
+    for step in family.steps:
+        text = f"{text},{step}"
+        while not (late := bool(trials) and out_of_time(Pipeline.parse(text))):
+            found = trial(Pipeline.parse(text))
+            trials[len(trials)] = found
+            if found.loss <= limit:
+                members.append(found)
+                break
+            text = f"{text},{family.more}"
+        if late:
+            break
+    if members[-1:] != [last := trials[len(trials) - 1]]:
+        members.append(last)
+    proofs: list[tuple[Pipeline, Certificate]] = []
+
+    def certificates() -> Iterator[Certificate]:
+        for member in members:
+            proofs.append((member.pipeline, prove(member.pipeline)))
+            yield proofs[-1][1]
+
+    passed = fixed_sequence(certificates())
+    return _conclude(trials, proofs, passed, limit, late)
+
+
+def _conclude(
+    trials: dict[int, Trial],
+    proofs: list[tuple[Pipeline, Certificate]],
+    last: int,
+    limit: float,
+    late: bool,
+) -> Found:
+    """What a search found: `last` is the index of the last proof that holds, or -1."""
     ordered = tuple(trials[i] for i in sorted(trials))
     if last < 0:
         failed = proofs[0][1]
@@ -98,7 +149,7 @@ def find(
         failed = proofs[last + 1][1]
         reason += f"; the next could lose up to {failed.loss_upper:.2%}"
     elif late:
-        reason += f"; stopped by the time limit after {len(trials)} of {len(order)} candidates"
+        reason += f"; stopped by the time limit after {len(trials)} trials"
     return Found(ordered, tuple(proofs), proofs[last][0], proofs[last][1], reason)
 
 
