@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.calibrate import time_ms, uneven
 from prumux.optimizer.context import Context
-from prumux.optimizer.environment import device, versions
+from prumux.optimizer.environment import provenance
 from prumux.optimizer.errors import PrumuxError
 from prumux.optimizer.ir import Encoder, Model
 from prumux.optimizer.job import Request
@@ -119,21 +117,6 @@ def _list(sizes: list[int]) -> str:
     return ",".join(map(str, sizes))
 
 
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    here = Path(__file__).parent
-    return subprocess.run(
-        command, cwd=here, capture_output=True, text=True, check=False
-    ).stdout.strip()
-
-
-def _command(options: argparse.Namespace) -> str:
-    """What was run, by names that mean something elsewhere."""
-    model, data = Path(options.model).name, Path(options.data).name
-    more = " ".join(f"--{k} {getattr(options, k)}" for k in ("target", "shapes", "rounds"))
-    return f"python bench/cost_table.py {model} --data {data} {more}"
-
-
 def main() -> None:
     """Measure and print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,12 +145,8 @@ def main() -> None:
         "workload": [list(b.input_ids.shape) for b in ctx.workload],
         "threads": ctx.threads,
         "target": str(ctx.target),
-        "source": dict(bench.model.source),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device(),
-        "commit": _commit(),
-        "command": _command(options),
+        "source": bench.model.source["digest"],
+        **provenance(),
     }
     json.dump(document, sys.stdout, indent=2)
 

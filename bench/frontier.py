@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.cost import count
-from prumux.optimizer.environment import device, versions
+from prumux.optimizer.environment import device, provenance
 from prumux.optimizer.job import Request
 from prumux.optimizer.measure import interleave, ratio
 from prumux.optimizer.opening import open_bench
@@ -138,17 +136,14 @@ def main() -> None:
         entry["speed"] = speed
     found = {
         "schema_version": 1,
-        "command": shlex.join(["python", *sys.argv]),
         "entries": entries,
         "serving": bench.serving(),
         "seed": options.seed,
-        "source": {k: v for k, v in bench.model.source.items() if k != "name"},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device(),
+        "source": bench.model.source["digest"],
+        **provenance(),
     }
     options.out.write_text(json.dumps(found, indent=2) + "\n")
-    plot(entries, options.out.with_suffix(".png"), f"{bench.metric}, {device()}")
+    plot(entries, options.out.with_suffix(".png"), f"{bench.metric}, {device()['cpu']}")
     for x in entries:
         line = f"{x['method']:12} {x['sparsity_asked']:.2f} {100 * x['macs_share']:5.1f} %"
         line += f" {100 * x['score']['loss']:+6.2f} {x['speed']['throughput_ratio']:6.2f}x"

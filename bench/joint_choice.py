@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 from prumux.optimizer.calibrate import speedup
 from prumux.optimizer.context import Context
-from prumux.optimizer.environment import device, versions
+from prumux.optimizer.environment import provenance
 from prumux.optimizer.evaluate import predict, torch_run
 from prumux.optimizer.ir import Masks, Model
 from prumux.optimizer.job import Request
@@ -152,13 +150,10 @@ def main() -> None:
     dense = bench.dense_score("certify" if bench.test_rows is None else "test")
     found = {
         "schema_version": 1,
-        "command": shlex.join(["python", *sys.argv]),
         "dense_score": dense,
         "entries": entries,
         "serving": bench.serving(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device(),
+        **provenance(),
     }
     json.dump(found, sys.stdout, indent=2)
     for asked in options.speedups:

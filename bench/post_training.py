@@ -12,11 +12,10 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from prumux.optimizer.cost import count
-from prumux.optimizer.environment import device, versions
+from prumux.optimizer.environment import provenance
 from prumux.optimizer.job import Request
 from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
@@ -63,10 +62,8 @@ def main() -> None:
     found = {
         "schema_version": 1,
         "entries": entries,
-        "source": dict(bench.model.source),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device(),
+        "source": bench.model.source["digest"],
+        **provenance(),
     }
     json.dump(found, sys.stdout, indent=2)
     for entry in entries:

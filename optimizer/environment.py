@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = (
     "prumux",
@@ -43,6 +48,25 @@ def device() -> dict[str, str]:
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_threads": str(cpu_threads()),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What every measured figure must name: command, commit, date, versions, device."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(
+            command, cwd=Path(sys.argv[0]).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        # Names only: paths of one machine mean nothing on another.
+        "command": shlex.join([Path(x).name if "/" in x else x for x in sys.argv]),
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
     }
 
 

@@ -108,6 +108,23 @@ class CostTable:
         )
         return self.base_ms + sum(parts)
 
+    def limit_ms(self, speedup: float, name: str) -> float:
+        """The time that a speed-up over the dense model leaves.
+
+        Raises:
+            PassError: it is less than what no pruning can remove; `name` is of the pass.
+        """
+        limit = self.dense_ms / speedup
+        if limit < self.base_ms:
+            most = int(10 * self.dense_ms / self.base_ms) / 10
+            raise PassError(
+                f"{name}{{speedup={speedup:g}}} leaves {limit:.3g} of {self.dense_ms:.3g} ms, "
+                f"embeddings and head alone take {self.base_ms:.3g} ms\n"
+                f"ask for {name}{{speedup={most:g}}} or less",
+                exit_code=2,
+            )
+        return limit
+
     def _block(self, layer: int, first: int) -> Block:
         return self.narrow if layer >= first else self.wide
 

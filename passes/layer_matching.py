@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .distill import state_error
+from .losses import state_error
 from .teacher import Seen
 
 

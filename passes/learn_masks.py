@@ -10,20 +10,18 @@ import torch
 from prumux.optimizer.context import Context
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
-from prumux.optimizer.passbase import Pass
 from prumux.optimizer.store import key
 from prumux.optimizer.table import cost_table
 
 from .expected_cost import Budget, Counted, Timed
 from .importance import fisher
 from .mask_learner import MaskLearner
-from .training import Length, train
-
-EPOCHS = 3.0
+from .trained import Trained
+from .training import train
 
 
 @dataclass(frozen=True)
-class LearnMasks(Pass):
+class LearnMasks(Trained):
     """Learn masks and weights together, to a sparsity or speed-up, from the dense model.
 
     loss = logits * T^2 KL(t at T || s at T)
@@ -45,16 +43,9 @@ class LearnMasks(Pass):
     speedup: float | None = field(
         default=None, metadata={"help": "measured speed-up over the dense model to reach"}
     )
-    epochs: float | None = field(default=None, metadata={"help": "passes over the rows"})
-    minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
-    lr: float = field(default=3e-4, metadata={"help": "highest learning rate of the weights"})
     mask_lr: float = field(
         default=0.1, metadata={"help": "highest learning rate of the masks"}
     )
-    batch: int = field(default=64, metadata={"help": "rows per step"})
-    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
-    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
-    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
     warmup: float = field(
         default=0.5, metadata={"help": "share of the run in which the target rises"}
     )
@@ -64,6 +55,8 @@ class LearnMasks(Pass):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above_zero("mask_lr")
         if (self.sparsity is None) == (self.speedup is None):
             raise ValueError("give one of sparsity=0.8 and speedup=4")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
@@ -72,15 +65,6 @@ class LearnMasks(Pass):
             raise ValueError(f"speedup must be 1 or more, not {self.speedup}")
         if self.speedup is not None and self.hidden_masks:
             raise ValueError("hidden_masks needs sparsity: no times of hidden sizes are known")
-        if self.epochs is not None and self.minutes is not None:
-            raise ValueError("epochs and minutes exclude each other; give one")
-        for name in ("epochs", "minutes", "lr", "mask_lr", "batch", "temperature"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name in ("hidden", "logits"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.hidden + self.logits:
             raise ValueError("hidden and logits are both 0: nothing would be learnt")
         if not 0 <= self.warmup <= 1:
@@ -115,9 +99,7 @@ class LearnMasks(Pass):
         )
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
-        epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
-        length = Length(epochs, self.minutes, self.batch)
-        facts = train(learner, rows, length, ctx, "learn-masks-" + key(*about))
+        facts = train(learner, rows, self.length, ctx, "learn-masks-" + key(*about))
         found = learner.result()
         sizes = found.masks.sizes(found.encoder)
         return replace(
@@ -136,13 +118,5 @@ class LearnMasks(Pass):
             share = 1 - (self.sparsity or 0)
             return Counted(model.encoder, ctx.dense.encoder, share, self.of, ctx.length)
         table = cost_table(model, ctx)
-        limit = table.dense_ms / self.speedup
-        if limit < table.base_ms:
-            most = int(10 * table.dense_ms / table.base_ms) / 10
-            raise PassError(
-                f"{self} leaves {limit:.3g} of {table.dense_ms:.3g} ms, "
-                f"embeddings and head alone take {table.base_ms:.3g} ms\n"
-                f"ask for learn-masks{{speedup={most:g}}} or less",
-                exit_code=2,
-            )
-        return Timed(table, limit, model.encoder.pool_early)
+        limit_ms = table.limit_ms(self.speedup, self.name)
+        return Timed(table, limit_ms, model.encoder.pool_early)

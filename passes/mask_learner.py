@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.ir import Masks, Model
-from prumux.optimizer.module import EncoderModule, Factors
+from prumux.optimizer.module import Factors
 
 from .decide import decide, start
-from .distill import CHECK_ROWS, TABLES, divergence, mean_divergence
+from .distill import check_rows, trainable, weights_of
 from .expected_cost import Budget
 from .importance import Scores
 from .layer_matching import matched_error
+from .losses import divergence, mean_divergence
 from .teacher import Teacher, observe, teacher
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class MaskLearner:
         ctx: Context,
     ) -> None:
         self.model, self.options, self.budget, self.device = model, options, budget, ctx.device
-        copied = {name: tensor.clone() for name, tensor in model.weights.items()}
-        self.module = EncoderModule(replace(model, weights=copied)).to(ctx.device)
-        for name, p in self.module.named_parameters():
-            p.requires_grad = name not in TABLES
+        self.module = trainable(model, ctx.device)
         self.gates = start(
             model.encoder, budget, scores, options.blocks, options.hidden_masks
         ).to(ctx.device)
@@ -58,8 +56,7 @@ class MaskLearner:
         quarters = {max(0, round(depth * (i + 1) / MATCHED) - 1) for i in range(MATCHED)}
         layers = tuple(sorted(quarters)) if options.hidden and depth else ()
         self.teacher = teacher(ctx.dense, rows, layers, ctx.device)
-        self.checks = rows if ctx.select is None else ctx.select
-        self.checks = self.checks.take(range(min(CHECK_ROWS, len(self.checks))))
+        self.checks = check_rows(rows, ctx)
         self.judge = Teacher(self.teacher.module, (), ctx.device)
         self.seed = ctx.generator(options).initial_seed()
         with torch.no_grad():
@@ -125,7 +122,7 @@ class MaskLearner:
     def result(self) -> Model:
         """The model with binary masks; what is kept of the factors is in the weights."""
         masks = self.settle()
-        found = {k: p.detach().cpu().clone() for k, p in self.module.named_parameters()}
+        found = weights_of(self.module)
         z, k = self.module.factors, self.model.encoder.head_dim
         for i, (heads, ffn) in enumerate(zip(z.heads, z.ffn, strict=True)):
             if self.module.alive_attention[i]:

@@ -82,15 +82,7 @@ class Prune(Pass):
     def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
         """Counts that reach the speed-up when they are timed, not only by the table."""
         table, asked = cost_table(model, ctx), self.speedup or 1
-        limit = table.dense_ms / asked
-        if limit < table.base_ms:
-            most = int(10 * table.dense_ms / table.base_ms) / 10
-            raise PassError(
-                f"{self} leaves {limit:.3g} of {table.dense_ms:.3g} ms, "
-                f"embeddings and head alone take {table.base_ms:.3g} ms\n"
-                f"ask for prune{{speedup={most:g}}} or less",
-                exit_code=2,
-            )
+        limit = table.limit_ms(asked, self.name)
         found: dict[float, list[int]] = {}
         for _ in range(TRIES):
             counts = self._within(model, worth, timed(table), limit - table.base_ms, GRID)

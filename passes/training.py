@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, Encoded, collate
+from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.precision import autocast
 from prumux.optimizer.store import Store
 
+from .stream import stream
+
 RISE = 0.05
 CHECKS = 8
-POOL = 64
-"""So many batches are sorted by length together, then shuffled."""
-MULTIPLE = 8
-"""Rows are padded to multiples of this, so that few shapes occur."""
 CLIP = 1.0
 DECAY = 0.01
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -72,6 +68,16 @@ class _Run:
     step: int = 0
     seconds: float = 0.0
     harm: list[float] = field(default_factory=list)
+
+    def descend(self, loss: Tensor, rate: float) -> None:
+        """One step, at a share of every group's highest learning rate."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+            nn.utils.clip_grad_norm_(group["params"], CLIP)
+        self.optimizer.step()
+        self.step += 1
 
     def facts(self) -> dict[str, Any]:
         return {"step": self.step, "seconds": self.seconds, "harm": self.harm}
@@ -132,8 +138,7 @@ def train(
     Returns:
         Steps, seconds and the harm at every check, for the receipt.
     """
-    groups = learner.groups()
-    peaks = [float(group["lr"]) for group in groups]
+    groups = [{**group, "peak": group["lr"]} for group in learner.groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
     trained = [p for group in groups for p in group["params"]]
     run = _Run(trained, optimizer, [p.detach().clone() for p in trained])
@@ -146,16 +151,9 @@ def train(
         for batch in stream(rows, length.batch, ctx.seed, run.step):
             start = time.monotonic()
             share = length.share(run.step, run.seconds, len(rows))
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1))
             with autocast(ctx.device):
                 loss = learner.loss(batch, share)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for group in groups:
-                nn.utils.clip_grad_norm_(group["params"], CLIP)
-            optimizer.step()
-            run.step += 1
+            run.descend(loss, max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1)))
             run.seconds += time.monotonic() - start
             share = length.share(run.step, run.seconds, len(rows))
             if share * CHECKS >= len(run.harm):
@@ -168,26 +166,3 @@ def train(
         p.data.copy_(best)
     ctx.store.drop(name)
     return run.facts()
-
-
-def stream(rows: Encoded, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
-    """Batches without end, rows of like length together, from batch number `start` on.
-
-    Every epoch is a new shuffle that depends on seed and epoch only, so that a resumed run
-    sees what an uninterrupted one would have.
-    """
-    each = -(-len(rows) // size)
-    lengths = rows.lengths
-    epoch, skip = divmod(start, each)
-    while True:
-        random = np.random.default_rng((seed, epoch))
-        order = random.permutation(len(rows))
-        pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
-        near = np.concatenate(
-            [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-        )
-        batches = [near[i : i + size] for i in range(0, len(near), size)]
-        for i in random.permutation(each)[skip:]:
-            longest = int(lengths[batches[i]].max())
-            yield collate(rows, batches[i], -(-longest // MULTIPLE) * MULTIPLE)
-        epoch, skip = epoch + 1, 0

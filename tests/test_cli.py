@@ -256,3 +256,34 @@ def test_killed_at_random_moments_and_resumed(
         json.loads(x)["pipeline"] for x in (out / "trials.jsonl").read_text().splitlines()
     ]
     assert len(set(trials)) == len(trials)
+
+
+@pytest.mark.slow
+def test_standard_effort_trains_and_is_resumed_with_what_it_had(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # A tiny model's time cannot be measured to 10 %, so the family counts multiply-adds.
+    monkeypatch.setattr("prumux.optimizer.table.LIMIT", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    command = [*job, "--budget", "30%", "--effort", "standard", "--time-limit", "12s"]
+    assert main([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "counting multiply-adds in place of milliseconds" in said
+    text = (out / "pipeline.txt").read_text().strip()
+    assert "distill{minutes=" in text
+    assert text.count("prune{") >= 1
+    lines = (out / "trials.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["pipeline"] for line in lines}) == len(lines)
+
+
+def test_what_pipelines_share_is_done_once(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "prune{sparsity=0.3},slice,distill{epochs=0.5},prune{sparsity=0.4|0.5|0.6},slice"
+    command = [*job, "--passes", space, "--budget", "50%", "--out", str(tmp_path / "out")]
+    assert main([*command, "-v"]) == 0
+    assert capsys.readouterr().err.count("training, ") == 1

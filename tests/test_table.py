@@ -195,7 +195,7 @@ def test_a_speed_up_out_of_reach_is_refused(clock: Analytic) -> None:
     with pytest.raises(PassError) as caught:
         Prune(speedup=50).run(model, context(model))
     assert str(caught.value) == (
-        "prune{speedup=50.0} leaves 0.113 of 5.66 ms, embeddings and head alone take 0.7 ms\n"
+        "prune{speedup=50} leaves 0.113 of 5.66 ms, embeddings and head alone take 0.7 ms\n"
         "ask for prune{speedup=8} or less"
     )
     assert caught.value.exit_code == 2

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.store import Store
-from prumux.passes.training import CHECKS, Length, stream, train
+from prumux.passes.stream import stream
+from prumux.passes.training import CHECKS, Length, train
 from tests.factory import make_context, random_model
 
 

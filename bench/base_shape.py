@@ -1,0 +1,81 @@
+"""How long does the path without training take on a model of BERT-base's shape?
+
+    python bench/base_shape.py TOKENIZER --data DIR > bench/results/NAME.json
+
+Random weights in 12 layers of 12 heads and 3072 FFN units, 768 hidden; the tokenizer of any
+BERT-like model (30,522 tokens) and any text give the rows. Times scores, choice, slicing,
+refit and export; Kwon et al. (2022) state under three minutes on one GPU for theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from prumux.optimizer.environment import provenance
+from prumux.optimizer.ir import Model
+from prumux.optimizer.job import Request
+from prumux.optimizer.opening import open_bench
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.passes.importance import fisher
+
+PASSES = ("pool-early", "prune{sparsity=0.6 of=macs}", "slice", "reconstruct")
+
+
+def timed(name: str, seconds: dict[str, float], work: Callable[[], Any]) -> Any:
+    """Do it and note how long it took."""
+    start = time.monotonic()
+    found = work()
+    seconds[name] = round(time.monotonic() - start, 1)
+    print(f"{name}: {seconds[name]} s", file=sys.stderr)  # noqa: T201 - the table of a script
+    return found
+
+
+def main() -> None:
+    """Measure and print one JSON document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tokenizer")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        BertForSequenceClassification(BertConfig()).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        request = Request(model=folder, data=options.data, passes="-", device=options.device)
+        target = parse_target("onnx")
+        bench = timed(
+            "read model and data", seconds, lambda: open_bench(request, target, Progress())
+        )
+        ctx, model = bench.ctx, bench.model
+        timed("scores (first)", seconds, lambda: fisher(model, ctx))
+        for text in PASSES:
+            made: Model = model
+            model = timed(text, seconds, lambda m=made, t=text: Pipeline.parse(t).run(m, ctx))
+        timed("export", seconds, lambda: target.emit(model, ctx, Path(folder) / "engine"))
+    found = {
+        "schema_version": 1,
+        "seconds": seconds,
+        "total_seconds": round(sum(seconds.values()), 1),
+        "rows": {"fit": len(ctx.fit), "mean_tokens": float(ctx.fit.lengths.mean())},
+        "encoder": str(model.encoder),
+        **provenance(),
+    }
+    json.dump(found, sys.stdout, indent=2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""How far a student is from its teacher, and from the labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prumux.optimizer.encode import Encoded, batches
+from prumux.optimizer.ir import Task
+from prumux.optimizer.metrics import IGNORE
+from prumux.optimizer.module import EncoderModule
+
+from .teacher import Teacher, observe
+
+BATCH = 64
+
+
+def divergence(
+    found: Tensor, aim: Tensor, real: Tensor, task: Task, temperature: float
+) -> Tensor:
+    """T^2 KL(aim at T || found at T), or squared error, per row or real position.
+
+    Args:
+        found, aim: logits, [B, C] or [B, T, C].
+        real: bool [B, T], True on real tokens.
+        task: regression takes the squared error.
+        temperature: T.
+    """
+    if found.dim() == 3:
+        found, aim = found[real], aim[real]
+    if task.problem == "regression":
+        return F.mse_loss(found.float(), aim.float())
+    t = temperature
+    wanted = torch.log_softmax(aim.float() / t, -1)
+    got = torch.log_softmax(found.float() / t, -1)
+    return t * t * F.kl_div(got, wanted, log_target=True, reduction="batchmean")
+
+
+def state_error(found: Tensor, aim: Tensor, real: Tensor) -> Tensor:
+    """Squared error of hidden states [B, T, D] at real positions over their variance."""
+    positions = min(found.shape[1], aim.shape[1])
+    real = real[:, :positions]
+    s, t = found[:, :positions][real].float(), aim[:, :positions][real].float()
+    return F.mse_loss(s, t) / (t.var(0, correction=0).mean() + 1e-6)
+
+
+def label_error(logits: Tensor, labels: Any, task: Task) -> Tensor:
+    """Cross-entropy of labels, or squared error; [B], for token tasks [B, T]."""
+    labels = torch.as_tensor(labels).to(logits.device)
+    if task.problem == "regression":
+        return F.mse_loss(logits.float().squeeze(-1), labels.float())
+    return F.cross_entropy(
+        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE
+    )
+
+
+def mean_divergence(module: EncoderModule, judge: Teacher, rows: Encoded, task: Task) -> float:
+    """Mean divergence of a module from the dense predictions on some rows, at T = 1."""
+    total = 0.0
+    with torch.no_grad():
+        for batch in batches(rows, BATCH):
+            found = observe(module, batch, judge.device)
+            real = torch.as_tensor(batch.attention_mask).to(judge.device).bool()
+            off = divergence(found.logits, judge.teach(batch).logits, real, task, 1.0)
+            total += float(off) * len(batch.rows)
+    return total / len(rows)

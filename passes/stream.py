@@ -1,0 +1,37 @@
+"""The order in which rows are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prumux.optimizer.encode import Batch, Encoded, collate
+
+POOL = 64
+"""So many batches are sorted by length together, then shuffled."""
+MULTIPLE = 8
+"""Rows are padded to multiples of this, so that few shapes occur."""
+
+
+def stream(rows: Encoded, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Batches without end, rows of like length together, from batch number `start` on.
+
+    Every epoch is a new shuffle that depends on seed and epoch only, so that a resumed run
+    sees what an uninterrupted one would have.
+    """
+    each = -(-len(rows) // size)
+    lengths = rows.lengths
+    epoch, skip = divmod(start, each)
+    while True:
+        random = np.random.default_rng((seed, epoch))
+        order = random.permutation(len(rows))
+        pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
+        near = np.concatenate(
+            [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        )
+        batches = [near[i : i + size] for i in range(0, len(near), size)]
+        for i in random.permutation(each)[skip:]:
+            longest = int(lengths[batches[i]].max())
+            yield collate(rows, batches[i], -(-longest // MULTIPLE) * MULTIPLE)
+        epoch, skip = epoch + 1, 0

@@ -1,0 +1,53 @@
+"""What passes that train have in common: how long, how fast, what the dense model teaches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from prumux.optimizer.passbase import Pass
+
+from .training import Length
+
+EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class Trained(Pass):
+    """Trains against the dense model's logits and hidden states."""
+
+    trains: ClassVar[bool] = True
+    epochs: float | None = field(
+        default=None, metadata={"help": f"passes over the rows, {EPOCHS:g} if nothing is said"}
+    )
+    minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
+    lr: float = field(default=3e-4, metadata={"help": "highest learning rate"})
+    batch: int = field(default=64, metadata={"help": "rows per step"})
+    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
+    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
+    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.minutes is not None:
+            raise ValueError("epochs and minutes exclude each other; give one")
+        self.check_above_zero("epochs", "minutes", "lr", "batch", "temperature")
+        for name in ("hidden", "logits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def check_above_zero(self, *names: str) -> None:
+        """For `__post_init__`.
+
+        Raises:
+            ValueError: names the first option that is given and not above 0.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+
+    @property
+    def length(self) -> Length:
+        """How long to train."""
+        epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
+        return Length(epochs, self.minutes, self.batch)

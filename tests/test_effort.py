@@ -1,0 +1,93 @@
+"""The default families, and how they are climbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from prumux.optimizer.certify import Certificate
+from prumux.optimizer.effort import CHUNKS, SPARSITIES, SPEEDUPS, default_space, family
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.search import Found, Trial, climb
+
+LIMIT = 0.02
+
+
+def climbed(
+    losses: Sequence[Sequence[float]], uppers: Sequence[float], trials_allowed: int = 10**9
+) -> tuple[Found, list[str]]:
+    """Climb a family whose member i loses `losses[i][k]` after k more rounds of training."""
+    given = family("standard", 60.0)
+    tried: list[str] = []
+
+    def where(pipeline: Pipeline) -> tuple[int, int]:
+        text = str(pipeline)
+        member = text.count("prune{") - 1
+        return member, text.rpartition("prune{")[2].count("distill") - 1
+
+    def trial(pipeline: Pipeline) -> Trial:
+        member, rounds = where(pipeline)
+        tried.append(str(pipeline))
+        return Trial(pipeline, 0.9, losses[member][rounds], 1.0, 100 - member)
+
+    def prove(pipeline: Pipeline) -> Certificate:
+        loss, upper = 0.0, uppers[where(pipeline)[0]]
+        return Certificate("accuracy", 900, 0.9, 0.9, loss, upper, 0.95, LIMIT, "tango")
+
+    found = climb(given, trial, prove, LIMIT, lambda _: len(tried) >= trials_allowed)
+    return found, tried
+
+
+def test_members_go_on_from_each_other() -> None:
+    members = [str(x) for x in family("standard", 600.0).members()]
+    assert len(members) == len(SPEEDUPS) == len(SPARSITIES)
+    for before, after in pairwise(members):
+        assert after.startswith(before + ",prune{speedup=")
+    assert members[0].endswith(f"distill{{minutes={round(10 / CHUNKS, 2):g}}}")
+    counted = [str(x) for x in family("standard", 600.0, measured=False).members()]
+    assert all("of=macs" in x and "speedup" not in x for x in counted)
+
+
+@pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
+def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
+    for pipeline in default_space(effort, None):  # type: ignore[arg-type]
+        assert not pipeline.uncut
+
+
+def test_a_member_is_trained_until_it_is_good_enough() -> None:
+    losses = [[0.01], [0.05, 0.03, 0.015], *[[0.01]] * 5]
+    found, tried = climbed(losses, [0.01] * 7)
+    assert len(tried) == 9
+    assert found.winner is not None
+    assert str(found.winner).count("distill") == 9
+    assert [len(x) for x in tried] == sorted(len(x) for x in tried)
+    assert len(found.proofs) == 7
+
+
+def test_the_first_failure_ends_the_proofs() -> None:
+    found, _ = climbed([[0.01]] * 7, [0.01, 0.015, 0.03, 0.01, 0.01, 0.01, 0.01])
+    assert len(found.proofs) == 3
+    assert found.winner is not None
+    assert str(found.winner).count("prune{") == 2
+    assert "the next could lose up to 3.00%" in found.reason
+
+
+def test_the_member_that_time_cut_short_is_proved_last() -> None:
+    found, tried = climbed([[0.01], [0.05] * 99, *[[0.01]] * 5], [0.01] * 7, trials_allowed=4)
+    assert len(tried) == 4
+    assert found.winner is not None
+    assert str(found.winner) == tried[-1]
+    assert "stopped by the time limit after 4 trials" in found.reason
+    found, _ = climbed(
+        [[0.01], [0.05] * 99, *[[0.01]] * 5], [0.01, 0.5, *[0.01] * 5], trials_allowed=4
+    )
+    assert str(found.winner).count("prune{") == 1
+
+
+def test_no_time_at_all_still_tries_one() -> None:
+    found, tried = climbed([[0.05] * 9] * 7, [0.5] * 7, trials_allowed=0)
+    assert len(tried) == 1
+    assert found.winner is None
+    assert "the safest candidate lost" in found.reason
