@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from prumux.optimizer.environment import provenance
-from prumux.optimizer.ir import Model
 from prumux.optimizer.job import Request
 from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
@@ -63,8 +63,7 @@ def main() -> None:
         ctx, model = bench.ctx, bench.model
         timed("scores (first)", seconds, lambda: fisher(model, ctx))
         for text in PASSES:
-            made: Model = model
-            model = timed(text, seconds, lambda m=made, t=text: Pipeline.parse(t).run(m, ctx))
+            model = timed(text, seconds, partial(Pipeline.parse(text).run, model, ctx))
         timed("export", seconds, lambda: target.emit(model, ctx, Path(folder) / "engine"))
     found = {
         "schema_version": 1,

@@ -9,6 +9,8 @@ import pytest
 
 from prumux.optimizer.certify import Certificate
 from prumux.optimizer.effort import CHUNKS, SPARSITIES, SPEEDUPS, default_space, family
+from prumux.optimizer.errors import UsageError
+from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial, climb
 
@@ -91,3 +93,9 @@ def test_no_time_at_all_still_tries_one() -> None:
     assert len(tried) == 1
     assert found.winner is None
     assert "the safest candidate lost" in found.reason
+
+
+def test_an_unknown_effort_is_refused() -> None:
+    message = "effort is 'fast', it must be one of quick, standard, thorough"
+    with pytest.raises(UsageError, match=message):
+        Request(model="x", effort="fast")  # type: ignore[arg-type]
