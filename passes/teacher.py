@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from prumux.optimizer.module import EncoderForward, EncoderModule
 from prumux.optimizer.precision import autocast
 
 LIMIT_BYTES = 4 << 30
+"""Of what is remembered; less where memory is short."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,7 @@ class Teacher:
     device: str
     held: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     held_bytes: int = 0
+    limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 4))
 
     def teach(self, batch: Batch) -> Seen:
         """Logits and the states after the wanted layers, for rows of this teacher."""
@@ -73,7 +76,7 @@ class Teacher:
         found = Seen(
             found.logits.float(), {i: found.states[i].bfloat16() for i in self.layers}
         )
-        if self.device == "cpu" and self.held_bytes < LIMIT_BYTES:
+        if self.device == "cpu" and self.held_bytes < self.limit_bytes:
             self._remember(batch, found)
         return found
 
@@ -112,7 +115,15 @@ def _padded(rows: tuple[Tensor, ...], length: int) -> Tensor:
     return found
 
 
-@functools.lru_cache(maxsize=2)
+def free_bytes() -> int:
+    """Memory that is free now, or as good as without a limit where that cannot be told."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return 1024 * int(next(found, 1 << 40))
+
+
+@functools.lru_cache(maxsize=1)
 def teacher(dense: Model, rows: Encoded, layers: tuple[int, ...], device: str) -> Teacher:
     """The teacher for these rows; the same one for every candidate of a run."""
     del rows  # a part of the key: what is remembered is numbered by its rows

@@ -125,6 +125,19 @@ def test_what_was_said_once_is_remembered(task: Kind) -> None:
     assert first.logits.shape[0] == 16
 
 
+def test_what_does_not_fit_into_memory_is_computed_again() -> None:
+    model, ctx = prepared()
+    told = replace(
+        teacher(model, ctx.fit, (0, 1), "cpu"), held={}, held_bytes=0, limit_bytes=1
+    )
+    batches = [collate(ctx.fit, np.arange(i, i + 8)) for i in (0, 8)]
+    first = [told.teach(b) for b in batches]
+    assert len(told.held) == 8  # the batch that crossed the limit
+    again = [told.teach(b) for b in batches]
+    for a, b in zip(first, again, strict=True):
+        assert torch.allclose(a.logits, b.logits, atol=0.02)
+
+
 def encoder(*layers: tuple[int, int]) -> Encoder:
     return replace(random_model().encoder, layers=tuple(Layer(*x) for x in layers))
 
