@@ -47,6 +47,10 @@ class Pass(Stage):
         receipt.
         """
 
+    def stand_in(self) -> Pass:
+        """A pass that takes seconds and leaves about the same sizes; itself, if it does."""
+        return self
+
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
         """Check what this pass promises beyond a verified model.
 

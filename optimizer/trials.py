@@ -101,7 +101,9 @@ class Bench:
 
     def sketch(self, pipeline: Pipeline) -> Cost:
         """What the result will cost, read off the masks; nothing is cut or refitted."""
-        shaping = Pipeline(tuple(p for p in pipeline.passes if p.shapes and not p.cuts))
+        shaping = Pipeline(
+            tuple(p.stand_in() for p in pipeline.passes if p.shapes and not p.cuts)
+        )
         model = shaping.run(self.model, replace(self.ctx, progress=Progress()))
         sizes = model.masks.sizes(model.encoder)
         return count(sizes, self.ctx.length)

@@ -10,12 +10,14 @@ import torch
 from prumux.optimizer.context import Context
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
+from prumux.optimizer.passbase import Pass
 from prumux.optimizer.store import key
 from prumux.optimizer.table import cost_table
 
 from .expected_cost import Budget, Counted, Timed
 from .importance import fisher
 from .mask_learner import MaskLearner
+from .prune import Prune
 from .trained import Trained
 from .training import train
 
@@ -69,6 +71,10 @@ class LearnMasks(Trained):
             raise ValueError("hidden and logits are both 0: nothing would be learnt")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must be in [0, 1], not {self.warmup}")
+
+    def stand_in(self) -> Pass:
+        """What is learnt is not known before; how much goes is."""
+        return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
         """No masks may be pending."""

@@ -24,7 +24,7 @@ def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor
 
     Args:
         weight: the map [D, N * size]; scale its rows where outputs do not count alike.
-        gram: H, [N * size, N * size], positive definite: damp it before.
+        gram: H, [N * size, N * size], positive definite but for rounding.
         size: columns of a group; groups lie side by side.
 
     Returns:
@@ -32,7 +32,7 @@ def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor
         loss: float64 [N + 1], rising from 0: the summed rho once the first n are gone.
     """
     weight, gram = weight.double(), gram.double()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    inverse = torch.cholesky_inverse(_factor(gram))
     order, steps = (_columns if size == 1 else _groups)(weight, inverse, size)
     loss = torch.cat([weight.new_zeros(1), torch.stack(steps).cumsum(0)] if steps else [])
     return torch.tensor(order, dtype=torch.int64), loss
@@ -44,11 +44,20 @@ def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
     All dW of a removal added up: W_K + W_R H_RK H_KK^-1, the least-squares refit of y = W x.
     """
     h, w = gram.double(), weight.double()
-    factor = torch.linalg.cholesky(h[kept][:, kept])
-    step = torch.cholesky_solve(h[kept][:, ~kept] @ w[:, ~kept].T, factor).T
+    step = torch.cholesky_solve(h[kept][:, ~kept] @ w[:, ~kept].T, _factor(h[kept][:, kept])).T
     found = torch.zeros_like(weight)
     found[:, kept] = (w[:, kept] + step).to(weight)
     return found
+
+
+def _factor(h: Tensor) -> Tensor:
+    """The Cholesky factor; where rounding left `h` indefinite, damped until there is one."""
+    more, eye = 0.0, torch.eye(len(h), dtype=h.dtype)
+    while True:
+        found, failed = torch.linalg.cholesky_ex(h + more * eye)
+        if not failed:
+            return found
+        more = max(10 * more, 1e-6 * float(h.diagonal().abs().mean()))
 
 
 def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:

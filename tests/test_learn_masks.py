@@ -359,3 +359,10 @@ def test_text_form() -> None:
     assert Pipeline.parse(str(pipeline)) == pipeline
     with pytest.raises(SpecError, match="give one of sparsity"):
         Pipeline.parse("learn-masks{epochs=2}")
+
+
+def test_sizing_a_candidate_trains_nothing() -> None:
+    text = "prune{sparsity=0.3},slice,learn-masks{sparsity=0.6 of=macs epochs=9},slice"
+    *_, learn, _ = Pipeline.parse(text).passes
+    assert str(learn.stand_in()) == "prune{sparsity=0.6 of=macs}"
+    assert learn.stand_in().stand_in() == learn.stand_in()

@@ -395,3 +395,14 @@ def test_the_text_form() -> None:
     assert "by" not in str(Prune(sparsity=0.6))
     with pytest.raises(SpecError, match="wants fisher or second-order, not magnitude"):
         Pipeline.parse("prune{sparsity=0.6 by=magnitude}")
+
+
+def test_moments_that_rounding_left_indefinite_are_damped() -> None:
+    x = torch.randn(6, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = x @ x.T - 1e-9 * torch.eye(6, dtype=torch.float64)
+    weight = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    order, loss = removal(weight, gram)
+    assert sorted(order.tolist()) == list(range(6))
+    assert bool(loss.isfinite().all())
+    kept = torch.tensor([True] * 3 + [False] * 3)
+    assert bool(compensated(weight, gram, kept).isfinite().all())
