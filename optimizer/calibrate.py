@@ -5,6 +5,7 @@ Time depends on sizes only, so the shapes carry random weights.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,10 @@ from .measure import interleave
 ROUNDS = 5
 GROUP = 5
 """Engines that are in memory at once, beside the anchor."""
+NEAR = 1.03
+"""How much slower than before the anchor may be in a group."""
+AGAIN = 2
+"""So often a group is timed again."""
 HEAD_SHARES = (1 / 4, 1 / 2, 3 / 4, 1.0)
 FFN_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 NARROW_SHARES = (1 / 2, 1.0)
@@ -37,8 +42,8 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
     The best, since what disturbs a round can only add to it.
     A few engines at a time are opened and run in turn, always with the first encoder among
-    them: a group's times are scaled by what the group found for the first, so that a slow
-    minute does not count.
+    them: a group in which the first is slower than it was before is timed again, and what
+    is left of the difference is scaled away, so that a slow minute does not count.
 
     Raises:
         MissingError: there is no target.
@@ -51,9 +56,10 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
     with ctx.progress.task("timing shapes", rounds * len(groups)) as step:
         anchor = _opened(encoders[0], ctx, pool)
         for group in groups:
-            # The others of a group are freed before the next ones are opened.
+            best = min((x[0] for x in found), default=math.inf)
+            # Opened in a list of its own, so that it is freed before the next ones are.
             found.append(
-                _timed([anchor, *(_opened(x, ctx, pool) for x in group)], rounds, step)
+                _steady([anchor, *(_opened(x, ctx, pool) for x in group)], rounds, best, step)
             )
     first = median(group[0] for group in found)
     return [first, *(ms * first / group[0] for group in found for ms in group[1:])]
@@ -145,5 +151,19 @@ def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
     return lambda: [engine.run(x) for x in inputs]
 
 
-def _timed(runs: Sequence[Run], rounds: int, step: Callable[[], None]) -> list[float]:
+def _steady(
+    runs: Sequence[Run], rounds: int, best: float, step: Callable[[], None]
+) -> list[float]:
+    """Best times of a group, taken again while its first run is slower than `best`."""
+    times = _timed(runs, rounds, step)
+    for _ in range(AGAIN):
+        if times[0] <= NEAR * best:
+            break
+        times = [min(x) for x in zip(times, _timed(runs, rounds), strict=True)]
+    return times
+
+
+def _timed(
+    runs: Sequence[Run], rounds: int, step: Callable[[], None] | None = None
+) -> list[float]:
     return [timing.low_ms for timing in interleave(runs, rounds, tick=step)]

@@ -54,6 +54,7 @@ def _factor(h: Tensor) -> Tensor:
     """The Cholesky factor; where rounding left `h` indefinite, damped until there is one."""
     more, eye = 0.0, torch.eye(len(h), dtype=h.dtype)
     while True:
+        found: Tensor
         found, failed = torch.linalg.cholesky_ex(h + more * eye)
         if not failed:
             return found
