@@ -78,14 +78,18 @@ class Store:
             write_atomic(self.folder / f"{name}.checkpoint", data)
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last checkpoint of this name, if there is one."""
-        from safetensors import safe_open
+        """The last checkpoint of this name; a damaged one counts as none."""
+        from safetensors import SafetensorError, safe_open
 
         if self.folder is None or not (path := self.folder / f"{name}.checkpoint").exists():
             return None
-        with safe_open(path, framework="pt") as file:
-            held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
-            return held, json.loads(file.metadata()["facts"])
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                held = {k: file.get_tensor(k) for k in names}
+                return held, json.loads(file.metadata()["facts"])
+        except (SafetensorError, ValueError):
+            return None
 
     def drop(self, name: str) -> None:
         """Remove a checkpoint that is no longer of use."""

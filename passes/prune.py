@@ -68,7 +68,8 @@ class Prune(Pass):
             PassError: the speed-up is out of reach; says how far it goes.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
-        if self.sparsity == 0 or self.speedup == 1:
+        left = any(bool(m.any()) for m in (*model.masks.heads, *model.masks.ffn))
+        if self.sparsity == 0 or self.speedup == 1 or not left:
             return model
         worth, keep = _worth(model, ctx, self.by)
         if self.sparsity is None:

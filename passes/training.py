@@ -42,7 +42,7 @@ class Length:
         """How much of it is over, 0 to 1."""
         if self.minutes is not None:
             return min(1.0, seconds / (60 * self.minutes))
-        return min(1.0, step * self.batch / ((self.epochs or 0) * rows))
+        return min(1.0, step / ((self.epochs or 0) * math.ceil(rows / self.batch)))
 
 
 class Learner(Protocol):
@@ -86,7 +86,8 @@ class _Run:
         if not math.isfinite(harm):
             raise PassError(
                 f"training diverged: the loss is {harm} after {self.step} steps\n"
-                "use a smaller lr, such as lr=1e-4"
+                "use a smaller lr, such as lr=1e-4",
+                exit_code=2,
             )
         self.harm.append(harm)
         if harm == min(self.harm):

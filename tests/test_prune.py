@@ -272,3 +272,8 @@ def test_a_speed_up_needs_a_target() -> None:
         MissingError, match="a measured speed-up needs a target; use sparsity="
     ):
         Prune(speedup=2).run(model, context(model))
+
+
+def test_a_model_with_nothing_left_stays_as_it_is() -> None:
+    model = random_model("bert", heads=(0, 0), ffn=(0, 0))
+    assert Prune(sparsity=0.9).run(model, context(model)) is model

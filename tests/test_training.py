@@ -78,6 +78,7 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 def test_epochs_and_minutes() -> None:
     assert Length(2.0, None, 10).share(step=5, seconds=1e9, rows=100) == 0.25
+    assert Length(3.0, None, 1000).share(step=1, seconds=0.0, rows=100) == 1 / 3
     assert Length(None, 2.0, 10).share(step=5, seconds=30.0, rows=100) == 0.25
     assert Length(None, 2.0, 10).share(step=5, seconds=300.0, rows=100) == 1.0
 
@@ -85,7 +86,7 @@ def test_epochs_and_minutes() -> None:
 def test_trains_so_many_steps_and_keeps_the_best() -> None:
     line = Line()
     facts = train(line, rows(), Length(16.0, None, 8), make_context(random_model()), "x")
-    assert facts["step"] == 100  # 800 rows of 8, though an epoch's last batch has two
+    assert facts["step"] == 112  # 16 epochs of 7 batches, the last of them with two rows
     assert len(facts["harm"]) == CHECKS + 1
     assert abs(line.value.item() - 12.0) == min(facts["harm"])
     assert facts["harm"][0] == 12.0 > min(facts["harm"])
@@ -103,13 +104,23 @@ def test_a_killed_run_goes_on_to_the_same_result(stop_at: int, tmp_path: Path) -
     found = train(again, data, length, ctx, "x")
     assert torch.equal(again.value, whole.value)
     assert found["harm"] == expected["harm"]
-    assert again.calls == {3: 100, 51: 50, 98: 12}[stop_at]  # it was checked 8 times
+    assert again.calls == {3: 112, 51: 70, 98: 28}[stop_at]  # it was checked 8 times
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
 def test_divergence_is_said_with_its_remedy() -> None:
-    message = r"training diverged: the loss is nan after 13 steps\nuse a smaller lr"
+    message = r"training diverged: the loss is nan after 14 steps\nuse a smaller lr"
     with pytest.raises(PassError, match=message):
         train(
             Line(spoil_at=9), rows(), Length(16.0, None, 8), make_context(random_model()), "x"
         )
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_checkpoint_counts_as_none(damage: bytes | None, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save("x", {"a": torch.ones(3)}, {"step": 1})
+    path = tmp_path / "x.checkpoint"
+    assert store.load("x") is not None
+    path.write_bytes(path.read_bytes()[:-4] if damage is None else damage)
+    assert store.load("x") is None
