@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -65,12 +67,15 @@ def _singles(
     each = max(1, SINGLE_ROWS // len(inputs))
     rows = [_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))]
     found: list[list[float]] = [[] for _ in engines]
-    for _ in range(SINGLE_ROUNDS):
+
+    def one_by_one(engine: Engine, times_ms: list[float]) -> None:
         for row in rows:
-            runs = [_pass_over(engine, [row]) for engine in engines]
-            for i, timing in enumerate(interleave(runs, rounds=1, warmup=0)):
-                found[i] += timing.rounds_ms
-        step()
+            start = time.perf_counter()
+            engine.run(row)
+            times_ms.append((time.perf_counter() - start) * 1000)
+
+    runs = [partial(one_by_one, *pair) for pair in zip(engines, found, strict=True)]
+    interleave(runs, SINGLE_ROUNDS, warmup=0, tick=step)
     return found
 
 
