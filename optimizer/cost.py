@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from .ir import Encoder, expected_shapes
 
@@ -55,7 +56,17 @@ def ffn_macs(encoder: Encoder, index: int, length: int) -> int:
 
 def _rows(encoder: Encoder, index: int, length: int) -> int:
     """Positions at which a layer runs; without any attention nothing is narrowed."""
-    return 1 if encoder.pool_early and 0 <= encoder.last_attention <= index else length
+    return 1 if index >= encoder.narrow_from else length
+
+
+def branch_cost(encoder: Encoder, length: int, of: Literal["weights", "macs"]) -> int:
+    """What all layers cost, in weights or in multiply-adds of a row: what sparsity counts."""
+    if of == "weights":
+        return count(encoder, length).encoder_parameters
+    return sum(
+        x.heads * head_macs(encoder, i, length) + x.ffn * ffn_macs(encoder, i, length)
+        for i, x in enumerate(encoder.layers)
+    )
 
 
 def head_weights(encoder: Encoder) -> int:

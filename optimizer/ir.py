@@ -68,6 +68,12 @@ class Encoder:
         """Index of the last layer that still attends, -1 if none does."""
         return max((i for i, layer in enumerate(self.layers) if layer.heads), default=-1)
 
+    @property
+    def narrow_from(self) -> int:
+        """First layer that runs at the pooled position only; past the last if none does."""
+        early = self.pool_early and self.last_attention >= 0
+        return self.last_attention if early else len(self.layers)
+
     def __str__(self) -> str:
         heads = ",".join(str(layer.heads) for layer in self.layers)
         ffn = ",".join(str(layer.ffn) for layer in self.layers)

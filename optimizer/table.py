@@ -99,8 +99,7 @@ class CostTable:
         With `pool_early` it is exact about which block is the last that attends, whereas
         `attention_ms` and `ffn_ms` speak of the model that the table was asked for.
         """
-        early = encoder.pool_early and encoder.last_attention >= 0
-        first = encoder.last_attention if early else len(encoder.layers)
+        first = encoder.narrow_from
         blocks = (self._block(i, first) for i in range(len(encoder.layers)))
         parts = (
             block.attention.at(x.heads) + block.ffn.at(x.ffn)
@@ -148,8 +147,7 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
         repr(full), repr(dense), ctx.target, ctx.threads, shapes, device(), versions()
     )
     table = _from_json(ctx.cache.json(name, lambda: asdict(_checked(full, ctx))))
-    early = left.pool_early and left.last_attention >= 0
-    return replace(table, narrow_from=left.last_attention if early else len(left.layers))
+    return replace(table, narrow_from=left.narrow_from)
 
 
 def fit(
@@ -214,8 +212,7 @@ def _row(
     narrow: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Floats:
     """How often each step of each curve is taken in a model: first the base, always once."""
-    early = encoder.pool_early and encoder.last_attention >= 0
-    first = encoder.last_attention if early else len(encoder.layers)
+    first = encoder.narrow_from
     parts = [np.ones(1)]
     for sizes, layers in ((wide, encoder.layers[:first]), (narrow, encoder.layers[first:])):
         parts.append(sum((_steps(x.heads, sizes[0]) for x in layers), np.zeros(len(sizes[0]))))

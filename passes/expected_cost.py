@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prumux.optimizer.cost import (
     block_weights,
-    count,
+    branch_cost,
     ffn_macs,
     ffn_weights,
     head_macs,
@@ -67,13 +67,7 @@ class Counted:
 
     def real(self, sizes: Encoder) -> float:
         """Counted as `prune` counts."""
-        if self.of == "weights":
-            return count(sizes, self.length).encoder_parameters
-        return sum(
-            x.heads * head_macs(sizes, i, self.length)
-            + x.ffn * ffn_macs(sizes, i, self.length)
-            for i, x in enumerate(sizes.layers)
-        )
+        return branch_cost(sizes, self.length, self.of)
 
     def expected(self, chances: Chances) -> Tensor:
         """Exact: all gates are independent."""

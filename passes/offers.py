@@ -16,7 +16,6 @@ from typing import Literal
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import (
     block_weights,
-    count,
     ffn_macs,
     ffn_weights,
     head_macs,
@@ -75,23 +74,11 @@ def counted(ctx: Context, of: Literal["weights", "macs"]) -> tuple[Price, Price]
     )
 
 
-def dense_cost(ctx: Context, of: Literal["weights", "macs"]) -> float:
-    """What the dense model's branches cost, in the same unit."""
-    dense, length = ctx.dense.encoder, ctx.length
-    if of == "weights":
-        return count(dense, length).encoder_parameters
-    return sum(
-        x.heads * head_macs(dense, i, length) + x.ffn * ffn_macs(dense, i, length)
-        for i, x in enumerate(dense.layers)
-    )
-
-
 def timed(table: CostTable) -> tuple[Price, Price]:
     """Prices in measured milliseconds."""
 
     def at(e: Encoder) -> CostTable:
-        early = e.pool_early and e.last_attention >= 0
-        return replace(table, narrow_from=e.last_attention if early else len(e.layers))
+        return replace(table, narrow_from=e.narrow_from)
 
     return (
         lambda e, i, n: at(e).attention_ms(i, n),

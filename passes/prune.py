@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from prumux.optimizer.calibrate import speedup
 from prumux.optimizer.context import Context
+from prumux.optimizer.cost import branch_cost
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
@@ -15,7 +16,7 @@ from prumux.optimizer.table import cost_table
 
 from .allocate import values, with_counts
 from .importance import fisher
-from .offers import GRID, Price, Worth, choose, counted, dense_cost, timed
+from .offers import GRID, Price, Worth, choose, counted, timed
 from .second_order import second_order
 
 TRIES = 3
@@ -75,7 +76,7 @@ class Prune(Pass):
         if self.sparsity is None:
             counts = self._timed(model, worth, keep, ctx)
         else:
-            limit = (1 - self.sparsity) * dense_cost(ctx, self.of)
+            limit = (1 - self.sparsity) * branch_cost(ctx.dense.encoder, ctx.length, self.of)
             counts = self._within(model, worth, counted(ctx, self.of), limit)
         half = len(counts) // 2
         return replace(keep(counts), notes={"heads": counts[:half], "ffn": counts[half:]})
