@@ -21,6 +21,8 @@ from prumux.optimizer.ir import Encoder, Model
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "logits"
+SLOTS = "prumux.slots"
+"""Under this name the metadata of a graph say how many rows it mixes into one."""
 AXES = ("batch_size", "sequence_length")
 
 
@@ -30,6 +32,8 @@ def build(model: Model, opset: int = 17) -> onnx.ModelProto:
     Inputs are `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`,
     all int64 [batch_size, sequence_length]. The output is `logits`, float32 [batch_size, C],
     or [batch_size, sequence_length, C] for token tasks. The same model gives the same bytes.
+    Where n rows are mixed, batch_size must be a multiple of n, and the graph's metadata say
+    so: `prumux.slots`.
 
     Raises:
         VerifyError: masks are pending, or weights do not fit the sizes.
@@ -49,13 +53,16 @@ def build(model: Model, opset: int = 17) -> onnx.ModelProto:
     output = _value(OUTPUT, TensorProto.FLOAT, axes)
     graph = helper.make_graph(tape.nodes, "encoder", ints, [output], tape.constants)
     opsets = [helper.make_opsetid("", opset)]
-    return helper.make_model(
+    made = helper.make_model(
         graph,
         producer_name="prumux",
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         doc_string=str(e),
     )
+    if e.mux:
+        helper.set_model_props(made, {SLOTS: str(e.slots)})
+    return made
 
 
 def input_names(encoder: Encoder) -> tuple[str, ...]:
@@ -101,23 +108,37 @@ class _Tape:
         """A weight as it is."""
         return self.constant(name, self.weights[name].numpy())
 
-    def linear(self, name: str, x: str) -> str:
-        """[..., in] -> [..., out]."""
+    def linear(self, name: str, x: str, node: str = "") -> str:
+        """[..., in] -> [..., out]; the node has the name of its weights unless told."""
         weight = self.constant(f"{name}.weight", self.weights[f"{name}.weight"].numpy().T)
-        y = self.op("MatMul", f"{name}.matmul", x, weight)
-        return self.op("Add", name, y, self.weight(f"{name}.bias"))
+        y = self.op("MatMul", f"{node or name}.matmul", x, weight)
+        return self.op("Add", node or name, y, self.weight(f"{name}.bias"))
 
-    def norm(self, name: str, x: str, eps: float) -> str:
-        """LayerNorm over the last axis."""
+    def norm(self, name: str, x: str, eps: float, node: str = "") -> str:
+        """LayerNorm over the last axis; named as `linear` is."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.op("LayerNormalization", name, x, weight, bias, axis=-1, epsilon=eps)
+        return self.op(
+            "LayerNormalization", node or name, x, weight, bias, axis=-1, epsilon=eps
+        )
+
+    def first(self, name: str, x: str) -> str:
+        """The first position, kept as an axis."""
+        zero, one = self.integers(0), self.integers(1)
+        return self.op("Slice", name, x, zero, one, one)
+
+    def slot(self, name: str, x: str, i: int, n: int) -> str:
+        """Every n-th row from row i on."""
+        ends = self.integers(i), self.integers(2**62), self.integers(0), self.integers(n)
+        return self.op("Slice", name, x, *ends)
 
 
 def _network(tape: _Tape, e: Encoder) -> None:
-    x = _embed(tape, e)  # [B, T, D]
-    last = e.last_attention
-    mask = _mask(tape) if last >= 0 else ""
+    last, mixed_at = e.last_attention, e.mux.at if e.mux else -1
+    x = "" if mixed_at == 0 else _embed(tape, e)  # [B, T, D]
+    mask = _mask(tape, INPUTS[1]) if last >= 0 and mixed_at != 0 else ""
     for i, layer in enumerate(e.layers):
+        if i == mixed_at:
+            x, mask = _mix(tape, e, x)  # [B/n, T, D]
         if layer.heads:
             x = _attention(tape, e, i, x, mask, narrow=e.pool_early and i == last)
         if layer.ffn:
@@ -126,55 +147,137 @@ def _network(tape: _Tape, e: Encoder) -> None:
             x = _close(tape, e, at, tape.linear(f"{at}.down", inner), x)
     if e.pooled:
         x = tape.op("Gather", "head.first", x, tape.integer(0), axis=1)  # [B, D]
+    if e.mux:
+        x = _demux(tape, e, x)
+    if e.pooled:
         x = _activate(tape, e.head, "head", tape.linear("head.dense", x))
     tape.linear("head.output", x)
+    if e.mux and not e.pooled:  # [B/n, n, T, C]
+        shape = tape.op("Shape", "rows.shape", INPUTS[0])
+        shape = tape.op("Concat", "rows.logits", shape, tape.integers(e.labels), axis=0)
+        tape.op("Reshape", "rows", "head.output", shape)
     tape.nodes[-1].output[0] = OUTPUT
 
 
-def _embed(tape: _Tape, e: Encoder) -> str:
-    at = "embeddings"
-    x = tape.op("Gather", f"{at}.word", tape.weight(f"{at}.word.weight"), INPUTS[0])
-    table = tape.weight(f"{at}.position.weight")
-    position = tape.op("Gather", f"{at}.position", table, _positions(tape, e))
+def _mix(tape: _Tape, e: Encoder, x: str) -> tuple[str, str]:
+    """Mixed rows [B/n, T, D] and their attention mask; without `x`, of the embeddings."""
+    n = e.slots
+    masks = [tape.slot(f"mux.{i}.mask", INPUTS[1], i, n) for i in range(n)]
+    together = tape.op("Max", "mux.mask", *masks)
+    real = []
+    for i, mask in enumerate(masks):
+        wide = tape.op("Unsqueeze", f"mux.{i}.wide", mask, tape.integers(2))
+        if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
+            wide = tape.first(f"mux.{i}.first", wide)
+        real.append(tape.op("Cast", f"mux.{i}.real", wide, to=TensorProto.FLOAT))
+    total = tape.op("Max", "mux.members", tape.op("Sum", "mux.real", *real), tape.number(1.0))
+    parts = []
+    for i in range(n):
+        share = tape.op("Div", f"mux.{i}.share", real[i], total)
+        row = _keyed(tape, e, x, i)
+        parts.append(tape.op("Mul", f"mux.{i}", row, share))
+    return tape.op("Sum", "mux", *parts), _mask(tape, together)
+
+
+def _keyed(tape: _Tape, e: Encoder, x: str, i: int) -> str:
+    """The rows of slot i times its key; folded into the embedding's LayerNorm if it can be."""
+    at, key = f"mux.{i}", tape.weights["mux.keys"][i]
+    if x:
+        part = tape.slot(f"{at}.rows", x, i, e.slots)
+    elif e.projected:
+        part = _embed(tape, e, _inputs_of(tape, e, i), f"{at}.")
+    else:
+        return _embed(tape, e, _inputs_of(tape, e, i), f"{at}.", key)
+    return tape.op("Mul", f"{at}.keyed", part, tape.constant(f"{at}.key", key.numpy()))
+
+
+def _inputs_of(tape: _Tape, e: Encoder, i: int) -> tuple[str, str]:
+    """Ids and token types of slot i."""
+    names = (INPUTS[0], INPUTS[2]) if e.token_types else (INPUTS[0],)
+    found = [tape.slot(f"mux.{i}.{name}", name, i, e.slots) for name in names]
+    return found[0], found[-1]
+
+
+def _demux(tape: _Tape, e: Encoder, x: str) -> str:
+    """[B/n, D] to [B, D], or [B/n, T, D] to [B/n, n, T, D]."""
+    assert e.mux is not None
+    x = tape.op("Unsqueeze", "demux.slots", x, tape.integers(1))
+    shape = (e.slots, e.hidden) if e.pooled else (e.slots, 1, e.hidden)
+    scale, shift = (
+        tape.constant(name, tape.weights[name].numpy().reshape(shape))
+        for name in ("demux.scale", "demux.shift")
+    )
+    x = tape.op("Mul", "demux.scaled", x, scale)
+    x = tape.op("Add", "demux.shifted", x, shift)
+    if e.pooled:
+        x = tape.op("Reshape", "demux.rows", x, tape.integers(-1, e.hidden))
+    for i in range(e.mux.demux):
+        at = f"demux.{i}"
+        inner = _activate(tape, "gelu", at, tape.linear(f"{at}.up", x))
+        x = _close(tape, e, at, tape.linear(f"{at}.down", inner), x)
+    return x
+
+
+def _embed(
+    tape: _Tape,
+    e: Encoder,
+    inputs: tuple[str, str] = (INPUTS[0], INPUTS[2]),
+    prefix: str = "",
+    key: Tensor | None = None,
+) -> str:
+    """Embeddings of rows, or of the rows of one slot, times its key."""
+    at, (ids, types) = f"{prefix}embeddings", inputs
+    x = tape.op("Gather", f"{at}.word", tape.weight("embeddings.word.weight"), ids)
+    table = tape.weight("embeddings.position.weight")
+    position = tape.op("Gather", f"{at}.position", table, _positions(tape, e, ids, at))
     x = tape.op("Add", f"{at}.word_position", x, position)
     if e.token_types:
-        types = tape.weight(f"{at}.token_type.weight")
-        x = tape.op(
-            "Add", f"{at}.sum", x, tape.op("Gather", f"{at}.token_type", types, INPUTS[2])
+        table = tape.weight("embeddings.token_type.weight")
+        x = tape.op("Add", f"{at}.sum", x, tape.op("Gather", f"{at}.token_type", table, types))
+    if key is None:
+        x = tape.norm("embeddings.norm", x, e.norm_eps, f"{at}.norm")
+        return tape.linear("embeddings.project", x, f"{at}.project") if e.projected else x
+    weight, bias = (
+        tape.constant(
+            f"{at}.norm.{kind}", (tape.weights[f"embeddings.norm.{kind}"] * key).numpy()
         )
-    x = tape.norm(f"{at}.norm", x, e.norm_eps)
-    return tape.linear(f"{at}.project", x) if e.projected else x
+        for kind in ("weight", "bias")
+    )
+    return tape.op(
+        "LayerNormalization", f"{at}.norm", x, weight, bias, axis=-1, epsilon=e.norm_eps
+    )
 
 
-def _positions(tape: _Tape, e: Encoder) -> str:
+def _positions(tape: _Tape, e: Encoder, ids: str, prefix: str) -> str:
     """Rows of the position table: [1, T], or [B, T] where padding counts."""
-    at = "embeddings.positions"
+    at = f"{prefix}.positions"
     if e.positions_from == "padding":
-        pad = tape.op("Equal", f"{at}.pad", INPUTS[0], tape.integer(e.pad_id))
+        pad = tape.op("Equal", f"{at}.pad", ids, tape.integer(e.pad_id))
         real = tape.op("Not", f"{at}.not_pad", pad)
         real = tape.op("Cast", f"{at}.real", real, to=TensorProto.INT64)
         count = tape.op("CumSum", f"{at}.count", real, tape.integer(1))
         count = tape.op("Mul", f"{at}.counted", count, real)
         return tape.op("Add", at, count, tape.integer(e.pad_id))
-    shape = tape.op("Shape", f"{at}.shape", INPUTS[0])
+    shape = tape.op("Shape", f"{at}.shape", ids)
     length = tape.op("Gather", f"{at}.length", shape, tape.integer(1))
     row = tape.op("Range", f"{at}.range", tape.integer(0), length, tape.integer(1))
     return tape.op("Unsqueeze", at, row, tape.integers(0))
 
 
-def _mask(tape: _Tape) -> str:
+def _mask(tape: _Tape, attention_mask: str) -> str:
     """0 at real positions and the lowest float at padding, [B, 1, 1, T]."""
-    x = tape.op("Unsqueeze", "mask.heads", INPUTS[1], tape.integers(1))
-    x = tape.op("Unsqueeze", "mask.queries", x, tape.integers(2))
-    x = tape.op("Cast", "mask.float", x, to=TensorProto.FLOAT)
-    x = tape.op("Sub", "mask.padding", tape.number(1.0), x)
-    return tape.op("Mul", "mask", x, tape.number(float(np.finfo(np.float32).min)))
+    prefix = "" if attention_mask == INPUTS[1] else "mux."
+    x = tape.op("Unsqueeze", f"{prefix}mask.heads", attention_mask, tape.integers(1))
+    x = tape.op("Unsqueeze", f"{prefix}mask.queries", x, tape.integers(2))
+    x = tape.op("Cast", f"{prefix}mask.float", x, to=TensorProto.FLOAT)
+    x = tape.op("Sub", f"{prefix}mask.padding", tape.number(1.0), x)
+    lowest = tape.number(float(np.finfo(np.float32).min))
+    return tape.op("Mul", f"{prefix}mask.bias", x, lowest)
 
 
 def _attention(tape: _Tape, e: Encoder, i: int, x: str, mask: str, *, narrow: bool) -> str:
     at, heads = f"layers.{i}.attention", e.layers[i].heads
-    zero, one = tape.integers(0), tape.integers(1)
-    rows = tape.op("Slice", f"{at}.first", x, zero, one, one) if narrow else x
+    rows = tape.first(f"{at}.first", x) if narrow else x
 
     def split(part: str, source: str, perm: tuple[int, ...]) -> str:
         shape = tape.integers(0, 0, heads, e.head_dim)

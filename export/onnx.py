@@ -149,7 +149,7 @@ class _Reference:
         self.kind = model.task.kind
         self.inputs = [batch.inputs() for batch in workload]
         module = EncoderModule(model).eval()
-        self.logits = [run(module, inputs).numpy() for inputs in self.inputs]
+        self.logits = [run(module, inputs) for inputs in self.inputs]
 
     def check(self, engine: OrtEngine, atol: float, fusion: Fusion) -> Parity:
         """The parity of an engine.
@@ -202,7 +202,7 @@ def _time(found: Sequence[Candidate], workload: Sequence[Batch]) -> dict[str, Ti
 
     runs = [lambda engine=c.engine: all_batches(engine) for c in found]
     once_ms = interleave(runs[:1], rounds=1)[0].median_ms
-    rounds = int(min(25, max(7, 2000 / max(once_ms, 1))))
+    rounds = int(min(11, max(7, 2000 / max(once_ms, 1))))
     return {c.fusion: t for c, t in zip(found, interleave(runs, rounds=rounds), strict=True)}
 
 

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.slots import in_groups
+
+from .graph import SLOTS
 
 CPU = "CPUExecutionProvider"
 
@@ -69,9 +72,11 @@ class OrtEngine:
                 "export the model again if the file is damaged"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
+        told = self._session.get_modelmeta().custom_metadata_map.get(SLOTS, "1")
+        self._run = in_groups(self._whole_groups, int(told) if told.isdecimal() else 1)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Logits, float32 [B, C] or [B, T, C].
+        """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Args:
             inputs: the graph's inputs by name, int64 [B, T] each; no more and no fewer.
@@ -84,6 +89,9 @@ class OrtEngine:
                 f"the graph takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
                 "tokenise with the tokenizer that lies beside the graph"
             )
+        return self._run(inputs)
+
+    def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
         return found
 

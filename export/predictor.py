@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.artifact import from_config, load_artifact
 from prumux.optimizer.data import Rows
-from prumux.optimizer.encode import Encoded, batches, encode
+from prumux.optimizer.encode import Encoded, encode
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.ir import Encoder, Model, Task
 from prumux.optimizer.metrics import IGNORE
 from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
+
+from .serving import Direct, Job, Together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,13 +50,29 @@ class Predictor:
     encoder: Encoder
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    engine: Engine
+    runner: Direct | Together
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def engine(self) -> Engine:
+        """What gives the logits."""
+        return self.runner.engine
+
+    def close(self) -> None:
+        """End the thread that `max_wait_ms` started, once all is answered."""
+        self.runner.close()
+
     def predict(
-        self, texts: Iterable[Text], batch_size: int = 32
+        self,
+        texts: Iterable[Text],
+        batch_size: int = 32,
+        copies: int = 1,
+        isolate: Hashable | Sequence[Hashable] = None,
     ) -> list[Prediction] | list[tuple[Prediction, ...]]:
         """One prediction a text, in the order of the texts.
+
+        A multiplexed model mixes rows of like length. A group that is not full is filled with
+        its own rows, whose answers are averaged.
 
         For token tasks: one tuple a row, with one prediction a word. Rows that are longer than
         the model takes are cut into windows, so that every word gets one; longer texts are cut
@@ -63,17 +81,25 @@ class Predictor:
         Args:
             texts: strings, or pairs of them; for token tasks lists of words.
             batch_size: rows in one run of the engine.
+            copies: groups that each row takes part in, up to the number of rows that are
+                mixed: slower by as much, and more exact, since the answers are averaged.
+            isolate: whose texts these are, or a list that says it of each text: texts of two
+                owners are never mixed.
 
         Raises:
-            UsageError: not such a list, or `batch_size` is below 1.
+            UsageError: not such a list, or a number out of range.
         """
-        logits = self.predict_logits(texts, batch_size)
+        logits = self.predict_logits(texts, batch_size, copies, isolate)
         if self.task.kind == "token-classification":
             return [tuple(_predictions(row, self.task)) for row in logits]
         return _predictions(np.asarray(logits), self.task)
 
     def predict_logits(
-        self, texts: Iterable[Text], batch_size: int = 32
+        self,
+        texts: Iterable[Text],
+        batch_size: int = 32,
+        copies: int = 1,
+        isolate: Hashable | Sequence[Hashable] = None,
     ) -> Floats | list[Floats]:
         """Logits [N, C]; for token tasks a list with logits [words, C] of each row.
 
@@ -81,26 +107,34 @@ class Predictor:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}: use a whole number, say 32")
+        most = self.encoder.slots
+        if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
+            raise UsageError(
+                f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
+            )
         if self.task.kind == "token-classification":
-            return self._word_logits(_word_rows(texts), batch_size)
-        logits = self._run(self._encode(_text_rows(texts)), batch_size)
+            rows = _word_rows(texts)
+            return self._word_logits(
+                rows, _Options(batch_size, copies, _owners(isolate, rows))
+            )
+        coded = self._encode(_text_rows(texts))
+        options = _Options(batch_size, copies, _owners(isolate, coded))
+        logits = self._run(coded, options, range(len(coded)))
         return np.stack(logits) if logits else np.zeros((0, self.encoder.labels), np.float32)
 
     def _encode(self, rows: Rows) -> Encoded:
         with self._lock:  # a tokenizer holds its truncation as state
             return encode(rows, self.tokenizer, self.encoder, self.task)
 
-    def _run(self, encoded: Encoded, batch_size: int) -> list[Floats]:
-        """Logits of each row, padding removed: [C] or [T, C]."""
-        found: list[Floats] = [np.zeros(0, np.float32)] * len(encoded)
-        for batch in batches(encoded, batch_size):
-            for at, logits in zip(batch.rows, self.engine.run(batch.inputs()), strict=True):
-                found[at] = logits if self.encoder.pooled else logits[: len(encoded.ids[at])]
-        return found
+    def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
+        """Logits of each row, padding removed, [C] or [T, C]; `texts`: where each is from."""
+        owners = options.owners
+        tenants = None if owners is None else tuple(owners[i] for i in texts)
+        return self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
 
-    def _word_logits(self, rows: Sequence[tuple[str, ...]], batch_size: int) -> list[Floats]:
+    def _word_logits(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
-        found, seen = self._windows(rows, batch_size)
+        found, seen = self._windows(rows, options, range(len(rows)))
         blank = [i for i, x in enumerate(seen) if not x.all()]
         if not blank:
             return found
@@ -110,7 +144,7 @@ class Predictor:
             tuple(w if s else unknown for w, s in zip(rows[i], seen[i], strict=True))
             for i in blank
         ]
-        again, now_seen = self._windows(filled, batch_size)
+        again, now_seen = self._windows(filled, options, blank)
         for i, logits, known in zip(blank, again, now_seen, strict=True):
             if not known.all():
                 at = int(np.flatnonzero(~known)[0])
@@ -122,7 +156,7 @@ class Predictor:
         return found
 
     def _windows(
-        self, rows: Sequence[tuple[str, ...]], batch_size: int
+        self, rows: Sequence[tuple[str, ...]], options: _Options, texts: Sequence[int]
     ) -> tuple[list[Floats], list[NDArray[np.bool_]]]:
         """Per row logits [words, C], and which words have any; long rows take some rounds."""
         found = [np.zeros((len(row), self.encoder.labels), np.float32) for row in rows]
@@ -133,7 +167,7 @@ class Predictor:
             # A word's own number as its label tells where its first token came to lie.
             numbers = tuple(np.arange(len(x)) for x in words)
             encoded = self._encode(Rows((), words=words, labels=numbers))
-            logits = self._run(encoded, batch_size)
+            logits = self._run(encoded, options, [texts[i] for i, _ in pending])
             left = []
             for j, (i, start) in enumerate(pending):
                 places = np.asarray(encoded.labels[j])  # type: ignore[index]
@@ -148,6 +182,16 @@ class Predictor:
         return found, seen
 
 
+@dataclass(frozen=True)
+class _Options:
+    """How a call wants its rows to be run."""
+
+    batch_size: int
+    copies: int
+    owners: tuple[Hashable, ...] | None
+    """Per text."""
+
+
 class TorchEngine:
     """The torch module as an engine, for where ONNX Runtime is not installed."""
 
@@ -156,8 +200,7 @@ class TorchEngine:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Logits, float32 [B, C] or [B, T, C]."""
-        found: Floats = run(self._module, inputs).numpy()
-        return found
+        return run(self._module, inputs)
 
     def describe(self) -> Mapping[str, str]:
         """What a measurement must state."""
@@ -173,9 +216,12 @@ class TorchEngine:
 
 
 MOST_THREADS = 1024
+MOST_WAIT_MS = 60_000
 
 
-def load(folder: str | Path, threads: int | None = None) -> Predictor:
+def load(
+    folder: str | Path, threads: int | None = None, max_wait_ms: float | None = None
+) -> Predictor:
     """Load what `prumux-opt` wrote.
 
     Runs `model.onnx` if that and ONNX Runtime are there, else the torch module.
@@ -184,14 +230,21 @@ def load(folder: str | Path, threads: int | None = None) -> Predictor:
         folder: the artifact folder.
         threads: CPU threads of one run in ONNX Runtime, its own choice when left out. The
             torch module uses as many as torch is set to.
+        max_wait_ms: wait so long for texts of other threads, to run, and mix, them together:
+            worth it where many callers bring few texts each. Left out, each call runs alone.
 
     Raises:
-        UsageError: `threads` is below 1.
+        UsageError: `threads` is below 1, or `max_wait_ms` below 0.
         ModelError: not an artifact folder, or a damaged one.
     """
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
         raise UsageError(f"threads is {threads!r}: use 1..{MOST_THREADS}, or leave it out")
+    number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
+    if max_wait_ms is not None and not (number and 0 <= max_wait_ms <= MOST_WAIT_MS):
+        raise UsageError(
+            f"max_wait_ms is {max_wait_ms!r}: use 0..{MOST_WAIT_MS}, or leave it out"
+        )
     if not isinstance(folder, str | Path):
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
@@ -202,16 +255,17 @@ def load(folder: str | Path, threads: int | None = None) -> Predictor:
     if unfinished:
         raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
     config = _config(path)
-    encoder, mux, task = from_config(config)
-    if mux is not None:
-        raise ModelError(f"'{path}' is multiplexed (n={mux.n}), which this prumux cannot run")
+    encoder, task = from_config(config)
     tokenizer = read_tokenizer(path)
     if tokenizer is None:
         raise ModelError(
             f"'{path}' has no tokenizer\n"
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
-    return Predictor(encoder, task, tokenizer, _engine(path, threads or 0))
+    engine, slots = _engine(path, threads or 0), encoder.slots
+    if max_wait_ms is None:
+        return Predictor(encoder, task, tokenizer, Direct(engine, slots))
+    return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -262,6 +316,25 @@ def _listed(texts: Any, example: str) -> list[Any]:
             f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
         )
     return list(texts)
+
+
+def _owners(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
+    """Who owns each text; None if that does not matter."""
+    if isolate is None:
+        return None
+    if isinstance(isolate, list | tuple):
+        if len(isolate) != len(texts):
+            raise UsageError(
+                f"isolate names {len(isolate)} owners of {len(texts)} texts: "
+                "give one for each, or one name for all"
+            )
+        owners = tuple(isolate)
+    else:
+        owners = (isolate,) * len(texts)
+    for owner in owners:
+        if not isinstance(owner, Hashable):
+            raise UsageError(f"isolate holds {_short(owner)}: name owners by texts or numbers")
+    return owners
 
 
 def _text_rows(texts: Any) -> Rows:

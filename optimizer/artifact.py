@@ -17,7 +17,8 @@ from .ir import Encoder, Layer, Masks, Model, Mux, Task
 FORMAT = 1
 LIMIT = 2**24
 """No size of a model comes near it; a damaged one may."""
-_HINTS = get_type_hints(Encoder)
+_LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
+"""Of a number; 1 where nothing is said."""
 ARCHITECTURES = {
     "text-classification": "PrumuxForSequenceClassification",
     "token-classification": "PrumuxForTokenClassification",
@@ -27,7 +28,7 @@ ARCHITECTURES = {
 def to_config(model: Model) -> dict[str, Any]:
     """What `config.json` holds; `from_config` is its inverse."""
     encoder = asdict(model.encoder)
-    layers = encoder.pop("layers")
+    layers, mux = encoder.pop("layers"), encoder.pop("mux")
     problem = {"classification": "single_label_classification", "regression": "regression"}
     return {
         "model_type": "prumux",
@@ -36,7 +37,7 @@ def to_config(model: Model) -> dict[str, Any]:
         "encoder": encoder,
         "heads_per_layer": [layer["heads"] for layer in layers],
         "ffn_per_layer": [layer["ffn"] for layer in layers],
-        "mux": None if model.mux is None else asdict(model.mux),
+        "mux": mux,
         "problem_type": problem[model.task.problem],
         "id2label": {str(i): name for i, name in enumerate(model.task.labels)},
         "label2id": {name: i for i, name in enumerate(model.task.labels)},
@@ -46,7 +47,7 @@ def to_config(model: Model) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Mux | None, Task]:
+def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Task]:
     """Sizes and task from `config.json`.
 
     Raises:
@@ -57,11 +58,12 @@ def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Mux | None, Task]:
             f"prumux_format is {config.get('prumux_format')!r}, this prumux reads {FORMAT}"
         )
     try:
-        known = {f.name for f in fields(Encoder)} - {"layers"}
+        known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
         sizes = {k: v for k, v in config["encoder"].items() if k in known}
         pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
-        encoder = Encoder(layers=tuple(Layer(int(h), int(f)) for h, f in pairs), **sizes)
+        layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
         mux = None if config.get("mux") is None else Mux(**config["mux"])
+        encoder = Encoder(layers=layers, mux=mux, **sizes)
         kind = next(k for k, v in ARCHITECTURES.items() if v in config["architectures"])
         labels = tuple(config["id2label"][str(i)] for i in range(encoder.labels))
         _check_sizes(encoder)
@@ -80,25 +82,33 @@ def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Mux | None, Task]:
         problem="regression" if regression else "classification",
         labels=labels,
     )
-    return encoder, mux, task
+    return encoder, task
 
 
 def _check_sizes(encoder: Encoder) -> None:
     """Every field is of its type and range; weights are compared with the sizes later."""
-    least = {"token_types": 0, "pad_id": 0}
-    for field in fields(Encoder):
-        value, hint = getattr(encoder, field.name), _HINTS[field.name]
+    _check_fields(encoder)
+    wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
+    if wrong:
+        raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")
+    if encoder.mux is not None:
+        _check_fields(encoder.mux)
+        if encoder.mux.at >= len(encoder.layers):
+            raise ValueError(f"rows mixed at {encoder.mux.at} of {len(encoder.layers)} layers")
+
+
+def _check_fields(sizes: Encoder | Mux) -> None:
+    hints = get_type_hints(type(sizes))
+    for field in fields(sizes):
+        value, hint = getattr(sizes, field.name), hints[field.name]
         if get_origin(hint) is Literal:
             good = value in get_args(hint)
         elif hint is int:
-            good = type(value) is int and least.get(field.name, 1) <= value < LIMIT
+            good = type(value) is int and _LEAST.get(field.name, 1) <= value < LIMIT
         else:
             good = hint not in (float, bool) or type(value) is hint
         if not good:
             raise ValueError(f"{field.name} is {value!r}")
-    wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
-    if wrong:
-        raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")
 
 
 def save_artifact(model: Model, folder: Path) -> None:
@@ -131,7 +141,7 @@ def load_artifact(folder: Path) -> Model:
     from .source import digest, read_json, read_tokenizer
 
     config = read_json(folder / "config.json")
-    encoder, mux, task = from_config(config)
+    encoder, task = from_config(config)
     source = config.get("source", {})
     if not isinstance(source, Mapping):
         raise ModelError(f"config.json: source is a {type(source).__name__}, not an object")
@@ -149,7 +159,6 @@ def load_artifact(folder: Path) -> Model:
         weights=weights,
         task=task,
         masks=Masks.full(encoder),
-        mux=mux,
         tokenizer=read_tokenizer(folder),
         source={
             "name": folder.name,

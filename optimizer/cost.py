@@ -17,6 +17,10 @@ class Cost:
     """Without embeddings and head: what `sparsity` counts."""
     macs: int
     size_bytes: int
+    mux_parameters: int
+    """Of mixing rows and of taking them apart; counted in `parameters` as well."""
+    mux_macs: int
+    """Likewise, counted in `macs` as well."""
 
     def to_json(self) -> dict[str, int]:
         """Field names and values."""
@@ -34,24 +38,45 @@ def count(encoder: Encoder, length: int) -> Cost:
     for i, layer in enumerate(encoder.layers):
         macs += layer.heads * head_macs(encoder, i, length)
         macs += layer.ffn * ffn_macs(encoder, i, length)
+    mux = {k: v for k, v in sizes.items() if k.startswith(("mux.", "demux."))}
+    mux_macs = _mux_macs(encoder, length)
+    macs += mux_macs
     return Cost(
         parameters=parameters,
         encoder_parameters=sum(v for k, v in sizes.items() if k.startswith("layers.")),
         macs=macs,
         size_bytes=4 * parameters,
+        mux_parameters=sum(mux.values()),
+        mux_macs=mux_macs,
     )
 
 
 def head_macs(encoder: Encoder, index: int, length: int) -> int:
-    """Multiply-adds of one head of layer `index`: its maps, scores and context."""
+    """Multiply-adds of one head of layer `index` per row: its maps, scores and context."""
     d, k = encoder.hidden, encoder.head_dim
     rows = _rows(encoder, index, length)
-    return 2 * d * k * length + 2 * d * k * rows + 2 * rows * length * k
+    macs = 2 * d * k * length + 2 * d * k * rows + 2 * rows * length * k
+    return macs // sharing(encoder, index)
 
 
 def ffn_macs(encoder: Encoder, index: int, length: int) -> int:
-    """Multiply-adds of one FFN unit of layer `index`."""
-    return 2 * encoder.hidden * _rows(encoder, index, length)
+    """Multiply-adds of one FFN unit of layer `index`, per row."""
+    macs = 2 * encoder.hidden * _rows(encoder, index, length)
+    return macs // sharing(encoder, index)
+
+
+def sharing(encoder: Encoder, index: int) -> int:
+    """Rows that a layer runs on at once."""
+    return encoder.slots if encoder.mux and index >= encoder.mux.at else 1
+
+
+def _mux_macs(encoder: Encoder, length: int) -> int:
+    """Mixing multiplies every state once; demultiplexing runs where the head reads."""
+    if encoder.mux is None:
+        return 0
+    maps = 1 + 2 * encoder.mux.demux * encoder.hidden
+    mixed = 1 if encoder.mux.at > encoder.narrow_from else length
+    return encoder.hidden * (mixed + maps * (1 if encoder.pooled else length))
 
 
 def _rows(encoder: Encoder, index: int, length: int) -> int:

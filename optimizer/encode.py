@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .errors import DataError, UsageError
 from .ir import Encoder, Task
 from .metrics import IGNORE
+from .slots import filled, like_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,7 +187,11 @@ def _aligned(labels: Ints, words: Sequence[int | None], first: NDArray[np.bool_]
 
 
 def batches(
-    encoded: Encoded, size: int, by_length: bool = True, pad_to: int | None = None
+    encoded: Encoded,
+    size: int,
+    by_length: bool = True,
+    pad_to: int | None = None,
+    seed: int | None = None,
 ) -> list[Batch]:
     """Cut into batches of `size` rows, the last may be smaller; always the same ones.
 
@@ -195,6 +200,7 @@ def batches(
         size: rows per batch.
         by_length: put rows of like length together, short ones first.
         pad_to: pad every batch to this length; None = to its own longest row.
+        seed: draws the order among rows of one length; None = as they come.
 
     Raises:
         UsageError: `size` is below 1, or a row is longer than `pad_to`.
@@ -208,8 +214,16 @@ def batches(
             f"a row has {longest} tokens, more than the fixed length {pad_to}: "
             f"use --length {longest}, or encode with max_length={pad_to}"
         )
-    order = np.argsort(lengths, kind="stable") if by_length else np.arange(len(encoded))
+    order = like_length(lengths, seed) if by_length else np.arange(len(encoded))
     return [collate(encoded, order[i : i + size], pad_to) for i in range(0, len(order), size)]
+
+
+def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
+    """As `batches`, by length, each batch filled to whole groups of n rows with its own."""
+    found = batches(encoded, max(1, size // n) * n)
+    if n == 1:
+        return found
+    return [collate(encoded, b.rows[filled(len(b.rows), n)]) for b in found]
 
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .encode import Batch, Encoded, batches
 from .ir import Model, Task
 from .metrics import Predictions, predictions_of
 from .module import EncoderModule, run
-
-Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
-"""Inputs [B, T] under their ONNX names to logits."""
+from .slots import Run
 
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
@@ -24,15 +21,30 @@ QUANTILES = (0.125, 0.375, 0.625, 0.875)
 def torch_run(model: Model) -> Run:
     """The reference module as a function of numpy inputs."""
     module = EncoderModule(model).eval()
-    return lambda inputs: np.asarray(run(module, inputs).numpy())
+    return lambda inputs: run(module, inputs)
 
 
 def predict(
-    run: Run, rows: Encoded, task: Task, tick: Callable[[], None] | None = None
+    run: Run,
+    rows: Encoded,
+    task: Task,
+    tick: Callable[[], None] | None = None,
+    *,
+    slots: int = 1,
+    seed: int | None = None,
 ) -> Predictions:
-    """Predictions in the order of the rows; `tick` is called after each batch."""
+    """Predictions in the order of the rows.
+
+    Args:
+        run: gives the logits.
+        rows: what to predict; rows of like length are batched, and mixed, together.
+        task: tells what the logits mean.
+        tick: called after each batch.
+        slots: rows that the model mixes into one.
+        seed: draws who is mixed with whom.
+    """
     found: list[Any] = [None] * len(rows)
-    for batch in batches(rows, BATCH):
+    for batch in batches(rows, max(1, BATCH // slots) * slots, seed=seed):
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
             token = task.kind == "token-classification"

@@ -23,6 +23,7 @@ from .errors import ModelError, UsageError
 from .hf_config import PrumuxConfig
 from .ir import Encoder, Kind, expected_shapes
 from .module import Branch, EncoderForward, Factors, attach
+from .slots import filled
 
 __all__ = [
     "PrumuxConfig",
@@ -94,9 +95,21 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
-        """Logits [B, C] or [B, T, C]; without a mask every token is real."""
+        """Logits [B, C] or [B, T, C]; without a mask every token is real.
+
+        Where n rows are mixed, neighbours are, and a short last group is filled with its own
+        rows, whose answers are averaged.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return EncoderForward.forward(self, input_ids, mask, token_type_ids)
+        rows, n = len(input_ids), self.sizes.slots
+        if n == 1:
+            return EncoderForward.forward(self, input_ids, mask, token_type_ids)
+        index = torch.as_tensor(filled(rows, n), device=input_ids.device)
+        types = None if token_type_ids is None else token_type_ids[index]
+        found = EncoderForward.forward(self, input_ids[index], mask[index], types)
+        copies = torch.bincount(index, minlength=rows).to(found)
+        total = found.new_zeros(rows, *found.shape[1:]).index_add(0, index, found)
+        return total / copies.view(-1, *(1 for _ in found.shape[1:]))
 
     def inner(
         self,
@@ -194,15 +207,10 @@ def _sizes(config: PrumuxConfig, kind: Kind) -> Encoder:
         "architectures": config.architectures or [ARCHITECTURES[kind]],
         "id2label": {str(i): name for i, name in (config.id2label or {}).items()},
     }
-    encoder, mux, task = from_config(described)
+    encoder, task = from_config(described)
     if task.kind != kind:
         auto = ARCHITECTURES[task.kind].replace("Prumux", "AutoModel")
         raise ModelError(f"this is a {task.kind} model, not a {kind} one: use {auto}")
-    if mux is not None:
-        raise ModelError(
-            f"the model is multiplexed (n={mux.n}), which a Hugging Face model cannot be\n"
-            "load it with prumux.load('folder')"
-        )
     return encoder
 
 

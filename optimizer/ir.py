@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 HeadKind = Literal["tanh", "relu", "gelu", "linear"]
+Keys = Literal["learned", "fixed", "orthogonal"]
 Kind = Literal["text-classification", "token-classification"]
 Problem = Literal["classification", "regression"]
 
@@ -30,6 +31,22 @@ class Layer:
 
     heads: int
     ffn: int
+
+
+@dataclass(frozen=True)
+class Mux:
+    """How n rows share one forward pass. No multiplexing is `None`, not n=1.
+
+    Row number i of a batch goes into mixed row i // n, slot i % n.
+    """
+
+    n: int
+    at: int = 0
+    """The layer before which rows are mixed; the layers before it run on every row."""
+    variant: Keys = "learned"
+    """Which keys tell the slots apart."""
+    demux: int = 1
+    """Hidden layers of the demultiplexer."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,13 @@ class Encoder:
     """Whether a linear map stands between the embedding and the first layer (ELECTRA)."""
     pool_early: bool = False
     """Whether the last attention block and all after it run at the pooled position only."""
+    mux: Mux | None = None
+    """How rows are mixed; None = every row has a forward pass of its own."""
+
+    @property
+    def slots(self) -> int:
+        """Rows that share a forward pass."""
+        return self.mux.n if self.mux else 1
 
     @property
     def pooled(self) -> bool:
@@ -77,19 +101,11 @@ class Encoder:
     def __str__(self) -> str:
         heads = ",".join(str(layer.heads) for layer in self.layers)
         ffn = ",".join(str(layer.ffn) for layer in self.layers)
+        mux = f" n={self.mux.n} at={self.mux.at}" if self.mux else ""
         return (
-            f"encoder{{hidden={self.hidden} head_dim={self.head_dim} heads={heads} ffn={ffn}}}"
+            f"encoder{{hidden={self.hidden} head_dim={self.head_dim} heads={heads} "
+            f"ffn={ffn}{mux}}}"
         )
-
-
-@dataclass(frozen=True)
-class Mux:
-    """How several rows share one forward pass. No multiplexing is `None`, not n=1."""
-
-    n: int
-    at: int = 0
-    variant: str = "hadamard"
-    demux: str = "mlp"
 
 
 @dataclass(frozen=True)
@@ -176,7 +192,6 @@ class Model:
     """Exactly the names and shapes of `expected_shapes(encoder)`, float32."""
     task: Task
     masks: Masks
-    mux: Mux | None = None
     kept_hidden: Tensor | None = None
     """Where hidden dimensions were cut out: which ones of the given model are left, int64."""
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -268,9 +283,22 @@ def expected_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
         if layer.ffn:
             shapes |= _linear(f"{ffn}.up", layer.ffn, d) | _linear(f"{ffn}.down", d, layer.ffn)
             shapes |= _norm(f"{ffn}.norm", d)
+    if encoder.mux:
+        shapes |= _mux(encoder.mux, d)
     if encoder.pooled:
         shapes |= _linear("head.dense", d, d)
     return shapes | _linear("head.output", encoder.labels, d)
+
+
+def _mux(mux: Mux, d: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("mux.keys", "demux.scale", "demux.shift"), (mux.n, d)
+    )
+    for i in range(mux.demux):
+        at = f"demux.{i}"
+        shapes |= _linear(f"{at}.up", d, d) | _linear(f"{at}.down", d, d)
+        shapes |= _norm(f"{at}.norm", d)
+    return shapes
 
 
 def _linear(name: str, out: int, into: int) -> dict[str, tuple[int, ...]]:

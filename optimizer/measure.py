@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+SETTLE_CHECKS = 20
+"""How often to look whether this process is idle, 5 ms apart."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -59,12 +62,12 @@ def interleave(
 
 
 def _settle() -> None:
-    """Wait until this process is idle, a tenth of a second at most.
+    """Wait until this process is idle, but not for ever.
 
     An engine's threads spin on for a while after a run. On two cores that alone made the next
     engine slower by about 10 ms.
     """
-    for _ in range(20):
+    for _ in range(SETTLE_CHECKS):
         before = time.process_time()
         time.sleep(0.005)
         if time.process_time() - before < 0.001:

@@ -7,6 +7,15 @@ Masks are factors, so a masked model runs and has gradients before anything is c
     hidden k:      every write to the residual stream is multiplied by z_k, and LayerNorm takes
                    its statistics over surviving dimensions only
     no survivor:   the branch, its bias and its LayerNorm are skipped
+
+A multiplexed model runs n rows in one. Before layer `at` they are mixed, after the last layer
+the mixed state is taken apart again:
+
+    mix:    y_t = sum_i r_it x_it * k_i / sum_i r_it     (r_it = 1 where row i has a token)
+    demux:  z_i = h * s_i + c_i, then z_i <- LN(z_i + W g(V z_i)) so often as there are layers
+
+with one key k, scale s and shift c a slot. The mixed row attends to every position where some
+member has a token. As padding has no part in the mean, it changes no row's answer.
 """
 
 from __future__ import annotations
@@ -14,13 +23,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .errors import UsageError
 from .ir import Encoder, Model
+from .slots import in_groups
 
 BranchKind = Literal["attention", "ffn"]
 KINDS: tuple[BranchKind, ...] = ("attention", "ffn")
@@ -35,7 +47,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats. All may carry a row axis: [H] or [B, H]."""
+    """Mask factors as floats. All may carry an axis of (mixed) rows: [H] or [B, H]."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -96,7 +108,7 @@ class EncoderForward:
         x = self.embed(input_ids, token_type_ids, z.hidden)  # [B, T, D]
         for _, x in self.states(x, attention_mask, z):  # noqa: B007, B020 - the last is read
             pass
-        return self.classify(x[:, 0] if self.sizes.pooled else x, z.hidden)
+        return self.answer(x, z.hidden)
 
     def states(
         self, x: Tensor, attention_mask: Tensor, factors: Factors | None = None
@@ -110,11 +122,53 @@ class EncoderForward:
         """
         bias = attention_bias(attention_mask)
         last = Branch(self.sizes.last_attention, "attention")
+        mux = self.sizes.mux
         for branch in self.branches():
+            if mux and branch.index >= mux.at:
+                x, attention_mask = self.mix(x, attention_mask)
+                bias, mux = attention_bias(attention_mask), None
             rows = x[:, :1] if self.sizes.pool_early and branch == last else x
             inner = self.inner(branch, x, bias, rows=rows, factors=factors)
             x = self.close(branch, inner, rows, factors=factors)
             yield branch, x
+        if mux:  # no layer is left to run on mixed rows
+            yield Branch(len(self.sizes.layers) - 1, "ffn"), self.mix(x, attention_mask)[0]
+
+    def mix(self, x: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed rows [B/n, T, D] of states [B, T, D], and where any member has a token.
+
+        Raises:
+            UsageError: B is no multiple of n.
+        """
+        n = self.sizes.slots
+        if len(x) % n:
+            raise UsageError(
+                f"{len(x)} rows do not fill mixed rows of {n}: give a multiple of {n}"
+            )
+        mask = attention_mask.view(-1, n, attention_mask.shape[1])  # [B/n, n, T]
+        real = mask[..., : x.shape[1], None].to(x)
+        mixed = (
+            x.reshape(-1, n, *x.shape[1:]) * (self.get_parameter("mux.keys")[:, None] * real)
+        ).sum(1)
+        return mixed / real.sum(1).clamp(min=1), mask.amax(1)
+
+    def unmix(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """States [B, ..., D] of the members of mixed rows [B/n, ..., D]."""
+        mux, p = self.sizes.mux, self.get_parameter
+        assert mux is not None
+        slots = (mux.n, *(1 for _ in x.shape[1:-1]), x.shape[-1])
+        y = x[:, None] * p("demux.scale").view(slots) + p("demux.shift").view(slots)
+        y = _masked(y.flatten(0, 1), hidden)
+        for i in range(mux.demux):
+            inner = _masked(F.gelu(self.linear(f"demux.{i}.up", y)), hidden)
+            inner = _masked(self.linear(f"demux.{i}.down", inner), hidden)
+            y = self._norm(f"demux.{i}.norm", y + inner, hidden)
+        return y
+
+    def answer(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Logits of every row from the residual stream after the last branch, [B, T, D]."""
+        x = x[:, 0] if self.sizes.pooled else x
+        return self.classify(self.unmix(x, hidden) if self.sizes.mux else x, hidden)
 
     def branches(self) -> list[Branch]:
         """The branches that are left, in order."""
@@ -168,7 +222,7 @@ class EncoderForward:
         if branch.kind == "ffn":
             up = self.linear(f"{branch.name}.up", rows)
             inner = ACTIVATIONS[self.sizes.activation](up)
-            return inner * _per_row(z.ffn[branch.index], 1) if z.ffn else inner
+            return inner * _per_row(z.ffn[branch.index], inner) if z.ffn else inner
         heads = self.sizes.layers[branch.index].heads
         q = self._split(self.linear(f"{branch.name}.query", rows), heads)  # [B, H, T, K]
         k = self._split(self.linear(f"{branch.name}.key", x), heads)
@@ -176,7 +230,8 @@ class EncoderForward:
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.sizes.head_dim) + bias
         context = torch.softmax(scores, dim=-1) @ v
         if z.heads:
-            context = context * _per_row(z.heads[branch.index], 0)[..., None, None]
+            shape = (-1, heads, 1, 1)
+            context = context * _per_row(z.heads[branch.index], x[:, 0]).reshape(shape)
         return context.transpose(1, 2).flatten(2)
 
     def close(
@@ -213,7 +268,7 @@ class EncoderForward:
         weight, bias = self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")
         if hidden is None:
             return F.layer_norm(x, x.shape[-1:], weight, bias, self.sizes.norm_eps)
-        hidden = _per_row(hidden, x.dim() - 2)
+        hidden = _per_row(hidden, x)
         alive = hidden.sum(-1, keepdim=True)
         mean = (x * hidden).sum(-1, keepdim=True) / alive
         centred = (x - mean) * hidden
@@ -258,15 +313,17 @@ def attention_bias(attention_mask: Tensor) -> Tensor:
     return (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
 
 
-def _per_row(factor: Tensor, axes: int) -> Tensor:
-    """A factor [W] as it is, [B, W] with `axes` axes put in between: [B, 1, W]."""
-    for _ in range(axes if factor.dim() > 1 else 0):
-        factor = factor[:, None]
-    return factor
+def _per_row(factor: Tensor, like: Tensor) -> Tensor:
+    """A factor [W] as it is; [B, W] with axes in between, repeated for rows not yet mixed."""
+    if factor.dim() == 1:
+        return factor
+    if len(factor) != len(like):
+        factor = factor.repeat_interleave(len(like) // len(factor), 0)
+    return factor.view(len(factor), *(1 for _ in like.shape[1:-1]), -1)
 
 
 def _masked(x: Tensor, hidden: Tensor | None) -> Tensor:
-    return x if hidden is None else x * _per_row(hidden, x.dim() - 2)
+    return x if hidden is None else x * _per_row(hidden, x)
 
 
 def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
@@ -292,8 +349,12 @@ def _trivial(masks: tuple[Tensor, ...]) -> bool:
     return all(bool(m.all()) or not bool(m.any()) for m in masks)
 
 
-def run(module: EncoderModule, inputs: Mapping[str, object]) -> Tensor:
-    """Logits for numpy inputs as the ONNX graph takes them, without gradients."""
-    with torch.inference_mode():
-        logits: Tensor = module(**{k: torch.as_tensor(v) for k, v in inputs.items()})
-    return logits
+def run(module: EncoderModule, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Logits for numpy inputs, any number of rows, without gradients."""
+
+    def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        with torch.inference_mode():
+            logits: Tensor = module(**{k: torch.as_tensor(v) for k, v in inputs.items()})
+        return logits.numpy()
+
+    return in_groups(whole_groups, module.sizes.slots)(inputs)

@@ -93,7 +93,7 @@ def _check_answers(bench: Bench, exported: Exported) -> None:
     with bench.ctx.progress.task(
         "checking the engine's answers", -(-len(rows) // BATCH)
     ) as step:
-        found = predict(exported.engine.run, rows, task, step)
+        found = predict(exported.engine.run, rows, task, step, **bench.mixing(exported.model))
     share = score("agreement", found, bench.answers(exported.pipeline), task)
     if share < SAME_ANSWERS:
         raise GateError(

@@ -133,10 +133,17 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
 
     Raises:
         MissingError: there is no target to measure on.
-        PassError: twice measured, it misses uneven models by more than `LIMIT`.
+        PassError: twice measured, it misses uneven models by more than `LIMIT`; or the model
+            mixes rows.
     """
     if ctx.target is None:
         raise MissingError("a measured speed-up needs a target; use sparsity= in place of it")
+    if model.encoder.mux:
+        raise PassError(
+            f"the cost table times single rows, the model mixes {model.encoder.slots}\n"
+            "put mux after it, or use sparsity= in place of speedup=",
+            exit_code=2,
+        )
     dense = ctx.dense.encoder
     most = Layer(max(x.heads for x in dense.layers), max(x.ffn for x in dense.layers))
     left = model.masks.sizes(model.encoder)

@@ -158,10 +158,10 @@ class Bench:
     def _recall(self, pipeline: Pipeline) -> Model:
         name, store = f"model-{key(pipeline)}", self.ctx.store
         facts = store.json(f"{name}-facts", dict)
-        encoder, mux, task = from_config(facts["config"])
+        encoder, task = from_config(facts["config"])
         weights = store.tensors(name, dict)
         history = tuple(Applied(**x) for x in facts["history"])
-        made = replace(self.model, encoder=encoder, mux=mux, task=task, weights=weights)
+        made = replace(self.model, encoder=encoder, task=task, weights=weights)
         kept = facts["kept_hidden"]
         return replace(
             made,
@@ -219,6 +219,11 @@ class Bench:
             labels = self._predict(Pipeline(()), role)
         return self._predict(pipeline, role), labels
 
+    def mixing(self, model: Model) -> dict[str, int]:
+        """Arguments of `predict`: who is mixed with whom, where rows are mixed."""
+        slots = model.encoder.slots
+        return {} if slots == 1 else {"slots": slots, "seed": self.ctx.seed}
+
     def answers(self, pipeline: Pipeline) -> Predictions:
         """The torch module's predictions on the certify rows."""
         return self._predict(pipeline, "certify")
@@ -247,7 +252,8 @@ class Bench:
                 f"scoring {role} rows" if pipeline.passes else f"scoring {role} rows, dense"
             )
             with self.ctx.progress.task(title, total) as step:
-                found = predict(torch_run(self.build(pipeline)), rows, self.model.task, step)
+                model = self.build(pipeline)
+                found = predict(torch_run(model), rows, model.task, step, **self.mixing(model))
             many = found if isinstance(found, tuple) else (found,)
             return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded
@@ -16,7 +16,7 @@ from prumux.optimizer.store import key
 
 from .losses import divergence, label_error, mean_divergence, state_error
 from .teacher import Teacher, layer_pairs, observe, teacher
-from .trained import Trained
+from .trained import Taught
 from .training import train
 
 TABLES = (
@@ -26,10 +26,12 @@ TABLES = (
 )
 """Not trained: rows that the data does not touch would drift apart from the rest."""
 CHECK_ROWS = 1024
+MUX_RATE = 3.0
+"""Learning rate of mux and demux over that of the rest."""
 
 
 @dataclass(frozen=True)
-class Distill(Trained):
+class Distill(Taught):
     """Train the small model to give the dense model's logits and hidden states.
 
     loss = hidden * mean over layers of |s - t|^2 / |t - mean t|^2
@@ -66,7 +68,7 @@ class Student:
 
     def __init__(self, model: Model, options: Distill, rows: Encoded, ctx: Context) -> None:
         self.options, self.device, self.task = options, ctx.device, model.task
-        self.module = trainable(model, ctx.device)
+        self.module, self.slots = trainable(model, ctx.device), model.encoder.slots
         whole = model.kept_hidden is None and bool(model.masks.hidden.all())
         everything = slice(None), slice(None)
         self.dims: tuple[Any, Any] = everything if whole else model.living_hidden
@@ -79,8 +81,7 @@ class Student:
 
     def groups(self) -> list[dict[str, Any]]:
         """All but the embedding tables, at one learning rate."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        return [{"params": trained, "lr": self.options.lr}]
+        return groups(self.module, self.options.lr)
 
     def loss(self, batch: Batch, share: float) -> Tensor:
         """See `Distill`."""
@@ -104,12 +105,24 @@ class Student:
 
 
 def trainable(model: Model, device: str) -> EncoderModule:
-    """A copy of the model in which all but the embedding tables is trained."""
+    """A copy of the model in which all is trained but embedding tables and fixed keys."""
     copied = {name: tensor.clone() for name, tensor in model.weights.items()}
     module = EncoderModule(replace(model, weights=copied)).to(device)
+    mux = model.encoder.mux
+    still = TABLES if mux is None or mux.variant == "learned" else (*TABLES, "mux.keys")
     for name, p in module.named_parameters():
-        p.requires_grad = name not in TABLES
+        p.requires_grad = name not in still
     return module
+
+
+def groups(module: EncoderModule, lr: float) -> list[dict[str, Any]]:
+    """What is trained, and how fast: mux and demux, which start from nothing, faster."""
+    old, new = list[nn.Parameter](), list[nn.Parameter]()
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            (new if name.startswith(("mux.", "demux.")) else old).append(p)
+    found = [{"params": old, "lr": lr}, {"params": new, "lr": lr * MUX_RATE}]
+    return [group for group in found if group["params"]]
 
 
 def weights_of(module: EncoderModule) -> dict[str, Tensor]:

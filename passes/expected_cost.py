@@ -25,6 +25,7 @@ from prumux.optimizer.cost import (
     ffn_weights,
     head_macs,
     head_weights,
+    sharing,
 )
 from prumux.optimizer.ir import Encoder, Layer
 from prumux.optimizer.table import CostTable, Curve
@@ -78,11 +79,12 @@ class Counted:
             units = units + n[half:].sum() * self._price(ffn_weights, d)
             return units + chances.alive().sum() * self._price(block_weights, d)
         narrow, none = (x * self.encoder.pool_early for x in chances.narrow())
+        rows = torch.tensor([sharing(self.encoder, i) for i in range(half)]).to(n)
         total = d.new_zeros(())
         kinds = ((head_macs, n[:half], narrow), (ffn_macs, n[half:], narrow - none))
         for macs, units, share in kinds:
             wide, small = (self._price(self._macs(macs, early), d) for early in (False, True))
-            total = total + (units * (wide + share * (small - wide))).sum()
+            total = total + (units / rows * (wide + share * (small - wide))).sum()
         return total
 
     def _macs(
@@ -90,7 +92,7 @@ class Counted:
     ) -> Callable[[Encoder], int]:
         """The price of a unit of a layer that runs at one position, or at all."""
         return lambda e: macs(
-            replace(e, layers=(Layer(1, 1),), pool_early=early), 0, self.length
+            replace(e, layers=(Layer(1, 1),), pool_early=early, mux=None), 0, self.length
         )
 
     def _price(self, of: Callable[[Encoder], int], dims: Tensor) -> Tensor:

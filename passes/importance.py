@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Encoded, batches
+from prumux.optimizer.encode import Encoded, groups_of
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule, Factors
 from prumux.optimizer.precision import autocast
@@ -92,14 +92,16 @@ def _kept(
 def _fisher(
     model: Model, alive: tuple[Tensor, ...], put: Put, rows: Encoded, ctx: Context
 ) -> list[Tensor]:
-    module, groups = EncoderModule(model).to(ctx.device).eval(), batches(rows, BATCH)
+    module, n = EncoderModule(model).to(ctx.device).eval(), model.encoder.slots
+    groups = groups_of(rows, BATCH, n)
     total = [torch.zeros(len(m)) for m in alive]
     living = [m.float().to(ctx.device) for m in alive]
     random = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress.task("importance", len(groups)) as step:
         for batch in groups:
             inputs = {k: torch.as_tensor(v).to(ctx.device) for k, v in batch.inputs().items()}
-            ones = [torch.ones(len(batch.rows), len(m)).to(m).requires_grad_() for m in living]
+            mixed = len(batch.rows) // n
+            ones = [torch.ones(mixed, len(m)).to(m).requires_grad_() for m in living]
             masked = [one * mask for one, mask in zip(ones, living, strict=True)]
             with autocast(ctx.device):
                 logits = module(**inputs, factors=put(module.factors, masked)).float()
@@ -119,15 +121,17 @@ def losses(
     """Scalars whose squared gradients sum to the Fisher information of each row.
 
     For token tasks a row's positions are summed, each with a random sign: the cross terms
-    vanish on average, so one backward pass estimates the sum over positions.
+    vanish on average, so one backward pass estimates the sum over positions. The same holds
+    for the members of a mixed row.
     """
-    if model.task.problem == "regression":
-        return [logits.sum()]
-    log_p = torch.log_softmax(logits, dim=-1)  # [B, C] or [B, T, C]
-    weight = torch.ones_like(log_p[..., 0])
+    weight = torch.ones_like(logits[..., 0])  # [B] or [B, T]
+    if real is not None or model.encoder.mux:
+        weight = torch.randint(0, 2, weight.shape, generator=random).to(logits) * 2 - 1
     if real is not None:
-        sign = torch.randint(0, 2, real.shape, generator=random).to(logits) * 2 - 1
-        weight = sign * real
+        weight = weight * real
+    if model.task.problem == "regression":
+        return [(logits[..., 0] * weight).sum()]
+    log_p = torch.log_softmax(logits, dim=-1)  # [B, C] or [B, T, C]
     if logits.shape[-1] <= EXACT_CLASSES:
         root = log_p.detach().exp().sqrt()
         return [(log_p[..., c] * root[..., c] * weight).sum() for c in range(log_p.shape[-1])]

@@ -18,12 +18,12 @@ from .expected_cost import Budget, Counted, Timed
 from .importance import fisher
 from .mask_learner import MaskLearner
 from .prune import Prune
-from .trained import Trained
+from .trained import Taught
 from .training import train
 
 
 @dataclass(frozen=True)
-class LearnMasks(Trained):
+class LearnMasks(Taught):
     """Learn masks and weights together, to a sparsity or speed-up, from the dense model.
 
     loss = logits * T^2 KL(t at T || s at T)
@@ -122,7 +122,8 @@ class LearnMasks(Trained):
     def _budget(self, model: Model, ctx: Context) -> Budget:
         if self.speedup is None:
             share = 1 - (self.sparsity or 0)
-            return Counted(model.encoder, ctx.dense.encoder, share, self.of, ctx.length)
+            dense = replace(ctx.dense.encoder, mux=model.encoder.mux)
+            return Counted(model.encoder, dense, share, self.of, ctx.length)
         table = cost_table(model, ctx)
         limit_ms = table.limit_ms(self.speedup, self.name)
         return Timed(table, limit_ms, model.encoder.pool_early)

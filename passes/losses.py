@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prumux.optimizer.encode import Encoded, batches
+from prumux.optimizer.encode import Encoded, groups_of
 from prumux.optimizer.ir import Task
 from prumux.optimizer.metrics import IGNORE
 from prumux.optimizer.module import EncoderModule
@@ -59,11 +59,12 @@ def label_error(logits: Tensor, labels: Any, task: Task) -> Tensor:
 
 def mean_divergence(module: EncoderModule, judge: Teacher, rows: Encoded, task: Task) -> float:
     """Mean divergence of a module from the dense predictions on some rows, at T = 1."""
-    total = 0.0
+    total, count = 0.0, 0
     with torch.no_grad():
-        for batch in batches(rows, BATCH):
+        for batch in groups_of(rows, BATCH, module.sizes.slots):
             found = observe(module, batch, judge.device)
             real = torch.as_tensor(batch.attention_mask).to(judge.device).bool()
             off = divergence(found.logits, judge.teach(batch).logits, real, task, 1.0)
             total += float(off) * len(batch.rows)
-    return total / len(rows)
+            count += len(batch.rows)
+    return total / count

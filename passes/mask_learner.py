@@ -15,12 +15,12 @@ from prumux.optimizer.ir import Masks, Model
 from prumux.optimizer.module import Factors
 
 from .decide import decide, start
-from .distill import check_rows, trainable, weights_of
+from .distill import check_rows, groups, trainable, weights_of
 from .expected_cost import Budget
 from .importance import Scores
 from .layer_matching import matched_error
 from .losses import divergence, mean_divergence
-from .teacher import Teacher, observe, teacher
+from .teacher import Teacher, comparable, observe, teacher
 
 if TYPE_CHECKING:
     from .learn_masks import LearnMasks
@@ -47,7 +47,7 @@ class MaskLearner:
         ctx: Context,
     ) -> None:
         self.model, self.options, self.budget, self.device = model, options, budget, ctx.device
-        self.module = trainable(model, ctx.device)
+        self.module, self.slots = trainable(model, ctx.device), model.encoder.slots
         self.gates = start(
             model.encoder, budget, scores, options.blocks, options.hidden_masks
         ).to(ctx.device)
@@ -64,11 +64,10 @@ class MaskLearner:
 
     def groups(self) -> list[dict[str, Any]]:
         """Weights and gates descend, multipliers ascend; only weights decay."""
-        trained = [p for p in self.module.parameters() if p.requires_grad]
         rate = self.options.mask_lr
         ascent = {"params": [self.multipliers], "lr": rate * MULTIPLIER_RATE}
         return [
-            {"params": trained, "lr": self.options.lr},
+            *groups(self.module, self.options.lr),
             {"params": self.gates.parameters, "lr": rate, "weight_decay": 0.0},
             {**ascent, "weight_decay": 0.0, "maximize": True},
         ]
@@ -84,7 +83,7 @@ class MaskLearner:
         o, task = self.options, self.model.task
         total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
         pairs = zip(self.module.alive_attention, self.module.alive_ffn, strict=True)
-        living = [i for i, alive in enumerate(pairs) if any(alive)]
+        living = comparable([i for i, x in enumerate(pairs) if any(x)], self.model.encoder)
         matched = matched_error(found, aim, living, real)
         return total + o.hidden * matched + self.excess(share)
 

@@ -76,7 +76,8 @@ class Prune(Pass):
         if self.sparsity is None:
             counts = self._timed(model, worth, keep, ctx)
         else:
-            limit = (1 - self.sparsity) * branch_cost(ctx.dense.encoder, ctx.length, self.of)
+            dense = replace(ctx.dense.encoder, mux=model.encoder.mux)
+            limit = (1 - self.sparsity) * branch_cost(dense, ctx.length, self.of)
             counts = self._within(model, worth, counted(ctx, self.of), limit)
         half = len(counts) // 2
         return replace(keep(counts), notes={"heads": counts[:half], "ffn": counts[half:]})

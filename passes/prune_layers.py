@@ -82,12 +82,9 @@ def _outputs(model: Model, rows: list[Batch]) -> list[Tensor]:
     module = EncoderModule(model).eval()
     found = []
     for batch in rows:
-        logits = run(module, batch.inputs())
-        found.append(
-            logits
-            if model.encoder.pooled
-            else logits[torch.as_tensor(batch.attention_mask) > 0]
-        )
+        logits = torch.as_tensor(run(module, batch.inputs()))
+        real = torch.as_tensor(batch.attention_mask) > 0
+        found.append(logits if model.encoder.pooled else logits[real])
     return found
 
 

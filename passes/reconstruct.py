@@ -51,6 +51,15 @@ class Reconstruct(Pass):
         if not self.ridge > 0:
             raise ValueError(f"ridge must be above 0, not {self.ridge}")
 
+    def requires(self, model: Model) -> None:
+        """The dense model's states are those of single rows."""
+        if model.encoder.mux is not None:
+            raise PassError(
+                f"reconstruct compares single rows, the model mixes {model.encoder.mux.n}\n"
+                "put it before mux: reconstruct,mux{...}, and distill after it",
+                exit_code=2,
+            )
+
     @torch.no_grad()
     def run(self, model: Model, ctx: Context) -> Model:
         """New output maps and head map; every other weight is the same tensor.

@@ -14,18 +14,24 @@ MULTIPLE = 8
 """Rows are padded to multiples of this, so that few shapes occur."""
 
 
-def stream(rows: Encoded, size: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def stream(
+    rows: Encoded, size: int, seed: int, start: int = 0, slots: int = 1
+) -> Iterator[Batch]:
     """Batches without end, rows of like length together, from batch number `start` on.
 
     Every epoch is a new shuffle that depends on seed and epoch only, so that a resumed run
-    sees what an uninterrupted one would have.
+    sees what an uninterrupted one would have. Where `slots` rows are mixed into one, all
+    groups are whole: an epoch leaves out the rows that would fill none, and who is mixed with
+    whom, and where, is drawn from the batch.
     """
-    each = -(-len(rows) // size)
+    size = max(1, size // slots) * slots
+    whole = len(rows) // slots * slots
+    each = -(-whole // size)
     lengths = rows.lengths
     epoch, skip = divmod(start, each)
     while True:
         random = np.random.default_rng((seed, epoch))
-        order = random.permutation(len(rows))
+        order = random.permutation(len(rows))[:whole]
         pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
         near = np.concatenate(
             [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
@@ -33,5 +39,7 @@ def stream(rows: Encoded, size: int, seed: int, start: int = 0) -> Iterator[Batc
         batches = [near[i : i + size] for i in range(0, len(near), size)]
         for i in random.permutation(each)[skip:]:
             longest = int(lengths[batches[i]].max())
-            yield collate(rows, batches[i], -(-longest // MULTIPLE) * MULTIPLE)
+            drawn = np.random.default_rng((seed, epoch, i)).permutation(batches[i])
+            batch = drawn if slots > 1 else batches[i]
+            yield collate(rows, batch, -(-longest // MULTIPLE) * MULTIPLE)
         epoch, skip = epoch + 1, 0

@@ -7,7 +7,7 @@ computed is kept in memory, up to a limit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,16 +33,33 @@ class Seen:
     """The residual stream after each layer: [B, T, D], or [B, 1, D] once it is narrowed."""
 
 
-def observe(module: EncoderForward, batch: Batch, device: str) -> Seen:
-    """Run a batch and keep what a student is compared with."""
+def observe(
+    module: EncoderForward, batch: Batch, device: str, everywhere: bool = False
+) -> Seen:
+    """Run a batch and keep what a student is compared with.
+
+    Where rows are mixed, the states from there on are those that were taken apart at the end:
+    where the head reads them, or `everywhere`.
+    """
     inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
     hidden = module.factors.hidden
     x = module.embed(inputs["input_ids"], inputs.get("token_type_ids"), hidden)
     states = dict.fromkeys(range(-1, len(module.sizes.layers)), x)
     for branch, x in module.states(x, inputs["attention_mask"]):  # noqa: B020
         states |= dict.fromkeys(range(branch.index, len(module.sizes.layers)), x)
-    logits = module.classify(x[:, 0] if module.sizes.pooled else x, hidden)
+    sizes = module.sizes
+    if sizes.mux:
+        x = module.unmix(x[:, :1] if sizes.pooled and not everywhere else x, hidden)
+        states |= dict.fromkeys(range(sizes.mux.at, len(sizes.layers)), x)
+    logits = module.classify(x[:, 0] if sizes.pooled else x, hidden)
     return Seen(logits, states)
+
+
+def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
+    """Of these layers those whose states belong to one row: all before rows are mixed, and
+    the last, whose states are taken apart."""
+    at = sizes.mux.at if sizes.mux else len(sizes.layers)
+    return [i for i in living if i < at or i == max(living)]
 
 
 def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
@@ -53,7 +70,8 @@ def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
-    return {i: after - 1 for i, after in zip(living, following, strict=True)}
+    pairs = {i: after - 1 for i, after in zip(living, following, strict=True)}
+    return {i: pairs[i] for i in comparable(living, student)}
 
 
 @dataclass(eq=False)
@@ -124,8 +142,14 @@ def free_bytes() -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def teacher(dense: Model, rows: Encoded, layers: tuple[int, ...], device: str) -> Teacher:
-    """The teacher for these rows; the same one for every candidate of a run."""
+def teacher(
+    dense: Model, rows: Encoded, layers: tuple[int, ...], device: str, everywhere: bool = False
+) -> Teacher:
+    """The teacher for these rows; the same one for every candidate of a run.
+
+    With `everywhere` it tells the last states at every position, not at the pooled one only.
+    """
     del rows  # a part of the key: what is remembered is numbered by its rows
-    early = replace(dense, encoder=replace(dense.encoder, pool_early=dense.encoder.pooled))
+    narrow = dense.encoder.pooled and not everywhere
+    early = replace(dense, encoder=replace(dense.encoder, pool_early=narrow))
     return Teacher(EncoderModule(early).to(device).eval(), layers, device)

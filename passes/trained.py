@@ -14,7 +14,7 @@ EPOCHS = 3.0
 
 @dataclass(frozen=True)
 class Trained(Pass):
-    """Trains against the dense model's logits and hidden states."""
+    """Trains for some epochs or minutes."""
 
     trains: ClassVar[bool] = True
     epochs: float | None = field(
@@ -23,17 +23,11 @@ class Trained(Pass):
     minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
     lr: float = field(default=3e-4, metadata={"help": "highest learning rate"})
     batch: int = field(default=64, metadata={"help": "rows per step"})
-    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
-    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
-    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.minutes is not None:
             raise ValueError("epochs and minutes exclude each other; give one")
-        self.check_above_zero("epochs", "minutes", "lr", "batch", "temperature")
-        for name in ("hidden", "logits"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.check_above_zero("epochs", "minutes", "lr", "batch")
 
     def check_above_zero(self, *names: str) -> None:
         """For `__post_init__`.
@@ -51,3 +45,19 @@ class Trained(Pass):
         """How long to train."""
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
         return Length(epochs, self.minutes, self.batch)
+
+
+@dataclass(frozen=True)
+class Taught(Trained):
+    """Trains against the dense model's logits and hidden states."""
+
+    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
+    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
+    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_above_zero("temperature")
+        for name in ("hidden", "logits"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")

@@ -48,6 +48,9 @@ class Length:
 class Learner(Protocol):
     """What is trained: every parameter of its groups, and nothing else."""
 
+    slots: int
+    """Rows that the model mixes into one."""
+
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, each with its `lr`."""
 
@@ -149,7 +152,7 @@ def train(
     with ctx.progress.task(f"training, {len(rows)} rows", CHECKS) as tick:
         for _ in run.harm[1:]:
             tick()
-        for batch in stream(rows, length.batch, ctx.seed, run.step):
+        for batch in stream(rows, length.batch, ctx.seed, run.step, learner.slots):
             start = time.monotonic()
             share = length.share(run.step, run.seconds, len(rows))
             with autocast(ctx.device):

@@ -20,6 +20,7 @@ from prumux.optimizer.ir import (
     Layer,
     Masks,
     Model,
+    Mux,
     Task,
     expected_shapes,
 )
@@ -72,6 +73,13 @@ def random_model(
         masks=Masks.full(encoder),
         source={"name": f"random-{family}", "model_type": family, "digest": f"seed-{seed}"},
     )
+
+
+def multiplexed(model: Model, n: int = 2, **options: Any) -> Model:
+    """The model with rows mixed by random keys and a random demultiplexer."""
+    encoder = replace(model.encoder, mux=Mux(n, **options))
+    added = random_weights(encoder, seed=n)
+    return replace(model, encoder=encoder, weights={**added, **model.weights})
 
 
 def random_weights(encoder: Encoder, seed: int = 0) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def masked(model: Model, seed: int, **options: float) -> Model:
 
 def logits(model: Model, batch: Batch) -> Tensor:
     """Logits of the rows, for token tasks of the real positions."""
-    found = run(EncoderModule(model).eval(), batch.inputs())
+    found = torch.as_tensor(run(EncoderModule(model).eval(), batch.inputs()))
     return found if model.encoder.pooled else found[torch.as_tensor(batch.attention_mask) > 0]
 
 

@@ -11,11 +11,11 @@ import torch
 
 from prumux.optimizer.artifact import from_config, load_artifact, save_artifact, to_config
 from prumux.optimizer.errors import ModelError, VerifyError
-from prumux.optimizer.ir import Kind, Masks, Model, Mux
+from prumux.optimizer.ir import Kind, Masks, Model
 from prumux.optimizer.source import build, digest, load_model
 from prumux.passes.slice import slice_model
 from tests.checkpoints import config, state
-from tests.factory import Family, random_batch, random_model
+from tests.factory import Family, multiplexed, random_batch, random_model
 from tests.masking import logits, masked, random_masks
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -31,11 +31,11 @@ def tiny(family: Family = "bert", task: Kind = "text-classification", **fields: 
 def test_a_round_trip_is_exact(tmp_path: Path, family: Family, task: Kind) -> None:
     model = tiny(family, task, labels=3, pool_early=task == "text-classification")
     model = slice_model(replace(model, masks=random_masks(model.encoder, seed=2)))
-    model = replace(model, mux=Mux(n=2, at=1))
+    model = multiplexed(model, n=2, at=1)
     save_artifact(model, tmp_path)
     found = load_artifact(tmp_path)
     assert found.encoder == model.encoder
-    assert (found.task, found.mux) == (model.task, model.mux)
+    assert found.task == model.task
     assert found.source["origin"] == model.source["digest"], (
         "the receipt of where it came from"
     )
@@ -48,7 +48,7 @@ def test_a_round_trip_is_exact(tmp_path: Path, family: Family, task: Kind) -> No
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "prumux"
     assert written["heads_per_layer"] == [x.heads for x in model.encoder.layers]
-    assert from_config(to_config(model)) == (model.encoder, model.mux, model.task)
+    assert from_config(to_config(model)) == (model.encoder, model.task)
 
 
 def test_what_a_folder_held_is_replaced(tmp_path: Path) -> None:
@@ -132,6 +132,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "infinite": (edit(ffn_per_layer=[float("inf"), 6, 0]), "not one that prumux wrote"),
     "labels": (edit(id2label={"0": "a"}), "config.json is not one that prumux wrote"),
     "mux": (edit(mux={"m": 2}), "config.json is not one that prumux wrote"),
+    "mux slots": (edit(mux={"n": 1}), "n is 1"),
+    "mux layer": (edit(mux={"n": 2, "at": 3}), "rows mixed at 3 of 3 layers"),
+    "mux keys": (edit(mux={"n": 2, "variant": "odd"}), "variant is 'odd'"),
     "source": (edit(source="x"), "source is a str, not an object"),
     "architecture": (edit(architectures=["Bert"]), "not one that prumux wrote"),
     "shape": (

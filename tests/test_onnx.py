@@ -80,7 +80,7 @@ def test_hugging_face_torch_and_onnx_agree(family: str, task: str) -> None:
     inputs = random_batch(model, rows=6).inputs()
     with torch.inference_mode():
         theirs = module(**{k: torch.from_numpy(v) for k, v in inputs.items()}).logits.numpy()
-    ours = run(EncoderModule(model), inputs).numpy()
+    ours = run(EncoderModule(model), inputs)
     plain = build(model)
     verify(plain)
     real = inputs["attention_mask"] != 0 if task == "token" else slice(None)
@@ -105,7 +105,7 @@ def test_any_batch_and_length(family: Family, opset: int) -> None:
         inputs = random_batch(model, rows, length).inputs()
         found = session.run(inputs)
         assert found.shape == (rows, 2)
-        np.testing.assert_allclose(found, run(module, inputs).numpy(), atol=1e-4)
+        np.testing.assert_allclose(found, run(module, inputs), atol=1e-4)
 
 
 def test_the_graph_says_what_it_takes() -> None:
@@ -140,7 +140,7 @@ def test_early_pooling_gives_the_same_logits(family: Family, heads: tuple[int, .
     early = random_model(family, heads, pool_early=True)
     inputs = random_batch(full).inputs()
     found = opened(build(early)).run(inputs)
-    np.testing.assert_allclose(found, run(EncoderModule(early), inputs).numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, run(EncoderModule(early), inputs), atol=1e-4)
     np.testing.assert_allclose(found, opened(build(full)).run(inputs), atol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_early_pooling_gives_the_same_logits(family: Family, heads: tuple[int, .
 def test_every_head(head: str) -> None:
     model = random_model(heads=(4,), head=head, labels=3)
     inputs = random_batch(model).inputs()
-    logits = run(EncoderModule(model), inputs).numpy()
+    logits = run(EncoderModule(model), inputs)
     np.testing.assert_allclose(opened(build(model)).run(inputs), logits, atol=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_weights_over_the_limit_get_their_own_file(
     assert emitted.files == ("model.onnx", "model.onnx_data")
     assert sorted(os.listdir(tmp_path)) == ["model.onnx", "model.onnx_data"]  # noqa: PTH208
     inputs = random_batch(model).inputs()
-    logits = run(EncoderModule(model), inputs).numpy()
+    logits = run(EncoderModule(model), inputs)
     found = Onnx().engine(tmp_path, 1).run(inputs)
     np.testing.assert_allclose(found, logits, atol=1e-4)
     assert save(build(model), tmp_path) == ("model.onnx",)
@@ -203,7 +203,7 @@ def test_emit_checks_and_writes(fusion: Any, tmp_path: Path) -> None:
         assert notes["fused"]["Attention"] == 3
     found = Onnx().engine(tmp_path / "new", threads=1)
     inputs = context.workload[0].inputs()
-    logits = run(EncoderModule(model), inputs).numpy()
+    logits = run(EncoderModule(model), inputs)
     np.testing.assert_allclose(found.run(inputs), logits, atol=1e-4)
 
 

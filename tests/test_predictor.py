@@ -16,7 +16,7 @@ from prumux.export.predictor import Prediction, Predictor, load
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.encode import Batch
 from prumux.optimizer.errors import ModelError, UsageError
-from prumux.optimizer.ir import Model, Mux, Task
+from prumux.optimizer.ir import Model, Task
 from prumux.optimizer.module import EncoderModule, run
 from tests.factory import Family, make_context, random_batch, random_model, tiny_tokenizer
 
@@ -43,7 +43,7 @@ def by_hand(model: Model, *texts: Any, **options: Any) -> NDArray[Any]:
     ids = tokenizer(*([x] for x in texts), return_token_type_ids=True, **options)
     types = ids["token_type_ids"] if model.encoder.token_types else None
     batch = Batch(np.arange(1), ids["input_ids"], ids["attention_mask"], types, None)
-    found: NDArray[Any] = run(EncoderModule(model), batch.inputs()).numpy()[0]
+    found: NDArray[Any] = run(EncoderModule(model), batch.inputs())[0]
     return found
 
 
@@ -276,11 +276,6 @@ def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     save_artifact(replace(model, tokenizer=None), tmp_path)
     with pytest.raises(ModelError, match=r"has no tokenizer\ncopy tokenizer.json"):
         load(tmp_path)
-    save_artifact(replace(model, mux=Mux(n=2)), tmp_path)
-    with pytest.raises(
-        ModelError, match=r"is multiplexed \(n=2\), which this prumux cannot run"
-    ):
-        load(tmp_path)
     save_artifact(model, tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"model.onnx' cannot be opened by ONNX Runtime"):
@@ -289,5 +284,5 @@ def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
 
 def test_a_random_batch_too(predictor: Predictor, model: Model) -> None:
     inputs = random_batch(model).inputs()
-    expected = run(EncoderModule(model), inputs).numpy()
+    expected = run(EncoderModule(model), inputs)
     np.testing.assert_allclose(predictor.engine.run(inputs), expected, atol=1e-4)

@@ -27,6 +27,8 @@ def rows(count: int = 50) -> Encoded:
 class Line:
     """Fits one number to the mean length of a batch; may stop the world."""
 
+    slots = 1
+
     def __init__(self, stop_at: int = 10**9, spoil_at: int = 10**9) -> None:
         self.value = nn.Parameter(torch.zeros(1))
         self.stop_at, self.spoil_at, self.calls = stop_at, spoil_at, 0
