@@ -19,19 +19,39 @@ QUICK = (
     + "|".join(f"{step / 40:g}" for step in range(4, 37))
     + " of=macs},slice,reconstruct"
 )
-SPEEDUPS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
-SPARSITIES = (0.55, 0.72, 0.8, 0.85, 0.88, 0.92, 0.94)
-"""Of multiply-adds; used for the speed-ups where time cannot be measured well enough."""
 LIMIT_S: dict[Effort, float] = {"standard": 1800, "thorough": 7200}
 """Time limits where none is given."""
-CHUNKS = 12
-"""Training is given out in pieces, so many to the time limit."""
 STEPS: dict[Effort, str] = {
-    "standard": "prune{{{to}}},slice,reconstruct,distill{{minutes={minutes:g}}}",
-    "thorough": (
-        "learn-masks{{{to} minutes={minutes:g}}},slice,distill{{minutes={minutes:g}}}"
-    ),
+    "standard": "prune{{{to}}},slice,reconstruct,distill{{minutes=MINUTES}}",
+    "thorough": ("learn-masks{{{to} minutes=MINUTES}},slice,distill{{minutes=MINUTES}}"),
 }
+SHARES: dict[Effort, tuple[float, ...]] = {
+    "standard": (0.03, 0.12, 0.5),
+    "thorough": (0.04, 0.08, 0.16),
+}
+"""Of the time limit, for one training of the first members; others get as much as the last.
+
+Each trains about four times as long as the one before it: what a smaller model has learnt is
+not lost to the next, the loss falls with the logarithm of time, and only the last counts.
+"""
+LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
+    "standard": ((2, 0.55), (3, 0.72), (4, 0.8), (5, 0.85), (6, 0.88), (8, 0.92), (10, 0.94)),
+    "thorough": ((3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (12, 0.95)),
+}
+"""Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a member adds to the one before it."""
+
+    text: str
+    """With MINUTES where the training time goes."""
+    minutes: float
+
+    def timed(self, minutes: float) -> str:
+        """The passes, trained for so long."""
+        return self.text.replace("MINUTES", f"{minutes:g}")
 
 
 @dataclass(frozen=True)
@@ -39,15 +59,14 @@ class Family:
     """Candidates that go on from each other."""
 
     start: str
-    steps: tuple[str, ...]
-    """What each member adds to the one before it."""
-    more: str
-    """What a member adds to itself while it loses too much."""
+    steps: tuple[Step, ...]
 
     def members(self) -> tuple[Pipeline, ...]:
-        """Every member, with no more training than its step."""
-        texts = [",".join((self.start, *self.steps[: i + 1])) for i in range(len(self.steps))]
-        return tuple(Pipeline.parse(text) for text in texts)
+        """Every member, trained as long as planned."""
+        texts = [step.timed(step.minutes) for step in self.steps]
+        return tuple(
+            Pipeline.parse(",".join((self.start, *texts[: i + 1]))) for i in range(len(texts))
+        )
 
 
 def family(effort: Effort, limit_s: float | None, measured: bool = True) -> Family:
@@ -58,12 +77,13 @@ def family(effort: Effort, limit_s: float | None, measured: bool = True) -> Fami
         limit_s: the time limit, in seconds.
         measured: prune to measured speed-ups; if not, to shares of multiply-adds.
     """
-    minutes = max(0.01, round((limit_s or LIMIT_S[effort]) / 60 / CHUNKS, 2))
-    to = [f"speedup={x:g}" for x in SPEEDUPS]
-    if not measured:
-        to = [f"sparsity={x:g} of=macs" for x in SPARSITIES]
-    steps = tuple(STEPS[effort].format(to=x, minutes=minutes) for x in to)
-    return Family("pool-early", steps, f"distill{{minutes={minutes:g}}}")
+    total, shares = (limit_s or LIMIT_S[effort]) / 60, SHARES[effort]
+    steps = []
+    for i, (speedup, sparsity) in enumerate(LADDERS[effort]):
+        to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
+        minutes = max(0.01, round(total * shares[min(i, len(shares) - 1)], 2))
+        steps.append(Step(STEPS[effort].format(to=to), minutes))
+    return Family("pool-early", tuple(steps))
 
 
 def default_space(effort: Effort, limit_s: float | None) -> tuple[Pipeline, ...]:

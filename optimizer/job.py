@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .effort import EFFORTS, LIMIT_S, Effort, Family, default_space, family
+from .effort import EFFORTS, LIMIT_S, Effort, Family, Step, default_space, family
 from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -28,6 +28,10 @@ SHIPPING_S = 120.0
 """Kept free of the time limit for export and timing, or a fifth of it if that is less."""
 UNSURE = 4
 """Exit code of a cost table that did not pass its check."""
+REFIT_MINUTES = 1.0
+"""Kept free of a training's time for pruning and refitting before it, scoring after it."""
+LEAST_SHARE = 0.3
+"""A training that could not have this share of its time is not begun."""
 EXACT = "pool-early"
 """What is shipped when nothing may be lost: the same numbers, faster."""
 
@@ -282,9 +286,8 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
 
     allowed = request.time_limit_s or LIMIT_S.get(request.effort, math.inf)
 
-    def out_of_time(pipeline: Pipeline) -> bool:
-        spent = time.monotonic() - started + bench.training_s(pipeline)
-        return spent > max(0.8 * allowed, allowed - SHIPPING_S)
+    def left_s() -> float:
+        return started + max(0.8 * allowed, allowed - SHIPPING_S) - time.monotonic()
 
     limit = todo.limit
 
@@ -292,10 +295,31 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
         return bench.certify(pipeline, limit)
 
     if request.passes is not None or request.effort == "quick":
-        found = find(bench.order(todo.space), bench.trial, prove, limit, out_of_time)
+
+        def late(pipeline: Pipeline) -> bool:
+            return bench.training_s(pipeline) > left_s()
+
+        found = find(bench.order(todo.space), bench.trial, prove, limit, late)
     else:
-        found = climb(_family(todo), bench.trial, prove, limit, out_of_time)
+
+        def granted(step: Step, number: int) -> float:
+            # Kept, so that a run that is resumed goes on with what it was training.
+            kept = bench.ctx.store.json(
+                f"minutes-{number}", lambda: {"minutes": _minutes(step, left_s() / 60, number)}
+            )
+            return float(kept["minutes"])
+
+        found = climb(_family(todo), bench.trial, prove, limit, granted)
     return found, found.winner or exact
+
+
+def _minutes(step: Step, left: float, number: int) -> float:
+    """What a step may train, of the minutes that are left; all of it if it is the first."""
+    per_minute = step.text.count("MINUTES")
+    left = round(left / per_minute - REFIT_MINUTES, 2)
+    if number == 0 or left >= step.minutes:
+        return step.minutes
+    return left if left >= LEAST_SHARE * step.minutes else 0.0
 
 
 def _family(todo: Plan) -> Family:

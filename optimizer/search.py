@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .certify import Certificate, fixed_sequence
-from .effort import Family
+from .effort import Family, Step
 from .pipeline import Pipeline
 
 SAFE_SHARE = 0.5
@@ -93,27 +93,35 @@ def climb(
     trial: Callable[[Pipeline], Trial],
     prove: Callable[[Pipeline], Certificate],
     limit: float,
-    out_of_time: Callable[[Pipeline], bool],
+    granted: Callable[[Step, int], float],
 ) -> Found:
     """Search a family from its slowest member to its fastest.
 
     A member is trained until its loss on the select rows is within the limit, then the next
-    one goes on from it. The time limit ends this, and the member that it interrupts is kept
-    as it is. Then the members are certified in this order.
+    one goes on from it. The end of the time ends this. Then the members are certified in this
+    order, the last as it is.
+
+    Args:
+        family: the members.
+        trial: builds and scores one.
+        prove: certifies one.
+        limit: the most that may be lost.
+        granted: minutes that a step may train as the trial of this number; 0 = no time left.
     """
     trials: dict[int, Trial] = {}
     members: list[Trial] = []
     text, late = family.start, False
     for step in family.steps:
-        text = f"{text},{step}"
-        while not (late := bool(trials) and out_of_time(Pipeline.parse(text))):
-            found = trial(Pipeline.parse(text))
-            trials[len(trials)] = found
+        more = step
+        while minutes := granted(more, len(trials)):
+            text = f"{text},{more.timed(minutes)}"
+            found = trials[len(trials)] = trial(Pipeline.parse(text))
             if found.loss <= limit:
                 members.append(found)
                 break
-            text = f"{text},{family.more}"
-        if late:
+            more = Step("distill{minutes=MINUTES}", step.minutes)
+        else:
+            late = True
             break
     if members[-1:] != [last := trials[len(trials) - 1]]:
         members.append(last)

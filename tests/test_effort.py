@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 
 from prumux.optimizer.certify import Certificate
-from prumux.optimizer.effort import CHUNKS, SPARSITIES, SPEEDUPS, default_space, family
+from prumux.optimizer.effort import LADDERS, Step, default_space, family
 from prumux.optimizer.errors import UsageError
-from prumux.optimizer.job import Request
+from prumux.optimizer.job import Request, _minutes
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial, climb
 
@@ -38,16 +39,21 @@ def climbed(
         loss, upper = 0.0, uppers[where(pipeline)[0]]
         return Certificate("accuracy", 900, 0.9, 0.9, loss, upper, 0.95, LIMIT, "tango")
 
-    found = climb(given, trial, prove, LIMIT, lambda _: len(tried) >= trials_allowed)
-    return found, tried
+    def granted(step: Step, number: int) -> float:
+        assert number == len(tried)
+        return step.minutes if not tried or len(tried) < trials_allowed else 0.0
+
+    return climb(given, trial, prove, LIMIT, granted), tried
 
 
 def test_members_go_on_from_each_other() -> None:
     members = [str(x) for x in family("standard", 600.0).members()]
-    assert len(members) == len(SPEEDUPS) == len(SPARSITIES)
+    assert len(members) == len(LADDERS["standard"])
     for before, after in pairwise(members):
         assert after.startswith(before + ",prune{speedup=")
-    assert members[0].endswith(f"distill{{minutes={round(10 / CHUNKS, 2):g}}}")
+    trained = [float(x) for x in re.findall(r"distill{minutes=([\d.]+)}", members[-1])]
+    assert trained == sorted(trained)
+    assert trained[:3] == [0.3, 1.2, 5.0], "shares of ten minutes"
     counted = [str(x) for x in family("standard", 600.0, measured=False).members()]
     assert all("of=macs" in x and "speedup" not in x for x in counted)
 
@@ -93,6 +99,16 @@ def test_no_time_at_all_still_tries_one() -> None:
     assert len(tried) == 1
     assert found.winner is None
     assert "the safest candidate lost" in found.reason
+
+
+def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
+    step = Step("prune{speedup=2},slice,distill{minutes=MINUTES}", 10.0)
+    assert _minutes(step, left=0.0, number=0) == 10.0, "something is always tried"
+    assert _minutes(step, left=15.0, number=1) == 10.0
+    assert _minutes(step, left=8.5, number=1) == 7.5
+    assert _minutes(step, left=3.0, number=1) == 0.0
+    twice = Step("learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}", 4.0)
+    assert _minutes(twice, left=8.0, number=1) == 3.0
 
 
 def test_an_unknown_effort_is_refused() -> None:
