@@ -1,12 +1,15 @@
 """What does recovery buy? Score against throughput for three ways to prune.
 
     python bench/frontier.py MODEL --data DIR --out bench/results/NAME.json
+    python bench/frontier.py MODEL --data DIR --out ... --passes late 'mux{n=2 at=3},distill'
 
 `refit` trains nothing, `distill` trains after the cut, `learn-masks` chooses what to cut while
-training and trains on. All are trained for the same number of epochs. Scores are of the test
-rows, or of the certify rows where there is no test file; nothing is chosen on either. Engines
-are timed in one interleaved run at the end. Finished models are kept in a folder beside the
-result, so that a killed run goes on.
+training and trains on. All are trained for the same number of epochs. `--passes` measures
+named pipelines in place of these; where rows are mixed, with several draws of partners.
+
+Scores are of the test rows, or of the certify rows where there is no test file; nothing is
+chosen on either. Engines (plain graphs) are timed in one interleaved run at the end. Finished
+models are kept in a folder beside the result, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.cost import count
-from prumux.optimizer.environment import device, provenance
+from prumux.optimizer.environment import device, provenance, versions
 from prumux.optimizer.job import Request
 from prumux.optimizer.measure import interleave, ratio
 from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
-from prumux.optimizer.store import Store
+from prumux.optimizer.store import Store, key
 from prumux.optimizer.trials import Bench
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -43,7 +46,7 @@ METHODS = {
 }
 
 
-def measure(bench: Bench, method: str, sparsity: float, text: str) -> dict[str, Any]:
+def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
     """Scores and cost of one pipeline."""
     pipeline = Pipeline.parse(text)
     model = bench.build(pipeline)
@@ -51,7 +54,6 @@ def measure(bench: Bench, method: str, sparsity: float, text: str) -> dict[str, 
     dense, left = count(bench.model.encoder, bench.ctx.length), count(model.encoder, 1)
     return {
         "method": method,
-        "sparsity_asked": sparsity,
         "pipeline": text,
         "weights_share": left.encoder_parameters / dense.encoder_parameters,
         "macs_share": count(model.encoder, bench.ctx.length).macs / dense.macs,
@@ -60,6 +62,7 @@ def measure(bench: Bench, method: str, sparsity: float, text: str) -> dict[str, 
         "layers": [asdict(x) for x in model.encoder.layers],
         "rows": role,
         "score": bench.compare(pipeline, role, 1.0).to_json(),
+        "mux": bench.mixed(pipeline, role),
     }
 
 
@@ -89,7 +92,7 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for method in METHODS:
+    for method in dict.fromkeys(x["method"] for x in entries):
         of = [x for x in entries if x["method"] == method]
         speeds = [x["speed"]["throughput_ratio"] for x in of]
         axes.plot(speeds, [100 * x["score"]["loss"] for x in of], "o-", label=method)
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--passes", nargs=2, action="append", metavar=("NAME", "TEXT"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
@@ -121,16 +125,20 @@ def main() -> None:
         seed=options.seed,
     )
     opened = open_bench(request, parse_target("onnx"), Progress(1))
-    store = Store(options.out.with_suffix(f".{options.seed}.parts"))
+    about = key(opened.model.source["digest"], opened.data_digest, options.seed, versions())
+    store = Store(options.out.with_suffix(f".{about}.parts"))
     bench = replace(opened, ctx=replace(opened.ctx, store=store))
+    epochs = options.epochs
+    asked = options.passes or [
+        (method, METHODS[method].format(s=sparsity, e=epochs, h=epochs / 2))
+        for sparsity in options.sparsities
+        for method in options.methods
+    ]
     entries = []
-    for sparsity in options.sparsities:
-        for method in options.methods:
-            epochs = options.epochs
-            text = METHODS[method].format(s=sparsity, e=epochs, h=epochs / 2)
-            entries.append(measure(bench, method, sparsity, text))
-            loss = 100 * entries[-1]["score"]["loss"]
-            print(f"{method:12} {sparsity:.2f}  loss {loss:+.2f}", file=sys.stderr)  # noqa: T201
+    for method, text in asked:
+        entries.append(measure(bench, method, text))
+        loss = 100 * entries[-1]["score"]["loss"]
+        print(f"loss {loss:+.2f}  {method:12} {text}", file=sys.stderr)  # noqa: T201
     speeds = time_all(bench, [x["pipeline"] for x in entries], options.rounds)
     for entry, speed in zip(entries, speeds, strict=True):
         entry["speed"] = speed
@@ -145,7 +153,7 @@ def main() -> None:
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     plot(entries, options.out.with_suffix(".png"), f"{bench.metric}, {device()['cpu']}")
     for x in entries:
-        line = f"{x['method']:12} {x['sparsity_asked']:.2f} {100 * x['macs_share']:5.1f} %"
+        line = f"{x['method']:12} {100 * x['macs_share']:5.1f} % of the multiply-adds"
         line += f" {100 * x['score']['loss']:+6.2f} {x['speed']['throughput_ratio']:6.2f}x"
         print(f"{line} {x['minutes']:5.1f} min", file=sys.stderr)  # noqa: T201
 

@@ -44,7 +44,8 @@ from prumux.passes.slice import slice_model
 
 SPEEDUPS = (2.0, 3.0)
 SEEDS = (0, 1, 2)
-NEAR = 0.02
+NEAR = 0.03
+ROUNDS = 6
 
 
 def magnitude(model: Model) -> Scores:
@@ -92,7 +93,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
             else joint(model, scores, ctx, dial)
         )
         masked = replace(model, masks=masks)
-        reached = speedup(masks.sizes(model.encoder), ctx)
+        reached = speedup(masks.sizes(model.encoder), ctx, ROUNDS)
         found.append((abs(reached / asked - 1), masked, reached))
         if found[-1][0] <= NEAR:
             break

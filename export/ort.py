@@ -73,7 +73,14 @@ class OrtEngine:
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
         told = self._session.get_modelmeta().custom_metadata_map.get(SLOTS, "1")
-        self._run = in_groups(self._whole_groups, int(told) if told.isdecimal() else 1)
+        self.slots = max(1, int(told)) if told.isdecimal() else 1
+        """Rows that the graph mixes into one."""
+        self._run = in_groups(self._whole_groups, self.slots)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, in order."""
+        return self._names
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.

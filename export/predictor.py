@@ -263,6 +263,11 @@ def load(
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
     engine, slots = _engine(path, threads or 0), encoder.slots
+    if getattr(engine, "slots", slots) != slots:
+        raise ModelError(
+            f"'{path}' is mixed up: config.json mixes {slots} rows, its engine others\n"
+            "write the folder again with prumux-opt"
+        )
     if max_wait_ms is None:
         return Predictor(encoder, task, tokenizer, Direct(engine, slots))
     return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))
@@ -332,9 +337,13 @@ def _owners(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
     else:
         owners = (isolate,) * len(texts)
     for owner in owners:
-        if not isinstance(owner, Hashable):
-            raise UsageError(f"isolate holds {_short(owner)}: name owners by texts or numbers")
-    return owners
+        try:
+            hash(owner)
+        except TypeError as error:
+            raise UsageError(
+                f"isolate holds {_short(owner)}: name owners by texts or numbers"
+            ) from error
+    return tuple((type(owner), owner) for owner in owners)  # 1 and True are two owners
 
 
 def _text_rows(texts: Any) -> Rows:

@@ -61,6 +61,8 @@ class Direct:
 
 
 Waiting = tuple[Job, "Future[list[Floats]]"]
+Jobs = queue.SimpleQueue["Waiting | None"]
+"""None = nothing more comes."""
 
 
 @dataclass(eq=False)
@@ -74,18 +76,22 @@ class Together:
     engine: Engine
     slots: int
     max_wait_ms: float
-    _jobs: queue.SimpleQueue[Waiting | None] = field(default_factory=queue.SimpleQueue)
-    _lock: Any = field(default_factory=threading.Lock)
-    _thread: threading.Thread | None = None
+    _lock: Any = field(default_factory=threading.Lock, init=False)
+    _jobs: Jobs = field(default_factory=queue.SimpleQueue, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
 
     def run(self, job: Job) -> list[Floats]:
         """See `answer`; returns when the job is done."""
         if not len(job.encoded):
             return []
         with self._lock:
-            if self._thread is None:
+            # After a fork the thread is not there in the child.
+            if self._thread is None or not self._thread.is_alive():
+                self._jobs = queue.SimpleQueue()
                 # A daemon, so that a program that forgets `close` ends all the same.
-                self._thread = threading.Thread(target=self._serve, daemon=True)
+                self._thread = threading.Thread(
+                    target=self._serve, args=(self._jobs,), daemon=True
+                )
                 self._thread.start()
             waiting: Waiting = (job, Future())
             self._jobs.put(waiting)
@@ -100,10 +106,10 @@ class Together:
         if thread is not None:
             thread.join()
 
-    def _serve(self) -> None:
+    def _serve(self, jobs: Jobs) -> None:
         going = True
         while going:
-            taken, going = self._collect()
+            taken, going = self._collect(jobs)
             alike: dict[tuple[int, int], list[Waiting]] = {}
             for waiting in taken:
                 alike.setdefault((waiting[0].batch_size, waiting[0].copies), []).append(
@@ -112,16 +118,16 @@ class Together:
             for together in alike.values():
                 self._answer(together)
 
-    def _collect(self) -> tuple[list[Waiting], bool]:
+    def _collect(self, jobs: Jobs) -> tuple[list[Waiting], bool]:
         """The jobs of one round, and whether to go on after it."""
-        first = self._jobs.get()
+        first = jobs.get()
         if first is None:
             return [], False
         taken, rows = [first], len(first[0].encoded)
         until = time.monotonic() + self.max_wait_ms / 1000
         while rows < first[0].batch_size:
             try:
-                more = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
+                more = jobs.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
             if more is None:

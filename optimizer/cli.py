@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import json
-import os
-import re
 import shlex
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from .console import Parser, device, guarded, positive, print_json, seconds, version
 from .effort import EFFORTS
-from .errors import PrumuxError, UsageError
+from .errors import UsageError
 from .progress import Progress
 
 EPILOG = """\
@@ -30,45 +25,11 @@ examples:
 exit codes: 0 done, 1 the tool failed, 2 bad usage, file or config, 3 no candidate met the
 budget, 4 a parity or safety gate failed, 5 something needed is missing, 130 interrupted
 """
-INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports usage errors in prumux's own way."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}\nsee: prumux-opt --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and never lets a traceback out."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = "-vv" in arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return _main(arguments)
-    except PrumuxError as error:
-        code, text = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, text = INTERRUPTED, "interrupted; repeat the command with --resume to go on"
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError:
-        code, text = 1, "out of memory; try a smaller --batch"
-    except OSError as error:
-        code, text = 2, f"{error.strerror or error}: {error.filename or 'the output folder'}"
-        if error.errno == errno.ENOSPC:
-            text += "\nmake room and repeat the command with --resume"
-    except Exception as error:  # a fault of prumux: one line, the traceback with -vv
-        code = 1
-        lines = str(error).splitlines() or [""]
-        text = f"internal error: {type(error).__name__}: {lines[0]:.200}"
-        text += "\nrun again with -vv for the traceback, and please report it"
-    if verbose:
-        traceback.print_exc()
-    print(f"prumux-opt: {text}", file=sys.stderr)  # noqa: T201
-    return code
+    return guarded("prumux-opt", _main, argv, "repeat the command with --resume to go on")
 
 
 def _main(arguments: list[str]) -> int:
@@ -89,11 +50,11 @@ def _main(arguments: list[str]) -> int:
 
     request = _request(options, arguments)
     if options.dry_run:
-        _print_json(job.plan(request, progress).describe())
+        print_json(job.plan(request, progress).describe())
         return 0
     result = job.run(request, progress)
     if options.json:
-        _print_json(result.report)
+        print_json(result.report)
     else:
         from .report import print_table, summary
 
@@ -123,7 +84,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         metric=options.metric,
         batch=options.batch,
         length=options.length,
-        device=_device(options.device),
+        device=device(options.device),
         seed=options.seed,
         effort=options.effort,
         time_limit_s=options.time_limit,
@@ -134,7 +95,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="prumux-opt",
         description="Make the fastest engine of a trained encoder that keeps a loss budget.",
         epilog=EPILOG,
@@ -154,9 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", default="onnx", metavar="TEXT", help="such as 'onnx{fusion=none}'")
     add("--metric", metavar="NAME", help="accuracy, f1, matthews_correlation, pearson, ...")
     add("--effort", choices=EFFORTS, default="quick", help="quick trains nothing")
-    add("--time-limit", type=_seconds, metavar="30m", help="finish in about this time")
-    add("--batch", type=_positive, default=32, metavar="N", help="serving batch (default 32)")
-    add("--length", type=_positive, metavar="N", help="serving length (default: the data's)")
+    add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
+    add("--batch", type=positive, default=32, metavar="N", help="serving batch (default 32)")
+    add("--length", type=positive, metavar="N", help="serving length (default: the data's)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="for scores")
     add("--seed", type=int, default=0, metavar="N")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
@@ -167,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON document on stdout, logs on stderr")
     add("-q", "--quiet", action="store_true", help="errors only")
     add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
-    add("--version", action="version", version=_version())
+    add("--version", action="version", version=version())
     return parser
 
 
@@ -181,7 +142,7 @@ def _list_passes(as_json: bool) -> int:
         "targets": [t.describe() for t in all_targets()],
     }
     if as_json:
-        _print_json({name: [asdict(x) for x in found] for name, found in groups.items()})
+        print_json({name: [asdict(x) for x in found] for name, found in groups.items()})
         return 0
     for name, found in groups.items():
         print(f"{name}:")  # noqa: T201
@@ -204,43 +165,6 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
             )
         found[name] = column
     return found
-
-
-def _device(name: str) -> str:
-    if name == "cpu":
-        return name
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        from .errors import MissingError
-
-        raise MissingError("no CUDA device is visible to torch; use --device cpu")
-    return "cpu"
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text)
-    if found is None or float(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a time: write 90s, 30m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    return f"prumux {metadata.version('prumux')}"
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import DataError, UsageError
 from .ir import Encoder, Task
 from .metrics import IGNORE
-from .slots import filled, like_length
+from .slots import batch_rows, filled, like_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,7 +220,7 @@ def batches(
 
 def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
     """As `batches`, by length, each batch filled to whole groups of n rows with its own."""
-    found = batches(encoded, max(1, size // n) * n)
+    found = batches(encoded, batch_rows(size, n))
     if n == 1:
         return found
     return [collate(encoded, b.rows[filled(len(b.rows), n)]) for b in found]

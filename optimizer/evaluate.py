@@ -11,7 +11,7 @@ from .encode import Batch, Encoded, batches
 from .ir import Model, Task
 from .metrics import Predictions, predictions_of
 from .module import EncoderModule, run
-from .slots import Run
+from .slots import Run, batch_rows
 
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
@@ -44,7 +44,7 @@ def predict(
         seed: draws who is mixed with whom.
     """
     found: list[Any] = [None] * len(rows)
-    for batch in batches(rows, max(1, BATCH // slots) * slots, seed=seed):
+    for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
             token = task.kind == "token-classification"

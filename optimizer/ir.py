@@ -138,9 +138,18 @@ class Masks:
         )
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them: per layer heads, per layer FFN units, hidden."""
+        return (*self.heads, *self.ffn, self.hidden)
+
+    @property
     def all_true(self) -> bool:
         """Whether nothing is pending."""
-        return all(bool(m.all()) for m in (*self.heads, *self.ffn, self.hidden))
+        return all(bool(m.all()) for m in self.tensors)
+
+    def key(self) -> str:
+        """A text that tells them from others."""
+        return "/".join("".join(map(str, m.int().tolist())) for m in self.tensors)
 
     def verify(self, encoder: Encoder) -> None:
         """Check lengths and types.

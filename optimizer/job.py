@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .effort import EFFORTS, LIMIT_S, Effort, Family, Step, default_space, family
+from .effort import EFFORTS, LADDERS, LIMIT_S, Effort, Family, Step, default_space, family
 from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "2%"
 SHIPPING_S = 120.0
 """Kept free of the time limit for export and timing, or a fifth of it if that is less."""
-UNSURE = 4
-"""Exit code of a cost table that did not pass its check."""
 REFIT_MINUTES = 1.0
 """Kept free of a training's time for pruning and refitting before it, scoring after it."""
 LEAST_SHARE = 0.3
@@ -80,6 +78,9 @@ class Request:
             )
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"device is {self.device!r}, it must be 'cpu' or 'cuda'")
+        limit = self.time_limit_s
+        if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+            raise UsageError(f"time_limit_s is {limit!r}, give seconds, such as 1800")
         if not isinstance(self.columns, Mapping):
             raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")
 
@@ -173,7 +174,8 @@ def optimize(
             is 2 points, or with `passes` no budget: exactly that pipeline is run.
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
-            `passes`, `target`, `metric`, `batch`, `length`, `seed`, `resume`, `force`.
+            `passes`, `target`, `metric`, `batch`, `length`, `device`, `effort`,
+            `time_limit_s`, `seed`, `resume`, `force`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. A budget that no
@@ -324,12 +326,21 @@ def _minutes(step: Step, left: float, number: int) -> float:
 
 def _family(todo: Plan) -> Family:
     """The default family, in multiply-adds where this machine's clock cannot be relied on."""
+    from .table import cost_table
+
     bench, request = todo.bench, todo.request
-    try:
-        bench.sketch(todo.space[0])
-    except PassError as error:
-        if error.exit_code != UNSURE:
-            raise
-        bench.ctx.progress.say(f"{error}\ncounting multiply-adds in place of milliseconds")
-        return family(request.effort, request.time_limit_s, measured=False)
-    return family(request.effort, request.time_limit_s)
+
+    def reason() -> dict[str, str]:
+        early = replace(bench.model.encoder, pool_early=bench.model.encoder.pooled)
+        try:
+            table = cost_table(replace(bench.model, encoder=early), bench.ctx)
+            table.limit_ms(LADDERS[request.effort][0][0], "prune")
+        except PassError as error:
+            return {"not_measured": str(error)}
+        return {}
+
+    # Kept, because a second measurement might say otherwise, and a resumed run must not.
+    why = bench.ctx.store.json("measured", reason).get("not_measured")
+    if why:
+        bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
+    return family(request.effort, request.time_limit_s, measured=why is None)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import UsageError
-from .ir import Encoder, Model
+from .ir import Encoder, Model, expected_shapes
 from .slots import in_groups
 
 BranchKind = Literal["attention", "ffn"]
@@ -282,7 +282,8 @@ class EncoderModule(EncoderForward, nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.sizes = model.encoder
-        attach(self, model.weights)
+        # In the order of the sizes, whatever that of the mapping: checkpoints count on it.
+        attach(self, {name: model.weights[name] for name in expected_shapes(self.sizes)})
         self.alive_attention = [bool(m.any()) for m in model.masks.heads]
         self.alive_ffn = [bool(m.any()) for m in model.masks.ffn]
         self.factors = _factors(model)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from .stage import Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .context import Context
     from .ir import Model
 
@@ -31,6 +33,11 @@ class Pass(Stage):
     """Whether it leaves masks, which a later pass has to cut out."""
     cuts: ClassVar[bool] = False
     """Whether it makes masks physical."""
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """Files that the result depends on."""
+        return ()
 
     def requires(self, model: Model) -> None:
         """Refuse a model that this pass cannot take.

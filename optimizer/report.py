@@ -57,6 +57,7 @@ def build_report(
             "heads_dense": [x.heads for x in bench.model.encoder.layers],
             "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
         },
+        "mux": bench.mixed(pipeline, "certify"),
         "passes": [asdict(x) for x in model.history],
         "export": {name: dict(x.emitted.notes) for name, x in both.items()},
         "engine": dict(shipped.optimised.engine.describe()),
@@ -178,6 +179,12 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{-100 * x['loss']:+.2f}",
             )
         )
+    if mux := report["mux"]:
+        low, high = min(mux["scores"]), max(mux["scores"])
+        mean = f"{100 * mux['mean']:.2f}  [{100 * low:.2f}, {100 * high:.2f}]"
+        rows.append((f"  over {len(mux['scores'])} draws of partners", "", mean, ""))
+        share = f"{100 * mux['depends_on_partners']:.1f}%"
+        rows.append(("  rows whose answer depends on them", "", share, ""))
     spread = f"[{ours['throughput_ratio_low']:.2f}, {ours['throughput_ratio_high']:.2f}]"
     serving = report["serving"]
     point = f"batch {serving['batch']}, {serving['mean_tokens']} tokens"

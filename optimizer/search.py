@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from .certify import Certificate, fixed_sequence
 from .effort import Family, Step
+from .errors import PassError
 from .pipeline import Pipeline
 
 SAFE_SHARE = 0.5
@@ -98,8 +99,8 @@ def climb(
     """Search a family from its slowest member to its fastest.
 
     A member is trained until its loss on the select rows is within the limit, then the next
-    one goes on from it. The end of the time ends this. Then the members are certified in this
-    order, the last as it is.
+    one goes on from it. The end of the time ends this, or a cut that is out of reach. Then
+    the members that were trained for long are certified in this order, after the first.
 
     Args:
         family: the members.
@@ -109,31 +110,59 @@ def climb(
         granted: minutes that a step may train as the trial of this number; 0 = no time left.
     """
     trials: dict[int, Trial] = {}
-    members: list[Trial] = []
+    members: list[tuple[Step, Trial]] = []
     text, late = family.start, False
     for step in family.steps:
         more = step
         while minutes := granted(more, len(trials)):
             text = f"{text},{more.timed(minutes)}"
-            found = trials[len(trials)] = trial(Pipeline.parse(text))
+            try:
+                found = trials[len(trials)] = trial(Pipeline.parse(text))
+            except PassError:
+                if not trials:
+                    raise
+                minutes = 0.0  # out of reach, as all that follow; what there is counts
+                break
             if found.loss <= limit:
-                members.append(found)
+                members.append((step, found))
                 break
             more = Step("distill{minutes=MINUTES}", step.minutes)
-        else:
+        if not minutes:
             late = True
             break
-    if members[-1:] != [last := trials[len(trials) - 1]]:
-        members.append(last)
+    last = trials[len(trials) - 1]
+    if not members or members[-1][1] != last:
+        members.append((family.steps[len(members)], last))
     proofs: list[tuple[Pipeline, Certificate]] = []
 
     def certificates() -> Iterator[Certificate]:
-        for member in members:
+        for member in _worth_proving(members):
             proofs.append((member.pipeline, prove(member.pipeline)))
             yield proofs[-1][1]
 
     passed = fixed_sequence(certificates())
     return _conclude(trials, proofs, passed, limit, late)
+
+
+def _worth_proving(members: Sequence[tuple[Step, Trial]]) -> list[Trial]:
+    """The first member, those that were trained for long, and the last.
+
+    The others were steps on the way: one that is trained too little would fail, and so end
+    the proofs, where a faster one that was trained for long holds. For the same reason one is
+    left out of which a faster one loses at most `SAFE_SHARE`. All this is decided on the
+    select rows alone.
+    """
+    most = max(step.minutes for step, _ in members)
+    kept = [
+        trial
+        for i, (step, trial) in enumerate(members)
+        if i in (0, len(members) - 1) or step.minutes == most
+    ]
+    return [
+        x
+        for i, x in enumerate(kept)
+        if all(other.loss > SAFE_SHARE * x.loss or x.loss <= 0 for other in kept[i + 1 :])
+    ]
 
 
 def _conclude(

@@ -19,6 +19,11 @@ Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 """Inputs [B, T] under their ONNX names to logits."""
 
 
+def batch_rows(size: int, n: int) -> int:
+    """The largest multiple of n up to `size`, at least n."""
+    return max(1, size // n) * n
+
+
 def filled(rows: int, n: int) -> Ints:
     """Indices of `rows` rows followed by the filler that completes the last group of n."""
     index = np.arange(rows)
@@ -31,10 +36,11 @@ def filled(rows: int, n: int) -> Ints:
 def grouped(
     lengths: Ints, n: int, copies: int = 1, tenants: Sequence[Hashable] | None = None
 ) -> Ints:
-    """Who is mixed with whom: indices of rows, [groups, n], short groups first.
+    """Who is mixed with whom: indices of rows, [groups, n], groups of short rows first.
 
     Rows of like length share a group, and rows of two tenants never do. With `copies` each
-    row is in so many groups, each time in another slot and with other partners.
+    row is in so many groups, each time in another slot and, where there are rows enough, with
+    other partners.
     """
     owners = [None] * len(lengths) if tenants is None else tenants
     rows_of: dict[Hashable, list[int]] = {}

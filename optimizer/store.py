@@ -23,6 +23,15 @@ def key(*parts: object) -> str:
     return hashlib.sha256("\x00".join(str(part) for part in parts).encode()).hexdigest()[:24]
 
 
+def file_digest(path: Path) -> str:
+    """A digest of a file's contents; of nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that no reader ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

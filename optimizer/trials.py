@@ -19,16 +19,19 @@ from .errors import UsageError
 from .evaluate import BATCH, predict, torch_run
 from .ir import Applied, Masks, Model
 from .metrics import Predictions, score
+from .partners import DRAWS, drawn
 from .pipeline import Pipeline
 from .progress import Progress
 from .search import Trial
-from .store import Store, key
+from .store import Store, file_digest, key
 
 if TYPE_CHECKING:
     from .job import Request
     from .passbase import Pass
     from .target import Target
 
+MASK = "masks."
+"""Names of masks among the stored weights."""
 Record = Callable[[Mapping[str, Any]], None]
 
 
@@ -66,6 +69,9 @@ class Bench:
             "device": self.request.device,
             "data": self.data_digest,
             "passes": [str(p) for p in space],
+            "files": {
+                str(x): file_digest(x) for p in space for y in p.passes for x in y.reads
+            },
             "budget": None if budget is None else str(budget),
             "metric": self.metric,
             "target": str(self.target),
@@ -119,7 +125,7 @@ class Bench:
 
         def watch(index: int, pass_: Pass, before: Model, after: Model) -> None:
             del before
-            if pass_.trains and after.stage == "dense":
+            if pass_.trains:
                 self._keep(Pipeline(pipeline.passes[: start + index + 1]), after)
 
         model = rest.run(model, self.ctx, watch)
@@ -143,7 +149,9 @@ class Bench:
 
     def _keep(self, pipeline: Pipeline, model: Model) -> None:
         name = f"model-{key(pipeline)}"
-        self.ctx.store.tensors(name, lambda: model.weights)
+        pending = {} if model.masks.all_true else dict(enumerate(model.masks.tensors))
+        masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
+        self.ctx.store.tensors(name, lambda: {**model.weights, **masks})
         self.ctx.store.json(
             f"{name}-facts",  # last, since it says that the weights are whole
             lambda: {
@@ -159,13 +167,19 @@ class Bench:
         name, store = f"model-{key(pipeline)}", self.ctx.store
         facts = store.json(f"{name}-facts", dict)
         encoder, task = from_config(facts["config"])
-        weights = store.tensors(name, dict)
+        held = store.tensors(name, dict)
+        weights = {k: x for k, x in held.items() if not k.startswith(MASK)}
+        pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(weights))]
+        half = len(encoder.layers)
+        masks = Masks.full(encoder)
+        if pending:
+            masks = Masks(tuple(pending[:half]), tuple(pending[half:-1]), pending[-1])
         history = tuple(Applied(**x) for x in facts["history"])
         made = replace(self.model, encoder=encoder, task=task, weights=weights)
         kept = facts["kept_hidden"]
         return replace(
             made,
-            masks=Masks.full(encoder),
+            masks=masks,
             history=history,
             kept_hidden=None if kept is None else torch.tensor(kept),
         )
@@ -223,6 +237,22 @@ class Bench:
         """Arguments of `predict`: who is mixed with whom, where rows are mixed."""
         slots = model.encoder.slots
         return {} if slots == 1 else {"slots": slots, "seed": self.ctx.seed}
+
+    def mixed(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
+        """How far a role's score depends on who is mixed with whom; None if nothing is."""
+        model = self.build(pipeline)
+        if model.encoder.mux is None:
+            return None
+        name = f"mixed-{key(pipeline, role, self.model.source, self.data_digest)}"
+        rows = self._rows(role)
+        labels = self.outputs(pipeline, role)[1]
+
+        def make() -> dict[str, Any]:
+            with self.ctx.progress.task("drawing partners", DRAWS) as step:
+                return asdict(drawn(model, rows, labels, self.metric, step))
+
+        found: dict[str, Any] | None = self.ctx.store.json(name, make)
+        return found
 
     def answers(self, pipeline: Pipeline) -> Predictions:
         """The torch module's predictions on the certify rows."""

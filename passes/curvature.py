@@ -64,7 +64,9 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]
-                sums[branch].add(inner.float(), each, real[:, : tap.shape[1]])
+                # Of a mixed row a position is real where some member has a token.
+                mixed = real.view(len(tap), -1, real.shape[1]).any(1)
+                sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
             step()
     rows = sum(len(batch.rows) for batch in groups)
     return {branch: x.result(rows) for branch, x in sums.items()}

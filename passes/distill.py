@@ -58,7 +58,8 @@ class Distill(Taught):
         rows = ctx.fit if ctx.train is None else ctx.train
         student = Student(model, self, rows, ctx)
         given = digest(model.weights, model.task, model.encoder)
-        name = "distill-" + key(self, given, len(rows), ctx.seed, torch.__version__)
+        about = (self, given, model.masks.key(), len(rows), ctx.seed, torch.__version__)
+        name = "distill-" + key(*about)
         facts = train(student, rows, self.length, ctx, name)
         return replace(model, weights=weights_of(student.module), notes=facts)
 

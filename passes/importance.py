@@ -78,9 +78,8 @@ def _kept(
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
     masks = model.masks
     given = digest(model.weights, model.task, model.encoder)
-    pending = [m.int().tolist() for m in (*masks.heads, *masks.ffn, masks.hidden)]
     about = (rows.ids, rows.types, ctx.seed)
-    name = f"{name}-{key(given, pending, *map(repr, about), torch.__version__)}"
+    name = f"{name}-{key(given, masks.key(), *map(repr, about), torch.__version__)}"
 
     def make() -> dict[str, Tensor]:
         return {str(i): x for i, x in enumerate(_fisher(model, alive, put, rows, ctx))}
@@ -112,7 +111,7 @@ def _fisher(
                     if grad is not None:
                         total[i] += grad.square().sum(0).cpu()
             step()
-    return [x / len(rows) for x in total]
+    return [x / sum(len(batch.rows) for batch in groups) for x in total]
 
 
 def losses(

@@ -9,8 +9,22 @@ from .losses import state_error
 from .teacher import Seen
 
 
-def matched_error(found: Seen, aim: Seen, living: list[int], real: Tensor) -> Tensor:
-    """Mean error of the teacher's layers, each against the student layer it is matched to."""
+def matched_error(
+    found: Seen, aim: Seen, living: list[int], real: Tensor, at: int | None = None
+) -> Tensor:
+    """Mean error of the teacher's layers, each against the student layer it is matched to.
+
+    Where rows are mixed before layer `at`, layers before it are matched with each other, and
+    the last, whose states are taken apart, with the teacher's last.
+    """
+    if at is not None and living and aim.states:
+        last = max(aim.states)
+        early = Seen(aim.logits, {i: x for i, x in aim.states.items() if i < min(at, last)})
+        below = [i for i in living if i < at and i != max(living)]
+        apart = state_error(found.states[max(living)], aim.states[last], real)
+        if not below or not early.states:
+            return apart
+        return (matched_error(found, early, below, real) + apart) / 2
     if not living or not aim.states:
         return found.logits.new_zeros((), dtype=torch.float32)
     with torch.no_grad():

@@ -41,10 +41,16 @@ def divergence(
 
 def state_error(found: Tensor, aim: Tensor, real: Tensor) -> Tensor:
     """Squared error of hidden states [B, T, D] at real positions over their variance."""
+    error, variance = state_parts(found, aim, real)
+    return error / (variance + 1e-6)
+
+
+def state_parts(found: Tensor, aim: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Both parts of `state_error`, so that they can be summed over batches first."""
     positions = min(found.shape[1], aim.shape[1])
     real = real[:, :positions]
     s, t = found[:, :positions][real].float(), aim[:, :positions][real].float()
-    return F.mse_loss(s, t) / (t.var(0, correction=0).mean() + 1e-6)
+    return F.mse_loss(s, t), t.var(0, correction=0).mean()
 
 
 def label_error(logits: Tensor, labels: Any, task: Task) -> Tensor:

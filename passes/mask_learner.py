@@ -84,7 +84,8 @@ class MaskLearner:
         total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
         pairs = zip(self.module.alive_attention, self.module.alive_ffn, strict=True)
         living = comparable([i for i, x in enumerate(pairs) if any(x)], self.model.encoder)
-        matched = matched_error(found, aim, living, real)
+        mux = self.model.encoder.mux
+        matched = matched_error(found, aim, living, real, mux.at if mux else None)
         return total + o.hidden * matched + self.excess(share)
 
     def excess(self, share: float) -> Tensor:

@@ -13,6 +13,7 @@ from prumux.optimizer import ir
 from prumux.optimizer.context import Context
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Encoder, Keys, Model, expected_shapes
+from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.passbase import Pass
 
 INITIAL_STD = 0.02
@@ -104,9 +105,10 @@ def _initial(
     """Demultiplexing starts as multiplying by the key once more, which undoes a sign."""
     if name in ("mux.keys", "demux.scale"):
         return keys.clone()
-    if ".norm." in name:
-        return model.weights[_last_norm(model) + name.rpartition(".")[2]].clone()
     shape = expected_shapes(encoder)[name]
+    if ".norm." in name:
+        last = model.weights[_last_norm(model) + name.rpartition(".")[2]]
+        return last.clone() if tuple(last.shape) == shape else torch.ones(shape)
     if len(shape) == 1 or name == "demux.shift":
         return torch.zeros(shape)
     return torch.randn(shape, generator=random) * INITIAL_STD
@@ -114,9 +116,5 @@ def _initial(
 
 def _last_norm(model: Model) -> str:
     """The prefix of the LayerNorm whose output the head was trained on."""
-    norms = [
-        x for x in model.weights if x.endswith(".norm.weight") and x.startswith("layers.")
-    ]
-    wide = [x for x in norms if len(model.weights[x]) == model.encoder.hidden]
-    found = wide[-1] if wide else "embeddings.norm.weight"
-    return found.removesuffix("weight")
+    living = EncoderModule(model).branches()
+    return f"{living[-1].name}.norm." if living else "embeddings.norm."

@@ -12,7 +12,9 @@ from prumux.optimizer.cost import branch_cost
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
-from prumux.optimizer.table import cost_table
+from prumux.optimizer.source import digest
+from prumux.optimizer.store import key
+from prumux.optimizer.table import CostTable, cost_table
 
 from .allocate import values, with_counts
 from .importance import fisher
@@ -84,7 +86,20 @@ class Prune(Pass):
 
     def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
         """Counts that reach the speed-up when they are timed, not only by the table."""
-        table, asked = cost_table(model, ctx), self.speedup or 1
+        table = cost_table(model, ctx)
+        given = digest(model.weights, model.task, model.encoder)
+        shapes = [b.input_ids.shape for b in ctx.workload]
+        name = key(self, given, model.masks.key(), ctx.target, ctx.threads, shapes)
+        # Kept, because a second timing might choose otherwise, and a resumed run must not.
+        found: list[int] = ctx.store.json(
+            f"timed-{name}", lambda: self._closest(model, worth, keep, table, ctx)
+        )
+        return found
+
+    def _closest(
+        self, model: Model, worth: Worth, keep: Keep, table: CostTable, ctx: Context
+    ) -> list[int]:
+        asked = self.speedup or 1
         limit = table.limit_ms(asked, self.name)
         found: dict[float, list[int]] = {}
         for _ in range(TRIES):
@@ -94,7 +109,9 @@ class Prune(Pass):
             found[abs(reached / asked - 1)] = counts
             if abs(reached / asked - 1) <= NEAR:
                 break
-            limit = max(limit * reached / asked, table.base_ms)
+            limit *= reached / asked
+            if limit <= table.base_ms:
+                break
         return found[min(found)]
 
     def _within(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, batches
+from prumux.optimizer.encode import Batch, groups_of
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Masks, Model
 from prumux.optimizer.module import KINDS, Branch, BranchKind, EncoderModule, run
@@ -46,7 +46,9 @@ class PruneLayers(Pass):
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Removes the block whose loss moves the predictions least, then looks again."""
-        rows = batches(ctx.fit.take(range(min(ROWS, len(ctx.fit)))), BATCH)
+        rows = groups_of(
+            ctx.fit.take(range(min(ROWS, len(ctx.fit)))), BATCH, model.encoder.slots
+        )
         aim = _outputs(model, rows)
         removed: list[str] = []
         todo = dict(zip(KINDS, (self.attention, self.ffn), strict=True))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import batches
+from prumux.optimizer.encode import groups_of
 from prumux.optimizer.ir import Masks, Model
 from prumux.optimizer.module import Branch
 from prumux.optimizer.store import key
@@ -95,7 +95,8 @@ def second_order(model: Model, ctx: Context) -> Removals:
 
     def make() -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        scores, around = fisher(model, ctx), curvature(model, batches(rows, BATCH), ctx)
+        groups = groups_of(rows, BATCH, model.encoder.slots)
+        scores, around = fisher(model, ctx), curvature(model, groups, ctx)
         with ctx.progress.task("removal", len(around)) as step:
             for branch, each in around.items():
                 part = _branch(model, branch, each, scores)

@@ -7,11 +7,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from prumux.optimizer.encode import Batch, Encoded, collate
+from prumux.optimizer.errors import UsageError
+from prumux.optimizer.slots import batch_rows
 
 POOL = 64
 """So many batches are sorted by length together, then shuffled."""
 MULTIPLE = 8
 """Rows are padded to multiples of this, so that few shapes occur."""
+
+
+def steps_of_epoch(rows: int, size: int, slots: int) -> int:
+    """Batches in which every row is seen once, but those that fill no group."""
+    return -(-(rows // slots * slots) // batch_rows(size, slots))
 
 
 def stream(
@@ -23,10 +30,16 @@ def stream(
     sees what an uninterrupted one would have. Where `slots` rows are mixed into one, all
     groups are whole: an epoch leaves out the rows that would fill none, and who is mixed with
     whom, and where, is drawn from the batch.
+
+    Raises:
+        UsageError: there are too few rows for one group.
     """
-    size = max(1, size // slots) * slots
-    whole = len(rows) // slots * slots
-    each = -(-whole // size)
+    size, whole = batch_rows(size, slots), len(rows) // slots * slots
+    if not whole:
+        raise UsageError(
+            f"{len(rows)} rows fill no mixed row of {slots}: give {slots} or more to train on"
+        )
+    each = steps_of_epoch(len(rows), size, slots)
     lengths = rows.lengths
     epoch, skip = divmod(start, each)
     while True:

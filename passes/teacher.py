@@ -50,14 +50,15 @@ def observe(
     sizes = module.sizes
     if sizes.mux:
         x = module.unmix(x[:, :1] if sizes.pooled and not everywhere else x, hidden)
-        states |= dict.fromkeys(range(sizes.mux.at, len(sizes.layers)), x)
+        last = max((branch.index for branch in module.branches()), default=sizes.mux.at)
+        states |= dict.fromkeys(range(min(sizes.mux.at, last), len(sizes.layers)), x)
     logits = module.classify(x[:, 0] if sizes.pooled else x, hidden)
     return Seen(logits, states)
 
 
 def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
     """Of these layers those whose states belong to one row: all before rows are mixed, and
-    the last, whose states are taken apart."""
+    the last, in whose place `observe` gives the states that were taken apart."""
     at = sizes.mux.at if sizes.mux else len(sizes.layers)
     return [i for i in living if i < at or i == max(living)]
 

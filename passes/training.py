@@ -21,7 +21,7 @@ from prumux.optimizer.errors import PassError
 from prumux.optimizer.precision import autocast
 from prumux.optimizer.store import Store
 
-from .stream import stream
+from .stream import steps_of_epoch, stream
 
 RISE = 0.05
 CHECKS = 8
@@ -38,11 +38,11 @@ class Length:
     minutes: float | None
     batch: int
 
-    def share(self, step: int, seconds: float, rows: int) -> float:
-        """How much of it is over, 0 to 1."""
+    def share(self, step: int, seconds: float, each: int) -> float:
+        """How much of it is over, 0 to 1, with `each` steps in an epoch."""
         if self.minutes is not None:
             return min(1.0, seconds / (60 * self.minutes))
-        return min(1.0, step / ((self.epochs or 0) * math.ceil(rows / self.batch)))
+        return min(1.0, step / ((self.epochs or 0) * each))
 
 
 class Learner(Protocol):
@@ -152,14 +152,15 @@ def train(
     with ctx.progress.task(f"training, {len(rows)} rows", CHECKS) as tick:
         for _ in run.harm[1:]:
             tick()
+        each = steps_of_epoch(len(rows), length.batch, learner.slots)
+        before, start = run.seconds, time.monotonic()
         for batch in stream(rows, length.batch, ctx.seed, run.step, learner.slots):
-            start = time.monotonic()
-            share = length.share(run.step, run.seconds, len(rows))
+            share = length.share(run.step, run.seconds, each)
             with autocast(ctx.device):
                 loss = learner.loss(batch, share)
             run.descend(loss, max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1)))
-            run.seconds += time.monotonic() - start
-            share = length.share(run.step, run.seconds, len(rows))
+            run.seconds = before + time.monotonic() - start  # checks and all
+            share = length.share(run.step, run.seconds, each)
             if share * CHECKS >= len(run.harm):
                 run.keep(learner.harm())
                 run.save(ctx.store, name)

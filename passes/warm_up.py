@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +14,13 @@ from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded, groups_of
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
+from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.precision import autocast
 from prumux.optimizer.store import key
 
 from .distill import check_rows, groups, trainable, weights_of
-from .losses import state_error
+from .losses import state_parts
+from .plain_text import plain_rows
 from .teacher import Seen, Teacher, layer_pairs, observe, teacher
 from .trained import Trained
 from .training import train
@@ -41,6 +44,10 @@ class WarmUp(Trained):
     shapes: ClassVar[bool] = False
     states: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
     tokens: float = field(default=0.0, metadata={"help": "weight of token retrieval"})
+    text: str | None = field(
+        default=None,
+        metadata={"help": "a file of unlabelled text to use in place of the training rows"},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +57,11 @@ class WarmUp(Trained):
         if not self.states + self.tokens:
             raise ValueError("states and tokens are both 0: nothing would be learnt")
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The file of text."""
+        return () if self.text is None else (Path(self.text),)
+
     def requires(self, model: Model) -> None:
         """Only a multiplexed model needs it."""
         if model.encoder.mux is None:
@@ -57,6 +69,10 @@ class WarmUp(Trained):
                 "warm-up trains mux and demux, and the model has neither\n"
                 "put mux before it: mux{n=2},warm-up",
                 exit_code=2,
+            )
+        if not EncoderModule(model).branches():
+            raise PassError(
+                "no block is left to train mux and demux with; prune less", exit_code=2
             )
         if self.tokens and model.encoder.projected:
             raise PassError(
@@ -70,9 +86,12 @@ class WarmUp(Trained):
         from prumux.optimizer.source import digest
 
         rows = ctx.fit if ctx.train is None else ctx.train
+        if self.text is not None:
+            rows = plain_rows(self.text, ctx.dense, rows, ctx.seed)
         learner = Warmer(model, self, rows, ctx)
         given = digest(model.weights, model.task, model.encoder)
-        name = "warm-up-" + key(self, given, len(rows), ctx.seed, torch.__version__)
+        about = (self, given, model.masks.key(), rows.ids, ctx.seed, torch.__version__)
+        name = "warm-up-" + key(*about)
         facts = train(learner, rows, self.length, ctx, name)
         return replace(model, weights=weights_of(learner.module), notes=facts)
 
@@ -100,41 +119,48 @@ class Warmer:
     def loss(self, batch: Batch, share: float) -> Tensor:
         """See `WarmUp`."""
         del share
-        o = self.options
-        found = observe(self.module, batch, self.device, everywhere=True)
-        total = torch.zeros((), device=self.device)
-        if o.states:
-            total = total + o.states * self._off(found, self.teacher.teach(batch), batch)
-        if o.tokens:
-            words = self.module.get_parameter("embeddings.word.weight")
-            ids = torch.as_tensor(batch.input_ids).to(self.device)
-            real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
-            last = found.states[max(self.pairs)]
-            total = total + o.tokens * F.cross_entropy(
-                (last[real] @ words.T).float(), ids[real]
-            )
+        states, tokens = self._parts(batch, self.teacher)
+        total = self.options.tokens * tokens
+        if states:
+            off = [error / (variance + 1e-6) for error, variance in states]
+            total = total + self.options.states * torch.stack(off).mean()
         return total
 
     def harm(self) -> float:
-        """Mean error of the states on the select rows."""
-        total, count = 0.0, 0
+        """The same on the select rows, with errors and variances summed over all of them."""
+        tokens, count, off = 0.0, 0, torch.zeros(len(self.pairs) + 1, 2)
         with torch.no_grad(), autocast(self.device):
             for batch in groups_of(self.checks, BATCH, self.slots):
-                found = observe(self.module, batch, self.device, everywhere=True)
-                off = float(self._off(found, self.judge.teach(batch), batch))
-                total, count = total + off * len(batch.rows), count + len(batch.rows)
-        return total / count
+                rows = len(batch.rows)
+                states, lost = self._parts(batch, self.judge)
+                tokens, count = tokens + float(lost) * rows, count + rows
+                for i, (error, variance) in enumerate(states):
+                    off[i] += rows * torch.stack([error, variance]).cpu()
+        each = off[: len(self.pairs) + self.module.sizes.pooled]
+        errors = float((each[:, 0] / (each[:, 1] + 1e-6)).mean())
+        return self.options.states * errors + self.options.tokens * tokens / count
 
-    def _off(self, found: Seen, aim: Seen, batch: Batch) -> Tensor:
-        """Error of the compared layers' states, and of the last where the head reads."""
+    def _parts(
+        self, batch: Batch, teacher: Teacher
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Errors and variances of the compared layers' states, and of the last where the head
+        reads; and the cross-entropy of the tokens."""
+        found = observe(self.module, batch, self.device, everywhere=True)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
+        states = self._off(found, teacher.teach(batch), real) if self.options.states else []
+        if not self.options.tokens:
+            return states, torch.zeros((), device=self.device)
+        words = self.module.get_parameter("embeddings.word.weight")
+        ids = torch.as_tensor(batch.input_ids).to(self.device)
+        scores = found.states[max(self.pairs)][real] @ words.T
+        return states, F.cross_entropy(scores.float(), ids[real])
+
+    def _off(self, found: Seen, aim: Seen, real: Tensor) -> list[tuple[Tensor, Tensor]]:
         here, there = self.dims
-        errors = [
-            state_error(found.states[i][..., here], aim.states[j][..., there], real)
+        states = [
+            (found.states[i][..., here], aim.states[j][..., there])
             for i, j in self.pairs.items()
         ]
         if self.module.sizes.pooled:
-            i, j = max(self.pairs.items())
-            own, other = found.states[i][:, :1, here], aim.states[j][:, :1, there]
-            errors.append(state_error(own, other, real))
-        return torch.stack(errors).mean()
+            states.append((states[-1][0][:, :1], states[-1][1][:, :1]))
+        return [state_parts(own, other, real) for own, other in states]

@@ -10,7 +10,7 @@ import pytest
 
 from prumux.optimizer.certify import Certificate
 from prumux.optimizer.effort import LADDERS, Step, default_space, family
-from prumux.optimizer.errors import UsageError
+from prumux.optimizer.errors import PassError, UsageError
 from prumux.optimizer.job import Request, _minutes
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial, climb
@@ -70,16 +70,44 @@ def test_a_member_is_trained_until_it_is_good_enough() -> None:
     assert len(tried) == 9
     assert found.winner is not None
     assert str(found.winner).count("distill") == 9
-    assert [len(x) for x in tried] == sorted(len(x) for x in tried)
-    assert len(found.proofs) == 7
+    members = [str(x) for x, _ in found.proofs]
+    assert [x.count("prune{") for x in members] == [1, 3, 4, 5, 6, 7], (
+        "2 was a step on the way"
+    )
 
 
 def test_the_first_failure_ends_the_proofs() -> None:
-    found, _ = climbed([[0.01]] * 7, [0.01, 0.015, 0.03, 0.01, 0.01, 0.01, 0.01])
+    found, _ = climbed([[0.01]] * 7, [0.01, 0.03, 0.015, 0.03, 0.01, 0.01, 0.01])
     assert len(found.proofs) == 3
     assert found.winner is not None
-    assert str(found.winner).count("prune{") == 2
+    assert str(found.winner).count("prune{") == 3
     assert "the next could lose up to 3.00%" in found.reason
+
+
+def test_a_member_that_a_faster_one_beats_is_not_proved() -> None:
+    found, _ = climbed([[0.015], [0.01], [0.005], *[[0.01]] * 4], [0.03, *[0.01] * 6])
+    assert [str(x).count("prune{") for x, _ in found.proofs] == [3, 4, 5, 6, 7]
+    assert found.winner is not None
+
+
+def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
+    reached = 4
+
+    def trial(pipeline: Pipeline) -> Trial:
+        if str(pipeline).count("prune{") > reached:
+            raise PassError("embeddings and head alone take longer", exit_code=2)
+        return Trial(pipeline, 0.9, 0.01, 1.0, 100)
+
+    def prove(pipeline: Pipeline) -> Certificate:
+        del pipeline
+        return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, 0.95, LIMIT, "tango")
+
+    given = family("standard", 60.0)
+    found = climb(given, trial, prove, LIMIT, lambda step, _: step.minutes)
+    assert str(found.winner).count("prune{") == 4
+    reached = 0
+    with pytest.raises(PassError, match="embeddings and head alone"):
+        climb(given, trial, prove, LIMIT, lambda step, _: step.minutes)
 
 
 def test_the_member_that_time_cut_short_is_proved_last() -> None:

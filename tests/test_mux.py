@@ -21,6 +21,7 @@ from prumux.optimizer.encode import Batch
 from prumux.optimizer.errors import PassError, UsageError
 from prumux.optimizer.ir import Keys, Kind, Model
 from prumux.optimizer.module import EncoderModule, run
+from prumux.optimizer.partners import drawn
 from prumux.optimizer.pipeline import Pipeline
 from prumux.passes.mux import Mux
 from prumux.passes.slice import slice_model
@@ -70,6 +71,9 @@ def test_padding_changes_neither_a_rows_own_answer_nor_its_partners(
         name: np.pad(x, ((0, 0), (0, more)), constant_values=fill[name])
         for name, x in batch.inputs().items()
     }
+    if model.encoder.positions_from == "index":  # what stands in padding has no part either
+        junk = np.random.default_rng(seed).integers(1, 101, padded["input_ids"].shape)
+        padded["input_ids"] = np.where(padded["attention_mask"] > 0, padded["input_ids"], junk)
     again = answers(model, padded)
     if not model.encoder.pooled:
         again = again[:, :8]
@@ -247,3 +251,24 @@ def OnnxStandIn() -> Any:  # noqa: N802 - stands for a class
     from prumux.export.onnx import Onnx
 
     return Onnx()
+
+
+def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
+    model = multiplexed(random_model(heads=(4, 4), hidden=16, labels=2), n=3, at=0)
+    batch = random_batch(model, rows=31, length=9)
+    rows = make_context(model, batch).fit
+    labels = np.zeros(31, dtype=np.int64)
+    found = drawn(model, rows, labels, "accuracy")
+    again = drawn(model, rows, labels, "accuracy")
+    assert found == again
+    assert len(set(found.scores)) > 1
+    assert len(found.slots) == 3
+    assert 0 < found.depends_on_partners < 1
+    assert found.mean == pytest.approx(np.mean(found.scores))
+    # A model whose slots are alike and that mixes nothing depends on nobody.
+    still = {
+        name: torch.zeros_like(x) if name == "demux.scale" else x[:1].expand_as(x).contiguous()
+        for name, x in model.weights.items() if name in SLOTTED
+    }  # fmt: skip
+    deaf = replace(model, weights={**model.weights, **still})
+    assert drawn(deaf, rows, labels, "accuracy").depends_on_partners == 0

@@ -79,10 +79,10 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 
 def test_epochs_and_minutes() -> None:
-    assert Length(2.0, None, 10).share(step=5, seconds=1e9, rows=100) == 0.25
-    assert Length(3.0, None, 1000).share(step=1, seconds=0.0, rows=100) == 1 / 3
-    assert Length(None, 2.0, 10).share(step=5, seconds=30.0, rows=100) == 0.25
-    assert Length(None, 2.0, 10).share(step=5, seconds=300.0, rows=100) == 1.0
+    assert Length(2.0, None, 10).share(step=5, seconds=1e9, each=10) == 0.25
+    assert Length(3.0, None, 1000).share(step=1, seconds=0.0, each=1) == 1 / 3
+    assert Length(None, 2.0, 10).share(step=5, seconds=30.0, each=10) == 0.25
+    assert Length(None, 2.0, 10).share(step=5, seconds=300.0, each=10) == 1.0
 
 
 def test_trains_so_many_steps_and_keeps_the_best() -> None:

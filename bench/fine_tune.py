@@ -1,0 +1,118 @@
+"""Fine-tunes a pretrained encoder on a task, for studies that need a dense model of their own.
+
+    python bench/fine_tune.py BASE --data DIR --out MODEL [--epochs 3]
+
+`BASE` is a Hugging Face folder; the data are those of a study, `labels.json` in their folder
+names the classes. A twentieth of the train rows picks the best checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.data import read_rows
+from prumux.optimizer.encode import Batch, Encoded, batches, encode
+from prumux.optimizer.environment import cpu_threads
+from prumux.optimizer.evaluate import predict, torch_run
+from prumux.optimizer.metrics import score
+from prumux.optimizer.precision import autocast
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.source import load_model
+from prumux.passes.training import Length, train
+
+BATCH = 64
+
+
+@dataclass(eq=False)
+class Learner:
+    """A Hugging Face classifier that learns from labels."""
+
+    module: Any
+    held_out: Encoded
+    lr: float
+    device: str
+    slots: int = 1
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All but the embedding tables."""
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return [{"params": trained, "lr": self.lr}]
+
+    def loss(self, batch: Batch, share: float) -> Tensor:
+        """Cross-entropy, or squared error for regression."""
+        del share
+        labels = torch.as_tensor(batch.labels).to(self.device)
+        if labels.is_floating_point():
+            labels = labels.float()
+        inputs = {k: torch.as_tensor(v).to(self.device) for k, v in batch.inputs().items()}
+        found: Tensor = self.module(**inputs, labels=labels).loss
+        return found
+
+    def harm(self) -> float:
+        """Mean loss on rows that are not trained on."""
+        self.module.eval()
+        with torch.no_grad(), autocast(self.device):
+            losses = [
+                float(self.loss(b, 1.0)) * len(b.rows) for b in batches(self.held_out, BATCH)
+            ]
+        self.module.train()
+        return sum(losses) / len(self.held_out)
+
+
+def main() -> None:
+    """Train, save, and say the score on the validation rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(cpu_threads())
+    names = json.loads((options.data / "labels.json").read_text())["labels"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
+    module: Any = AutoModelForSequenceClassification.from_pretrained(
+        options.base,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type="single_label_classification",
+    )
+    module.save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    model = load_model(str(options.out))
+    given = {x: read_rows(options.data, model.task, split=x) for x in ("train", "validation")}
+    coded = {x: encode(y, tokenizer, model.encoder, model.task) for x, y in given.items()}
+    rows = coded["train"]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    held = len(rows) // 20
+    module.to(options.device).train()
+    for name, p in module.named_parameters():
+        p.requires_grad = "embeddings" not in name
+    learner = Learner(module, rows.take(order[:held]), options.lr, options.device)
+    shown, where = Progress(1), options.device
+    ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
+    length = Length(options.epochs, None, BATCH)
+    facts = train(learner, rows.take(order[held:]), length, ctx, "fine-tune")
+    module.to("cpu").eval().save_pretrained(options.out)
+    print(json.dumps(facts), file=sys.stderr)  # noqa: T201
+    tuned, test = load_model(str(options.out)), coded["validation"]
+    labels = test.labels
+    assert labels is not None
+    found = score("accuracy", predict(torch_run(tuned), test, tuned.task), labels, tuned.task)
+    print(f"accuracy on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

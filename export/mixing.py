@@ -1,0 +1,59 @@
+"""Mixing rows before a layer, and taking them apart before the head."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from prumux.optimizer.ir import Encoder
+
+from .embedding import embed_slot
+from .tape import INPUTS, Tape, activate, attention_bias, close
+
+
+def mix(tape: Tape, e: Encoder, x: str) -> tuple[str, str]:
+    """Mixed rows [B/n, T, D] and their attention mask; without `x`, of the embeddings."""
+    n = e.slots
+    masks = [tape.slot(f"mux.{i}.mask", INPUTS[1], i, n) for i in range(n)]
+    together = tape.op("Max", "mux.mask", *masks)
+    real = []
+    for i, mask in enumerate(masks):
+        wide = tape.op("Unsqueeze", f"mux.{i}.wide", mask, tape.integers(2))
+        if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
+            wide = tape.first(f"mux.{i}.first", wide)
+        real.append(tape.op("Cast", f"mux.{i}.real", wide, to=TensorProto.FLOAT))
+    total = tape.op("Max", "mux.members", tape.op("Sum", "mux.real", *real), tape.number(1.0))
+    parts = []
+    for i in range(n):
+        share = tape.op("Div", f"mux.{i}.share", real[i], total)
+        row = _keyed(tape, e, x, i)
+        parts.append(tape.op("Mul", f"mux.{i}", row, share))
+    return tape.op("Sum", "mux", *parts), attention_bias(tape, together)
+
+
+def _keyed(tape: Tape, e: Encoder, x: str, i: int) -> str:
+    """The rows of slot i times its key, [B/n, T, D]."""
+    at, key = f"mux.{i}", tape.weights["mux.keys"][i]
+    if not x:
+        return embed_slot(tape, e, i, key)
+    part = tape.slot(f"{at}.rows", x, i, e.slots)
+    return tape.op("Mul", f"{at}.keyed", part, tape.constant(f"{at}.key", key.numpy()))
+
+
+def demux(tape: Tape, e: Encoder, x: str) -> str:
+    """[B/n, D] to [B, D], or [B/n, T, D] to [B/n, n, T, D]."""
+    assert e.mux is not None
+    x = tape.op("Unsqueeze", "demux.slots", x, tape.integers(1))
+    shape = (e.slots, e.hidden) if e.pooled else (e.slots, 1, e.hidden)
+    scale, shift = (
+        tape.constant(name, tape.weights[name].numpy().reshape(shape))
+        for name in ("demux.scale", "demux.shift")
+    )
+    x = tape.op("Mul", "demux.scaled", x, scale)
+    x = tape.op("Add", "demux.shifted", x, shift)
+    if e.pooled:
+        x = tape.op("Reshape", "demux.rows", x, tape.integers(-1, e.hidden))
+    for i in range(e.mux.demux):
+        at = f"demux.{i}"
+        inner = activate(tape, "gelu", at, tape.linear(f"{at}.up", x))
+        x = close(tape, e, at, tape.linear(f"{at}.down", inner), x)
+    return x

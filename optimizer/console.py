@@ -1,0 +1,110 @@
+"""What all commands share: usage errors in our own way, exit codes, no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .errors import MissingError, PrumuxError, UsageError
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports usage errors as prumux does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message}\nsee: {self.prog} --help")
+
+
+def guarded(
+    program: str, run: Callable[[list[str]], int], argv: Sequence[str] | None, again: str
+) -> int:
+    """Run a command; returns the exit code and never lets a traceback out.
+
+    Args:
+        program: its name, for messages.
+        run: does the work and returns the exit code.
+        argv: its arguments, those of this process when left out.
+        again: what a user does after an interruption.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-vv" in arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return run(arguments)
+    except PrumuxError as error:
+        code, text = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, text = INTERRUPTED, f"interrupted; {again}"
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        code, text = 1, "out of memory; try a smaller --batch"
+    except OSError as error:
+        code, text = 2, f"{error.strerror or error}: {error.filename or 'the output folder'}"
+        if error.errno == errno.ENOSPC:
+            text += f"\nmake room and {again}"
+    except Exception as error:  # a fault of prumux: one line, the traceback with -vv
+        code = 1
+        lines = str(error).splitlines() or [""]
+        text = f"internal error: {type(error).__name__}: {lines[0]:.200}"
+        text += "\nrun again with -vv for the traceback, and please report it"
+    if verbose:
+        traceback.print_exc()
+    print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def device(name: str) -> str:
+    """`cpu` or `cuda`, of these or `auto`.
+
+    Raises:
+        MissingError: cuda is asked for and there is none.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise MissingError("no CUDA device is visible to torch; use --device cpu")
+    return "cpu"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time such as 90s, 30m or 2h, for argparse."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text)
+    if found is None or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time: write 90s, 30m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2] or "s"]
+
+
+def version() -> str:
+    """For `--version`."""
+    from importlib import metadata
+
+    return f"prumux {metadata.version('prumux')}"
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201

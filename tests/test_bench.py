@@ -1,0 +1,112 @@
+"""`prumux-bench` on tiny models: what it takes, what it says, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prumux.export.bench import main
+from prumux.export.onnx import Onnx
+from prumux.optimizer.artifact import save_artifact
+from prumux.optimizer.source import load_model
+from tests import jobs
+from tests.factory import make_context, multiplexed
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder, its data, and an artifact folder that mixes two rows."""
+    here = tmp_path_factory.mktemp("bench")
+    model = jobs.model_folder(here / "model")
+    jobs.data_folder(here / "data", model)
+    mixed = multiplexed(load_model(str(model)), n=2, at=1)
+    save_artifact(mixed, here / "mixed")
+    Onnx(fusion="none").emit(mixed, make_context(mixed), here / "mixed")
+    return here
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json", "-q", "--rounds", "2", "--threads", "1"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_folders_and_graphs_side_by_side(
+    given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(given / "model"), str(given / "mixed" / "model.onnx"), str(given / "mixed")]
+    found = bench(capsys, *names, "--batch", "1,4", "--length", "12")
+    assert [x["name"] for x in found["entries"]] == names * 2
+    assert [x["batch"] for x in found["entries"]] == [1] * 3 + [4] * 3
+    engines = [x["engine"] for x in found["engines"].values()]
+    assert engines == ["torch eager", "onnxruntime", "onnxruntime"]
+    for x in found["entries"]:
+        assert x["rows_per_second_low"] <= x["rows_per_second"] <= x["rows_per_second_high"]
+        assert 0 < x["batch_ms_p50"] <= x["batch_ms_p90"] <= x["batch_ms_p99"]
+    assert found["entries"][0]["throughput_ratio"] == 1.0
+    last = [x for x in found["entries"] if x["batch"] == found["at_batch"]][-1]
+    assert found["throughput_ratio"] == last["throughput_ratio"]
+    assert found["file_bytes"][names[1]] == (given / "mixed" / "model.onnx").stat().st_size
+
+
+def test_on_a_target_with_the_datas_lengths(
+    given: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.png"
+    names = [str(given / "model"), str(given / "mixed")]
+    data = ["--data", str(given / "data"), "--plot", str(plot)]
+    found = bench(capsys, *names, "--target", "onnx", *data)
+    assert {x["engine"] for x in found["engines"].values()} == {"onnxruntime"}
+    assert plot.stat().st_size > 1000
+
+
+def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = str(given / "model")
+    assert main([name, "--length", "8", "--rounds", "2", "-q"]) == 0
+    said = capsys.readouterr().out
+    assert "rows/s" in said
+    assert "1.00x  [1.00, 1.00]" in said
+    assert "length 8; wall clock" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{model}", "--length", "data"], 2, "--length data needs texts: add --data DIR"),
+        (["{model}", "--length", "many"], 2, "--length is 'many': write a number of tokens"),
+        (["{model}", "--batch", "0"], 2, "'0' is not a whole number above 0"),
+        (
+            ["{graph}", "--length", "data", "--data", "{data}"],
+            2,
+            "needs a tokenizer, and none",
+        ),
+        (["{model}", "--length", "41"], 2, "--length 41 is over the 40 positions of"),
+        (["x.plan"], 5, "'x.plan' is a TensorRT engine, which this version of prumux cannot"),
+        (["{data}/train.jsonl"], 2, "train.jsonl"),
+        (["nowhere.onnx"], 2, "nowhere.onnx"),
+        (["{model}", "--target", "onnyx"], 2, "onnyx"),
+        ([], 2, "the following arguments are required: A\nsee: prumux-bench --help"),
+    ],
+)
+def test_what_is_refused(
+    given: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    places = {
+        "model": given / "model",
+        "data": given / "data",
+        "graph": given / "mixed" / "model.onnx",
+    }
+    assert main([x.format(**places) for x in arguments] + ["-q"]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("prumux-bench: ")
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 5
