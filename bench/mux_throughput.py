@@ -30,7 +30,8 @@ from prumux.optimizer.measure import Timing, interleave, ratio
 
 VARIANTS = ((1, 0), (2, 0), (5, 0), (10, 0), (2, 2), (2, 3), (5, 3), (10, 3))
 """n and the layer before which rows are mixed."""
-MIXED_ROWS = (1, 2, 4, 8, 16, 32)
+BATCHES = (4, 8, 16, 32, 64, 128, 320)
+"""Rows a run that are tried, filled up to whole groups."""
 ROUNDS = 9
 PARTS = ("mux", "demux", "head", "layers", "mask")
 
@@ -72,11 +73,11 @@ def inputs(rows: int, length: int) -> dict[str, Any]:
 
 def best_batch(engine: OrtEngine, n: int, length: int) -> int:
     """Rows a run at which most rows a second are done."""
-    data = [inputs(n * g, length) for g in MIXED_ROWS]
-    runs = [lambda x=x: engine.run(x) for x in data]
-    timings = interleave(runs, 3)
-    each = [t.low_ms / g for t, g in zip(timings, MIXED_ROWS, strict=True)]
-    return n * MIXED_ROWS[int(np.argmin(each))]
+    sizes = sorted({-(-b // n) * n for b in BATCHES})
+    data = [inputs(b, length) for b in sizes]
+    timings = interleave([lambda x=x: engine.run(x) for x in data], 3)
+    each = [t.low_ms / b for t, b in zip(timings, sizes, strict=True)]
+    return sizes[int(np.argmin(each))]
 
 
 def where(graph: bytes, batch: dict[str, Any], threads: int) -> dict[str, float]:
@@ -100,9 +101,11 @@ def where(graph: bytes, batch: dict[str, Any], threads: int) -> dict[str, float]
     return {part: x / total for part, x in sorted(spent.items())}
 
 
-def entry(n: int, at: int, share: float, batch: int, gain: Timing) -> dict[str, Any]:
+def entry(
+    n: int, at: int, *, share: float, length: int, batch: int, gain: Timing
+) -> dict[str, Any]:
     """One line of the table."""
-    cost = count(shape(share, n, at), 128)
+    cost = count(shape(share, n, at), length)
     return {
         "n": n,
         "at": at,
@@ -146,7 +149,9 @@ def main() -> None:
     for (n, at), batch, graph, timing, x in zip(
         VARIANTS, batches, graphs, per_row, data, strict=True
     ):
-        line = entry(n, at, share, batch, ratio(per_row[0], timing))
+        line = entry(
+            n, at, share=share, length=length, batch=batch, gain=ratio(per_row[0], timing)
+        )
         entries.append({**line, "time_shares": where(graph, x, threads)})
         shares = "  ".join(f"{k} {100 * v:.1f}" for k, v in entries[-1]["time_shares"].items())
         gain = f"{line['throughput_ratio']:.2f}x [{line['low']:.2f}, {line['high']:.2f}]"

@@ -29,10 +29,11 @@ SHARES: dict[Effort, tuple[float, ...]] = {
     "standard": (0.03, 0.12, 0.5),
     "thorough": (0.04, 0.08, 0.16),
 }
-"""Of the time limit, for one training of the first members; others get as much as the last.
+"""Of the time limit, for one training of the first members; others get as much as the last,
+or what is left.
 
-Each trains about four times as long as the one before it: what a smaller model has learnt is
-not lost to the next, the loss falls with the logarithm of time, and only the last counts.
+The first are steps on the way: what a model has learnt is not lost to the next, smaller one,
+the loss falls with the logarithm of time, and only the last counts.
 """
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
     "standard": ((2, 0.55), (3, 0.72), (4, 0.8), (5, 0.85), (6, 0.88), (8, 0.92), (10, 0.94)),

@@ -59,6 +59,14 @@ def test_more_padding_changes_nothing(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_come_in_one_order_however_weights_were_stored() -> None:
+    """Checkpoints of training are read back by position."""
+    model = tiny("bert")
+    turned = replace(model, weights=dict(sorted(model.weights.items(), reverse=True)))
+    a, b = (list(dict(EncoderModule(x).named_parameters())) for x in (model, turned))
+    assert a == b
+
+
 def test_no_tensor_of_the_caller_is_changed(family: Family) -> None:
     model = tiny(family)
     model = replace(model, masks=random_masks(model.encoder, seed=5))

@@ -11,21 +11,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from prumux.export.graph import build
 from prumux.export.graphfile import verify
+from prumux.export.onnx import Onnx
 from prumux.export.ort import OrtEngine
+from prumux.export.predictor import load
 from prumux.optimizer.artifact import load_artifact, save_artifact
 from prumux.optimizer.cost import branch_cost, count
 from prumux.optimizer.encode import Batch
-from prumux.optimizer.errors import PassError, UsageError
+from prumux.optimizer.errors import ModelError, PassError, UsageError
 from prumux.optimizer.ir import Keys, Kind, Model
 from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.partners import drawn
 from prumux.optimizer.pipeline import Pipeline
 from prumux.passes.mux import Mux
 from prumux.passes.slice import slice_model
-from tests.factory import Family, make_context, multiplexed, random_batch, random_model
+from tests.factory import (
+    Family,
+    make_context,
+    multiplexed,
+    random_batch,
+    random_model,
+    tiny_tokenizer,
+)
 from tests.masking import random_masks, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -242,15 +252,9 @@ def test_what_the_pass_refuses() -> None:
         "mux{n=2},prune{speedup=2}": "times single rows, the model mixes 2\nput mux after it",
     }.items():
         with pytest.raises(PassError, match=message):
-            Pipeline.parse(text).run(model, replace(ctx, target=OnnxStandIn()))
+            Pipeline.parse(text).run(model, replace(ctx, target=Onnx()))
     with pytest.raises(UsageError, match="n must be 2 or more, not 1"):
         Pipeline.parse("mux{n=1}")
-
-
-def OnnxStandIn() -> Any:  # noqa: N802 - stands for a class
-    from prumux.export.onnx import Onnx
-
-    return Onnx()
 
 
 def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
@@ -272,3 +276,53 @@ def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
     }  # fmt: skip
     deaf = replace(model, weights={**model.weights, **still})
     assert drawn(deaf, rows, labels, "accuracy").depends_on_partners == 0
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_hugging_face_and_fused_graphs_agree_with_torch(task: Kind, tmp_path: Path) -> None:
+    model = replace(
+        multiplexed(random_model(heads=(4, 4), hidden=16, task=task), n=3, at=1),
+        tokenizer=tiny_tokenizer(),
+    )
+    save_artifact(model, tmp_path)
+    auto: Any = {
+        "text-classification": AutoModelForSequenceClassification,
+        "token-classification": AutoModelForTokenClassification,
+    }[task]
+    loaded = auto.from_pretrained(tmp_path)
+    for count_ in (1, 6, 8):
+        batch = random_batch(model, rows=count_, length=7, seed=count_)
+        given = {k: torch.as_tensor(x) for k, x in batch.inputs().items()}
+        found = loaded(**given).logits.detach().numpy()
+        real = batch.attention_mask > 0
+        expected = answers(model, batch.inputs())
+        if task == "token-classification":
+            expected, found = expected[real], found[real]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    ctx = make_context(model, random_batch(model, rows=7))
+    for fusion in ("basic", "auto"):
+        notes = Onnx(fusion=fusion).emit(model, ctx, tmp_path / fusion).notes  # type: ignore[arg-type]
+        assert max(notes["parity"].values()) < 1e-4
+        assert Onnx().engine(tmp_path / fusion, 1).slots == 3, "fusing keeps the metadata"
+
+
+def test_a_regression_model_mixes_rows_too() -> None:
+    model = random_model(heads=(4, 4), hidden=16, labels=1)
+    model = replace(model, task=replace(model.task, problem="regression"))
+    ctx = make_context(model, random_batch(model, rows=9))
+    pruned = Pipeline.parse("mux{n=2 at=1},prune-heads{ratio=0.5},slice").run(model, ctx)
+    batch = random_batch(model, rows=5)
+    engine = OrtEngine(build(pruned).SerializeToString(), 1)
+    expected = answers(pruned, batch.inputs())
+    assert expected.shape == (5, 1)
+    np.testing.assert_allclose(engine.run(batch.inputs()), expected, atol=1e-4)
+    again = drawn(pruned, ctx.fit, np.linspace(0, 1, 9), "pearson")
+    assert 0 < again.depends_on_partners < 10
+
+
+def test_a_folder_that_is_mixed_up_is_refused(tmp_path: Path) -> None:
+    model = replace(tiny(n=2), tokenizer=tiny_tokenizer())
+    save_artifact(model, tmp_path)
+    Onnx(fusion="none").emit(tiny(n=3), make_context(tiny(n=3)), tmp_path)
+    with pytest.raises(ModelError, match=r"config\.json mixes 2 rows, its engine others"):
+        load(tmp_path)
