@@ -75,7 +75,8 @@ def best_batch(engine: OrtEngine, n: int, length: int) -> int:
     """Rows a run at which most rows a second are done."""
     sizes = sorted({-(-b // n) * n for b in BATCHES})
     data = [inputs(b, length) for b in sizes]
-    timings = interleave([lambda x=x: engine.run(x) for x in data], 3)
+    runs = [partial(engine.run, x) for x in data]
+    timings = interleave(runs, 3)
     each = [t.low_ms / b for t, b in zip(timings, sizes, strict=True)]
     return sizes[int(np.argmin(each))]
 

@@ -58,7 +58,6 @@ def test_more_padding_changes_nothing(family: Family) -> None:
     assert worst(logits(model, other), logits(model, batch)) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_come_in_one_order_however_weights_were_stored() -> None:
     """Checkpoints of training are read back by position."""
     model = tiny("bert")
@@ -67,6 +66,7 @@ def test_parameters_come_in_one_order_however_weights_were_stored() -> None:
     assert a == b
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_no_tensor_of_the_caller_is_changed(family: Family) -> None:
     model = tiny(family)
     model = replace(model, masks=random_masks(model.encoder, seed=5))

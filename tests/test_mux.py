@@ -301,7 +301,7 @@ def test_hugging_face_and_fused_graphs_agree_with_torch(task: Kind, tmp_path: Pa
         np.testing.assert_allclose(found, expected, atol=1e-5)
     ctx = make_context(model, random_batch(model, rows=7))
     for fusion in ("basic", "auto"):
-        notes = Onnx(fusion=fusion).emit(model, ctx, tmp_path / fusion).notes  # type: ignore[arg-type]
+        notes = Onnx(fusion=fusion).emit(model, ctx, tmp_path / fusion).notes
         assert max(notes["parity"].values()) < 1e-4
         assert Onnx().engine(tmp_path / fusion, 1).slots == 3, "fusing keeps the metadata"
 
