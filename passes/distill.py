@@ -37,7 +37,8 @@ class Distill(Taught):
     loss = hidden * mean over layers of |s - t|^2 / |t - mean t|^2
          + logits * T^2 KL(t at T || s at T) + labels * cross-entropy
 
-    with s the student's and t the dense model's; for regression, squared errors.
+    with s the student's and t the dense model's; for regression, squared errors. Made-up rows
+    (`augment`) have no labels.
     """
 
     name: ClassVar[str] = "distill"
@@ -55,7 +56,7 @@ class Distill(Taught):
         """The same sizes with other weights; embedding tables stay as they are."""
         from prumux.optimizer.source import digest
 
-        rows = ctx.fit if ctx.train is None else ctx.train
+        rows = self.rows(ctx)
         student = Student(model, self, rows, ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, model.masks.key(), len(rows), ctx.seed, torch.__version__)

@@ -99,7 +99,7 @@ class LearnMasks(Taught):
         budget = self._budget(model, ctx)
         if budget.real(model.encoder) <= budget.limit:
             return model
-        rows = ctx.fit if ctx.train is None else ctx.train
+        rows = self.rows(ctx)
         learner = MaskLearner(
             model, self, budget, rows=rows, scores=fisher(model, ctx), ctx=ctx
         )

@@ -54,13 +54,18 @@ def state_parts(found: Tensor, aim: Tensor, real: Tensor) -> tuple[Tensor, Tenso
 
 
 def label_error(logits: Tensor, labels: Any, task: Task) -> Tensor:
-    """Cross-entropy of labels, or squared error; [B], for token tasks [B, T]."""
-    labels = torch.as_tensor(labels).to(logits.device)
+    """Cross-entropy of labels, or squared error; [B], for token tasks [B, T].
+
+    Rows without a label (NaN for regression) do not count; 0 if none has one.
+    """
+    labels = torch.as_tensor(labels).to(logits.device).flatten()
+    found = logits.float().flatten(0, -2)
+    known = labels.isfinite() if task.problem == "regression" else labels != IGNORE
+    if not bool(known.any()):
+        return found.sum() * 0.0
     if task.problem == "regression":
-        return F.mse_loss(logits.float().squeeze(-1), labels.float())
-    return F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE
-    )
+        return F.mse_loss(found[known].squeeze(-1), labels[known].float())
+    return F.cross_entropy(found[known], labels[known])
 
 
 def mean_divergence(module: EncoderModule, judge: Teacher, rows: Encoded, task: Task) -> float:

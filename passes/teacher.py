@@ -19,7 +19,7 @@ from prumux.optimizer.ir import Encoder, Model
 from prumux.optimizer.module import EncoderForward, EncoderModule
 from prumux.optimizer.precision import autocast
 
-LIMIT_BYTES = 4 << 30
+LIMIT_BYTES = 8 << 30
 """Of what is remembered; less where memory is short."""
 
 
@@ -84,7 +84,7 @@ class Teacher:
     device: str
     held: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     held_bytes: int = 0
-    limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 4))
+    limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 3))
 
     def teach(self, batch: Batch) -> Seen:
         """Logits and the states after the wanted layers, for rows of this teacher."""

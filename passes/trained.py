@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Encoded
 from prumux.optimizer.passbase import Pass
 
+from .augment import augmented
 from .training import Length
 
 EPOCHS = 3.0
@@ -18,7 +21,8 @@ class Trained(Pass):
 
     trains: ClassVar[bool] = True
     epochs: float | None = field(
-        default=None, metadata={"help": f"passes over the rows, {EPOCHS:g} if nothing is said"}
+        default=None,
+        metadata={"help": f"passes over the rows, made-up ones too; {EPOCHS:g} if not said"},
     )
     minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
     lr: float = field(default=3e-4, metadata={"help": "highest learning rate"})
@@ -54,10 +58,17 @@ class Taught(Trained):
     temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
     hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
     logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
+    augment: float = field(
+        default=1.0, metadata={"help": "rows made up from others, for each real one"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above_zero("temperature")
-        for name in ("hidden", "logits"):
+        for name in ("hidden", "logits", "augment"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def rows(self, ctx: Context) -> Encoded:
+        """What is trained on."""
+        return augmented(ctx.fit if ctx.train is None else ctx.train, self.augment, ctx.seed)

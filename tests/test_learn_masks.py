@@ -211,7 +211,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loud()
-    options = LearnMasks(sparsity=0.6, mask_lr=0.3, epochs=8, batch=8)  # 16 steps, 8 checks
+    options = LearnMasks(sparsity=0.6, mask_lr=0.3, epochs=4, batch=8)  # 16 steps, 8 checks
     whole = options.run(model, context(model))
     plain, steps = MaskLearner.loss, []
 
