@@ -26,7 +26,7 @@ STEPS: dict[Effort, str] = {
     "thorough": ("learn-masks{{{to} minutes=MINUTES}},slice,distill{{minutes=MINUTES}}"),
 }
 SHARES: dict[Effort, tuple[float, ...]] = {
-    "standard": (0.03, 0.12, 0.5),
+    "standard": (0.03, 0.1, 0.65),
     "thorough": (0.04, 0.08, 0.16),
 }
 """Of the time limit, for one training of the first members; others get as much as the last,

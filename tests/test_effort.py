@@ -53,7 +53,7 @@ def test_members_go_on_from_each_other() -> None:
         assert after.startswith(before + ",prune{speedup=")
     trained = [float(x) for x in re.findall(r"distill{minutes=([\d.]+)}", members[-1])]
     assert trained == sorted(trained)
-    assert trained[:3] == [0.3, 1.2, 5.0], "shares of ten minutes"
+    assert trained[:3] == [0.3, 1.0, 6.5], "shares of ten minutes"
     counted = [str(x) for x in family("standard", 600.0, measured=False).members()]
     assert all("of=macs" in x and "speedup" not in x for x in counted)
 
