@@ -1,11 +1,12 @@
-"""What does recovery buy? Score against throughput for three ways to prune.
+"""What does recovery buy, and what do mixed rows? Score against throughput.
 
     python bench/frontier.py MODEL --data DIR --out bench/results/NAME.json
     python bench/frontier.py MODEL --data DIR --out ... --passes late 'mux{n=2 at=3},distill'
 
 `refit` trains nothing, `distill` trains after the cut, `learn-masks` chooses what to cut while
-training and trains on. All are trained for the same number of epochs. `--passes` measures
-named pipelines in place of these; where rows are mixed, with several draws of partners.
+training and trains on; `mux2`, `mux5` and `mux10` prune, then mix so many rows (sparsity 0:
+nothing is pruned). All are trained for the same number of epochs. `--passes` measures named
+pipelines in place of these. Where rows are mixed, partners are drawn several times.
 
 Scores are of the test rows, or of the certify rows where there is no test file; nothing is
 chosen on either. Engines (plain graphs) are timed in one interleaved run at the end. Finished
@@ -43,7 +44,14 @@ METHODS = {
         "pool-early,learn-masks{{sparsity={s:g} of=macs epochs={h:g}}},slice,reconstruct,"
         "distill{{epochs={h:g}}}"
     ),
+} | {
+    f"mux{n}": (
+        f"pool-early,prune{{{{sparsity={{s:g}} of=macs}}}},slice,reconstruct,mux{{{{n={n}}}}},"
+        "warm-up{{epochs={h:g}}},distill{{epochs={h:g}}}"
+    )
+    for n in (2, 5, 10)
 }
+PRUNING = ("refit", "distill", "learn-masks")
 
 
 def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
@@ -110,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=PRUNING)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--passes", nargs=2, action="append", metavar=("NAME", "TEXT"))
     parser.add_argument("--device", default="cpu")

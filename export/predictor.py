@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
 
 from .serving import Direct, Job, Together
+from .texts import owners_of, text_rows, word_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,12 +114,12 @@ class Predictor:
                 f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
             )
         if self.task.kind == "token-classification":
-            rows = _word_rows(texts)
+            rows = word_rows(texts)
             return self._word_logits(
-                rows, _Options(batch_size, copies, _owners(isolate, rows))
+                rows, _Options(batch_size, copies, owners_of(isolate, rows))
             )
-        coded = self._encode(_text_rows(texts))
-        options = _Options(batch_size, copies, _owners(isolate, coded))
+        coded = self._encode(text_rows(texts))
+        options = _Options(batch_size, copies, owners_of(isolate, coded))
         logits = self._run(coded, options, range(len(coded)))
         return np.stack(logits) if logits else np.zeros((0, self.encoder.labels), np.float32)
 
@@ -237,14 +238,7 @@ def load(
         UsageError: `threads` is below 1, or `max_wait_ms` below 0.
         ModelError: not an artifact folder, or a damaged one.
     """
-    whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
-        raise UsageError(f"threads is {threads!r}: use 1..{MOST_THREADS}, or leave it out")
-    number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
-    if max_wait_ms is not None and not (number and 0 <= max_wait_ms <= MOST_WAIT_MS):
-        raise UsageError(
-            f"max_wait_ms is {max_wait_ms!r}: use 0..{MOST_WAIT_MS}, or leave it out"
-        )
+    _check_numbers(threads, max_wait_ms)
     if not isinstance(folder, str | Path):
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
@@ -271,6 +265,17 @@ def load(
     if max_wait_ms is None:
         return Predictor(encoder, task, tokenizer, Direct(engine, slots))
     return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))
+
+
+def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        raise UsageError(f"threads is {threads!r}: use 1..{MOST_THREADS}, or leave it out")
+    number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
+    if max_wait_ms is not None and not (number and 0 <= max_wait_ms <= MOST_WAIT_MS):
+        raise UsageError(
+            f"max_wait_ms is {max_wait_ms!r}: use 0..{MOST_WAIT_MS}, or leave it out"
+        )
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -312,91 +317,3 @@ def _predictions(logits: Floats, task: Task) -> list[Prediction]:
         scores = dict(zip(task.labels, row, strict=True))
         found.append(Prediction(task.labels[best], row[best], scores))
     return found
-
-
-def _listed(texts: Any, example: str) -> list[Any]:
-    """The texts as a list; `example` is a call that would be right."""
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise UsageError(
-            f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
-        )
-    return list(texts)
-
-
-def _owners(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
-    """Who owns each text; None if that does not matter."""
-    if isolate is None:
-        return None
-    if isinstance(isolate, list | tuple):
-        if len(isolate) != len(texts):
-            raise UsageError(
-                f"isolate names {len(isolate)} owners of {len(texts)} texts: "
-                "give one for each, or one name for all"
-            )
-        owners = tuple(isolate)
-    else:
-        owners = (isolate,) * len(texts)
-    for owner in owners:
-        try:
-            hash(owner)
-        except TypeError as error:
-            raise UsageError(
-                f"isolate holds {_short(owner)}: name owners by texts or numbers"
-            ) from error
-    return tuple((type(owner), owner) for owner in owners)  # 1 and True are two owners
-
-
-def _text_rows(texts: Any) -> Rows:
-    text = texts if isinstance(texts, str) else "a text"
-    values = _listed(texts, f"[{_short(text)}]")
-    pairs = [_is_pair(x) for x in values]
-    for i, (value, pair) in enumerate(zip(values, pairs, strict=True)):
-        if not pair and not isinstance(value, str):
-            raise UsageError(
-                f"text {i} is {_short(value)}, a {type(value).__name__}; give a str or a pair "
-                "of str\ncall predict(['a text']) or predict([('one text', 'another')])"
-            )
-        _check_unicode(i, value if pair else (value,))
-        if pair != pairs[0]:
-            raise UsageError(
-                f"text 0 is a {'pair' if pairs[0] else 'str'}, text {i} is not: "
-                "give either pairs or single texts in one call"
-            )
-    if values and pairs[0]:
-        return Rows(tuple(str(a) for a, _ in values), tuple(str(b) for _, b in values))
-    return Rows(tuple(str(x) for x in values))
-
-
-def _check_unicode(i: int, texts: Iterable[str]) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(
-                f"text {i} holds half of a surrogate pair at {error.start}, which is no text\n"
-                "clean it: text.encode(errors='replace').decode()"
-            ) from error
-
-
-def _word_rows(texts: Any) -> list[tuple[str, ...]]:
-    words = texts.split() if isinstance(texts, str) else ["some", "words"]
-    values = _listed(texts, f"[{_short(words)}]")
-    for i, row in enumerate(values):
-        if not isinstance(row, list | tuple) or not all(isinstance(x, str) for x in row):
-            raise UsageError(
-                f"row {i} is {_short(row)}; this model tags words, so each row must be a list "
-                "of str\ncall predict([['some', 'words'], ['more']])"
-            )
-        _check_unicode(i, row)
-    return [tuple(map(str, row)) for row in values]
-
-
-def _is_pair(value: object) -> bool:
-    if not isinstance(value, list | tuple):
-        return False
-    return len(value) == 2 and all(isinstance(x, str) for x in value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -89,12 +89,7 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
     score_optimised = score(metric, optimised, truth, task)
     loss = score_dense - score_optimised
     if _per_row(metric, task):
-        y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
-        worse, better = int(((p == y) & (q != y)).sum()), int(((p != y) & (q == y)).sum())
-        if metric == "accuracy":
-            upper, method = accuracy_upper(rows, worse, better, confidence), "tango"
-        else:
-            upper, method = clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
+        upper, method = _exact_upper(metric, dense, optimised, truth, confidence)
     else:
         paired = _Paired(metric, dense, optimised, truth, task)
         upper = _bootstrap_upper(paired, loss, confidence, seed)
@@ -102,6 +97,21 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
     return Certificate(
         metric, rows, score_dense, score_optimised, loss, upper, confidence, limit, method
     )
+
+
+def _exact_upper(
+    metric: str,
+    dense: Predictions,
+    optimised: Predictions,
+    truth: Predictions,
+    confidence: float,
+) -> tuple[float, str]:
+    """The bound of a metric that counts rows, and its name."""
+    y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
+    worse, better = int(((p == y) & (q != y)).sum()), int(((p != y) & (q == y)).sum())
+    if metric == "accuracy":
+        return accuracy_upper(len(y), worse, better, confidence), "tango"
+    return clopper_pearson_upper(len(y), worse, confidence), "clopper-pearson"
 
 
 def _per_row(metric: str, task: Task) -> bool:

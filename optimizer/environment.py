@@ -41,6 +41,14 @@ def cpu_threads() -> int:
     return os.cpu_count() or 1
 
 
+def free_bytes() -> int:
+    """Memory that is free now, or as good as without a limit where that cannot be told."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return 1024 * int(next(found, 1 << 40))
+
+
 def device() -> dict[str, str]:
     """The processor in words."""
     return {

@@ -14,6 +14,7 @@ from .encode import Encoded, encode, row_limit
 from .environment import cpu_threads
 from .errors import ModelError, UsageError
 from .evaluate import workload
+from .ir import Task
 from .metrics import check_metric, default_metric
 from .progress import Progress
 from .source import load_model
@@ -53,25 +54,18 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         request.seed,
     )
     row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
+    given = {
+        "fit": splits.fit,
+        "select": splits.select,
+        "certify": splits.certify,
+        "test": splits.test,
+    }
     coded = {
         role: encode(rows, model.tokenizer, model.encoder, model.task)
-        for role, rows in (
-            ("fit", splits.fit),
-            ("select", splits.select),
-            ("certify", splits.certify),
-            ("test", splits.test),
-        )
+        for role, rows in given.items()
         if rows is not None
     }
-    labelled = coded["certify"].labels is not None
-    metric = request.metric or (default_metric(model.task) if labelled else "agreement")
-    check_metric(metric, model.task)
-    if not labelled and metric != "agreement":
-        raise UsageError(
-            f"metric '{metric}' needs labels and the data has none\n"
-            "name the label column with --columns label=NAME, or leave --metric out to keep "
-            "agreement with the given model"
-        )
+    metric = _metric(request, model.task, coded["certify"].labels is not None)
     ctx = Context(
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
         workload=workload(coded["certify"], request.batch, request.length),
@@ -98,6 +92,19 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         notes=splits.notes,
         request=request,
     )
+
+
+def _metric(request: Request, task: Task, labelled: bool) -> str:
+    """The metric that was asked for, or the one that fits task and data."""
+    metric = request.metric or (default_metric(task) if labelled else "agreement")
+    check_metric(metric, task)
+    if not labelled and metric != "agreement":
+        raise UsageError(
+            f"metric '{metric}' needs labels and the data has none\n"
+            "name the label column with --columns label=NAME, or leave --metric out to keep "
+            "agreement with the given model"
+        )
+    return metric
 
 
 def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> Encoded:

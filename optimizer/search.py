@@ -12,6 +12,7 @@ time limit). `trial` and `prove` do the work and remember it; this only decides 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -113,23 +114,23 @@ def climb(
     members: list[tuple[Step, Trial]] = []
     text, late = family.start, False
     for step in family.steps:
-        more = step
-        while minutes := granted(more, len(trials)):
+        more, loss = step, math.inf
+        while loss > limit:
+            if not (minutes := granted(more, len(trials))):
+                late = True
+                break
             text = f"{text},{more.timed(minutes)}"
             try:
-                found = trials[len(trials)] = trial(Pipeline.parse(text))
+                trials[len(trials)] = trial(Pipeline.parse(text))
             except PassError:
                 if not trials:
                     raise
-                minutes = 0.0  # out of reach, as all that follow; what there is counts
-                break
-            if found.loss <= limit:
-                members.append((step, found))
-                break
+                break  # out of reach, as is all that follows; what there is counts
+            loss = trials[len(trials) - 1].loss
             more = Step("distill{minutes=MINUTES}", step.minutes)
-        if not minutes:
-            late = True
+        if loss > limit:
             break
+        members.append((step, trials[len(trials) - 1]))
     last = trials[len(trials) - 1]
     if not members or members[-1][1] != last:
         members.append((family.steps[len(members)], last))

@@ -17,21 +17,18 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, Encoded, batches
+from prumux.optimizer.encode import Encoded, batches
 from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Encoder, Model
-from prumux.optimizer.module import ACTIVATIONS, Branch, EncoderModule, attention_bias
+from prumux.optimizer.ir import Model
+from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.passbase import Pass
 
-from .least_squares import Fit
+from .refit import Streams
 
 BATCH = 64
 LIMIT_TOKENS = 16_384
-AROUND = 0.05
-"""Weight of other positions where only the pooled one is read: it steadies the solution."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Reconstruct(Pass):
                 exit_code=2,
             )
         groups = batches(_sample(ctx.fit, self.rows), BATCH)
-        streams = _Streams(dense, model, groups, ctx.device)
+        streams = Streams(dense, model, groups, ctx.device)
         wanted = EncoderModule(dense).branches()
         notes = {}
         with ctx.progress.task("refit", len(wanted) + 1) as step:
@@ -86,99 +83,6 @@ class Reconstruct(Pass):
             notes["head"] = streams.refit_head(self.ridge)
             step()
         return replace(model, weights=streams.weights(), notes={"error_left": notes})
-
-
-class _Streams:
-    """The residual streams of the dense and the small model, moving up together."""
-
-    def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
-        self.dense = EncoderModule(replace(dense, encoder=_wide(dense))).to(device).eval()
-        copied = {name: tensor.clone() for name, tensor in small.weights.items()}
-        self.small = EncoderModule(replace(small, encoder=_wide(small), weights=copied))
-        self.small.to(device).eval()
-        self.alive = set(self.small.branches())
-        hidden = self.small.factors.hidden
-        self.left: Tensor | float = 1.0 if hidden is None else hidden
-        self.masks = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
-        self.biases = [attention_bias(mask) for mask in self.masks]
-        self.aim: list[Tensor] = []
-        self.now: list[Tensor] = []
-        for batch in groups:
-            inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
-            ids, types = inputs["input_ids"], inputs.get("token_type_ids")
-            self.aim.append(self.dense.embed(ids, types, None))
-            self.now.append(self.small.embed(ids, types, hidden))
-
-    def advance(self, branch: Branch, ridge: float) -> float | None:
-        """Move both streams past a branch, refitting it first where the small model has it.
-
-        Returns the share of the branch's missing output that is left after the refit.
-        """
-        alive = branch in self.alive
-        inners, fit = [], Fit()
-        for i, bias in enumerate(self.biases):
-            inner = self.dense.inner(branch, self.aim[i], bias)
-            y = self.dense.residual(branch, inner, self.aim[i])
-            self.aim[i] = self.dense.normalise(branch, y)
-            if alive:
-                inner = self.small.inner(branch, self.now[i], bias)
-                missing = y - self.small.residual(branch, inner, self.now[i])
-                fit.add(inner, missing * self.left, self._positions(branch, i))
-                inners.append(inner)
-        if not alive:
-            return None
-        error = self._move(branch.output, fit, ridge)
-        for i, inner in enumerate(inners):
-            self.now[i] = self.small.close(branch, inner, self.now[i])
-        return error
-
-    def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, then the second where the first lost outputs."""
-        if not self.small.sizes.pooled:
-            return self._refit_map("head.output", ridge)
-        self.masks, self.aim, self.now = (
-            [x[:, :1] for x in group] for group in (self.masks, self.aim, self.now)
-        )
-        error = self._refit_map("head.dense", ridge, self.left)
-        if isinstance(self.left, Tensor):
-            g = ACTIVATIONS[self.small.sizes.head]
-            self.aim = [g(self.dense.linear("head.dense", x)) for x in self.aim]
-            self.now = [g(self.small.linear("head.dense", x)) * self.left for x in self.now]
-            error = self._refit_map("head.output", ridge)
-        return error
-
-    def _refit_map(self, name: str, ridge: float, left: Tensor | float = 1.0) -> float:
-        fit = Fit()
-        for mask, aim, now in zip(self.masks, self.aim, self.now, strict=True):
-            missing = self.dense.linear(name, aim) - self.small.linear(name, now)
-            fit.add(now, missing * left, mask.float())
-        return self._move(name, fit, ridge)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The small model's weights, moved maps included."""
-        return {
-            name: p.detach().to("cpu").clone() for name, p in self.small.named_parameters()
-        }
-
-    def _positions(self, branch: Branch, i: int) -> Tensor:
-        """Weight of every position, [B, T]: padding none; little where nobody reads it."""
-        weight = self.masks[i].float()
-        sizes = self.small.sizes
-        if sizes.pooled and branch.index >= sizes.last_attention:
-            weight = weight * AROUND
-            weight[:, 0] = 1.0
-        return weight
-
-    def _move(self, name: str, fit: Fit, ridge: float) -> float:
-        weight, bias, left = fit.solve(ridge)
-        self.small.get_parameter(f"{name}.weight").add_(weight)
-        self.small.get_parameter(f"{name}.bias").add_(bias)
-        return round(left, 4)
-
-
-def _wide(model: Model) -> Encoder:
-    """Sizes with every position computed, so that all of them can be fitted."""
-    return replace(model.encoder, pool_early=False)
 
 
 def _sample(rows: Encoded, limit: int) -> Encoded:

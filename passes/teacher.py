@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from prumux.optimizer.encode import Batch, Encoded
+from prumux.optimizer.environment import free_bytes
 from prumux.optimizer.ir import Encoder, Model
 from prumux.optimizer.module import EncoderForward, EncoderModule
 from prumux.optimizer.precision import autocast
@@ -132,14 +132,6 @@ def _padded(rows: tuple[Tensor, ...], length: int) -> Tensor:
     for i, row in enumerate(rows):
         found[i, : len(row)] = row
     return found
-
-
-def free_bytes() -> int:
-    """Memory that is free now, or as good as without a limit where that cannot be told."""
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return 1024 * int(next(found, 1 << 40))
 
 
 @functools.lru_cache(maxsize=1)

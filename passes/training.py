@@ -7,27 +7,23 @@ seconds where it has a time limit; only the former repeats exactly.
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch, Encoded
-from prumux.optimizer.errors import PassError
 from prumux.optimizer.precision import autocast
-from prumux.optimizer.store import Store
 
+from .checkpoint import Run
 from .stream import steps_of_epoch, stream
 
 RISE = 0.05
 CHECKS = 8
-CLIP = 1.0
 DECAY = 0.01
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -61,72 +57,6 @@ class Learner(Protocol):
         """What the best checkpoint has least of, on rows that are not trained on."""
 
 
-@dataclass
-class _Run:
-    """Where a run is. `best` holds the parameters that were least harmful so far."""
-
-    trained: list[nn.Parameter]
-    optimizer: torch.optim.AdamW
-    best: list[Tensor]
-    step: int = 0
-    seconds: float = 0.0
-    harm: list[float] = field(default_factory=list)
-
-    def descend(self, loss: Tensor, rate: float) -> None:
-        """One step, at a share of every group's highest learning rate."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
-            nn.utils.clip_grad_norm_(group["params"], CLIP)
-        self.optimizer.step()
-        self.step += 1
-
-    def facts(self) -> dict[str, Any]:
-        return {"step": self.step, "seconds": self.seconds, "harm": self.harm}
-
-    def keep(self, harm: float) -> None:
-        if not math.isfinite(harm):
-            raise PassError(
-                f"training diverged: the loss is {harm} after {self.step} steps\n"
-                "use a smaller lr, such as lr=1e-4",
-                exit_code=2,
-            )
-        self.harm.append(harm)
-        if harm == min(self.harm):
-            self.best = [p.detach().clone() for p in self.trained]
-
-    def save(self, store: Store, name: str) -> None:
-        moments = [self.optimizer.state.get(p) or _unmoved(p) for p in self.trained]
-        found: dict[str, Tensor] = {}
-        for i, (p, best, state) in enumerate(
-            zip(self.trained, self.best, moments, strict=True)
-        ):
-            found |= {f"now.{i}": p.detach(), f"best.{i}": best}
-            found |= {f"{part}.{i}": state[part] for part in MOMENTS}
-        store.save(name, found, self.facts())
-
-    def load(self, store: Store, name: str) -> None:
-        saved = store.load(name)
-        if saved is None:
-            return
-        found, facts = saved
-        for i, p in enumerate(self.trained):
-            p.data.copy_(found[f"now.{i}"])
-            self.best[i] = found[f"best.{i}"].to(p.device)
-            self.optimizer.state[p] = {
-                part: found[f"{part}.{i}"].to(p.device) for part in MOMENTS
-            }
-        self.step, self.seconds, self.harm = facts["step"], facts["seconds"], facts["harm"]
-
-
-def _unmoved(p: nn.Parameter) -> dict[str, Tensor]:
-    """The moments of a parameter that has had no gradient yet."""
-    return {
-        part: torch.zeros(()) if part == "step" else torch.zeros_like(p) for part in MOMENTS
-    }
-
-
 def train(
     learner: Learner, rows: Encoded, length: Length, ctx: Context, name: str
 ) -> dict[str, Any]:
@@ -145,7 +75,7 @@ def train(
     groups = [{**group, "peak": group["lr"]} for group in learner.groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
     trained = [p for group in groups for p in group["params"]]
-    run = _Run(trained, optimizer, [p.detach().clone() for p in trained])
+    run = Run(trained, optimizer, [p.detach().clone() for p in trained])
     run.load(ctx.store, name)
     if not run.harm:
         run.keep(learner.harm())  # so that training can only help

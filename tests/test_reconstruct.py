@@ -16,7 +16,8 @@ from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.pipeline import Pipeline
 from prumux.passes import reconstruct
 from prumux.passes.least_squares import Fit
-from prumux.passes.reconstruct import AROUND, Reconstruct
+from prumux.passes.reconstruct import Reconstruct
+from prumux.passes.refit import AROUND
 from prumux.passes.slice import slice_model
 from tests.factory import Family, make_context, random_batch, random_model
 from tests.masking import logits, masked, worst
