@@ -36,7 +36,7 @@ The first are steps on the way: what a model has learnt is not lost to the next,
 the loss falls with the logarithm of time, and only the last counts.
 """
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
-    "standard": ((2, 0.55), (3.5, 0.76), (5, 0.85), (6.5, 0.89), (8, 0.92), (10, 0.94)),
+    "standard": ((2, 0.55), (3, 0.72), (4.2, 0.81), (5, 0.85), (7, 0.9), (10, 0.94)),
     "thorough": ((3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (12, 0.95)),
 }
 """Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""

@@ -41,7 +41,11 @@ def divergence(
 
 def state_error(found: Tensor, aim: Tensor, real: Tensor) -> Tensor:
     """Squared error of hidden states [B, T, D] at real positions over their variance."""
-    error, variance = state_parts(found, aim, real)
+    return relative(*state_parts(found, aim, real))
+
+
+def relative(error: Tensor, variance: Tensor) -> Tensor:
+    """An error over a variance, which is 0 where all states are alike."""
     return error / (variance + 1e-6)
 
 

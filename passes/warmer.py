@@ -15,7 +15,7 @@ from prumux.optimizer.ir import Model
 from prumux.optimizer.precision import autocast
 
 from .distill import check_rows, groups, trainable
-from .losses import state_parts
+from .losses import relative, state_parts
 from .teacher import Seen, Teacher, layer_pairs, observe, teacher
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Warmer:
         states, tokens = self._parts(batch, self.teacher)
         total = self.options.tokens * tokens
         if states:
-            off = [error / (variance + 1e-6) for error, variance in states]
-            total = total + self.options.states * torch.stack(off).mean()
+            off = torch.stack([relative(*parts) for parts in states])
+            total = total + self.options.states * off.mean()
         return total
 
     def harm(self) -> float:
@@ -65,7 +65,7 @@ class Warmer:
                 for i, (error, variance) in enumerate(states):
                     off[i] += rows * torch.stack([error, variance]).cpu()
         each = off[: len(self.pairs) + self.module.sizes.pooled]
-        errors = float((each[:, 0] / (each[:, 1] + 1e-6)).mean())
+        errors = float(relative(each[:, 0], each[:, 1]).mean())
         return self.options.states * errors + self.options.tokens * tokens / count
 
     def _parts(

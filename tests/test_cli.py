@@ -280,6 +280,15 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
     assert len({json.loads(line)["pipeline"] for line in lines}) == len(lines)
 
 
+def test_learnt_masks_are_kept_for_pipelines_that_begin_alike(
+    job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "learn-masks{sparsity=0.3 of=macs epochs=0.5},slice,distill{epochs=0.25|0.5}"
+    command = [*job, "--passes", space, "--budget", "95%", "--out", str(tmp_path / "out")]
+    assert main([*command, "-v"]) == 0
+    assert capsys.readouterr().err.count("training, ") == 3, "masks once, distilled twice"
+
+
 def test_what_pipelines_share_is_done_once(
     job: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,12 +71,12 @@ def test_a_member_is_trained_until_it_is_good_enough() -> None:
     assert found.winner is not None
     assert str(found.winner).count("distill") == 8
     members = [str(x) for x, _ in found.proofs]
-    assert [x.count("prune{") for x in members] == [1, 3, 4, 5, 6], "2 was a step on the way"
+    assert [x.count("prune{") for x in members] == [3, 4, 5, 6], "others were on the way"
 
 
 def test_the_first_failure_ends_the_proofs() -> None:
     found, _ = climbed([[0.01]] * 6, [0.01, 0.03, 0.015, 0.03, 0.01, 0.01])
-    assert len(found.proofs) == 3
+    assert len(found.proofs) == 2
     assert found.winner is not None
     assert str(found.winner).count("prune{") == 3
     assert "the next could lose up to 3.00%" in found.reason
@@ -117,7 +117,7 @@ def test_the_member_that_time_cut_short_is_proved_last() -> None:
     found, _ = climbed(
         [[0.01], [0.05] * 99, *[[0.01]] * 4], [0.01, 0.5, *[0.01] * 4], trials_allowed=4
     )
-    assert str(found.winner).count("prune{") == 1
+    assert found.winner is None, "one that was a step on the way is no fallback"
 
 
 def test_no_time_at_all_still_tries_one() -> None:
