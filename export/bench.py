@@ -160,8 +160,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="prumux-bench",
         description="Throughput and latency of engines side by side, in interleaved rounds.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="A", help="what to compare; the first is the yardstick")
@@ -200,14 +198,14 @@ def _length(options: argparse.Namespace) -> int | None:
 def _check(opened: Sequence[Opened], length: int | None) -> None:
     """Every model takes rows of this length."""
     for x in opened:
-        if x.encoder is not None and length is not None:
-            taken = x.encoder.pad_id + 1 if x.encoder.positions_from == "padding" else 0
-            most = x.encoder.positions - taken
-            if length > most:
-                raise UsageError(
-                    f"--length {length} is over the {most} positions of '{x.name}': "
-                    f"--length {most}"
-                )
+        if x.encoder is None or length is None:
+            continue
+        most = x.encoder.most_tokens
+        if length > most:
+            raise UsageError(
+                f"--length {length} is over the {most} positions of '{x.name}': "
+                f"--length {most}"
+            )
 
 
 def _try(opened: Sequence[Opened], data: Sequence[Sequence[Inputs]]) -> None:

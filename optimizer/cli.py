@@ -99,8 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="prumux-opt",
         description="Make the fastest engine of a trained encoder that keeps a loss budget.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="Hugging Face folder or id, or model.pt")

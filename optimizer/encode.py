@@ -148,8 +148,7 @@ def row_limit(
     Raises:
         UsageError: `asked` does not fit the model or leaves no room for text.
     """
-    taken = encoder.pad_id + 1 if encoder.positions_from == "padding" else 0
-    most = encoder.positions - taken
+    most = encoder.most_tokens
     specials = int(tokenizer.num_special_tokens_to_add(pair))
     length = int(min(most, tokenizer.model_max_length)) if asked is None else asked
     if length > most:

@@ -83,6 +83,12 @@ class Encoder:
         return self.mux.n if self.mux else 1
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens that a row may have: RoBERTa's rule leaves some positions unused."""
+        unused = self.pad_id + 1 if self.positions_from == "padding" else 0
+        return self.positions - unused
+
+    @property
     def pooled(self) -> bool:
         """Whether the head reads the first position only."""
         return self.head != "linear"

@@ -57,7 +57,7 @@ def build_report(
             "heads_dense": [x.heads for x in bench.model.encoder.layers],
             "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
         },
-        "mux": bench.mixed(pipeline, "certify"),
+        "mux": bench.mixed(pipeline, "certify") if model.encoder.mux else None,
         "passes": [asdict(x) for x in model.history],
         "export": {name: dict(x.emitted.notes) for name, x in both.items()},
         "engine": dict(shipped.optimised.engine.describe()),

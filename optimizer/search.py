@@ -110,6 +110,25 @@ def climb(
         limit: the most that may be lost.
         granted: minutes that a step may train as the trial of this number; 0 = no time left.
     """
+    trials, members, late = _trained(family, trial, limit, granted)
+    proofs: list[tuple[Pipeline, Certificate]] = []
+
+    def certificates() -> Iterator[Certificate]:
+        for member in _worth_proving(members):
+            proofs.append((member.pipeline, prove(member.pipeline)))
+            yield proofs[-1][1]
+
+    passed = fixed_sequence(certificates())
+    return _conclude(trials, proofs, passed, limit, late)
+
+
+def _trained(
+    family: Family,
+    trial: Callable[[Pipeline], Trial],
+    limit: float,
+    granted: Callable[[Step, int], float],
+) -> tuple[dict[int, Trial], list[tuple[Step, Trial]], bool]:
+    """All trials, the members they ended in, and whether time ended it; see `climb`."""
     trials: dict[int, Trial] = {}
     members: list[tuple[Step, Trial]] = []
     text, late = family.start, False
@@ -134,15 +153,7 @@ def climb(
     last = trials[len(trials) - 1]
     if not members or members[-1][1] != last:
         members.append((family.steps[len(members)], last))
-    proofs: list[tuple[Pipeline, Certificate]] = []
-
-    def certificates() -> Iterator[Certificate]:
-        for member in _worth_proving(members):
-            proofs.append((member.pipeline, prove(member.pipeline)))
-            yield proofs[-1][1]
-
-    passed = fixed_sequence(certificates())
-    return _conclude(trials, proofs, passed, limit, late)
+    return trials, members, late
 
 
 def _worth_proving(members: Sequence[tuple[Step, Trial]]) -> list[Trial]:

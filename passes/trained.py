@@ -50,6 +50,10 @@ class Trained(Pass):
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
         return Length(epochs, self.minutes, self.batch)
 
+    def rows(self, ctx: Context) -> Encoded:
+        """What is trained on."""
+        return ctx.fit if ctx.train is None else ctx.train
+
 
 @dataclass(frozen=True)
 class Taught(Trained):
@@ -70,5 +74,5 @@ class Taught(Trained):
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
     def rows(self, ctx: Context) -> Encoded:
-        """What is trained on."""
-        return augmented(ctx.fit if ctx.train is None else ctx.train, self.augment, ctx.seed)
+        """The real rows and those that are made up."""
+        return augmented(super().rows(ctx), self.augment, ctx.seed)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from prumux.optimizer.context import Context
+from prumux.optimizer.encode import Encoded
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
@@ -55,6 +56,11 @@ class WarmUp(Trained):
         """The file of text."""
         return () if self.text is None else (Path(self.text),)
 
+    def rows(self, ctx: Context) -> Encoded:
+        """The training rows, or pieces of the file of text as long as they are."""
+        real = super().rows(ctx)
+        return real if self.text is None else plain_rows(self.text, ctx.dense, real, ctx.seed)
+
     def requires(self, model: Model) -> None:
         """Only a multiplexed model needs it."""
         if model.encoder.mux is None:
@@ -78,9 +84,7 @@ class WarmUp(Trained):
         """The same sizes with other weights; embedding tables stay as they are."""
         from prumux.optimizer.source import digest
 
-        rows = ctx.fit if ctx.train is None else ctx.train
-        if self.text is not None:
-            rows = plain_rows(self.text, ctx.dense, rows, ctx.seed)
+        rows = self.rows(ctx)
         learner = Warmer(model, self, rows, ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, model.masks.key(), rows.ids, ctx.seed, torch.__version__)
