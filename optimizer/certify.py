@@ -20,6 +20,9 @@ from .ir import Task
 from .metrics import IGNORE, Floats, Predictions, Scorer, score, scorer
 
 RESAMPLES = 2000
+CONFIDENCE = 0.95
+SAFE_CONFIDENCE = 0.99
+"""Of a candidate that is certified apart from the others, with a share of the same errors."""
 _CHUNK_CELLS = 4_000_000
 
 

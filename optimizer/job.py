@@ -293,8 +293,8 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
 
     limit = todo.limit
 
-    def prove(pipeline: Pipeline) -> Certificate:
-        return bench.certify(pipeline, limit)
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        return bench.certify(pipeline, limit, confidence)
 
     if request.passes is not None or request.effort == "quick":
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .artifact import from_config, to_config
-from .certify import Certificate, certify
+from .certify import CONFIDENCE, Certificate, certify
 from .context import Context
 from .cost import Cost, count
 from .encode import Encoded
@@ -209,9 +209,9 @@ class Bench:
         macs = facts["cost"]["macs"]
         return Trial(pipeline, facts["select_score"], loss, facts["seconds"], macs)
 
-    def certify(self, pipeline: Pipeline, limit: float) -> Certificate:
+    def certify(self, pipeline: Pipeline, limit: float, confidence: float) -> Certificate:
         """Bound a candidate's loss on the certify rows."""
-        proof = self.compare(pipeline, "certify", limit)
+        proof = self.compare(pipeline, "certify", limit, confidence)
         verdict = "certified" if proof.holds else "not certified"
         self.ctx.progress.say(
             f"  {pipeline}: {verdict}, loss {100 * proof.loss:.2f} points, "
@@ -219,12 +219,16 @@ class Bench:
         )
         return proof
 
-    def compare(self, pipeline: Pipeline, role: str, limit: float) -> Certificate:
+    def compare(
+        self, pipeline: Pipeline, role: str, limit: float, confidence: float = CONFIDENCE
+    ) -> Certificate:
         """Dense against a candidate on the rows of a role, paired."""
         dense, found = self._predict(Pipeline(()), role), self._predict(pipeline, role)
         labels = self._rows(role).labels
         task = self.model.task
-        return certify(self.metric, dense, found, labels, task, limit, seed=self.ctx.seed)
+        return certify(
+            self.metric, dense, found, labels, task, limit, confidence, self.ctx.seed
+        )
 
     def outputs(self, pipeline: Pipeline, role: str) -> tuple[Predictions, Predictions]:
         """Predictions and what they are scored against: labels, or the dense predictions."""

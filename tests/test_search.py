@@ -41,7 +41,7 @@ def search(
         tried.append(at)
         return Trial(pipeline, 0.9 - losses[at], losses[at], 1.0, 100 - at)
 
-    def prove(pipeline: Pipeline) -> Certificate:
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
         at = order.index(pipeline)
         proved.append(at)
         return Certificate(
@@ -51,7 +51,7 @@ def search(
             0.9 - losses[at],
             losses[at],
             uppers[at],
-            0.95,
+            confidence,
             limit,
             "tango",
         )
