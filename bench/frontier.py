@@ -23,14 +23,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from prumux.optimizer.cost import count
+from prumux.optimizer.encode import batches
 from prumux.optimizer.environment import device, provenance, versions
+from prumux.optimizer.evaluate import BATCH, torch_run
+from prumux.optimizer.ir import Model
 from prumux.optimizer.job import Request
 from prumux.optimizer.measure import interleave, ratio
 from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
+from prumux.optimizer.slots import batch_rows
 from prumux.optimizer.store import Store, key
 from prumux.optimizer.trials import Bench
 
@@ -70,8 +77,29 @@ def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
         "layers": [asdict(x) for x in model.encoder.layers],
         "rows": role,
         "score": bench.compare(pipeline, role, 1.0).to_json(),
+        "select": bench.compare(pipeline, "select", 1.0).to_json(),
+        "divergence_nats": divergence(bench, model),
         "mux": bench.mixed(pipeline, role),
     }
+
+
+def divergence(bench: Bench, model: Model) -> float | None:
+    """Mean KL divergence of a select row's prediction from the dense model's, in nats."""
+    if not model.encoder.pooled or model.task.problem == "regression":
+        return None
+    given = _log_p(bench, bench.model)
+    found = _log_p(bench, model)
+    return float((given.exp() * (given - found)).sum(-1).mean())
+
+
+def _log_p(bench: Bench, model: Model) -> Tensor:
+    """Log-probabilities [N, C] of the select rows; partners drawn once."""
+    run, rows, mixing = torch_run(model), bench.select_rows, bench.mixing(model)
+    size = batch_rows(BATCH, model.encoder.slots)
+    found = torch.empty(len(rows), model.encoder.labels)
+    for batch in batches(rows, size, seed=mixing.get("seed")):
+        found[batch.rows] = torch.as_tensor(run(batch.inputs()))
+    return torch.log_softmax(found, dim=-1)
 
 
 def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, float]]:

@@ -21,6 +21,8 @@ from .tape import INPUTS, Tape, activate, attention_bias, close
 OUTPUT = "logits"
 SLOTS = "prumux.slots"
 """Under this name the metadata of a graph say how many rows it mixes into one."""
+PRECISION = "prumux.precision"
+"""And what its products are computed in, unless it is float32."""
 AXES = ("batch_size", "sequence_length")
 
 

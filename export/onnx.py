@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -20,6 +20,7 @@ from prumux.optimizer.target import Emitted, Target
 from . import fuse as fusion_tool
 from .graph import build
 from .graphfile import FILE, is_large, save, verify
+from .int8 import LEAST_UNITS, kept_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
 from .parity import Parity, check, compare
 
@@ -30,6 +31,7 @@ GAIN = 0.98
 """A fused graph must run in at most this share of the best simpler graph's time."""
 
 Fusion = Literal["none", "basic", "all"]
+Precision = Literal["auto", "fp32", "int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +57,50 @@ class Onnx(Target):
     atol: float = field(
         default=1e-4, metadata={"help": "largest difference of a logit from the torch module"}
     )
+    precision: Precision = field(
+        default="auto",
+        metadata={"help": "int8 = weights and products; auto = fp32, or int8 where it pays"},
+    )
+    keep: str = field(
+        default="", metadata={"help": "what stays in fp32 with int8, as layers.0.ffn.down+..."}
+    )
 
     def __post_init__(self) -> None:
         if not 17 <= self.opset <= 20:
             raise ValueError(f"opset must be 17..20, not {self.opset}")
         if not self.atol > 0:
             raise ValueError(f"atol must be above 0, not {self.atol:g}")
+        if self.keep and self.precision != "int8":
+            raise ValueError(f"keep is for precision=int8, not {self.precision}")
+        if self.precision == "int8" and self.fusion in ("basic", "all"):
+            raise ValueError(
+                f"precision=int8 takes fusion=none, not {self.fusion}: "
+                "fused attention is slower in int8"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether all is computed in float32."""
+        return self.precision != "int8"
+
+    def variants(self, encoder: Encoder) -> tuple[Onnx, ...]:
+        """For `auto`, fp32 and, of a model that is large enough, int8."""
+        if self.precision != "auto":
+            return (self,)
+        if encoder.hidden < LEAST_UNITS:
+            return (self.baseline(),)
+        fusion: Literal["auto", "none"] = "auto" if self.fusion == "auto" else "none"
+        return self.baseline(), replace(self, precision="int8", fusion=fusion)
+
+    def baseline(self) -> Onnx:
+        """The same in float32."""
+        return replace(self, precision="fp32", keep="")
+
+    def tuned(self, model: Model, ctx: Context) -> Onnx:
+        """With int8, what is too sensitive for it is kept in float32."""
+        if self.exact or self.keep:
+            return self
+        return replace(self, keep="+".join(sensitive(model, self.opset, ctx)))
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, and `model.onnx_data` where the weights are over 2 GB.
@@ -76,6 +116,8 @@ class Onnx(Target):
         verify(proto)
         reference = _Reference(model, ctx.workload)
         plain = self._candidate("none", proto, reference, ctx.threads)
+        if not self.exact:
+            return self._lowered(plain, reference, ctx.threads, folder)
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
         auto = self.fusion == "auto" and len(found) > 1
         timings = _time(found, ctx.workload) if auto else {}
@@ -93,7 +135,7 @@ class Onnx(Target):
 
     def draft(self) -> Target:
         """The plain graph, written unchecked: the weights of a timing mean nothing."""
-        return _Draft(opset=self.opset, fusion="none", atol=self.atol)
+        return _Draft(self.opset, "none", self.atol, self.precision, self.keep)
 
     def engine(self, folder: Path, threads: int) -> OrtEngine:
         """Load `model.onnx`."""
@@ -125,6 +167,26 @@ class Onnx(Target):
                     ) from error
         return found, dropped
 
+    def _lowered(
+        self, plain: Candidate, reference: _Reference, threads: int, folder: Path
+    ) -> Emitted:
+        """The int8 graph of a float32 graph that was checked.
+
+        No gate of parity here: what it answers is scored and certified.
+        """
+        proto = lower(plain.proto, kept_names(self.keep))
+        verify(proto)
+        parity = reference.compare(_open(proto, threads))
+        notes = {
+            "kept": "none",
+            "precision": self.precision,
+            "parity": {"none": plain.parity.max_abs_diff, "int8": parity.max_abs_diff},
+            "agreement": {"none": plain.parity.agreement, "int8": parity.agreement},
+            "rows": parity.rows,
+            "lowered": len(lowered_names(proto)),
+        }
+        return Emitted(save(proto, folder), notes)
+
     def _candidate(
         self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
     ) -> Candidate:
@@ -139,7 +201,9 @@ class _Draft(Onnx):
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`."""
         del ctx
-        return Emitted(save(build(model, self.opset), folder))
+        proto = build(model, self.opset)
+        proto = proto if self.exact else lower(proto, kept_names(self.keep))
+        return Emitted(save(proto, folder))
 
 
 class _Reference:
@@ -151,15 +215,19 @@ class _Reference:
         module = EncoderModule(model).eval()
         self.logits = [run(module, inputs) for inputs in self.inputs]
 
+    def compare(self, engine: OrtEngine) -> Parity:
+        """The parity of an engine."""
+        found = [engine.run(inputs) for inputs in self.inputs]
+        masks = [inputs["attention_mask"] for inputs in self.inputs]
+        return compare(self.logits, found, self.kind, masks)
+
     def check(self, engine: OrtEngine, atol: float, fusion: Fusion) -> Parity:
         """The parity of an engine.
 
         Raises:
             GateError: it is not within `atol`.
         """
-        found = [engine.run(inputs) for inputs in self.inputs]
-        masks = [inputs["attention_mask"] for inputs in self.inputs]
-        parity = compare(self.logits, found, self.kind, masks)
+        parity = self.compare(engine)
         check(parity, atol, f"ONNX Runtime (fusion={fusion}) against the torch module")
         return parity
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.slots import in_groups
 
-from .graph import SLOTS
+from .graph import PRECISION, SLOTS
 
 CPU = "CPUExecutionProvider"
 
@@ -72,7 +72,9 @@ class OrtEngine:
                 "export the model again if the file is damaged"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
-        told = self._session.get_modelmeta().custom_metadata_map.get(SLOTS, "1")
+        about = self._session.get_modelmeta().custom_metadata_map
+        told = about.get(SLOTS, "1")
+        self._precision = about.get(PRECISION, "fp32")
         self.slots = max(1, int(told)) if told.isdecimal() else 1
         """Rows that the graph mixes into one."""
         self._run = in_groups(self._whole_groups, self.slots)
@@ -111,7 +113,7 @@ class OrtEngine:
             "provider": provider,
             "device": "cpu" if provider == CPU else "gpu",
             "threads": str(self._threads),
-            "precision": "fp32",
+            "precision": self._precision,
         }
 
 

@@ -264,10 +264,16 @@ def run(request: Request, progress: Progress) -> Result:
 
 def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     """Choose, ship and report."""
+    from .lower import lowered, unlowered
     from .report import build_report, write_report
     from .ship import ship
 
+    if todo.limit is not None:
+        bench = lowered(todo.bench, todo.limit) if todo.limit else unlowered(todo.bench)
+        todo = replace(todo, bench=bench)
     found, chosen = _choose(todo, started)
+    if found is not None and found.winner is None:
+        todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
     report = build_report(todo, found, shipped, time.monotonic() - started)
     write_report(report, workspace.staging)

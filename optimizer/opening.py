@@ -91,6 +91,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
         request=request,
+        targets=target.variants(model.encoder)[:1],
     )
 
 

@@ -30,21 +30,22 @@ def build_report(
     """Everything a reader needs to believe or repeat the result, as plain values."""
     bench, request = todo.bench, todo.request
     both = {"dense": shipped.dense, "optimised": shipped.optimised}
-    model = shipped.optimised.model
-    pipeline = shipped.optimised.pipeline
+    chosen = shipped.optimised
+    model, pipeline = chosen.model, chosen.pipeline
     return {
         "schema_version": SCHEMA_VERSION,
         "met": found is None or found.winner is not None,
         "reason": "the pipeline that was asked for" if found is None else found.reason,
         "pipeline": str(pipeline),
-        "dropped": None if shipped.dropped is None else _dropped(shipped.dropped),
-        "target": str(todo.target),
+        "dropped": None if shipped.dropped is None else _engine(shipped.dropped),
+        "target": str(chosen.target),
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
         "metric": bench.metric,
-        "scores": _scores(bench, pipeline, todo.limit or 0.0),
-        "throughput_ratio": shipped.optimised.speed.throughput_ratio,
+        "scores": _scores(bench, chosen, todo.limit or 0.0),
+        "throughput_ratio": chosen.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},
+        "beside": [_engine(x) for x in shipped.beside],
         "serving": bench.serving(),
         "cost": {
             n: count(x.model.encoder, bench.ctx.length).to_json() for n, x in both.items()
@@ -60,7 +61,7 @@ def build_report(
         "mux": bench.mixed(pipeline, "certify") if model.encoder.mux else None,
         "passes": [asdict(x) for x in model.history],
         "export": {name: dict(x.emitted.notes) for name, x in both.items()},
-        "engine": dict(shipped.optimised.engine.describe()),
+        "engine": dict(chosen.engine.describe()),
         "trials": [] if found is None else [_trial(t) for t in found.trials],
         "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
         "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
@@ -82,13 +83,13 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     write_atomic(folder / "report.json", text.encode())
 
 
-def _scores(bench: Bench, shipped: Pipeline, limit: float) -> dict[str, Any]:
+def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
     """Dense against shipped on every role that is reported, paired."""
     found = {}
     for role in ("certify", "test"):
         if role == "test" and bench.test_rows is None:
             continue
-        proof = bench.compare(shipped, role, limit)
+        proof = bench.compare(shipped.pipeline, role, limit, target=shipped.target)
         entry = proof.to_json()
         del entry["limit"], entry["holds"]
         entry["interval"] = list(_interval(bench, shipped, role))
@@ -96,13 +97,19 @@ def _scores(bench: Bench, shipped: Pipeline, limit: float) -> dict[str, Any]:
     return found
 
 
-def _interval(bench: Bench, shipped: Pipeline, role: str) -> tuple[float, float]:
-    predictions, labels = bench.outputs(shipped, role)
+def _interval(bench: Bench, shipped: Exported, role: str) -> tuple[float, float]:
+    predictions, labels = bench.outputs(shipped.pipeline, role, shipped.target)
     return interval(bench.metric, predictions, labels, bench.model.task, seed=bench.ctx.seed)
 
 
-def _dropped(lost: Exported) -> dict[str, Any]:
-    return {"pipeline": str(lost.pipeline), **asdict(lost.speed)}
+def _engine(timed: Exported) -> dict[str, Any]:
+    """An engine that is not shipped."""
+    return {
+        "pipeline": str(timed.pipeline),
+        "target": str(timed.target),
+        "file_bytes": timed.size_bytes,
+        **asdict(timed.speed),
+    }
 
 
 def _trial(trial: Any) -> dict[str, Any]:
@@ -137,7 +144,10 @@ def print_table(report: Mapping[str, Any], stream: TextIO) -> None:
 
 def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
     """The lines below the table."""
-    lines = [f"pipeline   {report['pipeline'] or '(dense)'}"]
+    lines = [f"pipeline   {report['pipeline'] or '(dense)'}", f"target     {report['target']}"]
+    for x in report["beside"]:
+        name = "the same pipeline" if x["pipeline"] == report["pipeline"] else "dense"
+        lines.append(f"beside     {name} on {x['target']}: {x['throughput_ratio']:.2f}x")
     if report["budget"] is not None:
         proof = report["scores"]["certify"]
         if report["met"]:

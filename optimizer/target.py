@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,10 +16,8 @@ from numpy.typing import NDArray
 from .stage import Stage
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .context import Context
-    from .ir import Model
+    from .ir import Encoder, Model
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,28 @@ class Engine(Protocol):
 class Target(Stage):
     """A frozen dataclass whose fields are its options, as in a pass."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether its engines give the torch module's answers, up to rounding.
+
+        Where not, candidates are scored and certified by what their engines answer.
+        """
+        return True
+
+    def variants(self, encoder: Encoder) -> tuple[Target, ...]:
+        """What this may stand for, an exact one first; a run keeps what pays."""
+        del encoder
+        return (self,)
+
+    def baseline(self) -> Target:
+        """Where the given model is timed: the same engine, nothing lowered."""
+        return self
+
+    def tuned(self, model: Model, ctx: Context) -> Target:
+        """This target with what depends on the given model decided, for all candidates."""
+        del model, ctx
+        return self
+
     @abstractmethod
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write the model into `folder`."""
@@ -60,3 +83,11 @@ class Target(Stage):
         Raises:
             MissingError: the engine's library or device is not here; says how to get it.
         """
+
+
+@contextmanager
+def on_engine(target: Target, model: Model, ctx: Context) -> Iterator[Engine]:
+    """The model as an engine of the target, for as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        target.emit(model, ctx, Path(folder))
+        yield target.engine(Path(folder), ctx.threads)

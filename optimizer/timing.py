@@ -37,6 +37,9 @@ class Speed:
     throughput_ratio_high: float
 
 
+UNTIMED = Speed(*[0.0] * 9)
+
+
 def compare(
     engines: Sequence[Engine], workload: Sequence[Batch], progress: Progress
 ) -> list[Speed]:

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Batch
+from prumux.optimizer.fisher import losses
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import Branch, EncoderModule, Factors
 from prumux.optimizer.precision import autocast
-
-from .importance import losses
 
 AROUND = 0.05
 """Weight that a row's positions share evenly: it steadies H where one position counts."""

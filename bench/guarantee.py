@@ -1,0 +1,171 @@
+"""Does the budget hold? A thousand searches on resampled rows, each checked against the truth.
+
+    python bench/guarantee.py MODEL --data DIR --out bench/results/NAME.json
+
+Every candidate's answers on all labelled rows are recorded once. The certify and test rows
+together are then taken for the world: a candidate's loss on all of them is its true loss. Each
+simulated user gets so many rows of it, drawn with replacement, as certify rows, and a draw of
+the select rows, and runs the same search as `prumux-opt --effort quick`. What is shipped
+breaks the promise if its true loss exceeds the budget. The promise: at most 5 % of the users.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.certify import Certificate, accuracy_upper
+from prumux.optimizer.effort import default_space
+from prumux.optimizer.environment import provenance, versions
+from prumux.optimizer.job import Request
+from prumux.optimizer.opening import open_bench
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.search import Trial, find
+from prumux.optimizer.store import Store, key
+
+Bools = NDArray[np.bool_]
+BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Whether each candidate, and the given model, is right on each row."""
+
+    order: tuple[Pipeline, ...]
+    """From the slowest to the fastest."""
+    select: Bools
+    """[candidates, rows]"""
+    select_dense: Bools
+    rows: Bools
+    """[candidates, rows], on rows that the search never sees as a whole."""
+    rows_dense: Bools
+
+    @property
+    def true_loss(self) -> NDArray[np.float64]:
+        """[candidates]"""
+        found: NDArray[np.float64] = self.rows_dense.mean() - self.rows.mean(1)
+        return found
+
+
+@dataclass(frozen=True)
+class User:
+    """How one simulated search ended: which candidate, or -1."""
+
+    shipped: int
+    true_loss: float
+
+
+def user(world: World, limit: float, rows: int, random: np.random.Generator) -> User:
+    """Draw rows, search, and look up the true loss of what is shipped."""
+    chosen = random.integers(world.select.shape[1], size=world.select.shape[1])
+    seen = random.integers(world.rows.shape[1], size=rows)
+    select_loss = world.select_dense[chosen].mean() - world.select[:, chosen].mean(1)
+    index = {str(p): i for i, p in enumerate(world.order)}
+
+    def trial(pipeline: Pipeline) -> Trial:
+        loss = float(select_loss[index[str(pipeline)]])
+        return Trial(pipeline, 1 - loss, loss, 0.0, 0)
+
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        dense, found = world.rows_dense[seen], world.rows[index[str(pipeline)], seen]
+        worse, better = int((dense & ~found).sum()), int((~dense & found).sum())
+        upper = accuracy_upper(rows, worse, better, confidence)
+        loss = (worse - better) / rows
+        score = float(dense.mean())
+        return Certificate(
+            "accuracy", rows, score, score - loss, loss, upper, confidence, limit, "tango"
+        )
+
+    winner = find(world.order, trial, prove, limit, lambda _: False).winner
+    if winner is None:
+        return User(-1, 0.0)
+    at = index[str(winner)]
+    return User(at, float(world.true_loss[at]))
+
+
+def simulate(
+    world: World, limit: float, rows: int, users: int, seed: int = 0
+) -> dict[str, float]:
+    """Shares of users: with a broken promise, with nothing better than exact."""
+    random = np.random.default_rng(seed)
+    ends = [user(world, limit, rows, random) for _ in range(users)]
+    broken = sum(x.true_loss > limit for x in ends)
+    return {
+        "budget": limit,
+        "rows": rows,
+        "users": users,
+        "broken": broken / users,
+        "exact_only": sum(x.shipped < 0 for x in ends) / users,
+        "median_true_loss": float(np.median([x.true_loss for x in ends])),
+    }
+
+
+def record(options: argparse.Namespace) -> World:
+    """Every candidate's answers; kept beside the result, so that a killed run goes on."""
+    request = Request(model=options.model, data=options.data, passes="-")
+    opened = open_bench(request, parse_target("onnx"), Progress(1))
+    about = key(opened.model.source["digest"], opened.data_digest, versions())
+    store = Store(options.out.with_suffix(f".{about}.parts"))
+    bench = replace(opened, ctx=replace(opened.ctx, store=store))
+    order = bench.order(default_space("quick", None))
+
+    def right(pipeline: Pipeline, roles: Sequence[str]) -> Bools:
+        found = [bench.outputs(pipeline, role) for role in roles]
+        return np.concatenate([np.asarray(a) == np.asarray(b) for a, b in found])
+
+    world = ("certify",) if bench.test_rows is None else ("certify", "test")
+    dense = Pipeline(())
+    return World(
+        tuple(order),
+        np.stack([right(p, ("select",)) for p in order]),
+        right(dense, ("select",)),
+        np.stack([right(p, world) for p in order]),
+        right(dense, world),
+    )
+
+
+def main() -> None:
+    """Record, simulate, write the JSON, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--users", type=int, default=1000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[300, 872, 2000])
+    options = parser.parse_args()
+    world = record(options)
+    entries: list[dict[str, Any]] = [
+        simulate(world, limit, rows, options.users)
+        for limit in BUDGETS
+        for rows in options.rows
+    ]
+    found = {
+        "schema_version": 1,
+        "candidates": [
+            {"pipeline": str(p), "true_loss": float(x)}
+            for p, x in zip(world.order, world.true_loss, strict=True)
+        ],
+        "world_rows": world.rows.shape[1],
+        "entries": entries,
+        **provenance(),
+    }
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    for x in entries:
+        line = f"budget {100 * x['budget']:4.1f} % {x['rows']:5} rows: broken "
+        line += f"{100 * x['broken']:4.1f} %, exact only {100 * x['exact_only']:5.1f} %, "
+        line += f"median true loss {100 * x['median_true_loss']:5.2f}"
+        print(line, file=sys.stderr)  # noqa: T201 - the table of a script
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What does a lower precision cost and buy: parity, score, speed.
+
+    python bench/precision.py MODEL --data DIR --out bench/results/NAME.json
+    python bench/precision.py MODEL --data DIR --out ... --passes mixed 'mux{n=2 at=3},distill'
+
+Each pipeline's model runs on every target, and through ONNX Runtime's one line
+(`quantize_dynamic` with its defaults): largest difference of a logit from the torch module and
+share of equal labels on the certify rows, score on certify and test rows. Nothing is chosen on
+either. All engines of one model are timed in one interleaved run with the dense fp32 engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prumux.export.graph import build
+from prumux.export.graphfile import FILE, save
+from prumux.export.ort import OrtEngine
+from prumux.export.parity import compare
+from prumux.optimizer.encode import Encoded, batches
+from prumux.optimizer.environment import provenance, versions
+from prumux.optimizer.errors import PrumuxError
+from prumux.optimizer.evaluate import BATCH, predict, torch_run
+from prumux.optimizer.ir import Model
+from prumux.optimizer.job import Request
+from prumux.optimizer.measure import interleave, ratio
+from prumux.optimizer.metrics import score
+from prumux.optimizer.opening import open_bench
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
+from prumux.optimizer.registry import parse_target
+from prumux.optimizer.slots import batch_rows
+from prumux.optimizer.store import Store, key
+from prumux.optimizer.target import Engine
+from prumux.optimizer.timing import Inputs
+from prumux.optimizer.trials import Bench
+
+ONE_LINE = "one-line"
+TARGETS = ("onnx{precision=fp32}", "onnx{precision=int8}", ONE_LINE)
+PRUNED = "pool-early,prune{sparsity=0.6 of=macs},slice,reconstruct"
+
+
+@contextmanager
+def opened(bench: Bench, model: Model, target: str) -> Iterator[Engine]:
+    """The model's engine on a target."""
+    with tempfile.TemporaryDirectory() as folder:
+        if target == ONE_LINE:
+            yield _one_line(model, Path(folder), bench.ctx.threads)
+        else:
+            chosen = parse_target(target).tuned(model, bench.ctx)
+            chosen.emit(model, bench.ctx, Path(folder))
+            yield chosen.engine(Path(folder), bench.ctx.threads)
+
+
+def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
+    """What a user would do without us."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    save(build(model), folder)
+    logging.disable(logging.WARNING)
+    quantize_dynamic(folder / FILE, folder / "int8.onnx")
+    logging.disable(logging.NOTSET)
+    return OrtEngine(folder / "int8.onnx", threads)
+
+
+def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
+    """Against the torch module on the certify rows."""
+    reference, found, masks = [], [], []
+    run = torch_run(model)
+    size = batch_rows(BATCH, model.encoder.slots)
+    for batch in batches(bench.certify_rows, size):
+        inputs = batch.inputs()
+        reference.append(run(inputs))
+        found.append(engine.run(inputs))
+        masks.append(inputs["attention_mask"])
+    result = compare(reference, found, model.task.kind, masks)
+    return {"max_abs_diff": result.max_abs_diff, "agreement": result.agreement}
+
+
+def scored(bench: Bench, rows: Encoded, model: Model, engine: Engine) -> float:
+    """The engine's score."""
+    found = predict(engine.run, rows, model.task, None, **bench.mixing(model))
+    assert rows.labels is not None
+    return score(bench.metric, found, rows.labels, model.task)
+
+
+def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> None:
+    for x in inputs:
+        engine.run(x)
+
+
+def measure(bench: Bench, name: str, text: str, targets: list[str], rounds: int) -> list[Any]:
+    """One model on every target, beside the dense fp32 engine."""
+    model = bench.build(Pipeline.parse(text)) if text else bench.model
+    inputs = [b.inputs() for b in bench.ctx.workload]
+    entries, runs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        save(build(bench.model), Path(folder))
+        dense = OrtEngine(Path(folder) / FILE, bench.ctx.threads)
+        runs.append(partial(_pass_over, dense, inputs))
+        for target in targets:
+            entry: dict[str, Any] = {"model": name, "pipeline": text, "target": target}
+            try:
+                with opened(bench, model, target) as engine:
+                    entry |= parity(bench, model, engine)
+                    entry["certify"] = scored(bench, bench.certify_rows, model, engine)
+                    if bench.test_rows is not None:
+                        entry["test"] = scored(bench, bench.test_rows, model, engine)
+            except PrumuxError as error:
+                entries.append(entry | {"failed": str(error)})
+                continue
+            entries.append(entry)
+            runs.append(partial(_pass_over, engine, inputs))
+        first, *others = interleave(runs, rounds, warmup=2)
+    for entry, timing in zip((x for x in entries if "failed" not in x), others, strict=True):
+        gain = ratio(first, timing)
+        entry["throughput_ratio"] = gain.median_ms
+        entry["low"], entry["high"] = gain.low_ms, gain.high_ms
+    return entries
+
+
+def main() -> None:
+    """Measure, write the JSON, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS))
+    parser.add_argument("--passes", nargs=2, action="append", metavar=("NAME", "TEXT"))
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--rounds", type=int, default=11)
+    options = parser.parse_args()
+    request = Request(
+        model=options.model,
+        data=options.data,
+        passes="-",
+        batch=options.batch,
+        length=options.length,
+    )
+    first = open_bench(request, parse_target("onnx"), Progress(1))
+    about = key(first.model.source["digest"], first.data_digest, versions())
+    store = Store(options.out.with_suffix(f".{about}.parts"))
+    bench = replace(first, ctx=replace(first.ctx, store=store))
+    asked = [("dense", ""), *(options.passes or [("pruned", PRUNED)])]
+    entries = [
+        entry
+        for name, text in asked
+        for entry in measure(bench, name, text, options.targets, options.rounds)
+    ]
+    found = {
+        "schema_version": 1,
+        "metric": bench.metric,
+        "dense": {
+            "certify": bench.dense_score("certify"),
+            "test": None if bench.test_rows is None else bench.dense_score("test"),
+        },
+        "entries": entries,
+        "serving": bench.serving(),
+        "source": bench.model.source["digest"],
+        **provenance(),
+    }
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    for x in entries:
+        line = f"{x['model']:10} {x['target']:34} "
+        line += x.get("failed") or (
+            f"diff {x['max_abs_diff']:.2g} agree {100 * x['agreement']:.2f} "
+            f"certify {100 * x['certify']:.2f} test {100 * x.get('test', np.nan):.2f} "
+            f"{x['throughput_ratio']:.2f}x [{x['low']:.2f}, {x['high']:.2f}]"
+        )
+        print(line, file=sys.stderr)  # noqa: T201 - the table of a script
+
+
+if __name__ == "__main__":
+    main()

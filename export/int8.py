@@ -1,0 +1,116 @@
+"""int8 for ONNX Runtime on CPUs: weights per channel, activations as they come.
+
+Activations are quantised at run time with the range that they have in the batch, so nothing is
+calibrated, and the weights are int8 in the file. Only products with weights are lowered, and
+only where ONNX Runtime's integer kernel can win (`worth_lowering`).
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnx.helper
+
+from prumux.optimizer.context import Context
+from prumux.optimizer.ir import Model
+
+from .graph import PRECISION, build
+from .graphfile import FILE, is_large, save
+
+LEAST_UNITS = 64
+"""A product with fewer inputs or outputs is not faster in int8: see `bench/int8.py`."""
+TOLERANCE_NATS = 0.01
+"""Divergence a row that int8 may cause in the given model."""
+
+
+def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """The graph with int8 weights and run-time quantised activations.
+
+    Args:
+        proto: a float32 graph as `graph.build` writes it.
+        keep: names of linear maps, such as `layers.0.ffn.down`, that stay in float32.
+
+    Raises:
+        MissingError: ONNX Runtime is not installed.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    nodes = [x for x in worth_lowering(proto) if x.removesuffix(".matmul") not in keep]
+    if not nodes:
+        return proto
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        place = Path(folder) / "float"
+        save(proto, place)
+        made = Path(folder) / "int8.onnx"
+        quantize_dynamic(
+            place / FILE,
+            made,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            use_external_data_format=is_large(proto),
+        )
+        found = onnx.load(made)
+    told = {x.key: x.value for x in proto.metadata_props}
+    onnx.helper.set_model_props(found, {**told, PRECISION: "int8"})
+    return found
+
+
+def worth_lowering(proto: onnx.ModelProto) -> list[str]:
+    """Names of the products with weights that are large enough, in the order of the graph."""
+    shapes = {x.name: x.dims for x in proto.graph.initializer}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "MatMul" and min(shapes.get(node.input[1], (0,))) >= LEAST_UNITS
+    ]
+
+
+def sensitive(model: Model, opset: int, ctx: Context) -> list[str]:
+    """Linear maps to keep in float32: the fewest without which int8 hardly changes anything.
+
+    They are taken by their share of the estimated divergence, see `sensitivity`, until what
+    remains is at most `TOLERANCE_NATS`.
+    """
+    from .sensitivity import divergence
+
+    names = [x.removesuffix(".matmul") for x in worth_lowering(build(model, opset))]
+    nats = divergence(model, names, ctx)
+    kept: list[str] = []
+    for name in sorted(names, key=lambda x: -nats[x]):
+        if sum(nats[x] for x in names if x not in kept) <= TOLERANCE_NATS:
+            break
+        kept.append(name)
+    return [name for name in names if name in kept]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the tool's advice to fold constants first: our graphs have none to fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def lowered_names(proto: onnx.ModelProto) -> list[str]:
+    """Names that the products had before they were lowered."""
+    suffix = "_quant"
+    return [
+        node.name.removesuffix(suffix)
+        for node in proto.graph.node
+        if node.op_type == "MatMulInteger"
+    ]
+
+
+def kept_names(keep: str) -> tuple[str, ...]:
+    """The option `keep` as names of linear maps."""
+    return tuple(name for name in keep.split("+") if name)
