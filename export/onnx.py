@@ -20,7 +20,7 @@ from prumux.optimizer.target import Emitted, Target
 from . import fuse as fusion_tool
 from .graph import build
 from .graphfile import FILE, is_large, save, verify
-from .int8 import LEAST_UNITS, kept_names, lower, lowered_names, sensitive
+from .int8 import LEAST_HIDDEN, kept_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
 from .parity import Parity, check, compare
 
@@ -87,7 +87,7 @@ class Onnx(Target):
         """For `auto`, fp32 and, of a model that is large enough, int8."""
         if self.precision != "auto":
             return (self,)
-        if encoder.hidden < LEAST_UNITS:
+        if encoder.hidden < LEAST_HIDDEN:
             return (self.baseline(),)
         fusion: Literal["auto", "none"] = "auto" if self.fusion == "auto" else "none"
         return self.baseline(), replace(self, precision="int8", fusion=fusion)

@@ -23,7 +23,7 @@ from prumux.optimizer.fisher import losses
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
 
-ROWS = 256
+ROWS = 128
 BATCH = 32
 
 
