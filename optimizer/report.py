@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .certify import interval
 from .cost import count
 from .environment import device, versions
+from .html import PAGE, write_html
 from .pipeline import Pipeline
 from .store import write_atomic
 
@@ -42,6 +43,7 @@ def build_report(
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
         "metric": bench.metric,
+        "task": asdict(bench.model.task),
         "scores": _scores(bench, pipeline, todo.limit or 0.0),
         "throughput_ratio": shipped.optimised.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},
@@ -56,6 +58,7 @@ def build_report(
             "hidden": model.encoder.hidden,
             "heads_dense": [x.heads for x in bench.model.encoder.layers],
             "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
+            "hidden_dense": bench.model.encoder.hidden,
         },
         "mux": bench.mixed(pipeline, "certify") if model.encoder.mux else None,
         "passes": [asdict(x) for x in model.history],
@@ -76,9 +79,11 @@ def build_report(
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json, which also lists the files of the result."""
-    files = sorted({path.name for path in folder.iterdir()} | {"report.json", "trials.jsonl"})
-    text = json.dumps({**report, "files": files}, indent=2, allow_nan=False) + "\n"
+    """Write report.json, which also lists the files of the result, and its page."""
+    names = {path.name for path in folder.iterdir()} | {PAGE, "report.json", "trials.jsonl"}
+    whole = {**report, "files": sorted(names)}
+    text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    write_html(json.loads(text), folder)
     write_atomic(folder / "report.json", text.encode())
 
 
@@ -92,6 +97,8 @@ def _scores(bench: Bench, shipped: Pipeline, limit: float) -> dict[str, Any]:
         entry = proof.to_json()
         del entry["limit"], entry["holds"]
         entry["interval"] = list(_interval(bench, shipped, role))
+        if bench.metric != "agreement":
+            entry["interval_dense"] = list(_interval(bench, Pipeline(()), role))
         found[role] = entry
     return found
 
