@@ -117,12 +117,14 @@ def engines(report: Report) -> list[dict[str, Any]]:
     for name, facts in report["export"].items():
         tables = {k: facts[k] for k in PER_GRAPH if isinstance(facts.get(k), Mapping)}
         variants = list(dict.fromkeys(v for table in tables.values() for v in table))
+        lowered = facts.get("precision") in variants
+        shown = {*tables, "kept"}
         found.append(
             {
                 "name": name,
-                "kept": facts.get("kept"),
+                "kept": facts["precision"] if lowered else facts.get("kept"),
                 "graphs": [(v, {k: x.get(v) for k, x in tables.items()}) for v in variants],
-                "rest": {k: v for k, v in facts.items() if k not in tables and v != {}},
+                "rest": {k: v for k, v in facts.items() if k not in shown and v != {}},
             }
         )
     return found
@@ -143,7 +145,6 @@ def _environment() -> Environment:
     )
     made.filters |= {
         "points": lambda x: f"{100 * x:.2f}",
-        "signed": lambda x: f"{100 * x:+.2f}",
         "millions": lambda x: f"{x / 1e6:.2f}",
         "duration": duration,
         "plain": plain,
@@ -154,6 +155,8 @@ def _environment() -> Environment:
 
 def duration(seconds: float) -> str:
     """Such as 0.03 s, 12 s or 27 min 22 s."""
+    if seconds < 0.001:
+        return "<1 ms"
     if seconds < 10:
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
