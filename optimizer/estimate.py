@@ -39,7 +39,7 @@ def estimate(todo: Plan) -> dict[str, Any]:
         limit = request.time_limit_s or LIMIT_S[request.effort]
         source = f"the time limit of --effort {request.effort}, most of which is training"
         return _said(limit, {"training and all else, at most": limit}, source)
-    token_s, limit = _token_s(todo), request.time_limit_s
+    token_s = _token_s(todo)
     trials = 1 if todo.limit is None else math.ceil(math.log2(len(todo.space) + 1))
     proofs = 0 if todo.limit is None else min(PROOFS, trials)
     roles = (bench.select_rows, bench.certify_rows, bench.test_rows)
@@ -60,7 +60,7 @@ def estimate(todo: Plan) -> dict[str, Any]:
     )
     if any(getattr(x, "speedup", None) for p in todo.space for x in p.passes):
         source += "; timing shapes for speedup=, where it was not done before, is not counted"
-    return _said(total if limit is None else min(total, limit), parts, source)
+    return _said(min(total, request.time_limit_s or math.inf), parts, source)
 
 
 def _said(seconds: float, parts: dict[str, float], source: str) -> dict[str, Any]:

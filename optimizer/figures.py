@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .axes import TIMES, WIDTH, Kind, Linear, Log, Mark, Tick, nice, times
@@ -67,7 +67,8 @@ def _marks(report: Report, xs: Mapping[str, float], start: float, y: Linear) -> 
     for number, t in enumerate(report["trials"], 1):
         if t.get("loss") is not None:
             title = f"trial {number}: {_lost(t, metric, 'select')}; {t['pipeline']}"
-            yield _falling("trial", xs[t["pipeline"]], y, t, title, str(number))
+            mark = _falling("trial", xs[t["pipeline"]], y, t, title)
+            yield replace(mark, label=str(number))
     for proof in report["proofs"]:
         kind: Kind = "holds" if proof["holds"] else "fails"
         title = f"{_lost(proof, metric, 'certify')}; {proof['pipeline']}"
@@ -86,21 +87,23 @@ def _floor(report: Report, lost: Sequence[float]) -> float:
     """The greatest loss that is drawn in its place: all that was shipped or certified, and
     of the trials those that are not far beyond the budget, so that the rest can be told apart.
     """
-    ends = [e["loss_upper"] for e in (*report["proofs"], *report["scores"].values())]
-    limit = report["limit"]
+    ends: list[float] = [
+        e["loss_upper"] for e in (*report["proofs"], *report["scores"].values())
+    ]
+    limit: float | None = report["limit"]
     if limit is None:
         return 1.1 * max(0.005, *ends, *lost)
     near = [x for x in lost if x <= 4 * limit]
     return 1.1 * max(0.005, 1.5 * limit, *(x for x in ends if x <= 8 * limit), *near)
 
 
-def _falling(kind: Kind, x: float, y: Linear, found: Report, title: str, *label: str) -> Mark:
+def _falling(kind: Kind, x: float, y: Linear, found: Report, title: str) -> Mark:
     """A mark at a loss, with a line down to its bound if it has one."""
     floor = -y.last / 100
     loss, bound = found["loss"], found.get("loss_upper")
     low = None if bound is None else y(-100 * min(bound, floor))
     at = y(-100 * min(loss, floor))
-    return Mark(kind, x, at, title, *label, low=low, off=loss > floor)
+    return Mark(kind, x, at, title, low=low, off=loss > floor)
 
 
 def _lost(found: Mapping[str, Any], metric: str, role: str) -> str:

@@ -144,13 +144,21 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
-        "points": lambda x: f"{100 * x:.2f}",
-        "millions": lambda x: f"{x / 1e6:.2f}",
+        "points": _points,
+        "millions": _millions,
         "duration": duration,
         "plain": plain,
         "pipeline": _breakable,
     }
     return made
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:.2f}"
 
 
 def duration(seconds: float) -> str:

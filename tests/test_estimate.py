@@ -35,7 +35,8 @@ def planned(job: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setattr("prumux.optimizer.estimate._token_s", lambda todo: MS)
 
     def make(**options: Any) -> Plan:
-        return plan(Request(**job, **options), Progress())
+        request = Request(model=job["model"], data=job["data"], **options)
+        return plan(request, Progress())
 
     return make
 

@@ -216,7 +216,6 @@ def test_numbers_in_words() -> None:
     assert plain({}) == "none"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(browser() is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("kind", ["plain", "refused", "mux"])
 def test_a_browser_shows_it(kind: str, tmp_path: Path) -> None:
