@@ -50,7 +50,10 @@ def _main(arguments: list[str]) -> int:
 
     request = _request(options, arguments)
     if options.dry_run:
-        print_json(job.plan(request, progress).describe())
+        from .estimate import estimate
+
+        plan = job.plan(request, progress)
+        print_json({**plan.describe(), "estimate": estimate(plan)})
         return 0
     result = job.run(request, progress)
     if options.json:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from .certify import interval
 from .cost import count
 from .environment import device, versions
+from .html import PAGE, write_html
 from .pipeline import Pipeline
 from .store import write_atomic
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .job import Plan
     from .search import Found
     from .ship import Exported, Shipped
+    from .target import Target
     from .trials import Bench
 
 SCHEMA_VERSION = 1
@@ -42,6 +44,7 @@ def build_report(
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
         "metric": bench.metric,
+        "task": asdict(bench.model.task),
         "scores": _scores(bench, chosen, todo.limit or 0.0),
         "throughput_ratio": chosen.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},
@@ -57,6 +60,7 @@ def build_report(
             "hidden": model.encoder.hidden,
             "heads_dense": [x.heads for x in bench.model.encoder.layers],
             "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
+            "hidden_dense": bench.model.encoder.hidden,
         },
         "mux": bench.mixed(pipeline, "certify") if model.encoder.mux else None,
         "passes": [asdict(x) for x in model.history],
@@ -77,9 +81,11 @@ def build_report(
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """Write report.json, which also lists the files of the result."""
-    files = sorted({path.name for path in folder.iterdir()} | {"report.json", "trials.jsonl"})
-    text = json.dumps({**report, "files": files}, indent=2, allow_nan=False) + "\n"
+    """Write report.json, which also lists the files of the result, and its page."""
+    names = {path.name for path in folder.iterdir()} | {PAGE, "report.json", "trials.jsonl"}
+    whole = {**report, "files": sorted(names)}
+    text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
+    write_html(json.loads(text), folder)
     write_atomic(folder / "report.json", text.encode())
 
 
@@ -92,13 +98,17 @@ def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
         proof = bench.compare(shipped.pipeline, role, limit, target=shipped.target)
         entry = proof.to_json()
         del entry["limit"], entry["holds"]
-        entry["interval"] = list(_interval(bench, shipped, role))
+        entry["interval"] = list(_interval(bench, role, shipped.pipeline, shipped.target))
+        if bench.metric != "agreement":
+            entry["interval_dense"] = list(_interval(bench, role, Pipeline(())))
         found[role] = entry
     return found
 
 
-def _interval(bench: Bench, shipped: Exported, role: str) -> tuple[float, float]:
-    predictions, labels = bench.outputs(shipped.pipeline, role, shipped.target)
+def _interval(
+    bench: Bench, role: str, pipeline: Pipeline, target: Target | None = None
+) -> tuple[float, float]:
+    predictions, labels = bench.outputs(pipeline, role, target)
     return interval(bench.metric, predictions, labels, bench.model.task, seed=bench.ctx.seed)
 
 
