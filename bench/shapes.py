@@ -29,20 +29,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from prumux.export.fastmodule import FastModule
 from prumux.export.ort import OrtEngine
-from prumux.export.profile import kernel_shares, operator_shares
+from prumux.export.timeshares import kernel_shares, operator_shares
 from prumux.optimizer.calibrate import random_model
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import count
 from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.environment import cpu_threads, provenance
-from prumux.optimizer.errors import PrumuxError
+from prumux.optimizer.errors import PassError, PrumuxError
 from prumux.optimizer.ir import Encoder, Layer, Masks, Model, Mux, Task, expected_shapes
 from prumux.optimizer.measure import Timing, interleave, ratio, wall_ms
-from prumux.optimizer.module import Branch, EncoderModule, Factors
 from prumux.optimizer.registry import parse_target
 from prumux.optimizer.target import Target
 from prumux.passes.prune import Prune
@@ -54,8 +52,8 @@ SHAPES = {  # layers, heads, hidden, FFN units, vocabulary
 }
 SPARSITIES = (0.0, 0.6, 0.8, 0.95)
 MIXED = (1, 2, 5, 10)
-BATCHES = {"cpu": (4, 8, 16, 32, 64, 128, 320), "cuda": (32, 128, 512, 1024, 2048, 4096)}
-"""Rows a run that are tried, filled up to whole groups."""
+BATCHES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 64, 128, 256, 512, 1024)}
+"""Mixed rows a run that are tried."""
 WORSE = 1.05
 """A batch that takes so much longer a row than a smaller one ends the search."""
 LEAST_MS = 400.0
@@ -98,30 +96,6 @@ class Ort:
         )
 
 
-class TorchModule(EncoderModule):
-    """The module as users of torch run it: fused attention, any precision."""
-
-    def inner(
-        self,
-        branch: Branch,
-        x: Tensor,
-        bias: Tensor,
-        *,
-        rows: Tensor | None = None,
-        factors: Factors | None = None,
-    ) -> Tensor:
-        """See `EncoderForward.inner`."""
-        if branch.kind == "ffn":
-            return super().inner(branch, x, bias, rows=rows, factors=factors)
-        heads = self.sizes.layers[branch.index].heads
-        q, k, v = (
-            self._split(self.linear(f"{branch.name}.{part}", of), heads)
-            for part, of in (("query", x if rows is None else rows), ("key", x), ("value", x))
-        )
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return context.transpose(1, 2).flatten(2)
-
-
 @dataclass(frozen=True, eq=False)
 class Torch:
     """Torch, eager or compiled."""
@@ -133,7 +107,7 @@ class Torch:
     def open(self, model: Model, ctx: Context) -> Opened:
         """The module on the device."""
         del ctx
-        module: Any = TorchModule(model).to(self.device, TYPES[self.precision]).eval()
+        module: Any = FastModule(model).to(self.device, TYPES[self.precision]).eval()
         if self.compiled:
             module = torch.compile(module, mode="reduce-overhead")
 
@@ -151,7 +125,8 @@ class Torch:
 
 def cuda_ms(run: Run) -> float:
     """Milliseconds of a run on the GPU, by its own events."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event  # untyped
+    start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
     run()
     end.record()
@@ -237,11 +212,13 @@ class Bench:
         """Open a shape and find its best batch."""
         opened = self.engine.open(random_model(encoder, self.ctx), self.ctx)
         n, best, best_ms = encoder.slots, 0, float("inf")
-        for batch in sorted({-(-b // n) * n for b in self.batches}):
+        for batch in (x * n for x in self.batches):
             try:
                 run = opened.prepare(inputs_of(encoder, batch, self.length))
                 ms = interleave([run], 3, 2, clock=self.clock)[0].low_ms / batch
-            except torch.cuda.OutOfMemoryError:
+            except Exception:  # engines have no common class for running out of memory
+                if not best:
+                    raise
                 break
             if ms < best_ms:
                 best, best_ms = batch, ms
@@ -296,12 +273,21 @@ def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) 
     }
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> list[Inputs]:
-    """All cells, one sparsity at a time, each group with the dense model among it."""
-    model, found = bench.ctx.dense, []
+def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[Inputs], dict[str, str]]:
+    """All cells, one sparsity at a time, each group with the dense model among it.
+
+    Also says which sparsities are not possible, and why.
+    """
+    model, found = bench.ctx.dense, list[Inputs]()
+    refused: dict[str, str] = {}
     dense = bench.open(model.encoder)
     for sparsity in options.sparsity:
-        sizes = pruned(model, bench.ctx, sparsity)
+        try:
+            sizes = pruned(model, bench.ctx, sparsity)
+        except PassError as error:
+            refused[f"{sparsity:g}"] = str(error)
+            print(error, file=sys.stderr)  # noqa: T201
+            continue
         variants = [(n, at) for n in options.n for at in (options.at if n > 1 else (0,))]
         cells = [
             bench.open(replace(sizes, mux=Mux(n, at) if n > 1 else None)) for n, at in variants
@@ -309,7 +295,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> list[Inputs]:
         for cell, (each, gain) in zip(cells, bench.against(dense, cells), strict=True):
             found.append(entry(cell, sparsity, each, gain, bench.length))
             print(_line(found[-1]), file=sys.stderr)  # noqa: T201
-    return found
+    return found, refused
 
 
 def _line(x: Inputs) -> str:
@@ -364,7 +350,7 @@ def main() -> None:
         rounds = 2 if options.quick else options.rounds
         least_ms = 1.0 if options.quick else LEAST_MS
         bench = Bench(engine, ctx, options.length, rounds, batches, least_ms)
-        entries = measure(bench, options)
+        entries, refused = measure(bench, options)
     except (PrumuxError, ValueError) as error:
         sys.exit(f"{error}")
     size = 256 if options.quick else {"cpu": 2048, "cuda": 8192}[device]
@@ -386,6 +372,7 @@ def main() -> None:
         "gpu": gpu,
         "ceiling": {"flops": flops, "matrix": size, "precision": options.precision},
         "entries": entries,
+        "not_possible": refused,
         **provenance(),
     }
     print(json.dumps(found, indent=2))  # noqa: T201

@@ -10,6 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from prumux.export.fastmodule import FastModule
+from prumux.optimizer.module import EncoderModule
+from tests.factory import multiplexed, random_batch, random_model
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "shapes.py"
 
@@ -57,6 +62,7 @@ def test_every_cell(
         full = [{"heads": 4, "ffn": 64}] * 2
         assert (x["layers"] == full) == (x["sparsity"] == 0)
         assert (x["mux_parameters"] > 0) == (x["n"] > 1)
+    assert found["not_possible"] == {}
     assert found["timing"] == "wall clock"
     assert found["ceiling"]["flops"] > 0
     assert {"device", "versions", "commit", "command"} <= set(found)
@@ -70,10 +76,23 @@ def test_every_cell(
 def test_half_precision_in_torch(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--engine", "torch", "--precision", "bf16", "--sparsity", "0.6", "--n", "2"]
-    found, _ = run(script, monkeypatch, capsys, *asked, "--pool-early")
+    asked = ["--engine", "torch", "--precision", "bf16", "--sparsity", "0.6", "0.98"]
+    found, _ = run(script, monkeypatch, capsys, *asked, "--n", "2", "--pool-early")
     assert found["precision"] == "bf16"
+    assert "is below the cost" in found["not_possible"]["0.98"]
     assert len(found["entries"]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fused_attention_gives_the_modules_numbers(dtype: torch.dtype) -> None:
+    given = random_model(heads=(3, 2, 3), ffn=(5, 6, 7), hidden=12, pool_early=True)
+    model = multiplexed(given, n=2, at=1)
+    batch = random_batch(model, rows=6).inputs()
+    inputs = {k: torch.as_tensor(x) for k, x in batch.items()}
+    expected = EncoderModule(model)(**inputs)
+    found = FastModule(model).to(dtype)(**inputs).float()
+    limit = 1e-5 if dtype == torch.float32 else 0.05
+    assert float((found - expected).abs().max()) < limit * float(expected.abs().max())
 
 
 def test_bad_numbers(

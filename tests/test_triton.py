@@ -189,7 +189,7 @@ def by_predictor(
 ) -> list[NDArray[Any]]:
     """What our own predictor gives when it serves these requests as one job."""
     ids = tuple(tuple(row) for rows, _ in together for row in rows)
-    tenants = tuple(x for rows, who in together for x in who or [None] * len(rows))
+    tenants = tuple(x for rows, who in together for x in who or (None,) * len(rows))
     encoded = Encoded(ids, tuple((0,) * len(x) for x in ids), None, 0)
     engine = OrtEngine(server.folder / "prumux_engine" / "1" / "model.onnx", 1)
     logits = answer_job(engine, N, Job(encoded, batch_size, tenants=tenants))
@@ -205,14 +205,14 @@ def test_requests_of_several_lengths_and_tenants(
 ) -> None:
     server = Server(mixed)
     model = server.load(monkeypatch)
-    asked = [(rows, who) for rows, who in askings(12) if who is not None]
+    asked = [x for x in askings(12) if x[1] is not None]
     found = model.execute([request(rows, who, width=15) for rows, who in asked])
     expected = by_predictor(server, asked)
     for response, logits in zip(found, expected, strict=True):
         assert not response.has_error()
         assert response.logits.dtype == np.float32
         np.testing.assert_array_equal(response.logits, logits)
-    owner = {tuple(row): who[0] for rows, who in asked for row in rows}
+    owner = {tuple(row): who[0] for rows, who in asked if who for row in rows}
     for inputs in server.runs:
         rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
         owners = [owner[tuple(ids[mask == 1].tolist())] for ids, mask in rows]
