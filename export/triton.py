@@ -30,6 +30,7 @@ MAX_BATCH = 64
 WARM_TOKENS = 16
 """Tokens a row of the smaller warm-up run."""
 BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt"}
+CHECKED = (("max_batch", 1), ("length", 1), ("delay_us", 0), ("profiles", 1))
 SLOTS_FILE = "prumux_slots.py"
 PACKER_INSTANCES = 2
 """One packs while the other waits for the engine."""
@@ -47,6 +48,9 @@ class Serving:
     """Tokens a row of the larger warm-up run."""
     delay_us: int = 1000
     """How long a request waits for others to share its run."""
+    profiles: int = 1
+    """How many of a plan's optimisation profiles, from the first on, take `max_batch` rows:
+    Triton chooses among those that it is told, and it is told these."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -54,7 +58,7 @@ class Serving:
                 f"a Triton model cannot be called '{self.name}': "
                 "use letters, digits, '_', '-' and '.'"
             )
-        for what, least in (("max_batch", 1), ("length", 1), ("delay_us", 0)):
+        for what, least in CHECKED:
             if getattr(self, what) < least:
                 raise UsageError(f"{what} is {getattr(self, what)}: use {least} or more")
 
@@ -120,8 +124,11 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     }
     if alone:
         fields["dynamic_batching"] = _batching(encoder, serving)
-    kind = "KIND_AUTO" if backend == "onnxruntime" else "KIND_GPU"
-    fields["instance_group"] = [{"count": 1, "kind": Word(kind)}]
+    instances = {"count": 1, "kind": Word("KIND_AUTO")}
+    if backend == "tensorrt":
+        chosen = [str(i) for i in range(serving.profiles)]
+        instances = {"count": 1, "kind": Word("KIND_GPU"), "profile": chosen}
+    fields["instance_group"] = [instances]
     fields["model_warmup"] = [
         _warm_up(encoder, encoder.slots, min(WARM_TOKENS, length)),
         _warm_up(encoder, rows, length),

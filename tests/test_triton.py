@@ -115,7 +115,8 @@ def test_a_plan_is_served_by_tensorrt(tmp_path: Path) -> None:
     model = small(2)
     plan = tmp_path / "model.plan"
     plan.write_bytes(b"engine")
-    files = write_bundle(model.encoder, model.task, plan, tmp_path / "triton")
+    serving = Serving(profiles=2)
+    files = write_bundle(model.encoder, model.task, plan, tmp_path / "triton", serving)
     assert set(files) == {
         "README.md",
         "prumux/1/model.py",
@@ -127,6 +128,7 @@ def test_a_plan_is_served_by_tensorrt(tmp_path: Path) -> None:
     }
     config = read_config(tmp_path / "triton" / "prumux_engine")
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+    assert list(config.instance_group[0].profile) == ["0", "1"]
     assert "the one that built" in (tmp_path / "triton" / "README.md").read_text()
 
 
