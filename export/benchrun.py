@@ -20,7 +20,8 @@ from .power import Meter
 
 ROUNDS = 9
 LEAST_MS = 200.0
-"""A round repeats its runs for about so long, so that small batches are timed as well."""
+"""In a round every engine repeats its runs for about so long, so that small batches are timed
+as well, and a slow engine does not take a fast one's repeats."""
 TIMING = "wall clock of whole runs, inputs and logits on the host, interleaved, warmed up"
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -69,7 +70,7 @@ def measure(
     meters = meters or [None] * len(opened)
     for _ in range(2):  # the first run of an engine is a slow one
         once = [_timed(x.engine.run, data) for x, data in zip(opened, runs, strict=True)]
-    repeats = max(1, round(LEAST_MS / max(sum(min(once, key=sum)), 1e-3)))
+    repeats = [max(1, round(LEAST_MS / max(sum(ms), 1e-3))) for ms in once]
     single: list[list[float]] = [[] for _ in opened]
     joules: list[list[float]] = [[] for _ in opened]
 
@@ -78,7 +79,7 @@ def measure(
 
         def work() -> None:
             before = meter.read() if meter else ()
-            for _ in range(repeats):
+            for _ in range(repeats[i]):
                 single[i].extend(_timed(opened[i].engine.run, runs[i]))
             if meter:
                 joules[i].append(meter.spent(before, meter.read()))
@@ -86,32 +87,40 @@ def measure(
         return work
 
     timings = interleave([round_of(i) for i in range(len(opened))], rounds, warmup=0)
-    rows = repeats * sum(len(x["input_ids"]) for x in runs[0])
+    each = sum(len(x["input_ids"]) for x in runs[0])
+    per_row = [
+        Timing(tuple(ms / (each * times) for ms in timing.rounds_ms))
+        for timing, times in zip(timings, repeats, strict=True)
+    ]
     return [
-        _entry(x.name, batch, rows, timings=(timings[0], timing), single=times, joules=spent)
-        for x, timing, times, spent in zip(opened, timings, single, joules, strict=True)
+        _entry(
+            x.name,
+            batch,
+            timings=(per_row[0], timing),
+            single=single[i],
+            joules_a_row=sum(joules[i]) / (rounds * each * repeats[i]) if meters[i] else None,
+        )
+        for i, (x, timing) in enumerate(zip(opened, per_row, strict=True))
     ]
 
 
 def _entry(
     name: str,
     batch: int,
-    rows: int,
     *,
     timings: tuple[Timing, Timing],
     single: Sequence[float],
-    joules: Sequence[float],
+    joules_a_row: float | None,
 ) -> Entry:
-    """`rows` were run in every round; `timings`: of the first engine, and of this one."""
+    """`timings`: milliseconds a row of the first engine, and of this one."""
     timing, gain = timings[1], ratio(*timings)
-    energy = sum(joules)
-    seconds = sum(timing.rounds_ms) / 1000
+    seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(
         name,
         batch,
-        1000 * rows / timing.median_ms,
-        1000 * rows / timing.high_ms,
-        1000 * rows / timing.low_ms,
+        1000 / timing.median_ms,
+        1000 / timing.high_ms,
+        1000 / timing.low_ms,
         percentile_ms(single, 0.5),
         percentile_ms(single, 0.9),
         percentile_ms(single, 0.99),
@@ -119,8 +128,8 @@ def _entry(
         gain.median_ms,
         gain.low_ms,
         gain.high_ms,
-        energy / seconds if energy else None,
-        rows * len(joules) / energy if energy else None,
+        joules_a_row / seconds if joules_a_row else None,
+        1 / joules_a_row if joules_a_row else None,
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prumux.optimizer import slots
+from prumux.optimizer.encode import Batch
 from prumux.optimizer.errors import ModelError, UsageError
 from prumux.optimizer.ir import Encoder, Task
 
@@ -61,6 +63,13 @@ class Serving:
         for what, least in CHECKED:
             if getattr(self, what) < least:
                 raise UsageError(f"{what} is {getattr(self, what)}: use {least} or more")
+
+
+def serving_point(workload: Sequence[Batch]) -> Serving:
+    """How a graph is served that takes any number of rows: warmed up at this workload."""
+    rows = max(len(batch.rows) for batch in workload)
+    length = max(batch.input_ids.shape[1] for batch in workload)
+    return Serving(max_batch=max(MAX_BATCH, rows), length=length)
 
 
 def write_bundle(

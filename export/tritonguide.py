@@ -21,8 +21,9 @@ the release of the image that you use{plan}.
 
 ## Calling it
 
-`{name}` takes {inputs}: int64 [rows, tokens], at most {rows} rows of at most {tokens} tokens a
-request. It gives `{output}`: float32 {shape}, in this order: {labels}.
+`{name}` takes {inputs}:
+int64 [rows, tokens], at most {rows} rows of at most {tokens} tokens a request.
+It gives `{output}`: float32 {shape}, in this order: {labels}.
 """
 CALL = """
 ```python

@@ -22,11 +22,11 @@ from prumux.export.graph import build
 from prumux.export.ort import OrtEngine
 from prumux.export.serving import Job
 from prumux.export.serving import answer as answer_job
-from prumux.export.triton import Serving, write_bundle
+from prumux.export.triton import Serving, serving_point, write_bundle
 from prumux.optimizer.encode import Encoded
 from prumux.optimizer.errors import ModelError, UsageError
 from prumux.optimizer.ir import Kind, Model
-from tests.factory import multiplexed, random_model, tiny_tokenizer
+from tests.factory import multiplexed, random_batch, random_model, tiny_tokenizer
 from tests.tritonserver import Batcher, Request, Response, Server, read_config, request, schema
 
 SERVING = Serving(max_batch=8, length=12)
@@ -130,6 +130,13 @@ def test_a_plan_is_served_by_tensorrt(tmp_path: Path) -> None:
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     assert list(config.instance_group[0].profile) == ["0", "1"]
     assert "the one that built" in (tmp_path / "triton" / "README.md").read_text()
+
+
+def test_a_serving_point_warms_up_at_its_own_length() -> None:
+    model = small()
+    batches = [random_batch(model, rows=4, length=9), random_batch(model, rows=70, length=7)]
+    assert serving_point(batches) == Serving(max_batch=70, length=9)
+    assert serving_point(batches[:1]) == Serving(max_batch=64, length=9)
 
 
 def test_large_weights_come_along(tmp_path: Path) -> None:
