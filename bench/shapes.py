@@ -188,6 +188,7 @@ class Cell:
     encoder: Encoder
     run: Run
     batch: int
+    once_ms: float
     shares: Shares
 
 
@@ -215,7 +216,7 @@ class Bench:
         for batch in (x * n for x in self.batches):
             try:
                 run = opened.prepare(inputs_of(encoder, batch, self.length))
-                ms = interleave([run], 3, 2, clock=self.clock)[0].low_ms / batch
+                ms = interleave([run], 2, 1, clock=self.clock)[0].low_ms / batch
             except Exception:  # engines have no common class for running out of memory
                 if not best:
                     raise
@@ -225,13 +226,13 @@ class Bench:
             elif ms > WORSE * best_ms:
                 break
         inputs = inputs_of(encoder, best, self.length)
-        return Cell(encoder, opened.prepare(inputs), best, opened.shares(inputs))
+        run, once_ms = opened.prepare(inputs), best * best_ms
+        return Cell(encoder, run, best, once_ms, opened.shares(inputs))
 
     def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Timing]]:
         """Milliseconds a row of each cell, and its gain over the dense one, round by round."""
         every = [dense, *cells]
-        once = [t.median_ms for t in interleave([x.run for x in every], 1, clock=self.clock)]
-        repeats = [max(1, round(self.least_ms / max(ms, 1e-3))) for ms in once]
+        repeats = [max(1, round(self.least_ms / max(x.once_ms, 1e-3))) for x in every]
         runs = [partial(_repeated, x.run, r) for x, r in zip(every, repeats, strict=True)]
         rows = [x.batch * r for x, r in zip(every, repeats, strict=True)]
         each = [
@@ -289,9 +290,9 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[Inputs], di
             print(error, file=sys.stderr)  # noqa: T201
             continue
         variants = [(n, at) for n in options.n for at in (options.at if n > 1 else (0,))]
-        cells = [
-            bench.open(replace(sizes, mux=Mux(n, at) if n > 1 else None)) for n, at in variants
-        ]
+        shapes = [replace(sizes, mux=Mux(n, at) if n > 1 else None) for n, at in variants]
+        # The dense model against itself shows what the noise is.
+        cells = [dense if x == dense.encoder else bench.open(x) for x in shapes]
         for cell, (each, gain) in zip(cells, bench.against(dense, cells), strict=True):
             found.append(entry(cell, sparsity, each, gain, bench.length))
             print(_line(found[-1]), file=sys.stderr)  # noqa: T201
@@ -325,7 +326,7 @@ def _options() -> argparse.Namespace:
     add("--at", type=int, nargs="+", default=(0,), help="layer before which rows are mixed")
     add("--pool-early", action="store_true", help="for the dense model as for all others")
     add("--length", type=int, default=128)
-    add("--rounds", type=int, default=9)
+    add("--rounds", type=int, default=7)
     add("--quick", action="store_true", help="one batch, two rounds: does it run at all?")
     options = parser.parse_args()
     layers = SHAPES[options.shape][0]

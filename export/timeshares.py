@@ -11,7 +11,7 @@ from typing import Any
 
 from .ort import CPU, session_options
 
-RUNS = 5
+RUNS = 3
 PARTS = ("mux", "demux", "head", "layers", "mask")
 LARGEST = 10
 
