@@ -9,7 +9,8 @@ Sparsity (of the encoder's weights) x rows mixed into one, random weights: time 
 sizes only. Sizes are those that `prune` chooses for the random model. Every cell runs at its
 own best batch, found first, and in turn with the dense model in the same engine and precision.
 `time_shares` say where the time goes; `ceiling_share` what part of the speed of one large
-matrix product on this device is reached.
+matrix product on this device is reached. On CUDA ONNX Runtime's profiler sees launches, not
+kernels: look at torch's there.
 
 ONNX Runtime is timed by the wall clock, inputs and logits on the host; torch on a GPU by CUDA
 events, inputs on the device.
@@ -34,6 +35,7 @@ from prumux.export.fastmodule import FastModule
 from prumux.export.ort import OrtEngine
 from prumux.export.timeshares import kernel_shares, operator_shares
 from prumux.optimizer.calibrate import random_model
+from prumux.optimizer.console import device as there
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import count
 from prumux.optimizer.encode import Batch, Encoded
@@ -340,10 +342,12 @@ def main() -> None:
     options = _options()
     threads, device = cpu_threads(), options.device
     torch.set_num_threads(threads)
-    engine: Ort | Torch = Torch(device, options.precision, options.compile)
     try:
         if options.engine != "torch":
             device = "cuda" if options.engine == "ort-cuda" else "cpu"
+        there(device)
+        engine: Ort | Torch = Torch(device, options.precision, options.compile)
+        if options.engine != "torch":
             engine = Ort(parse_target(options.target), threads, device)
         model = dense_model(options.shape, options.length, options.pool_early)
         ctx = replace(context(model, options.length), threads=threads)

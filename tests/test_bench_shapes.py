@@ -95,13 +95,15 @@ def test_fused_attention_gives_the_modules_numbers(dtype: torch.dtype) -> None:
     assert float((found - expected).abs().max()) < limit * float(expected.abs().max())
 
 
-def test_bad_numbers(
+def test_what_is_refused(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for asked, message in (
         (["--at", "2"], "--at the 2 layers from 0"),
         (["--sparsity", "1.5"], "sparsity must be in"),
         (["--target", "onnyx"], "onnyx"),
+        (["--device", "cuda", "--engine", "torch"], "no CUDA device is visible"),
     ):
         with pytest.raises(SystemExit) as ended:
             run(script, monkeypatch, capsys, *asked)
