@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,19 +75,13 @@ def measure(
     single: list[list[float]] = [[] for _ in opened]
     joules: list[list[float]] = [[] for _ in opened]
 
-    def round_of(i: int) -> Callable[[], None]:
-        meter = meters[i]
-
-        def work() -> None:
-            before = meter.read() if meter else ()
-            for _ in range(repeats[i]):
-                single[i].extend(_timed(opened[i].engine.run, runs[i]))
-            if meter:
-                joules[i].append(meter.spent(before, meter.read()))
-
-        return work
-
-    timings = interleave([round_of(i) for i in range(len(opened))], rounds, warmup=0)
+    works = [
+        partial(_round, x.engine.run, list(data) * times, took, spent, meter)
+        for x, data, times, took, spent, meter in zip(
+            opened, runs, repeats, single, joules, meters, strict=True
+        )
+    ]
+    timings = interleave(works, rounds, warmup=0)
     each = sum(len(x["input_ids"]) for x in runs[0])
     per_row = [
         Timing(tuple(ms / (each * times) for ms in timing.rounds_ms))
@@ -102,6 +97,20 @@ def measure(
         )
         for i, (x, timing) in enumerate(zip(opened, per_row, strict=True))
     ]
+
+
+def _round(
+    run: Callable[[Inputs], Any],
+    inputs: Sequence[Inputs],
+    took: list[float],
+    joules: list[float],
+    meter: Meter | None,
+) -> None:
+    """One engine's part of a round; appends milliseconds of each run, and joules of all."""
+    before = meter.read() if meter else ()
+    took.extend(_timed(run, inputs))
+    if meter:
+        joules.append(meter.spent(before, meter.read()))
 
 
 def _entry(
