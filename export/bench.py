@@ -5,61 +5,36 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from prumux.optimizer.console import Parser, device, guarded, positive, print_json, version
 from prumux.optimizer.data import read_rows
 from prumux.optimizer.encode import Encoded, encode
 from prumux.optimizer.environment import cpu_threads, provenance
-from prumux.optimizer.errors import MissingError, PrumuxError, UsageError
-from prumux.optimizer.evaluate import workload
-from prumux.optimizer.measure import interleave, percentile_ms, ratio
+from prumux.optimizer.errors import UsageError
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
 from prumux.optimizer.tables import find_files
 
-from .engines import ANY_VOCAB, Opened, open_engine
+from .benchrun import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
+from .benchshow import plot, plotter, show
+from .engines import Opened, open_engine
+from .power import meter
 
 EPILOG = """\
 examples:
   prumux-bench my-model my-model-prumux --target onnx --data my-data
   prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
 
-A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx
-files, folders that prumux-opt wrote. Ratios are against the first, in the same rounds.
+A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
+.plan files, folders that prumux-opt wrote. Ratios are against the first, in the same rounds.
 """
-ROUNDS = 9
-LEAST_MS = 200.0
-"""A round repeats its runs for about so long, so that small batches are timed as well."""
-Inputs = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One engine at one batch size."""
-
-    name: str
-    batch: int
-    rows_per_second: float
-    rows_per_second_low: float
-    rows_per_second_high: float
-    batch_ms_p50: float
-    """Of runs of a whole batch, as are the others; `runs` of them were timed."""
-    batch_ms_p90: float
-    batch_ms_p99: float
-    runs: int
-    throughput_ratio: float
-    """Median over rounds against the first engine."""
-    throughput_ratio_low: float
-    throughput_ratio_high: float
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,91 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded("prumux-bench", _main, argv, "repeat the command")
 
 
-def measure(
-    opened: Sequence[Opened], runs: Sequence[Sequence[Inputs]], batch: int, rounds: int
-) -> list[Entry]:
-    """Time engines in turn on their inputs, batches of `batch` rows.
-
-    Args:
-        opened: the engines; the first is what the others are compared with.
-        runs: for each engine, the inputs of one round.
-        batch: rows in each input.
-        rounds: how often.
-    """
-    for _ in range(2):  # the first run of an engine is a slow one
-        once = [_timed(x.engine.run, data) for x, data in zip(opened, runs, strict=True)]
-    repeats = max(1, round(LEAST_MS / max(sum(min(once, key=sum)), 1e-3)))
-    single: list[list[float]] = [[] for _ in opened]
-
-    def round_of(i: int) -> Callable[[], None]:
-        def work() -> None:
-            for _ in range(repeats):
-                single[i].extend(_timed(opened[i].engine.run, runs[i]))
-
-        return work
-
-    timings = interleave([round_of(i) for i in range(len(opened))], rounds, warmup=0)
-    rows = repeats * sum(len(x["input_ids"]) for x in runs[0])
-    return [
-        Entry(
-            x.name,
-            batch,
-            1000 * rows / timing.median_ms,
-            1000 * rows / timing.high_ms,
-            1000 * rows / timing.low_ms,
-            percentile_ms(times, 0.5),
-            percentile_ms(times, 0.9),
-            percentile_ms(times, 0.99),
-            len(times),
-            gain.median_ms,
-            gain.low_ms,
-            gain.high_ms,
-        )
-        for x, timing, times in zip(opened, timings, single, strict=True)
-        for gain in [ratio(timings[0], timing)]
-    ]
-
-
-def _timed(run: Callable[[Inputs], Any], inputs: Sequence[Inputs]) -> list[float]:
-    """Milliseconds of each run."""
-    found = []
-    for x in inputs:
-        start = time.perf_counter()
-        run(x)
-        found.append((time.perf_counter() - start) * 1000)
-    return found
-
-
 def _main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     progress = Progress(0 if options.quiet else 1)
     target = None if options.target is None else parse_target(options.target)
-    where, threads = device(options.device), options.threads or cpu_threads()
-    length = _length(options)
-    if options.plot is not None:
-        _library()
+    threads, length = options.threads or cpu_threads(), _length(options)
+    device(options.device)  # says at once if there is none
+    plt = None if options.plot is None else plotter(options.plot)
     torch.set_num_threads(threads)
     opened = []
     with progress.task("opening", len(options.models)) as step:
         for name in options.models:
-            opened.append(open_engine(name, target, threads, where, options.compile))
+            opened.append(open_engine(name, target, threads, options.device, options.compile))
             step()
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
+    meters = [meter(x.engine.describe().get("device", "cpu")) for x in opened]
     entries: list[Entry] = []
     with progress.task("timing", len(options.batch)) as step:
         for batch in options.batch:
-            data = [_inputs(x, opened, batch, length, rows) for x in opened]
-            _try(opened, data)
-            entries += measure(opened, data, batch, options.rounds)
+            data = [inputs_of(x, opened, batch, length, rows) for x in opened]
+            try_all(opened, data)
+            entries += measure(opened, data, batch, options.rounds, [x for x, _ in meters])
             step()
-    report = _report(opened, entries, options, arguments)
+    power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
+    report = {**_report(opened, entries, options, arguments), "power": power}
     if options.json:
         print_json(report)
     else:
-        _print(report, options)
-    if options.plot is not None:
-        _plot(entries, options.plot)
+        show(report)
+    if plt is not None:
+        plot(plt, entries, options.plot)
     return 0
 
 
@@ -169,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", metavar="FILE", help="texts, for --length data: a file or folder")
     add("--rounds", type=positive, default=ROUNDS, metavar="N")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch")
+    add(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
+    )
     add("--compile", action="store_true", help="Hugging Face models through torch.compile")
     add("--plot", type=Path, metavar="FILE", help="throughput by batch size, as png or svg")
     add("--json", action="store_true", help="one JSON document on stdout")
@@ -208,22 +131,6 @@ def _check(opened: Sequence[Opened], length: int | None) -> None:
             )
 
 
-def _try(opened: Sequence[Opened], data: Sequence[Sequence[Inputs]]) -> None:
-    """Run every engine once, so that what cannot run is named."""
-    for x, inputs in zip(opened, data, strict=True):
-        try:
-            x.engine.run(inputs[0])
-        except PrumuxError:
-            raise
-        except Exception as error:  # engines have no common class for their own
-            first = str(error).strip().split("\n")[0][:200]
-            shape = "x".join(map(str, inputs[0]["input_ids"].shape))
-            raise UsageError(
-                f"'{x.name}' cannot run int64 inputs of {shape}: {first}\n"
-                "try another --batch or --length"
-            ) from error
-
-
 def _texts(opened: Sequence[Opened], data: str) -> Encoded:
     """The validation texts, or those of a file, tokenised as the first model that can does."""
     for x in opened:
@@ -238,31 +145,6 @@ def _texts(opened: Sequence[Opened], data: str) -> Encoded:
         "--length data needs a tokenizer, and none of the models has one\n"
         "name a folder first, or give --length 128"
     )
-
-
-def _inputs(
-    to: Opened,
-    opened: Sequence[Opened],
-    batch: int,
-    length: int | None,
-    rows: Encoded | None,
-) -> list[Inputs]:
-    """What an engine runs in a round: the batches that stand for the data, or one."""
-    if rows is not None:
-        return [_fitting(x.inputs(), to) for x in workload(rows, batch, None)]
-    vocab = min(ANY_VOCAB, *(x.vocab for x in opened))
-    ids = np.random.default_rng(0).integers(vocab // 2, vocab, (batch, length or 1))
-    return [_fitting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, to)]
-
-
-def _fitting(inputs: Inputs, to: Opened) -> Inputs:
-    """With token types where the engine takes them, without where it does not."""
-    found = dict(inputs)
-    if not to.token_types:
-        found.pop("token_type_ids", None)
-    elif "token_type_ids" not in found:
-        found["token_type_ids"] = np.zeros_like(found["input_ids"])
-    return found
 
 
 def _report(
@@ -284,58 +166,10 @@ def _report(
         "file_bytes": {x.name: x.size_bytes for x in opened},
         "length": options.length or ("data" if options.data else "128"),
         "rounds": options.rounds,
-        "timing": "wall clock of whole runs, inputs on the host, interleaved, warmed up",
+        "timing": TIMING,
         **provenance(),
         "command": shlex.join(["prumux-bench", *arguments]),
     }
-
-
-def _print(report: Mapping[str, Any], options: argparse.Namespace) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", "against the first"):
-        table.add_column(name, justify="right" if name else "left")
-    for x in report["entries"]:
-        low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
-        table.add_row(
-            x["name"],
-            str(x["batch"]),
-            f"{x['rows_per_second']:.0f}",
-            *(f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")),
-            f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
-        )
-    console.print(table)
-    for name, about in report["engines"].items():
-        print(f"{name}: {', '.join(f'{k} {v}' for k, v in about.items())}")  # noqa: T201
-    print(f"length {report['length']}; {report['timing']}; {options.rounds} rounds")  # noqa: T201
-
-
-def _plot(entries: Sequence[Entry], path: Path) -> None:
-    """Throughput by batch size, a line an engine."""
-    plt = _library()
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for name in dict.fromkeys(x.name for x in entries):
-        of = [x for x in entries if x.name == name]
-        axes.plot([x.batch for x in of], [x.rows_per_second for x in of], "o-", label=name)
-    axes.set(xscale="log", xlabel="batch", ylabel="rows per second")
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-
-
-def _library() -> Any:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise MissingError("--plot needs matplotlib: pip install 'prumux[plot]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.artifact import from_config
+from prumux.optimizer.console import device as torch_device
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Encoded
 from prumux.optimizer.errors import MissingError
@@ -28,6 +30,17 @@ if TYPE_CHECKING:
 
 ANY_VOCAB = 1000
 """Every vocabulary that we know has so many tokens."""
+FILES = ("model.plan", "model.onnx")
+"""Engines in an artifact folder; a plan is only there if it was asked for."""
+CUDA = "CUDAExecutionProvider"
+
+
+class FileEngine(Engine, Protocol):
+    """An engine from a file."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its inputs, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +67,8 @@ def open_engine(
         target: where to run folders; None = a Hugging Face model runs in torch, an artifact on
             the engine that lies in it.
         threads: CPU threads.
-        device: `cpu` or `cuda`, for torch.
+        device: `cpu`, `cuda` or `auto`, for torch and ONNX graphs; ONNX Runtime runs on a GPU
+            where it is built for that, and must where `cuda` is asked for.
         compiled: whether a Hugging Face model goes through `torch.compile`.
 
     Raises:
@@ -62,22 +76,17 @@ def open_engine(
         MissingError: what runs it is not installed.
     """
     path = Path(name)
-    if path.suffix == ".plan":
-        raise MissingError(
-            f"'{name}' is a TensorRT engine, which this version of prumux cannot run yet\n"
-            "compare the .onnx file that it was made from"
-        )
-    if path.suffix == ".onnx":
-        engine = OrtEngine(path, threads)
+    if path.suffix in (".onnx", ".plan"):
+        engine = _open_file(path, threads, device)
         types = "token_type_ids" in engine.names
         return Opened(name, engine, ANY_VOCAB, types, _size_bytes(path))
-    config = read_json(path / "config.json") if (path / "model.onnx").exists() else {}
-    if config.get("model_type") == "prumux":  # its own engine, whatever the target
+    config = _own_config(path)
+    if config is not None:  # its own engine, whatever the target
         encoder, task = from_config(config)
-        graph = path / "model.onnx"
-        types, size = encoder.token_types > 0, _size_bytes(graph)
-        engine = OrtEngine(graph, threads)
+        file = next(path / x for x in FILES if (path / x).exists())
+        types, size = encoder.token_types > 0, _size_bytes(file)
         words = read_tokenizer(path)
+        engine = _open_file(file, threads, device)
         return Opened(name, engine, encoder.vocab, types, size, words, encoder, task)
     model = load_model(name)
     run: Engine
@@ -87,10 +96,51 @@ def open_engine(
     elif model.source.get("model_type") == "prumux" or path.is_file():
         run = TorchEngine(model)
     else:
-        run = HfEngine(name, model.task.kind, device, compiled)
+        run = HfEngine(name, model.task.kind, torch_device(device), compiled)
     e = model.encoder
     types = e.token_types > 0
     return Opened(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
+
+
+def _own_config(path: Path) -> dict[str, Any] | None:
+    """The configuration of an artifact folder that holds an engine; None = it is none."""
+    if not any((path / x).exists() for x in FILES):
+        return None
+    config = read_json(path / "config.json")
+    return config if config.get("model_type") == "prumux" else None
+
+
+def _open_file(path: Path, threads: int, device: str) -> FileEngine:
+    """An engine that lies in one file."""
+    if path.suffix == ".plan":
+        return _plan(path)
+    providers = _providers() if device == "auto" else (CUDA,) * (device == "cuda")
+    return OrtEngine(path, threads, providers)
+
+
+def _providers() -> tuple[str, ...]:
+    """What ONNX Runtime can use besides the CPU; nothing if it is not installed."""
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    there = torch.cuda.is_available() and CUDA in onnxruntime.get_available_providers()
+    return (CUDA,) if there else ()
+
+
+def _plan(path: Path) -> FileEngine:
+    """The one place where TensorRT engines are opened."""
+    try:
+        tensorrt = import_module("prumux.export.tensorrt")
+    except ImportError as error:
+        raise MissingError(
+            f"'{path}' is a TensorRT engine, which this version of prumux cannot run yet\n"
+            "compare the .onnx file that it was made from"
+        ) from error
+    found: FileEngine = tensorrt.open_plan(path)
+    return found
 
 
 def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:

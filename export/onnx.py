@@ -141,6 +141,13 @@ class Onnx(Target):
         """Load `model.onnx`."""
         return OrtEngine(folder / FILE, threads)
 
+    def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
+        """Write `triton/` around `model.onnx`."""
+        from .triton import FOLDER, serving_point, write_bundle
+
+        serving = serving_point(ctx.workload)
+        write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)
+
     def _fused(
         self, plain: Candidate, encoder: Encoder, reference: _Reference, threads: int
     ) -> tuple[list[Candidate], dict[str, str]]:

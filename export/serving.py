@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.encode import Encoded, collate
-from prumux.optimizer.slots import grouped
+from prumux.optimizer.slots import answered
 from prumux.optimizer.target import Engine
 
 Floats = NDArray[np.float32]
@@ -34,15 +34,15 @@ class Job:
 
 def answer(engine: Engine, slots: int, job: Job) -> list[Floats]:
     """Logits of each row of a job, padding removed: [C] or [T, C]."""
-    lengths = job.encoded.lengths
-    groups = grouped(lengths, slots, job.copies, job.tenants)
-    each = max(1, job.batch_size // slots)
-    found: list[list[Floats]] = [[] for _ in lengths]
-    for i in range(0, len(groups), each):
-        batch = collate(job.encoded, groups[i : i + each].ravel())
-        for row, logits in zip(batch.rows, engine.run(batch.inputs()), strict=True):
-            found[row].append(logits if logits.ndim == 1 else logits[: lengths[row]])
-    return [x[0] if len(x) == 1 else np.mean(x, axis=0, dtype=np.float32) for x in found]
+    coded = job.encoded
+    return answered(
+        lambda rows: engine.run(collate(coded, rows).inputs()),
+        coded.lengths,
+        slots,
+        job.batch_size,
+        copies=job.copies,
+        tenants=job.tenants,
+    )
 
 
 @dataclass(frozen=True, eq=False)

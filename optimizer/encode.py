@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import DataError, UsageError
 from .ir import Encoder, Task
 from .metrics import IGNORE
-from .slots import batch_rows, filled, like_length
+from .slots import batch_rows, filled, like_length, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -232,22 +232,15 @@ def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
     labels = encoded.labels
     return Batch(
         rows=rows,
-        input_ids=_padded([encoded.ids[i] for i in rows], length, encoded.pad_id),
+        input_ids=padded([encoded.ids[i] for i in rows], length, encoded.pad_id),
         attention_mask=(np.arange(length) < lengths[:, None]).astype(np.int64),
         token_type_ids=None
         if encoded.types is None
-        else _padded([encoded.types[i] for i in rows], length, 0),
-        labels=_padded([labels[i] for i in rows], length, IGNORE)
+        else padded([encoded.types[i] for i in rows], length, 0),
+        labels=padded([labels[i] for i in rows], length, IGNORE)
         if isinstance(labels, tuple)
         else (None if labels is None else labels[rows]),
     )
-
-
-def _padded(rows: Sequence[Sequence[int] | Ints], length: int, fill: int) -> Ints:
-    found = np.full((len(rows), length), fill, dtype=np.int64)
-    for i, row in enumerate(rows):
-        found[i, : len(row)] = row
-    return found
 
 
 def class_ids(values: Sequence[Any], names: Sequence[str], fail: Fail) -> Ints | None:

@@ -39,12 +39,15 @@ def interleave(
     rounds: int = 5,
     warmup: int = 1,
     tick: Callable[[], object] | None = None,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> tuple[Timing, ...]:
     """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
 
     Every second round runs backwards, which cancels what one run leaves behind for the next,
-    and each waits until the threads of the one before it sleep.
+    and each waits until the threads of the one before it sleep. `clock` does a run and says
+    how many milliseconds it took; the wall clock when left out.
     """
+    clock = clock or wall_ms
     for _ in range(warmup):
         for run in runs:
             run()
@@ -53,12 +56,17 @@ def interleave(
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
             _settle()
-            start = time.perf_counter()
-            runs[i]()
-            found[i].append((time.perf_counter() - start) * 1000)
+            found[i].append(clock(runs[i]))
         if tick is not None:
             tick()
     return tuple(Timing(tuple(rounds_ms)) for rounds_ms in found)
+
+
+def wall_ms(run: Callable[[], object]) -> float:
+    """Milliseconds of a run by the wall clock."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1000
 
 
 def _settle() -> None:

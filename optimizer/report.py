@@ -82,7 +82,8 @@ def build_report(
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
     """Write report.json, which also lists the files of the result, and its page."""
-    names = {path.name for path in folder.iterdir()} | {PAGE, "report.json", "trials.jsonl"}
+    written = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
+    names = written | {PAGE, "report.json", "trials.jsonl"}
     whole = {**report, "files": sorted(names)}
     text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
     write_html(json.loads(text), folder)

@@ -74,6 +74,8 @@ def ship(bench: Bench, chosen: Pipeline, workspace: Workspace) -> Shipped:
         ctx.progress.say("the optimised engine is slower than the dense one and was dropped")
         shipped = Shipped(first, first, dropped=best, beside=others)
     _stage(shipped.optimised, workspace.staging)
+    best = shipped.optimised
+    best.target.bundle(best.model, ctx, workspace.staging)
     return shipped
 
 

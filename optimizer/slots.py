@@ -60,6 +60,34 @@ def grouped(
     return groups[np.argsort(longest, kind="stable")]
 
 
+def answered(
+    run: Callable[[Ints], NDArray[Any]],
+    lengths: Ints,
+    n: int,
+    batch: int,
+    *,
+    copies: int = 1,
+    tenants: Sequence[Hashable] | None = None,
+) -> list[NDArray[np.float32]]:
+    """Logits of each row, padding removed, [C] or [T, C]: the mean over the row's places.
+
+    Args:
+        run: logits of the rows with these indices, whole groups, padded to their longest.
+        lengths: tokens of each row.
+        n: rows that are mixed into one.
+        batch: rows in one run, at least one group.
+        copies: groups that each row takes part in.
+        tenants: whose each row is; see `grouped`.
+    """
+    groups, each = grouped(lengths, n, copies, tenants), max(1, batch // n)
+    found: list[list[NDArray[np.float32]]] = [[] for _ in lengths]
+    for i in range(0, len(groups), each):
+        rows = groups[i : i + each].ravel()
+        for row, logits in zip(rows, run(rows), strict=True):
+            found[row].append(logits if logits.ndim == 1 else logits[: lengths[row]])
+    return [x[0] if len(x) == 1 else np.mean(x, axis=0, dtype=np.float32) for x in found]
+
+
 def mean_of_copies(logits: NDArray[Any], index: Ints, rows: int) -> NDArray[Any]:
     """Logits of `rows` rows: the mean over the places of each in `index`."""
     if len(index) == rows and np.array_equal(index, np.arange(rows)):
@@ -68,6 +96,14 @@ def mean_of_copies(logits: NDArray[Any], index: Ints, rows: int) -> NDArray[Any]
     np.add.at(total, index, logits)
     copies = np.bincount(index, minlength=rows).reshape(-1, *(1 for _ in logits.shape[1:]))
     return (total / copies).astype(logits.dtype)
+
+
+def padded(rows: Sequence[Sequence[int] | Ints], length: int, fill: int) -> Ints:
+    """Rows of numbers as one array [B, length], `fill` to the right of each."""
+    found = np.full((len(rows), length), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
+    return found
 
 
 def in_groups(run: Run, n: int) -> Run:

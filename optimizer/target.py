@@ -84,6 +84,10 @@ class Target(Stage):
             MissingError: the engine's library or device is not here; says how to get it.
         """
 
+    def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
+        """Add what serving needs to an artifact folder that holds what `emit` wrote."""
+        del model, ctx, folder
+
 
 @contextmanager
 def on_engine(target: Target, model: Model, ctx: Context) -> Iterator[Engine]:

@@ -71,16 +71,32 @@ class Workspace:
         """
         if self.trials.exists():
             shutil.copyfile(self.trials, self.staging / self.trials.name)
-        staged = sorted(self.staging.iterdir(), key=lambda path: path.name == REPORT)
-        names = {path.name for path in staged}
+        staged = sorted(_files(self.staging), key=lambda name: name == REPORT)
         earlier = finished(self.out) or {}
         (self.out / REPORT).unlink(missing_ok=True)
         for name in earlier.get("files", []):
-            if name not in names and Path(name).name == name:
-                (self.out / name).unlink(missing_ok=True)
-        for path in staged:
-            path.replace(self.out / path.name)
+            if name not in staged:
+                _forget(self.out, name)
+        for name in staged:
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.staging / name).replace(self.out / name)
         shutil.rmtree(self.out / RESUME)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, relative to it."""
+    return [str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()]
+
+
+def _forget(out: Path, name: str) -> None:
+    """Delete what an earlier result wrote, and the folders that this leaves empty."""
+    path = out / name
+    if ".." in Path(name).parts or not path.parent.resolve().is_relative_to(out.resolve()):
+        return  # a report that was tampered with
+    path.unlink(missing_ok=True)
+    for folder in path.relative_to(out).parents:
+        if folder.name and (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
 
 
 def finished(out: Path) -> dict[str, Any] | None:

@@ -49,6 +49,9 @@ def test_folders_and_graphs_side_by_side(
     assert found["entries"][0]["throughput_ratio"] == 1.0
     last = [x for x in found["entries"] if x["batch"] == found["at_batch"]][-1]
     assert found["throughput_ratio"] == last["throughput_ratio"]
+    assert set(found["power"]) == set(names)
+    assert all((x["mean_watts"] is None) == (x["rows_per_second_per_watt"] is None)
+               for x in found["entries"])  # fmt: skip
     assert found["file_bytes"][names[1]] == (given / "mixed" / "model.onnx").stat().st_size
 
 
@@ -71,6 +74,7 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "rows/s" in said
     assert "1.00x  [1.00, 1.00]" in said
     assert "length 8; wall clock" in said
+    assert "power: " in said
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,8 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["{model}", "--length", "41"], 2, "--length 41 is over the 40 positions of"),
         (["x.plan"], 5, "'x.plan' is a TensorRT engine, which this version of prumux cannot"),
+        (["{model}", "--plot", "x.numbers"], 2, "name it x.png"),
+        (["{model}", "--plot", "no/where.png"], 2, "'no' is not a folder"),
         (["{data}/train.jsonl"], 2, "train.jsonl"),
         (["nowhere.onnx"], 2, "nowhere.onnx"),
         (["{model}", "--target", "onnyx"], 2, "onnyx"),

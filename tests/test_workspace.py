@@ -90,6 +90,29 @@ def test_publish_replaces_an_earlier_result_and_nothing_else(tmp_path: Path) -> 
     assert (tmp_path / "outside").exists()
 
 
+def test_publish_replaces_folders_file_by_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ours = ["triton/a/1/model.onnx", "triton/b/config.pbtxt", "triton/README.md"]
+    elsewhere = tmp_path / "elsewhere"
+    finish(out, files=[*ours, "triton/../../elsewhere", str(elsewhere), "link/mine"])
+    for name in (*ours, "triton/b/mine"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("old")
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("old")
+    (out / "link").symlink_to(elsewhere)
+    workspace = opened(out)
+    (workspace.staging / "triton" / "c").mkdir(parents=True)
+    (workspace.staging / "triton" / "c" / "config.pbtxt").write_text("new")
+    (workspace.staging / "triton" / "README.md").write_text("new")
+    workspace.record({"pipeline": "a"})
+    workspace.publish()
+    left = {str(x.relative_to(out / "triton")) for x in (out / "triton").rglob("*")}
+    assert left == {"b", "b/mine", "c", "c/config.pbtxt", "README.md"}
+    assert (out / "triton" / "README.md").read_text() == "new"
+    assert (elsewhere / "mine").exists()
+
+
 def test_a_failing_run_leaves_an_earlier_result_alone(tmp_path: Path) -> None:
     finish(tmp_path)
     (tmp_path / "trials.jsonl").write_text("old")

@@ -1,0 +1,40 @@
+"""Protobuf's text format, as far as a Triton configuration needs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+class Word(str):
+    """A name of an enumeration: written without quotes."""
+
+    __slots__ = ()
+
+
+def dump(fields: Mapping[str, Any], indent: str = "") -> str:
+    """Fields in their order: mappings are messages, lists repeated fields.
+
+    Raises:
+        TypeError: a value that the format has no form for.
+    """
+    return "".join(_field(name, value, indent) for name, value in fields.items())
+
+
+def _field(name: str, value: Any, indent: str) -> str:
+    if isinstance(value, Mapping):
+        return f"{indent}{name} {{\n{dump(value, indent + '  ')}{indent}}}\n"
+    if isinstance(value, str | bool | int):
+        return f"{indent}{name}: {_scalar(value)}\n"
+    if isinstance(value, Sequence) and all(isinstance(x, Mapping) for x in value):
+        return "".join(_field(name, x, indent) for x in value)
+    if isinstance(value, Sequence):
+        return f"{indent}{name}: [{', '.join(map(_scalar, value))}]\n"
+    raise TypeError(f"{name} is a {type(value).__name__}, which has no text form here")
+
+
+def _scalar(value: str | bool | int) -> str:
+    if isinstance(value, Word):
+        return str(value)
+    return json.dumps(value)
