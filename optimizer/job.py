@@ -286,7 +286,9 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
     bench, request = todo.bench, todo.request
     if todo.limit is None:
         return None, todo.space[0]
+    from .explore import explore
     from .search import Found, climb, find
+    from .surface import candidates, mixes
 
     exact = Pipeline.parse(EXACT)
     if todo.limit == 0:
@@ -307,7 +309,17 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
         def late(pipeline: Pipeline) -> bool:
             return bench.training_s(pipeline) > left_s()
 
-        found = find(bench.order(todo.space), bench.trial, prove, limit, late)
+        if mixes(todo.space):
+            found = explore(
+                candidates(bench, todo.space),
+                bench.trial,
+                prove,
+                limit,
+                late,
+                rows=len(bench.select_rows),
+            )
+        else:
+            found = find(bench.order(todo.space), bench.trial, prove, limit, late)
     else:
 
         def granted(step: Step, number: int) -> float:

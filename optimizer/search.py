@@ -74,7 +74,7 @@ def find(
             break
         low, high = (middle, high) if loss(middle) <= limit else (low, middle)
     if low < 0:
-        return _none(trials, limit)
+        return none_found(trials, limit)
     path = _path(trials, low, limit)
     proofs: list[tuple[Pipeline, Certificate]] = []
 
@@ -89,7 +89,7 @@ def find(
             proofs.append((order[i], prove(order[i], CONFIDENCE)))
             yield proofs[-1][1]
 
-    return _conclude(trials, proofs, fixed_sequence(certificates()), limit, bool(late))
+    return conclude(trials, proofs, fixed_sequence(certificates()), limit, bool(late))
 
 
 def climb(
@@ -129,7 +129,7 @@ def climb(
             yield proofs[-1][1]
 
     passed = fixed_sequence(certificates())
-    found = _conclude(trials, proofs, passed, limit, late)
+    found = conclude(trials, proofs, passed, limit, late)
     return found if first is None else _beside(found, safe, first)
 
 
@@ -188,7 +188,7 @@ def _worth_proving(members: Sequence[tuple[Step, Trial]]) -> list[Trial]:
     ]
 
 
-def _conclude(
+def conclude(
     trials: dict[int, Trial],
     proofs: list[tuple[Pipeline, Certificate]],
     last: int,
@@ -235,7 +235,7 @@ def _path(trials: dict[int, Trial], low: int, limit: float) -> list[int]:
     return [i for i in tried if i < safe[-1]] + list(range(safe[-1], low + 1))
 
 
-def _none(trials: dict[int, Trial], limit: float) -> Found:
+def none_found(trials: dict[int, Trial], limit: float) -> Found:
     best = min(trials.values(), key=lambda t: t.loss)
     reason = (
         f"the best candidate, {best.pipeline}, lost {best.loss:.2%} on the select rows, "

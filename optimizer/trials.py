@@ -16,7 +16,7 @@ from .context import Context
 from .cost import Cost, count
 from .encode import Encoded
 from .environment import versions
-from .errors import UsageError
+from .errors import PassError, UsageError
 from .evaluate import BATCH, predict, torch_run
 from .ir import Applied, Masks, Model
 from .metrics import Predictions, score
@@ -117,6 +117,11 @@ class Bench:
         sizes = model.masks.sizes(model.encoder)
         return count(sizes, self.ctx.length)
 
+    def untrained(self, pipeline: Pipeline) -> Model:
+        """A model of about the sizes that the pipeline gives, without refit or training."""
+        shaping = tuple(p.stand_in() for p in pipeline.passes if p.shapes)
+        return Pipeline(shaping).run(self.model, replace(self.ctx, progress=Progress()))
+
     def build(self, pipeline: Pipeline) -> Model:
         """The result; what a pipeline shares with one that was built is not redone."""
         start = self._kept(pipeline)
@@ -193,7 +198,11 @@ class Bench:
         facts: dict[str, Any]
         if not self.ctx.store.has(name):
             start = time.monotonic()
-            model = self.build(pipeline)
+            try:
+                model = self.build(pipeline)
+            except PassError as error:
+                self.record({"pipeline": str(pipeline), "error": str(error)})
+                raise
             found = self._score(pipeline, "select", self.targets[0])
             facts = {
                 "pipeline": str(pipeline),

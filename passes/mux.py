@@ -29,7 +29,7 @@ class Mux(Pass):
     """
 
     name: ClassVar[str] = "mux"
-    n: int = field(metadata={"help": "rows that share a forward pass, from 2"})
+    n: int = field(metadata={"help": "rows that share a forward pass; 1 = every row its own"})
     at: int = field(
         default=0, metadata={"help": "layer before which rows are mixed; 0 = the embeddings"}
     )
@@ -42,7 +42,7 @@ class Mux(Pass):
     demux: int = field(default=1, metadata={"help": "hidden layers that take rows apart"})
 
     def __post_init__(self) -> None:
-        for name, least in (("n", 2), ("at", 0), ("demux", 0)):
+        for name, least in (("n", 1), ("at", 0), ("demux", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
@@ -73,7 +73,9 @@ class Mux(Pass):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """The same weights, with new ones for mux and demux."""
+        """The same weights, with new ones for mux and demux; the model itself for n=1."""
+        if self.n == 1:
+            return model
         random = ctx.generator(self)
         mux = ir.Mux(self.n, self.at, self.variant, self.demux)
         encoder = replace(model.encoder, mux=mux)

@@ -62,7 +62,9 @@ class WarmUp(Trained):
         return real if self.text is None else plain_rows(self.text, ctx.dense, real, ctx.seed)
 
     def requires(self, model: Model) -> None:
-        """Only a multiplexed model needs it."""
+        """Only a multiplexed model needs it; after `mux{n=1}` there is nothing to do."""
+        if any(x.spec.startswith("mux") for x in model.history) and not model.encoder.mux:
+            return
         if model.encoder.mux is None:
             raise PassError(
                 "warm-up trains mux and demux, and the model has neither\n"
@@ -82,6 +84,8 @@ class WarmUp(Trained):
 
     def run(self, model: Model, ctx: Context) -> Model:
         """The same sizes with other weights; embedding tables stay as they are."""
+        if model.encoder.mux is None:
+            return model
         from prumux.optimizer.source import digest
 
         rows = self.rows(ctx)

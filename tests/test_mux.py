@@ -253,8 +253,16 @@ def test_what_the_pass_refuses() -> None:
     }.items():
         with pytest.raises(PassError, match=message):
             Pipeline.parse(text).run(model, replace(ctx, target=Onnx()))
-    with pytest.raises(UsageError, match="n must be 2 or more, not 1"):
-        Pipeline.parse("mux{n=1}")
+    with pytest.raises(UsageError, match="n must be 1 or more, not 0"):
+        Pipeline.parse("mux{n=0}")
+
+
+def test_one_row_in_one_is_no_mixing() -> None:
+    model = random_model(heads=(4, 4), hidden=16)
+    ctx = make_context(model)
+    found = Pipeline.parse("mux{n=1},warm-up{epochs=1}").run(model, ctx)
+    assert found.encoder == model.encoder
+    assert found.weights is model.weights
 
 
 def test_partners_are_drawn_anew_and_slots_are_counted() -> None:

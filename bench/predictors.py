@@ -1,0 +1,195 @@
+"""How well is the loss predicted, and how well chosen, from few trained models?
+
+    python bench/predictors.py GRID.json --out bench/results/NAME.json
+
+GRID.json is what `bench/frontier.py` wrote for a grid of rows in one x sparsity. Two
+predictors: bilinear in every cell of a coarse grid that is trained beforehand, as recalled of
+the paper's Auto-PruMUX, and ours, which trains what its search asks for. For each budget: the
+throughput of the best cell over that of the chosen one (regret, from 1), and how many cells
+were trained. A choice that breaks the budget on the recorded rows counts as the dense model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prumux.optimizer.environment import provenance
+from prumux.optimizer.explore import Candidate, proposed
+from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.search import Trial
+from prumux.optimizer.surrogate import Bilinear, Shape, fit
+
+BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A trained model of the grid."""
+
+    slots: int
+    sparsity: float
+    candidate: Candidate
+    loss: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a predictor chose within a budget, None = the dense model."""
+
+    cell: Cell | None
+    trained: int
+
+
+def cells_of(grid: dict[str, Any]) -> list[Cell]:
+    """The cells of a recorded grid; entries are named n2-s0.6 and so on."""
+    found = []
+    for entry in grid["entries"]:
+        slots, _, sparsity = entry["method"].removeprefix("n").partition("-s")
+        if not slots.isdecimal():
+            continue
+        # Multiply-adds are counted a row: a mixed model's pass serves several.
+        left = min(1.0, entry["macs_share"] * int(slots))
+        pipeline = Pipeline.parse(entry["pipeline"])
+        speed = entry["speed"]["throughput_ratio"]
+        candidate = Candidate(pipeline, Shape(left, int(slots)), speed)
+        found.append(Cell(int(slots), float(sparsity), candidate, entry["score"]["loss"]))
+    return found
+
+
+def ours(cells: Sequence[Cell], budget: float, rows: int) -> Choice:
+    """Train what the search asks for; the fastest of those that kept the budget."""
+    candidates = [x.candidate for x in cells]
+    tried: dict[int, Trial] = {}
+    while (at := proposed(candidates, tried, budget, rows)) is not None:
+        loss = cells[at].loss
+        tried[at] = Trial(candidates[at].pipeline, 1 - loss, loss, 0.0, 0)
+    kept = [cells[i] for i in tried if cells[i].loss <= budget]
+    return Choice(max(kept, key=_speed, default=None), len(tried))
+
+
+def bilinear(cells: Sequence[Cell], budget: float, corners: Sequence[Cell]) -> Choice:
+    """Train a coarse grid, predict the rest, take the fastest that is predicted to do."""
+    slots = tuple(sorted({x.slots for x in corners}))
+    sparsities = tuple(sorted({x.sparsity for x in corners}))
+    known = {(x.slots, x.sparsity): x.loss for x in corners}
+    losses = np.array([[known.get((n, s), 0.0) for s in sparsities] for n in slots])
+    model = Bilinear(slots, sparsities, losses)
+    kept = [x for x in cells if model.predict(x.slots, x.sparsity) <= budget]
+    return Choice(max(kept, key=_speed, default=None), len(corners))
+
+
+def _speed(cell: Cell) -> float:
+    return cell.candidate.throughput
+
+
+def regret(cells: Sequence[Cell], budget: float, choice: Choice) -> float:
+    """Throughput of the best cell over the chosen one's."""
+    best = max((_speed(x) for x in cells if x.loss <= budget), default=1.0)
+    held = choice.cell is not None and choice.cell.loss <= budget
+    return best / (_speed(choice.cell) if choice.cell and held else 1.0)
+
+
+def corner_grids(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Every coarse grid that spans the whole one, with the cells it needs trained."""
+    slots = sorted({x.slots for x in cells})
+    sparsities = sorted({x.sparsity for x in cells})
+    found = []
+    for ns in _spanning(slots):
+        for ss in _spanning(sparsities):
+            found.append([x for x in cells if x.slots in ns and x.sparsity in ss])
+    return found
+
+
+def _spanning(values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    inner = values[1:-1]
+    return [
+        (values[0], *some, values[-1])
+        for k in range(len(inner) + 1)
+        for some in itertools.combinations(inner, k)
+    ]
+
+
+def left_out(cells: Sequence[Cell], rows: int) -> dict[str, float]:
+    """Mean absolute error of a cell's loss, predicted from the others."""
+    errors: dict[str, list[float]] = {"ours": [], "bilinear": []}
+    inner = [x for x in cells if _is_inner(x, cells)]
+    for cell in inner:
+        others = [x for x in cells if x is not cell]
+        model = fit([x.candidate.shape for x in others], [x.loss for x in others], rows)
+        errors["ours"].append(abs(model.predict(cell.candidate.shape).loss - cell.loss))
+        near = [x for x in others if x.slots != cell.slots and x.sparsity != cell.sparsity]
+        found = bilinear_loss(cell, near)
+        errors["bilinear"].append(abs(found - cell.loss))
+    return {name: float(np.mean(x)) for name, x in errors.items()} | {"cells": len(inner)}
+
+
+def bilinear_loss(cell: Cell, others: Sequence[Cell]) -> float:
+    """From the grid without the cell's own row and column."""
+    slots = tuple(sorted({x.slots for x in others}))
+    sparsities = tuple(sorted({x.sparsity for x in others}))
+    known = {(x.slots, x.sparsity): x.loss for x in others}
+    losses = np.array([[known.get((n, s), 0.0) for s in sparsities] for n in slots])
+    return Bilinear(slots, sparsities, losses).predict(cell.slots, cell.sparsity)
+
+
+def _is_inner(cell: Cell, cells: Sequence[Cell]) -> bool:
+    slots, sparsities = {x.slots for x in cells}, {x.sparsity for x in cells}
+    low, high = min(slots), max(slots)
+    return low < cell.slots < high and min(sparsities) < cell.sparsity < max(sparsities)
+
+
+def main() -> None:
+    """Compare, write the JSON, print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    grid = json.loads(options.grid.read_text())
+    cells, rows = cells_of(grid), grid["entries"][0]["score"]["rows"]
+    entries: list[dict[str, Any]] = []
+    for budget in BUDGETS:
+        mine = ours(cells, budget, rows)
+        others = [bilinear(cells, budget, corners) for corners in corner_grids(cells)]
+        entries.append(
+            {
+                "budget": budget,
+                "ours": {"trained": mine.trained, "regret": regret(cells, budget, mine)},
+                "bilinear": [
+                    {
+                        "trained": x.trained,
+                        "regret": regret(cells, budget, x),
+                        "broken": x.cell is not None and x.cell.loss > budget,
+                    }
+                    for x in others
+                ],
+            }
+        )
+    found = {
+        "schema_version": 1,
+        "cells": [{**asdict(x), "candidate": str(x.candidate.pipeline)} for x in cells],
+        "left_out_error": left_out(cells, rows),
+        "entries": entries,
+        **provenance(),
+    }
+    options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    for x in entries:
+        mine, full = x["ours"], x["bilinear"]
+        enough = [
+            y["trained"] for y in full if y["regret"] <= mine["regret"] and not y["broken"]
+        ]
+        line = f"budget {100 * x['budget']:4.1f} %: ours {mine['trained']:2} trained, "
+        line += f"regret {mine['regret']:.2f}; bilinear needs "
+        print(line + str(min(enough, default="more than all")), file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
