@@ -45,6 +45,13 @@ class Engine(Protocol):
 class Target(Stage):
     """A frozen dataclass whose fields are its options, as in a pass."""
 
+    def check(self) -> None:
+        """Look whether what `emit` and `engine` need is here, before anything long begins.
+
+        Raises:
+            MissingError: it is not; says how to get it.
+        """
+
     @abstractmethod
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write the model into `folder`."""

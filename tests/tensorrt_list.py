@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 LIST: dict[str, Any] = json.loads(
     Path(__file__).with_name("tensorrt_operators.json").read_text(encoding="utf-8")
 )
-NAMES = {
+NAMES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.FLOAT16: "FP16",
     TensorProto.BFLOAT16: "BF16",

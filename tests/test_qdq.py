@@ -126,7 +126,7 @@ def test_the_same_rows_give_the_same_bytes() -> None:
     plain = build(model)
 
     def bytes_of(rows: Sequence[Any]) -> bytes:
-        return quantize(plain, rows).SerializeToString(deterministic=True)
+        return bytes(quantize(plain, rows).SerializeToString(deterministic=True))
 
     assert bytes_of(some(model)) == bytes_of(some(model))
     assert bytes_of(some(model)) != bytes_of(some(model, 1))

@@ -48,6 +48,14 @@ def opened(proto: onnx.ModelProto) -> OrtEngine:
     return OrtEngine(proto.SerializeToString(), threads=1)
 
 
+def by_the_rules(proto: onnx.ModelProto, inputs: Any, name: str = "logits") -> Any:
+    """A value of the graph by ONNX's own, slow evaluator, which rounds after every operator."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator: Any = ReferenceEvaluator(proto)
+    return evaluator.run([name], dict(inputs))[0]
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,12 +104,10 @@ def agree(reference: Any, found: Any, share: float) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_gives_the_same_answers(family: Family, shape: str) -> None:
     """By the rules of ONNX alone: ONNX Runtime's CPU has few bf16 kernels."""
-    from onnx.reference import ReferenceEvaluator
-
     model = shaped(family, shape)
     inputs = random_batch(model, rows=6).inputs()
     reference = run(EncoderModule(model), inputs)
-    found = ReferenceEvaluator(build(model, precision="bf16")).run(None, dict(inputs))[0]
+    found = by_the_rules(build(model, precision="bf16"), inputs)
     assert found.dtype == np.float32
     agree(reference, found, 0.1)
 
@@ -143,17 +149,13 @@ def scores_before_scaling(model: Model, inputs: Any) -> Any:
     proto = build(model)
     at = "layers.0.attention.scores"
     proto.graph.output.append(helper.make_tensor_value_info(at, TensorProto.FLOAT, None))
-    from onnx.reference import ReferenceEvaluator
-
     with np.errstate(over="ignore", invalid="ignore"):  # of its sigmoid
-        return np.abs(ReferenceEvaluator(proto).run([at], dict(inputs))[0])
+        return np.abs(by_the_rules(proto, inputs, at))
 
 
 @pytest.mark.parametrize("precision", LOW)
 @pytest.mark.parametrize("sign", [-40.0, 40.0])
 def test_rows_that_are_all_padding_are_finite(precision: Precision, sign: float) -> None:
-    from onnx.reference import ReferenceEvaluator
-
     model = random_model(heads=(4,), ffn=(16,), hidden=16)
     weights = dict(model.weights)
     for part in ("query", "key"):  # scores of one sign, far from 0
@@ -164,7 +166,7 @@ def test_rows_that_are_all_padding_are_finite(precision: Precision, sign: float)
     inputs = dict(random_batch(model, rows=4).inputs())
     inputs["attention_mask"] = inputs["attention_mask"] * np.array([[1], [0], [1], [0]])
     proto = build(model, precision=precision)
-    found = ReferenceEvaluator(proto).run(None, inputs)[0]
+    found = by_the_rules(proto, inputs)
     assert np.isfinite(found).all()
     if precision == "fp16":
         assert np.isfinite(opened(proto).run(inputs)).all()
@@ -172,15 +174,13 @@ def test_rows_that_are_all_padding_are_finite(precision: Precision, sign: float)
 
 @pytest.mark.parametrize("precision", LOW)
 def test_padding_changes_nothing(precision: Precision) -> None:
-    from onnx.reference import ReferenceEvaluator
-
     model = shaped("bert", "uneven")
     inputs = random_batch(model, rows=4).inputs()
     other = dict(inputs)
     padding = inputs["attention_mask"] == 0
     other["input_ids"] = np.where(padding, 7, inputs["input_ids"])
-    session = ReferenceEvaluator(build(model, precision=precision))
-    a, b = (session.run(None, dict(x))[0] for x in (inputs, other))
+    proto = build(model, precision=precision)
+    a, b = (by_the_rules(proto, x) for x in (inputs, other))
     np.testing.assert_array_equal(a, b)
 
 
