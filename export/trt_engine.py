@@ -25,6 +25,7 @@ from .trt_library import gpu, library
 if TYPE_CHECKING:
     import tensorrt as trt
 
+DEVICE = "cuda"
 PLAN = "model.plan"
 FACTS = ".json"
 """What is known of a plan lies beside it, under its name with this added."""
@@ -124,12 +125,12 @@ class TrtEngine:
             held = []  # until the run is over
             for name, x in inputs.items():
                 whole = np.ascontiguousarray(x, dtype=np.int64)
-                on_gpu = torch.from_numpy(whole).to("cuda")
+                on_gpu = torch.from_numpy(whole).to(DEVICE)
                 held.append(on_gpu)
                 context.set_input_shape(name, tuple(whole.shape))
                 context.set_tensor_address(name, on_gpu.data_ptr())
             shape = tuple(context.get_tensor_shape(OUTPUT))
-            logits = torch.empty(shape, dtype=torch.float32, device="cuda")
+            logits = torch.empty(shape, dtype=torch.float32, device=DEVICE)
             context.set_tensor_address(OUTPUT, logits.data_ptr())
             done = context.execute_async_v3(stream.cuda_stream)
             found: NDArray[np.float32] = logits.cpu().numpy()  # waits for the stream

@@ -49,7 +49,7 @@ def opened(proto: onnx.ModelProto) -> OrtEngine:
 
 
 def by_the_rules(proto: onnx.ModelProto, inputs: Any, name: str = "logits") -> Any:
-    """A value of the graph by ONNX's own, slow evaluator, which rounds after every operator."""
+    """A value of the graph by ONNX's own evaluator, which rounds after every operator."""
     from onnx.reference import ReferenceEvaluator
 
     evaluator: Any = ReferenceEvaluator(proto)
