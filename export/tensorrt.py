@@ -28,6 +28,7 @@ from .graphfile import FILE, save, verify
 from .parity import Parity, compare
 from .profiles import Profile, profiles
 from .qdq import quantize
+from .sensitive import SHARE, errors, sensitive
 from .tape import Precision
 from .trt_build import Built, Recipe, build_plan
 from .trt_engine import FACTS, PLAN, TrtEngine
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_ROWS = 512
 """Rows that ranges are taken from; they are of those that scores and refits use."""
+TRIED_BATCHES = 2
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
 """How far a logit may be off, as a share of the largest one, or of 1 if that is less."""
 
@@ -60,6 +62,12 @@ class TensorRt(Target):
     keep: tuple[str, ...] = field(
         default=(), metadata={"help": "maps that int8 leaves out, such as layers.0.ffn.down"}
     )
+    spare: float = field(
+        default=SHARE,
+        metadata={
+            "help": "share of int8's error whose maps stay fp16 as well, found by trying"
+        },
+    )
     tolerance: float | None = field(
         default=None,
         metadata={"help": "how far a logit may be off, as a share of the largest one"},
@@ -72,6 +80,8 @@ class TensorRt(Target):
             raise ValueError(f"workspace_mib must be at least 1, not {self.workspace_mib}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance must be above 0, not {self.tolerance:g}")
+        if not 0 <= self.spare <= 1:
+            raise ValueError(f"spare must be 0..1, not {self.spare:g}")
         if self.keep and self.precision != "int8":
             raise ValueError(f"keep is for precision=int8, not {self.precision}")
 
@@ -139,7 +149,7 @@ class TensorRt(Target):
 
     def draft(self) -> Target:
         """As it is, but unchecked: the weights of a timing mean nothing."""
-        return _Draft(self.precision, self.workspace_mib, self.opt_level)
+        return _Draft(self.precision, self.workspace_mib, self.opt_level, self.keep, spare=0)
 
     def engine(self, folder: Path, threads: int) -> TrtEngine:
         """Load `model.plan`; it takes no CPU threads of its own."""
@@ -151,8 +161,13 @@ class TensorRt(Target):
         if self.precision != "int8":
             return proto
         some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
-        groups = groups_of(some, 32, model.encoder.slots)
-        return quantize(proto, [batch.inputs() for batch in groups], self.keep)
+        rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
+        found = quantize(proto, rows, self.keep)
+        if not self.spare:
+            return found
+        middle = rows[len(rows) // 2 :][:TRIED_BATCHES]  # neither the shortest nor the longest
+        worst = sensitive(errors(found, middle, ctx.threads), self.spare)
+        return quantize(proto, rows, (*self.keep, *worst))
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         """Parity with the torch module on the workload."""

@@ -179,7 +179,7 @@ class Engine:
         self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, i: int) -> str:
-        return self.names[i]
+        return str(self.names[i])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         last = name == self.names[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from onnx import TensorProto, numpy_helper
 from prumux.export.graph import SLOTS, build
 from prumux.export.graphfile import verify
 from prumux.export.ort import OrtEngine
-from prumux.export.qdq import products, quantize, quantized
+from prumux.export.qdq import only, products, quantize, quantized
+from prumux.export.sensitive import errors, sensitive
 from prumux.export.tape import Precision
 from prumux.optimizer.errors import UsageError
 from prumux.optimizer.ir import Model
@@ -149,3 +151,36 @@ def test_the_files_get_smaller() -> None:
     names = {x.name: x.data_type for x in found.graph.initializer}
     assert sum(v == TensorProto.INT8 for k, v in names.items() if "weight" in k) >= 14
     assert found.ByteSize() < plain.ByteSize()
+
+
+def test_the_product_that_suffers_most_is_found() -> None:
+    """One inner unit far above all others takes the scale of what goes into `down`."""
+    model = shaped("dense")
+    weights = dict(model.weights)
+    up, down = "layers.1.ffn.up.bias", "layers.1.ffn.down.weight"
+    weights[up], weights[down] = weights[up].clone(), weights[down].clone()
+    weights[up][3], weights[down][:, 3] = 300.0, weights[down][:, 3] / 300
+    model = replace(model, weights=weights)
+    plain, rows = build(model), some(model)
+    found = quantize(plain, rows)
+    each = errors(found, rows[:1], threads=1)
+    assert sorted(each) == sorted(products(plain))
+    assert next(iter(each)) == "layers.1.ffn.down.matmul"
+    assert sensitive(each, 0.5) == ("layers.1.ffn.down.matmul",)
+    reference = run(EncoderModule(model), rows[2])
+
+    def off(proto: onnx.ModelProto) -> float:
+        return float(np.abs(opened(proto).run(rows[2]) - reference).mean())
+
+    spared = quantize(plain, rows, sensitive(each, 0.5))
+    assert off(spared) < 0.5 * off(found)
+    assert 0 < off(only(found, ())) < off(only(found, ["layers.1.ffn.down.matmul"]))
+
+
+def test_how_many_are_spared() -> None:
+    each = {"a": 1.0, "b": 6.0, "c": 3.0, "d": 0.0}
+    assert sensitive(each, 0.0) == ()
+    assert sensitive(each, 0.5) == ("b",)
+    assert sensitive(each, 0.75) == ("b", "c")
+    assert sensitive(each, 1.0) == ("b", "c", "a")
+    assert sensitive({}, 0.75) == ()

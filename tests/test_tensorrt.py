@@ -155,6 +155,7 @@ def test_the_text_form() -> None:
     for wrong, said in (
         ("opt_level=6", "opt_level must be 0..5, not 6"),
         ("workspace_mib=0", "workspace_mib must be at least 1"),
+        ("spare=1.5", "spare must be 0..1, not 1.5"),
         ("tolerance=0", "tolerance must be above 0"),
         ('keep="head.dense"', "keep is for precision=int8, not fp16"),
         ("precision=fp8", "wants fp16 or bf16 or fp32 or int8"),
