@@ -39,14 +39,9 @@ def embed_slot(tape: Tape, e: Encoder, i: int, key: Tensor) -> str:
     if e.projected:
         x = tape.norm("embeddings.norm", x, e.norm_eps, f"{at}.norm")
         x = tape.linear("embeddings.project", x, f"{at}.project")
-        return tape.op("Mul", f"{at}.keyed", x, tape.constant(f"{at}.key", key.numpy()))
-    weight, bias = (
-        tape.constant(f"{at}.{kind}", (tape.weights[f"embeddings.norm.{kind}"] * key).numpy())
-        for kind in ("weight", "bias")
-    )
-    return tape.op(
-        "LayerNormalization", f"{at}.norm", x, weight, bias, axis=-1, epsilon=e.norm_eps
-    )
+        return tape.op("Mul", f"{at}.keyed", x, tape.floats(f"{at}.key", key))
+    keyed = (tape.weights[f"embeddings.norm.{kind}"] * key for kind in ("weight", "bias"))
+    return tape.normalised(f"{at}.norm", at, x, *keyed, eps=e.norm_eps)
 
 
 def _placed(tape: Tape, e: Encoder, i: int, ids: str) -> str:
@@ -60,9 +55,7 @@ def _placed(tape: Tape, e: Encoder, i: int, ids: str) -> str:
         types = tape.slot(f"{at}.types", INPUTS[2], i, e.slots)
         first = tape.op("Mul", f"{at}.first", place, tape.integer(e.token_types))
         place = tape.op("Add", f"{at}.place", first, types)
-    return tape.op(
-        "Gather", f"{at}.placed", tape.constant("embeddings.places", table.numpy()), place
-    )
+    return tape.op("Gather", f"{at}.placed", tape.floats("embeddings.places", table), place)
 
 
 def _positions(tape: Tape, e: Encoder, ids: str, prefix: str) -> str:
@@ -72,7 +65,7 @@ def _positions(tape: Tape, e: Encoder, ids: str, prefix: str) -> str:
         pad = tape.op("Equal", f"{at}.pad", ids, tape.integer(e.pad_id))
         real = tape.op("Not", f"{at}.not_pad", pad)
         real = tape.op("Cast", f"{at}.real", real, to=TensorProto.INT64)
-        count = tape.op("CumSum", f"{at}.count", real, tape.integer(1))
+        count = tape.count(f"{at}.count", real, tape.integer(1))
         count = tape.op("Mul", f"{at}.counted", count, real)
         return tape.op("Add", at, count, tape.integer(e.pad_id))
     shape = tape.op("Shape", f"{at}.shape", ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +15,6 @@ from prumux.optimizer.artifact import from_config
 from prumux.optimizer.console import device as torch_device
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import Encoded
-from prumux.optimizer.errors import MissingError
 from prumux.optimizer.evaluate import workload
 from prumux.optimizer.ir import Encoder, Kind, Model, Task
 from prumux.optimizer.source import load_model, read_json, read_tokenizer
@@ -24,6 +22,7 @@ from prumux.optimizer.target import Engine, Target
 
 from .ort import OrtEngine
 from .predictor import TorchEngine
+from .trt_engine import open_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,7 +112,7 @@ def _own_config(path: Path) -> dict[str, Any] | None:
 def _open_file(path: Path, threads: int, device: str) -> FileEngine:
     """An engine that lies in one file."""
     if path.suffix == ".plan":
-        return _plan(path)
+        return open_plan(path)
     providers = _providers() if device == "auto" else (CUDA,) * (device == "cuda")
     return OrtEngine(path, threads, providers)
 
@@ -128,19 +127,6 @@ def _providers() -> tuple[str, ...]:
         return ()
     there = torch.cuda.is_available() and CUDA in onnxruntime.get_available_providers()
     return (CUDA,) if there else ()
-
-
-def _plan(path: Path) -> FileEngine:
-    """The one place where TensorRT engines are opened."""
-    try:
-        tensorrt = import_module("prumux.export.tensorrt")
-    except ImportError as error:
-        raise MissingError(
-            f"'{path}' is a TensorRT engine, which this version of prumux cannot run yet\n"
-            "compare the .onnx file that it was made from"
-        ) from error
-    found: FileEngine = tensorrt.open_plan(path)
-    return found
 
 
 def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:

@@ -44,7 +44,7 @@ def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
     options.enable_attention = attention
     # The default mask format counts ones, which is only right for padding at the end.
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
-    with _quiet():
+    with quiet():
         fused: onnx.ModelProto = optimize_by_fusion(proto, "bert", 0, 0, options).model
     return fused
 
@@ -56,7 +56,7 @@ def counts(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The tool logs warnings and prints; what it says is replaced by checks of our own."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -16,7 +16,7 @@ from prumux.optimizer.ir import Encoder, Model
 
 from .embedding import embed
 from .mixing import demux, mix
-from .tape import INPUTS, Tape, activate, attention_bias, close
+from .tape import INPUTS, Precision, Tape, activate, attention_bias, close
 
 OUTPUT = "logits"
 SLOTS = "prumux.slots"
@@ -24,10 +24,14 @@ SLOTS = "prumux.slots"
 PRECISION = "prumux.precision"
 """And what its products are computed in, unless it is float32."""
 AXES = ("batch_size", "sequence_length")
+LOW_OPSET = 20
+"""From here on ONNX has Gelu, which low types need as one operator."""
 
 
-def build(model: Model, opset: int = 17) -> onnx.ModelProto:
-    """The graph of a dense model: standard ONNX ops only, float32, dynamic batch and length.
+def build(
+    model: Model, opset: int = 17, precision: Precision = "fp32", *, portable: bool = False
+) -> onnx.ModelProto:
+    """The graph of a dense model: standard ONNX ops only, dynamic batch and length.
 
     Inputs are `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`,
     all int64 [batch_size, sequence_length]. The output is `logits`, float32 [batch_size, C],
@@ -35,8 +39,20 @@ def build(model: Model, opset: int = 17) -> onnx.ModelProto:
     Where n rows are mixed, batch_size must be a multiple of n, and the graph's metadata say
     so: `prumux.slots`.
 
+    In fp16 and bf16 every weight and every float value is of that type, and nothing is cast
+    but the logits at the end. LayerNorm's statistics stay float32, attention is scaled before
+    its product and not after it, and padding is hidden by half of the lowest number, so that
+    neither can overflow. The opset is raised to 20, the first with Gelu.
+
+    Args:
+        model: dense, sizes and weights.
+        opset: version of the ONNX operators.
+        precision: the type of weights and values.
+        portable: whether an fp32 graph as well keeps to the types that TensorRT's parser
+            documents for each operator; low types always do.
+
     Raises:
-        VerifyError: masks are pending, or weights do not fit the sizes.
+        VerifyError: masks are pending, weights do not fit the sizes, or the type.
     """
     model.verify()
     if model.stage == "masked":
@@ -46,13 +62,13 @@ def build(model: Model, opset: int = 17) -> onnx.ModelProto:
             "only a dense model can be exported; end the passes with `slice`"
         )
     e = model.encoder
-    tape = Tape(model.weights)
+    tape = Tape(model.weights, precision, portable)
     _network(tape, e)
     ints = [_value(name, TensorProto.INT64, AXES) for name in input_names(e)]
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
     output = _value(OUTPUT, TensorProto.FLOAT, axes)
     graph = helper.make_graph(tape.nodes, "encoder", ints, [output], tape.constants)
-    opsets = [helper.make_opsetid("", opset)]
+    opsets = [helper.make_opsetid("", max(opset, LOW_OPSET) if tape.low else opset)]
     made = helper.make_model(
         graph,
         producer_name="prumux",
@@ -60,8 +76,10 @@ def build(model: Model, opset: int = 17) -> onnx.ModelProto:
         ir_version=helper.find_min_ir_version_for(opsets),
         doc_string=str(e),
     )
-    if e.mux:
-        helper.set_model_props(made, {SLOTS: str(e.slots)})
+    told = {SLOTS: str(e.slots)} if e.mux else {}
+    if precision != "fp32":
+        told[PRECISION] = precision
+    helper.set_model_props(made, told)
     return made
 
 
@@ -94,25 +112,28 @@ def _network(tape: Tape, e: Encoder) -> None:
         shape = tape.op("Shape", "rows.shape", INPUTS[0])
         shape = tape.op("Concat", "rows.logits", shape, tape.integers(e.labels), axis=0)
         tape.op("Reshape", "rows", "head.output", shape)
+    if tape.low:
+        tape.op("Cast", "head.float", tape.nodes[-1].output[0], to=TensorProto.FLOAT)
     tape.nodes[-1].output[0] = OUTPUT
 
 
 def _attention(tape: Tape, e: Encoder, i: int, x: str, mask: str, *, narrow: bool) -> str:
     at, heads = f"layers.{i}.attention", e.layers[i].heads
     rows = tape.first(f"{at}.first", x) if narrow else x
+    root = math.sqrt(e.head_dim)
 
-    def split(part: str, source: str, perm: tuple[int, ...]) -> str:
+    def split(part: str, source: str, perm: tuple[int, ...], factor: float = 1.0) -> str:
         shape = tape.integers(0, 0, heads, e.head_dim)
-        y = tape.op(
-            "Reshape", f"{at}.{part}.split", tape.linear(f"{at}.{part}", source), shape
-        )
+        y = tape.linear(f"{at}.{part}", source, factor=factor)
+        y = tape.op("Reshape", f"{at}.{part}.split", y, shape)
         return tape.op("Transpose", f"{at}.{part}.heads", y, perm=perm)
 
-    q = split("query", rows, (0, 2, 1, 3))  # [B, H, T, K]
+    q = split("query", rows, (0, 2, 1, 3), 1 / root if tape.low else 1.0)  # [B, H, T, K]
     k = split("key", x, (0, 2, 3, 1))  # [B, H, K, T]
     v = split("value", x, (0, 2, 1, 3))
     scores = tape.op("MatMul", f"{at}.scores", q, k)
-    scores = tape.op("Div", f"{at}.scaled", scores, tape.number(math.sqrt(e.head_dim)))
+    if not tape.low:
+        scores = tape.op("Div", f"{at}.scaled", scores, tape.number(root))
     scores = tape.op("Add", f"{at}.masked", scores, mask)
     share = tape.op("Softmax", f"{at}.share", scores, axis=-1)
     y = tape.op("MatMul", f"{at}.context", share, v)

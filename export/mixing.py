@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from onnx import TensorProto
-
 from prumux.optimizer.ir import Encoder
 
 from .embedding import embed_slot
@@ -20,7 +18,7 @@ def mix(tape: Tape, e: Encoder, x: str) -> tuple[str, str]:
         wide = tape.op("Unsqueeze", f"mux.{i}.wide", mask, tape.integers(2))
         if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
             wide = tape.first(f"mux.{i}.first", wide)
-        real.append(tape.op("Cast", f"mux.{i}.real", wide, to=TensorProto.FLOAT))
+        real.append(tape.op("Cast", f"mux.{i}.real", wide, to=tape.element))
     total = tape.op("Max", "mux.members", tape.op("Sum", "mux.real", *real), tape.number(1.0))
     parts = []
     for i in range(n):
@@ -36,7 +34,7 @@ def _keyed(tape: Tape, e: Encoder, x: str, i: int) -> str:
     if not x:
         return embed_slot(tape, e, i, key)
     part = tape.slot(f"{at}.rows", x, i, e.slots)
-    return tape.op("Mul", f"{at}.keyed", part, tape.constant(f"{at}.key", key.numpy()))
+    return tape.op("Mul", f"{at}.keyed", part, tape.floats(f"{at}.key", key))
 
 
 def demux(tape: Tape, e: Encoder, x: str) -> str:
@@ -45,7 +43,7 @@ def demux(tape: Tape, e: Encoder, x: str) -> str:
     x = tape.op("Unsqueeze", "demux.slots", x, tape.integers(1))
     shape = (e.slots, e.hidden) if e.pooled else (e.slots, 1, e.hidden)
     scale, shift = (
-        tape.constant(name, tape.weights[name].numpy().reshape(shape))
+        tape.floats(name, tape.weights[name].reshape(shape))
         for name in ("demux.scale", "demux.shift")
     )
     x = tape.op("Mul", "demux.scaled", x, scale)

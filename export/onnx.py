@@ -31,7 +31,7 @@ GAIN = 0.98
 """A fused graph must run in at most this share of the best simpler graph's time."""
 
 Fusion = Literal["none", "basic", "all"]
-Precision = Literal["auto", "fp32", "int8"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,10 @@ class Onnx(Target):
     )
     precision: Precision = field(
         default="auto",
-        metadata={"help": "int8 = weights and products; auto = fp32, or int8 where it pays"},
+        metadata={
+            "help": "fp16, bf16 = all floats; int8 = weights and products, for CPUs; "
+            "auto = fp32, or int8 where it pays"
+        },
     )
     keep: str = field(
         default="", metadata={"help": "what stays in fp32 with int8, as layers.0.ffn.down+..."}
@@ -72,16 +75,16 @@ class Onnx(Target):
             raise ValueError(f"atol must be above 0, not {self.atol:g}")
         if self.keep and self.precision != "int8":
             raise ValueError(f"keep is for precision=int8, not {self.precision}")
-        if self.precision == "int8" and self.fusion in ("basic", "all"):
+        if not self.exact and self.fusion in ("basic", "all"):
             raise ValueError(
-                f"precision=int8 takes fusion=none, not {self.fusion}: "
-                "fused attention is slower in int8"
+                f"precision={self.precision} takes fusion=none, not {self.fusion}: "
+                "fused attention is slower in int8, and untried in fp16 and bf16"
             )
 
     @property
     def exact(self) -> bool:
         """Whether all is computed in float32."""
-        return self.precision != "int8"
+        return self.precision in ("auto", "fp32")
 
     def variants(self, encoder: Encoder) -> tuple[Onnx, ...]:
         """For `auto`, fp32 and, of a model that is large enough, int8."""
@@ -98,7 +101,7 @@ class Onnx(Target):
 
     def tuned(self, model: Model, ctx: Context) -> Onnx:
         """With int8, what is too sensitive for it is kept in float32."""
-        if self.exact or self.keep:
+        if self.precision != "int8" or self.keep:
             return self
         return replace(self, keep="+".join(sensitive(model, self.opset, ctx)))
 
@@ -117,7 +120,10 @@ class Onnx(Target):
         reference = _Reference(model, ctx.workload)
         plain = self._candidate("none", proto, reference, ctx.threads)
         if not self.exact:
-            return self._lowered(plain, reference, ctx.threads, folder)
+            proto = self._lowered(model, plain.proto)
+            verify(proto)
+            parity = reference.compare(_open(proto, ctx.threads))
+            return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
         auto = self.fusion == "auto" and len(found) > 1
         timings = _time(found, ctx.workload) if auto else {}
@@ -142,11 +148,13 @@ class Onnx(Target):
         return OrtEngine(folder / FILE, threads)
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
-        """Write `triton/` around `model.onnx`."""
+        """Write `triton/` around `model.onnx`, and `tensorrt.sh` with a graph for it."""
         from .triton import FOLDER, serving_point, write_bundle
+        from .trtexec import write_script
 
         serving = serving_point(ctx.workload)
         write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)
+        write_script(model, ctx.workload, folder)
 
     def _fused(
         self, plain: Candidate, encoder: Encoder, reference: _Reference, threads: int
@@ -174,25 +182,23 @@ class Onnx(Target):
                     ) from error
         return found, dropped
 
-    def _lowered(
-        self, plain: Candidate, reference: _Reference, threads: int, folder: Path
-    ) -> Emitted:
-        """The int8 graph of a float32 graph that was checked.
+    def _lowered(self, model: Model, plain: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph in another precision. No gate of parity: its answers are certified."""
+        if self.precision == "int8":
+            return lower(plain, kept_names(self.keep))
+        if self.precision in ("fp16", "bf16"):
+            return build(model, self.opset, self.precision)
+        return plain
 
-        No gate of parity here: what it answers is scored and certified.
-        """
-        proto = lower(plain.proto, kept_names(self.keep))
-        verify(proto)
-        parity = reference.compare(_open(proto, threads))
-        notes = {
+    def _notes(self, proto: onnx.ModelProto, plain: Parity, parity: Parity) -> dict[str, Any]:
+        return {
             "kept": "none",
             "precision": self.precision,
-            "parity": {"none": plain.parity.max_abs_diff, "int8": parity.max_abs_diff},
-            "agreement": {"none": plain.parity.agreement, "int8": parity.agreement},
+            "parity": {"none": plain.max_abs_diff, self.precision: parity.max_abs_diff},
+            "agreement": {"none": plain.agreement, self.precision: parity.agreement},
             "rows": parity.rows,
-            "lowered": len(lowered_names(proto)),
+            "lowered": len(lowered_names(proto)) if self.precision == "int8" else None,
         }
-        return Emitted(save(proto, folder), notes)
 
     def _candidate(
         self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
@@ -208,9 +214,7 @@ class _Draft(Onnx):
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`."""
         del ctx
-        proto = build(model, self.opset)
-        proto = proto if self.exact else lower(proto, kept_names(self.keep))
-        return Emitted(save(proto, folder))
+        return Emitted(save(self._lowered(model, build(model, self.opset)), folder))
 
 
 class _Reference:

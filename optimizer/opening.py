@@ -32,6 +32,7 @@ NEAR = 16
 
 def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
     """Load model and data and check that they fit each other; writes nothing."""
+    target.check()
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)

@@ -46,6 +46,13 @@ class Engine(Protocol):
 class Target(Stage):
     """A frozen dataclass whose fields are its options, as in a pass."""
 
+    def check(self) -> None:
+        """Look whether what `emit` and `engine` need is here, before anything long begins.
+
+        Raises:
+            MissingError: it is not; says how to get it.
+        """
+
     @property
     def exact(self) -> bool:
         """Whether its engines give the torch module's answers, up to rounding.

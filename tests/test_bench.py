@@ -89,7 +89,7 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "needs a tokenizer, and none",
         ),
         (["{model}", "--length", "41"], 2, "--length 41 is over the 40 positions of"),
-        (["x.plan"], 5, "'x.plan' is a TensorRT engine, which this version of prumux cannot"),
+        (["x.plan"], 5, "TensorRT is not installed"),
         (["{model}", "--plot", "x.numbers"], 2, "name it x.png"),
         (["{model}", "--plot", "no/where.png"], 2, "'no' is not a folder"),
         (["{data}/train.jsonl"], 2, "train.jsonl"),

@@ -49,7 +49,11 @@ def test_artifact_folder(done: Path) -> None:
         "model.onnx",
         "pipeline.txt",
         "report.json",
+        "report.html",
         "trials.jsonl",
+        "tensorrt.sh",
+        "tensorrt",
+        "triton",
     }
     assert not (done / ".resume").exists()
     report = json.loads((done / "report.json").read_text())

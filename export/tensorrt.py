@@ -1,0 +1,260 @@
+"""The `tensorrt` target: a typed `model.onnx`, and `model.plan` built from it.
+
+What needs TensorRT here has not been run by us: no machine with TensorRT was at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import onnx
+
+from prumux.optimizer.encode import groups_of
+from prumux.optimizer.environment import versions
+from prumux.optimizer.errors import GateError, MissingError, UsageError
+from prumux.optimizer.ir import Model
+from prumux.optimizer.module import EncoderModule, run
+from prumux.optimizer.store import file_digest
+from prumux.optimizer.target import Emitted, Target
+
+from . import trt_library
+from .graph import build, input_names
+from .graphfile import FILE, save, verify
+from .parity import Parity, compare
+from .profiles import Profile, profiles
+from .qdq import quantize
+from .sensitive import SHARE, errors, sensitive
+from .tape import Precision
+from .trt_build import Built, Recipe, build_plan
+from .trt_engine import FACTS, PLAN, TrtEngine
+from .trtexec import SCRIPT, trtexec_script
+
+if TYPE_CHECKING:
+    from prumux.optimizer.context import Context
+
+CALIBRATION_ROWS = 512
+"""Rows that ranges are taken from; they are of those that scores and refits use."""
+TRIED_BATCHES = 2
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
+"""How far a logit may be off, as a share of the largest one, or of 1 if that is less."""
+
+
+@dataclass(frozen=True)
+class TensorRt(Target):
+    """TensorRT engine for the GPU of this machine, with its types checked after the build."""
+
+    name: ClassVar[str] = "tensorrt"
+    precision: Literal["fp16", "bf16", "fp32", "int8"] = field(
+        default="fp16",
+        metadata={"help": "types in the graph; int8 = matrix products, else fp16"},
+    )
+    workspace_mib: int | None = field(
+        default=None, metadata={"help": "memory for kernels, in MiB; none = all there is"}
+    )
+    opt_level: int = field(
+        default=3, metadata={"help": "how long TensorRT searches for kernels, 0..5"}
+    )
+    keep: tuple[str, ...] = field(
+        default=(), metadata={"help": "maps that int8 leaves out, such as layers.0.ffn.down"}
+    )
+    spare: float = field(
+        default=SHARE,
+        metadata={
+            "help": "share of int8's error whose maps stay fp16 as well, found by trying"
+        },
+    )
+    tolerance: float | None = field(
+        default=None,
+        metadata={"help": "how far a logit may be off, as a share of the largest one"},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opt_level <= 5:
+            raise ValueError(f"opt_level must be 0..5, not {self.opt_level}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ValueError(f"workspace_mib must be at least 1, not {self.workspace_mib}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0, not {self.tolerance:g}")
+        if not 0 <= self.spare <= 1:
+            raise ValueError(f"spare must be 0..1, not {self.spare:g}")
+        if self.keep and self.precision != "int8":
+            raise ValueError(f"keep is for precision=int8, not {self.precision}")
+
+    @property
+    def floats(self) -> Precision:
+        """The type of what is not quantised."""
+        return "fp16" if self.precision == "int8" else self.precision
+
+    @property
+    def exact(self) -> bool:
+        """Whether all is computed in float32."""
+        return self.precision == "fp32"
+
+    def baseline(self) -> TensorRt:
+        """Nothing quantised; in fp16, as nobody would run the given model in fp32 here."""
+        low = self.precision == "int8"
+        return replace(self, precision=self.floats, keep=()) if low else self
+
+    def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
+        """Write `triton/` around `model.plan`."""
+        from .triton import FOLDER, Serving, write_bundle
+
+        shapes = profiles(model.encoder, ctx.workload)
+        rows = max(x.rows[2] for x in shapes)
+        serving = Serving(
+            max_batch=rows,
+            length=max(b.input_ids.shape[1] for b in ctx.workload),
+            profiles=sum(x.rows[2] == rows for x in shapes),
+        )
+        write_bundle(model.encoder, model.task, folder / PLAN, folder / FOLDER, serving)
+
+    def check(self) -> None:
+        """Look for TensorRT and a GPU.
+
+        Raises:
+            MissingError: one of them is missing; says how to get it.
+        """
+        trt_library.check()
+
+    def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
+        """Write `model.onnx`, `tensorrt.sh`, `model.plan` and what is known of the plan.
+
+        Raises:
+            MissingError: no TensorRT or no GPU; `model.onnx` and `tensorrt.sh` are written.
+            GateError: the engine holds other types than asked, or its logits are off.
+            UsageError: there is no workload to build and check for.
+        """
+        files, shapes = self.write(model, ctx, folder), profiles(model.encoder, ctx.workload)
+        try:
+            self.check()
+        except MissingError as error:
+            raise MissingError(
+                f"{error}\n'{folder}' holds {FILE} and {SCRIPT}, which builds the engine "
+                "where both are"
+            ) from error
+        recipe = Recipe(
+            self.floats, self.precision == "int8", self.workspace_mib, self.opt_level
+        )
+        names = input_names(model.encoder)
+        timings = ctx.cache.folder or folder
+        built = build_plan(folder / FILE, names, shapes, recipe, timings)
+        (folder / PLAN).write_bytes(built.plan)
+        facts = self._facts(model, folder, shapes, built)
+        (folder / (PLAN + FACTS)).write_text(json.dumps(facts, indent=2) + "\n")
+        notes = {"types": built.types, **self._checked(model, ctx, folder)}
+        return Emitted((*files, PLAN, PLAN + FACTS), notes)
+
+    def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
+        """Write the typed graph and the script that makes an engine of it elsewhere.
+
+        Raises:
+            UsageError: there is no workload to take shapes from.
+        """
+        if not ctx.workload:
+            raise UsageError("no workload to build an engine for: give the context a batch")
+        proto = self._graph(model, ctx)
+        verify(proto)
+        files = save(proto, folder)
+        script = trtexec_script(
+            model.encoder,
+            ctx.workload,
+            workspace_mib=self.workspace_mib,
+            opt_level=self.opt_level,
+        )
+        (folder / SCRIPT).write_text(script)
+        (folder / SCRIPT).chmod(0o755)
+        return (*files, SCRIPT)
+
+    def draft(self) -> Target:
+        """As it is, but unchecked: the weights of a timing mean nothing."""
+        return _Draft(self.precision, self.workspace_mib, self.opt_level, self.keep, spare=0)
+
+    def engine(self, folder: Path, threads: int) -> TrtEngine:
+        """Load `model.plan`; it takes no CPU threads of its own."""
+        del threads
+        return TrtEngine(folder / PLAN)
+
+    def _graph(self, model: Model, ctx: Context) -> onnx.ModelProto:
+        proto = build(model, precision=self.floats, portable=True)
+        if self.precision != "int8":
+            return proto
+        some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
+        rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
+        found = quantize(proto, rows, self.keep)
+        if not self.spare:
+            return found
+        middle = rows[len(rows) // 2 :][:TRIED_BATCHES]  # neither the shortest nor the longest
+        worst = sensitive(errors(found, middle, ctx.threads), self.spare)
+        return quantize(proto, rows, (*self.keep, *worst))
+
+    def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
+        """Parity with the torch module on the workload."""
+        inputs = [batch.inputs() for batch in ctx.workload]
+        module, engine = EncoderModule(model).eval(), self.engine(folder, ctx.threads)
+        reference = [run(module, x) for x in inputs]
+        masks = [x["attention_mask"] for x in inputs]
+        found = [engine.run(x) for x in inputs]
+        parity = compare(reference, found, model.task.kind, masks)
+        limit = self.limit(reference)
+        if not parity.max_abs_diff <= limit:
+            raise GateError(self._off(parity, limit))
+        return {
+            "parity": {self.precision: parity.max_abs_diff},
+            "agreement": {self.precision: parity.agreement},
+            "rows": parity.rows,
+            "limit": limit,
+        }
+
+    def limit(self, reference: Sequence[Any]) -> float:
+        """How far a logit may be from these."""
+        share = self.tolerance or TOLERANCES[self.precision]
+        return share * max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in reference))
+
+    def _off(self, parity: Parity, limit: float) -> str:
+        wider = {"bf16": "fp16", "fp16": "fp32", "int8": "fp16"}.get(self.precision)
+        cure = f"use tensorrt{{precision={wider}}}, or " if wider else ""
+        return (
+            f"TensorRT ({self.precision}) against the torch module: logits differ by up to "
+            f"{parity.max_abs_diff:.3g}, the limit is {limit:.3g} "
+            f"({parity.agreement:.2%} of {parity.rows} labels agree)\n"
+            f"{cure}accept it with a larger tolerance, say "
+            f"tensorrt{{tolerance={2 * (self.tolerance or TOLERANCES[self.precision]):g}}}"
+        )
+
+    def _facts(
+        self, model: Model, folder: Path, shapes: Sequence[Profile], built: Built
+    ) -> Mapping[str, Any]:
+        import torch
+
+        return {
+            "engine": "tensorrt",
+            "precision": self.precision,
+            "slots": model.encoder.slots,
+            "inputs": list(input_names(model.encoder)),
+            "profiles": [{"rows": x.rows, "tokens": x.tokens} for x in shapes],
+            "types": built.types,
+            "graph_sha256": file_digest(folder / FILE),
+            "plan_sha256": file_digest(folder / PLAN),
+            "device": trt_library.gpu(),
+            "compute_capability": list(torch.cuda.get_device_capability()),
+            "versions": {
+                **versions(),
+                "tensorrt": str(trt_library.library().__version__),
+                "cuda": str(torch.version.cuda),
+            },
+            "target": str(self),
+        }
+
+
+@dataclass(frozen=True)
+class _Draft(TensorRt):
+    """Builds and checks no numbers."""
+
+    def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
+        del model, ctx, folder
+        return {}
