@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prumux.optimizer.certify import Certificate
+from prumux.optimizer.cli import main
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.explore import Candidate, explore, to_prove
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial
 from prumux.optimizer.surface import mixes
 from prumux.optimizer.surrogate import Bilinear, Shape, fit
+from tests import jobs
 
 LEFT = (1.0, 0.6, 0.4, 0.2, 0.1, 0.05)
 SLOTS = (1, 2, 5, 10)
@@ -191,3 +195,19 @@ def test_what_counts_as_more_than_one_dimension() -> None:
     assert not mixes(Pipeline.space("prune{sparsity=0.4|0.6},slice,mux{n=2},distill"))
     assert mixes(Pipeline.space("prune{sparsity=0.4},slice,mux{n=1|2},distill"))
     assert math.isclose(Shape(0.5, 4, 0.5).mixing, 1.0)
+
+
+def test_a_space_with_mixing_on_the_command_line(tmp_path: Path) -> None:
+    model = jobs.model_folder(tmp_path / "model")
+    data = jobs.data_folder(tmp_path / "data", model)
+    space = (
+        "pool-early,prune{sparsity=0.2|0.5 of=macs},slice,mux{n=1|2 at=1},distill{epochs=0.2}"
+    )
+    out = tmp_path / "out"
+    job = [str(model), "--data", str(data), "--budget", "45%", "--passes", space]
+    assert main([*job, "--out", str(out), "-q"]) in (0, 3)
+    report = json.loads((out / "report.json").read_text())
+    assert 1 <= len(report["trials"]) <= 4
+    assert {x["pipeline"] for x in report["trials"]} <= {str(x) for x in Pipeline.space(space)}
+    if report["met"] and report["dropped"] is None:
+        assert report["pipeline"] in {x["pipeline"] for x in report["trials"]}
