@@ -113,7 +113,7 @@ def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, floa
             bench.target.draft().emit(model, ctx, place)
             engine = bench.target.engine(place, ctx.threads)
             runs.append(lambda engine=engine: [engine.run(x) for x in inputs])
-    dense, *others = interleave(runs, rounds, warmup=2)
+    dense, *others = interleave(runs, rounds, warmup=2, repeat=True)
     gains = [ratio(dense, x) for x in others]
     return [
         {"throughput_ratio": x.median_ms, "low": x.low_ms, "high": x.high_ms} for x in gains

@@ -123,7 +123,7 @@ def measure(bench: Bench, name: str, text: str, targets: list[str], rounds: int)
                 continue
             entries.append(entry)
             runs.append(partial(_pass_over, engine, inputs))
-        first, *others = interleave(runs, rounds, warmup=2)
+        first, *others = interleave(runs, rounds, warmup=2, repeat=True)
     for entry, timing in zip((x for x in entries if "failed" not in x), others, strict=True):
         gain = ratio(first, timing)
         entry["throughput_ratio"] = gain.median_ms

@@ -71,7 +71,7 @@ def _gain(bench: Bench, exact: Target, other: Target) -> float:
         ctx.progress.task("timing lower precision", ROUNDS) as step,
     ):
         runs = [lambda engine=engine: run(engine) for engine in (one, two)]
-        first, second = interleave(runs, ROUNDS, warmup=2, tick=step)
+        first, second = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True)
     return ratio(first, second).median_ms
 
 

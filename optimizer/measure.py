@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 SETTLE_CHECKS = 20
 """How often to look whether this process is idle, 5 ms apart."""
+LEAST_MS = 200.0
+"""Short runs are repeated until a round takes about so long: one of 20 ms is mostly luck."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,27 @@ def interleave(
     warmup: int = 1,
     tick: Callable[[], object] | None = None,
     clock: Callable[[Callable[[], object]], float] | None = None,
+    *,
+    repeat: bool = False,
 ) -> tuple[Timing, ...]:
     """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
 
     Every second round runs backwards, which cancels what one run leaves behind for the next,
     and each waits until the threads of the one before it sleep. `clock` does a run and says
-    how many milliseconds it took; the wall clock when left out.
+    how many milliseconds it took; the wall clock when left out. With `repeat` a round's time
+    is the mean of as many runs as make up `LEAST_MS`.
     """
     clock = clock or wall_ms
-    for _ in range(warmup):
-        for run in runs:
-            run()
+    once_ms = [LEAST_MS] * len(runs)
+    for _ in range(max(warmup, repeat)):
+        once_ms = [clock(run) for run in runs]
+    counts = [max(1, round(LEAST_MS / max(x, 1e-3))) if repeat else 1 for x in once_ms]
     found: list[list[float]] = [[] for _ in runs]
     for r in range(rounds):
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
             _settle()
-            found[i].append(clock(runs[i]))
+            found[i].append(statistics.fmean(clock(runs[i]) for _ in range(counts[i])))
         if tick is not None:
             tick()
     return tuple(Timing(tuple(rounds_ms)) for rounds_ms in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,7 +34,7 @@ def candidates(bench: Bench, space: Sequence[Pipeline]) -> list[Candidate]:
         for pipeline in space:
             facts = bench.ctx.store.json(
                 f"shape-{key(pipeline, bench.targets[0])}",
-                lambda pipeline=pipeline: _facts(bench, pipeline, dense),
+                partial(_facts, bench, pipeline, dense),
             )
             found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
             step()
@@ -63,5 +64,5 @@ def _throughput(bench: Bench, model: Model) -> float:
             target.draft().emit(given, ctx, folder)
             engine = target.engine(folder, ctx.threads)
             runs.append(lambda engine=engine: [engine.run(x) for x in inputs])
-        first, second = interleave(runs, ROUNDS)
+        first, second = interleave(runs, ROUNDS, repeat=True)
     return ratio(first, second).median_ms

@@ -48,7 +48,7 @@ def compare(
     rows = sum(len(batch.rows) for batch in workload)
     runs = [_pass_over(engine, inputs) for engine in engines]
     with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
-        timings = interleave(runs, ROUNDS, warmup=2, tick=step)
+        timings = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True)
         singles = _singles(engines, inputs, step)
     return [
         _speed(rows, timing, timings[0], single)

@@ -32,7 +32,7 @@ def true_loss(shape: Shape, harder: float = 1.0) -> float:
     """Rises with pruning and with mixing, not in the form that is fitted."""
     cut = 0.002 * harder * shape.removed**3
     mix = 0.04 * harder * shape.mixing**0.8
-    return 1 - (1 - min(cut, 0.4)) * (1 - min(mix, 0.4))
+    return float(1 - (1 - min(cut, 0.4)) * (1 - min(mix, 0.4)))
 
 
 def grid(mixed: float = 1.0) -> list[Candidate]:

@@ -1,11 +1,13 @@
 """Timing: the order of runs, what is kept, what is quoted. The clock is a fake."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prumux.optimizer import measure
 from prumux.optimizer.measure import Timing, interleave, percentile_ms, ratio
 
 
@@ -84,3 +86,20 @@ def test_percentiles_that_are_known() -> None:
     ]  # fmt: skip
     assert percentile_ms([float(x) for x in range(10_000)], 0.9999) == 9998
     assert percentile_ms([5.0], 0.95) == 5
+
+
+def test_short_runs_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "LEAST_MS", 50.0)
+    counts = [0, 0]
+
+    def run(i: int) -> None:
+        counts[i] += 1
+
+    def clock(work: Callable[[], object]) -> float:
+        before = list(counts)
+        work()
+        return 10.0 if counts[0] > before[0] else 100.0
+
+    short, long = interleave([lambda: run(0), lambda: run(1)], 3, 1, clock=clock, repeat=True)
+    assert counts == [1 + 3 * 5, 1 + 3]
+    assert (short.median_ms, long.median_ms) == (10.0, 100.0)
