@@ -78,22 +78,15 @@ def worth_lowering(proto: onnx.ModelProto) -> list[str]:
     ]
 
 
-def sensitive(model: Model, opset: int, ctx: Context) -> list[str]:
+def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
     """Linear maps to keep in float32: the fewest without which int8 hardly changes anything.
 
-    They are taken by their share of the estimated divergence, see `sensitivity`, until what
-    remains is at most `TOLERANCE_NATS`.
+    By their estimated divergence, see `sensitivity`, until at most `TOLERANCE_NATS` remain.
     """
-    from .sensitivity import divergence
+    from .sensitivity import divergence, worst
 
     names = [x.removesuffix(".matmul") for x in worth_lowering(build(model, opset))]
-    nats = divergence(model, names, ctx)
-    kept: list[str] = []
-    for name in sorted(names, key=lambda x: -nats[x]):
-        if sum(nats[x] for x in names if x not in kept) <= TOLERANCE_NATS:
-            break
-        kept.append(name)
-    return [name for name in names if name in kept]
+    return worst(divergence(model, names, ctx), most=TOLERANCE_NATS)
 
 
 @contextmanager
@@ -115,8 +108,3 @@ def lowered_names(proto: onnx.ModelProto) -> list[str]:
         for node in proto.graph.node
         if node.op_type == "MatMulInteger"
     ]
-
-
-def kept_names(keep: str) -> tuple[str, ...]:
-    """The option `keep` as names of linear maps."""
-    return tuple(name for name in keep.split("+") if name)

@@ -20,7 +20,7 @@ from prumux.optimizer.target import Emitted, Target
 from . import fuse as fusion_tool
 from .graph import build
 from .graphfile import FILE, is_large, save, verify
-from .int8 import LEAST_HIDDEN, kept_names, lower, lowered_names, sensitive
+from .int8 import LEAST_HIDDEN, lower, lowered_names, sensitive
 from .ort import OrtEngine
 from .parity import Parity, check, compare
 
@@ -64,8 +64,8 @@ class Onnx(Target):
             "auto = fp32, or int8 where it pays"
         },
     )
-    keep: str = field(
-        default="", metadata={"help": "what stays in fp32 with int8, as layers.0.ffn.down+..."}
+    keep: tuple[str, ...] = field(
+        default=(), metadata={"help": "maps that int8 leaves out, such as layers.0.ffn.down"}
     )
 
     def __post_init__(self) -> None:
@@ -97,13 +97,13 @@ class Onnx(Target):
 
     def baseline(self) -> Onnx:
         """The same in float32."""
-        return replace(self, precision="fp32", keep="")
+        return replace(self, precision="fp32", keep=())
 
     def tuned(self, model: Model, ctx: Context) -> Onnx:
         """With int8, what is too sensitive for it is kept in float32."""
         if self.precision != "int8" or self.keep:
             return self
-        return replace(self, keep="+".join(sensitive(model, self.opset, ctx)))
+        return replace(self, keep=sensitive(model, self.opset, ctx))
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, and `model.onnx_data` where the weights are over 2 GB.
@@ -185,7 +185,7 @@ class Onnx(Target):
     def _lowered(self, model: Model, plain: onnx.ModelProto) -> onnx.ModelProto:
         """The graph in another precision. No gate of parity: its answers are certified."""
         if self.precision == "int8":
-            return lower(plain, kept_names(self.keep))
+            return lower(plain, self.keep)
         if self.precision in ("fp16", "bf16"):
             return build(model, self.opset, self.precision)
         return plain

@@ -88,22 +88,6 @@ def quantized(proto: onnx.ModelProto) -> tuple[str, ...]:
     )
 
 
-def only(int8: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """What `quantize` gave, with these products in int8 and the others as near to float as
-    int8 weights allow: their input is the value itself, their weights stay dequantised.
-    """
-    found = onnx.ModelProto()
-    found.CopyFrom(int8)
-    made_by = {node.output[0]: node for node in found.graph.node}
-    for node in found.graph.node:
-        if node.op_type != "MatMul" or node.name in names:
-            continue
-        after = made_by.get(node.input[0])
-        if after is not None and after.op_type == "DequantizeLinear":
-            node.input[0] = made_by[after.input[0]].input[0]
-    return found
-
-
 class _Rows:
     """The rows as the tool wants to read them."""
 

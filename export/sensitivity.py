@@ -11,7 +11,7 @@ needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +84,25 @@ def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, fl
             step()
     count = sum(len(batch.rows) for batch in groups)
     return {name: x / max(1, count) for name, x in total.items()}
+
+
+def worst(nats: Mapping[str, float], *, most: float, share: float = 0.0) -> tuple[str, ...]:
+    """The fewest maps to leave out, the worst first, for what remains to be small enough.
+
+    Args:
+        nats: from `divergence`.
+        most: the divergence that may remain, in nats.
+        share: of the whole divergence that must go in any case, 0 to 1.
+    """
+    left = sum(nats.values())
+    enough = min(most, (1 - share) * left) * (1 + 1e-9)
+    kept = []
+    for name in sorted(nats, key=lambda x: -nats[x]):
+        if left <= enough or nats[name] <= 0:
+            break
+        kept.append(name)
+        left -= nats[name]
+    return tuple(kept)
 
 
 def _activations(x: Tensor) -> Tensor:

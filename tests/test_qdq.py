@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +15,13 @@ from onnx import TensorProto, numpy_helper
 from prumux.export.graph import SLOTS, build
 from prumux.export.graphfile import verify
 from prumux.export.ort import OrtEngine
-from prumux.export.qdq import only, products, quantize, quantized
-from prumux.export.sensitive import errors, sensitive
+from prumux.export.qdq import products, quantize, quantized
+from prumux.export.sensitivity import divergence, worst
 from prumux.export.tape import Precision
 from prumux.optimizer.errors import UsageError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule, run
-from tests.factory import multiplexed, random_batch, random_model
+from tests.factory import make_context, multiplexed, random_batch, random_model
 from tests.tensorrt_list import not_listed
 
 SHAPES = ("dense", "uneven", "early", "mux", "tokens")
@@ -163,24 +164,25 @@ def test_the_product_that_suffers_most_is_found() -> None:
     model = replace(model, weights=weights)
     plain, rows = build(model), some(model)
     found = quantize(plain, rows)
-    each = errors(found, rows[:1], threads=1)
-    assert sorted(each) == sorted(products(plain))
-    assert next(iter(each)) == "layers.1.ffn.down.matmul"
-    assert sensitive(each, 0.5) == ("layers.1.ffn.down.matmul",)
+    names = [x.removesuffix(".matmul") for x in quantized(found)]
+    each = divergence(model, names, make_context(model, random_batch(model, rows=32)))
+    assert sorted(each) == sorted(names)
+    spared_names = worst(each, most=math.inf, share=0.5)
+    assert spared_names == ("layers.1.ffn.down",)
     reference = run(EncoderModule(model), rows[2])
 
     def off(proto: onnx.ModelProto) -> float:
         return float(np.abs(opened(proto).run(rows[2]) - reference).mean())
 
-    spared = quantize(plain, rows, sensitive(each, 0.5))
-    assert off(spared) < 0.5 * off(found)
-    assert 0 < off(only(found, ())) < off(only(found, ["layers.1.ffn.down.matmul"]))
+    assert off(quantize(plain, rows, spared_names)) < 0.5 * off(found)
 
 
 def test_how_many_are_spared() -> None:
     each = {"a": 1.0, "b": 6.0, "c": 3.0, "d": 0.0}
-    assert sensitive(each, 0.0) == ()
-    assert sensitive(each, 0.5) == ("b",)
-    assert sensitive(each, 0.75) == ("b", "c")
-    assert sensitive(each, 1.0) == ("b", "c", "a")
-    assert sensitive({}, 0.75) == ()
+    assert worst(each, most=math.inf) == ()
+    assert worst(each, most=math.inf, share=0.5) == ("b",)
+    assert worst(each, most=math.inf, share=0.75) == ("b", "c")
+    assert worst(each, most=math.inf, share=1.0) == ("b", "c", "a")
+    assert worst(each, most=4.0) == ("b",)
+    assert worst(each, most=10.0) == ()
+    assert worst({}, most=0.0, share=0.75) == ()
