@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,10 @@ from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
 
+from .ort import OrtEngine
 from .serving import Direct, Job, Together
 from .texts import owners_of, text_rows, word_rows
+from .trt_engine import open_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -225,7 +228,8 @@ def load(
 ) -> Predictor:
     """Load what `prumux-opt` wrote.
 
-    Runs `model.onnx` if that and ONNX Runtime are there, else the torch module.
+    Runs `model.plan` if that and TensorRT are there, else `model.onnx` if that and ONNX
+    Runtime are, else the torch module, which computes in float32.
 
     Args:
         folder: the artifact folder.
@@ -295,13 +299,13 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _engine(path: Path, threads: int) -> Engine:
+    """The first that can run here: a plan needs TensorRT, and ONNX Runtime is an extra."""
+    if (path / "model.plan").exists():
+        with suppress(MissingError):
+            return open_plan(path / "model.plan")
     if (path / "model.onnx").exists():
-        from .onnx import Onnx
-
-        try:
-            return Onnx().engine(path, threads)
-        except MissingError:
-            pass  # ONNX Runtime is an extra; the torch module gives the same numbers
+        with suppress(MissingError):
+            return OrtEngine(path / "model.onnx", threads)
     return TorchEngine(load_artifact(path))
 
 

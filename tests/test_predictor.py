@@ -1,5 +1,6 @@
 """Loading an artifact with `load` and asking it for predictions."""
 
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -193,6 +194,15 @@ def test_without_onnx_runtime_torch_runs(
     assert found.engine.describe()["engine"] == "torch"
     expected = np.asarray(predictor.predict_logits(TEXTS))
     np.testing.assert_allclose(found.predict_logits(TEXTS), expected, atol=1e-4)
+
+
+def test_without_tensorrt_a_plan_is_not_looked_at(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    here = shutil.copytree(folder, tmp_path / "both")
+    (here / "model.plan").write_bytes(b"x")
+    assert load(here).engine.describe()["engine"] == "onnxruntime"
 
 
 def test_without_a_graph_torch_runs(model: Model, tmp_path: Path) -> None:
