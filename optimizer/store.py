@@ -105,6 +105,17 @@ class Store:
         if self.folder is not None:
             (self.folder / f"{name}.checkpoint").unlink(missing_ok=True)
 
+    def files(self) -> list[Path]:
+        """Every entry as a file, in the order of their names."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return sorted(x for x in self.folder.iterdir() if x.is_file())
+
+    def add(self, file: str, data: bytes) -> None:
+        """Put an entry of another store here, by its file name; what is there stays."""
+        if self.folder is not None and not (path := self.folder / file).exists():
+            write_atomic(path, data)
+
     def has(self, name: str) -> bool:
         """Whether a value of either kind is stored under `name`."""
         return self.folder is not None and any(
