@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,8 @@ def connected(workers: Workers) -> Iterator[None]:
             os.environ.setdefault(name, value)
         options |= {"num_cpus": max(workers.count, _cores()), "include_dashboard": False}
     try:
-        with _own_signals():
+        with _own_signals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a time-out, before it tries again
             ray.init(workers.address or "local", **options)
     except Exception as error:  # Ray raises what it likes: versions, time-outs, start-up
         raise MissingError(

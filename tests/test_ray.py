@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from prumux.optimizer import cluster, opening, workers
 from prumux.optimizer.cli import main
+from prumux.optimizer.errors import MissingError
 from tests import searches
 
 ray: Any = pytest.importorskip("ray", reason="needs prumux[ray]")
@@ -195,10 +197,12 @@ def test_an_address(options: dict[str, Any], alone: searches.Searched, tmp_path:
             try:
                 workers.Workers.parse(f"ray://127.0.0.1:{port}").check()
                 break
-            except Exception:
+            except MissingError:
                 time.sleep(0.5)
         alone.same_as(searches.searched(options, tmp_path / "out", f"ray://127.0.0.1:{port}"))
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(20)
+        for number in (signal.SIGTERM, signal.SIGKILL):  # it is not quick to go
+            os.killpg(head.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                head.wait(5)
         log.close()
