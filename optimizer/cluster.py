@@ -126,7 +126,8 @@ class RayCluster:
                     return {ref: _outcome(ref) for ref in ended}
                 if not self.slots():
                     why = f"no machine of the cluster has {self._cpus} processors left"
-                    self._cancelled += refs
+                    for ref in refs:
+                        self.cancel(ref)
                     return dict.fromkeys(refs, why)
         except Exception as error:  # the connection is gone
             self._lost = True

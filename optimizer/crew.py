@@ -1,7 +1,8 @@
 """Keeps workers busy with what the search will ask for next, and waits for what it asks.
 
 All is as if nobody helped, the order of trials.jsonl included: what workers find is put into
-the store, and what the search does not ask for is not looked at.
+the store, and what the search does not ask for is not looked at. To the last bit this holds
+where workers run on the same kind of processor; versions are compared, rounding cannot be.
 """
 
 from __future__ import annotations

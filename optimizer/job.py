@@ -277,11 +277,12 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     from .report import build_report, write_report
     from .ship import ship
 
-    torch.set_num_threads(trial_threads(todo.bench, Workers.parse(todo.request.workers)))
+    workers = _of_use(todo)
+    torch.set_num_threads(trial_threads(todo.bench, workers))
     if todo.limit is not None:
         bench = lowered(todo.bench, todo.limit) if todo.limit else unlowered(todo.bench)
         todo = replace(todo, bench=bench)
-    found, chosen = _choose(todo, started)
+    found, chosen = _choose(todo, started, workers)
     if found is not None and found.winner is None:
         todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
@@ -291,13 +292,26 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     return Result(todo.request.folder, report)
 
 
-def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
+def _of_use(todo: Plan) -> Workers:
+    """The workers, where there is something to build side by side; else it says why not."""
+    request, workers = todo.request, Workers.parse(todo.request.workers)
+    if todo.limit is None or len(todo.space) == 1:
+        idle = "there is one pipeline to run"
+    elif todo.limit == 0:
+        idle = "nothing may be lost and so nothing is searched"
+    elif request.passes is None and request.effort != "quick":
+        idle = f"--effort {request.effort} trains one candidate after another"
+    else:
+        return workers
+    if not workers.here_only:
+        todo.bench.ctx.progress.say(IDLE.format(what=idle))
+    return Workers()
+
+
+def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None, Pipeline]:
     """Search if there is a budget, else take the one pipeline that was given."""
     bench, request = todo.bench, todo.request
-    workers = Workers.parse(request.workers)
     if todo.limit is None:
-        if not workers.here_only:
-            bench.ctx.progress.say(IDLE.format(what="without a budget one pipeline is run"))
         return None, todo.space[0]
     from .crew import searched
     from .search import Found, climb
@@ -319,9 +333,6 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
 
         found = searched(_free_search(todo, limit), bench, limit, late, workers)
     else:
-        if not workers.here_only:
-            what = f"--effort {request.effort} trains one candidate after another"
-            bench.ctx.progress.say(IDLE.format(what=what))
 
         def prove(pipeline: Pipeline, confidence: float) -> Certificate:
             return bench.certify(pipeline, limit, confidence)

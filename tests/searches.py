@@ -16,7 +16,6 @@ from prumux.optimizer.budget import Budget
 from prumux.optimizer.crew import trial_threads
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.search import Found
-from prumux.optimizer.workers import Workers
 from prumux.optimizer.workspace import open_workspace
 from tests import jobs
 
@@ -59,8 +58,10 @@ def searched(options: Mapping[str, Any], out: Path, workers: int | str = 1) -> S
     assert workspace is not None
     try:
         bench = todo.bench.with_store(workspace.store, workspace.record)
-        torch.set_num_threads(trial_threads(bench, Workers.parse(workers)))
-        found, _ = job._choose(replace(todo, bench=bench), time.monotonic())
+        todo = replace(todo, bench=bench)
+        helpers = job._of_use(todo)
+        torch.set_num_threads(trial_threads(bench, helpers))
+        found, _ = job._choose(todo, time.monotonic(), helpers)
     finally:
         workspace.release()
     assert found is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.optimizer import cluster, opening, parcel, ship, trials
+from prumux.optimizer import cluster, job, opening, parcel, ship, trials
 from prumux.optimizer.ahead import KEPT, LOST, Job, jobs_ahead
 from prumux.optimizer.calibrate import time_ms
 from prumux.optimizer.certify import Certificate
@@ -293,8 +292,8 @@ def test_the_whole_run_times_nothing_while_somebody_is_at_work(
 
     monkeypatch.setattr(ship, "compare", watched)
     out = tmp_path / "out"
-    job = [options["model"], "--data", options["data"], "--passes", SPACE]
-    assert main([*job, "--budget", "20%", "--workers", "3", "--out", str(out), "-q"]) == 0
+    command = [options["model"], "--data", options["data"], "--passes", SPACE]
+    assert main([*command, "--budget", "20%", "--workers", "3", "--out", str(out), "-q"]) == 0
     lines = (out / "trials.jsonl").read_text().splitlines()
     assert searches.untimed(lines) == alone.lines
 
@@ -377,21 +376,25 @@ def test_alone_nothing_of_ray_is_imported(
     assert not {"ray", "grpc"} & set(sys.modules)
 
 
-def test_where_workers_bring_nothing_it_says_so(
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"passes": None, "effort": "standard"},
+            "--effort standard trains one candidate after",
+        ),
+        ({"budget": None, "passes": "pool-early"}, "there is one pipeline to run"),
+    ],
+)
+def test_where_workers_bring_nothing_it_says_so_and_leaves_all_threads(
+    changes: dict[str, Any],
+    said: str,
     options: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Workers, "check", lambda _: None)
-    nothing = Found((), (), None, None, "")
-    monkeypatch.setattr("prumux.optimizer.search.climb", lambda *_: nothing)
-    from prumux.optimizer import job
-
-    monkeypatch.setattr(job, "_family", lambda _: None)
-    request = Request(
-        **options | {"passes": None}, effort="standard", workers=2, out=tmp_path / "out"
-    )
-    job._choose(job.plan(request, Progress(1)), time.monotonic())
-    said = capsys.readouterr().err
-    assert "--effort standard trains one candidate after another" in said
+    request = Request(**options | changes, workers=2, out=tmp_path / "out")
+    assert job._of_use(job.plan(request, Progress(1))) == Workers()
+    assert said in capsys.readouterr().err
