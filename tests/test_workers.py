@@ -381,12 +381,12 @@ def test_alone_nothing_of_ray_is_imported(
     [
         (
             {"passes": None, "effort": "standard"},
-            "--effort standard trains one candidate after",
+            "--effort standard trains one candidate",
         ),
         ({"budget": None, "passes": "pool-early"}, "there is one pipeline to run"),
     ],
 )
-def test_where_workers_bring_nothing_it_says_so_and_leaves_all_threads(
+def test_where_workers_bring_nothing_it_says_so(  # noqa: PLR0917
     changes: dict[str, Any],
     said: str,
     options: dict[str, Any],
