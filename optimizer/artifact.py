@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
 
 from .errors import ModelError, VerifyError
 from .ir import Encoder, Layer, Masks, Model, Mux, Task
+from .store import owned
 
 FORMAT = 1
 LIMIT = 2**24
@@ -146,7 +146,7 @@ def load_artifact(folder: Path) -> Model:
     if not isinstance(source, Mapping):
         raise ModelError(f"config.json: source is a {type(source).__name__}, not an object")
     try:
-        weights: dict[str, Tensor] = load_file(folder / "model.safetensors")
+        weights = owned(load_file(folder / "model.safetensors"))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"'{folder}/model.safetensors' cannot be read: {error}") from error
     bad = next((k for k, v in weights.items() if not bool(v.isfinite().all())), None)

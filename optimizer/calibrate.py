@@ -141,6 +141,8 @@ def _pool(encoders: Sequence[Encoder], ctx: Context) -> Tensor:
 
 def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
     """A pass over the workload on an engine of this shape."""
+    if not ctx.may_time:
+        raise MissingError("nothing is timed in a worker")
     if ctx.target is None:
         raise MissingError("timing needs a target")
     inputs = [batch.inputs() for batch in ctx.workload]

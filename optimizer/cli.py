@@ -91,6 +91,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         seed=options.seed,
         effort=options.effort,
         time_limit_s=options.time_limit,
+        workers=options.workers,
         resume=options.resume,
         force=options.force,
         command=shlex.join(["prumux-opt", *arguments]),
@@ -121,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--length", type=positive, metavar="N", help="serving length (default: the data's)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="for scores")
     add("--seed", type=int, default=0, metavar="N")
+    add(
+        "--workers",
+        default="1",
+        metavar="4",
+        help="or ray://HOST:PORT: build the candidates of a space (quick, or --passes with "
+        "a|b) side by side, with the same result; other efforts gain nothing by it",
+    )
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--force", action="store_true", help="replace an earlier result")
     add("--dry-run", action="store_true", help="print the resolved plan and do nothing")

@@ -41,6 +41,8 @@ class Context:
     """Finished steps of this run."""
     cache: Store = field(default_factory=Store)
     """Measured costs of this machine, kept between runs."""
+    may_time: bool = True
+    """Whether shapes may be timed; not in a worker, beside which others are at work."""
 
     @property
     def length(self) -> int:

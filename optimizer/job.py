@@ -16,9 +16,11 @@ from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
 from .registry import parse_target
+from .workers import IDLE, Workers
 from .workspace import Workspace, check_out, finished, open_workspace
 
 if TYPE_CHECKING:
+    from .ahead import Search
     from .search import Found
     from .target import Target
     from .trials import Bench
@@ -55,6 +57,8 @@ class Request:
     seed: int = 0
     effort: Effort = "quick"
     time_limit_s: float | None = None
+    workers: int | str = 1
+    """Processes of this machine, or the address of a Ray cluster."""
     resume: bool = False
     force: bool = False
     command: str = ""
@@ -76,6 +80,7 @@ class Request:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
             )
+        Workers.parse(self.workers)
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"device is {self.device!r}, it must be 'cpu' or 'cuda'")
         limit = self.time_limit_s
@@ -175,7 +180,7 @@ def optimize(
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
             `passes`, `target`, `metric`, `batch`, `length`, `device`, `effort`,
-            `time_limit_s`, `seed`, `resume`, `force`.
+            `time_limit_s`, `seed`, `workers`, `resume`, `force`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. A budget that no
@@ -223,6 +228,7 @@ def plan(request: Request, progress: Progress) -> Plan:
                 f"'{pipeline}' marks what to prune and does not cut it out\n"
                 f"add slice after it: --passes '{pipeline},slice'"
             )
+    Workers.parse(request.workers).check()
     inputs = (request.model, request.data, request.train, request.validation, request.test)
     check_out(request.folder, inputs, request.resume, request.force)
     from .opening import open_bench
@@ -264,14 +270,19 @@ def run(request: Request, progress: Progress) -> Result:
 
 def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     """Choose, ship and report."""
+    import torch
+
+    from .crew import trial_threads
     from .lower import lowered, unlowered
     from .report import build_report, write_report
     from .ship import ship
 
+    workers = _of_use(todo)
+    torch.set_num_threads(trial_threads(todo.bench, workers))
     if todo.limit is not None:
         bench = lowered(todo.bench, todo.limit) if todo.limit else unlowered(todo.bench)
         todo = replace(todo, bench=bench)
-    found, chosen = _choose(todo, started)
+    found, chosen = _choose(todo, started, workers)
     if found is not None and found.winner is None:
         todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
@@ -281,14 +292,29 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     return Result(todo.request.folder, report)
 
 
-def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
+def _of_use(todo: Plan) -> Workers:
+    """The workers, where there is something to build side by side; else it says why not."""
+    request, workers = todo.request, Workers.parse(todo.request.workers)
+    if todo.limit is None or len(todo.space) == 1:
+        idle = "there is one pipeline to run"
+    elif todo.limit == 0:
+        idle = "nothing may be lost and so nothing is searched"
+    elif request.passes is None and request.effort != "quick":
+        idle = f"--effort {request.effort} trains one candidate after another"
+    else:
+        return workers
+    if not workers.here_only:
+        todo.bench.ctx.progress.say(IDLE.format(what=idle))
+    return Workers()
+
+
+def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None, Pipeline]:
     """Search if there is a budget, else take the one pipeline that was given."""
     bench, request = todo.bench, todo.request
     if todo.limit is None:
         return None, todo.space[0]
-    from .explore import explore
-    from .search import Found, climb, find
-    from .surface import candidates, mixes
+    from .crew import searched
+    from .search import Found, climb
 
     exact = Pipeline.parse(EXACT)
     if todo.limit == 0:
@@ -300,27 +326,16 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
         return started + max(0.8 * allowed, allowed - SHIPPING_S) - time.monotonic()
 
     limit = todo.limit
-
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        return bench.certify(pipeline, limit, confidence)
-
     if request.passes is not None or request.effort == "quick":
 
         def late(pipeline: Pipeline) -> bool:
             return bench.training_s(pipeline) > left_s()
 
-        if mixes(todo.space):
-            found = explore(
-                candidates(bench, todo.space),
-                bench.trial,
-                prove,
-                limit,
-                late,
-                rows=len(bench.select_rows),
-            )
-        else:
-            found = find(bench.order(todo.space), bench.trial, prove, limit, late)
+        found = searched(_free_search(todo, limit), bench, limit, late, workers)
     else:
+
+        def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+            return bench.certify(pipeline, limit, confidence)
 
         def granted(step: Step, number: int) -> float:
             # Kept, so that a run that is resumed goes on with what it was training.
@@ -331,6 +346,23 @@ def _choose(todo: Plan, started: float) -> tuple[Found | None, Pipeline]:
 
         found = climb(_family(todo), bench.trial, prove, limit, granted)
     return found, found.winner or exact
+
+
+def _free_search(todo: Plan, limit: float) -> Search:
+    """The search of a space whose candidates do not go on from each other.
+
+    What has to be timed for it is timed here, before anybody is at work.
+    """
+    from .explore import explore
+    from .search import find
+    from .surface import candidates, mixes
+
+    bench = todo.bench
+    if mixes(todo.space):
+        known, rows = candidates(bench, todo.space), len(bench.select_rows)
+        return lambda trial, prove, late: explore(known, trial, prove, limit, late, rows=rows)
+    order = bench.order(todo.space)
+    return lambda trial, prove, late: find(order, trial, prove, limit, late)
 
 
 def _minutes(step: Step, left: float, number: int) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 from .errors import ModelError
 from .frontends import read_config, read_weights
 from .ir import Encoder, Masks, Model, Task
+from .store import owned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,7 @@ def build(
             "save it with torch.save(model.state_dict(), 'model.pt')"
         )
     family, encoder, task = read_config(config)
-    weights = read_weights(family, encoder, found)
+    weights = owned(read_weights(family, encoder, found))
     return Model(
         encoder=encoder,
         weights=weights,

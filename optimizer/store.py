@@ -43,6 +43,15 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in memory of torch's own, each whole.
+
+    Tensors that lie in a mapped file are not aligned, and sums of floats then differ in the
+    last bit: the same steps would not give the same model after a resume, or in a worker.
+    """
+    return {k: x.clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Store:
     """Remembers JSON values and tensors by key; `folder=None` remembers nothing."""
@@ -70,10 +79,8 @@ class Store:
             return make()
         path = self.folder / f"{name}.safetensors"
         if path.exists():
-            loaded: dict[str, Tensor] = load_file(path)
-            return loaded
-        # Copies: safetensors refuses tensors that share storage.
-        value = {k: v.clone(memory_format=torch.contiguous_format) for k, v in make().items()}
+            return owned(load_file(path))
+        value = owned(make())  # also because safetensors refuses tensors that share storage
         write_atomic(path, save(value))
         return value
 
@@ -95,7 +102,7 @@ class Store:
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
-                held = {k: file.get_tensor(k) for k in names}
+                held = owned({k: file.get_tensor(k) for k in names})
                 return held, json.loads(file.metadata()["facts"])
         except (SafetensorError, ValueError):
             return None
@@ -104,6 +111,17 @@ class Store:
         """Remove a checkpoint that is no longer of use."""
         if self.folder is not None:
             (self.folder / f"{name}.checkpoint").unlink(missing_ok=True)
+
+    def files(self) -> list[Path]:
+        """Every entry as a file, in the order of their names."""
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        return sorted(x for x in self.folder.iterdir() if x.is_file())
+
+    def add(self, file: str, data: bytes) -> None:
+        """Put an entry of another store here, by its file name; what is there stays."""
+        if self.folder is not None and not (path := self.folder / file).exists():
+            write_atomic(path, data)
 
     def has(self, name: str) -> bool:
         """Whether a value of either kind is stored under `name`."""

@@ -16,7 +16,7 @@ from .context import Context
 from .cost import Cost, count
 from .encode import Encoded
 from .environment import versions
-from .errors import PassError, UsageError
+from .errors import MissingError, PassError, UsageError
 from .evaluate import BATCH, predict, torch_run
 from .ir import Applied, Masks, Model
 from .metrics import Predictions, score
@@ -36,7 +36,8 @@ MASK = "masks."
 Record = Callable[[Mapping[str, Any]], None]
 
 
-def _nowhere(trial: Mapping[str, Any]) -> None:
+def nowhere(trial: Mapping[str, Any]) -> None:
+    """Keep no record."""
     del trial
 
 
@@ -57,7 +58,7 @@ class Bench:
     request: Request
     targets: tuple[Target, ...]
     """On each of these a candidate must keep the budget; it is scored on the first."""
-    record: Record = _nowhere
+    record: Record = nowhere
 
     def with_store(self, store: Store, record: Record) -> Bench:
         """The same bench, remembering its steps."""
@@ -146,6 +147,15 @@ class Bench:
         rest = pipeline.passes[self._kept(pipeline) :]
         return sum(60 * (getattr(p, "minutes", None) or 0.0) for p in rest)
 
+    def shares_training(self, one: Pipeline, other: Pipeline) -> bool:
+        """Whether two begin with a training that is not done yet: one of them may wait."""
+        for n, (mine, theirs) in enumerate(zip(one.passes, other.passes, strict=False), 1):
+            if mine != theirs:
+                return False
+            if mine.trains and not self._is_kept(Pipeline(one.passes[:n])):
+                return True
+        return False
+
     def _kept(self, pipeline: Pipeline) -> int:
         """How many of the first passes are done already."""
         lengths = range(len(pipeline.passes), 0, -1)
@@ -194,32 +204,43 @@ class Bench:
 
     def trial(self, pipeline: Pipeline) -> Trial:
         """Build a candidate and score it on the select rows."""
-        name = f"trial-{key(pipeline)}"
-        facts: dict[str, Any]
-        if not self.ctx.store.has(name):
-            start = time.monotonic()
-            try:
-                model = self.build(pipeline)
-            except PassError as error:
-                self.record({"pipeline": str(pipeline), "error": str(error)})
+        facts = self.ctx.store.json(_trial_name(pipeline), lambda: self._try(pipeline))
+        self.record(facts)
+        found = _read(pipeline, facts)
+        if isinstance(found, PassError):
+            raise found
+        self.ctx.progress.say(
+            f"  {pipeline}: loss {100 * found.loss:.2f} points on the select rows"
+        )
+        return found
+
+    def tried(self, pipeline: Pipeline) -> Trial | PassError | None:
+        """A trial that was finished, or the error that it ended with; None = not yet."""
+        name, store = _trial_name(pipeline), self.ctx.store
+        return _read(pipeline, store.json(name, dict)) if store.has(name) else None
+
+    def _try(self, pipeline: Pipeline) -> dict[str, Any]:
+        """What is kept of a trial. A failure is kept too, unless something was missing."""
+        start = time.monotonic()
+        try:
+            model = self.build(pipeline)
+        except PassError as error:
+            if error.exit_code == MissingError.exit_code:
                 raise
-            found = self._score(pipeline, "select", self.targets[0])
-            facts = {
+            return {
                 "pipeline": str(pipeline),
-                "metric": self.metric,
-                "select_score": found,
-                "select_loss": self.dense_score("select") - found,
-                "cost": count(model.encoder, self.ctx.length).to_json(),
-                "seconds": time.monotonic() - start,
+                "error": str(error),
+                "exit_code": error.exit_code,
             }
-            self.record(facts)
-            self.ctx.store.json(name, lambda: facts)
-        else:
-            facts = self.ctx.store.json(name, dict)
-        loss = facts["select_loss"]
-        self.ctx.progress.say(f"  {pipeline}: loss {100 * loss:.2f} points on the select rows")
-        macs = facts["cost"]["macs"]
-        return Trial(pipeline, facts["select_score"], loss, facts["seconds"], macs)
+        found = self._score(pipeline, "select", self.targets[0])
+        return {
+            "pipeline": str(pipeline),
+            "metric": self.metric,
+            "select_score": found,
+            "select_loss": self.dense_score("select") - found,
+            "cost": count(model.encoder, self.ctx.length).to_json(),
+            "seconds": time.monotonic() - start,
+        }
 
     def certify(self, pipeline: Pipeline, limit: float, confidence: float) -> Certificate:
         """Bound a candidate's loss on the certify rows, on all targets: the worst counts.
@@ -291,6 +312,16 @@ class Bench:
         """The predictions on the certify rows that were certified."""
         return self._predict(pipeline, "certify", target)
 
+    def answer(self, pipeline: Pipeline) -> None:
+        """Make all predictions that a certificate needs."""
+        for target in self.targets:
+            self.answers(pipeline, target)
+
+    def answered(self, pipeline: Pipeline) -> bool:
+        """Whether `answer` was done."""
+        names = (self.predictions_name(pipeline, "certify", x) for x in self.targets)
+        return all(self.ctx.store.has(name) for name in names)
+
     def _rows(self, role: str) -> Encoded:
         rows = {
             "select": self.select_rows,
@@ -305,12 +336,17 @@ class Bench:
         found, labels = self.outputs(pipeline, role, target)
         return score(self.metric, found, labels, self.model.task)
 
+    def predictions_name(
+        self, pipeline: Pipeline, role: str, target: Target | None = None
+    ) -> str:
+        """Under which predictions are stored."""
+        about = (pipeline, role, self.model.source, self.data_digest, *_engines(target))
+        return f"predictions-{key(*about)}"
+
     def _predict(
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> Predictions:
-        rows = self._rows(role)
-        where = () if target is None or target.exact else (target,)
-        about = key(pipeline, role, self.model.source, self.data_digest, *where)
+        rows, where = self._rows(role), _engines(target)
         total = -(-len(rows) // BATCH)
 
         def make() -> dict[str, torch.Tensor]:
@@ -328,6 +364,23 @@ class Bench:
             many = found if isinstance(found, tuple) else (found,)
             return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
 
-        kept = self.ctx.store.tensors(f"predictions-{about}", make)
+        kept = self.ctx.store.tensors(self.predictions_name(pipeline, role, target), make)
         arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
         return arrays if self.model.task.kind == "token-classification" else arrays[0]
+
+
+def _engines(target: Target | None) -> tuple[Target, ...]:
+    """The engine that predictions depend on: none if it answers as torch does."""
+    return () if target is None or target.exact else (target,)
+
+
+def _trial_name(pipeline: Pipeline) -> str:
+    return f"trial-{key(pipeline)}"
+
+
+def _read(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError:
+    """A trial, or the error that it ended with, of what is kept."""
+    if "error" in facts:
+        return PassError(facts["error"], facts["exit_code"])
+    loss, macs = facts["select_loss"], facts["cost"]["macs"]
+    return Trial(pipeline, facts["select_score"], loss, facts["seconds"], macs)

@@ -14,7 +14,7 @@ from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
 from prumux.optimizer.source import digest
 from prumux.optimizer.store import key
-from prumux.optimizer.table import CostTable, cost_table
+from prumux.optimizer.table import cost_table
 
 from .allocate import values, with_counts
 from .importance import fisher
@@ -86,19 +86,17 @@ class Prune(Pass):
 
     def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
         """Counts that reach the speed-up when they are timed, not only by the table."""
-        table = cost_table(model, ctx)
         given = digest(model.weights, model.task, model.encoder)
         shapes = [b.input_ids.shape for b in ctx.workload]
         name = key(self, given, model.masks.key(), ctx.target, ctx.threads, shapes)
         # Kept, because a second timing might choose otherwise, and a resumed run must not.
         found: list[int] = ctx.store.json(
-            f"timed-{name}", lambda: self._closest(model, worth, keep, table, ctx)
+            f"timed-{name}", lambda: self._closest(model, worth, keep, ctx)
         )
         return found
 
-    def _closest(
-        self, model: Model, worth: Worth, keep: Keep, table: CostTable, ctx: Context
-    ) -> list[int]:
+    def _closest(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
+        table = cost_table(model, ctx)
         asked = self.speedup or 1
         limit = table.limit_ms(asked, self.name)
         found: dict[float, list[int]] = {}

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -216,50 +211,6 @@ def test_force_replaces_and_resume_of_another_run_is_refused(
     assert main(args) == 2
     assert "--force to replace it" in capsys.readouterr().err
     assert main([*args, "--force"]) == 0
-
-
-def decided(report: dict[str, Any]) -> str:
-    """What the search chose. The engine of so small a model may be dropped by the clock."""
-    dropped: dict[str, str] = report["dropped"] or report
-    return dropped["pipeline"]
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_and_resumed(
-    job: list[str], done: Path, tmp_path: Path
-) -> None:
-    """SIGKILL five times over, then go on: same pipeline text and weights, no trial twice."""
-    out = tmp_path / "out"
-    args = [*job, "--budget", "20%", "--passes", SPACE, "--out", str(out), "-q", "--resume"]
-    command = [sys.executable, "-m", "prumux.optimizer.cli", *args]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    random = np.random.default_rng(0)
-    for kill in range(5):
-        process = subprocess.Popen(command, env=environment)
-        started = time.monotonic()
-        while not (out / ".resume" / "run.json").exists():
-            assert process.poll() is None, "ended before it began to work"
-            assert time.monotonic() - started < 60
-            time.sleep(0.02)
-        delay = float(random.uniform(0, 0.4)) if kill else 0.0
-        try:
-            process.wait(timeout=4 * kill * delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        if not (out / ".resume").exists():
-            break  # it was done before the kill
-    if (out / ".resume").exists():
-        subprocess.run(command, env=environment, check=True)
-    found, expected = (json.loads((x / "report.json").read_text()) for x in (out, done))
-    assert decided(found) == decided(expected)
-    if found["dropped"] is None and expected["dropped"] is None:
-        for name in ("pipeline.txt", "model.safetensors"):
-            assert (out / name).read_bytes() == (done / name).read_bytes()
-    trials = [
-        json.loads(x)["pipeline"] for x in (out / "trials.jsonl").read_text().splitlines()
-    ]
-    assert len(set(trials)) == len(trials)
 
 
 @pytest.mark.slow
