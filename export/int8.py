@@ -17,6 +17,7 @@ import onnx
 import onnx.helper
 
 from prumux.optimizer.context import Context
+from prumux.optimizer.errors import UsageError
 from prumux.optimizer.ir import Model
 
 from .graph import PRECISION, build
@@ -98,6 +99,21 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:
+    """See that linear maps of these names are there.
+
+    Raises:
+        UsageError: one is not; names one that is.
+    """
+    names = [x.removesuffix(".matmul") for x in worth_lowering(proto)]
+    for name in keep:
+        if name not in names:
+            raise UsageError(
+                f"keep: the model has no '{name}' that int8 would lower\n"
+                f"names are such as {', '.join(names[:2])}"
+            )
 
 
 def lowered_names(proto: onnx.ModelProto) -> list[str]:

@@ -20,7 +20,7 @@ from prumux.optimizer.target import Emitted, Target
 from . import fuse as fusion_tool
 from .graph import build
 from .graphfile import FILE, is_large, save, verify
-from .int8 import LEAST_HIDDEN, lower, lowered_names, sensitive
+from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
 from .parity import Parity, check, compare
 
@@ -101,7 +101,10 @@ class Onnx(Target):
 
     def tuned(self, model: Model, ctx: Context) -> Onnx:
         """With int8, what is too sensitive for it is kept in float32."""
-        if self.precision != "int8" or self.keep:
+        if self.precision != "int8":
+            return self
+        if self.keep:
+            check_names(self.keep, build(model, self.opset))
             return self
         return replace(self, keep=sensitive(model, self.opset, ctx))
 

@@ -28,7 +28,7 @@ from .graph import build, input_names
 from .graphfile import FILE, save, verify
 from .parity import Parity, compare
 from .profiles import Profile, profiles
-from .qdq import quantize, quantized
+from .qdq import products, quantize, quantized
 from .sensitivity import divergence, worst
 from .tape import Precision
 from .trt_build import Built, Recipe, build_plan
@@ -185,12 +185,14 @@ class TensorRt(Target):
             return proto
         some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
         rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
-        found = quantize(proto, rows, self.keep)
+        there = set(products(proto))  # a candidate may have lost a branch that is named
+        kept = [x for x in self.keep if f"{x}.matmul" in there or x in there]
+        found = quantize(proto, rows, kept)
         if not self.spare:
             return found
         names = [x.removesuffix(".matmul") for x in quantized(found)]
         spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
-        return quantize(proto, rows, (*self.keep, *spared))
+        return quantize(proto, rows, (*kept, *spared))
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         """Parity with the torch module on the workload."""

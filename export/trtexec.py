@@ -33,7 +33,8 @@ def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
     except VerifyError:
         proto = build(model, precision="bf16")
     save(proto, place)
-    script = trtexec_script(model.encoder, workload, graph=f"{FOLDER}/{FILE}")
+    graph, plan = f"{FOLDER}/{FILE}", f"{FOLDER}/model.plan"
+    script = trtexec_script(model.encoder, workload, graph=graph, plan=plan)
     (folder / SCRIPT).write_text(script)
     (folder / SCRIPT).chmod(0o755)
 

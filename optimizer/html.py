@@ -213,7 +213,10 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"'{path}' is no report: {error}") from error
     if not isinstance(report, dict) or "schema_version" not in report:
         raise UsageError(f"'{path}' is no report: it has no schema_version")
-    write_html(report, path.parent)
+    try:
+        write_html(report, path.parent)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"'{path}' is no whole report: {error!r}") from error
     return 0
 
 

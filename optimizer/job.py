@@ -279,17 +279,21 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
 
     workers = _of_use(todo)
     torch.set_num_threads(trial_threads(todo.bench, workers))
-    if todo.limit is not None:
-        bench = lowered(todo.bench, todo.limit) if todo.limit else unlowered(todo.bench)
-        todo = replace(todo, bench=bench)
+    bench = unlowered(todo.bench) if todo.limit == 0 else lowered(todo.bench, todo.limit)
+    todo = replace(todo, bench=bench)
     found, chosen = _choose(todo, started, workers)
+    if found is not None and found.trials and not found.proofs and len(bench.targets) > 1:
+        # Nobody kept the limit in the lower precision; no certify row has been asked yet.
+        bench.ctx.progress.say(f"no candidate keeps it there: searching {bench.targets[-1]}")
+        todo = replace(todo, bench=replace(bench, targets=bench.targets[-1:]))
+        found, chosen = _choose(todo, started, workers)
     if found is not None and found.winner is None:
         todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
     report = build_report(todo, found, shipped, time.monotonic() - started)
-    write_report(report, workspace.staging)
+    written = write_report(report, workspace.staging)
     workspace.publish()
-    return Result(todo.request.folder, report)
+    return Result(todo.request.folder, written)
 
 
 def _of_use(todo: Plan) -> Workers:

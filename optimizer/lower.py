@@ -12,12 +12,12 @@ from .trials import Bench
 
 GAIN = 1.1
 """A lower precision must run the given model so much faster."""
-SHARE = 0.5
+SHARE = 0.25
 """And lose at most this share of the budget: pruning is to have the rest."""
 ROUNDS = 7
 
 
-def lowered(bench: Bench, limit: float) -> Bench:
+def lowered(bench: Bench, limit: float | None) -> Bench:
     """The bench with the targets on which its candidates must keep the budget.
 
     The first is the lowest precision that pays, the last the exact one: a small model may well
@@ -25,13 +25,13 @@ def lowered(bench: Bench, limit: float) -> Bench:
 
     Args:
         bench: its target may stand for several, see `Target.variants`.
-        limit: what may be lost.
+        limit: what may be lost; None = no budget: nothing is lowered unasked.
     """
     exact, *others = bench.target.variants(bench.model.encoder)
-    if not others:
-        return bench
 
     def decide() -> dict[str, list[str]]:
+        if limit is None or not others:
+            return {"targets": [str(exact.tuned(bench.model, bench.ctx))]}
         paying = [t for other in others if (t := _paying(bench, exact, other, limit))]
         return {"targets": [str(t) for t in (*paying[-1:], exact)]}
 

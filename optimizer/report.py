@@ -80,7 +80,7 @@ def build_report(
     }
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> None:
+def write_report(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write report.json, which also lists the files of the result, and its page."""
     written = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
     names = written | {PAGE, "report.json", "trials.jsonl"}
@@ -88,6 +88,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
     write_html(json.loads(text), folder)
     write_atomic(folder / "report.json", text.encode())
+    return whole
 
 
 def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
@@ -161,7 +162,13 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
         lines.append(f"beside     {name} on {x['target']}: {x['throughput_ratio']:.2f}x")
     if report["budget"] is not None:
         proof = report["scores"]["certify"]
-        if report["met"]:
+        if report["dropped"] is not None:
+            lines.append(f"budget     {report['budget']}: kept, the given model is shipped")
+        elif not report["limit"]:
+            lines.append(
+                f"budget     {report['budget']}: exact passes only, nothing to certify"
+            )
+        elif report["met"]:
             lines.append(
                 f"budget     {report['budget']} of {report['metric']}: held with "
                 f"{proof['confidence']:.0%} confidence ({proof['rows']} certify rows, "
@@ -176,7 +183,9 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
             )
         if not report["met"]:
             lines.append(f"not met    {report['reason']}")
-            lines.append("           the folder holds the unpruned engine")
+            lines.append(
+                f"           the folder holds the unpruned engine, {report['target']}"
+            )
     if report["dropped"] is not None:
         lost = report["dropped"]
         lines.append(

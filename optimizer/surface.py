@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .cost import count
+from .errors import PassError
 from .explore import Candidate
 from .ir import Model
 from .measure import interleave, ratio
@@ -36,8 +37,14 @@ def candidates(bench: Bench, space: Sequence[Pipeline]) -> list[Candidate]:
                 f"shape-{key(pipeline, bench.targets[0])}",
                 partial(_facts, bench, pipeline, dense),
             )
-            found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
             step()
+            if error := facts.get("error"):
+                where = str(bench.targets[0])
+                bench.record({"pipeline": str(pipeline), "target": where, "error": error})
+                continue
+            found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
+    if not found:
+        raise PassError(f"no candidate can be made; the last: {error}", exit_code=2)
     return found
 
 
@@ -47,7 +54,10 @@ def mixes(space: Sequence[Pipeline]) -> bool:
 
 
 def _facts(bench: Bench, pipeline: Pipeline, dense_macs: int) -> dict[str, Any]:
-    model = bench.untrained(pipeline)
+    try:
+        model = bench.untrained(pipeline)
+    except PassError as error:
+        return {"error": str(error)}
     apart = replace(model.encoder, mux=None)
     shape = shape_of(model.encoder, count(apart, bench.ctx.length).macs, dense_macs)
     return {"shape": asdict(shape), "throughput": _throughput(bench, model)}

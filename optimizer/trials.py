@@ -204,7 +204,7 @@ class Bench:
 
     def trial(self, pipeline: Pipeline) -> Trial:
         """Build a candidate and score it on the select rows."""
-        facts = self.ctx.store.json(_trial_name(pipeline), lambda: self._try(pipeline))
+        facts = self.ctx.store.json(self._trial(pipeline), lambda: self._try(pipeline))
         self.record(facts)
         found = _read(pipeline, facts)
         if isinstance(found, PassError):
@@ -216,8 +216,11 @@ class Bench:
 
     def tried(self, pipeline: Pipeline) -> Trial | PassError | None:
         """A trial that was finished, or the error that it ended with; None = not yet."""
-        name, store = _trial_name(pipeline), self.ctx.store
+        name, store = self._trial(pipeline), self.ctx.store
         return _read(pipeline, store.json(name, dict)) if store.has(name) else None
+
+    def _trial(self, pipeline: Pipeline) -> str:
+        return f"trial-{key(pipeline, *_engines(self.targets[0]))}"
 
     def _try(self, pipeline: Pipeline) -> dict[str, Any]:
         """What is kept of a trial. A failure is kept too, unless something was missing."""
@@ -229,12 +232,14 @@ class Bench:
                 raise
             return {
                 "pipeline": str(pipeline),
+                "target": str(self.targets[0]),
                 "error": str(error),
                 "exit_code": error.exit_code,
             }
         found = self._score(pipeline, "select", self.targets[0])
         return {
             "pipeline": str(pipeline),
+            "target": str(self.targets[0]),
             "metric": self.metric,
             "select_score": found,
             "select_loss": self.dense_score("select") - found,
@@ -372,10 +377,6 @@ class Bench:
 def _engines(target: Target | None) -> tuple[Target, ...]:
     """The engine that predictions depend on: none if it answers as torch does."""
     return () if target is None or target.exact else (target,)
-
-
-def _trial_name(pipeline: Pipeline) -> str:
-    return f"trial-{key(pipeline)}"
 
 
 def _read(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError:

@@ -50,7 +50,8 @@ class Workspace:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             write_atomic(self.trials, whole.encode())  # a kill tore the last line
-        if any(json.loads(x)["pipeline"] == trial["pipeline"] for x in whole.splitlines()):
+        known = (json.loads(x) for x in whole.splitlines())
+        if any(all(x.get(k) == trial.get(k) for k in ("pipeline", "target")) for x in known):
             return
         with self.trials.open("a", encoding="utf-8") as file:
             file.write(json.dumps(trial) + "\n")
@@ -72,9 +73,12 @@ class Workspace:
         if self.trials.exists():
             shutil.copyfile(self.trials, self.staging / self.trials.name)
         staged = sorted(_files(self.staging), key=lambda name: name == REPORT)
-        earlier = finished(self.out) or {}
-        (self.out / REPORT).unlink(missing_ok=True)
-        for name in earlier.get("files", []):
+        # Kept until all is done: a run that was killed here has to know what to forget.
+        before = self.out / RESUME / "earlier"
+        if (self.out / REPORT).exists():
+            before.mkdir(exist_ok=True)
+            (self.out / REPORT).replace(before / REPORT)
+        for name in (finished(before) or {}).get("files", []):
             if name not in staged:
                 _forget(self.out, name)
         for name in staged:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.optimizer import cluster, job, opening, parcel, ship, trials
+from prumux.optimizer import cluster, job, opening, parcel, ship, timing, trials
 from prumux.optimizer.ahead import KEPT, LOST, Job, jobs_ahead
 from prumux.optimizer.calibrate import time_ms
 from prumux.optimizer.certify import Certificate
@@ -30,7 +30,7 @@ from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
 from prumux.optimizer.search import Found, Prove, Trial, find
-from prumux.optimizer.store import Store
+from prumux.optimizer.store import Store, key
 from prumux.optimizer.workers import Workers
 from tests import searches
 
@@ -269,7 +269,7 @@ def test_what_candidates_share_is_trained_once(
     first = Pipeline.parse("learn-masks{sparsity=0.3 of=macs epochs=0.3}")
     assert len([x for x in simulated.made[0].done if x.kind == "trial"]) >= 2
     bench = simulated.made[0].bench
-    assert bench.ctx.store.has(f"model-{trials.key(first)}-facts")
+    assert bench.ctx.store.has(f"model-{key(first)}-facts")
     more = Pipeline.space(space)
     alone = replace(bench, ctx=replace(bench.ctx, store=Store(tmp_path / "empty")))
     assert alone.shares_training(more[0], more[1])
@@ -283,7 +283,7 @@ def test_the_whole_run_times_nothing_while_somebody_is_at_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compare = ship.compare
+    compare = timing.compare
 
     def watched(*given: Any) -> Any:
         assert simulated.made
