@@ -14,6 +14,8 @@ from .errors import UsageError
 from .store import Store, write_atomic
 
 RESUME = ".resume"
+RUN = "run.json"
+"""In it; what a resumed run must have in common with the interrupted one."""
 REPORT = "report.json"
 
 
@@ -84,7 +86,14 @@ class Workspace:
         for name in staged:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (self.staging / name).replace(self.out / name)
-        shutil.rmtree(self.out / RESUME)
+        # Without this file it is finished: a kill while the steps go has nothing redone.
+        (self.out / RESUME / RUN).unlink(missing_ok=True)
+        _clear(self.out)
+
+
+def _clear(out: Path) -> None:
+    """Forget the steps of an earlier run."""
+    shutil.rmtree(out / RESUME, ignore_errors=True)
 
 
 def _files(folder: Path) -> list[str]:
@@ -132,7 +141,7 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
         if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
             raise UsageError(f"--out '{out}' holds the input '{name}'; give another folder")
     if out.is_dir() and any(out.iterdir()):
-        unfinished = (out / RESUME / "run.json").exists()
+        unfinished = (out / RESUME / RUN).exists()
         if not unfinished and finished(out) is None:
             raise UsageError(
                 f"'{out}' exists and was not written by prumux; give another folder: --out DIR"
@@ -162,10 +171,11 @@ def open_workspace(
             run was another one; names what differs.
     """
     facts = json.loads(json.dumps(facts))
-    run = out / RESUME / "run.json"
+    run = out / RESUME / RUN
     report = finished(out)
     if resume and not force and not run.exists() and report is not None:
         _same(report.get("facts", {}), facts, f"the finished run in '{out}'")
+        _clear(out)  # of a run that was killed when all was done
         return None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +186,7 @@ def open_workspace(
         if resume and run.exists():
             _same(json.loads(run.read_text()), facts, f"the interrupted run in '{out}'")
         else:
-            shutil.rmtree(out / RESUME, ignore_errors=True)
+            _clear(out)
             write_atomic(run, json.dumps(facts).encode())
     except BaseException:
         workspace.release()

@@ -90,6 +90,28 @@ def test_publish_replaces_an_earlier_result_and_nothing_else(tmp_path: Path) -> 
     assert (tmp_path / "outside").exists()
 
 
+def test_killed_while_the_steps_go_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    workspace = opened(out)
+    workspace.store.json("trial-1", dict)
+    finish(workspace.staging, facts={})
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.publish()
+    workspace.release()
+    assert (out / ".resume" / "trial-1.json").exists()
+    check_out(out, [], resume=True, force=False)
+    assert open_workspace(out, {}, resume=True) is None, "nothing is to be done again"
+    assert not (out / ".resume").exists()
+
+
 def test_publish_replaces_folders_file_by_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     ours = ["triton/a/1/model.onnx", "triton/b/config.pbtxt", "triton/README.md"]
