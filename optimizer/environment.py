@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .cores import WATCH
+
 LIBRARIES = (
     "prumux",
     "torch",
@@ -74,7 +76,7 @@ def provenance() -> dict[str, Any]:
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "device": device(),
+        "device": {**device(), **WATCH.told()},
     }
 
 

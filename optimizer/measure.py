@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .cores import WATCH
+
 SETTLE_CHECKS = 20
 """How often to look whether this process is idle, 5 ms apart."""
 LEAST_MS = 200.0
@@ -48,9 +50,9 @@ def interleave(
     """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
 
     Every second round runs backwards, which cancels what one run leaves behind for the next,
-    and each waits until the threads of the one before it sleep. `clock` does a run and says
-    how many milliseconds it took; the wall clock when left out. With `repeat` a round's time
-    is the mean of as many runs as make up `LEAST_MS`.
+    and each waits until threads are near and those of the run before it sleep. `clock` does a
+    run and says how many milliseconds it took; the wall clock when left out. With `repeat` a
+    round's time is the mean of as many runs as make up `LEAST_MS`.
     """
     clock = clock or wall_ms
     once_ms = [LEAST_MS] * len(runs)
@@ -61,6 +63,7 @@ def interleave(
     for r in range(rounds):
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
+            WATCH.wait()
             _settle()
             found[i].append(statistics.fmean(clock(runs[i]) for _ in range(counts[i])))
         if tick is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .certify import interval
+from .cores import WATCH
 from .cost import count
 from .environment import device, versions
 from .html import PAGE, write_html
@@ -76,7 +77,7 @@ def build_report(
         "seconds": seconds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "device": device(),
+        "device": {**device(), **WATCH.told()},
     }
 
 
