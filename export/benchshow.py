@@ -42,6 +42,8 @@ def show(report: Mapping[str, Any]) -> None:
     ]
     timing, rounds = report["timing"], report["rounds"]
     lines += [f"length {report['length']}; {timing}; {rounds} rounds"]
+    join = report["device"].get("thread_join_us")
+    lines += [f"joining two threads: {join} microseconds"] if join else []
     lines += [f"power: {x}" for x in dict.fromkeys(report["power"].values())]
     print("\n".join(lines))  # noqa: T201
 
