@@ -1,7 +1,7 @@
 """What does it cost to start two threads and to wait for both?
 
 A virtual machine's host moves its processors about, for seconds or minutes at a time. When two
-of them lie far apart, each of the many short steps of a small engine pays more for its threads:
+of them lie far apart, each of the many short steps of a small engine pays more for threads:
 a pruned int8 encoder kept 0.6 of its throughput, the dense fp32 one 0.9, and their ratio was
 another. So rounds begin while threads are near, and what joining them cost is stated.
 """
