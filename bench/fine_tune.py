@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.data import read_rows
@@ -78,12 +82,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens", action="store_true", help="every word has a label")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(cpu_threads())
     names = json.loads((options.data / "labels.json").read_text())["labels"]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
-    module: Any = AutoModelForSequenceClassification.from_pretrained(
+    kind: Any = (
+        AutoModelForTokenClassification if options.tokens else AutoModelForSequenceClassification
+    )
+    module: Any = kind.from_pretrained(
         options.base,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
