@@ -88,9 +88,8 @@ def main() -> None:
     torch.set_num_threads(cpu_threads())
     names = json.loads((options.data / "labels.json").read_text())["labels"]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
-    kind: Any = (
-        AutoModelForTokenClassification if options.tokens else AutoModelForSequenceClassification
-    )
+    kinds = AutoModelForSequenceClassification, AutoModelForTokenClassification
+    kind: Any = kinds[options.tokens]
     module: Any = kind.from_pretrained(
         options.base,
         id2label=dict(enumerate(names)),
