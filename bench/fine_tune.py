@@ -32,6 +32,7 @@ from prumux.optimizer.metrics import score
 from prumux.optimizer.precision import autocast
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.source import load_model
+from prumux.passes.team import ALONE, Team
 from prumux.passes.training import Length, train
 
 BATCH = 64
@@ -52,9 +53,9 @@ class Learner:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.lr}]
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
+    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
         """Cross-entropy, or squared error for regression."""
-        del share
+        del share, team  # it trains on one device
         labels = torch.as_tensor(batch.labels).to(self.device)
         if labels.is_floating_point():
             labels = labels.float()

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .console import Parser, device, guarded, positive, print_json, seconds, version
+from .console import (
+    Parser,
+    device,
+    device_name,
+    guarded,
+    positive,
+    print_json,
+    seconds,
+    version,
+)
 from .effort import EFFORTS
 from .errors import UsageError
 from .progress import Progress
@@ -120,7 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
     add("--batch", type=positive, default=32, metavar="N", help="serving batch (default 32)")
     add("--length", type=positive, metavar="N", help="serving length (default: the data's)")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="for scores")
+    add(
+        "--device",
+        type=device_name,
+        default="auto",
+        metavar="cuda",
+        help="for scores and training: cpu, cuda (trains on all GPUs), cuda:0 or auto",
+    )
     add("--seed", type=int, default=0, metavar="N")
     add(
         "--workers",

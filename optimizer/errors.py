@@ -43,6 +43,10 @@ class MissingError(PrumuxError):
     exit_code = 5
 
 
+class LostError(PrumuxError):
+    """A process that trained along is gone: the run ends, no candidate is at fault."""
+
+
 class PassError(PrumuxError):
     """A pass failed inside a pipeline; carries the exit code of what went wrong."""
 

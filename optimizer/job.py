@@ -80,9 +80,7 @@ class Request:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
             )
-        Workers.parse(self.workers)
-        if self.device not in ("cpu", "cuda"):
-            raise UsageError(f"device is {self.device!r}, it must be 'cpu' or 'cuda'")
+        Workers.parse(self.workers).check_device(self.device)
         limit = self.time_limit_s
         if limit is not None and not (isinstance(limit, int | float) and limit > 0):
             raise UsageError(f"time_limit_s is {limit!r}, give seconds, such as 1800")

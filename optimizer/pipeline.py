@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Self
 
 from . import spec
-from .errors import PassError, PrumuxError
+from .errors import LostError, PassError, PrumuxError
 from .ir import Applied, Model
 from .passbase import Pass
 from .registry import pass_from
@@ -86,6 +86,7 @@ class Pipeline:
         Raises:
             VerifyError: the given model is damaged.
             PassError: a pass failed; says which, and keeps the exit code of what went wrong.
+            LostError: a process that trained along is gone.
         """
         model.verify()
         model = replace(model, notes={})
@@ -93,6 +94,8 @@ class Pipeline:
             before = model
             try:
                 model = _step(pass_, before, ctx)
+            except LostError:
+                raise
             except PrumuxError as error:
                 message = f"{self._place(index)}: {error}"
                 raise PassError(message, exit_code=error.exit_code) from error

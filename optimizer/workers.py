@@ -12,6 +12,8 @@ from .errors import MissingError, UsageError
 MOST = 1000
 ANSWER_S = 5.0
 """So long a machine may take to answer."""
+DEVICE = r"cpu|cuda(:\d{1,3})?"
+"""`cuda` = the first GPU, and for training all of them."""
 ADDRESS = re.compile(r"ray://(?P<host>[\w.-]+|\[[\da-fA-F:]+\]):(?P<port>\d{1,5})")
 IDLE = (
     "--workers: {what}, so there is nothing to run ahead of it\n"
@@ -52,6 +54,22 @@ class Workers:
     def here_only(self) -> bool:
         """Whether this process does everything itself."""
         return self.address is None and self.count == 1
+
+    def check_device(self, device: object) -> None:
+        """Look whether candidates can be trained on a device.
+
+        Raises:
+            UsageError: it is none, or they cannot choose it.
+        """
+        if not re.fullmatch(DEVICE, str(device)):
+            raise UsageError(
+                f"device is {device!r}, it must be 'cpu', 'cuda' or one such as 'cuda:0'"
+            )
+        if ":" in str(device) and not self.here_only:
+            raise UsageError(
+                f"device is {device!r}, but Ray gives each worker a GPU of its own\n"
+                f"write --workers {self} --device cuda"
+            )
 
     def check(self) -> None:
         """Look whether they can be had, within seconds.

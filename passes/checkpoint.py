@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.store import Store
 
+from .team import Team
+
 CLIP = 1.0
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -27,10 +29,9 @@ class Run:
     seconds: float = 0.0
     harm: list[float] = field(default_factory=list)
 
-    def descend(self, loss: Tensor, rate: float) -> None:
+    def descend(self, team: Team, loss: Tensor, rate: float) -> None:
         """One step, at a share of every group's highest learning rate."""
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        team.backward(loss, self.trained)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
             nn.utils.clip_grad_norm_(group["params"], CLIP)

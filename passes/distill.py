@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from prumux.optimizer.store import key
 
 from .losses import divergence, label_error, mean_divergence, state_error
 from .teacher import Teacher, layer_pairs, observe, teacher
+from .team import ALONE, Team
 from .trained import Taught
 from .training import train
 
@@ -57,11 +59,12 @@ class Distill(Taught):
         from prumux.optimizer.source import digest
 
         rows = self.rows(ctx)
-        student = Student(model, self, rows, ctx)
+        make = partial(Student, model, self, rows)
+        student = make(ctx=ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, model.masks.key(), len(rows), ctx.seed, torch.__version__)
         name = "distill-" + key(*about)
-        facts = train(student, rows, self.length, ctx, name)
+        facts = train(student, rows, self.length, ctx, name, make=make)
         return replace(model, weights=weights_of(student.module), notes=facts)
 
 
@@ -85,18 +88,19 @@ class Student:
         """All but the embedding tables, at one learning rate."""
         return groups(self.module, self.options.lr)
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
+    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
         """See `Distill`."""
         del share
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.task
-        total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
+        off = divergence(found.logits, aim.logits, real, task, o.temperature, team=team)
+        total = o.logits * off
         if o.labels and batch.labels is not None:
-            total = total + o.labels * label_error(found.logits, batch.labels, task)
+            total = total + o.labels * label_error(found.logits, batch.labels, task, team)
         here, there = self.dims
         errors = [
-            state_error(found.states[i][..., here], aim.states[j][..., there], real)
+            state_error(found.states[i][..., here], aim.states[j][..., there], real, team)
             for i, j in self.pairs.items()
         ]
         return total + o.hidden * torch.stack(errors).mean() if errors else total

@@ -7,36 +7,44 @@ from torch import Tensor
 
 from .losses import state_error
 from .teacher import Seen
+from .team import ALONE, Team
 
 
 def matched_error(
-    found: Seen, aim: Seen, living: list[int], real: Tensor, at: int | None = None
+    found: Seen,
+    aim: Seen,
+    living: list[int],
+    real: Tensor,
+    at: int | None = None,
+    *,
+    team: Team = ALONE,
 ) -> Tensor:
     """Mean error of the teacher's layers, each against the student layer it is matched to.
 
     Where rows are mixed before layer `at`, layers before it are matched with each other, and
-    the last, whose states are taken apart, with the teacher's last.
+    the last, whose states are taken apart, with the teacher's last. A team's share of a batch
+    is matched as all of it.
     """
     if at is not None and living and aim.states:
         last = max(aim.states)
         early = Seen(aim.logits, {i: x for i, x in aim.states.items() if i < min(at, last)})
         below = [i for i in living if i < at and i != max(living)]
-        apart = state_error(found.states[max(living)], aim.states[last], real)
+        apart = state_error(found.states[max(living)], aim.states[last], real, team)
         if not below or not early.states:
             return apart
-        return (matched_error(found, early, below, real) + apart) / 2
+        return (matched_error(found, early, below, real, team=team) + apart) / 2
     if not living or not aim.states:
         return found.logits.new_zeros((), dtype=torch.float32)
     with torch.no_grad():
         errors = torch.tensor(
             [
-                [float(state_error(found.states[i], t, real)) for i in living]
+                [float(state_error(found.states[i], t, real, team)) for i in living]
                 for t in aim.states.values()
             ]
         )
-    pairs = zip(ordered_match(errors), aim.states.values(), strict=True)
+    pairs = zip(ordered_match(team.total(errors)), aim.states.values(), strict=True)
     return torch.stack(
-        [state_error(found.states[living[i]], t, real) for i, t in pairs]
+        [state_error(found.states[living[i]], t, real, team) for i, t in pairs]
     ).mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -100,12 +101,13 @@ class LearnMasks(Taught):
         if budget.real(model.encoder) <= budget.limit:
             return model
         rows = self.rows(ctx)
-        learner = MaskLearner(
-            model, self, budget, rows=rows, scores=fisher(model, ctx), ctx=ctx
-        )
+        scores = fisher(model, ctx)
+        make = partial(MaskLearner, model, self, budget, rows=rows, scores=scores)
+        learner = make(ctx=ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
-        facts = train(learner, rows, self.length, ctx, "learn-masks-" + key(*about))
+        name = "learn-masks-" + key(*about)
+        facts = train(learner, rows, self.length, ctx, name, make=make)
         found = learner.result()
         sizes = found.masks.sizes(found.encoder)
         return replace(

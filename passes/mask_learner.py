@@ -21,6 +21,7 @@ from .importance import Scores
 from .layer_matching import matched_error
 from .losses import divergence, mean_divergence
 from .teacher import Teacher, comparable, observe, teacher
+from .team import ALONE, Team
 
 if TYPE_CHECKING:
     from .learn_masks import LearnMasks
@@ -72,7 +73,7 @@ class MaskLearner:
             {**ascent, "weight_decay": 0.0, "maximize": True},
         ]
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
+    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
         """See `LearnMasks`. What is drawn depends on seed and share only."""
         self.gates.clamp()
         text = f"{self.seed}:{share!r}".encode()
@@ -81,12 +82,14 @@ class MaskLearner:
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.model.task
-        total = o.logits * divergence(found.logits, aim.logits, real, task, o.temperature)
+        off = divergence(found.logits, aim.logits, real, task, o.temperature, team=team)
+        total = o.logits * off
         pairs = zip(self.module.alive_attention, self.module.alive_ffn, strict=True)
         living = comparable([i for i, x in enumerate(pairs) if any(x)], self.model.encoder)
-        mux = self.model.encoder.mux
-        matched = matched_error(found, aim, living, real, mux.at if mux else None)
-        return total + o.hidden * matched + self.excess(share)
+        at = self.model.encoder.mux.at if self.model.encoder.mux else None
+        matched = matched_error(found, aim, living, real, at, team=team)
+        # Every process has all of the gates: each adds its part of what they cost.
+        return total + o.hidden * matched + self.excess(share) / team.size
 
     def excess(self, share: float) -> Tensor:
         """l1 (s - t) + l2 (s - t)^2 for sparsity s; the target t rises linearly."""

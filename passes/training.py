@@ -19,11 +19,16 @@ from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.precision import autocast
 
 from .checkpoint import Run
+from .parallel import Job, Make, crew
 from .stream import steps_of_epoch, stream
+from .team import Team
 
 RISE = 0.05
 CHECKS = 8
 DECAY = 0.01
+LEAST_MINUTES = 1.0
+LEAST_STEPS = 500
+"""A shorter run is over before it pays to start other processes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Length:
             return min(1.0, seconds / (60 * self.minutes))
         return min(1.0, step / ((self.epochs or 0) * each))
 
+    def short(self, each: int) -> bool:
+        """Whether one device is to train alone, with `each` steps in an epoch."""
+        if self.minutes is not None:
+            return self.minutes < LEAST_MINUTES
+        return (self.epochs or 0) * each < LEAST_STEPS
+
 
 class Learner(Protocol):
     """What is trained: every parameter of its groups, and nothing else."""
@@ -50,15 +61,24 @@ class Learner(Protocol):
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, each with its `lr`."""
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
-        """The scalar to descend, `share` of the way through."""
+    def loss(self, batch: Batch, share: float, team: Team) -> Tensor:
+        """The scalar to descend, `share` of the way through.
+
+        Of a team's share of a batch: what that adds to the loss of the whole batch.
+        """
 
     def harm(self) -> float:
         """What the best checkpoint has least of, on rows that are not trained on."""
 
 
 def train(
-    learner: Learner, rows: Encoded, length: Length, ctx: Context, name: str
+    learner: Learner,
+    rows: Encoded,
+    length: Length,
+    ctx: Context,
+    name: str,
+    *,
+    make: Make | None = None,
 ) -> dict[str, Any]:
     """Train in place and leave the best checkpoint in the learner's parameters.
 
@@ -68,9 +88,14 @@ def train(
         length: epochs or minutes, and rows per batch.
         ctx: device, seed, progress; checkpoints go to its store.
         name: of the checkpoints; tells everything that the result depends on.
+        make: builds the same learner elsewhere, to train on all GPUs; None = on one device.
 
     Returns:
         Steps, seconds and the harm at every check, for the receipt.
+
+    Raises:
+        PassError: the loss is not a number.
+        LostError: a process that trains along is gone.
     """
     groups = [{**group, "peak": group["lr"]} for group in learner.groups()]
     optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
@@ -79,16 +104,19 @@ def train(
     run.load(ctx.store, name)
     if not run.harm:
         run.keep(learner.harm())  # so that training can only help
-    with ctx.progress.task(f"training, {len(rows)} rows", CHECKS) as tick:
+    each = steps_of_epoch(len(rows), length.batch, learner.slots)
+    job = Job(make, rows, length.batch, ctx) if make and not length.short(each) else None
+    before, start = run.seconds, time.monotonic()
+    task = ctx.progress.task(f"training, {len(rows)} rows", CHECKS)
+    with task as tick, crew(job) as team:
         for _ in run.harm[1:]:
             tick()
-        each = steps_of_epoch(len(rows), length.batch, learner.slots)
-        before, start = run.seconds, time.monotonic()
         for batch in stream(rows, length.batch, ctx.seed, run.step, learner.slots):
             share = length.share(run.step, run.seconds, each)
+            team.lead(run.step, share, run.trained)
             with autocast(ctx.device):
-                loss = learner.loss(batch, share)
-            run.descend(loss, max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1)))
+                loss = learner.loss(team.part(batch, learner.slots), share, team)
+            run.descend(team, loss, max(1e-3, min(share / RISE, (1 - share) / (1 - RISE), 1)))
             run.seconds = before + time.monotonic() - start  # checks and all
             share = length.share(run.step, run.seconds, each)
             if share * CHECKS >= len(run.harm):

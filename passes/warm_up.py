@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -89,9 +90,10 @@ class WarmUp(Trained):
         from prumux.optimizer.source import digest
 
         rows = self.rows(ctx)
-        learner = Warmer(model, self, rows, ctx)
+        make = partial(Warmer, model, self, rows)
+        learner = make(ctx=ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, model.masks.key(), rows.ids, ctx.seed, torch.__version__)
         name = "warm-up-" + key(*about)
-        facts = train(learner, rows, self.length, ctx, name)
+        facts = train(learner, rows, self.length, ctx, name, make=make)
         return replace(model, weights=weights_of(learner.module), notes=facts)

@@ -17,6 +17,7 @@ from prumux.optimizer.precision import autocast
 from .distill import check_rows, groups, trainable
 from .losses import relative, state_parts
 from .teacher import Seen, Teacher, layer_pairs, observe, teacher
+from .team import ALONE, Team
 
 if TYPE_CHECKING:
     from .warm_up import WarmUp
@@ -44,10 +45,10 @@ class Warmer:
         """All but the embedding tables; mux and demux faster than the rest."""
         return groups(self.module, self.options.lr)
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
+    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
         """See `WarmUp`."""
         del share
-        states, tokens = self._parts(batch, self.teacher)
+        states, tokens = self._parts(batch, self.teacher, team)
         total = self.options.tokens * tokens
         if states:
             off = torch.stack([relative(*parts) for parts in states])
@@ -69,21 +70,25 @@ class Warmer:
         return self.options.states * errors + self.options.tokens * tokens / count
 
     def _parts(
-        self, batch: Batch, teacher: Teacher
+        self, batch: Batch, teacher: Teacher, team: Team = ALONE
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Errors and variances of the compared layers' states, and of the last where the head
         reads; and the cross-entropy of the tokens."""
         found = observe(self.module, batch, self.device, everywhere=True)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
-        states = self._off(found, teacher.teach(batch), real) if self.options.states else []
+        states: list[tuple[Tensor, Tensor]] = []
+        if self.options.states:
+            states = self._off(found, teacher.teach(batch), real, team)
         if not self.options.tokens:
             return states, torch.zeros((), device=self.device)
         words = self.module.get_parameter("embeddings.word.weight")
         ids = torch.as_tensor(batch.input_ids).to(self.device)
         scores = found.states[max(self.pairs)][real] @ words.T
-        return states, F.cross_entropy(scores.float(), ids[real])
+        return states, team.mean(F.cross_entropy(scores.float(), ids[real]), len(scores))
 
-    def _off(self, found: Seen, aim: Seen, real: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _off(
+        self, found: Seen, aim: Seen, real: Tensor, team: Team
+    ) -> list[tuple[Tensor, Tensor]]:
         here, there = self.dims
         states = [
             (found.states[i][..., here], aim.states[j][..., there])
@@ -91,4 +96,4 @@ class Warmer:
         ]
         if self.module.sizes.pooled:
             states.append((states[-1][0][:, :1], states[-1][1][:, :1]))
-        return [state_parts(own, other, real) for own, other in states]
+        return [state_parts(own, other, real, team) for own, other in states]

@@ -14,6 +14,7 @@ from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.store import Store
 from prumux.passes.stream import stream
+from prumux.passes.team import ALONE, Team
 from prumux.passes.training import CHECKS, Length, train
 from tests.factory import make_context, random_model
 
@@ -36,7 +37,8 @@ class Line:
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.value], "lr": 0.5}]
 
-    def loss(self, batch: Batch, share: float) -> Tensor:
+    def loss(self, batch: Batch, share: float, team: Team) -> Tensor:
+        assert team is ALONE
         assert 0 <= share < 1
         self.calls += 1
         if self.calls == self.stop_at:
