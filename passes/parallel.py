@@ -13,9 +13,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from multiprocessing.connection import Connection
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,7 +26,7 @@ from prumux.optimizer.precision import autocast
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.store import Store
 
-from .link import PATIENCE_S, Link, started
+from .link import Link, started
 from .stream import stream
 from .team import ALONE, Team
 
@@ -94,7 +92,7 @@ def crew(job: Job | None) -> Iterator[Team]:
                 link.send((rank, len(on), on[rank], threads, folder, packed))
             for link in links:
                 link.receive()  # it is ready
-            _meet(team, on[0], folder)
+            team.meet(on[0], folder)
             yield team
             team.tell(None)
         except BaseException:
@@ -120,7 +118,7 @@ def follow(fd: int) -> None:
         learner = job.make(ctx=replace(job.ctx, device=device))
         link.send(True)
         team = Team(rank, size, (link,))
-        _meet(team, device, folder)
+        team.meet(device, folder)
         _steps(team, learner, job, device)
         dist.destroy_process_group()
     except BaseException as error:
@@ -140,20 +138,3 @@ def _steps(team: Team, learner: Learner, job: Job, device: str) -> None:
         with autocast(device):
             loss = learner.loss(team.part(next(batches), learner.slots), share, team)
         team.backward(loss, trained)
-
-
-def _meet(team: Team, device: str, folder: str) -> None:
-    """Wait until all are there; `folder` is empty at first and the same for all."""
-    cuda = device.startswith("cuda")
-    if cuda:  # so that a time-out raises, and does not kill the process
-        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-    store = dist.FileStore(str(Path(folder, "store")), team.size)
-    team.together(
-        lambda: dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            store=store,
-            rank=team.rank,
-            world_size=team.size,
-            timeout=timedelta(seconds=PATIENCE_S),
-        )
-    )

@@ -6,9 +6,12 @@ add up to that of the whole batch, whatever the shares.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 
 from prumux.optimizer.encode import Batch
 
-from .link import GRACE_S, Link
+from .link import GRACE_S, PATIENCE_S, Link
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,21 @@ class Team:
     size: int = 1
     links: tuple[Link, ...] = ()
     """To all others from the main process; from the others to it."""
+
+    def meet(self, device: str, folder: str) -> None:
+        """Wait until all are there; `folder` is empty at first and the same for all."""
+        cuda = device.startswith("cuda")
+        if cuda:  # so that a time-out raises, and does not kill the process
+            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+        self.together(
+            lambda: dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                init_method=Path(folder, "store").as_uri(),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=PATIENCE_S),
+            )
+        )
 
     def part(self, batch: Batch, slots: int) -> Batch:
         """This process's share: whole groups of `slots` rows.
@@ -112,5 +130,5 @@ ALONE = Team()
 
 def _pieces(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Cut a vector into the shapes of these tensors."""
-    parts = flat.split([x.numel() for x in like])
+    parts = torch.split(flat, [x.numel() for x in like])
     return [part.view_as(x) for part, x in zip(parts, like, strict=True)]

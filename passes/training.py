@@ -91,19 +91,13 @@ def train(
         make: builds the same learner elsewhere, to train on all GPUs; None = on one device.
 
     Returns:
-        Steps, seconds and the harm at every check, for the receipt.
+        Steps, seconds, the harm at every check, and devices if several, for the receipt.
 
     Raises:
         PassError: the loss is not a number.
         LostError: a process that trains along is gone.
     """
-    groups = [{**group, "peak": group["lr"]} for group in learner.groups()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
-    trained = [p for group in groups for p in group["params"]]
-    run = Run(trained, optimizer, [p.detach().clone() for p in trained])
-    run.load(ctx.store, name)
-    if not run.harm:
-        run.keep(learner.harm())  # so that training can only help
+    run = _begun(learner, ctx, name)
     each = steps_of_epoch(len(rows), length.batch, learner.slots)
     job = Job(make, rows, length.batch, ctx) if make and not length.short(each) else None
     before, start = run.seconds, time.monotonic()
@@ -125,7 +119,19 @@ def train(
                 tick()
             if share >= 1:
                 break
-    for p, best in zip(trained, run.best, strict=True):
+    for p, best in zip(run.trained, run.best, strict=True):
         p.data.copy_(best)
     ctx.store.drop(name)
-    return run.facts()
+    return run.facts() | ({"devices": team.size} if team.size > 1 else {})
+
+
+def _begun(learner: Learner, ctx: Context, name: str) -> Run:
+    """A run at its start, or where it was when it was killed."""
+    groups = [{**group, "peak": group["lr"]} for group in learner.groups()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)
+    trained = [p for group in groups for p in group["params"]]
+    run = Run(trained, optimizer, [p.detach().clone() for p in trained])
+    run.load(ctx.store, name)
+    if not run.harm:
+        run.keep(learner.harm())  # so that training can only help
+    return run

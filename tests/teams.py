@@ -107,6 +107,11 @@ class Faulty:
         return abs(self.value.item() - 1)
 
 
+def broken(*, ctx: Context) -> Faulty:
+    """Cannot be built."""
+    raise ValueError(f"no {ctx.device} will do")
+
+
 def faulty(fault: str, *, ctx: Context) -> Faulty:
     """One that fails so in the other process."""
     del ctx

@@ -27,6 +27,7 @@ from prumux.passes.learn_masks import LearnMasks
 from prumux.passes.mask_learner import PENALTY, MaskLearner
 from prumux.passes.slice import slice_model
 from prumux.passes.teacher import Seen, observe
+from prumux.passes.team import Team
 from tests.factory import Family, make_context, random_batch
 from tests.gating import small, some_gates, table
 from tests.masking import logits, random_masks, worst
@@ -215,11 +216,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     whole = options.run(model, context(model))
     plain, steps = MaskLearner.loss, []
 
-    def killed(self: MaskLearner, batch: Any, share: float) -> Tensor:
+    def killed(self: MaskLearner, batch: Any, share: float, team: Team) -> Tensor:
         steps.append(share)
         if len(steps) == 10:
             raise KeyboardInterrupt
-        return plain(self, batch, share)
+        return plain(self, batch, share, team)
 
     monkeypatch.setattr(MaskLearner, "loss", killed)
     ctx = context(model, store=Store(tmp_path))

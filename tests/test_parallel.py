@@ -6,9 +6,11 @@ import pickle
 import time
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,16 @@ from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.store import Store
 from prumux.passes import parallel, training
 from prumux.passes.distill import Distill
+from prumux.passes.layer_matching import matched_error
 from prumux.passes.link import Link, started
 from prumux.passes.parallel import CODE, Job, devices
 from prumux.passes.stream import stream
+from prumux.passes.teacher import Seen
 from prumux.passes.team import ALONE, Team
 from prumux.passes.training import Length, train
 from tests.factory import make_context, random_batch, random_model
 from tests.masking import worst
-from tests.teams import BATCH, ROWS, Faulty, Several, context, elsewhere, faulty
+from tests.teams import BATCH, ROWS, Faulty, Several, broken, context, elsewhere, faulty
 
 LENGTH = Length(3.0, None, BATCH)
 
@@ -100,6 +104,7 @@ def test_gradients_are_those_of_the_whole_batch(alone: Trained, together: Traine
         for x, y in zip(a, b, strict=True):
             if x is not None and y is not None:
                 assert worst(x, y) <= 1e-4 * most
+    assert (alone.facts.get("devices"), together.facts["devices"]) == (None, 2)
     assert together.facts["harm"] == pytest.approx(alone.facts["harm"], rel=1e-5)
 
 
@@ -154,8 +159,8 @@ def test_a_fault_elsewhere_ends_the_run_and_says_so(
 
 def test_what_cannot_be_built_elsewhere_is_said() -> None:
     ctx = context()
-    with pytest.raises(LostError, match="cpu ended: TypeError: "):
-        train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=partial(faulty, "raises", "again"))
+    with pytest.raises(LostError, match="cpu ended: ValueError: no cpu will do"):
+        train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=broken)
 
 
 def test_nobody_is_left_where_the_main_process_is_gone() -> None:
@@ -163,6 +168,30 @@ def test_nobody_is_left_where_the_main_process_is_gone() -> None:
     link.pipe.close()
     assert link.process is not None
     assert link.process.wait(60) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_layers_are_matched_by_the_whole_batch(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    found, aim = (torch.randn(n, 4, 3, 2, generator=random) for n in (3, 2))
+    real = torch.ones(4, 3, dtype=torch.bool)
+    real[0, 1:] = False
+
+    def error(rows: slice, team: Team) -> float:
+        states, wanted = (dict(enumerate(x[:, rows])) for x in (found, aim))
+        none = torch.zeros(0)
+        seen, told = Seen(none, states), Seen(none, wanted)
+        return float(matched_error(seen, told, [0, 1, 2], real[rows], team=team))
+
+    pipes = Pipe()
+    main, other = (Team(i, 2, (Link(pipe),)) for i, pipe in enumerate(pipes))
+    with ThreadPoolExecutor(1) as threads:
+        later = threads.submit(error, slice(1, 4), other)
+        assert error(slice(0, 1), main) + later.result() == pytest.approx(
+            error(slice(0, 4), ALONE), rel=1e-5
+        )
+    for pipe in pipes:
+        pipe.close()
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
