@@ -30,7 +30,7 @@ from prumux.optimizer.opening import open_bench
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
-from prumux.optimizer.search import Trial, find
+from prumux.optimizer.search import Trial, find, safe_loss
 from prumux.optimizer.store import Store, key
 
 Bools = NDArray[np.bool_]
@@ -86,7 +86,8 @@ def user(world: World, limit: float, rows: int, random: np.random.Generator) -> 
             "accuracy", rows, score, score - loss, loss, upper, confidence, limit, "tango"
         )
 
-    winner = find(world.order, trial, prove, limit, lambda _: False).winner
+    safe = safe_loss(rows, limit)
+    winner = find(world.order, trial, prove, limit, lambda _: False, safe=safe).winner
     if winner is None:
         return User(-1, 0.0)
     at = index[str(winner)]

@@ -40,6 +40,10 @@ LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
     "thorough": ((3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (12, 0.95)),
 }
 """Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""
+REFIT_MINUTES = 1.0
+"""Kept free of a training's time for pruning and refitting before it, scoring after it."""
+LEAST_SHARE = 0.3
+"""A training that could not have this share of its time is not begun."""
 SAFE = "pool-early,prune{sparsity=0.5 of=macs},slice,reconstruct"
 """Without training, hence where nobody can have learnt the select rows by heart."""
 
@@ -93,3 +97,12 @@ def family(effort: Effort, limit_s: float | None, measured: bool = True) -> Fami
 def default_space(effort: Effort, limit_s: float | None) -> tuple[Pipeline, ...]:
     """The candidates of an effort."""
     return Pipeline.space(QUICK) if effort == "quick" else family(effort, limit_s).members()
+
+
+def minutes_left(step: Step, left: float, number: int) -> float:
+    """What a step may train, of the minutes that are left; all of it if it is the first."""
+    per_minute = step.text.count("MINUTES")
+    left = round(left / per_minute - REFIT_MINUTES, 2)
+    if number == 0 or left >= step.minutes:
+        return step.minutes
+    return left if left >= LEAST_SHARE * step.minutes else 0.0

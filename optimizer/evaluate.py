@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .encode import Batch, Encoded, batches
 from .ir import Model, Task
@@ -55,6 +56,17 @@ def predict(
         scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
         return predictions_of(found, task, scored)
     return predictions_of(np.stack(found), task)
+
+
+def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | None:
+    """Which rows `predict` mixes together: numbers of groups, [N]; None if none are."""
+    if slots == 1:
+        return None
+    groups, start = np.empty(len(rows), np.int64), 0
+    for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
+        groups[batch.rows] = start + np.arange(len(batch.rows)) // slots
+        start = int(groups[batch.rows[-1]]) + 1
+    return groups
 
 
 def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .certify import CONFIDENCE, Certificate, fixed_sequence
 from .errors import PassError
 from .pipeline import Pipeline
-from .search import SAFE_SHARE, Found, Prove, Trial, conclude, none_found
+from .search import Found, Prove, Trial, conclude, none_found
 from .surrogate import Shape, fit
 
 FAIR_CHANCE = 0.1
@@ -41,6 +41,7 @@ def explore(
     out_of_time: Callable[[Pipeline], bool],
     *,
     rows: int,
+    safe: float,
 ) -> Found:
     """Search candidates in any order; see the module.
 
@@ -51,6 +52,7 @@ def explore(
         limit: the most that may be lost.
         out_of_time: whether there is no time left for a candidate.
         rows: on how many a trial is scored.
+        safe: as in `find`.
     """
     tried: dict[int, Trial] = {}
     failed: list[tuple[int, PassError]] = []
@@ -65,7 +67,7 @@ def explore(
             failed.append((at, error))
     if failed and not tried:
         raise failed[-1][1]
-    path = to_prove(candidates, tried, limit)
+    path = to_prove(candidates, tried, limit, safe)
     if not path:
         return none_found(tried, limit)
     proofs: list[tuple[Pipeline, Certificate]] = []
@@ -105,7 +107,7 @@ def proposed(
 
 
 def to_prove(
-    candidates: Sequence[Candidate], tried: dict[int, Trial], limit: float
+    candidates: Sequence[Candidate], tried: dict[int, Trial], limit: float, safe: float
 ) -> list[int]:
     """Who is certified, in this order: it depends on the select rows alone.
 
@@ -119,5 +121,5 @@ def to_prove(
         for k, i in enumerate(kept)
         if all(tried[other].loss > tried[i].loss for other in kept[k + 1 :])
     ]
-    safe = [k for k, i in enumerate(front) if tried[i].loss <= SAFE_SHARE * limit]
-    return front[safe[-1] :] if safe else front
+    sound = [k for k, i in enumerate(front) if tried[i].loss <= safe]
+    return front[sound[-1] :] if sound else front

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import Certificate, provable_loss, rows_needed
-from .effort import EFFORTS, LADDERS, LIMIT_S, Effort, Family, Step, default_space, family
+from .effort import (
+    EFFORTS,
+    LADDERS,
+    LIMIT_S,
+    Effort,
+    Family,
+    Step,
+    default_space,
+    family,
+    minutes_left,
+)
 from .errors import PassError, UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -28,10 +38,6 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "2%"
 SHIPPING_S = 120.0
 """Kept free of the time limit for export and timing, or a fifth of it if that is less."""
-REFIT_MINUTES = 1.0
-"""Kept free of a training's time for pruning and refitting before it, scoring after it."""
-LEAST_SHARE = 0.3
-"""A training that could not have this share of its time is not begun."""
 EXACT = "pool-early"
 """What is shipped when nothing may be lost: the same numbers, faster."""
 
@@ -342,7 +348,8 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
         def granted(step: Step, number: int) -> float:
             # Kept, so that a run that is resumed goes on with what it was training.
             kept = bench.ctx.store.json(
-                f"minutes-{number}", lambda: {"minutes": _minutes(step, left_s() / 60, number)}
+                f"minutes-{number}",
+                lambda: {"minutes": minutes_left(step, left_s() / 60, number)},
             )
             return float(kept["minutes"])
 
@@ -351,29 +358,20 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
 
 
 def _free_search(todo: Plan, limit: float) -> Search:
-    """The search of a space whose candidates do not go on from each other.
-
-    What has to be timed for it is timed here, before anybody is at work.
-    """
+    """The search of a space of separate candidates; what it has to time is timed here."""
     from .explore import explore
-    from .search import find
+    from .search import find, safe_loss
     from .surface import candidates, mixes
 
     bench = todo.bench
+    safe = safe_loss(len(bench.certify_rows), limit)
     if mixes(todo.space):
         known, rows = candidates(bench, todo.space), len(bench.select_rows)
-        return lambda trial, prove, late: explore(known, trial, prove, limit, late, rows=rows)
+        return lambda trial, prove, late: explore(
+            known, trial, prove, limit, late, rows=rows, safe=safe
+        )
     order = bench.order(todo.space)
-    return lambda trial, prove, late: find(order, trial, prove, limit, late)
-
-
-def _minutes(step: Step, left: float, number: int) -> float:
-    """What a step may train, of the minutes that are left; all of it if it is the first."""
-    per_minute = step.text.count("MINUTES")
-    left = round(left / per_minute - REFIT_MINUTES, 2)
-    if number == 0 or left >= step.minutes:
-        return step.minutes
-    return left if left >= LEAST_SHARE * step.minutes else 0.0
+    return lambda trial, prove, late: find(order, trial, prove, limit, late, safe=safe)
 
 
 def _family(todo: Plan) -> Family:

@@ -39,6 +39,11 @@ class Pass(Stage):
         """Files that the result depends on."""
         return ()
 
+    @property
+    def mixes(self) -> int:
+        """Rows that share a forward pass after it."""
+        return 1
+
     def requires(self, model: Model) -> None:
         """Refuse a model that this pass cannot take.
 

@@ -17,7 +17,7 @@ from .cost import Cost, count
 from .encode import Encoded
 from .environment import versions
 from .errors import MissingError, PassError, UsageError
-from .evaluate import BATCH, predict, torch_run
+from .evaluate import BATCH, mixed_together, predict, torch_run
 from .ir import Applied, Masks, Model
 from .metrics import Predictions, score
 from .partners import DRAWS, drawn
@@ -277,10 +277,18 @@ class Bench:
         """
         dense = self._predict(Pipeline(()), role)
         found = self._predict(pipeline, role, target)
-        labels = self._rows(role).labels
-        task = self.model.task
+        rows, seed = self._rows(role), self.ctx.seed
+        slots = max([self.model.encoder.slots, *(x.mixes for x in pipeline.passes)])
         return certify(
-            self.metric, dense, found, labels, task, limit, confidence, self.ctx.seed
+            self.metric,
+            dense,
+            found,
+            rows.labels,
+            self.model.task,
+            limit,
+            confidence,
+            seed,
+            groups=mixed_together(rows, slots, seed),
         )
 
     def outputs(

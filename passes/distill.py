@@ -15,8 +15,10 @@ from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.store import key
 
+from .between import MIXED_HELP, Between
+from .layer_matching import layer_pairs
 from .losses import divergence, label_error, mean_divergence, state_error
-from .teacher import Teacher, layer_pairs, observe, teacher
+from .teacher import Teacher, observe, teacher
 from .team import ALONE, Team
 from .trained import Taught
 from .training import train
@@ -37,6 +39,7 @@ class Distill(Taught):
     """Train the small model to give the dense model's logits and hidden states.
 
     loss = hidden * mean over layers of |s - t|^2 / |t - mean t|^2
+         + mixed * the same of mixed rows, see `mixed_error`
          + logits * T^2 KL(t at T || s at T) + labels * cross-entropy
 
     with s the student's and t the dense model's; for regression, squared errors. Made-up rows
@@ -46,11 +49,13 @@ class Distill(Taught):
     name: ClassVar[str] = "distill"
     shapes: ClassVar[bool] = False
     labels: float = field(default=0.3, metadata={"help": "weight of the labels"})
+    mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.labels < 0:
-            raise ValueError(f"labels must be 0 or more, not {self.labels}")
+        for name in ("labels", "mixed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.hidden + self.logits + self.labels:
             raise ValueError("hidden, logits and labels are all 0: nothing would be learnt")
 
@@ -79,7 +84,8 @@ class Student:
         self.dims: tuple[Any, Any] = everything if whole else model.living_hidden
         sizes = model.masks.sizes(model.encoder)
         self.pairs = layer_pairs(sizes, ctx.dense.encoder) if options.hidden else {}
-        layers = tuple(self.pairs.values())
+        self.between = Between.of(sizes, ctx.dense.encoder, self.dims, options.mixed)
+        layers = tuple({*self.pairs.values(), *self.between.pairs.values()})
         self.teacher = teacher(ctx.dense, rows, layers, ctx.device)
         self.checks = check_rows(rows, ctx)
         self.judge = Teacher(self.teacher.module, (), ctx.device)
@@ -103,7 +109,8 @@ class Student:
             state_error(found.states[i][..., here], aim.states[j][..., there], real, team)
             for i, j in self.pairs.items()
         ]
-        return total + o.hidden * torch.stack(errors).mean() if errors else total
+        total = total + o.hidden * torch.stack(errors).mean() if errors else total
+        return total + o.mixed * self.between.error(self.module, found, aim, real, team=team)
 
     def harm(self) -> float:
         """Mean divergence from the dense predictions on the select rows."""

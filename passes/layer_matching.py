@@ -1,13 +1,39 @@
-"""Which layer of a student with few layers is compared with which of the teacher."""
+"""Which layer of a student is compared with which of the teacher."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from prumux.optimizer.ir import Encoder
+
 from .losses import state_error
 from .teacher import Seen
 from .team import ALONE, Team
+
+
+def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
+    """Of these layers those whose states belong to one row: all before rows are mixed, and
+    the last, in whose place `observe` gives the states that were taken apart."""
+    at = sizes.mux.at if sizes.mux else len(sizes.layers)
+    return [i for i in living if i < at or i == max(living)]
+
+
+def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
+    """Which layer of the teacher each comparable layer of the student should agree with."""
+    pairs = all_pairs(student, teacher)
+    return {i: pairs[i] for i in comparable(list(pairs), student)}
+
+
+def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
+    """For each living layer of the student: what stands before its next one should be what
+    that one saw in the dense model; what the head reads should be what it read there.
+    """
+    living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
+    following = [*living[1:], len(teacher.layers)][: len(living)]
+    return {i: after - 1 for i, after in zip(living, following, strict=True)}
 
 
 def matched_error(

@@ -18,9 +18,9 @@ from .decide import decide, start
 from .distill import check_rows, groups, trainable, weights_of
 from .expected_cost import Budget
 from .importance import Scores
-from .layer_matching import matched_error
+from .layer_matching import comparable, matched_error
 from .losses import divergence, mean_divergence
-from .teacher import Teacher, comparable, observe, teacher
+from .teacher import Teacher, observe, teacher
 from .team import ALONE, Team
 
 if TYPE_CHECKING:

@@ -46,6 +46,11 @@ class Mux(Pass):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
+    @property
+    def mixes(self) -> int:
+        """See `n`."""
+        return self.n
+
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
         """Two, five and ten rows, mixed at the embeddings or half-way."""

@@ -7,7 +7,7 @@ computed is kept in memory, up to a limit.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.environment import free_bytes
-from prumux.optimizer.ir import Encoder, Model
+from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderForward, EncoderModule
 from prumux.optimizer.precision import autocast
 
@@ -31,6 +31,8 @@ class Seen:
     """[B, C], or [B, T, C] for token tasks."""
     states: Mapping[int, Tensor]
     """The residual stream after each layer: [B, T, D], or [B, 1, D] once it is narrowed."""
+    mixed: Mapping[int, Tensor] = field(default_factory=dict)
+    """The same of mixed rows, [B/n, T, D], for the layers that run on them."""
 
 
 def observe(
@@ -45,7 +47,10 @@ def observe(
     hidden = module.factors.hidden
     x = module.embed(inputs["input_ids"], inputs.get("token_type_ids"), hidden)
     states = dict.fromkeys(range(-1, len(module.sizes.layers)), x)
+    mixed = {}
     for branch, x in module.states(x, inputs["attention_mask"]):  # noqa: B020
+        if len(x) < len(inputs["input_ids"]):
+            mixed[branch.index] = x
         states |= dict.fromkeys(range(branch.index, len(module.sizes.layers)), x)
     sizes = module.sizes
     if sizes.mux:
@@ -53,26 +58,7 @@ def observe(
         last = max((branch.index for branch in module.branches()), default=sizes.mux.at)
         states |= dict.fromkeys(range(min(sizes.mux.at, last), len(sizes.layers)), x)
     logits = module.classify(x[:, 0] if sizes.pooled else x, hidden)
-    return Seen(logits, states)
-
-
-def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
-    """Of these layers those whose states belong to one row: all before rows are mixed, and
-    the last, in whose place `observe` gives the states that were taken apart."""
-    at = sizes.mux.at if sizes.mux else len(sizes.layers)
-    return [i for i in living if i < at or i == max(living)]
-
-
-def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """Which layer of the teacher each living layer of the student should agree with.
-
-    What stands before the student's next living layer should be what that layer saw in the
-    dense model; what the head reads should be what it read there.
-    """
-    living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
-    following = [*living[1:], len(teacher.layers)][: len(living)]
-    pairs = {i: after - 1 for i, after in zip(living, following, strict=True)}
-    return {i: pairs[i] for i in comparable(living, student)}
+    return Seen(logits, states, mixed)
 
 
 @dataclass(eq=False)

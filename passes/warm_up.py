@@ -16,6 +16,7 @@ from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
 from prumux.optimizer.store import key
 
+from .between import MIXED_HELP
 from .distill import weights_of
 from .plain_text import plain_rows
 from .trained import Trained
@@ -29,9 +30,10 @@ class WarmUp(Trained):
 
     loss = states * mean of |z - t|^2 / |t - mean t|^2 over all positions, and over the one
            that the head reads
+         + mixed * the same of mixed rows between the layers, see `mixed_error`
          + tokens * cross-entropy of the token at every position
 
-    with z the states taken apart at the end and t the dense model's. The second term is the
+    with z the states taken apart at the end and t the dense model's. The last term is the
     token retrieval of DataMUX: scores are products of z with the word embeddings.
     """
 
@@ -39,6 +41,7 @@ class WarmUp(Trained):
     shapes: ClassVar[bool] = False
     states: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
     tokens: float = field(default=0.0, metadata={"help": "weight of token retrieval"})
+    mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
     text: str | None = field(
         default=None,
         metadata={"help": "a file of unlabelled text to use in place of the training rows"},
@@ -46,7 +49,7 @@ class WarmUp(Trained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("states", "tokens"):
+        for name in ("states", "tokens", "mixed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not self.states + self.tokens:

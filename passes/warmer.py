@@ -14,9 +14,11 @@ from prumux.optimizer.encode import Batch, Encoded, groups_of
 from prumux.optimizer.ir import Model
 from prumux.optimizer.precision import autocast
 
+from .between import Between
 from .distill import check_rows, groups, trainable
+from .layer_matching import layer_pairs
 from .losses import relative, state_parts
-from .teacher import Seen, Teacher, layer_pairs, observe, teacher
+from .teacher import Seen, Teacher, observe, teacher
 from .team import ALONE, Team
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ class Warmer:
         self.dims = model.living_hidden
         sizes = model.masks.sizes(model.encoder)
         self.pairs = layer_pairs(sizes, ctx.dense.encoder)
-        layers = tuple(self.pairs.values())
+        self.between = Between.of(sizes, ctx.dense.encoder, self.dims, options.mixed)
+        layers = tuple({*self.pairs.values(), *self.between.pairs.values()})
         self.teacher = teacher(ctx.dense, rows, layers, ctx.device, everywhere=True)
         self.checks = check_rows(rows, ctx)
-        self.judge = Teacher(self.teacher.module, layers, ctx.device)
+        self.judge = Teacher(self.teacher.module, tuple(self.pairs.values()), ctx.device)
 
     def groups(self) -> list[dict[str, Any]]:
         """All but the embedding tables; mux and demux faster than the rest."""
@@ -48,8 +51,10 @@ class Warmer:
     def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
         """See `WarmUp`."""
         del share
-        states, tokens = self._parts(batch, self.teacher, team)
-        total = self.options.tokens * tokens
+        found, aim, real = self._seen(batch, self.teacher)
+        states, tokens = self._parts(batch, found, aim, real, team=team)
+        between = self.between.error(self.module, found, aim, real, team=team)
+        total = self.options.tokens * tokens + self.options.mixed * between
         if states:
             off = torch.stack([relative(*parts) for parts in states])
             total = total + self.options.states * off.mean()
@@ -61,7 +66,7 @@ class Warmer:
         with torch.no_grad(), autocast(self.device):
             for batch in groups_of(self.checks, BATCH, self.slots):
                 rows = len(batch.rows)
-                states, lost = self._parts(batch, self.judge)
+                states, lost = self._parts(batch, *self._seen(batch, self.judge))
                 tokens, count = tokens + float(lost) * rows, count + rows
                 for i, (error, variance) in enumerate(states):
                     off[i] += rows * torch.stack([error, variance]).cpu()
@@ -69,16 +74,18 @@ class Warmer:
         errors = float(relative(each[:, 0], each[:, 1]).mean())
         return self.options.states * errors + self.options.tokens * tokens / count
 
+    def _seen(self, batch: Batch, teacher: Teacher) -> tuple[Seen, Seen, Tensor]:
+        """What both models say of a batch, and where there are tokens, bool [B, T]."""
+        found = observe(self.module, batch, self.device, everywhere=True)
+        real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
+        return found, teacher.teach(batch), real
+
     def _parts(
-        self, batch: Batch, teacher: Teacher, team: Team = ALONE
+        self, batch: Batch, found: Seen, aim: Seen, real: Tensor, *, team: Team = ALONE
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Errors and variances of the compared layers' states, and of the last where the head
         reads; and the cross-entropy of the tokens."""
-        found = observe(self.module, batch, self.device, everywhere=True)
-        real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
-        states: list[tuple[Tensor, Tensor]] = []
-        if self.options.states:
-            states = self._off(found, teacher.teach(batch), real, team)
+        states = self._off(found, aim, real, team) if self.options.states else []
         if not self.options.tokens:
             return states, torch.zeros((), device=self.device)
         words = self.module.get_parameter("embeddings.word.weight")

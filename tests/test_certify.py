@@ -187,7 +187,7 @@ def test_a_rare_class_counts() -> None:
 
 @pytest.mark.parametrize(("metric", "task"), [("f1", BINARY), ("pearson", SCORE)])
 def test_bootstrap_covers(metric: str, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prumux.optimizer.certify.RESAMPLES", 300)
+    monkeypatch.setattr("prumux.optimizer.clusters.RESAMPLES", 300)
     dense, optimised, y = sample(task, 400_000, changed=0.1)
     true = score(metric, dense, y, task) - score(metric, optimised, y, task)
     uppers = [

@@ -15,8 +15,9 @@ from prumux.optimizer.errors import SpecError
 from prumux.optimizer.ir import Encoder, Kind, Layer, Model, Task
 from prumux.optimizer.pipeline import Pipeline
 from prumux.passes.distill import TABLES, Distill
+from prumux.passes.layer_matching import layer_pairs
 from prumux.passes.slice import slice_model
-from prumux.passes.teacher import Teacher, layer_pairs, observe, teacher
+from prumux.passes.teacher import Teacher, observe, teacher
 from tests.factory import Family, make_context, random_batch, random_model
 from tests.masking import masked
 

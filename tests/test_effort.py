@@ -9,9 +9,9 @@ from itertools import pairwise
 import pytest
 
 from prumux.optimizer.certify import Certificate
-from prumux.optimizer.effort import LADDERS, Step, default_space, family
+from prumux.optimizer.effort import LADDERS, Step, default_space, family, minutes_left
 from prumux.optimizer.errors import PassError, UsageError
-from prumux.optimizer.job import Request, _minutes
+from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial, climb
 
@@ -162,12 +162,12 @@ def test_no_time_at_all_still_tries_one() -> None:
 
 def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
     step = Step("prune{speedup=2},slice,distill{minutes=MINUTES}", 10.0)
-    assert _minutes(step, left=0.0, number=0) == 10.0, "something is always tried"
-    assert _minutes(step, left=15.0, number=1) == 10.0
-    assert _minutes(step, left=8.5, number=1) == 7.5
-    assert _minutes(step, left=3.0, number=1) == 0.0
+    assert minutes_left(step, left=0.0, number=0) == 10.0, "something is always tried"
+    assert minutes_left(step, left=15.0, number=1) == 10.0
+    assert minutes_left(step, left=8.5, number=1) == 7.5
+    assert minutes_left(step, left=3.0, number=1) == 0.0
     twice = Step("learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}", 4.0)
-    assert _minutes(twice, left=8.0, number=1) == 3.0
+    assert minutes_left(twice, left=8.0, number=1) == 3.0
 
 
 def test_an_unknown_effort_is_refused() -> None:

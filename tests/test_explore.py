@@ -82,7 +82,9 @@ class World:
         def late(_: Pipeline) -> bool:
             return len(self.tried) >= allowed
 
-        return explore(self.candidates, self.trial, self.prove, limit, late, rows=ROWS)
+        return explore(
+            self.candidates, self.trial, self.prove, limit, late, rows=ROWS, safe=limit / 2
+        )
 
     def regret(self, found: Found, limit: float) -> float:
         """How much faster the best cell is than the one that was chosen."""
@@ -147,11 +149,11 @@ def test_proofs_go_from_the_safest_to_the_fastest_and_skip_who_is_beaten() -> No
     ]
     losses = {0: 0.001, 1: 0.013, 2: 0.008, 3: 0.015, 4: 0.05}
     tried = {i: Trial(cells[i].pipeline, 1 - x, x, 1.0, 1) for i, x in losses.items()}
-    assert to_prove(cells, tried, 0.02) == [2, 3], (
+    assert to_prove(cells, tried, 0.02, 0.01) == [2, 3], (
         "0 is slow and 2 is safe; 2 beats 1; 4 loses"
     )
-    assert to_prove(cells, {3: tried[3], 1: tried[1]}, 0.02) == [1, 3]
-    assert to_prove(cells, {4: tried[4]}, 0.02) == []
+    assert to_prove(cells, {3: tried[3], 1: tried[1]}, 0.02, 0.01) == [1, 3]
+    assert to_prove(cells, {4: tried[4]}, 0.02, 0.01) == []
 
 
 shapes = st.builds(

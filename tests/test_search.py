@@ -9,6 +9,7 @@ import pytest
 
 from prumux.optimizer.certify import Certificate
 from prumux.optimizer.context import Context
+from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.passbase import Pass
 from prumux.optimizer.pipeline import Pipeline
@@ -29,7 +30,11 @@ class Step(Pass):
 
 
 def search(
-    losses: list[float], uppers: list[float], limit: float = 0.02, budget: int = 10**9
+    losses: list[float],
+    uppers: list[float],
+    limit: float = 0.02,
+    budget: int = 10**9,
+    safe: float = 0.01,
 ) -> tuple[Found, list[int], list[int]]:
     """Run `find` on made-up losses; returns also what was tried and what was proved."""
     order = [Pipeline((Step(at=i),)) for i in range(len(losses))]
@@ -56,7 +61,7 @@ def search(
             "tango",
         )
 
-    found = find(order, trial, prove, limit, lambda _: len(tried) >= budget)
+    found = find(order, trial, prove, limit, lambda _: len(tried) >= budget, safe=safe)
     return found, tried, proved
 
 
@@ -107,3 +112,36 @@ def test_finds_the_edge_wherever_it_is(edge: int) -> None:
     losses = [0.0 if i < edge else 1.0 for i in range(20)]
     found, _, _ = search(losses, losses)
     assert found.winner == Pipeline((Step(at=edge - 1),))
+
+
+def test_goes_on_beyond_what_the_select_rows_allow_while_proofs_hold() -> None:
+    losses = [0.0, 0.005, 0.01, 0.03, 0.05, 0.09]
+    found, tried, proved = search(losses, [0.01, 0.01, 0.015, 0.018, 0.021, 0.01])
+    assert found.winner == Pipeline((Step(at=3),))
+    assert proved[-2:] == [3, 4], "and not 5, which comes after a failure"
+    assert 5 not in tried
+
+
+def test_an_unsafe_start_begins_with_the_slowest_and_one_half_way() -> None:
+    losses, uppers = [0.005] * 12, [0.01] * 4 + [0.03] * 8
+    found, _, proved = search(losses, uppers, safe=0.001)
+    assert proved == [0, 2, 5]
+    assert found.winner == Pipeline((Step(at=2),))
+    found, _, proved = search(losses, uppers, safe=0.005)
+    assert found.winner is None, "which is why"
+
+
+def test_a_candidate_beyond_that_cannot_be_built_ends_the_search() -> None:
+    order = [Pipeline((Step(at=i),)) for i in range(4)]
+
+    def trial(pipeline: Pipeline) -> Trial:
+        at = order.index(pipeline)
+        if at == 3:
+            raise PassError("out of reach")
+        return Trial(pipeline, 0.9, 0.03 if at == 2 else 0.0, 1.0, 100 - at)
+
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, 0.02, "tango")
+
+    found = find(order, trial, prove, 0.02, lambda _: False, safe=0.01)
+    assert found.winner == order[2]

@@ -69,7 +69,7 @@ class World:
         self.proofs: dict[Pipeline, Certificate] = {}
 
     def search(self, trial: Any, prove: Prove, late: Any) -> Found:
-        return find(self.order, trial, prove, LIMIT, late)
+        return find(self.order, trial, prove, LIMIT, late, safe=LIMIT / 2)
 
     def note(self, job: Job) -> None:
         self.asked.append(job)
