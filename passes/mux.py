@@ -26,6 +26,9 @@ class Mux(Pass):
     The mixed state is the mean over members of x_i * k_i, element by element, with a key k_i
     for each slot; see `optimizer/module.py`. The result knows nothing yet: train it with
     `warm-up` and `distill`.
+
+    Where rows are mixed already, by the same n, keys and demux, this moves the mixing to an
+    earlier layer and keeps what was learnt: late mixing is learnt sooner.
     """
 
     name: ClassVar[str] = "mux"
@@ -58,11 +61,14 @@ class Mux(Pass):
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({0, half})]
 
     def requires(self, model: Model) -> None:
-        """Rows are mixed once, before a layer that there is."""
+        """Rows are mixed once, before a layer that there is, and never later than before."""
         e = model.encoder
-        if e.mux is not None:
+        wanted = ir.Mux(self.n, self.at, self.variant, self.demux)
+        if e.mux is not None and (replace(e.mux, at=self.at) != wanted or self.at >= e.mux.at):
             raise PassError(
-                f"the model mixes {e.mux.n} rows already; use one mux pass", exit_code=2
+                f"the model mixes {e.mux.n} rows before layer {e.mux.at} already; another mux "
+                "can only move that to an earlier layer, with the same n, variant and demux",
+                exit_code=2,
             )
         if self.at >= len(e.layers):
             raise PassError(
@@ -84,6 +90,8 @@ class Mux(Pass):
         random = ctx.generator(self)
         mux = ir.Mux(self.n, self.at, self.variant, self.demux)
         encoder = replace(model.encoder, mux=mux)
+        if model.encoder.mux is not None:
+            return replace(model, encoder=encoder)
         names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
         keys = _keys(mux, encoder.hidden, random)
         added = {name: _initial(name, keys, encoder, model, random) for name in names}

@@ -244,7 +244,10 @@ def test_what_the_pass_refuses() -> None:
     model = random_model(heads=(4, 4), hidden=16)
     ctx = make_context(model)
     for text, message in {
-        "mux{n=2},mux{n=2}": "mixes 2 rows already; use one mux pass",
+        "mux{n=2},mux{n=2}": "mixes 2 rows before layer 0 already",
+        "mux{n=2},mux{n=2 at=1}": "only move that to an earlier layer",
+        "mux{n=2 at=1},mux{n=3}": "with the same n, variant and demux",
+        "mux{n=2 at=1},mux{n=2 demux=0}": "with the same n, variant and demux",
         "mux{n=2 at=2}": r"at=2 is after the last of 2 layers; use mux\{n=2 at=1\}",
         "mux{n=17 variant=orthogonal}": "17 orthogonal keys do not fit into 16 dimensions",
         "mux{n=2},reconstruct": "reconstruct compares single rows, the model mixes 2",
@@ -255,6 +258,17 @@ def test_what_the_pass_refuses() -> None:
             Pipeline.parse(text).run(model, replace(ctx, target=Onnx()))
     with pytest.raises(UsageError, match="n must be 1 or more, not 0"):
         Pipeline.parse("mux{n=0}")
+
+
+def test_a_second_mux_moves_the_mixing_and_keeps_what_was_learnt() -> None:
+    model = random_model(heads=(4, 4), hidden=16)
+    ctx = make_context(model)
+    late = Pipeline.parse("mux{n=2 at=1}").run(model, ctx)
+    moved = Pipeline.parse("mux{n=2}").run(late, ctx)
+    assert late.encoder.mux is not None
+    assert late.encoder.mux.at == 1
+    assert moved.weights is late.weights
+    assert moved.encoder == Pipeline.parse("mux{n=2}").run(model, ctx).encoder
 
 
 def test_one_row_in_one_is_no_mixing() -> None:
