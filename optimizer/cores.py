@@ -26,8 +26,10 @@ NAP_S = 0.25
 class Watch:
     """Sees to it that rounds begin while threads are near, as long as its patience lasts."""
 
-    patience_s: float = 60.0
-    """Seconds that this process will wait, in all."""
+    patience_s: float = 0.0
+    """Seconds that it will wait yet: as many as were spent on rounds, see `earn`."""
+    most_s: float = 60.0
+    """Seconds that it may still be given."""
     least_us: float = float("inf")
     seen_us: list[float] = field(default_factory=list)
     """What joining cost before each round."""
@@ -44,6 +46,11 @@ class Watch:
             time.sleep(NAP_S)
             self.patience_s -= NAP_S
         self.seen_us.append(cost_us)
+
+    def earn(self, spent_ms: float) -> None:
+        """Be patient for as long as a round took, up to `most_s` in all."""
+        more_s = min(spent_ms / 1000, self.most_s)
+        self.patience_s, self.most_s = self.patience_s + more_s, self.most_s - more_s
 
     def told(self) -> dict[str, str]:
         """For a report: median, least and most of what joining cost, in microseconds."""

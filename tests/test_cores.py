@@ -41,11 +41,18 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.told() == {"thread_join_us": "9.0 [5.0, 9.0]"}
 
 
+def test_patience_is_earned_by_rounds_and_has_an_end() -> None:
+    watch = Watch(most_s=3)
+    for _ in range(5):
+        watch.earn(1000)
+    assert (watch.patience_s, watch.most_s) == (3, 0)
+
+
 def test_threads_that_were_far_from_the_start_are_not_waited_for_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     naps = costing(monkeypatch, [9.0, 5.0, 5.5])
-    watch = Watch()
+    watch = Watch(patience_s=10)
     for _ in range(3):
         watch.wait()
     assert naps == []
