@@ -96,8 +96,9 @@ def _pass_s(pass_: Pass, todo: Plan, token_s: float) -> float:
         if minutes is not None:
             return 60 * float(minutes)
         epochs = float(getattr(getattr(pass_, "length", None), "epochs", None) or 1)
-        epochs *= 1 + float(getattr(pass_, "augment", 0))  # rows that are made up
-        return epochs * STEP * token_s * _tokens(ctx.train or ctx.fit)
+        real = ctx.train or ctx.fit
+        made = float(getattr(pass_, "augment", 0)) * len(real) / len(ctx.fit)
+        return epochs * STEP * token_s * (_tokens(real) + made * _tokens(ctx.fit))
     if pass_.preserves or pass_.cuts:
         return 0.0
     return token_s * _tokens(ctx.fit.take(range(min(BUILD_ROWS, len(ctx.fit)))))

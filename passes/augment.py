@@ -2,7 +2,8 @@
 
 The dense model knows the training rows by heart, so what it says of them shows little of how
 it judges new ones. What it says of rows that it has never seen shows more: a student that
-learns from both comes nearer to it on other data.
+learns from both comes nearer to it on other data. Where a row is one text they are as long as
+what is served, which training texts need not be (SST-2 trains on phrases).
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from numpy.typing import NDArray
 from prumux.optimizer.encode import Encoded
 from prumux.optimizer.metrics import IGNORE
 
-JOINED = 0.5
-"""Share of made-up rows that are two rows one after the other."""
 REPLACED = 0.12
 """Share of a made-up row's tokens that are replaced by tokens of other rows."""
 Ints = NDArray[np.int64]
@@ -25,13 +24,14 @@ Labels = NDArray[Any] | tuple[Ints, ...]
 
 
 @functools.lru_cache(maxsize=1)
-def augmented(rows: Encoded, share: float, seed: int) -> Encoded:
+def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
     """The rows, and `share` times as many that are made up from them, without labels.
 
     The same object for the same arguments: a teacher remembers what it said of it.
 
     Args:
         rows: real rows; the first and the last token of each are taken for marks.
+        like: rows as long as those that are served.
         share: 0 = none, 1 = as many as there are rows.
         seed: draws all of it.
     """
@@ -42,12 +42,11 @@ def augmented(rows: Encoded, share: float, seed: int) -> Encoded:
     tokens = np.concatenate([np.array(x, dtype=np.int64) for x in rows.ids])
     marks = np.array(sorted({x[0] for x in rows.ids} | {x[-1] for x in rows.ids}))
     words = tokens[~np.isin(tokens, marks)]
-    longest = int(rows.lengths.max())
     first = random.permutation(np.resize(np.arange(len(rows)), count))
-    second = random.integers(len(rows), size=count)
+    lengths = random.choice(like.lengths, count)
     ids, types = [], []
-    for i, j in zip(first, second, strict=True):
-        made, kinds = _joined(rows, int(i), int(j), longest, random)
+    for i, length in zip(first.tolist(), lengths.tolist(), strict=True):
+        made, kinds = _joined(rows, i, length, random)
         swap = (random.random(len(made)) < REPLACED) & ~np.isin(made, marks)
         if len(words):
             made = np.where(swap, random.choice(words, len(made)), made)
@@ -62,16 +61,18 @@ def augmented(rows: Encoded, share: float, seed: int) -> Encoded:
 
 
 def _joined(
-    rows: Encoded, i: int, j: int, longest: int, random: np.random.Generator
+    rows: Encoded, i: int, length: int, random: np.random.Generator
 ) -> tuple[Ints, tuple[int, ...]]:
-    """Row i, or rows i and j as one text if each is one, and the token types."""
-    a, b = rows.ids[i], rows.ids[j]
-    kinds = (0,) * len(a) if rows.types is None else rows.types[i]
-    single = a.count(a[-1]) == b.count(b[-1]) == 1
-    if single and len(a) + len(b) - 2 <= longest and random.random() < JOINED:
-        made = (*a[:-1], *b[1:-1], a[-1])
-        return np.array(made), (kinds[0],) * len(made)
-    return np.array(a), kinds
+    """Row i, with others after it up to a length if each is one text; and the token types."""
+    given = rows.ids[i]
+    kinds = (0,) * len(given) if rows.types is None else rows.types[i]
+    *made, end = given
+    if end in made or length <= len(given):
+        return np.array(given), kinds
+    while len(made) + 1 < length:
+        other = rows.ids[int(random.integers(len(rows)))]
+        made += other[1:-1] or (end,)  # a row of nothing must not keep this going
+    return np.array([*made[: length - 1], end]), (kinds[0],) * length
 
 
 def _labels(

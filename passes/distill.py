@@ -53,9 +53,7 @@ class Distill(Taught):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("labels", "mixed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.check_not_below_zero("labels", "mixed")
         if not self.hidden + self.logits + self.labels:
             raise ValueError("hidden, logits and labels are all 0: nothing would be learnt")
 

@@ -27,11 +27,15 @@ class Trained(Pass):
     minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
     lr: float = field(default=3e-4, metadata={"help": "highest learning rate"})
     batch: int = field(default=64, metadata={"help": "rows per step"})
+    augment: float = field(
+        default=1.0, metadata={"help": "rows made up from others, for each real one"}
+    )
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.minutes is not None:
             raise ValueError("epochs and minutes exclude each other; give one")
         self.check_above_zero("epochs", "minutes", "lr", "batch")
+        self.check_not_below_zero("augment")
 
     def check_above_zero(self, *names: str) -> None:
         """For `__post_init__`.
@@ -44,6 +48,12 @@ class Trained(Pass):
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
 
+    def check_not_below_zero(self, *names: str) -> None:
+        """The same for what may be 0."""
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
     @property
     def length(self) -> Length:
         """How long to train."""
@@ -51,8 +61,9 @@ class Trained(Pass):
         return Length(epochs, self.minutes, self.batch)
 
     def rows(self, ctx: Context) -> Encoded:
-        """What is trained on."""
-        return ctx.fit if ctx.train is None else ctx.train
+        """What is trained on: real rows and those that are made up."""
+        real = ctx.fit if ctx.train is None else ctx.train
+        return augmented(real, ctx.fit, self.augment, ctx.seed)
 
 
 @dataclass(frozen=True)
@@ -62,17 +73,8 @@ class Taught(Trained):
     temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
     hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
     logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
-    augment: float = field(
-        default=1.0, metadata={"help": "rows made up from others, for each real one"}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_above_zero("temperature")
-        for name in ("hidden", "logits", "augment"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
-
-    def rows(self, ctx: Context) -> Encoded:
-        """The real rows and those that are made up."""
-        return augmented(super().rows(ctx), self.augment, ctx.seed)
+        self.check_not_below_zero("hidden", "logits")

@@ -44,14 +44,12 @@ class WarmUp(Trained):
     mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
     text: str | None = field(
         default=None,
-        metadata={"help": "a file of unlabelled text to use in place of the training rows"},
+        metadata={"help": "a file of unlabelled text to use in place of all these rows"},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("states", "tokens", "mixed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        self.check_not_below_zero("states", "tokens", "mixed")
         if not self.states + self.tokens:
             raise ValueError("states and tokens are both 0: nothing would be learnt")
 
@@ -61,9 +59,10 @@ class WarmUp(Trained):
         return () if self.text is None else (Path(self.text),)
 
     def rows(self, ctx: Context) -> Encoded:
-        """The training rows, or pieces of the file of text as long as they are."""
-        real = super().rows(ctx)
-        return real if self.text is None else plain_rows(self.text, ctx.dense, real, ctx.seed)
+        """The training rows and made-up ones, or pieces of the file of text."""
+        if self.text is None:
+            return super().rows(ctx)
+        return plain_rows(self.text, ctx.dense, ctx.fit, ctx.seed)
 
     def requires(self, model: Model) -> None:
         """Only a multiplexed model needs it; after `mux{n=1}` there is nothing to do."""

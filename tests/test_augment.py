@@ -30,8 +30,8 @@ def coded(count: int = 200, pairs: bool = False) -> Encoded:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_as_many_as_asked_after_the_real_ones(pairs: bool) -> None:
     rows = coded(pairs=pairs)
-    found = augmented(rows, 0.5, 0)
-    assert found is augmented(rows, 0.5, 0), "the same object: teachers remember by it"
+    found = augmented(rows, rows, 0.5, 0)
+    assert found is augmented(rows, rows, 0.5, 0), "the same object: teachers remember by it"
     assert found.ids[:200] == rows.ids
     assert len(found) == 300
     assert found.types is not None
@@ -47,32 +47,39 @@ def test_as_many_as_asked_after_the_real_ones(pairs: bool) -> None:
     assert (found.labels[:200] == rows.labels).all()
 
 
-def test_texts_are_joined_and_pairs_are_not() -> None:
-    def longer(pairs: bool) -> float:
-        rows = coded(pairs=pairs)
-        found = augmented(rows, 1.0, 1)
-        return float(found.lengths[200:].mean() - rows.lengths.mean())
+def test_texts_become_as_long_as_those_that_are_served() -> None:
+    rows = coded()
+    served = rows.lengths + 12
+    like = Encoded(tuple((2, *range(4, n + 2), 3) for n in served), None, None, 0)
+    made = augmented(rows, like, 5.0, 1).lengths[200:]
+    assert set(made) == set(served)
+    assert abs(made.mean() - served.mean()) < 0.3
+    short = augmented(rows, rows.take([int(rows.lengths.argmin())]), 1.0, 1)
+    assert sorted(short.lengths[200:]) == sorted(rows.lengths), "none is cut"
 
-    assert longer(pairs=True) == 0.0
-    assert longer(pairs=False) > 0.3
+
+def test_pairs_are_not_joined() -> None:
+    rows = coded(pairs=True)
+    made = augmented(rows, coded(), 1.0, 1)
+    assert sorted(made.lengths[200:]) == sorted(rows.lengths)
 
 
 def test_none_wanted_or_no_words_to_take() -> None:
     rows = coded()
-    assert augmented(rows, 0.0, 0) is rows
+    assert augmented(rows, rows, 0.0, 0) is rows
     bare = Encoded(((2, 3),) * 10, None, None, 0)
-    assert augmented(bare, 1.0, 0).ids == ((2, 3),) * 20
+    assert augmented(bare, bare, 1.0, 0).ids == ((2, 3),) * 20
 
 
 def test_other_kinds_of_labels() -> None:
     rows = coded(20)
     scores = Encoded(rows.ids, rows.types, np.linspace(0, 1, 20), 0)
-    found = augmented(scores, 1.0, 0).labels
+    found = augmented(scores, rows, 1.0, 0).labels
     assert isinstance(found, np.ndarray)
     assert np.isnan(found[20:]).all()
     assert np.isfinite(found[:20]).all()
     tags = tuple(np.zeros(len(x), dtype=np.int64) for x in rows.ids)
-    tagged = augmented(Encoded(rows.ids, rows.types, tags, 0), 1.0, 0)
+    tagged = augmented(Encoded(rows.ids, rows.types, tags, 0), rows, 1.0, 0)
     assert isinstance(tagged.labels, tuple)
     assert [len(x) for x in tagged.labels] == tagged.lengths.tolist()
     assert all((x == IGNORE).all() for x in tagged.labels[20:])
