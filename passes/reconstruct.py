@@ -8,7 +8,8 @@ moved by the ridge solution of
 y_t: the dense model's branch output plus residual, before LayerNorm; x_t and c_t: the small
 model's residual stream and inner activations at position t. Where a whole branch is gone the
 next one that lives takes over its work. Last, the head's first map is refitted the same way,
-and its second one where the first lost outputs with the hidden dimensions.
+and its second one where the first lost outputs with the hidden dimensions. Of y_t those
+dimensions count that the small model still has, masked or cut.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ class Reconstruct(Pass):
         Masks may be pending: what they take away is neither read nor written.
         """
         dense = ctx.dense
-        if dense.encoder.hidden != model.encoder.hidden:
+        if model.kept_hidden is None and dense.encoder.hidden != model.encoder.hidden:
             raise PassError(
-                f"reconstruct needs the dense hidden size {dense.encoder.hidden}, the model "
-                f"has {model.encoder.hidden}; put 'reconstruct' before 'slice'",
+                f"reconstruct aims at a dense model of hidden size {dense.encoder.hidden}, "
+                f"this one has {model.encoder.hidden} and does not say which ones are left\n"
+                "put 'reconstruct' before 'slice'",
                 exit_code=2,
             )
         groups = batches(_sample(ctx.fit, self.rows), BATCH)

@@ -15,6 +15,8 @@ from .least_squares import Fit
 
 AROUND = 0.05
 """Weight of other positions where only the pooled one is read: it steadies the solution."""
+EVERY = slice(None)
+"""Every hidden dimension of the dense model."""
 
 
 class Streams:
@@ -28,6 +30,8 @@ class Streams:
         self.alive = set(self.small.branches())
         hidden = self.small.factors.hidden
         self.left: Tensor | float = 1.0 if hidden is None else hidden
+        cut = small.kept_hidden
+        self.there = EVERY if cut is None else cut.to(device)
         self.masks = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
         self.biases = [attention_bias(mask) for mask in self.masks]
         self.aim: list[Tensor] = []
@@ -51,7 +55,8 @@ class Streams:
             self.aim[i] = self.dense.normalise(branch, y)
             if alive:
                 inner = self.small.inner(branch, self.now[i], bias)
-                missing = y - self.small.residual(branch, inner, self.now[i])
+                y_small = self.small.residual(branch, inner, self.now[i])
+                missing = y[..., self.there] - y_small
                 fit.add(inner, missing * self.left, self._positions(branch, i))
                 inners.append(inner)
         if not alive:
@@ -68,19 +73,25 @@ class Streams:
         self.masks, self.aim, self.now = (
             [x[:, :1] for x in group] for group in (self.masks, self.aim, self.now)
         )
-        error = self._refit_map("head.dense", ridge, self.left)
-        if isinstance(self.left, Tensor):
+        error = self._refit_map("head.dense", ridge, self.there, self.left)
+        if isinstance(self.left, Tensor) or isinstance(self.there, Tensor):
             g = ACTIVATIONS[self.small.sizes.head]
             self.aim = [g(self.dense.linear("head.dense", x)) for x in self.aim]
             self.now = [g(self.small.linear("head.dense", x)) * self.left for x in self.now]
             error = self._refit_map("head.output", ridge)
         return error
 
-    def _refit_map(self, name: str, ridge: float, left: Tensor | float = 1.0) -> float:
+    def _refit_map(
+        self,
+        name: str,
+        ridge: float,
+        there: Tensor | slice = EVERY,
+        left: Tensor | float = 1.0,
+    ) -> float:
         fit = Fit()
         for mask, aim, now in zip(self.masks, self.aim, self.now, strict=True):
-            missing = self.dense.linear(name, aim) - self.small.linear(name, now)
-            fit.add(now, missing * left, mask.float())
+            y = self.dense.linear(name, aim)[..., there]
+            fit.add(now, (y - self.small.linear(name, now)) * left, mask.float())
         return self._move(name, fit, ridge)
 
     def weights(self) -> dict[str, Tensor]:

@@ -171,25 +171,41 @@ def test_no_more_rows_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("task", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_before_the_cut_is_as_after_it(family: Family, task: Kind) -> None:
+@pytest.mark.parametrize("hidden", ["", ",prune-hidden{keep=37}"])
+def test_before_the_cut_is_as_after_it(hidden: str, family: Family, task: Kind) -> None:
     dense = random_model(family, heads=(6, 4), ffn=(20, 16), task=task)
     ctx = context(dense)
-    marked = Pipeline.parse("prune{sparsity=0.4}").run(dense, ctx)
+    marked = Pipeline.parse(f"prune{{sparsity=0.4}}{hidden}").run(dense, ctx)
     one = slice_model(Reconstruct().run(marked, ctx))
     two = Reconstruct().run(slice_model(marked), ctx)
     assert one.encoder == two.encoder
+    assert one.encoder.hidden == (37 if hidden else 48)
     assert all(worst(one.weights[k], x) < 1e-4 for k, x in two.weights.items())
     moved = [k for k, x in slice_model(marked).weights.items() if worst(x, one.weights[k])]
     assert len(moved) > 4
 
 
-def test_another_hidden_size_is_refused() -> None:
+def test_dimensions_that_were_cut_at_two_times() -> None:
+    """Which are left is said in terms of the dense model, however often some went."""
+    dense = random_model("bert", heads=(6, 4), ffn=(20, 16))
+    ctx = context(dense)
+    first = slice_model(Pipeline.parse("prune-hidden{keep=42}").run(dense, ctx))
+    second = Pipeline.parse("prune{sparsity=0.3},prune-hidden{keep=37}").run(first, ctx)
+    one = slice_model(Reconstruct().run(second, ctx))
+    two = Reconstruct().run(slice_model(second), ctx)
+    assert all(worst(one.weights[k], x) < 1e-4 for k, x in two.weights.items())
+    assert distance(one, ctx) < 0.7 * distance(slice_model(second), ctx)
+
+
+def test_a_hidden_size_of_unknown_dimensions_is_refused() -> None:
     dense = random_model("bert")
     hidden = dense.masks.hidden.clone()
     hidden[3] = False
     narrow = slice_model(replace(dense, masks=replace(dense.masks, hidden=hidden)))
-    with pytest.raises(PassError, match="size 48, the model has 47; put 'reconstruct' before"):
-        Reconstruct().run(narrow, context(dense))
+    Reconstruct().run(narrow, context(dense))
+    with pytest.raises(PassError, match="hidden size 48, this one has 47") as caught:
+        Reconstruct().run(replace(narrow, kept_hidden=None), context(dense))
+    assert "put 'reconstruct' before 'slice'" in str(caught.value)
 
 
 def test_a_fit_of_nothing_is_a_fault() -> None:
