@@ -80,7 +80,10 @@ def plot(plt: Any, entries: Sequence[Entry], path: Path) -> None:
     for name in dict.fromkeys(x.name for x in entries):
         of = [x for x in entries if x.name == name]
         axes.plot([x.batch for x in of], [x.rows_per_second for x in of], "o-", label=name)
-    axes.set(xscale="log", xlabel="batch", ylabel="rows per second")
+    axes.set(xscale="log", xlabel="batch", ylabel="rows per second", ylim=(0, None))
+    sizes = sorted({x.batch for x in entries})
+    axes.set_xticks(sizes, labels=map(str, sizes), minor=False)
+    axes.minorticks_off()
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)

@@ -11,7 +11,7 @@ from .tape import INPUTS, Tape, activate, attention_bias, close
 def mix(tape: Tape, e: Encoder, x: str) -> tuple[str, str]:
     """Mixed rows [B/n, T, D] and their attention mask; without `x`, of the embeddings."""
     n = e.slots
-    masks = [tape.slot(f"mux.{i}.mask", INPUTS[1], i, n) for i in range(n)]
+    masks = _masks(tape, n)
     together = tape.op("Max", "mux.mask", *masks)
     real = []
     for i, mask in enumerate(masks):
@@ -26,6 +26,21 @@ def mix(tape: Tape, e: Encoder, x: str) -> tuple[str, str]:
         row = _keyed(tape, e, x, i)
         parts.append(tape.op("Mul", f"mux.{i}", row, share))
     return tape.op("Sum", "mux", *parts), attention_bias(tape, together)
+
+
+def _masks(tape: Tape, n: int) -> list[str]:
+    """The attention masks of each slot's rows, [B/n, T].
+
+    They are not sliced, as rows are, but reshaped, so that a number of rows which is no
+    multiple of n is an error; slices of unequal size would give a wrong number of answers.
+    """
+    turned = tape.op("Transpose", "mux.mask.turned", INPUTS[1], perm=[1, 0])
+    name = f"rows_must_be_a_multiple_of_{n}"  # what the engine names when it refuses
+    groups = tape.op("Reshape", name, turned, tape.integers(0, -1, n))
+    slots = tape.op("Transpose", "mux.mask.slots", groups, perm=[2, 1, 0])
+    return [
+        tape.op("Gather", f"mux.{i}.mask", slots, tape.integer(i), axis=0) for i in range(n)
+    ]
 
 
 def _keyed(tape: Tape, e: Encoder, x: str, i: int) -> str:

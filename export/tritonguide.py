@@ -30,9 +30,9 @@ CALL = """
 # pip install 'tritonclient[http]' transformers
 import numpy as np
 import tritonclient.http as triton
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
-tokenizer = AutoTokenizer.from_pretrained("..")  # the folder that this one lies in
+tokenizer = PreTrainedTokenizerFast.from_pretrained("..")  # the folder that this one lies in
 client = triton.InferenceServerClient("localhost:8000")
 texts = ["a charming journey", "dull"]
 tokens = tokenizer(

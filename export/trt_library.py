@@ -7,6 +7,7 @@ from typing import Any
 from prumux.optimizer.errors import MissingError
 
 OLDEST = (10, 13)
+NEEDED = f"{OLDEST[0]}.{OLDEST[1]} or newer"
 INSTALL = "pip install 'prumux[tensorrt]'"
 
 
@@ -23,13 +24,12 @@ def library() -> Any:
         missing = isinstance(error, ModuleNotFoundError)
         raise MissingError(
             f"TensorRT {'is not installed' if missing else f'does not load: {first}'}\n"
-            f"{INSTALL}, on a machine with an NVIDIA GPU; or keep the target onnx"
+            f"{INSTALL} ({NEEDED}), on a machine with an NVIDIA GPU; or keep the target onnx"
         ) from error
     version = tuple(int(x) for x in trt.__version__.split(".")[:2])
     if version < OLDEST:
         raise MissingError(
-            f"TensorRT {trt.__version__} is here, {OLDEST[0]}.{OLDEST[1]} or newer is needed: "
-            f"{INSTALL}"
+            f"TensorRT {trt.__version__} is here, {NEEDED} is needed: {INSTALL}"
         )
     return trt
 

@@ -84,7 +84,9 @@ def build_report(
 def write_report(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Write report.json, which also lists the files of the result, and its page."""
     written = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
-    names = written | {PAGE, "report.json", "trials.jsonl"}
+    names = written | {PAGE, "report.json"}
+    if report["trials"]:
+        names.add("trials.jsonl")  # still where the run keeps its state
     whole = {**report, "files": sorted(names)}
     text = json.dumps(whole, indent=2, allow_nan=False) + "\n"
     write_html(json.loads(text), folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -298,6 +299,20 @@ def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
     }  # fmt: skip
     deaf = replace(model, weights={**model.weights, **still})
     assert drawn(deaf, rows, labels, "accuracy").depends_on_partners == 0
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_graph_refuses_what_fills_no_groups(n: int, at: int) -> None:
+    model = tiny(n=n, at=at)
+    session = onnxruntime.InferenceSession(build(model).SerializeToString())
+    for count_ in range(1, 3 * n):
+        inputs = random_batch(model, rows=count_, length=7).inputs()
+        if count_ % n == 0:
+            assert len(session.run(None, inputs)[0]) == count_
+        else:
+            with pytest.raises(Exception, match=f"rows_must_be_a_multiple_of_{n}"):
+                session.run(None, inputs)
 
 
 @pytest.mark.parametrize("task", KINDS)
