@@ -80,7 +80,46 @@ def mixed_error(
         keys: k, [n, D].
         real: bool [B, T], True on real tokens.
     """
+    anywhere = real.view(-1, len(keys), real.shape[1]).any(1)
+    return state_error(found, together(aim, keys, real), anywhere, team)
+
+
+def mixed_target(y: Tensor, keys: Tensor, real: Tensor, first: bool) -> Tensor:
+    """What a mixed row should be before a LayerNorm, given what its members should be.
+
+    The LayerNorm has one deviation for all members, so each enters with its own taken out:
+
+        s * sum_i k_i (y_i - mean y_i) / sd y_i / sqrt(n),   s^2 = mean of (sd y_i)^2
+
+    Args:
+        y: of single rows, [B, T, D].
+        keys: k, [n, D].
+        real: bool [B, T], True on real tokens.
+        first: whether what comes in is a mean, as before the first block that runs on mixed
+            rows; from there on it is as `together`.
+
+    Returns:
+        [B/n, T, D].
+    """
+    count = real.view(-1, len(keys), real.shape[1], 1).sum(1).clamp(min=1)
+    spread = y.std(-1, keepdim=True)
+    each = (spread.square() * real[..., None]).view(-1, len(keys), real.shape[1], 1)
+    common = (each.sum(1) / count).sqrt()
+    found = common * together((y - y.mean(-1, keepdim=True)) / spread, keys, real)
+    return found / count.sqrt() if first else found
+
+
+def together(states: Tensor, keys: Tensor, real: Tensor) -> Tensor:
+    """The sum of k_i * x_i over members that have a token, over the root of their number.
+
+    Args:
+        states: x, [B, T, D].
+        keys: k, [n, D].
+        real: bool [B, T], True on real tokens.
+
+    Returns:
+        [B/n, T, D].
+    """
     here = real.view(-1, len(keys), real.shape[1], 1)  # [B/n, n, T, 1]
-    members = aim.reshape(-1, len(keys), *aim.shape[1:]) * (keys[:, None] * here)
-    together = members.sum(1) / here.sum(1).clamp(min=1).sqrt()
-    return state_error(found, together, here.any(1).squeeze(-1), team)
+    members = states.reshape(-1, len(keys), *states.shape[1:]) * (keys[:, None] * here)
+    return members.sum(1) / here.sum(1).clamp(min=1).sqrt()

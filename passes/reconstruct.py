@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Encoded, batches
+from prumux.optimizer.encode import Encoded, groups_of
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
@@ -49,15 +49,6 @@ class Reconstruct(Pass):
         if not self.ridge > 0:
             raise ValueError(f"ridge must be above 0, not {self.ridge}")
 
-    def requires(self, model: Model) -> None:
-        """The dense model's states are those of single rows."""
-        if model.encoder.mux is not None:
-            raise PassError(
-                f"reconstruct compares single rows, the model mixes {model.encoder.mux.n}\n"
-                "put it before mux: reconstruct,mux{...}, and distill after it",
-                exit_code=2,
-            )
-
     @torch.no_grad()
     def run(self, model: Model, ctx: Context) -> Model:
         """New output maps and head map; every other weight is the same tensor.
@@ -72,7 +63,7 @@ class Reconstruct(Pass):
                 "put 'reconstruct' before 'slice'",
                 exit_code=2,
             )
-        groups = batches(_sample(ctx.fit, self.rows), BATCH)
+        groups = groups_of(_sample(ctx.fit, self.rows), BATCH, model.encoder.slots)
         streams = Streams(dense, model, groups, ctx.device)
         wanted = EncoderModule(dense).branches()
         notes = {}

@@ -1,4 +1,7 @@
-"""The refit itself: both models, branch by branch, and the maps that are moved."""
+"""The refit itself: both models, branch by branch, and the maps that are moved.
+
+Where the small model mixes rows, it is compared with the dense rows mixed likewise.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from prumux.optimizer.encode import Batch
 from prumux.optimizer.ir import Encoder, Model
 from prumux.optimizer.module import ACTIVATIONS, Branch, EncoderModule, attention_bias
 
+from .between import mixed_target
 from .least_squares import Fit
 
 AROUND = 0.05
@@ -32,8 +36,10 @@ class Streams:
         self.left: Tensor | float = 1.0 if hidden is None else hidden
         cut = small.kept_hidden
         self.there = EVERY if cut is None else cut.to(device)
-        self.masks = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
-        self.biases = [attention_bias(mask) for mask in self.masks]
+        self.rows = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
+        self.masks = self.rows
+        """Where the small model has a token: of mixed rows, once it mixes."""
+        self.mixes = False
         self.aim: list[Tensor] = []
         self.now: list[Tensor] = []
         for batch in groups:
@@ -47,16 +53,21 @@ class Streams:
 
         Returns the share of the branch's missing output that is left after the refit.
         """
-        alive = branch in self.alive
+        alive, mux = branch in self.alive, self.small.sizes.mux
+        first = bool(mux and not self.mixes and alive and branch.index >= mux.at)
+        if first:
+            self._mix()
         inners, fit = [], Fit()
-        for i, bias in enumerate(self.biases):
-            inner = self.dense.inner(branch, self.aim[i], bias)
+        for i, rows in enumerate(self.rows):
+            inner = self.dense.inner(branch, self.aim[i], attention_bias(rows))
             y = self.dense.residual(branch, inner, self.aim[i])
             self.aim[i] = self.dense.normalise(branch, y)
             if alive:
-                inner = self.small.inner(branch, self.now[i], bias)
-                y_small = self.small.residual(branch, inner, self.now[i])
-                missing = y[..., self.there] - y_small
+                inner = self.small.inner(branch, self.now[i], attention_bias(self.masks[i]))
+                wanted = y[..., self.there]
+                if self.mixes:
+                    wanted = mixed_target(wanted, self.keys, rows.bool(), first)
+                missing = wanted - self.small.residual(branch, inner, self.now[i])
                 fit.add(inner, missing * self.left, self._positions(branch, i))
                 inners.append(inner)
         if not alive:
@@ -68,11 +79,16 @@ class Streams:
 
     def refit_head(self, ridge: float) -> float:
         """Refit the head's first map, then the second where the first lost outputs."""
-        if not self.small.sizes.pooled:
+        pooled = self.small.sizes.pooled
+        if self.small.sizes.mux and not self.mixes:
+            self._mix()
+        if pooled:
+            self.rows, self.aim = ([x[:, :1] for x in y] for y in (self.rows, self.aim))
+            self.now = [x[:, :1] for x in self.now]
+        if self.mixes:
+            self.now = [self.small.unmix(x, self.small.factors.hidden) for x in self.now]
+        if not pooled:
             return self._refit_map("head.output", ridge)
-        self.masks, self.aim, self.now = (
-            [x[:, :1] for x in group] for group in (self.masks, self.aim, self.now)
-        )
         error = self._refit_map("head.dense", ridge, self.there, self.left)
         if isinstance(self.left, Tensor) or isinstance(self.there, Tensor):
             g = ACTIVATIONS[self.small.sizes.head]
@@ -89,7 +105,7 @@ class Streams:
         left: Tensor | float = 1.0,
     ) -> float:
         fit = Fit()
-        for mask, aim, now in zip(self.masks, self.aim, self.now, strict=True):
+        for mask, aim, now in zip(self.rows, self.aim, self.now, strict=True):
             y = self.dense.linear(name, aim)[..., there]
             fit.add(now, (y - self.small.linear(name, now)) * left, mask.float())
         return self._move(name, fit, ridge)
@@ -99,6 +115,17 @@ class Streams:
         return {
             name: p.detach().to("cpu").clone() for name, p in self.small.named_parameters()
         }
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys of mixed rows, [n, D]."""
+        return self.small.get_parameter("mux.keys")
+
+    def _mix(self) -> None:
+        """The small model's rows share a pass from here on."""
+        pairs = [self.small.mix(*x) for x in zip(self.now, self.masks, strict=True)]
+        self.now, self.masks = [x for x, _ in pairs], [mask for _, mask in pairs]
+        self.mixes = True
 
     def _positions(self, branch: Branch, i: int) -> Tensor:
         """Weight of every position, [B, T]: padding none; little where nobody reads it."""

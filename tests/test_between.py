@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from prumux.optimizer.ir import Layer
 from prumux.optimizer.module import EncoderModule
-from prumux.passes.between import Between, mixed_error
+from prumux.passes.between import Between, mixed_error, mixed_target, together
 from prumux.passes.teacher import Seen, observe
 from tests.factory import multiplexed, random_batch, random_model
 
@@ -37,6 +38,24 @@ def test_a_member_that_has_ended_is_left_out() -> None:
     assert mixed_error(mixed, aim, keys, real) < 1e-12
     other = torch.where(real[..., None], aim, states(2, 5, 8) + 9)
     assert mixed_error(mixed, other, keys, real) < 1e-12, "padding has no say"
+
+
+def test_after_the_norm_a_target_is_the_members_norms_mixed() -> None:
+    """As long as the mean of what is mixed is 0, which signs see to in expectation."""
+    y, keys = 3 * states(4, 5, 512) + 1, torch.ones(2, 512)
+    y[::2] *= 7  # members of unlike deviation
+    keys[1, 256:] = -1
+    y = y - y.view(4, 5, 2, 256).mean(-1, keepdim=True).expand(-1, -1, -1, 256).flatten(2)
+    real = torch.ones(4, 5, dtype=torch.bool)
+    real[1, 3:] = False
+    each = F.layer_norm(y, (512,))
+    aim = together(each, keys, real)
+    for first in (False, True):
+        found = F.layer_norm(mixed_target(y, keys, real, first), (512,))
+        assert torch.nn.functional.cosine_similarity(found, aim, dim=-1).min() > 0.9999
+    scale = mixed_target(y, keys, real, False).square().mean(-1).sqrt()
+    both = y.view(2, 2, 5, 512).square().mean(-1).mean(1).sqrt()
+    assert (scale / both)[:, :3].sub(1).abs().max() < 0.1, "as large as its members are"
 
 
 def test_which_layers_are_compared() -> None:

@@ -254,7 +254,6 @@ def test_what_the_pass_refuses() -> None:
         "mux{n=2 variant=fixed units=own}": r"fixed ones are not; use mux\{n=2 units=own\}",
         "mux{n=2 at=2}": r"at=2 is after the last of 2 layers; use mux\{n=2 at=1\}",
         "mux{n=17 variant=orthogonal}": "17 orthogonal keys do not fit into 16 dimensions",
-        "mux{n=2},reconstruct": "reconstruct compares single rows, the model mixes 2",
         "warm-up{epochs=1}": "warm-up trains mux and demux, and the model has neither",
         "mux{n=2},prune{speedup=2}": "times single rows, the model mixes 2\nput mux after it",
     }.items():
