@@ -15,7 +15,7 @@ import torch
 from prumux.optimizer.console import Parser, device, guarded, positive, print_json, version
 from prumux.optimizer.data import read_rows
 from prumux.optimizer.encode import Encoded, encode
-from prumux.optimizer.environment import cpu_threads, provenance
+from prumux.optimizer.environment import cpu_threads, most_threads, provenance
 from prumux.optimizer.errors import UsageError
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--length", metavar="N", help="tokens a row, or: data (default 128; data with --data)")
     add("--data", metavar="FILE", help="texts, for --length data: a file or folder")
     add("--rounds", type=positive, default=ROUNDS, metavar="N")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
     )
@@ -104,6 +104,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _batches(text: str) -> tuple[int, ...]:
     return tuple(positive(x.strip()) for x in text.split(","))
+
+
+def _threads(text: str) -> int:
+    given, most, there = positive(text), most_threads(), cpu_threads()
+    if given > most:
+        raise argparse.ArgumentTypeError(
+            f"{given} is over {most}, four times the {there} processors that may be used\n"
+            f"write --threads {there}, or leave it out"
+        )
+    return given
 
 
 def _length(options: argparse.Namespace) -> int | None:

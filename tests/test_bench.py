@@ -88,6 +88,7 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
             2,
             "needs a tokenizer, and none",
         ),
+        (["{model}", "--threads", "100000"], 2, "--threads: 100000 is over "),
         (["{model}", "--length", "41"], 2, "--length 41 is over the 40 positions of"),
         (["x.plan"], 5, "TensorRT is not installed"),
         (["{model}", "--plot", "x.numbers"], 2, "name it x.png"),
