@@ -110,7 +110,7 @@ def _threads(text: str) -> int:
     given, most, there = positive(text), most_threads(), cpu_threads()
     if given > most:
         raise argparse.ArgumentTypeError(
-            f"{given} is over {most}, four times the {there} processors that may be used\n"
+            f"{given} is over {most}, four times the processors that may be used ({there})\n"
             f"write --threads {there}, or leave it out"
         )
     return given

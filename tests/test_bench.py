@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from prumux.export.bench import main
@@ -75,6 +77,23 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.00x  [1.00, 1.00]" in said
     assert "length 8; wall clock" in said
     assert "power: " in said
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_answers_that_are_no_numbers(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: float
+) -> None:
+    proto = onnx.load(given / "mixed" / "model.onnx")
+    for x in proto.graph.initializer:
+        if x.data_type == onnx.TensorProto.FLOAT:
+            values = np.full_like(onnx.numpy_helper.to_array(x), odd)
+            x.CopyFrom(onnx.numpy_helper.from_array(values, x.name))
+    bad = tmp_path / "bad.onnx"
+    onnx.save(proto, bad)
+    assert main([str(given / "mixed"), str(bad), "--length", "8", "--batch", "4", "-q"]) == 4
+    said = capsys.readouterr().err
+    assert f"8 of 8 logits that '{bad}' gives are nan or infinite, on inputs of 4x8" in said
+    assert "--target 'onnx{precision=fp32}'" in said
 
 
 @pytest.mark.parametrize(
