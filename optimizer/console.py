@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from .errors import INTERRUPTED, MissingError, PrumuxError, UsageError
 from .workers import DEVICE
 
+MOST = 999_999_999
+"""The largest number that an option takes."""
+
 
 class Parser(argparse.ArgumentParser):
     """Reports usage errors as prumux does; takes no short forms."""
@@ -114,8 +117,10 @@ def device_name(text: str) -> str:
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    if not re.fullmatch("[0-9]+", text) or not text.strip("0"):
+        raise argparse.ArgumentTypeError(f"'{text:.40}' is not a whole number above 0")
+    if len(text.lstrip("0")) > len(str(MOST)):
+        raise argparse.ArgumentTypeError(f"{text:.40} is over the limit of {MOST}")
     return int(text)
 
 
