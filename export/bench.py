@@ -6,7 +6,8 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from prumux.optimizer.console import Parser, device, guarded, positive, print_json, version
 from prumux.optimizer.data import read_rows
 from prumux.optimizer.encode import Encoded, encode
-from prumux.optimizer.environment import cpu_threads, provenance
+from prumux.optimizer.environment import cpu_threads, most_threads, provenance
 from prumux.optimizer.errors import UsageError
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
@@ -52,8 +53,9 @@ def _main(arguments: list[str]) -> int:
     torch.set_num_threads(threads)
     opened = []
     with progress.task("opening", len(options.models)) as step:
-        for name in options.models:
-            opened.append(open_engine(name, target, threads, options.device, options.compile))
+        for name, label in zip(options.models, _distinct(options.models), strict=True):
+            x = open_engine(name, target, threads, options.device, options.compile)
+            opened.append(replace(x, name=label))
             step()
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
@@ -86,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add("models", nargs="+", metavar="A", help="what to compare; the first is the yardstick")
     add("--target", metavar="TEXT", help="run folders on this, such as onnx")
     add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows a run")
-    add("--length", metavar="N", help="tokens a row, or: data (default 128; data with --data)")
-    add("--data", metavar="FILE", help="texts, for --length data: a file or folder")
+    add("--length", metavar="N", help="tokens of made-up rows (default 128), or: data")
+    add("--data", metavar="FILE", help="file or folder of texts, which then give the lengths")
     add("--rounds", type=positive, default=ROUNDS, metavar="N")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
     )
@@ -106,6 +108,25 @@ def _batches(text: str) -> tuple[int, ...]:
     return tuple(positive(x.strip()) for x in text.split(","))
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same name again gets a number: results are told apart by it."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name} ({i})" for i in count(2))
+        found.append(next(x for x in chain([name], others) if x not in found))
+    return found
+
+
+def _threads(text: str) -> int:
+    given, most, there = positive(text), most_threads(), cpu_threads()
+    if given > most:
+        raise argparse.ArgumentTypeError(
+            f"{given} is over {most}, four times the processors that may be used ({there})\n"
+            f"write --threads {there}, or leave it out"
+        )
+    return given
+
+
 def _length(options: argparse.Namespace) -> int | None:
     """Tokens of every row; None = the lengths of the data."""
     text = options.length or ("128" if options.data is None else "data")
@@ -113,9 +134,17 @@ def _length(options: argparse.Namespace) -> int | None:
         if options.data is None:
             raise UsageError("--length data needs texts: add --data DIR, or give --length 128")
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--length is '{text}': write a number of tokens, or data")
-    return int(text)
+    try:
+        found = positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--length: {error}: write a number of tokens, or data") from error
+    if options.data is not None:
+        raise UsageError(
+            f"--length {found} times made-up rows of {found} tokens, --data {options.data} "
+            "would not be read\nwrite --length data for the lengths of these texts, or leave "
+            "--data out"
+        )
+    return found
 
 
 def _check(opened: Sequence[Opened], length: int | None) -> None:

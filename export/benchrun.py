@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.encode import Encoded
-from prumux.optimizer.errors import PrumuxError, UsageError
+from prumux.optimizer.errors import GateError, PrumuxError, UsageError
 from prumux.optimizer.evaluate import workload
 from prumux.optimizer.measure import Timing, interleave, percentile_ms, ratio
 
@@ -153,23 +153,36 @@ def _timed(run: Callable[[Inputs], Any], inputs: Sequence[Inputs]) -> list[float
 
 
 def try_all(opened: Sequence[Opened], data: Sequence[Sequence[Inputs]]) -> None:
-    """Run every engine once, so that what cannot run is named.
+    """Run every engine on all its inputs, so that what cannot run is named.
 
     Raises:
         UsageError: an engine does not take these inputs.
+        GateError: its answers are no numbers.
     """
     for x, inputs in zip(opened, data, strict=True):
-        try:
-            x.engine.run(inputs[0])
-        except PrumuxError:
-            raise
-        except Exception as error:  # engines have no common class for their own
-            first = str(error).strip().split("\n")[0][:200]
-            shape = "x".join(map(str, inputs[0]["input_ids"].shape))
-            raise UsageError(
-                f"'{x.name}' cannot run int64 inputs of {shape}: {first}\n"
-                "try another --batch or --length"
-            ) from error
+        for one in inputs:
+            _try(x, one)
+
+
+def _try(opened: Opened, inputs: Inputs) -> None:
+    shape = "x".join(map(str, inputs["input_ids"].shape))
+    try:
+        found = opened.engine.run(inputs)
+    except PrumuxError:
+        raise
+    except Exception as error:  # engines have no common class for their own
+        first = str(error).strip().split("\n")[0][:200]
+        raise UsageError(
+            f"'{opened.name}' cannot run int64 inputs of {shape}: {first}\n"
+            "try another --batch or --length"
+        ) from error
+    odd = found.size - int(np.isfinite(found).sum())
+    if odd:
+        raise GateError(
+            f"{odd} of {found.size} logits that '{opened.name}' gives are nan or infinite, "
+            f"on inputs of {shape}: its speed means nothing\n"
+            "export it again, in fp32 if it was not: --target 'onnx{precision=fp32}'"
+        )
 
 
 def inputs_of(

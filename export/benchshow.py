@@ -69,8 +69,17 @@ def plotter(path: Path) -> Any:
             f"--plot {path} is of no kind that can be drawn: name it {path.stem}.png\n"
             f"possible: {', '.join(kinds)}"
         )
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--plot {path} cannot be written: '{path.parent}' is not a folder")
+    there = path.exists()
+    try:
+        with path.open("ab"):  # what is in it is kept until there is a picture
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--plot {path} cannot be written: {error.strerror}\n"
+            f"name a file in a folder of yours: --plot {path.name}"
+        ) from error
+    if not there:
+        path.unlink()
     return plt
 
 

@@ -87,6 +87,8 @@ def open_engine(
         words = read_tokenizer(path)
         engine = _open_file(file, threads, device)
         return Opened(name, engine, encoder.vocab, types, size, words, encoder, task)
+    if target is not None:
+        target.check()
     model = load_model(name)
     run: Engine
     size = sum(4 * x.numel() for x in model.weights.values())

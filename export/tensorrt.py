@@ -31,8 +31,9 @@ from .profiles import Profile, profiles
 from .qdq import products, quantize, quantized
 from .sensitivity import divergence, worst
 from .tape import Precision
-from .trt_build import Built, Recipe, build_plan
+from .trt_build import Recipe, build_plan
 from .trt_engine import FACTS, PLAN, TrtEngine
+from .trt_types import Seen
 from .trtexec import SCRIPT, trtexec_script
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ CALIBRATION_ROWS = 512
 """Rows that ranges are taken from; they are of those that scores and refits use."""
 SHARE = 0.75
 """Of int8's error. On SST-2 a few products of a MiniLM-L6 made so much of it."""
+MOST_MIB = 1 << 20
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
 """How far a logit may be off, as a share of the largest one, or of 1 if that is less."""
 
@@ -78,6 +80,11 @@ class TensorRt(Target):
             raise ValueError(f"opt_level must be 0..5, not {self.opt_level}")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ValueError(f"workspace_mib must be at least 1, not {self.workspace_mib}")
+        if self.workspace_mib is not None and self.workspace_mib > MOST_MIB:
+            raise ValueError(
+                f"workspace_mib must be at most {MOST_MIB} (1 TiB), not {self.workspace_mib}; "
+                "leave it out for all there is"
+            )
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance must be above 0, not {self.tolerance:g}")
         if not 0 <= self.spare <= 1:
@@ -141,12 +148,17 @@ class TensorRt(Target):
             self.floats, self.precision == "int8", self.workspace_mib, self.opt_level
         )
         names = input_names(model.encoder)
-        timings = ctx.cache.folder or folder
-        built = build_plan(folder / FILE, names, shapes, recipe, timings)
-        (folder / PLAN).write_bytes(built.plan)
-        facts = self._facts(model, folder, shapes, built)
+        seen = build_plan(
+            folder / FILE,
+            folder / PLAN,
+            names,
+            shapes,
+            recipe,
+            timings=ctx.cache.folder or folder,
+        )
+        facts = self._facts(model, folder, shapes, seen)
         (folder / (PLAN + FACTS)).write_text(json.dumps(facts, indent=2) + "\n")
-        notes = {"types": built.types, **self._checked(model, ctx, folder)}
+        notes = {**seen.told(), **self._checked(model, ctx, folder)}
         return Emitted((*files, PLAN, PLAN + FACTS), notes)
 
     def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
@@ -229,7 +241,7 @@ class TensorRt(Target):
         )
 
     def _facts(
-        self, model: Model, folder: Path, shapes: Sequence[Profile], built: Built
+        self, model: Model, folder: Path, shapes: Sequence[Profile], seen: Seen
     ) -> Mapping[str, Any]:
         import torch
 
@@ -239,7 +251,7 @@ class TensorRt(Target):
             "slots": model.encoder.slots,
             "inputs": list(input_names(model.encoder)),
             "profiles": [{"rows": x.rows, "tokens": x.tokens} for x in shapes],
-            "types": built.types,
+            **seen.told(),
             "graph_sha256": file_digest(folder / FILE),
             "plan_sha256": file_digest(folder / PLAN),
             "device": trt_library.gpu(),

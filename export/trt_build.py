@@ -18,7 +18,7 @@ from prumux.optimizer.store import write_atomic
 from .profiles import Profile
 from .tape import Precision
 from .trt_library import gpu, library
-from .trt_types import check_built, check_network
+from .trt_types import Seen, check_built, check_network
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -38,26 +38,21 @@ class Recipe:
     """How long TensorRT searches, 0..5."""
 
 
-@dataclass(frozen=True)
-class Built:
-    """A plan, and what was seen in it."""
-
-    plan: bytes
-    types: dict[str, int]
-    """How many values between kernels have each type, as the engine inspector tells."""
-
-
 def build_plan(
     graph: Path,
+    plan: Path,
     names: Sequence[str],
     profiles: Sequence[Profile],
     recipe: Recipe,
+    *,
     timings: Path,
-) -> Built:
-    """A serialized engine for the GPU of this machine.
+) -> Seen:
+    """Write an engine for the GPU of this machine; returns what was seen in it.
 
     Args:
         graph: `model.onnx`, with its weights beside it if they have a file of their own.
+        plan: the file to write; it is there as soon as the build, which takes long, is done,
+            whatever is found in it.
         names: the graph's inputs, all [B, T].
         profiles: shapes to build for.
         recipe: types and limits.
@@ -93,13 +88,13 @@ def build_plan(
             f"TensorRT {trt.__version__} could not build '{graph}'; it says why above\n"
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
-    plan = bytes(made)
+    write_atomic(plan, bytes(made))
     write_atomic(cache, bytes(config.get_timing_cache().serialize()))
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise GateError(f"TensorRT {trt.__version__} cannot load what it just built")
-    return Built(plan, check_built(engine, names, recipe.precision, recipe.quantised))
+    return check_built(engine, names, recipe.precision, recipe.quantised)
 
 
 def _configure(config: trt.IBuilderConfig, recipe: Recipe) -> None:
@@ -116,7 +111,8 @@ def _configure(config: trt.IBuilderConfig, recipe: Recipe) -> None:
 def _use_timings(config: trt.IBuilderConfig, cache: Path) -> None:
     """Timings of earlier builds; those of another GPU or version are not taken."""
     known = cache.read_bytes() if cache.exists() else b""
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
+    timings = config.create_timing_cache(known)  # None where the bytes are damaged
+    if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 

@@ -120,18 +120,22 @@ class TrtEngine:
 
         context, stream = self._context, self._stream
         rows, tokens = inputs[self._names[0]].shape
-        self._use(self._profile(rows, tokens))
+        index = self._profile(rows, tokens)
+        self._use(index)
         with torch.cuda.stream(stream):
             held = []  # until the run is over
             for name, x in inputs.items():
                 whole = np.ascontiguousarray(x, dtype=np.int64)
                 on_gpu = torch.from_numpy(whole).to(DEVICE)
                 held.append(on_gpu)
-                context.set_input_shape(name, tuple(whole.shape))
-                context.set_tensor_address(name, on_gpu.data_ptr())
+                if not context.set_input_shape(name, tuple(whole.shape)):
+                    raise PrumuxError(self._not_taken(name, whole.shape, index))
+                if not context.set_tensor_address(name, on_gpu.data_ptr()):
+                    raise PrumuxError(_no_buffer(name, whole.shape))
             shape = tuple(context.get_tensor_shape(OUTPUT))
             logits = torch.empty(shape, dtype=torch.float32, device=DEVICE)
-            context.set_tensor_address(OUTPUT, logits.data_ptr())
+            if not context.set_tensor_address(OUTPUT, logits.data_ptr()):
+                raise PrumuxError(_no_buffer(OUTPUT, shape))
             done = context.execute_async_v3(stream.cuda_stream)
             found: NDArray[np.float32] = logits.cpu().numpy()  # waits for the stream
         if not done:
@@ -151,6 +155,15 @@ class TrtEngine:
                 "cut the rows, or build it again with --batch and --length to suit"
             )
         return index
+
+    def _not_taken(self, name: str, shape: tuple[int, ...], index: int) -> str:
+        profile = self._profiles[index]
+        rows, tokens = (f"{x[0]}..{x[2]}" for x in (profile.rows, profile.tokens))
+        return (
+            f"TensorRT refuses '{name}' of {_by(shape)} in profile {index}, which takes "
+            f"{rows} rows of {tokens} tokens; it says why above\n"
+            "give it rows within these, or build it again with --batch and --length to suit"
+        )
 
     def _use(self, index: int) -> None:
         if index == self._active:
@@ -205,6 +218,14 @@ def profiles_of(engine: trt.ICudaEngine, name: str) -> tuple[Profile, ...]:
         rows, tokens = (tuple(int(shape[axis]) for shape in shapes) for axis in (0, 1))
         found.append(Profile((rows[0], rows[1], rows[2]), (tokens[0], tokens[1], tokens[2])))
     return tuple(found)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _no_buffer(name: str, shape: tuple[int, ...]) -> str:
+    return f"TensorRT refuses the buffer of '{name}', {_by(shape)}; it says why above"
 
 
 def _not_ours(plan: Path, facts: Mapping[str, Any], version: str, gpu_name: str) -> str:

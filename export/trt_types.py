@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.errors import GateError
@@ -36,7 +37,26 @@ WORDS: tuple[tuple[str, str], ...] = (
 LOW_SHARE = 0.25
 """Of the floats between kernels: a low type has at least so many, as LayerNorm and the logits
 stay float32. In an engine that fell back to float32 it has none."""
+FUSED = ("FOREIGNNODE", "MYELIN")
+"""In the name or kind of a layer that stands for many, whose values between are not told."""
 FIX = "this is a fault of prumux or of TensorRT; please report it"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the inspector tells of the values in an engine."""
+
+    types: dict[str, int]
+    """How many inputs and outputs of layers have each type."""
+    closed: int = 0
+    """Layers whose values the inspector does not tell: given by name only, or fused whole."""
+    unseen: str = ""
+    """Says so where what was asked for can be neither seen nor ruled out."""
+
+    def told(self) -> dict[str, Any]:
+        """For the notes of a result."""
+        note = {"types_unseen": self.unseen} if self.unseen else {}
+        return {"types": self.types, **note}
 
 
 def check_network(
@@ -71,11 +91,8 @@ def check_network(
 
 def check_built(
     engine: trt.ICudaEngine, names: Sequence[str], precision: Precision, quantised: bool
-) -> dict[str, int]:
+) -> Seen:
     """Inputs are int64, logits float32, and values between kernels of the asked types.
-
-    Returns:
-        How many values have each type.
 
     Raises:
         GateError: something else was found.
@@ -88,41 +105,54 @@ def check_built(
             raise GateError(f"'{name}' of the engine is {found}, not {dtype}\n{FIX}")
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    types = types_of(json.loads(text))
-    check_types(types, precision, quantised)
-    return types
+    return check_types(seen_in(json.loads(text)), precision, quantised)
 
 
-def types_of(information: Mapping[str, Any]) -> dict[str, int]:
+def seen_in(information: Mapping[str, Any]) -> Seen:
     """How many inputs and outputs of an engine's layers have each type; not single numbers,
     such as the factors of a matrix product, which are float32 in every engine.
 
     Args:
         information: what the inspector tells of the engine, from JSON.
     """
-    return dict(sorted(Counter(_types(information)).items()))
+    layers = information.get("Layers", ())
+    return Seen(dict(sorted(Counter(_types(layers)).items())), sum(map(_closed, layers)))
 
 
-def check_types(types: Mapping[str, int], precision: Precision, quantised: bool) -> None:
+def check_types(seen: Seen, precision: Precision, quantised: bool) -> Seen:
     """Enough of the floats have the asked type; int8 values are there where they should.
+
+    Returns:
+        What was seen; where layers are closed and nothing seen is wrong, it says so.
 
     Raises:
         GateError: tells what was found.
     """
+    types = seen.types
     floats = {name: types.get(name, 0) for name in ("fp32", "fp16", "bf16")}
     share = floats[precision] / max(1, sum(floats.values()))
     least = 1.0 if precision == "fp32" else LOW_SHARE
     if share >= least and (types.get("int8", 0) > 0) == quantised:
-        return
+        return seen
     asked = f"{'int8 with ' if quantised else ''}{precision}"
     told = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
-    raise GateError(
-        f"{asked} was asked for; the engine's layers hold values of these types: {told}\n{FIX}"
-    )
+    found = f"{asked} was asked for; the engine's layers hold values of these types: {told}"
+    lower = precision == "fp32" and floats["fp16"] + floats["bf16"] > 0
+    if seen.closed and not lower and not (types.get("int8") and not quantised):
+        note = f"{seen.closed} layers do not tell what they hold; the parsed network was right"
+        return replace(seen, unseen=f"{found}; {note}")
+    raise GateError(f"{found}\n{FIX}")
 
 
-def _types(information: Mapping[str, Any]) -> Iterator[str]:
-    for layer in information.get("Layers", ()):
+def _closed(layer: Any) -> bool:
+    if not isinstance(layer, Mapping):
+        return True
+    named = f"{layer.get('Name', '')} {layer.get('LayerType', '')}".upper()
+    return any(word in named for word in FUSED)
+
+
+def _types(layers: Sequence[Any]) -> Iterator[str]:
+    for layer in layers:
         if not isinstance(layer, Mapping):  # names only: nothing to see
             continue
         for value in [*layer.get("Inputs", ()), *layer.get("Outputs", ())]:

@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from .errors import MissingError, PrumuxError, UsageError
+from .errors import INTERRUPTED, MissingError, PrumuxError, UsageError
 from .workers import DEVICE
 
-INTERRUPTED = 130
+MOST = 999_999_999
+"""The largest number that an option takes."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,28 +53,36 @@ def guarded(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(arguments)
-    except PrumuxError as error:
-        code, text = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, text = INTERRUPTED, f"interrupted; {again}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        code, text = 1, "out of memory; try a smaller --batch"
-    except OSError as error:
-        code, text = 2, f"{error.strerror or error}: {error.filename or 'the output folder'}"
-        if error.errno == errno.ENOSPC:
-            text += f"\nmake room and {again}"
-    except Exception as error:  # a fault of prumux: one line, the traceback with -vv
-        code = 1
-        lines = str(error).splitlines() or [""]
-        text = f"internal error: {type(error).__name__}: {lines[0]:.200}"
-        text += "\nrun again with -vv for the traceback, and please report it"
-    if verbose:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt) as error:
+        if verbose:
+            traceback.print_exception(error)
+        code, text = _told(error, again)
     print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _told(error: BaseException, again: str) -> tuple[int, str]:
+    """The exit code of what went wrong, and what is said of it."""
+    match error:
+        case PrumuxError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return INTERRUPTED, f"interrupted; {again}"
+        case MemoryError():
+            return 1, "out of memory; try a smaller --batch"
+        case OSError():
+            text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
+            full = f"\nmake room and {again}" if error.errno == errno.ENOSPC else ""
+            return 2, text + full
+    # A fault of prumux: one line, the traceback with -vv.
+    lines = str(error).splitlines() or [""]
+    return 1, (
+        f"internal error: {type(error).__name__}: {lines[0]:.200}\n"
+        "run again with -vv for the traceback, and please report it"
+    )
 
 
 def device(name: str) -> str:
@@ -108,8 +117,10 @@ def device_name(text: str) -> str:
 
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    if not re.fullmatch("[0-9]+", text) or not text.strip("0"):
+        raise argparse.ArgumentTypeError(f"'{text:.40}' is not a whole number above 0")
+    if len(text.lstrip("0")) > len(str(MOST)):
+        raise argparse.ArgumentTypeError(f"{text:.40} is over the limit of {MOST}")
     return int(text)
 
 

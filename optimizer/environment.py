@@ -43,6 +43,11 @@ def cpu_threads() -> int:
     return os.cpu_count() or 1
 
 
+def most_threads() -> int:
+    """So many may be asked of an engine: with thousands, some crash or never end."""
+    return 4 * cpu_threads()
+
+
 def free_bytes() -> int:
     """Memory that is free now, or as good as without a limit where that cannot be told."""
     info = Path("/proc/meminfo")

@@ -2,6 +2,9 @@
 
 from typing import ClassVar
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C; it is no error."""
+
 
 class PrumuxError(Exception):
     """Base class. The message is at most five lines and says what to do next."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,11 @@ SYMBOLS = (
 
 
 def real_api() -> ModuleType:
-    """The API; skips the test, with a reason, where it cannot be had."""
+    """The API; skips the test, with a reason, where it cannot be had.
+
+    Where the extra `dev` holds the bindings, their absence is a failure: nothing else here
+    would tell that our TensorRT code fell behind the API.
+    """
     try:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError):
@@ -39,7 +44,10 @@ def real_api() -> ModuleType:
     try:
         version = metadata.version(BINDINGS)
     except metadata.PackageNotFoundError:
-        pytest.skip(f"neither TensorRT nor {BINDINGS} is installed")
+        told = f"neither TensorRT nor {BINDINGS} is installed"
+        if sys.platform == "linux" and platform.machine() == "x86_64":
+            pytest.fail(f"{told}: pip install 'prumux[dev]'")
+        pytest.skip(told)
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or sys.platform != "linux":
         pytest.skip("no C compiler for the three libraries that the bindings want")

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from prumux.export.bench import main
@@ -67,6 +69,28 @@ def test_on_a_target_with_the_datas_lengths(
     assert plot.stat().st_size > 1000
 
 
+def test_the_same_again(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(given / "mixed"), str(given / "mixed" / "model.onnx")]
+    found = bench(capsys, names[0], *names, names[0], "--length", "8", "--batch", "2")
+    told = [names[0], f"{names[0]} (2)", names[1], f"{names[0]} (3)"]
+    assert [x["name"] for x in found["entries"]] == told
+    for by_name in ("engines", "file_bytes", "power"):
+        assert list(found[by_name]) == told
+
+
+@pytest.mark.parametrize("before", [None, b"a picture"])
+def test_a_picture_that_comes_to_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: bytes | None
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.png"
+    if before:
+        path.write_bytes(before)
+    assert main(["nothing.onnx", "--plot", str(path), "-q"]) == 2
+    assert "nothing.onnx" in capsys.readouterr().err
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
 def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = str(given / "model")
     assert main([name, "--length", "8", "--rounds", "2", "-q"]) == 0
@@ -77,21 +101,53 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "power: " in said
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_answers_that_are_no_numbers(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: float
+) -> None:
+    proto = onnx.load(given / "mixed" / "model.onnx")
+    for x in proto.graph.initializer:
+        if x.data_type == onnx.TensorProto.FLOAT:
+            values = np.full_like(onnx.numpy_helper.to_array(x), odd)
+            x.CopyFrom(onnx.numpy_helper.from_array(values, x.name))
+    bad = tmp_path / "bad.onnx"
+    onnx.save(proto, bad)
+    assert main([str(given / "mixed"), str(bad), "--length", "8", "--batch", "4", "-q"]) == 4
+    said = capsys.readouterr().err
+    assert f"8 of 8 logits that '{bad}' gives are nan or infinite, on inputs of 4x8" in said
+    assert "--target 'onnx{precision=fp32}'" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["{model}", "--length", "data"], 2, "--length data needs texts: add --data DIR"),
-        (["{model}", "--length", "many"], 2, "--length is 'many': write a number of tokens"),
+        (
+            ["{model}", "--length", "many"],
+            2,
+            "--length: 'many' is not a whole number above 0",
+        ),
+        (["{model}", "--length", "16", "--data", "{data}"], 2, "write --length data for the"),
         (["{model}", "--batch", "0"], 2, "'0' is not a whole number above 0"),
+        (
+            ["{model}", "--batch", "99999999999"],
+            2,
+            "is over the limit of 999999999",
+        ),
+        (["{model}", "--rounds", "10000000000"], 2, "10000000000 is over the limit of 99999"),
+        (["{model}", "--rounds", "1e9"], 2, "'1e9' is not a whole number above 0"),
         (
             ["{graph}", "--length", "data", "--data", "{data}"],
             2,
             "needs a tokenizer, and none",
         ),
+        (["{model}", "--threads", "100000"], 2, "--threads: 100000 is over "),
         (["{model}", "--length", "41"], 2, "--length 41 is over the 40 positions of"),
         (["x.plan"], 5, "TensorRT is not installed"),
         (["{model}", "--plot", "x.numbers"], 2, "name it x.png"),
-        (["{model}", "--plot", "no/where.png"], 2, "'no' is not a folder"),
+        (["nothing", "--plot", "no/where.png"], 2, "no/where.png cannot be written: No such"),
+        (["nothing", "--plot", "{file}/x.png"], 2, "x.png cannot be written: Not a directory"),
+        (["nothing", "--target", "tensorrt"], 5, "TensorRT is not installed"),
         (["{data}/train.jsonl"], 2, "train.jsonl"),
         (["nowhere.onnx"], 2, "nowhere.onnx"),
         (["{model}", "--target", "onnyx"], 2, "onnyx"),
@@ -109,6 +165,7 @@ def test_what_is_refused(
         "model": given / "model",
         "data": given / "data",
         "graph": given / "mixed" / "model.onnx",
+        "file": given / "mixed" / "config.json",
     }
     assert main([x.format(**places) for x in arguments] + ["-q"]) == code
     said = capsys.readouterr().err

@@ -21,7 +21,7 @@ from prumux.export.profiles import Profile, nearest, profiles
 from prumux.export.qdq import quantized
 from prumux.export.tensorrt import TensorRt
 from prumux.export.trt_engine import open_plan, read_facts
-from prumux.export.trt_types import check_types, types_of
+from prumux.export.trt_types import Seen, check_types, seen_in
 from prumux.export.trtexec import trtexec_script
 from prumux.optimizer.cli import main
 from prumux.optimizer.errors import GateError, MissingError, ModelError, SpecError, UsageError
@@ -155,6 +155,7 @@ def test_the_text_form() -> None:
     for wrong, said in (
         ("opt_level=6", "opt_level must be 0..5, not 6"),
         ("workspace_mib=0", "workspace_mib must be at least 1"),
+        ("workspace_mib=99999999999999999999", r"at most 1048576 \(1 TiB\), not 99999999999"),
         ("spare=1.5", "spare must be 0..1, not 1.5"),
         ("tolerance=0", "tolerance must be above 0"),
         ('keep="head.dense"', "keep is for precision=int8, not fp16"),
@@ -190,10 +191,11 @@ def test_types_are_read_from_what_the_inspector_tells() -> None:
         ],
         "Bindings": ["input_ids"],
     }
-    assert types_of(told) == {
-        "bf16": 1, "bool": 1, "fp16": 5, "fp32": 2, "int32": 1, "int64": 1, "int8": 1,
-    }  # fmt: skip
-    assert types_of({"Layers": ["a", "b"]}) == {}
+    types = {"bf16": 1, "bool": 1, "fp16": 5, "fp32": 2, "int32": 1, "int64": 1, "int8": 1}
+    assert seen_in(told) == Seen(types, closed=1)
+    assert seen_in({"Layers": ["a", "b"]}) == Seen({}, closed=2)
+    fused = [layer("Myelin", "Int64", "Float"), layer("gemm", "Half", "Half")]
+    assert seen_in({"Layers": fused}) == Seen({"fp16": 2, "fp32": 1, "int64": 1}, closed=1)
 
 
 @pytest.mark.parametrize(
@@ -216,10 +218,32 @@ def test_an_engine_of_other_types_is_refused(
     types: dict[str, int], asked: Any, quantised: bool, right: bool
 ) -> None:
     if right:
-        check_types(types, asked, quantised)
+        assert check_types(Seen(types), asked, quantised) == Seen(types)
+        assert check_types(Seen(types, closed=1), asked, quantised).unseen == ""
         return
     with pytest.raises(GateError, match="was asked for; the engine's layers hold"):
-        check_types(types, asked, quantised)
+        check_types(Seen(types), asked, quantised)
+
+
+@pytest.mark.parametrize(
+    ("types", "asked", "quantised", "wrong"),
+    [
+        ({"fp32": 1}, "fp16", False, False),
+        ({}, "bf16", False, False),
+        ({"fp16": 9}, "fp16", True, False),
+        ({"fp32": 1, "int8": 4}, "fp16", False, True),
+        ({"fp32": 9, "fp16": 1}, "fp32", False, True),
+    ],
+)
+def test_what_cannot_be_seen_is_no_fault(
+    types: dict[str, int], asked: Any, quantised: bool, wrong: bool
+) -> None:
+    seen = Seen(types, closed=2)
+    if wrong:
+        with pytest.raises(GateError, match="was asked for; the engine's layers hold"):
+            check_types(seen, asked, quantised)
+        return
+    assert "2 layers do not tell what they hold" in check_types(seen, asked, quantised).unseen
 
 
 def test_what_is_known_of_a_plan(tmp_path: Path) -> None:

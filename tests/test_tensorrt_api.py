@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from types import ModuleType
 
 import pytest
 
 from prumux.export import tensorrt, trt_build, trt_engine, trt_library, trt_types
 from prumux.export.trt_library import OLDEST
+from tests import tensorrt_api
 from tests.api_use import Uses, signatures
 from tests.tensorrt_api import real_api
 
@@ -23,6 +25,18 @@ SOURCES = {
 def api() -> ModuleType:
     """TensorRT's API."""
     return real_api()
+
+
+def test_missing_bindings_do_not_pass_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(tensorrt_api, "BINDINGS", "no-such-bindings")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(pytest.fail.Exception, match="neither TensorRT nor no-such-bindings"):
+        real_api()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(pytest.skip.Exception, match="neither TensorRT nor no-such-bindings"):
+        real_api()
 
 
 def uses(api: ModuleType, source: str) -> Uses:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +77,11 @@ def emitted(model: Model, folder: Path, precision: Any = "fp16", **options: Any)
     return TensorRt(precision, **options).emit(model, ctx, folder)
 
 
+def build(graph: Path, names: Sequence[str], recipe: Recipe) -> Any:
+    plan = graph.with_name("other.plan")
+    return build_plan(graph, plan, names, (), recipe, timings=graph.parent)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("shape", ["dense", "uneven", "tokens", "mux"])
 def test_an_engine_gives_the_answers(
@@ -129,9 +135,10 @@ def test_timings_are_kept(machine: str, tmp_path: Path) -> None:
     (kept,) = (tmp_path / "cache").iterdir()
     assert kept.stat().st_size > 0
     emitted(model, tmp_path)
-    kept.write_bytes(b"of another version")
-    emitted(model, tmp_path)
-    assert kept.read_bytes() != b"of another version"
+    for bad in (b"of another version", b"damaged"):
+        kept.write_bytes(bad)
+        emitted(model, tmp_path)
+        assert kept.read_bytes() != bad
 
 
 def test_wrong_inputs(machine: str, tmp_path: Path) -> None:
@@ -167,7 +174,7 @@ def test_a_graph_that_the_parser_refuses(machine: str, tmp_path: Path) -> None:
     proto.opset_import.append(onnx.helper.make_opsetid("NoSuchThing", 1))
     onnx.save(proto, tmp_path / "odd.onnx")
     with pytest.raises(UsageError, match="refuses the graph: NoSuchThing"):
-        build_plan(tmp_path / "odd.onnx", (), (), Recipe("fp16", False), tmp_path)
+        build(tmp_path / "odd.onnx", (), Recipe("fp16", False))
 
 
 def test_other_types_than_asked_are_refused(machine: str, tmp_path: Path) -> None:
@@ -176,7 +183,7 @@ def test_other_types_than_asked_are_refused(machine: str, tmp_path: Path) -> Non
     engine = open_plan(tmp_path / "model.plan")
     for recipe in (Recipe("fp16", False), Recipe("fp32", True)):
         with pytest.raises(GateError, match="asked for"):
-            build_plan(tmp_path / "model.onnx", engine.names, (), recipe, tmp_path)
+            build(tmp_path / "model.onnx", engine.names, recipe)
 
 
 def test_many_threads_get_their_own_answers(machine: str, tmp_path: Path) -> None:
@@ -213,9 +220,54 @@ def test_what_fails_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         engine.run(dict.fromkeys(engine.names, ids))
     monkeypatch.setattr(trt_build, "check_network", lambda *rest: None)
     emitted(model, tmp_path, "fp32")
-    asked = tmp_path / "model.onnx", engine.names, (), Recipe("fp16", False), tmp_path
     with pytest.raises(GateError, match="fp16 was asked for; the engine's layers hold"):
-        build_plan(*asked)
+        build(tmp_path / "model.onnx", engine.names, Recipe("fp16", False))
+    # The build took long: what it gave is there for whoever looks into it.
+    assert (tmp_path / "other.plan").stat().st_size > 0
+    assert list(tmp_path.glob("tensorrt-*.timings"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp32"])
+def test_what_cannot_be_seen_is_said(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr(fake_tensorrt, "FUSE", True)
+    done = emitted(shaped("dense"), tmp_path, precision)
+    assert done.notes["types"] == {"fp32": 1, "int64": 3}
+    assert done.notes["parity"][precision] < done.notes["limit"]
+    facts = json.loads((tmp_path / "model.plan.json").read_text())
+    if precision == "fp32":  # as asked, whatever is inside
+        assert "types_unseen" not in done.notes
+        assert "types_unseen" not in facts
+        return
+    asked = "int8 with fp16" if precision == "int8" else precision
+    assert (
+        done.notes["types_unseen"]
+        == facts["types_unseen"]
+        == (
+            f"{asked} was asked for; the engine's layers hold values of these types: 1 fp32, "
+            "3 int64; 1 layers do not tell what they hold; the parsed network was right"
+        )
+    )
+
+
+def test_what_a_run_is_refused_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    model = shaped("dense")
+    emitted(model, tmp_path)
+    engine = open_plan(tmp_path / "model.plan")
+    inputs = random_batch(model, 6, 12).inputs()
+    with monkeypatch.context() as patch:
+        patch.setattr(trt_engine, "nearest", lambda profiles, *rest: len(profiles) - 1)
+        with pytest.raises(PrumuxError, match=r"'input_ids' of 6 x 12 in profile 1") as caught:
+            engine.run(inputs)
+        assert "takes 1..1 rows of 1..40 tokens" in str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.Tensor.data_ptr", lambda tensor: fake_tensorrt.NOWHERE)
+        with pytest.raises(PrumuxError, match="refuses the buffer of 'input_ids', 6 x 12"):
+            engine.run(inputs)
+    assert engine.run(inputs).shape == (6, 3)
 
 
 @pytest.mark.tensorrt
