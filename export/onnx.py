@@ -22,13 +22,16 @@ from .graph import build
 from .graphfile import FILE, is_large, save, verify
 from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
-from .parity import Parity, check, compare
+from .parity import Parity, check, check_finite, compare
 
 if TYPE_CHECKING:
     from prumux.optimizer.context import Context
 
 GAIN = 0.98
 """A fused graph must run in at most this share of the best simpler graph's time."""
+
+FP16_MAX = 65504
+"""The largest number that fp16 holds."""
 
 Fusion = Literal["none", "basic", "all"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
@@ -112,7 +115,8 @@ class Onnx(Target):
         """Write `model.onnx`, and `model.onnx_data` where the weights are over 2 GB.
 
         Raises:
-            GateError: ONNX Runtime's logits are off, or a fusion that was asked for fails.
+            GateError: ONNX Runtime's logits are off or not finite, or a fusion that was asked
+                for fails.
             MissingError: ONNX Runtime is not installed.
             UsageError: there is no workload to check the graph on.
         """
@@ -126,6 +130,7 @@ class Onnx(Target):
             proto = self._lowered(model, plain.proto)
             verify(proto)
             parity = reference.compare(_open(proto, ctx.threads))
+            check_finite(parity, str(self), self._overflow)
             return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
         auto = self.fusion == "auto" and len(found) > 1
@@ -192,6 +197,15 @@ class Onnx(Target):
         if self.precision in ("fp16", "bf16"):
             return build(model, self.opset, self.precision)
         return plain
+
+    @property
+    def _overflow(self) -> str:
+        """What to do about logits that are not finite."""
+        top = f"fp16 ends at {FP16_MAX}: " if self.precision == "fp16" else ""
+        return (
+            f"{top}use {replace(self, precision='fp32', keep=())}, "
+            "or on a GPU tensorrt{precision=bf16}, which has the range of fp32"
+        )
 
     def _notes(self, proto: onnx.ModelProto, plain: Parity, parity: Parity) -> dict[str, Any]:
         return {

@@ -23,6 +23,8 @@ class Parity:
     """Share of rows (token tasks: of real positions) with the same largest logit."""
     rows: int
     """Rows, or real positions, that were compared."""
+    broken: int = 0
+    """Of these, where the found logits are nan or infinite."""
 
 
 def compare(
@@ -49,7 +51,21 @@ def compare(
     with np.errstate(invalid="ignore"):
         largest = float(np.abs(a - b).max(initial=0.0))
     same = a.argmax(axis=-1) == b.argmax(axis=-1)
-    return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a))
+    broken = int((~np.isfinite(b).all(axis=-1)).sum())
+    return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a), broken)
+
+
+def check_finite(parity: Parity, what: str, remedy: str) -> None:
+    """Stop if a logit is nan or infinite: it answers nothing, whatever its label.
+
+    Raises:
+        GateError: says of how many rows, and the remedy.
+    """
+    if parity.broken:
+        raise GateError(
+            f"{what}: the logits of {parity.broken} of {parity.rows} rows are not finite\n"
+            f"{remedy}"
+        )
 
 
 def check(parity: Parity, limit: float, what: str) -> None:

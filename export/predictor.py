@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.artifact import from_config, load_artifact
 from prumux.optimizer.data import Rows
 from prumux.optimizer.encode import Encoded, encode
-from prumux.optimizer.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.errors import GateError, MissingError, ModelError, UsageError
 from prumux.optimizer.ir import Encoder, Model, Task
 from prumux.optimizer.metrics import IGNORE
 from prumux.optimizer.module import EncoderModule, run
@@ -92,6 +92,7 @@ class Predictor:
 
         Raises:
             UsageError: not such a list, or a number out of range.
+            GateError: the engine's logits are not finite, as where fp16 overflows.
         """
         logits = self.predict_logits(texts, batch_size, copies, isolate)
         if self.task.kind == "token-classification":
@@ -134,7 +135,9 @@ class Predictor:
         """Logits of each row, padding removed, [C] or [T, C]; `texts`: where each is from."""
         owners = options.owners
         tenants = None if owners is None else tuple(owners[i] for i in texts)
-        return self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
+        found = self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
+        _check_finite(found, self.engine)
+        return found
 
     def _word_logits(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
@@ -307,6 +310,19 @@ def _engine(path: Path, threads: int) -> Engine:
         with suppress(MissingError):
             return OrtEngine(path / "model.onnx", threads)
     return TorchEngine(load_artifact(path))
+
+
+def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
+    """Logits that are nan or infinite answer nothing, though one of them is the largest."""
+    broken = sum(not np.isfinite(x).all() for x in logits)
+    if broken:
+        precision = engine.describe().get("precision", "fp32")
+        raise GateError(
+            f"the engine's logits of {broken} of {len(logits)} rows are not finite "
+            f"(precision={precision})\n"
+            "numbers overflow in this model; make it again with --target "
+            "'onnx{precision=fp32}'"
+        )
 
 
 def _predictions(logits: Floats, task: Task) -> list[Prediction]:

@@ -32,7 +32,7 @@ from prumux.optimizer.measure import Timing
 from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import build as build_model
 from prumux.optimizer.spec import parse_one
-from tests.factory import Family, make_context, random_batch, random_model
+from tests.factory import Family, make_context, overflowing, random_batch, random_model
 
 SIZES = {"vocab_size": 101, "max_position_embeddings": 40, "pad_token_id": 0}
 BERT = SIZES | {
@@ -299,6 +299,15 @@ def test_the_plain_graph_must_agree_too(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = overflowing(random_model(heads=(4, 3)))
+    with pytest.raises(GateError, match="logits of 5 of 5 rows are not finite") as caught:
+        Onnx(precision="fp16").emit(model, make_context(model), tmp_path / "x")
+    assert str(caught.value).startswith("onnx{precision=fp16}: ")
+    assert "fp16 ends at 65504: use onnx{precision=fp32}, or" in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
 def test_nothing_to_check_on(tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -366,6 +375,12 @@ def test_parity_counts_real_positions_only() -> None:
     assert (found.max_abs_diff, found.agreement, found.rows) == (0.5, 0.8, 5)
     with pytest.raises(ValueError, match="need the attention masks"):
         compare([a], [b], "token-classification")
+
+
+def test_parity_counts_rows_that_are_not_finite() -> None:
+    found = compare([np.zeros((3, 2))], [np.array([[0, 1], [math.nan, 0], [math.inf, 1]])],
+                    "text-classification")  # fmt: skip
+    assert (found.broken, found.rows) == (2, 3)
 
 
 def test_parity_of_rows() -> None:

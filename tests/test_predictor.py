@@ -12,14 +12,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from prumux.export.graph import build
+from prumux.export.graphfile import save
 from prumux.export.onnx import Onnx
 from prumux.export.predictor import Prediction, Predictor, load
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.encode import Batch
-from prumux.optimizer.errors import ModelError, UsageError
+from prumux.optimizer.errors import GateError, ModelError, UsageError
 from prumux.optimizer.ir import Model, Task
 from prumux.optimizer.module import EncoderModule, run
-from tests.factory import Family, make_context, random_batch, random_model, tiny_tokenizer
+from tests.factory import (
+    Family,
+    make_context,
+    overflowing,
+    random_batch,
+    random_model,
+    tiny_tokenizer,
+)
 
 TEXTS = ["good film", "", "a bad player in a good play", "film " * 60, "bad"]
 WORDS = [["good", "film"], [], ["Bad", "playing", "xyz", "a"], ["unseen"]]
@@ -290,6 +299,15 @@ def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"model.onnx' cannot be opened by ONNX Runtime"):
         load(tmp_path)
+
+
+def test_logits_that_are_not_finite_are_no_answer(tmp_path: Path) -> None:
+    model = replace(overflowing(random_model(heads=(4, 3))), tokenizer=tiny_tokenizer())
+    save_artifact(model, tmp_path)
+    save(build(model, precision="fp16"), tmp_path)
+    message = r"logits of 2 of 2 rows are not finite \(precision=fp16\)\n.*precision=fp32"
+    with pytest.raises(GateError, match=message):
+        load(tmp_path).predict(["good film", "bad"])
 
 
 def test_a_random_batch_too(predictor: Predictor, model: Model) -> None:
