@@ -87,8 +87,8 @@ class Predictor:
             batch_size: rows in one run of the engine.
             copies: groups that each row takes part in, up to the number of rows that are
                 mixed: slower by as much, and more exact, since the answers are averaged.
-            isolate: whose texts these are, or a list that says it of each text: texts of two
-                owners are never mixed.
+            isolate: whose texts these are, or a list (tuple, array, pandas Series) that says
+                it of each text: texts of two owners are never mixed.
 
         Raises:
             UsageError: not such a list, or a number out of range.
