@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.slots import in_groups
 
-from .graph import PRECISION, SLOTS
+from .graph import ORIGIN, PRECISION, SLOTS
 
 CPU = "CPUExecutionProvider"
 
@@ -72,11 +72,19 @@ class OrtEngine:
                 "export the model again if the file is damaged"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
-        about = self._session.get_modelmeta().custom_metadata_map
+        meta = self._session.get_modelmeta()
+        about = meta.custom_metadata_map
         told = about.get(SLOTS, "1")
         self._precision = about.get(PRECISION, "fp32")
         self.slots = max(1, int(told)) if told.isdecimal() else 1
         """Rows that the graph mixes into one."""
+        shape = self._session.get_outputs()[0].shape
+        self.logits = (*("tokens" for _ in shape[1:-1]), *shape[-1:])
+        """What a row gets, labels last."""
+        self.sizes = meta.description if meta.description.startswith("encoder{") else ""
+        """As `Encoder` tells them; empty in graphs of others."""
+        self.origin = about.get(ORIGIN, "")
+        """See `graph.origin`."""
         self._run = in_groups(self._whole_groups, self.slots)
 
     @property

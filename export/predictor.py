@@ -22,6 +22,7 @@ from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
 
+from .belongs import check_belongs
 from .ort import OrtEngine
 from .serving import Direct, Job, Together
 from .texts import owners_of, text_rows, word_rows
@@ -256,7 +257,7 @@ def load(
     if unfinished:
         raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
     config = _config(path)
-    encoder, task = from_config(config)
+    encoder, task = from_config(config, path / "config.json")
     tokenizer = read_tokenizer(path)
     if tokenizer is None:
         raise ModelError(
@@ -264,11 +265,7 @@ def load(
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
     engine, slots = _engine(path, threads or 0), encoder.slots
-    if getattr(engine, "slots", slots) != slots:
-        raise ModelError(
-            f"'{path}' is mixed up: config.json mixes {slots} rows, its engine others\n"
-            "write the folder again with prumux-opt"
-        )
+    check_belongs(engine, encoder, config, path)
     if max_wait_ms is None:
         return Predictor(encoder, task, tokenizer, Direct(engine, slots))
     return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))

@@ -188,12 +188,22 @@ def read_task(config: Config) -> Task:
     count = len(names) or _size(config, "num_labels", default=2, most=LIMIT_LABELS)
     labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
     token = architecture.endswith("ForTokenClassification")
+    _check_labels(labels)
     regression = not token and (problem == "regression" or (problem is None and count == 1))
     return Task(
         kind="token-classification" if token else "text-classification",
         problem="regression" if regression else "classification",
         labels=labels,
     )
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    try:
+        Task("text-classification", "classification", labels).check(len(labels))
+    except ValueError as error:
+        raise ModelError(
+            f"config.json: {error}\ngive every label in id2label a name of its own"
+        ) from error
 
 
 def read_weights(

@@ -12,18 +12,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from prumux.export.engines import open_engine
 from prumux.export.graph import build
 from prumux.export.graphfile import save
 from prumux.export.onnx import Onnx
 from prumux.export.predictor import Prediction, Predictor, load
-from prumux.optimizer.artifact import save_artifact
+from prumux.optimizer.artifact import load_artifact, save_artifact
 from prumux.optimizer.encode import Batch
 from prumux.optimizer.errors import GateError, ModelError, UsageError
 from prumux.optimizer.ir import Model, Task
 from prumux.optimizer.module import EncoderModule, run
+from prumux.optimizer.registry import parse_target
 from tests.factory import (
     Family,
     make_context,
+    multiplexed,
     overflowing,
     random_batch,
     random_model,
@@ -299,6 +302,55 @@ def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"model.onnx' cannot be opened by ONNX Runtime"):
         load(tmp_path)
+
+
+STRANGERS: dict[str, tuple[dict[str, Any], str]] = {
+    "labels": ({"labels": 4}, "logits a row\nconfig.json: 3\nengine: 4"),
+    "task": (
+        {"labels": 3, "task": "token-classification"},
+        "logits a row\nconfig.json: 3\nengine: tokens, 3",
+    ),
+    "inputs": (
+        {"labels": 3, "family": "distilbert"},
+        "inputs\nconfig.json: input_ids, attention_mask, token_type_ids\n"
+        "engine: input_ids, attention_mask\n",
+    ),
+    "width": ({"labels": 3, "hidden": 96}, "sizes\nconfig.json: encoder{hidden=48 "),
+    "source": ({"labels": 3, "seed": 7}, "source model\nconfig.json: seed-0\nengine: seed-7"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_graph_of_another_model_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    fields, says = STRANGERS[name]
+    here = shutil.copytree(folder, tmp_path / "mixed")
+    save(build(make_model(**fields)), here)
+    with pytest.raises(ModelError) as caught:
+        load(here)
+    assert f"'{here}' is mixed up, its engine is another model's: {says}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 5
+    with pytest.raises(ModelError, match="is mixed up"):
+        open_engine(str(here), None, 1, "cpu", compiled=False)
+
+
+def test_a_graph_that_mixes_other_numbers_of_rows_is_refused(
+    folder: Path, model: Model, tmp_path: Path
+) -> None:
+    here = shutil.copytree(folder, tmp_path / "mixed")
+    save(build(multiplexed(model, n=2)), here)
+    with pytest.raises(ModelError, match=r"rows mixed\nconfig.json: 1\nengine: 2"):
+        load(here)
+
+
+@pytest.mark.parametrize("target", ["fusion=all", "precision=fp16", "precision=int8"])
+def test_every_graph_of_a_folder_belongs_to_it(target: str, tmp_path: Path) -> None:
+    model = replace(random_model(heads=(4, 3), hidden=64), tokenizer=tiny_tokenizer())
+    save_artifact(model, tmp_path)
+    again = load_artifact(tmp_path)
+    for x in (model, again):  # what is loaded goes on from the same source
+        parse_target(f"onnx{{{target}}}").emit(x, make_context(x), tmp_path)
+        engine: Any = load(tmp_path).engine
+        assert (engine.sizes, engine.origin) == (str(x.encoder), "seed-0")
 
 
 def test_logits_that_are_not_finite_are_no_answer(tmp_path: Path) -> None:
