@@ -89,6 +89,8 @@ def open_engine(
         engine = _open_file(file, threads, device)
         check_belongs(engine, encoder, config, path)
         return Opened(name, engine, encoder.vocab, types, size, words, encoder, task)
+    if target is not None:
+        target.check()
     model = load_model(name)
     run: Engine
     size = sum(4 * x.numel() for x in model.weights.values())

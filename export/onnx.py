@@ -84,6 +84,19 @@ class Onnx(Target):
                 "fused attention is slower in int8, and untried in fp16 and bf16"
             )
 
+    def check(self) -> None:
+        """Look whether ONNX Runtime can run what is asked for.
+
+        Raises:
+            MissingError: it cannot; says what it can.
+        """
+        if self.precision == "bf16":
+            raise MissingError(
+                f"{self}: ONNX Runtime has no bf16 kernels for CPUs, where this target runs\n"
+                f"use {replace(self, precision='fp16')}, {replace(self, precision='fp32')}, "
+                "or on a GPU tensorrt{precision=bf16}"
+            )
+
     @property
     def exact(self) -> bool:
         """Whether all is computed in float32."""
@@ -117,9 +130,10 @@ class Onnx(Target):
         Raises:
             GateError: ONNX Runtime's logits are off or not finite, or a fusion that was asked
                 for fails.
-            MissingError: ONNX Runtime is not installed.
+            MissingError: ONNX Runtime is not installed, or cannot run the precision.
             UsageError: there is no workload to check the graph on.
         """
+        self.check()
         if not ctx.workload:
             raise UsageError("no workload to check the graph on: give the context a batch")
         proto = build(model, self.opset)

@@ -65,11 +65,12 @@ class OrtEngine:
             source = graph if isinstance(graph, bytes) else str(graph)
             self._session = ort.InferenceSession(source, options, providers=order)
         except Exception as error:  # ONNX Runtime has no common class for its own
-            what = "the graph" if isinstance(graph, bytes) else f"'{graph}'"
+            what, cure = f"'{graph}'", "\nexport the model again if the file is damaged"
+            if isinstance(graph, bytes):
+                what, cure = "the graph", ""
             first = str(error).strip().split("\n")[0][:200]
             raise ModelError(
-                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}\n"
-                "export the model again if the file is damaged"
+                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}{cure}"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
         meta = self._session.get_modelmeta()

@@ -197,6 +197,11 @@ CASES: dict[str, tuple[Case, int, str]] = {
         "budget",
     ),
     "slice forgotten": (option("--passes", "prune{sparsity=0.5}"), 2, "add slice"),
+    "no kernels for it": (
+        option("--target", "onnx{precision=bf16}"),
+        5,
+        "no bf16 kernels for CPUs",
+    ),
     "unknown target": (option("--target", "onyx"), 2, "did you mean 'onnx'?"),
     "negative budget": (option("--budget", "-1%"), 2, "--budget"),
     "budget in words": (option("--budget", "abc"), 2, "'abc'"),

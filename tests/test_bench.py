@@ -95,6 +95,7 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["{data}/train.jsonl"], 2, "train.jsonl"),
         (["nowhere.onnx"], 2, "nowhere.onnx"),
         (["{model}", "--target", "onnyx"], 2, "onnyx"),
+        (["{model}", "--target", "onnx{{precision=bf16}}"], 5, "no bf16 kernels for CPUs"),
         ([], 2, "the following arguments are required: A\nsee: prumux-bench --help"),
     ],
 )

@@ -352,8 +352,19 @@ def test_wrong_inputs_and_damaged_files(tmp_path: Path) -> None:
         Onnx().engine(tmp_path, 1)
     with pytest.raises(ModelError, match="missing/model"):
         Onnx().engine(tmp_path / "missing", 1)
-    with pytest.raises(ModelError, match="the graph cannot be opened"):
+    with pytest.raises(ModelError, match="the graph cannot be opened") as caught:
         OrtEngine(b"junk", 1)
+    assert "file" not in str(caught.value)
+
+
+def test_bf16_is_refused_where_there_are_no_kernels_for_it(tmp_path: Path) -> None:
+    model = random_model(heads=(4,))
+    target = Onnx(precision="bf16")
+    with pytest.raises(MissingError, match="has no bf16 kernels for CPUs") as caught:
+        target.emit(model, make_context(model), tmp_path)
+    assert "use onnx{precision=fp16}, onnx{precision=fp32}, or" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert target.draft().emit(model, make_context(model), tmp_path).files == ("model.onnx",)
 
 
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
