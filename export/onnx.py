@@ -97,6 +97,15 @@ class Onnx(Target):
                 "or on a GPU tensorrt{precision=bf16}"
             )
 
+    def check_model(self, model: Model) -> None:
+        """Look whether the model has what `keep` names.
+
+        Raises:
+            UsageError: it has not; names what it has.
+        """
+        if self.keep:
+            check_names(self.keep, build(model, self.opset))
+
     @property
     def exact(self) -> bool:
         """Whether all is computed in float32."""
@@ -120,7 +129,7 @@ class Onnx(Target):
         if self.precision != "int8":
             return self
         if self.keep:
-            check_names(self.keep, build(model, self.opset))
+            self.check_model(model)
             return self
         return replace(self, keep=sensitive(model, self.opset, ctx))
 

@@ -197,6 +197,11 @@ CASES: dict[str, tuple[Case, int, str]] = {
         "budget",
     ),
     "slice forgotten": (option("--passes", "prune{sparsity=0.5}"), 2, "add slice"),
+    "keeps what is not there": (
+        option("--target", "onnx{precision=int8 keep=nope}", "--dry-run"),
+        2,
+        "keep: the model has no 'nope' that int8 would lower",
+    ),
     "no kernels for it": (
         option("--target", "onnx{precision=bf16}"),
         5,
