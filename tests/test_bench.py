@@ -13,6 +13,7 @@ from prumux.export.onnx import Onnx
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.source import load_model
 from tests import jobs
+from tests.datafiles import write
 from tests.factory import make_context, multiplexed
 
 
@@ -75,6 +76,19 @@ def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.00x  [1.00, 1.00]" in said
     assert "length 8; wall clock" in said
     assert "power: " in said
+
+
+def test_texts_are_all_that_is_needed(
+    given: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = write(tmp_path / "one.jsonl", text=["good film", "bad"], label=["?", 7])
+    found = bench(capsys, str(given / "model"), "--data", str(one))
+    assert found["length"] == "data"
+    other = write(tmp_path / "other.jsonl", review=["good film"])
+    assert main([str(given / "model"), "--data", str(other), "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "no text column; the columns are: review\nkeep one, named 'text'" in said
+    assert "--columns" not in said
 
 
 @pytest.mark.parametrize(
