@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from .graph import build
 from .graphfile import FILE, is_large, save, verify
 from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
-from .parity import Parity, check, check_finite, compare
+from .parity import Parity, above, check, check_finite, compare
 
 if TYPE_CHECKING:
     from prumux.optimizer.context import Context
@@ -244,7 +245,20 @@ class Onnx(Target):
         self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
     ) -> Candidate:
         engine = _open(proto, threads)
-        return Candidate(name, proto, engine, reference.check(engine, self.atol, name))
+        parity = reference.compare(engine)
+        what = f"ONNX Runtime (fusion={name}) against the torch module"
+        check(parity, self.atol, what, self._remedies(name, parity))
+        return Candidate(name, proto, engine, parity)
+
+    def _remedies(self, fusion: Fusion, parity: Parity) -> list[str]:
+        """What may help a graph that is off, as this target would be written."""
+        found = []
+        if fusion != "none":
+            found.append(f"export with fewer fusions: {replace(self, fusion='none')}")
+        if math.isfinite(parity.max_abs_diff):
+            wider = replace(self, atol=above(parity.max_abs_diff))
+            found.append(f"accept it with a larger atol, say {wider}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -271,16 +285,6 @@ class _Reference:
         found = [engine.run(inputs) for inputs in self.inputs]
         masks = [inputs["attention_mask"] for inputs in self.inputs]
         return compare(self.logits, found, self.kind, masks)
-
-    def check(self, engine: OrtEngine, atol: float, fusion: Fusion) -> Parity:
-        """The parity of an engine.
-
-        Raises:
-            GateError: it is not within `atol`.
-        """
-        parity = self.compare(engine)
-        check(parity, atol, f"ONNX Runtime (fusion={fusion}) against the torch module")
-        return parity
 
 
 def _open(proto: onnx.ModelProto, threads: int) -> OrtEngine:

@@ -14,12 +14,13 @@ from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.slots import in_groups
 
 from .graph import ORIGIN, PRECISION, SLOTS
+from .tape import INPUTS
 
 CPU = "CPUExecutionProvider"
 
 
 def session_options(threads: int) -> Any:
-    """Options of a session that optimises all it can and speaks of errors only.
+    """Options of a session that optimises all it can and prints nothing: errors are raised.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -29,7 +30,7 @@ def session_options(threads: int) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     return options
 
 
@@ -97,17 +98,24 @@ class OrtEngine:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Args:
-            inputs: the graph's inputs by name, int64 [B, T] each; no more and no fewer.
+            inputs: at least the graph's inputs, by name, int64 [B, T] each. What it does not
+                ask for, as graphs of others may not ask for masks, is left out.
 
         Raises:
             UsageError: an input is missing or not known.
         """
-        if set(inputs) != set(self._names):
+        unknown = [x for x in self._names if x not in INPUTS]
+        if unknown:
+            raise UsageError(
+                f"the graph asks for {', '.join(unknown)}; known are {', '.join(INPUTS)}\n"
+                "export it with these inputs only"
+            )
+        if not set(self._names) <= set(inputs):
             raise UsageError(
                 f"the graph takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
                 "tokenise with the tokenizer that lies beside the graph"
             )
-        return self._run(inputs)
+        return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]

@@ -68,27 +68,24 @@ def check_finite(parity: Parity, what: str, remedy: str) -> None:
         )
 
 
-def check(parity: Parity, limit: float, what: str) -> None:
+def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ()) -> None:
     """Stop unless the logits are within `limit`; nan is never within.
 
     Raises:
-        GateError: names what was compared, both numbers and the agreement.
+        GateError: names what was compared, both numbers, the agreement and the remedies.
     """
     if parity.max_abs_diff <= limit:
         return
+    cure = "\n" + ", or ".join(remedies) if remedies else ""
     raise GateError(
         f"{what}: logits differ by up to {parity.max_abs_diff:.3g}, the limit is {limit:.3g} "
-        f"({parity.agreement:.2%} of {parity.rows} labels agree)\n"
-        "export with fewer fusions (onnx{fusion=none}), or accept it with a larger atol, "
-        f"say onnx{{atol={_above(parity.max_abs_diff)}}}"
+        f"({parity.agreement:.2%} of {parity.rows} labels agree){cure}"
     )
 
 
-def _above(value: float) -> str:
-    """The next power of ten, as an option is written."""
-    if not np.isfinite(value):
-        return "..."
-    return f"{10.0 ** np.ceil(np.log10(value)):g}"
+def above(value: float) -> float:
+    """The next power of ten: a limit that it keeps."""
+    return float(10.0 ** np.ceil(np.log10(value)))
 
 
 def _rows(

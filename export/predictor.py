@@ -247,7 +247,7 @@ def load(
         ModelError: not an artifact folder, or a damaged one.
     """
     _check_numbers(threads, max_wait_ms)
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path) or not str(folder).strip():
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
         path = Path(folder).expanduser()

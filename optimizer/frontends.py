@@ -185,6 +185,9 @@ def read_task(config: Config) -> Task:
             f"config.json: id2label is a {type(names).__name__}, not a map of names"
         )
     names = {str(i): str(name) for i, name in names.items()}
+    strange = next((x for x in names if not x.isdecimal()), None)
+    if strange is not None:
+        raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
     count = len(names) or _size(config, "num_labels", default=2, most=LIMIT_LABELS)
     labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
     token = architecture.endswith("ForTokenClassification")

@@ -295,6 +295,8 @@ def test_not_an_artifact(folder: Path, tmp_path: Path) -> None:
 def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"threads is 0: use 1\.\.1024, or leave it out"):
         load(folder, threads=0)
+    with pytest.raises(UsageError, match=r"the folder is '': write, say, prumux.load\('my-"):
+        load("")
     save_artifact(replace(model, tokenizer=None), tmp_path)
     with pytest.raises(ModelError, match=r"has no tokenizer\ncopy tokenizer.json"):
         load(tmp_path)
