@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from prumux.optimizer.console import Parser, device, guarded, positive, print_json, version
-from prumux.optimizer.data import read_rows
+from prumux.optimizer.data import read_texts
 from prumux.optimizer.encode import Encoded, encode
 from prumux.optimizer.environment import cpu_threads, most_threads, provenance
 from prumux.optimizer.errors import UsageError
@@ -168,7 +168,7 @@ def _texts(opened: Sequence[Opened], data: str) -> Encoded:
             split = None
             if path.is_dir():
                 split = "validation" if "validation" in find_files(path) else None
-            rows = read_rows(path if path.exists() else data, x.task, split=split)
+            rows = read_texts(path if path.exists() else data, x.task, split)
             return encode(rows, x.tokenizer, x.encoder, x.task)
     raise UsageError(
         "--length data needs a tokenizer, and none of the models has one\n"

@@ -20,6 +20,7 @@ from prumux.optimizer.ir import Encoder, Kind, Model, Task
 from prumux.optimizer.source import load_model, read_json, read_tokenizer
 from prumux.optimizer.target import Engine, Target
 
+from .belongs import check_belongs
 from .ort import OrtEngine
 from .predictor import TorchEngine
 from .trt_engine import open_plan
@@ -81,11 +82,12 @@ def open_engine(
         return Opened(name, engine, ANY_VOCAB, types, _size_bytes(path))
     config = _own_config(path)
     if config is not None:  # its own engine, whatever the target
-        encoder, task = from_config(config)
+        encoder, task = from_config(config, path / "config.json")
         file = next(path / x for x in FILES if (path / x).exists())
         types, size = encoder.token_types > 0, _size_bytes(file)
         words = read_tokenizer(path)
         engine = _open_file(file, threads, device)
+        check_belongs(engine, encoder, config, path)
         return Opened(name, engine, encoder.vocab, types, size, words, encoder, task)
     if target is not None:
         target.check()

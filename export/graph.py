@@ -7,6 +7,8 @@ the embedding sums) is what ONNX Runtime's transformer fusions look for.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
@@ -23,6 +25,8 @@ SLOTS = "prumux.slots"
 """Under this name the metadata of a graph say how many rows it mixes into one."""
 PRECISION = "prumux.precision"
 """And what its products are computed in, unless it is float32."""
+ORIGIN = "prumux.origin"
+"""And the digest of the model that it all began with."""
 AXES = ("batch_size", "sequence_length")
 LOW_OPSET = 20
 """From here on ONNX has Gelu, which low types need as one operator."""
@@ -76,11 +80,18 @@ def build(
         ir_version=helper.find_min_ir_version_for(opsets),
         doc_string=str(e),
     )
-    told = {SLOTS: str(e.slots)} if e.mux else {}
+    told = {ORIGIN: origin(model.source)} if origin(model.source) else {}
+    if e.mux:
+        told[SLOTS] = str(e.slots)
     if precision != "fp32":
         told[PRECISION] = precision
     helper.set_model_props(made, told)
     return made
+
+
+def origin(source: Mapping[str, Any]) -> str:
+    """The digest of the first model that one was made from; empty if it is not known."""
+    return str(source.get("origin") or source.get("digest") or "")
 
 
 def input_names(encoder: Encoder) -> tuple[str, ...]:

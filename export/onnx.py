@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,16 @@ from .graph import build
 from .graphfile import FILE, is_large, save, verify
 from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from .ort import OrtEngine
-from .parity import Parity, check, compare
+from .parity import Parity, above, check, check_finite, compare
 
 if TYPE_CHECKING:
     from prumux.optimizer.context import Context
 
 GAIN = 0.98
 """A fused graph must run in at most this share of the best simpler graph's time."""
+
+FP16_MAX = 65504
+"""The largest number that fp16 holds."""
 
 Fusion = Literal["none", "basic", "all"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
@@ -81,6 +85,28 @@ class Onnx(Target):
                 "fused attention is slower in int8, and untried in fp16 and bf16"
             )
 
+    def check(self) -> None:
+        """Look whether ONNX Runtime can run what is asked for.
+
+        Raises:
+            MissingError: it cannot; says what it can.
+        """
+        if self.precision == "bf16":
+            raise MissingError(
+                f"{self}: ONNX Runtime has no bf16 kernels for CPUs, where this target runs\n"
+                f"use {replace(self, precision='fp16')}, {replace(self, precision='fp32')}, "
+                "or on a GPU tensorrt{precision=bf16}"
+            )
+
+    def check_model(self, model: Model) -> None:
+        """Look whether the model has what `keep` names.
+
+        Raises:
+            UsageError: it has not; names what it has.
+        """
+        if self.keep:
+            check_names(self.keep, build(model, self.opset))
+
     @property
     def exact(self) -> bool:
         """Whether all is computed in float32."""
@@ -104,7 +130,7 @@ class Onnx(Target):
         if self.precision != "int8":
             return self
         if self.keep:
-            check_names(self.keep, build(model, self.opset))
+            self.check_model(model)
             return self
         return replace(self, keep=sensitive(model, self.opset, ctx))
 
@@ -112,10 +138,12 @@ class Onnx(Target):
         """Write `model.onnx`, and `model.onnx_data` where the weights are over 2 GB.
 
         Raises:
-            GateError: ONNX Runtime's logits are off, or a fusion that was asked for fails.
-            MissingError: ONNX Runtime is not installed.
+            GateError: ONNX Runtime's logits are off or not finite, or a fusion that was asked
+                for fails.
+            MissingError: ONNX Runtime is not installed, or cannot run the precision.
             UsageError: there is no workload to check the graph on.
         """
+        self.check()
         if not ctx.workload:
             raise UsageError("no workload to check the graph on: give the context a batch")
         proto = build(model, self.opset)
@@ -126,6 +154,7 @@ class Onnx(Target):
             proto = self._lowered(model, plain.proto)
             verify(proto)
             parity = reference.compare(_open(proto, ctx.threads))
+            check_finite(parity, str(self), self._overflow)
             return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
         auto = self.fusion == "auto" and len(found) > 1
@@ -193,6 +222,15 @@ class Onnx(Target):
             return build(model, self.opset, self.precision)
         return plain
 
+    @property
+    def _overflow(self) -> str:
+        """What to do about logits that are not finite."""
+        top = f"fp16 ends at {FP16_MAX}: " if self.precision == "fp16" else ""
+        return (
+            f"{top}use {replace(self, precision='fp32', keep=())}, "
+            "or on a GPU tensorrt{precision=bf16}, which has the range of fp32"
+        )
+
     def _notes(self, proto: onnx.ModelProto, plain: Parity, parity: Parity) -> dict[str, Any]:
         return {
             "kept": "none",
@@ -207,7 +245,20 @@ class Onnx(Target):
         self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
     ) -> Candidate:
         engine = _open(proto, threads)
-        return Candidate(name, proto, engine, reference.check(engine, self.atol, name))
+        parity = reference.compare(engine)
+        what = f"ONNX Runtime (fusion={name}) against the torch module"
+        check(parity, self.atol, what, self._remedies(name, parity))
+        return Candidate(name, proto, engine, parity)
+
+    def _remedies(self, fusion: Fusion, parity: Parity) -> list[str]:
+        """What may help a graph that is off, as this target would be written."""
+        found = []
+        if fusion != "none":
+            found.append(f"export with fewer fusions: {replace(self, fusion='none')}")
+        if math.isfinite(parity.max_abs_diff):
+            wider = replace(self, atol=above(parity.max_abs_diff))
+            found.append(f"accept it with a larger atol, say {wider}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -234,16 +285,6 @@ class _Reference:
         found = [engine.run(inputs) for inputs in self.inputs]
         masks = [inputs["attention_mask"] for inputs in self.inputs]
         return compare(self.logits, found, self.kind, masks)
-
-    def check(self, engine: OrtEngine, atol: float, fusion: Fusion) -> Parity:
-        """The parity of an engine.
-
-        Raises:
-            GateError: it is not within `atol`.
-        """
-        parity = self.compare(engine)
-        check(parity, atol, f"ONNX Runtime (fusion={fusion}) against the torch module")
-        return parity
 
 
 def _open(proto: onnx.ModelProto, threads: int) -> OrtEngine:

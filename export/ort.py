@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.slots import in_groups
 
-from .graph import PRECISION, SLOTS
+from .graph import ORIGIN, PRECISION, SLOTS
+from .tape import INPUTS
 
 CPU = "CPUExecutionProvider"
 
 
 def session_options(threads: int) -> Any:
-    """Options of a session that optimises all it can and speaks of errors only.
+    """Options of a session that optimises all it can and prints nothing: errors are raised.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -29,7 +30,7 @@ def session_options(threads: int) -> Any:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     return options
 
 
@@ -65,18 +66,27 @@ class OrtEngine:
             source = graph if isinstance(graph, bytes) else str(graph)
             self._session = ort.InferenceSession(source, options, providers=order)
         except Exception as error:  # ONNX Runtime has no common class for its own
-            what = "the graph" if isinstance(graph, bytes) else f"'{graph}'"
+            what, cure = f"'{graph}'", "\nexport the model again if the file is damaged"
+            if isinstance(graph, bytes):
+                what, cure = "the graph", ""
             first = str(error).strip().split("\n")[0][:200]
             raise ModelError(
-                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}\n"
-                "export the model again if the file is damaged"
+                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}{cure}"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
-        about = self._session.get_modelmeta().custom_metadata_map
+        meta = self._session.get_modelmeta()
+        about = meta.custom_metadata_map
         told = about.get(SLOTS, "1")
         self._precision = about.get(PRECISION, "fp32")
         self.slots = max(1, int(told)) if told.isdecimal() else 1
         """Rows that the graph mixes into one."""
+        shape = self._session.get_outputs()[0].shape
+        self.logits = (*("tokens" for _ in shape[1:-1]), *shape[-1:])
+        """What a row gets, labels last."""
+        self.sizes = meta.description if meta.description.startswith("encoder{") else ""
+        """As `Encoder` tells them; empty in graphs of others."""
+        self.origin = about.get(ORIGIN, "")
+        """See `graph.origin`."""
         self._run = in_groups(self._whole_groups, self.slots)
 
     @property
@@ -88,17 +98,24 @@ class OrtEngine:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Args:
-            inputs: the graph's inputs by name, int64 [B, T] each; no more and no fewer.
+            inputs: at least the graph's inputs, by name, int64 [B, T] each. What it does not
+                ask for, as graphs of others may not ask for masks, is left out.
 
         Raises:
             UsageError: an input is missing or not known.
         """
-        if set(inputs) != set(self._names):
+        unknown = [x for x in self._names if x not in INPUTS]
+        if unknown:
+            raise UsageError(
+                f"the graph asks for {', '.join(unknown)}; known are {', '.join(INPUTS)}\n"
+                "export it with these inputs only"
+            )
+        if not set(self._names) <= set(inputs):
             raise UsageError(
                 f"the graph takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
                 "tokenise with the tokenizer that lies beside the graph"
             )
-        return self._run(inputs)
+        return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]

@@ -23,6 +23,8 @@ class Parity:
     """Share of rows (token tasks: of real positions) with the same largest logit."""
     rows: int
     """Rows, or real positions, that were compared."""
+    broken: int = 0
+    """Of these, where the found logits are nan or infinite."""
 
 
 def compare(
@@ -49,30 +51,41 @@ def compare(
     with np.errstate(invalid="ignore"):
         largest = float(np.abs(a - b).max(initial=0.0))
     same = a.argmax(axis=-1) == b.argmax(axis=-1)
-    return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a))
+    broken = int((~np.isfinite(b).all(axis=-1)).sum())
+    return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a), broken)
 
 
-def check(parity: Parity, limit: float, what: str) -> None:
+def check_finite(parity: Parity, what: str, remedy: str) -> None:
+    """Stop if a logit is nan or infinite: it answers nothing, whatever its label.
+
+    Raises:
+        GateError: says of how many rows, and the remedy.
+    """
+    if parity.broken:
+        raise GateError(
+            f"{what}: the logits of {parity.broken} of {parity.rows} rows are not finite\n"
+            f"{remedy}"
+        )
+
+
+def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ()) -> None:
     """Stop unless the logits are within `limit`; nan is never within.
 
     Raises:
-        GateError: names what was compared, both numbers and the agreement.
+        GateError: names what was compared, both numbers, the agreement and the remedies.
     """
     if parity.max_abs_diff <= limit:
         return
+    cure = "\n" + ", or ".join(remedies) if remedies else ""
     raise GateError(
         f"{what}: logits differ by up to {parity.max_abs_diff:.3g}, the limit is {limit:.3g} "
-        f"({parity.agreement:.2%} of {parity.rows} labels agree)\n"
-        "export with fewer fusions (onnx{fusion=none}), or accept it with a larger atol, "
-        f"say onnx{{atol={_above(parity.max_abs_diff)}}}"
+        f"({parity.agreement:.2%} of {parity.rows} labels agree){cure}"
     )
 
 
-def _above(value: float) -> str:
-    """The next power of ten, as an option is written."""
-    if not np.isfinite(value):
-        return "..."
-    return f"{10.0 ** np.ceil(np.log10(value)):g}"
+def above(value: float) -> float:
+    """The next power of ten: a limit that it keeps."""
+    return float(10.0 ** np.ceil(np.log10(value)))
 
 
 def _rows(

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from prumux.optimizer.artifact import from_config, load_artifact
 from prumux.optimizer.data import Rows
 from prumux.optimizer.encode import Encoded, encode
-from prumux.optimizer.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.errors import GateError, MissingError, ModelError, UsageError
 from prumux.optimizer.ir import Encoder, Model, Task
 from prumux.optimizer.metrics import IGNORE
 from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
 
+from .belongs import check_belongs
 from .ort import OrtEngine
 from .serving import Direct, Job, Together
 from .texts import owners_of, text_rows, word_rows
@@ -87,11 +88,12 @@ class Predictor:
             batch_size: rows in one run of the engine.
             copies: groups that each row takes part in, up to the number of rows that are
                 mixed: slower by as much, and more exact, since the answers are averaged.
-            isolate: whose texts these are, or a list that says it of each text: texts of two
-                owners are never mixed.
+            isolate: whose texts these are, or a list (tuple, array, pandas Series) that says
+                it of each text: texts of two owners are never mixed.
 
         Raises:
             UsageError: not such a list, or a number out of range.
+            GateError: the engine's logits are not finite, as where fp16 overflows.
         """
         logits = self.predict_logits(texts, batch_size, copies, isolate)
         if self.task.kind == "token-classification":
@@ -134,7 +136,9 @@ class Predictor:
         """Logits of each row, padding removed, [C] or [T, C]; `texts`: where each is from."""
         owners = options.owners
         tenants = None if owners is None else tuple(owners[i] for i in texts)
-        return self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
+        found = self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
+        _check_finite(found, self.engine)
+        return found
 
     def _word_logits(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
@@ -243,7 +247,7 @@ def load(
         ModelError: not an artifact folder, or a damaged one.
     """
     _check_numbers(threads, max_wait_ms)
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | Path) or not str(folder).strip():
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
         path = Path(folder).expanduser()
@@ -253,7 +257,7 @@ def load(
     if unfinished:
         raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
     config = _config(path)
-    encoder, task = from_config(config)
+    encoder, task = from_config(config, path / "config.json")
     tokenizer = read_tokenizer(path)
     if tokenizer is None:
         raise ModelError(
@@ -261,11 +265,7 @@ def load(
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
     engine, slots = _engine(path, threads or 0), encoder.slots
-    if getattr(engine, "slots", slots) != slots:
-        raise ModelError(
-            f"'{path}' is mixed up: config.json mixes {slots} rows, its engine others\n"
-            "write the folder again with prumux-opt"
-        )
+    check_belongs(engine, encoder, config, path)
     if max_wait_ms is None:
         return Predictor(encoder, task, tokenizer, Direct(engine, slots))
     return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))
@@ -307,6 +307,19 @@ def _engine(path: Path, threads: int) -> Engine:
         with suppress(MissingError):
             return OrtEngine(path / "model.onnx", threads)
     return TorchEngine(load_artifact(path))
+
+
+def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
+    """Logits that are nan or infinite answer nothing, though one of them is the largest."""
+    broken = sum(not np.isfinite(x).all() for x in logits)
+    if broken:
+        precision = engine.describe().get("precision", "fp32")
+        raise GateError(
+            f"the engine's logits of {broken} of {len(logits)} rows are not finite "
+            f"(precision={precision})\n"
+            "numbers overflow in this model; make it again with --target "
+            "'onnx{precision=fp32}'"
+        )
 
 
 def _predictions(logits: Floats, task: Task) -> list[Prediction]:

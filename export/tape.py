@@ -89,7 +89,7 @@ class Tape:
             raise VerifyError(
                 f"weight '{name}' holds values up to {float(value.abs().max()):.3g}, "
                 f"{self._precision} ends at {torch.finfo(self._dtype).max:.3g}\n"
-                "use precision=bf16, which has the range of fp32"
+                "use precision=fp32, or on a GPU tensorrt{precision=bf16}, which has its range"
             )
 
     def number(self, value: float) -> str:

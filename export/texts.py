@@ -19,9 +19,21 @@ def _listed(texts: Any, example: str) -> list[Any]:
 
 
 def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
-    """Who owns each text; None if that does not matter."""
+    """Who owns each text; None if that does not matter.
+
+    Raises:
+        UsageError: neither one name nor a list of them; taken for one name, a generator would
+            mix the texts of all.
+    """
     if isolate is None:
         return None
+    if hasattr(isolate, "tolist"):  # NumPy, pandas
+        isolate = isolate.tolist()
+    if isinstance(isolate, Iterable) and not isinstance(isolate, str | bytes | list | tuple):
+        raise UsageError(
+            f"isolate is a {type(isolate).__name__}: give a list, isolate=list(...), "
+            "or one name for all"
+        )
     if isinstance(isolate, list | tuple):
         if len(isolate) != len(texts):
             raise UsageError(
@@ -34,10 +46,16 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
     for owner in owners:
         try:
             hash(owner)
-        except TypeError as error:
+            same = bool(owner == owner)  # noqa: PLR0124 - nan is not
+        except TypeError as error:  # as pandas.NA raises, which equals nothing either
             raise UsageError(
                 f"isolate holds {_short(owner)}: name owners by texts or numbers"
             ) from error
+        if not same:
+            raise UsageError(
+                f"isolate holds {_short(owner)}, which is not equal to itself: "
+                "name owners by texts or numbers"
+            )
     return tuple((type(owner), owner) for owner in owners)  # 1 and True are two owners
 
 

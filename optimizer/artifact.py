@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from .errors import ModelError, VerifyError
-from .ir import Encoder, Layer, Masks, Model, Mux, Task
+from .ir import Encoder, Kind, Layer, Masks, Model, Mux, Task
 from .store import owned
 
 FORMAT = 1
@@ -19,7 +19,7 @@ LIMIT = 2**24
 """No size of a model comes near it; a damaged one may."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
 """Of a number; 1 where nothing is said."""
-ARCHITECTURES = {
+ARCHITECTURES: dict[Kind, str] = {
     "text-classification": "PrumuxForSequenceClassification",
     "token-classification": "PrumuxForTokenClassification",
 }
@@ -47,15 +47,19 @@ def to_config(model: Model) -> dict[str, Any]:
     }
 
 
-def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Task]:
-    """Sizes and task from `config.json`.
+def from_config(
+    config: Mapping[str, Any], where: str | Path = "config.json"
+) -> tuple[Encoder, Task]:
+    """Sizes and task from `config.json`; `where` is its name in messages.
 
     Raises:
         ModelError: a field is missing or wrong, or the format is newer than this prumux.
     """
     if config.get("prumux_format") != FORMAT:
+        found = config.get("prumux_format", "missing")
         raise ModelError(
-            f"prumux_format is {config.get('prumux_format')!r}, this prumux reads {FORMAT}"
+            f"{where}: prumux_format is {found}, this prumux reads {FORMAT}\n"
+            "update prumux, or write the folder again with prumux-opt"
         )
     try:
         known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
@@ -64,25 +68,30 @@ def from_config(config: Mapping[str, Any]) -> tuple[Encoder, Task]:
         layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
         mux = None if config.get("mux") is None else Mux(**config["mux"])
         encoder = Encoder(layers=layers, mux=mux, **sizes)
-        kind = next(k for k, v in ARCHITECTURES.items() if v in config["architectures"])
-        labels = tuple(config["id2label"][str(i)] for i in range(encoder.labels))
         _check_sizes(encoder)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        StopIteration,
-    ) as error:
-        raise ModelError(f"config.json is not one that prumux wrote: {error!r}") from error
+        return encoder, _task(config, encoder.labels)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ModelError(
+            f"{where} is not one that prumux wrote: {why}\n"
+            "write the folder again with prumux-opt"
+        ) from error
+
+
+def _task(config: Mapping[str, Any], labels: int) -> Task:
+    """The task of a model with so many labels."""
+    kinds = [k for k, v in ARCHITECTURES.items() if v in config["architectures"]]
+    if not kinds:
+        raise ValueError(f"architectures is {config['architectures']!r:.60}")
+    names = config["id2label"]
     regression = config.get("problem_type") == "regression"
     task = Task(
-        kind=kind,  # type: ignore[arg-type]
+        kind=kinds[0],
         problem="regression" if regression else "classification",
-        labels=labels,
+        labels=tuple(names[str(i)] for i in range(len(names))),
     )
-    return encoder, task
+    task.check(labels)
+    return task
 
 
 def _check_sizes(encoder: Encoder) -> None:
@@ -141,10 +150,13 @@ def load_artifact(folder: Path) -> Model:
     from .source import digest, read_json, read_tokenizer
 
     config = read_json(folder / "config.json")
-    encoder, task = from_config(config)
+    encoder, task = from_config(config, folder / "config.json")
     source = config.get("source", {})
     if not isinstance(source, Mapping):
-        raise ModelError(f"config.json: source is a {type(source).__name__}, not an object")
+        raise ModelError(
+            f"{folder / 'config.json'}: source is a {type(source).__name__}, not an object\n"
+            "write the folder again with prumux-opt"
+        )
     try:
         weights = owned(load_file(folder / "model.safetensors"))
     except (SafetensorError, OSError) as error:

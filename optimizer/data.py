@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,21 +142,41 @@ def read_rows(
     named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
     for key in named.keys() - set(_KEYS):
         raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
+    return _rows(_table(source, named, split, task), task, named)
+
+
+def read_texts(
+    source: str | Path | Sequence[Path], task: Task, split: str | None = None
+) -> Rows:
+    """The texts of one split under their usual names, or the words; labels are not looked at.
+
+    Arguments and errors are those of `read_rows`.
+    """
+    return _unlabelled(_table(source, {}, split, task), task)
+
+
+def _table(
+    source: str | Path | Sequence[Path],
+    named: Mapping[str, str],
+    split: str | None,
+    task: Task,
+) -> Table:
+    """The columns of one split that may be of use."""
     wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
     if not isinstance(source, str | Path):
-        return _rows(joined([read_file(x, wanted) for x in source]), task, named)
+        return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
     if path.is_dir():
         files = find_files(path)
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
-        return read_rows(files[split], task, named)
+        return _table(files[split], named, None, task)
     if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
-        return _rows(read_file(path, wanted), task, named)
+        return read_file(path, wanted)
     found = hub_splits(source)
     if split not in found:
         raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
-    return _rows(hub_table(f"{source} {split}", found[split], wanted, task), task, named)
+    return hub_table(f"{source} {split}", found[split], wanted, task)
 
 
 def _texts(table: Table, name: str) -> tuple[str, ...]:
@@ -179,7 +199,10 @@ def _words(table: Table, name: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(x) for x in table.columns[name])
 
 
-def _text_columns(table: Table, named: Mapping[str, str]) -> tuple[str, str | None]:
+def _text_columns(table: Table, named: Mapping[str, str] | None) -> tuple[str, str | None]:
+    cure = "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)"
+    if named is None:
+        named, cure = {}, "keep one, named 'text' (for pairs two: 'text_a' and 'text_b')"
     if "text_a" in named:
         return named["text_a"], named.get("text_b")
     found: list[tuple[str, str | None]] = [p for p in _PAIRS if set(p) <= set(table.names)]
@@ -191,8 +214,7 @@ def _text_columns(table: Table, named: Mapping[str, str]) -> tuple[str, str | No
         what = "no text column" if not found else "more than one candidate for the text"
         table.fail(
             None,
-            f"{what}; the columns are: {listed(table.names)}\n"
-            "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)",
+            f"{what}; the columns are: {listed(table.names)}\n{cure}",
         )
     return found[0]
 
@@ -200,6 +222,21 @@ def _text_columns(table: Table, named: Mapping[str, str]) -> tuple[str, str | No
 def _all_empty(table: Table, name: str) -> bool:
     """A test split often keeps the label column with nothing in it."""
     return all(x is None for x in table.columns[name])
+
+
+def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
+    """Texts, or words; `named` = None where the user cannot name columns."""
+    if task.kind == "token-classification":
+        tokens = (named or {}).get("tokens", "tokens")
+        if tokens not in table.names:
+            cure = "name it 'tokens'"
+            if named is not None:
+                cure = "say which to use: --columns tokens=NAME tags=NAME"
+            text = f"no column 'tokens'; the columns are: {listed(table.names)}\n"
+            table.fail(None, text + cure)
+        return Rows((), words=_words(table, tokens))
+    a, b = _text_columns(table, named)
+    return Rows(_texts(table, a), None if b is None else _texts(table, b))
 
 
 def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
@@ -214,22 +251,21 @@ def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
         return next((x for x in names if x in table.names), None)
 
     if task.kind == "token-classification":
-        tokens, tags = first("tokens"), first("tags")
-        if tokens is None:
-            text = f"no column 'tokens'; the columns are: {listed(table.names)}\n"
-            table.fail(None, text + "say which to use: --columns tokens=NAME tags=NAME")
-        words = _words(table, tokens)
-        if tags is None or _all_empty(table, tags):
-            return Rows((), words=words)
-        ids = tag_ids(table.columns[tags], words, task.labels, table.fail)
-        return Rows((), words=words, labels=ids)
-    a, b = _text_columns(table, named)
-    text_a, text_b = _texts(table, a), None if b is None else _texts(table, b)
-    regression = task.problem == "regression"
-    label = first("score", "label") if regression else first("label")
+        label = first("tags")
+    elif task.problem == "regression":
+        label = first("score", "label")
+    else:
+        label = first("label")
+    rows = _unlabelled(table, task, named)
     if label is None or _all_empty(table, label):
-        return Rows(text_a, text_b)
-    values = table.columns[label]
-    if regression:
-        return Rows(text_a, text_b, labels=float_scores(values, table.fail))
-    return Rows(text_a, text_b, labels=class_ids(values, task.labels, table.fail))
+        return rows
+    return replace(rows, labels=_labels(table, label, rows, task))
+
+
+def _labels(table: Table, name: str, rows: Rows, task: Task) -> Labels | None:
+    values = table.columns[name]
+    if rows.words is not None:
+        return tag_ids(values, rows.words, task.labels, table.fail)
+    if task.problem == "regression":
+        return float_scores(values, table.fail)
+    return class_ids(values, task.labels, table.fail)

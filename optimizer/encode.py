@@ -156,9 +156,13 @@ def row_limit(
             f"length {length} is over the model's {most} positions: --length {most}"
         )
     if length <= specials:
+        cure = f"use, say, --length {min(most, 128)}"
+        if most <= specials:
+            cure = f"the model has {most} positions, give one with more"
+        elif asked is None:
+            cure = f"write model_max_length {most} into tokenizer_config.json"
         raise UsageError(
-            f"length {length} leaves no room for text beside {specials} special tokens: "
-            f"use, say, --length {min(most, 128)}"
+            f"length {length} leaves no room for text beside {specials} special tokens: {cure}"
         )
     return length
 

@@ -185,15 +185,28 @@ def read_task(config: Config) -> Task:
             f"config.json: id2label is a {type(names).__name__}, not a map of names"
         )
     names = {str(i): str(name) for i, name in names.items()}
+    strange = next((x for x in names if not x.isdecimal()), None)
+    if strange is not None:
+        raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
     count = len(names) or _size(config, "num_labels", default=2, most=LIMIT_LABELS)
     labels = tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
     token = architecture.endswith("ForTokenClassification")
+    _check_labels(labels)
     regression = not token and (problem == "regression" or (problem is None and count == 1))
     return Task(
         kind="token-classification" if token else "text-classification",
         problem="regression" if regression else "classification",
         labels=labels,
     )
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    try:
+        Task("text-classification", "classification", labels).check(len(labels))
+    except ValueError as error:
+        raise ModelError(
+            f"config.json: {error}\ngive every label in id2label a name of its own"
+        ) from error
 
 
 def read_weights(

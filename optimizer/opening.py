@@ -37,6 +37,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
     threads = cpu_threads()
     torch.set_num_threads(threads)
     model = load_model(request.model)
+    target.check_model(model)
     if model.tokenizer is None:
         raise ModelError(
             f"no tokenizer lies beside '{request.model}'\n"

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,9 @@ def _from_folder(folder: Path, name: str) -> Model:
         return load_artifact(folder)
     for file in WEIGHT_FILES:
         if (folder / file).exists():
-            return build(config, _tensors(folder / file), read_tokenizer(folder), name)
+            model = build(config, _tensors(folder / file), None, name)
+            # After the model: a fault of its config would be called one of the tokenizer.
+            return replace(model, tokenizer=read_tokenizer(folder))
     raise ModelError(
         f"'{folder}' has a config.json but no weights\n"
         f"expected one of: {', '.join(WEIGHT_FILES)}"
@@ -86,7 +89,8 @@ def _from_file(path: Path, name: str) -> Model:
         config = read_json(path.parent / "config.json")
     if not isinstance(config, Mapping):
         raise ModelError(f"'config' in '{path.name}' is a {type(config).__name__}, not a dict")
-    return build(config, found, read_tokenizer(path.parent), name)
+    model = build(config, found, None, name)
+    return replace(model, tokenizer=read_tokenizer(path.parent))
 
 
 def build(
@@ -189,7 +193,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"'{path.name}' is a pickled object, not a state dict; it was not executed\n"
+            f"'{path.name}' is {_kind(path)}, not a state dict; it was not executed\n"
             "save it with torch.save(model.state_dict(), 'model.pt')"
         ) from error
     except ModelError:
@@ -201,6 +205,17 @@ def _tensors(path: Path) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ModelError(f"'{path.name}' holds a {type(found).__name__}, not a state dict")
     return dict(found)
+
+
+def _kind(path: Path) -> str:
+    """What a file is that torch refused to load."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    if head.lstrip()[:1] in (b"{", b"["):  # neither begins a pickle
+        return "JSON text"
+    if head[:1] == b"\x80" or head[:2] == b"PK":
+        return "a pickled object"
+    return f"a file of another kind (it begins with {head[:16]!r})"
 
 
 def _shards(index: Path) -> list[Path]:

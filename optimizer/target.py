@@ -53,6 +53,14 @@ class Target(Stage):
             MissingError: it is not; says how to get it.
         """
 
+    def check_model(self, model: Model) -> None:
+        """Look whether the options fit the given model.
+
+        Raises:
+            UsageError: one names what the model does not have.
+        """
+        del model
+
     @property
     def exact(self) -> bool:
         """Whether its engines give the torch module's answers, up to rounding.

@@ -92,6 +92,14 @@ def random_weights(encoder: Encoder, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+def overflowing(model: Model, factor: float = 3000) -> Model:
+    """The model with FFN weights so large that its values are beyond fp16, as no weight is."""
+    large = {
+        k: x * factor for k, x in model.weights.items() if ".ffn." in k and "norm" not in k
+    }
+    return replace(model, weights={**model.weights, **large})
+
+
 def random_batch(model: Model, rows: int = 5, length: int = 12, seed: int = 0) -> Batch:
     """Right-padded rows: the first is full, the second has one token."""
     rng = np.random.default_rng(seed)

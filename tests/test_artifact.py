@@ -130,13 +130,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "minus": (edit(heads_per_layer=[3, 0, -1]), "a layer of -1 heads and 0 FFN units"),
     "huge": (edit(ffn_per_layer=[10**12, 6, 0]), "a layer of 3 heads and 1000000000000 FFN"),
     "infinite": (edit(ffn_per_layer=[float("inf"), 6, 0]), "not one that prumux wrote"),
-    "labels": (edit(id2label={"0": "a"}), "config.json is not one that prumux wrote"),
+    "labels": (edit(id2label={"0": "a"}), "1 names of 2 labels\nwrite the folder again"),
+    "more labels": (edit(id2label={"0": "a", "1": "b", "2": "c"}), "3 names of 2 labels"),
+    "same labels": (edit(id2label={"0": "a", "1": "a"}), "labels 0 and 1 are both 'a'"),
+    "no label": (edit(id2label={"0": "a", "2": "b"}), "'1' is missing"),
+    "label is a number": (edit(id2label={"0": "a", "1": 7}), "label 1 is 7, not a text"),
+    "no format": (edit(prumux_format=None), "prumux_format is missing, this prumux reads 1"),
     "mux": (edit(mux={"m": 2}), "config.json is not one that prumux wrote"),
     "mux slots": (edit(mux={"n": 1}), "n is 1"),
     "mux layer": (edit(mux={"n": 2, "at": 3}), "rows mixed at 3 of 3 layers"),
     "mux keys": (edit(mux={"n": 2, "variant": "odd"}), "variant is 'odd'"),
     "source": (edit(source="x"), "source is a str, not an object"),
-    "architecture": (edit(architectures=["Bert"]), "not one that prumux wrote"),
+    "architecture": (edit(architectures=["Bert"]), "architectures is ['Bert']"),
     "shape": (
         edit(ffn_per_layer=[4, 6, 0]),
         "is damaged: weight 'layers.0.ffn.up.weight' has",
@@ -154,6 +159,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_artifact(tmp_path)
     assert says in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
 
 

@@ -66,6 +66,17 @@ def bomb_raw(p: Place) -> list[str]:
     return p.args(p.here / "raw.pt")
 
 
+def json_as_weights(p: Place) -> list[str]:
+    (p.here / "model.pt").write_text('{"weights": [1, 2]}')
+    return p.args(p.here / "model.pt")
+
+
+def labels_in_a_list(p: Place) -> list[str]:
+    bad = p.copy(p.model)
+    (bad / "config.json").write_text(json.dumps(jobs.CONFIG | {"id2label": ["a", "b"]}))
+    return p.args(bad)
+
+
 def truncated(p: Place) -> list[str]:
     bad = p.copy(p.model)
     whole = (bad / "model.safetensors").read_bytes()
@@ -165,6 +176,8 @@ CASES: dict[str, tuple[Case, int, str]] = {
     "folder without a model": (lambda p: p.args(p.data), 2, "it has no config.json"),
     "pickled object": (bomb_pickle, 2, "it was not executed"),
     "raw pickle": (bomb_raw, 2, "raw.pt"),
+    "JSON as weights": (json_as_weights, 2, "'model.pt' is JSON text, not a state dict"),
+    "labels in a list": (labels_in_a_list, 2, "config.json: id2label is a list"),
     "truncated safetensors": (truncated, 2, "damaged"),
     "wrong shapes": (wrong_shapes, 2, "config.json says"),
     "no tokenizer": (no_tokenizer, 2, "no tokenizer lies beside"),
@@ -197,6 +210,16 @@ CASES: dict[str, tuple[Case, int, str]] = {
         "budget",
     ),
     "slice forgotten": (option("--passes", "prune{sparsity=0.5}"), 2, "add slice"),
+    "keeps what is not there": (
+        option("--target", "onnx{precision=int8 keep=nope}", "--dry-run"),
+        2,
+        "keep: the model has no 'nope' that int8 would lower",
+    ),
+    "no kernels for it": (
+        option("--target", "onnx{precision=bf16}"),
+        5,
+        "no bf16 kernels for CPUs",
+    ),
     "unknown target": (option("--target", "onyx"), 2, "did you mean 'onnx'?"),
     "negative budget": (option("--budget", "-1%"), 2, "--budget"),
     "budget in words": (option("--budget", "abc"), 2, "'abc'"),

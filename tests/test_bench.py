@@ -15,6 +15,7 @@ from prumux.export.onnx import Onnx
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.source import load_model
 from tests import jobs
+from tests.datafiles import write
 from tests.factory import make_context, multiplexed
 
 
@@ -118,6 +119,19 @@ def test_answers_that_are_no_numbers(
     assert "--target 'onnx{precision=fp32}'" in said
 
 
+def test_texts_are_all_that_is_needed(
+    given: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    one = write(tmp_path / "one.jsonl", text=["good film", "bad"], label=["?", 7])
+    found = bench(capsys, str(given / "model"), "--data", str(one))
+    assert found["length"] == "data"
+    other = write(tmp_path / "other.jsonl", review=["good film"])
+    assert main([str(given / "model"), "--data", str(other), "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "no text column; the columns are: review\nkeep one, named 'text'" in said
+    assert "--columns" not in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -151,6 +165,7 @@ def test_answers_that_are_no_numbers(
         (["{data}/train.jsonl"], 2, "train.jsonl"),
         (["nowhere.onnx"], 2, "nowhere.onnx"),
         (["{model}", "--target", "onnyx"], 2, "onnyx"),
+        (["{model}", "--target", "onnx{{precision=bf16}}"], 5, "no bf16 kernels for CPUs"),
         ([], 2, "the following arguments are required: A\nsee: prumux-bench --help"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prumux.optimizer.data import Rows, read_rows
+from prumux.optimizer.data import Rows, read_rows, read_texts
 from prumux.optimizer.errors import DataError
 from prumux.optimizer.ir import Task
 from tests.datafiles import FORMATS, TASK, ids, labelled, text, write
@@ -43,6 +43,16 @@ def test_named_columns(tmp_path: Path) -> None:
     assert (rows.text_a, ids(rows)) == (("x", "z"), [0, 1])
     assert read_rows(path, TASK, {"text_b": "my col"}).text_b == ("x", "z")
     assert read_rows(path, TASK, {"text": "my col"}).text_a == ("x", "z")
+
+
+def test_texts_without_a_look_at_labels(tmp_path: Path) -> None:
+    one = write(tmp_path / "train.jsonl", text=["x", "y"], label=["?", 9])
+    assert read_texts(one, TASK).text_a == read_texts(tmp_path, TASK).text_a == ("x", "y")
+    assert read_texts(one, TASK).labels is None
+    tagged = write(tmp_path / "t.jsonl", tokens=[["a", "b"]], tags=[["?"]])
+    assert read_texts(tagged, TAGS).words == (("a", "b"),)
+    with pytest.raises(DataError, match=r"no column 'tokens'.*\nname it 'tokens'"):
+        read_texts(one, TAGS)
 
 
 @pytest.mark.parametrize("ending", FORMATS)

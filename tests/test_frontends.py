@@ -139,6 +139,8 @@ WRONG_SIZES: list[tuple[dict[str, Any], str]] = [
         "'mish' is not supported; supported: gelu, gelu_tanh, relu, silu",
     ),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
+    ({"id2label": {"0": "a", "1": "a"}}, "labels 0 and 1 are both 'a'\ngive every label"),
+    ({"id2label": {"x": "a", "1": "b"}}, "id2label names 'x', ids are 0, 1, 2"),
     ({"id2label": ["a", "b"]}, "id2label is a list, not a map of names"),
     ({"id2label": 3}, "id2label is a int"),
     ({"id2label": None, "num_labels": 10**9}, "num_labels is 1000000000"),

@@ -1,8 +1,6 @@
 """The ONNX target: the graph, its parity with Hugging Face and torch, and what is kept."""
 
-import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ from prumux.export.graph import build, input_names
 from prumux.export.graphfile import save, verify
 from prumux.export.onnx import Onnx
 from prumux.export.ort import OrtEngine
-from prumux.export.parity import Parity, check, compare
 from prumux.optimizer.errors import (
     GateError,
     MissingError,
-    ModelError,
     SpecError,
     UsageError,
     VerifyError,
@@ -32,7 +28,13 @@ from prumux.optimizer.measure import Timing
 from prumux.optimizer.module import EncoderModule, run
 from prumux.optimizer.source import build as build_model
 from prumux.optimizer.spec import parse_one
-from tests.factory import Family, make_context, random_batch, random_model
+from tests.factory import (
+    Family,
+    make_context,
+    overflowing,
+    random_batch,
+    random_model,
+)
 
 SIZES = {"vocab_size": 101, "max_position_embeddings": 40, "pad_token_id": 0}
 BERT = SIZES | {
@@ -296,6 +298,18 @@ def test_the_plain_graph_must_agree_too(tmp_path: Path) -> None:
         Onnx(atol=1e-12).emit(model, make_context(model), tmp_path / "x")
     assert "ONNX Runtime (fusion=none) against the torch module" in str(caught.value)
     assert "onnx{atol=1e-0" in str(caught.value)
+    assert "fewer fusions" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(GateError, match=r"say onnx\{atol=\S+ precision=fp16\}$"):
+        Onnx(atol=1e-12, precision="fp16").emit(model, make_context(model), tmp_path / "x")
+
+
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = overflowing(random_model(heads=(4, 3)))
+    with pytest.raises(GateError, match="logits of 5 of 5 rows are not finite") as caught:
+        Onnx(precision="fp16").emit(model, make_context(model), tmp_path / "x")
+    assert str(caught.value).startswith("onnx{precision=fp16}: ")
+    assert "fp16 ends at 65504: use onnx{precision=fp32}, or" in str(caught.value)
     assert not (tmp_path / "x").exists()
 
 
@@ -317,73 +331,11 @@ def test_the_text_form() -> None:
         Onnx.from_node(parse_one("onnx{atol=0}"))
 
 
-def test_what_an_engine_says_of_itself() -> None:
-    found = opened(build(random_model(heads=(4,)))).describe()
-    assert dict(found) == {
-        "engine": "onnxruntime",
-        "version": found["version"],
-        "provider": "CPUExecutionProvider",
-        "device": "cpu",
-        "threads": "1",
-        "precision": "fp32",
-    }
-
-
-def test_wrong_inputs_and_damaged_files(tmp_path: Path) -> None:
+def test_bf16_is_refused_where_there_are_no_kernels_for_it(tmp_path: Path) -> None:
     model = random_model(heads=(4,))
-    proto = build(model)
-    inputs = random_batch(model).inputs()
-    del inputs["token_type_ids"]
-    with pytest.raises(
-        UsageError, match="takes input_ids, attention_mask, token_type_ids; given"
-    ):
-        opened(proto).run(inputs)
-    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString()[:5000])
-    with pytest.raises(ModelError, match=r"model\.onnx' cannot be opened by ONNX Runtime"):
-        Onnx().engine(tmp_path, 1)
-    with pytest.raises(ModelError, match="missing/model"):
-        Onnx().engine(tmp_path / "missing", 1)
-    with pytest.raises(ModelError, match="the graph cannot be opened"):
-        OrtEngine(b"junk", 1)
-
-
-def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    proto = build(random_model(heads=(4,)))
-    with pytest.raises(MissingError, match="has no NoSuchProvider, only") as caught:
-        OrtEngine(proto.SerializeToString(), 1, ("NoSuchProvider",))
-    assert "pip install 'prumux[cuda]'" in str(caught.value)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingError, match=r"pip install 'prumux\[cpu\]'"):
-        opened(proto)
-
-
-def test_parity_counts_real_positions_only() -> None:
-    a = np.zeros((2, 3, 2), np.float32)
-    b = a.copy()
-    b[0, 1, 1], b[1, 2, 0] = 0.5, 9.0
-    mask = np.array([[1, 1, 1], [1, 1, 0]])
-    found = compare([a], [b], "token-classification", [mask])
-    assert (found.max_abs_diff, found.agreement, found.rows) == (0.5, 0.8, 5)
-    with pytest.raises(ValueError, match="need the attention masks"):
-        compare([a], [b], "token-classification")
-
-
-def test_parity_of_rows() -> None:
-    a = [np.array([[0.0, 1.0]]), np.array([[2.0, 1.0], [0.0, 3.0]])]
-    b = [np.array([[0.0, 1.5]]), np.array([[1.0, 1.25], [0.0, 3.0]])]
-    found = compare(a, b, "text-classification")
-    assert (found.max_abs_diff, found.rows) == (1.0, 3)
-    assert found.agreement == pytest.approx(2 / 3)
-    with pytest.raises(GateError, match=r"logits of shape \(1, 3\), expected \(1, 2\)"):
-        compare(a[:1], [np.zeros((1, 3))], "text-classification")
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_never_passes(bad: float) -> None:
-    found = compare([np.zeros((1, 2))], [np.array([[0.0, bad]])], "text-classification")
-    with pytest.raises(GateError, match=rf"differ by up to {bad}"):
-        check(found, 1e-4, "x against y")
-
-
-def test_within_the_limit_passes() -> None:
-    check(Parity(1e-4, 1.0, 3), 1e-4, "x against y")
+    target = Onnx(precision="bf16")
+    with pytest.raises(MissingError, match="has no bf16 kernels for CPUs") as caught:
+        target.emit(model, make_context(model), tmp_path)
+    assert "use onnx{precision=fp16}, onnx{precision=fp32}, or" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert target.draft().emit(model, make_context(model), tmp_path).files == ("model.onnx",)

@@ -12,14 +12,26 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from prumux.export.engines import open_engine
+from prumux.export.graph import build
+from prumux.export.graphfile import save
 from prumux.export.onnx import Onnx
 from prumux.export.predictor import Prediction, Predictor, load
-from prumux.optimizer.artifact import save_artifact
+from prumux.optimizer.artifact import load_artifact, save_artifact
 from prumux.optimizer.encode import Batch
-from prumux.optimizer.errors import ModelError, UsageError
+from prumux.optimizer.errors import GateError, ModelError, UsageError
 from prumux.optimizer.ir import Model, Task
 from prumux.optimizer.module import EncoderModule, run
-from tests.factory import Family, make_context, random_batch, random_model, tiny_tokenizer
+from prumux.optimizer.registry import parse_target
+from tests.factory import (
+    Family,
+    make_context,
+    multiplexed,
+    overflowing,
+    random_batch,
+    random_model,
+    tiny_tokenizer,
+)
 
 TEXTS = ["good film", "", "a bad player in a good play", "film " * 60, "bad"]
 WORDS = [["good", "film"], [], ["Bad", "playing", "xyz", "a"], ["unseen"]]
@@ -283,6 +295,8 @@ def test_not_an_artifact(folder: Path, tmp_path: Path) -> None:
 def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"threads is 0: use 1\.\.1024, or leave it out"):
         load(folder, threads=0)
+    with pytest.raises(UsageError, match=r"the folder is '': write, say, prumux.load\('my-"):
+        load("")
     save_artifact(replace(model, tokenizer=None), tmp_path)
     with pytest.raises(ModelError, match=r"has no tokenizer\ncopy tokenizer.json"):
         load(tmp_path)
@@ -290,6 +304,64 @@ def test_what_load_refuses(folder: Path, model: Model, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ModelError, match=r"model.onnx' cannot be opened by ONNX Runtime"):
         load(tmp_path)
+
+
+STRANGERS: dict[str, tuple[dict[str, Any], str]] = {
+    "labels": ({"labels": 4}, "logits a row\nconfig.json: 3\nengine: 4"),
+    "task": (
+        {"labels": 3, "task": "token-classification"},
+        "logits a row\nconfig.json: 3\nengine: tokens, 3",
+    ),
+    "inputs": (
+        {"labels": 3, "family": "distilbert"},
+        "inputs\nconfig.json: input_ids, attention_mask, token_type_ids\n"
+        "engine: input_ids, attention_mask\n",
+    ),
+    "width": ({"labels": 3, "hidden": 96}, "sizes\nconfig.json: encoder{hidden=48 "),
+    "source": ({"labels": 3, "seed": 7}, "source model\nconfig.json: seed-0\nengine: seed-7"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_graph_of_another_model_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    fields, says = STRANGERS[name]
+    here = shutil.copytree(folder, tmp_path / "mixed")
+    save(build(make_model(**fields)), here)
+    with pytest.raises(ModelError) as caught:
+        load(here)
+    assert f"'{here}' is mixed up, its engine is another model's: {says}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 5
+    with pytest.raises(ModelError, match="is mixed up"):
+        open_engine(str(here), None, 1, "cpu", compiled=False)
+
+
+def test_a_graph_that_mixes_other_numbers_of_rows_is_refused(
+    folder: Path, model: Model, tmp_path: Path
+) -> None:
+    here = shutil.copytree(folder, tmp_path / "mixed")
+    save(build(multiplexed(model, n=2)), here)
+    with pytest.raises(ModelError, match=r"rows mixed\nconfig.json: 1\nengine: 2"):
+        load(here)
+
+
+@pytest.mark.parametrize("target", ["fusion=all", "precision=fp16", "precision=int8"])
+def test_every_graph_of_a_folder_belongs_to_it(target: str, tmp_path: Path) -> None:
+    model = replace(random_model(heads=(4, 3), hidden=64), tokenizer=tiny_tokenizer())
+    save_artifact(model, tmp_path)
+    again = load_artifact(tmp_path)
+    for x in (model, again):  # what is loaded goes on from the same source
+        parse_target(f"onnx{{{target}}}").emit(x, make_context(x), tmp_path)
+        engine: Any = load(tmp_path).engine
+        assert (engine.sizes, engine.origin) == (str(x.encoder), "seed-0")
+
+
+def test_logits_that_are_not_finite_are_no_answer(tmp_path: Path) -> None:
+    model = replace(overflowing(random_model(heads=(4, 3))), tokenizer=tiny_tokenizer())
+    save_artifact(model, tmp_path)
+    save(build(model, precision="fp16"), tmp_path)
+    message = r"logits of 2 of 2 rows are not finite \(precision=fp16\)\n.*precision=fp32"
+    with pytest.raises(GateError, match=message):
+        load(tmp_path).predict(["good film", "bad"])
 
 
 def test_a_random_batch_too(predictor: Predictor, model: Model) -> None:

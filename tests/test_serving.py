@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from prumux.export.onnx import Onnx
 from prumux.export.predictor import Predictor, load
 from prumux.export.serving import Together
+from prumux.export.texts import owners_of
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.data import Rows
 from prumux.optimizer.errors import UsageError
@@ -219,7 +221,39 @@ def test_what_is_refused(folder: Path) -> None:
         predictor.predict(["good"], copies=4)
     with pytest.raises(UsageError, match="isolate names 2 owners of 1 texts: give one for ea"):
         predictor.predict(["good"], isolate=["a", "b"])
-    with pytest.raises(UsageError, match=r"isolate holds \{\}: name owners by texts or numb"):
-        predictor.predict(["good"], isolate={})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"isolate holds \[1\]: name owners by texts or numb"):
+        predictor.predict(["good"], isolate=[[1]])  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"max_wait_ms is -1: use 0\.\.60000, or leave it"):
         load(folder, max_wait_ms=-1)
+
+
+@pytest.mark.parametrize(
+    ("isolate", "what"),
+    [
+        ((x for x in "ab"), "generator"),
+        (map(str, (1, 2)), "map"),
+        (iter(["a", "b"]), "list_iterator"),
+        ({1: "a", 2: "b"}.values(), "dict_values"),
+        (frozenset("ab"), "frozenset"),
+        ({}, "dict"),
+    ],
+)
+def test_owners_that_are_no_list_are_not_one_owner(isolate: Any, what: str) -> None:
+    message = rf"isolate is a {what}: give a list, isolate=list\(\.\.\.\)"
+    with pytest.raises(UsageError, match=message):
+        owners_of(isolate, ["good", "bad"])
+
+
+def test_owners_in_arrays_are_those_of_lists() -> None:
+    texts, names = ["good", "bad", "film"], ["a", "b", "a"]
+    assert owners_of(np.array(names), texts) == owners_of(names, texts)
+    assert owners_of(np.array([1, 2, 1]), texts) == owners_of([1, 2, 1], texts)
+    assert owners_of("ab", texts) == owners_of(np.str_("ab"), texts) == ((str, "ab"),) * 3
+    with pytest.raises(UsageError, match="isolate names 2 owners of 3 texts"):
+        owners_of(np.array(["a", "b"]), texts)
+
+
+@pytest.mark.parametrize("isolate", [math.nan, [math.nan, "a"], np.array([math.nan, 1.0])])
+def test_an_owner_that_is_not_itself(isolate: Any) -> None:
+    with pytest.raises(UsageError, match="isolate holds nan, which is not equal to itself"):
+        owners_of(isolate, ["good", "bad"])
