@@ -52,6 +52,7 @@ class OrtEngine:
             ModelError: the graph is missing, damaged, or not for this ONNX Runtime.
         """
         ort = _library()
+        self._what = "the graph" if isinstance(graph, bytes) else f"'{graph}'"
         self._threads = threads
         options = session_options(threads)
         absent = [p for p in providers if p not in ort.get_available_providers()]
@@ -66,12 +67,12 @@ class OrtEngine:
             source = graph if isinstance(graph, bytes) else str(graph)
             self._session = ort.InferenceSession(source, options, providers=order)
         except Exception as error:  # ONNX Runtime has no common class for its own
-            what, cure = f"'{graph}'", "\nexport the model again if the file is damaged"
-            if isinstance(graph, bytes):
-                what, cure = "the graph", ""
+            file = not isinstance(graph, bytes)
+            cure = "\nexport the model again if the file is damaged" if file else ""
             first = str(error).strip().split("\n")[0][:200]
+            by = f"ONNX Runtime {ort.__version__}"
             raise ModelError(
-                f"{what} cannot be opened by ONNX Runtime {ort.__version__}: {first}{cure}"
+                f"{self._what} cannot be opened by {by}: {first}{cure}"
             ) from error
         self._names = tuple(x.name for x in self._session.get_inputs())
         meta = self._session.get_modelmeta()
@@ -80,9 +81,10 @@ class OrtEngine:
         self._precision = about.get(PRECISION, "fp32")
         self.slots = max(1, int(told)) if told.isdecimal() else 1
         """Rows that the graph mixes into one."""
-        shape = self._session.get_outputs()[0].shape
-        self.logits = (*("tokens" for _ in shape[1:-1]), *shape[-1:])
-        """What a row gets, labels last."""
+        shape = self._session.get_outputs()[0].shape or [""]
+        known = isinstance(shape[-1], int)
+        self.logits = (*("tokens" for _ in shape[1:-1]), shape[-1]) if known else ()
+        """What a row gets, labels last; empty if the graph does not say how many."""
         self.sizes = meta.description if meta.description.startswith("encoder{") else ""
         """As `Encoder` tells them; empty in graphs of others."""
         self.origin = about.get(ORIGIN, "")
@@ -107,12 +109,12 @@ class OrtEngine:
         unknown = [x for x in self._names if x not in INPUTS]
         if unknown:
             raise UsageError(
-                f"the graph asks for {', '.join(unknown)}; known are {', '.join(INPUTS)}\n"
+                f"{self._what} asks for {', '.join(unknown)}; known are {', '.join(INPUTS)}\n"
                 "export it with these inputs only"
             )
         if not set(self._names) <= set(inputs):
             raise UsageError(
-                f"the graph takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
+                f"{self._what} takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
                 "tokenise with the tokenizer that lies beside the graph"
             )
         return self._run({name: inputs[name] for name in self._names})

@@ -129,9 +129,7 @@ def test_errors() -> None:
     with pytest.raises(UsageError, match=r"length 2 .*: the model has 2 positions, give one"):
         encode(rows, tokenizer, replace(ENCODER, positions=2), TASK)
     tokenizer.model_max_length = 2
-    with pytest.raises(
-        UsageError, match=r"length 2 .*: write model_max_length 16 into tokeni"
-    ):
+    with pytest.raises(UsageError, match=r"length 2 .*: write model_max_length 16 into tok"):
         encode(rows, tokenizer, ENCODER, TASK)
     tokenizer = make_tokenizer()
     with pytest.raises(DataError, match=r"ids up to 6, .* vocabulary of size 6: they do not"):

@@ -363,5 +363,5 @@ def test_a_folder_that_is_mixed_up_is_refused(tmp_path: Path) -> None:
     model = replace(tiny(n=2), tokenizer=tiny_tokenizer())
     save_artifact(model, tmp_path)
     Onnx(fusion="none").emit(tiny(n=3), make_context(tiny(n=3)), tmp_path)
-    with pytest.raises(ModelError, match=r"config\.json mixes 2 rows, its engine others"):
+    with pytest.raises(ModelError, match=r"rows mixed\nconfig\.json: 2\nengine: 3\n"):
         load(tmp_path)
