@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from prumux.export.fastmodule import FastModule
-from prumux.export.ort import OrtEngine
+from prumux.export.ort import CUDA, OrtEngine
 from prumux.export.timeshares import kernel_shares, operator_shares
 from prumux.optimizer.calibrate import random_model
 from prumux.optimizer.console import device as there
@@ -87,7 +87,7 @@ class Ort:
 
     def open(self, model: Model, ctx: Context) -> Opened:
         """The graph that the target writes for timing."""
-        providers = ("CUDAExecutionProvider",) * (self.device == "cuda")
+        providers = (CUDA,) * (self.device == "cuda")
         with tempfile.TemporaryDirectory() as folder:
             self.target.draft().emit(model, ctx, Path(folder))
             graph = (Path(folder) / "model.onnx").read_bytes()

@@ -21,7 +21,7 @@ from prumux.optimizer.source import load_model, read_json, read_tokenizer
 from prumux.optimizer.target import Engine, Target
 
 from .belongs import check_belongs
-from .ort import OrtEngine
+from .ort import CUDA, OrtEngine, gpu_providers
 from .predictor import TorchEngine
 from .trt_engine import open_plan
 
@@ -32,7 +32,6 @@ ANY_VOCAB = 1000
 """Every vocabulary that we know has so many tokens."""
 FILES = ("model.plan", "model.onnx")
 """Engines in an artifact folder; a plan is only there if it was asked for."""
-CUDA = "CUDAExecutionProvider"
 
 
 class FileEngine(Engine, Protocol):
@@ -117,20 +116,8 @@ def _open_file(path: Path, threads: int, device: str) -> FileEngine:
     """An engine that lies in one file."""
     if path.suffix == ".plan":
         return open_plan(path)
-    providers = _providers() if device == "auto" else (CUDA,) * (device == "cuda")
+    providers = gpu_providers() if device == "auto" else (CUDA,) * (device == "cuda")
     return OrtEngine(path, threads, providers)
-
-
-def _providers() -> tuple[str, ...]:
-    """What ONNX Runtime can use besides the CPU; nothing if it is not installed."""
-    import torch
-
-    try:
-        import onnxruntime
-    except ImportError:
-        return ()
-    there = torch.cuda.is_available() and CUDA in onnxruntime.get_available_providers()
-    return (CUDA,) if there else ()
 
 
 def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from . import fuse as fusion_tool
 from .graph import build
 from .graphfile import FILE, is_large, save, verify
 from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
-from .ort import OrtEngine
+from .ort import CUDA, OrtEngine, gpu_providers
 from .parity import Parity, above, check, check_finite, compare
 
 if TYPE_CHECKING:
@@ -64,12 +64,15 @@ class Onnx(Target):
     precision: Precision = field(
         default="auto",
         metadata={
-            "help": "fp16, bf16 = all floats; int8 = weights and products, for CPUs; "
-            "auto = fp32, or int8 where it pays"
+            "help": "fp16, bf16 = all floats, for GPUs; int8 = weights and products, for "
+            "CPUs; auto = fp32, or what is for the device where it pays"
         },
     )
     keep: tuple[str, ...] = field(
         default=(), metadata={"help": "maps that int8 leaves out, such as layers.0.ffn.down"}
+    )
+    device: Literal["cpu", "cuda"] = field(
+        default="cpu", metadata={"help": "where ONNX Runtime runs it, here and in the report"}
     )
 
     def __post_init__(self) -> None:
@@ -79,6 +82,8 @@ class Onnx(Target):
             raise ValueError(f"atol must be above 0, not {self.atol:g}")
         if self.keep and self.precision != "int8":
             raise ValueError(f"keep is for precision=int8, not {self.precision}")
+        if self.precision == "int8" and self.device == "cuda":
+            raise ValueError("precision=int8 is for device=cpu; use fp16, or tensorrt")
         if not self.exact and self.fusion in ("basic", "all"):
             raise ValueError(
                 f"precision={self.precision} takes fusion=none, not {self.fusion}: "
@@ -91,11 +96,17 @@ class Onnx(Target):
         Raises:
             MissingError: it cannot; says what it can.
         """
-        if self.precision == "bf16":
+        if self.device == "cuda" and not gpu_providers():
             raise MissingError(
-                f"{self}: ONNX Runtime has no bf16 kernels for CPUs, where this target runs\n"
+                f"{self}: ONNX Runtime finds no GPU that it can use\n"
+                "pip install 'prumux[cuda]' on a machine with an NVIDIA GPU, or use "
+                f"{replace(self, device='cpu')}"
+            )
+        if self.precision == "bf16" and self.device == "cpu":
+            raise MissingError(
+                f"{self}: ONNX Runtime has no bf16 kernels for CPUs\n"
                 f"use {replace(self, precision='fp16')}, {replace(self, precision='fp32')}, "
-                "or on a GPU tensorrt{precision=bf16}"
+                f"or on a GPU {replace(self, device='cuda')}"
             )
 
     def check_model(self, model: Model) -> None:
@@ -113,13 +124,14 @@ class Onnx(Target):
         return self.precision in ("auto", "fp32")
 
     def variants(self, encoder: Encoder) -> tuple[Onnx, ...]:
-        """For `auto`, fp32 and, of a model that is large enough, int8."""
+        """For `auto`, fp32 and, of a model that is large enough, int8, or on a GPU fp16."""
         if self.precision != "auto":
             return (self,)
         if encoder.hidden < LEAST_HIDDEN:
             return (self.baseline(),)
         fusion: Literal["auto", "none"] = "auto" if self.fusion == "auto" else "none"
-        return self.baseline(), replace(self, precision="int8", fusion=fusion)
+        low: Precision = "int8" if self.device == "cpu" else "fp16"
+        return self.baseline(), replace(self, precision=low, fusion=fusion)
 
     def baseline(self) -> Onnx:
         """The same in float32."""
@@ -153,7 +165,7 @@ class Onnx(Target):
         if not self.exact:
             proto = self._lowered(model, plain.proto)
             verify(proto)
-            parity = reference.compare(_open(proto, ctx.threads))
+            parity = reference.compare(self._open(proto, ctx.threads))
             check_finite(parity, str(self), self._overflow)
             return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
@@ -173,11 +185,17 @@ class Onnx(Target):
 
     def draft(self) -> Target:
         """The plain graph, written unchecked: the weights of a timing mean nothing."""
-        return _Draft(self.opset, "none", self.atol, self.precision, self.keep)
+        same = {x.name: getattr(self, x.name) for x in fields(self)}
+        return _Draft(**{**same, "fusion": "none"})
 
     def engine(self, folder: Path, threads: int) -> OrtEngine:
         """Load `model.onnx`."""
-        return OrtEngine(folder / FILE, threads)
+        return OrtEngine(folder / FILE, threads, self.providers)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What ONNX Runtime is to use besides the CPU."""
+        return (CUDA,) if self.device == "cuda" else ()
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
         """Write `triton/` around `model.onnx`, and `tensorrt.sh` with a graph for it."""
@@ -185,6 +203,8 @@ class Onnx(Target):
         from .trtexec import write_script
 
         serving = serving_point(ctx.workload)
+        if self.precision == "int8":  # its products are for CPUs
+            serving = replace(serving, kind="KIND_CPU")
         write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)
         write_script(model, ctx.workload, folder)
 
@@ -222,6 +242,13 @@ class Onnx(Target):
             return build(model, self.opset, self.precision)
         return plain
 
+    def _open(self, proto: onnx.ModelProto, threads: int) -> OrtEngine:
+        if not is_large(proto):
+            return OrtEngine(proto.SerializeToString(), threads, self.providers)
+        with tempfile.TemporaryDirectory() as folder:
+            save(proto, Path(folder))
+            return self.engine(Path(folder), threads)
+
     @property
     def _overflow(self) -> str:
         """What to do about logits that are not finite."""
@@ -244,7 +271,7 @@ class Onnx(Target):
     def _candidate(
         self, name: Fusion, proto: onnx.ModelProto, reference: _Reference, threads: int
     ) -> Candidate:
-        engine = _open(proto, threads)
+        engine = self._open(proto, threads)
         parity = reference.compare(engine)
         what = f"ONNX Runtime (fusion={name}) against the torch module"
         check(parity, self.atol, what, self._remedies(name, parity))
@@ -285,14 +312,6 @@ class _Reference:
         found = [engine.run(inputs) for inputs in self.inputs]
         masks = [inputs["attention_mask"] for inputs in self.inputs]
         return compare(self.logits, found, self.kind, masks)
-
-
-def _open(proto: onnx.ModelProto, threads: int) -> OrtEngine:
-    if not is_large(proto):
-        return OrtEngine(proto.SerializeToString(), threads)
-    with tempfile.TemporaryDirectory() as folder:
-        save(proto, Path(folder))
-        return OrtEngine(Path(folder) / FILE, threads)
 
 
 def attention_blocks(encoder: Encoder) -> int:

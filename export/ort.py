@@ -17,6 +17,9 @@ from .graph import ORIGIN, PRECISION, SLOTS
 from .tape import INPUTS
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OPTIONS = {CUDA: {"use_tf32": "0"}}
+"""fp32 is to mean fp32: products rounded to TF32 would not pass for it."""
 
 
 def session_options(threads: int) -> Any:
@@ -62,7 +65,7 @@ class OrtEngine:
                 f"only {', '.join(ort.get_available_providers())}\n"
                 "for NVIDIA GPUs: pip install 'prumux[cuda]'"
             )
-        order = [*(p for p in providers if p != CPU), CPU]
+        order = [(p, OPTIONS.get(p, {})) for p in dict.fromkeys((*providers, CPU))]
         try:
             source = graph if isinstance(graph, bytes) else str(graph)
             self._session = ort.InferenceSession(source, options, providers=order)
@@ -74,6 +77,12 @@ class OrtEngine:
             raise ModelError(
                 f"{self._what} cannot be opened by {by}: {first}{cure}"
             ) from error
+        if providers and self._session.get_providers()[0] != providers[0]:
+            raise MissingError(
+                f"ONNX Runtime {ort.__version__} has {providers[0]} and cannot use it: "
+                "no GPU, or libraries of CUDA that are missing or of another version\n"
+                "pip install 'prumux[cuda]' on a machine with an NVIDIA GPU, or use the CPU"
+            )
         self._names = tuple(x.name for x in self._session.get_inputs())
         meta = self._session.get_modelmeta()
         about = meta.custom_metadata_map
@@ -134,6 +143,17 @@ class OrtEngine:
             "threads": str(self._threads),
             "precision": self._precision,
         }
+
+
+def gpu_providers() -> tuple[str, ...]:
+    """CUDA where torch sees a GPU and ONNX Runtime can use it; else nothing."""
+    import torch
+
+    try:
+        there = CUDA in _library().get_available_providers()
+    except MissingError:
+        return ()
+    return (CUDA,) if there and torch.cuda.is_available() else ()
 
 
 def _library() -> ModuleType:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.artifact import from_config, load_artifact
 from prumux.optimizer.data import Rows
 from prumux.optimizer.encode import Encoded, encode
+from prumux.optimizer.environment import most_threads
 from prumux.optimizer.errors import GateError, MissingError, ModelError, UsageError
 from prumux.optimizer.ir import Encoder, Model, Task
 from prumux.optimizer.metrics import IGNORE
@@ -23,7 +24,7 @@ from prumux.optimizer.source import read_json, read_tokenizer
 from prumux.optimizer.target import Engine
 
 from .belongs import check_belongs
-from .ort import OrtEngine
+from .ort import CUDA, OrtEngine, gpu_providers
 from .serving import Direct, Job, Together
 from .texts import owners_of, text_rows, word_rows
 from .trt_engine import open_plan
@@ -223,12 +224,15 @@ class TorchEngine:
         }
 
 
-MOST_THREADS = 1024
+DEVICES = ("auto", "cpu", "cuda")
 MOST_WAIT_MS = 60_000
 
 
 def load(
-    folder: str | Path, threads: int | None = None, max_wait_ms: float | None = None
+    folder: str | Path,
+    threads: int | None = None,
+    max_wait_ms: float | None = None,
+    device: str = "auto",
 ) -> Predictor:
     """Load what `prumux-opt` wrote.
 
@@ -241,12 +245,17 @@ def load(
             torch module uses as many as torch is set to.
         max_wait_ms: wait so long for texts of other threads, to run, and mix, them together:
             worth it where many callers bring few texts each. Left out, each call runs alone.
+        device: where ONNX Runtime runs: `cpu`, `cuda`, or `auto`, a GPU if it can use one and
+            the graph is not int8, which is for CPUs.
 
     Raises:
-        UsageError: `threads` is below 1, or `max_wait_ms` below 0.
+        UsageError: `threads` is below 1, `max_wait_ms` below 0, or `device` none of these.
+        MissingError: ONNX Runtime cannot use a GPU that was asked for.
         ModelError: not an artifact folder, or a damaged one.
     """
     _check_numbers(threads, max_wait_ms)
+    if device not in DEVICES:
+        raise UsageError(f"device is {device!r}: use one of {', '.join(DEVICES)}")
     if not isinstance(folder, str | Path) or not str(folder).strip():
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
@@ -264,7 +273,7 @@ def load(
             f"'{path}' has no tokenizer\n"
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
-    engine, slots = _engine(path, threads or 0), encoder.slots
+    engine, slots = _engine(path, threads or 0, device), encoder.slots
     check_belongs(engine, encoder, config, path)
     if max_wait_ms is None:
         return Predictor(encoder, task, tokenizer, Direct(engine, slots))
@@ -273,8 +282,11 @@ def load(
 
 def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
     whole = isinstance(threads, int) and not isinstance(threads, bool)
-    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
-        raise UsageError(f"threads is {threads!r}: use 1..{MOST_THREADS}, or leave it out")
+    if threads is not None and not (whole and 1 <= threads <= most_threads()):
+        raise UsageError(
+            f"threads is {threads!r}: use 1..{most_threads()}, four times the processors that "
+            "may be used at most, or leave it out"
+        )
     number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
     if max_wait_ms is not None and not (number and 0 <= max_wait_ms <= MOST_WAIT_MS):
         raise UsageError(
@@ -298,15 +310,23 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _engine(path: Path, threads: int) -> Engine:
+def _engine(path: Path, threads: int, device: str) -> Engine:
     """The first that can run here: a plan needs TensorRT, and ONNX Runtime is an extra."""
-    if (path / "model.plan").exists():
+    if (path / "model.plan").exists() and device != "cpu":
         with suppress(MissingError):
             return open_plan(path / "model.plan")
-    if (path / "model.onnx").exists():
-        with suppress(MissingError):
-            return OrtEngine(path / "model.onnx", threads)
-    return TorchEngine(load_artifact(path))
+    if not (path / "model.onnx").exists():
+        return TorchEngine(load_artifact(path))
+    if device == "cuda":
+        return OrtEngine(path / "model.onnx", threads, (CUDA,))
+    try:
+        engine = OrtEngine(path / "model.onnx", threads)
+    except MissingError:
+        return TorchEngine(load_artifact(path))
+    providers = gpu_providers()
+    if device == "cpu" or not providers or engine.describe()["precision"] == "int8":
+        return engine
+    return OrtEngine(path / "model.onnx", threads, providers)
 
 
 def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prumux.optimizer import slots
 from prumux.optimizer.encode import Batch
@@ -50,6 +50,8 @@ class Serving:
     """Tokens a row of the larger warm-up run."""
     delay_us: int = 1000
     """How long a request waits for others to share its run."""
+    kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
+    """Where ONNX Runtime runs it: on a GPU if there is one, or never."""
     profiles: int = 1
     """How many of a plan's optimisation profiles, from the first on, take `max_batch` rows:
     Triton chooses among those that it is told, and it is told these."""
@@ -133,7 +135,7 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     }
     if alone:
         fields["dynamic_batching"] = _batching(encoder, serving)
-    instances = {"count": 1, "kind": Word("KIND_AUTO")}
+    instances = {"count": 1, "kind": Word(serving.kind)}
     if backend == "tensorrt":
         chosen = [str(i) for i in range(serving.profiles)]
         instances = {"count": 1, "kind": Word("KIND_GPU"), "profile": chosen}

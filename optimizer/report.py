@@ -195,7 +195,8 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
             f"dropped    {lost['pipeline']}: its engine ran at "
             f"{lost['throughput_ratio']:.2f}x of the dense one"
         )
-    lines.append(f"written    {folder}/  ({report['seconds']:.0f} s)")
+    since = " since --resume" if "--resume" in report["command"] else ""
+    lines.append(f"written    {folder}/  ({report['seconds']:.0f} s{since})")
     return lines
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from prumux.export.graph import build
+from prumux.export.graphfile import save
 from prumux.export.onnx import Onnx
-from prumux.export.ort import OrtEngine
+from prumux.export.ort import CPU, CUDA, OrtEngine, gpu_providers
 from prumux.optimizer.errors import MissingError, ModelError, UsageError
 from tests.factory import multiplexed, random_batch, random_model
 
@@ -83,6 +86,44 @@ def test_onnx_runtime_prints_nothing_beside_our_message(
     with pytest.raises(Exception, match="rows_must_be_a_multiple_of_2"):
         opened(build(model))._whole_groups(odd)
     assert capfd.readouterr().err == ""
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert gpu_providers() == (() if not torch.cuda.is_available() else (CUDA,))
+    target = Onnx(device="cuda")
+    assert target.providers == (CUDA,)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingError, match="finds no GPU that it can use") as caught:
+        target.check()
+    assert "or use onnx" in str(caught.value)
+    # An ONNX Runtime that has CUDA falls back to the CPU where it finds none: not unnoticed.
+    save(build(random_model(heads=(4,))), tmp_path)
+    asked = []
+
+    def session(graph: object, options: object, providers: list[tuple[str, object]]) -> object:
+        asked.append(providers)
+        return real(graph, options, providers=[CPU])
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    with pytest.raises(MissingError, match=f"has {CUDA} and cannot use it"):
+        target.engine(tmp_path, 1)
+    assert asked == [[(CUDA, {"use_tf32": "0"}), (CPU, {})]]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu_providers() == (CUDA,)
+    target.check()
+
+
+def test_precisions_of_a_gpu() -> None:
+    encoder = random_model(hidden=128, heads=(4,)).encoder
+    assert [str(x) for x in Onnx(device="cuda").variants(encoder)] == [
+        "onnx{precision=fp32 device=cuda}", "onnx{precision=fp16 device=cuda}"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="int8 is for device=cpu"):
+        Onnx(device="cuda", precision="int8")
+    with pytest.raises(MissingError, match=r"or on a GPU onnx\{.*device=cuda"):
+        Onnx(precision="bf16").check()
 
 
 def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
