@@ -17,7 +17,7 @@ from prumux.optimizer.console import Parser, device, guarded, positive, print_js
 from prumux.optimizer.data import read_texts
 from prumux.optimizer.encode import Encoded, encode
 from prumux.optimizer.environment import cpu_threads, most_threads, provenance
-from prumux.optimizer.errors import UsageError
+from prumux.optimizer.errors import PrumuxError, UsageError
 from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
 from prumux.optimizer.tables import find_files
@@ -60,13 +60,20 @@ def _main(arguments: list[str]) -> int:
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
     meters = [meter(x.engine.describe().get("device", "cpu")) for x in opened]
-    entries: list[Entry] = []
-    with progress.task("timing", len(options.batch)) as step:
-        for batch in options.batch:
-            data = [inputs_of(x, opened, batch, length, rows) for x in opened]
-            try_all(opened, data)
-            entries += measure(opened, data, batch, options.rounds, [x for x, _ in meters])
-            step()
+    data = {n: [inputs_of(x, opened, n, length, rows) for x in opened] for n in options.batch}
+    for inputs in data.values():
+        try_all(opened, inputs)
+    entries, stopped = list[Entry](), None
+    with progress.task("timing", len(data)) as step:
+        try:
+            for batch, inputs in data.items():
+                found = measure(opened, inputs, batch, options.rounds, [x for x, _ in meters])
+                entries += found
+                step()
+        except (KeyboardInterrupt, PrumuxError) as error:
+            if not entries:
+                raise
+            stopped = error  # what is measured is shown first
     power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
     report = {**_report(opened, entries, options, arguments), "power": power}
     if options.json:
@@ -75,6 +82,8 @@ def _main(arguments: list[str]) -> int:
         show(report)
     if plt is not None:
         plot(plt, entries, options.plot)
+    if stopped is not None:
+        raise stopped
     return 0
 
 

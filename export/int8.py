@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -107,7 +107,15 @@ def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:
     Raises:
         UsageError: one is not; names one that is.
     """
-    names = [x.removesuffix(".matmul") for x in worth_lowering(proto)]
+    check_known(keep, [x.removesuffix(".matmul") for x in worth_lowering(proto)])
+
+
+def check_known(keep: Collection[str], names: Sequence[str]) -> None:
+    """See that all of `keep` are among `names`.
+
+    Raises:
+        UsageError: one is not; names one that is.
+    """
     for name in keep:
         if name not in names:
             raise UsageError(

@@ -26,6 +26,7 @@ from prumux.optimizer.target import Emitted, Target
 from . import trt_library
 from .graph import build, input_names
 from .graphfile import FILE, save, verify
+from .int8 import check_known
 from .parity import Parity, compare
 from .profiles import Profile, profiles
 from .qdq import products, quantize, quantized
@@ -127,6 +128,12 @@ class TensorRt(Target):
             MissingError: one of them is missing; says how to get it.
         """
         trt_library.check()
+
+    def check_model(self, model: Model) -> None:
+        """Look whether the model has what `keep` names."""
+        if self.keep:
+            proto = build(model, precision=self.floats, portable=True)
+            check_known(self.keep, [x.removesuffix(".matmul") for x in products(proto)])
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, `tensorrt.sh`, `model.plan` and what is known of the plan.

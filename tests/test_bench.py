@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from prumux.export.bench import main
+from prumux.export.benchrun import measure
 from prumux.export.onnx import Onnx
 from prumux.optimizer.artifact import save_artifact
 from prumux.optimizer.source import load_model
@@ -90,6 +91,26 @@ def test_a_picture_that_comes_to_nothing(
     assert main(["nothing.onnx", "--plot", str(path), "-q"]) == 2
     assert "nothing.onnx" in capsys.readouterr().err
     assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_what_was_measured_is_shown_though_it_is_interrupted(
+    given: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def once(opened: Any, data: Any, batch: int, *rest: Any) -> Any:
+        sizes.append(batch)
+        if len(sizes) > 1:
+            raise KeyboardInterrupt
+        return measure(opened, data, batch, *rest)
+
+    monkeypatch.setattr("prumux.export.bench.measure", once)
+    name = str(given / "mixed")
+    assert main([name, "--length", "8", "--batch", "2,4,6", "--rounds", "2", "--json"]) == 130
+    said = capsys.readouterr()
+    assert [x["batch"] for x in json.loads(said.out)["entries"]] == [2]
+    assert "interrupted" in said.err
+    assert sizes == [2, 4]
 
 
 def test_the_table(given: Path, capsys: pytest.CaptureFixture[str]) -> None:

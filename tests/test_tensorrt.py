@@ -147,6 +147,13 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         open_plan(tmp_path / "model.plan")
 
 
+def test_names_to_keep_are_looked_for_beforehand() -> None:
+    model = random_model(heads=(4, 4))
+    TensorRt("int8", keep=("layers.1.ffn.down",)).check_model(model)
+    with pytest.raises(UsageError, match=r"has no 'layers\.9\.x' that int8 would lower"):
+        TensorRt("int8", keep=("layers.1.ffn.down", "layers.9.x")).check_model(model)
+
+
 def test_the_text_form() -> None:
     assert str(TensorRt()) == "tensorrt"
     text = 'tensorrt{precision=int8 workspace_mib=512 opt_level=5 keep="head.dense"}'
