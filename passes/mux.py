@@ -14,6 +14,7 @@ from prumux.optimizer.passbase import Pass
 
 from .mux_weights import initial, slot_keys
 from .superpose import superposed
+from .widen import side_by_side
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Mux(Pass):
     The mixed state is the mean over members of x_i * k_i, element by element, with a key k_i
     for each slot; see `optimizer/module.py`. Train it with `warm-up` and `distill`: with
     shared units it knows how to treat the first slot, at best. With a copy of the units for
-    each slot it begins with a rough answer in all of them, but costs as much as n rows: prune
-    before.
+    each slot it begins with a rough answer in all of them, but costs as much as n rows; with
+    hidden dimensions for each slot too it begins with almost the answers of single rows, and
+    costs n times as much as those: prune before.
 
     Where rows are mixed already, by the same n, keys and demux, this moves the mixing to an
     earlier layer and keeps what was learnt: late mixing is learnt sooner.
@@ -42,11 +44,11 @@ class Mux(Pass):
         },
     )
     demux: int = field(default=1, metadata={"help": "hidden layers that take rows apart"})
-    units: Literal["shared", "own"] = field(
+    units: Literal["shared", "own", "apart"] = field(
         default="shared",
         metadata={
-            "help": "heads and FFN units that run on mixed rows: the same for all slots, or a "
-            "copy for each"
+            "help": "heads and FFN units that run on mixed rows: the same for all slots, a "
+            "copy for each, or (apart) one for each with hidden dimensions of its own"
         },
     )
 
@@ -82,12 +84,7 @@ class Mux(Pass):
                 f"use mux{{n={self.n} at={len(e.layers) // 2}}} or less",
                 exit_code=2,
             )
-        if self.units == "own" and self.variant != "learned":
-            raise PassError(
-                f"units=own needs keys that are signs, {self.variant} ones are not; "
-                f"use mux{{n={self.n} units=own}}",
-                exit_code=2,
-            )
+        self._check_units(model)
         if self.variant == "orthogonal" and self.n > e.hidden:
             raise PassError(
                 f"{self.n} orthogonal keys do not fit into {e.hidden} dimensions; "
@@ -95,10 +92,33 @@ class Mux(Pass):
                 exit_code=2,
             )
 
+    def _check_units(self, model: Model) -> None:
+        """Copies have their own keys, and a place of their own from the embeddings on."""
+        own, apart = f"mux{{n={self.n} units=own}}", f"mux{{n={self.n} units=apart}}"
+        if self.units != "shared" and self.variant != "learned":
+            raise PassError(
+                f"units={self.units} needs keys of its own, {self.variant} ones are not; "
+                f"use {own if self.units == 'own' else apart}",
+                exit_code=2,
+            )
+        if self.units == "apart" and self.at:
+            raise PassError(
+                f"units=apart widens every layer, so rows are mixed at 0, not at={self.at}; "
+                f"use {apart}, or mux{{n={self.n} at={self.at} units=own}}",
+                exit_code=2,
+            )
+        marked = int((~model.masks.hidden).sum())
+        if self.units == "apart" and marked:
+            raise PassError(
+                f"units=apart copies hidden dimensions, and {marked} of "
+                f"{model.encoder.hidden} are marked to go; use slice,{apart}",
+                exit_code=2,
+            )
+
     def _moves(self, model: Model, given: ir.Mux) -> bool:
         """Whether this moves the mixing to an earlier layer and changes nothing else."""
         wanted = ir.Mux(self.n, given.at, self.variant, self.demux)
-        own = self.units == "own" or any("units=own" in x.spec for x in model.history)
+        own = self.units != "shared" or any("units=" in x.spec for x in model.history)
         return given == wanted and self.at < given.at and not own
 
     def run(self, model: Model, ctx: Context) -> Model:
@@ -109,6 +129,8 @@ class Mux(Pass):
         mux = ir.Mux(self.n, self.at, self.variant, self.demux)
         if model.encoder.mux is not None:
             return replace(model, encoder=replace(model.encoder, mux=mux))
+        if self.units == "apart":
+            return side_by_side(model, mux, random)
         keys = slot_keys(mux, model.encoder.hidden, random)
         whole = superposed(model, keys, self.at) if self.units == "own" else model
         encoder = replace(whole.encoder, mux=mux)

@@ -33,14 +33,14 @@ def initial(
         return keys.clone()
     shape = expected_shapes(encoder)[name]
     if ".norm." in name:
-        last = model.weights[_last_norm(model) + name.rpartition(".")[2]]
+        last = model.weights[last_norm(model) + name.rpartition(".")[2]]
         return last.clone() if tuple(last.shape) == shape else torch.ones(shape)
     if len(shape) == 1 or name == "demux.shift":
         return torch.zeros(shape)
     return torch.randn(shape, generator=random) * INITIAL_STD
 
 
-def _last_norm(model: Model) -> str:
+def last_norm(model: Model) -> str:
     """The prefix of the LayerNorm whose output the head was trained on."""
     living = EncoderModule(model).branches()
     return f"{living[-1].name}.norm." if living else "embeddings.norm."
