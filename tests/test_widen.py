@@ -22,8 +22,9 @@ from tests.factory import make_context, random_batch, random_model
 from tests.masking import masked, worst
 
 
-def uneven(family: Any = "bert") -> Model:
-    return random_model(family, heads=(3, 0, 4), ffn=(5, 6, 0), hidden=16, head_dim=4)
+def uneven(family: Any = "bert", task: Any = "text-classification") -> Model:
+    sizes = {"hidden": 16, "head_dim": 4}
+    return random_model(family, heads=(3, 0, 4), ffn=(5, 6, 0), task=task, **sizes)
 
 
 def apart(model: Model, n: int = 2, demux: int = 1) -> Model:
@@ -99,9 +100,10 @@ def test_it_knows_which_dimensions_of_the_dense_model_it_has() -> None:
     assert refitted.encoder == wide.encoder
 
 
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
-def test_the_graph_agrees(family: Any) -> None:
-    model = apart(uneven(family), 3)
+def test_the_graph_agrees(family: Any, task: Any) -> None:
+    model = apart(uneven(family, task), 3)
     proto = build(model)
     verify(proto)
     batch = random_batch(model, rows=6, length=7)
