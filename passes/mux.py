@@ -13,7 +13,6 @@ from prumux.optimizer.ir import Keys, Model, expected_shapes
 from prumux.optimizer.passbase import Pass
 
 from .mux_weights import initial, slot_keys
-from .superpose import superposed
 from .widen import side_by_side
 
 
@@ -23,10 +22,9 @@ class Mux(Pass):
 
     The mixed state is the mean over members of x_i * k_i, element by element, with a key k_i
     for each slot; see `optimizer/module.py`. Train it with `warm-up` and `distill`: with
-    shared units it knows how to treat the first slot, at best. With a copy of the units for
-    each slot it begins with a rough answer in all of them, but costs as much as n rows; with
-    hidden dimensions for each slot too it begins with almost the answers of single rows, and
-    costs n times as much as those: prune before.
+    shared units it knows how to treat the first slot, at best. With a copy for each slot, side
+    by side, it begins with almost the answers of single rows, and costs n times as much as
+    those: prune before.
 
     Where rows are mixed already, by the same n, keys and demux, this moves the mixing to an
     earlier layer and keeps what was learnt: late mixing is learnt sooner.
@@ -44,11 +42,11 @@ class Mux(Pass):
         },
     )
     demux: int = field(default=1, metadata={"help": "hidden layers that take rows apart"})
-    units: Literal["shared", "own", "apart"] = field(
+    units: Literal["shared", "apart"] = field(
         default="shared",
         metadata={
-            "help": "heads and FFN units that run on mixed rows: the same for all slots, a "
-            "copy for each, or (apart) one for each with hidden dimensions of its own"
+            "help": "heads, FFN units and hidden dimensions that run on mixed rows: the same "
+            "for all slots, or (apart) a copy for each, side by side"
         },
     )
 
@@ -84,7 +82,8 @@ class Mux(Pass):
                 f"use mux{{n={self.n} at={len(e.layers) // 2}}} or less",
                 exit_code=2,
             )
-        self._check_units(model)
+        if self.units == "apart":
+            self._check_apart(model)
         if self.variant == "orthogonal" and self.n > e.hidden:
             raise PassError(
                 f"{self.n} orthogonal keys do not fit into {e.hidden} dimensions; "
@@ -92,34 +91,22 @@ class Mux(Pass):
                 exit_code=2,
             )
 
-    def _check_units(self, model: Model) -> None:
+    def _check_apart(self, model: Model) -> None:
         """Copies have their own keys, and a place of their own from the embeddings on."""
-        own, apart = f"mux{{n={self.n} units=own}}", f"mux{{n={self.n} units=apart}}"
-        if self.units != "shared" and self.variant != "learned":
-            raise PassError(
-                f"units={self.units} needs keys of its own, {self.variant} ones are not; "
-                f"use {own if self.units == 'own' else apart}",
-                exit_code=2,
-            )
-        if self.units == "apart" and self.at:
-            raise PassError(
-                f"units=apart widens every layer, so rows are mixed at 0, not at={self.at}; "
-                f"use {apart}, or mux{{n={self.n} at={self.at} units=own}}",
-                exit_code=2,
-            )
-        marked = int((~model.masks.hidden).sum())
-        if self.units == "apart" and marked:
-            raise PassError(
-                f"units=apart copies hidden dimensions, and {marked} of "
-                f"{model.encoder.hidden} are marked to go; use slice,{apart}",
-                exit_code=2,
-            )
+        marked, hidden = int((~model.masks.hidden).sum()), model.encoder.hidden
+        apart = f"mux{{n={self.n} units=apart}}"
+        for wrong, why, better in (
+            (self.variant != "learned", f"has its own keys, not {self.variant} ones", apart),
+            (self.at, f"widens every layer, so rows are mixed at 0, not {self.at}", apart),
+            (marked, f"copies {hidden} dimensions, {marked} marked to go", f"slice,{apart}"),
+        ):
+            if wrong:
+                raise PassError(f"units=apart {why}; use {better}", exit_code=2)
 
     def _moves(self, model: Model, given: ir.Mux) -> bool:
         """Whether this moves the mixing to an earlier layer and changes nothing else."""
         wanted = ir.Mux(self.n, given.at, self.variant, self.demux)
-        own = self.units != "shared" or any("units=" in x.spec for x in model.history)
-        return given == wanted and self.at < given.at and not own
+        return given == wanted and self.at < given.at and self.units == "shared"
 
     def run(self, model: Model, ctx: Context) -> Model:
         """The same weights, with new ones for mux and demux; the model itself for n=1."""
@@ -132,10 +119,9 @@ class Mux(Pass):
         if self.units == "apart":
             return side_by_side(model, mux, random)
         keys = slot_keys(mux, model.encoder.hidden, random)
-        whole = superposed(model, keys, self.at) if self.units == "own" else model
-        encoder = replace(whole.encoder, mux=mux)
+        encoder = replace(model.encoder, mux=mux)
         names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
         added = {name: initial(name, keys, encoder, model, random) for name in names}
         notes = {"parameters": sum(x.numel() for x in added.values())}
-        weights = {**whole.weights, **added}
-        return replace(whole, encoder=encoder, weights=weights, notes=notes)
+        weights = {**model.weights, **added}
+        return replace(model, encoder=encoder, weights=weights, notes=notes)

@@ -66,14 +66,14 @@ def test_taking_apart_begins_with_the_own_block(demux: int) -> None:
     assert (alone[:, None] - states[:, None]).square().mean() / states.var() > 1
 
 
-def test_rows_disturb_each_other_less_than_where_only_units_are_copied() -> None:
+def test_rows_disturb_each_other_less_than_through_shared_units() -> None:
     given = random_model(heads=(4, 4), ffn=(32, 32), hidden=64, head_dim=8)
     batch = random_batch(given, rows=32, length=7)
     expected = run(EncoderModule(given), batch.inputs())
-    own = Pipeline.parse("mux{n=2 units=own}").run(given, make_context(given))
+    shared = Pipeline.parse("mux{n=2}").run(given, make_context(given))
     errors = [
         np.abs(run(EncoderModule(x), batch.inputs()) - expected).mean()
-        for x in (apart(given), own)
+        for x in (apart(given), shared)
     ]
     assert errors[0] < 0.5 * errors[1]
 
@@ -116,9 +116,9 @@ def test_what_it_refuses() -> None:
     model = random_model(heads=(4, 4), hidden=16)
     ctx = make_context(model)
     for text, message in {
-        "mux{n=2 at=1 units=apart}": r"not at=1; use mux\{n=2 units=apart\}",
-        "mux{n=2 variant=fixed units=apart}": r"fixed ones are not; use mux\{.*units=apart",
-        "prune-hidden{keep=8},mux{n=2 units=apart}": r"8 of 16 are marked.*use slice,mux",
+        "mux{n=2 at=1 units=apart}": r"mixed at 0, not 1; use mux\{n=2 units=apart\}",
+        "mux{n=2 variant=fixed units=apart}": r"not fixed ones; use mux\{n=2 units=apart\}",
+        "prune-hidden{keep=8},mux{n=2 units=apart}": r"16 dimensions, 8 marked.*use slice,mux",
     }.items():
         with pytest.raises(PassError, match=message):
             Pipeline.parse(text).run(model, ctx)
