@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,10 @@ class Choice:
 
 
 def cells_of(grid: dict[str, Any]) -> list[Cell]:
-    """The cells of a recorded grid; entries are named n2-s0.6 and so on."""
+    """The cells of a recorded grid; entries are named n2-s0.6 and so on.
+
+    Sparsities that were not measured for every number of rows are left out.
+    """
     found = []
     for entry in grid["entries"]:
         slots, _, sparsity = entry["method"].removeprefix("n").partition("-s")
@@ -62,7 +66,8 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
         speed = entry["speed"]["throughput_ratio"]
         candidate = Candidate(pipeline, Shape(left, int(slots)), speed)
         found.append(Cell(int(slots), float(sparsity), candidate, entry["score"]["loss"]))
-    return found
+    each = Counter(x.sparsity for x in found)
+    return [x for x in found if each[x.sparsity] == max(each.values())]
 
 
 def ours(cells: Sequence[Cell], budget: float, rows: int) -> Choice:
