@@ -222,7 +222,7 @@ def plan(request: Request, progress: Progress) -> Plan:
         space: tuple[Pipeline, ...] = (Pipeline.parse(request.passes or ""),)
     else:
         space = (
-            default_space(request.effort, request.budget.limit(1.0), request.time_limit_s)
+            default_space(request.effort, request.time_limit_s)
             if request.passes is None
             else Pipeline.space(request.passes)
         )
@@ -321,9 +321,8 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
     bench, request = todo.bench, todo.request
     if todo.limit is None:
         return None, todo.space[0]
-    from .climb import climb
     from .crew import searched
-    from .search import Found
+    from .search import Found, climb
 
     exact = Pipeline.parse(EXACT)
     if todo.limit == 0:
@@ -394,5 +393,4 @@ def _family(todo: Plan) -> Family:
     why = bench.ctx.store.json("measured", reason).get("not_measured")
     if why:
         bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
-    points = request.budget.limit(1.0) if request.budget else 0.0
-    return family(request.effort, points, request.time_limit_s, measured=why is None)
+    return family(request.effort, request.time_limit_s, measured=why is None)
