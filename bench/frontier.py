@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from dataclasses import asdict, replace
@@ -121,15 +122,17 @@ def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, floa
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Points lost against throughput, a line per method."""
+    """Points lost against throughput, a line per method; n2-s0.6 is a point of n2."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for method in dict.fromkeys(x["method"] for x in entries):
-        of = [x for x in entries if x["method"] == method]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for x in entries:
+        lines.setdefault(re.sub(r"^(n\d+)-s[\d.]+$", r"\1", x["method"]), []).append(x)
+    for method, of in lines.items():
         speeds = [x["speed"]["throughput_ratio"] for x in of]
         axes.plot(speeds, [100 * x["score"]["loss"] for x in of], "o-", label=method)
     axes.axhline(2, color="grey", linewidth=0.8)
