@@ -88,7 +88,7 @@ class Request:
             )
         Workers.parse(self.workers).check_device(self.device)
         limit = self.time_limit_s
-        if limit is not None and not (isinstance(limit, int | float) and limit > 0):
+        if limit is not None and not (isinstance(limit, int | float) and 0 < limit < math.inf):
             raise UsageError(f"time_limit_s is {limit!r}, give seconds, such as 1800")
         if not isinstance(self.columns, Mapping):
             raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")

@@ -102,7 +102,7 @@ def mixed_target(y: Tensor, keys: Tensor, real: Tensor, first: bool) -> Tensor:
         [B/n, T, D].
     """
     count = real.view(-1, len(keys), real.shape[1], 1).sum(1).clamp(min=1)
-    spread = y.std(-1, keepdim=True)
+    spread = y.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
     each = (spread.square() * real[..., None]).view(-1, len(keys), real.shape[1], 1)
     common = (each.sum(1) / count).sqrt()
     found = common * together((y - y.mean(-1, keepdim=True)) / spread, keys, real)

@@ -80,6 +80,9 @@ class MaskLearner:
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
         self.apply(*self.gates.draw(torch.Generator().manual_seed(seed)))
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
+        if self.model.kept_hidden is not None:
+            here, there = self.model.living_hidden
+            found, aim = found.narrowed(here), aim.narrowed(there)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.model.task
         off = divergence(found.logits, aim.logits, real, task, o.temperature, team=team)

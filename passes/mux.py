@@ -82,7 +82,7 @@ class Mux(Pass):
                 f"use mux{{n={self.n} at={len(e.layers) // 2}}} or less",
                 exit_code=2,
             )
-        if self.units == "apart":
+        if self.units == "apart" and self.n > 1:
             self._check_apart(model)
         if self.variant == "orthogonal" and self.n > e.hidden:
             raise PassError(

@@ -34,6 +34,10 @@ class Seen:
     mixed: Mapping[int, Tensor] = field(default_factory=dict)
     """The same of mixed rows, [B/n, T, D], for the layers that run on them."""
 
+    def narrowed(self, dims: Tensor) -> Seen:
+        """Only these hidden dimensions of the states of rows."""
+        return replace(self, states={i: x[..., dims] for i, x in self.states.items()})
+
 
 def observe(
     module: EncoderForward, batch: Batch, device: str, everywhere: bool = False

@@ -2,7 +2,8 @@
 
 The mixed state is the rows' states one after another, so the keys are indicators of blocks and
 every map is block diagonal: the slots are separate at first, but for LayerNorm, whose
-statistics they share. Training fills in what is off the diagonal. Demultiplexing begins as
+statistics they share, and for the mean over members: where only one row has a token its state
+comes n times as large. Training fills in what is off the diagonal. Demultiplexing begins as
 copying a slot's block to all blocks,
 
     z_i = LN(y + [I .. I]^T (g(S y / e) - g(-S y / e)))     with S = [I .. I], y = e * block i

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -42,6 +42,14 @@ def begun(program: str, *arguments: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "now\n"
     return process
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """Commands in the background of a script ignore SIGINT, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("program", ["prumux-opt", "prumux-bench"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import count, head_weights
+from prumux.optimizer.encode import batches
 from prumux.optimizer.errors import MissingError, PassError, SpecError
 from prumux.optimizer.ir import Encoder, Masks, Model
 from prumux.optimizer.module import EncoderModule, Factors
@@ -89,6 +90,21 @@ def test_the_multipliers_push_towards_the_target(cost: float, sign: int) -> None
     units = learner.gates.units.grad
     assert units is not None
     assert (sign * units[: model.encoder.layers[0].heads] > 0).all()
+
+
+def test_states_are_compared_where_the_dimensions_were() -> None:
+    model = small()
+    ctx, half = context(model), model.encoder.hidden // 2
+    narrow = Pipeline.parse(f"prune-hidden{{keep={half}}},slice").run(model, ctx)
+    assert narrow.kept_hidden is not None
+    options, scores = LearnMasks(sparsity=0.5, **QUICK), fisher(narrow, ctx)
+    batch = next(iter(batches(ctx.fit, 8)))
+    losses = []
+    for left in (narrow.kept_hidden, narrow.kept_hidden.roll(1)):
+        one = replace(narrow, kept_hidden=left)
+        learner = MaskLearner(one, options, Line(0.5), rows=ctx.fit, scores=scores, ctx=ctx)
+        losses.append(float(learner.loss(batch, 1.0).detach()))
+    assert losses[0] < 0.9 * losses[1]
 
 
 def test_the_target_rises_from_what_the_model_costs_at_the_start() -> None:

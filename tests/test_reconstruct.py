@@ -64,6 +64,13 @@ def test_mixed_rows_come_nearer_to_the_dense_ones(at: int, task: Kind) -> None:
         assert distance(refitted, ctx) < 0.8 * distance(mixed, ctx)
 
 
+def test_one_dimension_has_no_spread() -> None:
+    dense = random_model(heads=(1,), ffn=(4,), hidden=4, head_dim=4)
+    text = "mux{n=2},prune-hidden{keep=1},slice,reconstruct"
+    refitted = Pipeline.parse(text).run(dense, context(dense))
+    assert all(bool(x.isfinite().all()) for x in refitted.weights.values())
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_pool_early_is_refitted_the_same(early: bool) -> None:
     dense = random_model("bert")

@@ -112,6 +112,20 @@ def test_the_graph_agrees(family: Any, task: Any) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("text", ["", "prune-hidden{keep=8},slice,"])
+def test_masks_can_be_learnt_after_it(text: str) -> None:
+    given = random_model(heads=(2, 2), ffn=(8, 8), hidden=16, head_dim=4)
+    learnt = "learn-masks{sparsity=0.5 epochs=1 augment=0},slice"
+    pipeline = Pipeline.parse(f"{text}mux{{n=2 units=apart}},{learnt}")
+    pipeline.run(given, make_context(given)).verify()
+
+
+def test_one_row_is_no_mixing() -> None:
+    given = random_model(heads=(4, 4), hidden=16)
+    after = Pipeline.parse("mux{n=1 at=1 units=apart}").run(given, make_context(given))
+    assert after.encoder == given.encoder
+
+
 def test_what_it_refuses() -> None:
     model = random_model(heads=(4, 4), hidden=16)
     ctx = make_context(model)
