@@ -9,10 +9,10 @@ from typing import ClassVar, Literal, Self
 from prumux.optimizer import ir
 from prumux.optimizer.context import Context
 from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Keys, Model, expected_shapes
+from prumux.optimizer.ir import Keys, Model
 from prumux.optimizer.passbase import Pass
 
-from .mux_weights import initial, slot_keys
+from .mux_weights import added_weights, slot_keys
 from .widen import side_by_side
 
 
@@ -120,8 +120,7 @@ class Mux(Pass):
             return side_by_side(model, mux, random)
         keys = slot_keys(mux, model.encoder.hidden, random)
         encoder = replace(model.encoder, mux=mux)
-        names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
-        added = {name: initial(name, keys, encoder, model, random) for name in names}
+        added = added_weights(keys, encoder, model, random)
         notes = {"parameters": sum(x.numel() for x in added.values())}
         weights = {**model.weights, **added}
         return replace(model, encoder=encoder, weights=weights, notes=notes)

@@ -25,6 +25,14 @@ def slot_keys(mux: Mux, hidden: int, random: torch.Generator) -> Tensor:
     return signs
 
 
+def added_weights(
+    keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
+) -> dict[str, Tensor]:
+    """What `encoder` mixes and takes apart with, see `initial`."""
+    names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
+    return {name: initial(name, keys, encoder, model, random) for name in names}
+
+
 def initial(
     name: str, keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
 ) -> Tensor:

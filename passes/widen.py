@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prumux.optimizer.ir import Encoder, Layer, Masks, Model, Mux, expected_shapes
 
-from .mux_weights import INITIAL_STD, last_norm
+from .mux_weights import added_weights, last_norm
 
 KEPT = 1 / 16
 """e: what is left of the state beside its copies; 0 would teach demultiplexing nothing."""
@@ -89,19 +89,11 @@ def _taken_apart(
     norm = last_norm(model)
     scale, shift = (model.weights[f"{norm}{x}"] for x in ("weight", "bias"))
     mean, power = shift.mean(), (scale.square().mean() + shift.var(correction=0)).sqrt()
-    found: dict[str, Tensor] = {}
-    for name, shape in expected_shapes(encoder).items():
-        if name.endswith(".norm.weight"):
-            found[name] = power.expand(shape).clone()
-        elif name.endswith(".norm.bias"):
-            found[name] = mean.expand(shape).clone()
-        elif len(shape) == 2:
-            found[name] = torch.randn(shape, generator=random) * INITIAL_STD
-        else:
-            found[name] = torch.zeros(shape)
-    found = {k: x for k, x in found.items() if k.startswith(("mux.", "demux."))}
-    found["mux.keys"] = blocks * math.sqrt(n)
-    found["demux.shift"] = torch.zeros_like(blocks)
+    found = added_weights(blocks * math.sqrt(n), encoder, model, random)
+    for i in range(mux.demux):
+        norm = f"demux.{i}.norm"
+        found[f"{norm}.weight"] = power.expand(n * each).clone()
+        found[f"{norm}.bias"] = mean.expand(n * each).clone()
     found["demux.scale"] = blocks * (KEPT if mux.demux else n)
     if mux.demux:
         total = torch.eye(each).repeat(1, n) / KEPT  # [D, n * D]
