@@ -118,7 +118,7 @@ def record(options: argparse.Namespace) -> World:
     about = key(opened.model.source["digest"], opened.data_digest, versions())
     store = Store(options.out.with_suffix(f".{about}.parts"))
     bench = replace(opened, ctx=replace(opened.ctx, store=store))
-    order = bench.order(default_space("quick", None))
+    order = bench.order(default_space("quick", 0.02, None, opened.model))
 
     def right(pipeline: Pipeline, roles: Sequence[str]) -> Bools:
         found = [bench.outputs(pipeline, role) for role in roles]

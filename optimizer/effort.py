@@ -7,45 +7,48 @@ further and trained again. A run that stops anywhere has all the smaller cuts fi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .ir import Model
 from .pipeline import Pipeline
+from .registry import find_pass
 
 Effort = Literal["quick", "standard", "thorough"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
-QUICK = (
-    "pool-early,prune{sparsity="
-    + "|".join(f"{step / 40:g}" for step in range(4, 37))
-    + " of=macs},slice,reconstruct"
-)
+CUT = "pool-early,{},slice,reconstruct"
+"""Without training."""
 LIMIT_S: dict[Effort, float] = {"standard": 1800, "thorough": 7200}
 """Time limits where none is given."""
 STEPS: dict[Effort, str] = {
     "standard": "prune{{{to}}},slice,reconstruct,distill{{minutes=MINUTES}}",
     "thorough": ("learn-masks{{{to} minutes=MINUTES}},slice,distill{{minutes=MINUTES}}"),
 }
-SHARES: dict[Effort, tuple[float, ...]] = {
-    "standard": (0.03, 0.1, 0.65),
-    "thorough": (0.04, 0.08, 0.16),
-}
-"""Of the time limit, for one training of the first members; others get as much as the last,
-or what is left.
-
-The first are steps on the way: what a model has learnt is not lost to the next, smaller one,
-the loss falls with the logarithm of time, and only the last counts.
-"""
+TRAINED = "distill{minutes=MINUTES}"
+BRIEF: dict[Effort, float] = {"standard": 0.04, "thorough": 0.03}
+"""Of the time limit, for each training of a cut that is tried; one gets what is left."""
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
-    "standard": ((2, 0.55), (3, 0.72), (4.2, 0.81), (5, 0.85), (7, 0.9), (10, 0.94)),
-    "thorough": ((3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (12, 0.95)),
+    "standard": (
+        *((1.5, 0.35), (2, 0.55), (3, 0.72), (4.2, 0.81), (5.5, 0.865)),
+        *((7.5, 0.91), (10, 0.94), (14, 0.96), (20, 0.975)),
+    ),
+    "thorough": (
+        *((2, 0.55), (3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (14, 0.96), (20, 0.975)),
+    ),
 }
 """Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""
+TIGHT = 0.015
+"""Budgets below this begin with the first of these; for others the second is safe enough."""
+LONG_SHARE = 0.4
+"""Of the time limit, kept for the long training at least."""
 REFIT_MINUTES = 1.0
 """Kept free of a training's time for pruning and refitting before it, scoring after it."""
 LEAST_SHARE = 0.3
 """A training that could not have this share of its time is not begun."""
-SAFE = "pool-early,prune{sparsity=0.5 of=macs},slice,reconstruct"
-"""Without training, hence where nobody can have learnt the select rows by heart."""
+SAFE_SPARSITIES = 0.25, 0.5
+"""Of what is cut without training, hence where nobody can have learnt the select rows by
+heart; for budgets below `TIGHT`, and for others."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Step:
     text: str
     """With MINUTES where the training time goes."""
     minutes: float
+    """How long to train; infinite = for all the time that is left."""
+    least: float
+    """A training that could not have so many minutes is not begun."""
+    keep: float = 0.0
+    """Minutes that must be left after it."""
 
     def timed(self, minutes: float) -> str:
         """The passes, trained for so long."""
@@ -67,42 +75,67 @@ class Family:
 
     start: str
     steps: tuple[Step, ...]
+    mixes: tuple[Step, ...]
+    """What may go on from any of them as well, the gentlest first."""
+    rest: Step
+    """What the last of them is trained with, for long."""
     safe: Pipeline
     """A small cut without training, shipped where none of the members is certified."""
 
     def members(self) -> tuple[Pipeline, ...]:
-        """Every candidate, trained as long as planned."""
+        """Every candidate, trained as long as planned on the way."""
         texts = [step.timed(step.minutes) for step in self.steps]
         made = (",".join((self.start, *texts[: i + 1])) for i in range(len(texts)))
         return (self.safe, *(Pipeline.parse(text) for text in made))
 
 
-def family(effort: Effort, limit_s: float | None, measured: bool = True) -> Family:
+def family(
+    effort: Effort, points: float, limit_s: float | None, model: Model, measured: bool = True
+) -> Family:
     """The family of an effort that trains.
 
     Args:
         effort: `standard` or `thorough`.
+        points: how much may be lost, about.
         limit_s: the time limit, in seconds.
+        model: what is to be made faster.
         measured: prune to measured speed-ups; if not, to shares of multiply-adds.
     """
-    total, shares = (limit_s or LIMIT_S[effort]) / 60, SHARES[effort]
-    steps = []
-    for i, (speedup, sparsity) in enumerate(LADDERS[effort]):
+    total, tight = (limit_s or LIMIT_S[effort]) / 60, points < TIGHT
+    brief = max(0.01, round(total * BRIEF[effort], 2))
+
+    def step(text: str) -> Step:
+        return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total)
+
+    def cut(speedup: float, sparsity: float) -> Step:
         to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
-        minutes = max(0.01, round(total * shares[min(i, len(shares) - 1)], 2))
-        steps.append(Step(STEPS[effort].format(to=to), minutes))
-    return Family("pool-early", tuple(steps), Pipeline.parse(SAFE))
+        return step(STEPS[effort].format(to=to))
+
+    return Family(
+        start="pool-early",
+        steps=tuple(cut(*rung) for rung in LADDERS[effort][0 if tight else 1 :]),
+        mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
+        rest=Step(TRAINED, math.inf, brief),
+        safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[0 if tight else 1]} of=macs}}"),
+    )
 
 
-def default_space(effort: Effort, limit_s: float | None) -> tuple[Pipeline, ...]:
-    """The candidates of an effort."""
-    return Pipeline.space(QUICK) if effort == "quick" else family(effort, limit_s).members()
+def default_space(
+    effort: Effort, points: float, limit_s: float | None, model: Model
+) -> tuple[Pipeline, ...]:
+    """The candidates of an effort; see `family`."""
+    if effort == "quick":
+        return tuple(_cut(x) for x in find_pass("prune").choices(model))
+    return family(effort, points, limit_s, model).members()
+
+
+def _cut(pruning: object) -> Pipeline:
+    return Pipeline.parse(CUT.format(pruning))
 
 
 def minutes_left(step: Step, left: float, number: int) -> float:
     """What a step may train, of the minutes that are left; all of it if it is the first."""
-    per_minute = step.text.count("MINUTES")
-    left = round(left / per_minute - REFIT_MINUTES, 2)
-    if number == 0 or left >= step.minutes:
+    if number == 0:
         return step.minutes
-    return left if left >= LEAST_SHARE * step.minutes else 0.0
+    spare = round((left - step.keep) / step.text.count("MINUTES") - REFIT_MINUTES, 2)
+    return min(step.minutes, spare) if spare >= step.least else 0.0

@@ -10,19 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
-from .certify import Certificate, provable_loss, rows_needed
-from .effort import (
-    EFFORTS,
-    LADDERS,
-    LIMIT_S,
-    Effort,
-    Family,
-    Step,
-    default_space,
-    family,
-    minutes_left,
-)
-from .errors import PassError, UsageError
+from .certify import provable_loss, rows_needed
+from .effort import EFFORTS, LIMIT_S, Effort, default_space
+from .errors import UsageError
 from .pipeline import Pipeline
 from .progress import Progress
 from .registry import parse_target
@@ -218,14 +208,11 @@ def plan(request: Request, progress: Progress) -> Plan:
     target = parse_target(request.target)
     if request.passes is None and request.budget is None:
         raise UsageError("nothing to do: give --budget 2% or --passes TEXT")
+    space: tuple[Pipeline, ...] = ()
     if request.budget is None:
-        space: tuple[Pipeline, ...] = (Pipeline.parse(request.passes or ""),)
-    else:
-        space = (
-            default_space(request.effort, request.time_limit_s)
-            if request.passes is None
-            else Pipeline.space(request.passes)
-        )
+        space = (Pipeline.parse(request.passes or ""),)
+    elif request.passes is not None:
+        space = Pipeline.space(request.passes)
     for pipeline in space:
         if pipeline.uncut:
             raise UsageError(
@@ -248,6 +235,9 @@ def plan(request: Request, progress: Progress) -> Plan:
                 "give it in points: --budget 2%"
             )
         limit = request.budget.limit(score)
+        if request.passes is None:
+            points, limit_s = request.budget.limit(1.0), request.time_limit_s
+            space = default_space(request.effort, points, limit_s, bench.model)
     return Plan(request, bench, target, space, limit)
 
 
@@ -322,7 +312,8 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
     if todo.limit is None:
         return None, todo.space[0]
     from .crew import searched
-    from .search import Found, climb
+    from .search import Found
+    from .trained_search import climbed
 
     exact = Pipeline.parse(EXACT)
     if todo.limit == 0:
@@ -341,19 +332,7 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
 
         found = searched(_free_search(todo, limit), bench, limit, late, workers)
     else:
-
-        def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-            return bench.certify(pipeline, limit, confidence)
-
-        def granted(step: Step, number: int) -> float:
-            # Kept, so that a run that is resumed goes on with what it was training.
-            kept = bench.ctx.store.json(
-                f"minutes-{number}",
-                lambda: {"minutes": minutes_left(step, left_s() / 60, number)},
-            )
-            return float(kept["minutes"])
-
-        found = climb(_family(todo), bench.trial, prove, limit, granted)
+        found = climbed(todo, limit, left_s)
     return found, found.winner or exact
 
 
@@ -372,25 +351,3 @@ def _free_search(todo: Plan, limit: float) -> Search:
         )
     order = bench.order(todo.space)
     return lambda trial, prove, late: find(order, trial, prove, limit, late, safe=safe)
-
-
-def _family(todo: Plan) -> Family:
-    """The default family, in multiply-adds where this machine's clock cannot be relied on."""
-    from .table import cost_table
-
-    bench, request = todo.bench, todo.request
-
-    def reason() -> dict[str, str]:
-        early = replace(bench.model.encoder, pool_early=bench.model.encoder.pooled)
-        try:
-            table = cost_table(replace(bench.model, encoder=early), bench.ctx)
-            table.limit_ms(LADDERS[request.effort][0][0], "prune")
-        except PassError as error:
-            return {"not_measured": str(error)}
-        return {}
-
-    # Kept, because a second measurement might say otherwise, and a resumed run must not.
-    why = bench.ctx.store.json("measured", reason).get("not_measured")
-    if why:
-        bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
-    return family(request.effort, request.time_limit_s, measured=why is None)

@@ -14,18 +14,10 @@ time limit). `trial` and `prove` do the work and remember it; this only decides 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from .certify import (
-    CONFIDENCE,
-    SAFE_CONFIDENCE,
-    Certificate,
-    fixed_sequence,
-    provable_loss,
-)
-from .effort import Family, Step
+from .certify import CONFIDENCE, Certificate, fixed_sequence, provable_loss
 from .errors import PassError
 from .pipeline import Pipeline
 
@@ -125,105 +117,6 @@ def safe_loss(rows: int, limit: float) -> float:
     return SAFE_SHARE * provable_loss(rows, limit)
 
 
-def climb(
-    family: Family,
-    trial: Callable[[Pipeline], Trial],
-    prove: Prove,
-    limit: float,
-    granted: Callable[[Step, int], float],
-) -> Found:
-    """Search a family from its slowest member to its fastest.
-
-    A member is trained until its loss on the select rows is within the limit, then the next
-    one goes on from it. The end of the time ends this, or a cut that is out of reach. Then
-    the members that were trained for long are certified in this order.
-
-    So that hours of training never end with nothing, a safe candidate is certified first,
-    with 1 % of the 5 % of errors that are allowed. If it holds, its share passes on to the
-    members; if not, they have the other 4 % (the fallback procedure, Wiens 2003).
-
-    Args:
-        family: the members.
-        trial: builds and scores one.
-        prove: certifies one.
-        limit: the most that may be lost.
-        granted: minutes that a step may train as the trial of this number; 0 = no time left.
-    """
-    try:
-        safe: Trial | None = trial(family.safe)
-    except PassError:  # recorded; the members may still do
-        safe = None
-    trials, members, late = _trained(family, trial, limit, granted)
-    first = prove(safe.pipeline, SAFE_CONFIDENCE) if safe and safe.loss <= limit else None
-    held = first is not None and first.holds
-    confidence = CONFIDENCE if held else CONFIDENCE + (1 - SAFE_CONFIDENCE)
-    proofs: list[tuple[Pipeline, Certificate]] = []
-
-    def certificates() -> Iterator[Certificate]:
-        for member in _worth_proving(members):
-            proofs.append((member.pipeline, prove(member.pipeline, confidence)))
-            yield proofs[-1][1]
-
-    passed = fixed_sequence(certificates())
-    found = conclude(trials, proofs, passed, limit, late)
-    return found if safe is None or first is None else _beside(found, safe, first)
-
-
-def _trained(
-    family: Family,
-    trial: Callable[[Pipeline], Trial],
-    limit: float,
-    granted: Callable[[Step, int], float],
-) -> tuple[dict[int, Trial], list[tuple[Step, Trial]], bool]:
-    """All trials, the members they ended in, and whether time ended it; see `climb`."""
-    trials: dict[int, Trial] = {}
-    members: list[tuple[Step, Trial]] = []
-    text, late = family.start, False
-    for step in family.steps:
-        more, loss = step, math.inf
-        while loss > limit:
-            if not (minutes := granted(more, len(trials))):
-                late = True
-                break
-            text = f"{text},{more.timed(minutes)}"
-            try:
-                trials[len(trials)] = trial(Pipeline.parse(text))
-            except PassError:
-                if not trials:
-                    raise
-                break  # out of reach, as is all that follows; what there is counts
-            loss = trials[len(trials) - 1].loss
-            more = Step("distill{minutes=MINUTES}", step.minutes)
-        if loss > limit:
-            break
-        members.append((step, trials[len(trials) - 1]))
-    last = trials[len(trials) - 1]
-    if not members or members[-1][1] != last:
-        members.append((family.steps[len(members)], last))
-    return trials, members, late
-
-
-def _worth_proving(members: Sequence[tuple[Step, Trial]]) -> list[Trial]:
-    """The members that were trained for as long as any, or the last where time ended before.
-
-    The others were steps on the way: one that is trained too little may fail, and so end the
-    proofs, where a faster one that was trained for long holds (seen twice on SST-2). For the
-    same reason one is left out of which a faster one loses at most `SAFE_SHARE`. All this is
-    decided on the select rows alone.
-    """
-    most = max(step.minutes for step, _ in members)
-    kept = [
-        trial
-        for i, (step, trial) in enumerate(members)
-        if i == len(members) - 1 or step.minutes == most
-    ]
-    return [
-        x
-        for i, x in enumerate(kept)
-        if all(other.loss > SAFE_SHARE * x.loss or x.loss <= 0 for other in kept[i + 1 :])
-    ]
-
-
 def conclude(
     trials: dict[int, Trial],
     proofs: list[tuple[Pipeline, Certificate]],
@@ -247,19 +140,6 @@ def conclude(
     elif late:
         reason += f"; stopped by the time limit after {len(trials)} trials"
     return Found(ordered, tuple(proofs), proofs[last][0], proofs[last][1], reason)
-
-
-def _beside(found: Found, safe: Trial, first: Certificate) -> Found:
-    """What was found, and the safe candidate, which wins if nothing else does."""
-    made = replace(
-        found,
-        trials=(safe, *found.trials),
-        proofs=((safe.pipeline, first), *found.proofs),
-    )
-    if found.winner is not None or not first.holds:
-        return made
-    reason = f"the safe candidate, without training; of those trained, {found.reason}"
-    return replace(made, winner=safe.pipeline, certificate=first, reason=reason)
 
 
 def _path(trials: dict[int, Trial], low: int, safe: float) -> list[int]:

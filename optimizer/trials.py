@@ -119,9 +119,11 @@ class Bench:
         return count(sizes, self.ctx.length)
 
     def untrained(self, pipeline: Pipeline) -> Model:
-        """A model of about the sizes that the pipeline gives, without refit or training."""
-        shaping = tuple(p.stand_in() for p in pipeline.passes if p.shapes)
-        return Pipeline(shaping).run(self.model, replace(self.ctx, progress=Progress()))
+        """About the sizes that the pipeline gives; nothing is refitted or trained for it."""
+        start = self._kept(pipeline)
+        model = self._recall(Pipeline(pipeline.passes[:start])) if start else self.model
+        shaping = tuple(p.stand_in() for p in pipeline.passes[start:] if p.shapes)
+        return Pipeline(shaping).run(model, replace(self.ctx, progress=Progress()))
 
     def build(self, pipeline: Pipeline) -> Model:
         """The result; what a pipeline shares with one that was built is not redone."""

@@ -62,9 +62,9 @@ class Mux(Pass):
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """Two, five and ten rows, mixed at the embeddings or half-way."""
+        """Two, five and ten rows, mixed half-way or at the embeddings."""
         half = len(model.encoder.layers) // 2
-        return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({0, half})]
+        return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
 
     def requires(self, model: Model) -> None:
         """Rows are mixed once, before a layer that there is, and never later than before."""

@@ -62,7 +62,7 @@ class Prune(Pass):
     def choices(cls, model: Model) -> Iterable[Self]:
         """A ladder in multiply-adds, close enough that its steps cost little accuracy."""
         del model
-        return [cls(sparsity=step / 20, of="macs") for step in range(2, 19)]
+        return [cls(sparsity=step / 40, of="macs") for step in range(4, 37)]
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Masks of greatest summed importance under the limit.

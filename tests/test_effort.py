@@ -2,72 +2,119 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from prumux.optimizer.certify import Certificate
+from prumux.optimizer.climb import Hands, climb
 from prumux.optimizer.effort import LADDERS, Step, default_space, family, minutes_left
 from prumux.optimizer.errors import PassError, UsageError
+from prumux.optimizer.explore import Candidate
 from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.search import Found, Trial, climb
+from prumux.optimizer.search import Found, Trial
+from prumux.optimizer.surrogate import Shape
+from tests.factory import random_model
 
 LIMIT = 0.02
+LONG = 99.0
+ROWS = 2000
+MODEL = random_model("bert")
+SLOW_MIXING = {2: 0.0, 5: 0.0, 10: 0.0}
 
 
 def climbed(
-    losses: Sequence[Sequence[float]],
+    losses: Sequence[tuple[float, float]],
     uppers: Sequence[float],
     trials_allowed: int = 10**9,
     safe: tuple[float, float] = (1.0, 1.0),
+    mixing: Mapping[int, float] = SLOW_MIXING,
 ) -> tuple[Found, list[str]]:
-    """Climb a family whose member i loses `losses[i][k]` after k more rounds of training.
+    """Climb the family of 2 % whose member i loses `losses[i]`: trained briefly, and for long.
 
-    `safe`: what the safe candidate loses, and its bound.
+    Mixing does not change these.
+
+    Args:
+        losses: see above.
+        uppers: what is proved of them.
+        trials_allowed: no time is left after these.
+        safe: what the safe candidate loses, and its bound.
+        mixing: how much faster n rows in one are than one by one.
     """
-    given = family("standard", 60.0)
+    given = family("standard", LIMIT, 3600.0, MODEL)
+    rungs = [cuts(x.text)[0] for x in given.steps]
     tried: list[str] = []
 
-    def where(pipeline: Pipeline) -> tuple[int, int]:
-        text = str(pipeline)
-        member = text.count("prune{") - 1
-        return member, text.rpartition("prune{")[2].count("distill") - 1
+    def where(pipeline: Pipeline) -> int:
+        return rungs.index(cuts(pipeline)[-1])
 
     def trial(pipeline: Pipeline) -> Trial:
         if pipeline == given.safe:
             return Trial(pipeline, 0.9, safe[0], 1.0, 200)
-        member, rounds = where(pipeline)
         tried.append(str(pipeline))
-        return Trial(pipeline, 0.9, losses[member][rounds], 1.0, 100 - member)
+        loss = losses[where(pipeline)][str(pipeline).endswith(f"minutes={LONG}}}")]
+        return Trial(pipeline, 0.9, loss, 1.0, 100)
 
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        upper = safe[1] if pipeline == given.safe else uppers[where(pipeline)[0]]
+        upper = safe[1] if pipeline == given.safe else uppers[where(pipeline)]
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, upper, confidence, LIMIT, "tango")
 
     def granted(step: Step, number: int) -> float:
         assert number == len(tried)
-        return step.minutes if not tried or len(tried) < trials_allowed else 0.0
+        if tried and len(tried) >= trials_allowed:
+            return 0.0
+        return min(step.minutes, LONG)
 
-    return climb(given, trial, prove, LIMIT, granted), tried
+    def look(pipeline: Pipeline) -> Candidate:
+        return looked_at(pipeline, mixing)
+
+    return climb(given, Hands(trial, prove, look, granted), LIMIT, ROWS), tried
+
+
+def looked_at(pipeline: Pipeline, mixing: Mapping[int, float] = SLOW_MIXING) -> Candidate:
+    """Its speed-up is what was asked for, and what mixing is said to give."""
+    speedup, mux = cuts(pipeline)[-1], [x for x in pipeline.passes if x.name == "mux"]
+    shape = Shape(1 / speedup, *((mux[0].mixes, 0.5) if mux else (1, 1.0)))
+    return Candidate(pipeline, shape, speedup * (mixing[mux[0].mixes] if mux else 1.0))
+
+
+def trained_by(
+    trial: Callable[[Pipeline], Trial], prove: Callable[[Pipeline, float], Certificate]
+) -> Hands:
+    """With all the time in the world."""
+    return Hands(trial, prove, looked_at, lambda step, _: min(step.minutes, LONG))
+
+
+def cuts(pipeline: object) -> list[float]:
+    return [float(x) for x in re.findall(r"speedup=([\d.]+)", str(pipeline))]
 
 
 def test_members_go_on_from_each_other() -> None:
-    _, *members = map(str, family("standard", 600.0).members())
-    assert len(members) == len(LADDERS["standard"])
+    _, *members = map(str, family("standard", 0.02, 600.0, MODEL).members())
+    assert len(members) == len(LADDERS["standard"]) - 1
     for before, after in pairwise(members):
         assert after.startswith(before + ",prune{speedup=")
-    trained = [float(x) for x in re.findall(r"distill{minutes=([\d.]+)}", members[-1])]
-    assert trained == sorted(trained)
-    assert trained[:3] == [0.3, 1.0, 6.5], "shares of ten minutes"
-    counted = [str(x) for x in family("standard", 600.0, measured=False).members()]
+    trained = re.findall(r"distill{minutes=([\d.]+)}", members[-1])
+    assert set(trained) == {"0.4"}, "a share of ten minutes"
+    counted = map(str, family("standard", 0.02, 600.0, MODEL, measured=False).members())
     assert all("of=macs" in x and "speedup" not in x for x in counted)
 
 
+def test_a_tight_budget_begins_with_less() -> None:
+    tight, wide = (family("standard", points, 600.0, MODEL) for points in (0.01, 0.02))
+    assert cuts(tight.members()[1]) == [1.5]
+    assert cuts(wide.members()[1]) == [2]
+    assert "sparsity=0.25 " in str(tight.safe)
+    assert "sparsity=0.5 " in str(wide.safe)
+
+
 def test_half_an_hour_never_ends_with_nothing() -> None:
-    good, bad = [[0.01]] * 6, [0.03] * 6
+    good, bad = [(0.015, 0.01)] * 8, [0.03] * 8
     found, _ = climbed(good, bad, safe=(0.001, 0.015))
     assert "distill" not in str(found.winner)
     assert found.certificate == found.proofs[0][1]
@@ -78,47 +125,83 @@ def test_half_an_hour_never_ends_with_nothing() -> None:
 @pytest.mark.parametrize(
     ("safe", "proofs"),
     [
-        ((0.001, 0.015), [0.99] + [0.95] * 4),  # its share of the errors passes on
-        ((0.001, 0.025), [0.99] + [0.96] * 4),  # its share is spent
-        ((0.021, 0.015), [0.96] * 4),  # lost too much on the select rows: never asked
+        ((0.001, 0.015), [0.99, 0.95, 0.95]),  # its share of the errors passes on
+        ((0.001, 0.025), [0.99, 0.96, 0.96]),  # its share is spent
+        ((0.021, 0.015), [0.96, 0.96]),  # lost too much on the select rows: never asked
     ],
 )
 def test_all_proofs_together_err_in_one_run_of_twenty(
     safe: tuple[float, float], proofs: list[float]
 ) -> None:
-    found, _ = climbed([[0.01]] * 6, [0.01] * 6, safe=safe)
+    found, _ = climbed([(0.009, 0.0), (0.03, 0.015), *[(1.0, 1.0)] * 6], [0.01] * 8, safe=safe)
     assert [x.confidence for _, x in found.proofs] == pytest.approx(proofs)
-    assert str(found.winner).count("prune{") == 6
+    assert cuts(found.winner) == [2, 3]
 
 
 @pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
 def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
-    for pipeline in default_space(effort, None):  # type: ignore[arg-type]
+    for pipeline in default_space(effort, 0.02, None, MODEL):  # type: ignore[arg-type]
         assert not pipeline.uncut
 
 
-def test_a_member_is_trained_until_it_is_good_enough() -> None:
-    losses = [[0.01], [0.05, 0.03, 0.015], *[[0.01]] * 4]
-    found, tried = climbed(losses, [0.01] * 6)
-    assert len(tried) == 8
-    assert found.winner is not None
-    assert str(found.winner).count("distill") == 8
-    members = [str(x) for x, _ in found.proofs]
-    assert [x.count("prune{") for x in members] == [3, 4, 5, 6], "others were on the way"
+def test_the_first_cut_that_loses_too_much_is_trained_for_all_that_is_left() -> None:
+    losses = [(0.012, 1.0), (0.016, 1.0), (0.024, 0.014), *[(0.0, 0.0)] * 5]
+    found, tried = climbed(losses, [0.03, 0.03, 0.01, *[0.0] * 5])
+    assert [cuts(x) for x in tried] == [[2], [2, 3], [2, 3, 4.2], [2, 3, 4.2]]
+    assert tried[-1] == f"{tried[-2]},distill{{minutes={LONG}}}"
+    assert str(found.winner) == tried[-1]
+    assert len(found.proofs) == 1, "those on the way are near the limit"
 
 
-def test_the_first_failure_ends_the_proofs() -> None:
-    found, _ = climbed([[0.01]] * 6, [0.01, 0.03, 0.015, 0.03, 0.01, 0.01])
-    assert len(found.proofs) == 2
-    assert found.winner is not None
-    assert str(found.winner).count("prune{") == 3
-    assert "the next could lose up to 3.00%" in found.reason
+def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
+    _, tried = climbed([(0.004, 0.004)] * 8, [0.01] * 8)
+    assert cuts(tried[-1]) == [2, 4.2, 7.5, 14, 20]
 
 
-def test_a_member_that_a_faster_one_beats_is_not_proved() -> None:
-    found, _ = climbed([[0.015], [0.01], [0.005], *[[0.01]] * 3], [0.03, *[0.01] * 5])
-    assert [str(x).count("prune{") for x, _ in found.proofs] == [3, 4, 5, 6]
-    assert found.winner is not None
+def test_mixing_that_beats_the_deeper_cut_goes_on_instead_of_it() -> None:
+    losses = [(0.012, 1.0), (0.016, 0.014), (0.04, 0.03), *[(0.0, 0.0)] * 5]
+    found, tried = climbed(
+        losses, [0.03, 0.01, 0.03, *[0.0] * 5], mixing={2: 1.5, 5: 3, 10: 9}
+    )
+    assert [x.count("mux{n=2 at=2}") for x in tried] == [0, 0, 0, 1, 1]
+    assert [cuts(x) for x in tried[3:]] == [[2, 3], [2, 3]]
+    assert str(found.winner) == tried[-1]
+    assert tried[-1] == f"{tried[-2]},distill{{minutes={LONG}}}"
+    assert len(found.trials) == len(tried)
+
+
+def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped() -> None:
+    def mixed_worse(loss: float) -> Found:
+        given = family("standard", LIMIT, 3600.0, MODEL)
+
+        def trial(pipeline: Pipeline) -> Trial:
+            lost = loss if "mux" in str(pipeline) else 0.012 * len(cuts(pipeline))
+            return Trial(pipeline, 0.9, lost, 1.0, 100)
+
+        def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+            del pipeline
+            return Certificate("accuracy", 9, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
+
+        def look(pipeline: Pipeline) -> Candidate:
+            return looked_at(pipeline, {2: 3.0, 5: 4.0, 10: 5.0})
+
+        hands = replace(trained_by(trial, prove), look=look)
+        return climb(given, hands, LIMIT, ROWS)
+
+    assert "mux" not in str(mixed_worse(0.5).winner)
+    assert "mux" in str(mixed_worse(0.02).winner)
+    assert [str(x.pipeline).count("mux") for x in mixed_worse(0.5).trials].count(1) == 1
+
+
+def test_a_cut_well_within_the_limit_is_proved_before_the_last() -> None:
+    losses = [(0.006, 1.0), (0.009, 1.0), (0.03, 0.018), *[(0.0, 0.0)] * 5]
+    found, _ = climbed(losses, [1.0, 0.012, 0.025, *[0.0] * 5])
+    assert [cuts(x) for x, _ in found.proofs] == [[2, 3], [2, 3, 4.2]]
+    assert cuts(found.winner) == [2, 3]
+    assert "the next could lose up to 2.50%" in found.reason
+    losses[2] = (0.03, 0.008)
+    found, _ = climbed(losses, [1.0, 1.0, 0.015, *[0.0] * 5])
+    assert [cuts(x) for x, _ in found.proofs] == [[2, 3, 4.2]], "the last one is, too"
 
 
 def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
@@ -133,41 +216,54 @@ def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
         del pipeline
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
 
-    given = family("standard", 60.0)
-    found = climb(given, trial, prove, LIMIT, lambda step, _: step.minutes)
-    assert str(found.winner).count("prune{") == 4
+    given = family("standard", LIMIT, 3600.0, MODEL)
+    found = climb(given, trained_by(trial, prove), LIMIT, ROWS)
+    assert cuts(found.winner) == [2, 3, 4.2, 5.5]
+    assert str(found.winner).endswith(f"distill{{minutes={LONG}}}")
     reached = 0
     with pytest.raises(PassError, match="embeddings and head alone"):
-        climb(given, trial, prove, LIMIT, lambda step, _: step.minutes)
+        climb(given, trained_by(trial, prove), LIMIT, ROWS)
 
 
-def test_the_member_that_time_cut_short_is_proved_last() -> None:
-    found, tried = climbed([[0.01], [0.05] * 99, *[[0.01]] * 4], [0.01] * 7, trials_allowed=4)
-    assert len(tried) == 4
-    assert found.winner is not None
+def test_a_long_training_that_fails_leaves_what_was_there() -> None:
+    def trial(pipeline: Pipeline) -> Trial:
+        if f"{{minutes={LONG}}}" in str(pipeline):
+            raise PassError("training diverged", exit_code=2)
+        return Trial(pipeline, 0.9, 0.01 * len(cuts(pipeline)), 1.0, 100)
+
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        del pipeline
+        return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
+
+    given = family("standard", LIMIT, 3600.0, MODEL)
+    found = climb(given, trained_by(trial, prove), LIMIT, ROWS)
+    assert cuts(found.winner) == [2, 3, 4.2]
+
+
+def test_the_end_of_the_time_is_said() -> None:
+    found, tried = climbed([(0.015, 0.01)] * 8, [0.01] * 8, trials_allowed=3)
+    assert len(tried) == 3
     assert str(found.winner) == tried[-1]
-    assert "stopped by the time limit after 4 trials" in found.reason
-    found, _ = climbed(
-        [[0.01], [0.05] * 99, *[[0.01]] * 4], [0.01, 0.5, *[0.01] * 4], trials_allowed=4
-    )
-    assert found.winner is None, "one that was a step on the way is no fallback"
+    assert "stopped by the time limit after 3 trials" in found.reason
 
 
 def test_no_time_at_all_still_tries_one() -> None:
-    found, tried = climbed([[0.05] * 9] * 6, [0.5] * 6, trials_allowed=0)
+    found, tried = climbed([(0.05, 0.05)] * 8, [0.5] * 8, trials_allowed=0)
     assert len(tried) == 1
     assert found.winner is None
     assert "the safest candidate lost" in found.reason
 
 
 def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
-    step = Step("prune{speedup=2},slice,distill{minutes=MINUTES}", 10.0)
+    step = Step("prune{speedup=2},slice,distill{minutes=MINUTES}", 10.0, least=3.0)
     assert minutes_left(step, left=0.0, number=0) == 10.0, "something is always tried"
     assert minutes_left(step, left=15.0, number=1) == 10.0
     assert minutes_left(step, left=8.5, number=1) == 7.5
     assert minutes_left(step, left=3.0, number=1) == 0.0
-    twice = Step("learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}", 4.0)
-    assert minutes_left(twice, left=8.0, number=1) == 3.0
+    assert minutes_left(replace(step, keep=8.0), left=15.0, number=1) == 6.0
+    assert minutes_left(replace(step, minutes=math.inf), left=15.0, number=1) == 14.0
+    text = "learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}"
+    assert minutes_left(Step(text, 4.0, least=1.0), left=8.0, number=1) == 3.0
 
 
 def test_an_unknown_effort_is_refused() -> None:

@@ -1,0 +1,71 @@
+"""The search of an effort that trains, on a model and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .certify import Certificate
+from .climb import Hands, climb
+from .effort import LADDERS, Family, Step, family, minutes_left
+from .errors import PassError
+from .explore import Candidate
+from .pipeline import Pipeline
+from .search import Found
+from .store import key
+from .surface import candidates
+from .table import cost_table
+
+if TYPE_CHECKING:
+    from .job import Plan
+
+
+def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
+    """What `climb` finds in the default family.
+
+    Args:
+        todo: the job.
+        limit: the most that may be lost.
+        left_s: seconds that are left for training.
+    """
+    bench = todo.bench
+
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        return bench.certify(pipeline, limit, confidence)
+
+    def look(pipeline: Pipeline) -> Candidate:
+        return candidates(bench, [pipeline])[0]
+
+    def granted(step: Step, number: int) -> float:
+        # Kept, so that a run that is resumed goes on with what it was training.
+        kept = bench.ctx.store.json(
+            f"minutes-{number}-{key(step.text)}",
+            lambda: {"minutes": minutes_left(step, left_s() / 60, number)},
+        )
+        return float(kept["minutes"])
+
+    hands = Hands(bench.trial, prove, look, granted)
+    return climb(_family(todo), hands, limit, len(bench.select_rows))
+
+
+def _family(todo: Plan) -> Family:
+    """The default family, in multiply-adds where this machine's clock cannot be relied on."""
+    bench, request = todo.bench, todo.request
+
+    def reason() -> dict[str, str]:
+        early = replace(bench.model.encoder, pool_early=bench.model.encoder.pooled)
+        try:
+            table = cost_table(replace(bench.model, encoder=early), bench.ctx)
+            table.limit_ms(LADDERS[request.effort][0][0], "prune")
+        except PassError as error:
+            return {"not_measured": str(error)}
+        return {}
+
+    # Kept, because a second measurement might say otherwise, and a resumed run must not.
+    why = bench.ctx.store.json("measured", reason).get("not_measured")
+    if why:
+        bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
+    points = request.budget.limit(1.0) if request.budget else 0.0
+    measured, model = why is None, bench.model
+    return family(request.effort, points, request.time_limit_s, model, measured)
