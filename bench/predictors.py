@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from prumux.optimizer.environment import provenance
 from prumux.optimizer.explore import Candidate, proposed
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Trial
-from prumux.optimizer.surrogate import Bilinear, Shape, fit
+from prumux.optimizer.surrogate import Bilinear, Fit, Shape, fit
 
+NAME = re.compile(r"n(\d+)-s([\d.]+)")
 BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15)
 
 
@@ -55,26 +58,35 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
 
     Sparsities that were not measured for every number of rows are left out.
     """
-    found = []
-    for entry in grid["entries"]:
-        slots, _, sparsity = entry["method"].removeprefix("n").partition("-s")
-        if not slots.isdecimal():
+    left, found = {}, []
+    named = [x for x in grid["entries"] if NAME.fullmatch(x["method"])]
+    for entry in sorted(named, key=lambda x: _place(x)[0]):
+        slots, sparsity = _place(entry)
+        if slots == 1:
+            left[sparsity] = entry["macs_share"]
+        if sparsity not in left:
             continue
-        # Multiply-adds are counted a row: a mixed model's pass serves several.
-        left = min(1.0, entry["macs_share"] * int(slots))
         pipeline = Pipeline.parse(entry["pipeline"])
+        at = [getattr(x, "at", 0) for x in pipeline.passes if x.mixes > 1]
+        mixed = 1 - at[0] / len(entry["layers"]) if at else 0.0
         speed = entry["speed"]["throughput_ratio"]
-        candidate = Candidate(pipeline, Shape(left, int(slots)), speed)
-        found.append(Cell(int(slots), float(sparsity), candidate, entry["score"]["loss"]))
+        candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), speed)
+        found.append(Cell(slots, sparsity, candidate, entry["score"]["loss"]))
     each = Counter(x.sparsity for x in found)
     return [x for x in found if each[x.sparsity] == max(each.values())]
 
 
-def ours(cells: Sequence[Cell], budget: float, rows: int) -> Choice:
+def _place(entry: dict[str, Any]) -> tuple[int, float]:
+    name = NAME.fullmatch(entry["method"])
+    assert name is not None
+    return int(name[1]), float(name[2])
+
+
+def ours(cells: Sequence[Cell], budget: float, fitted: Fit) -> Choice:
     """Train what the search asks for; the fastest of those that kept the budget."""
     candidates = [x.candidate for x in cells]
     tried: dict[int, Trial] = {}
-    while (at := proposed(candidates, tried, budget, rows)) is not None:
+    while (at := proposed(candidates, tried, budget, fitted)) is not None:
         loss = cells[at].loss
         tried[at] = Trial(candidates[at].pipeline, 1 - loss, loss, 0.0, 0)
     kept = [cells[i] for i in tried if cells[i].loss <= budget]
@@ -123,14 +135,39 @@ def _spanning(values: Sequence[Any]) -> list[tuple[Any, ...]]:
     ]
 
 
-def left_out(cells: Sequence[Cell], rows: int) -> dict[str, float]:
-    """Mean absolute error of a cell's loss, predicted from the others."""
-    errors: dict[str, list[float]] = {"ours": [], "bilinear": []}
+def enough_for_all(cells: Sequence[Cell]) -> int | None:
+    """The smallest coarse grid from which the best cell is found at every budget.
+
+    Which grid that is, nobody knows before; so this is the least that bilinear can do with.
+    """
+    sizes = []
+    for corners in corner_grids(cells):
+        chosen = [(x, bilinear(cells, x, corners)) for x in BUDGETS]
+        if all(regret(cells, x, y) <= 1 and not broken(x, y) for x, y in chosen):
+            sizes.append(len(corners))
+    return min(sizes, default=None)
+
+
+def broken(budget: float, choice: Choice) -> bool:
+    """Whether the chosen cell loses more than it may."""
+    return choice.cell is not None and choice.cell.loss > budget
+
+
+def left_out(cells: Sequence[Cell], fitted: Fit) -> dict[str, float]:
+    """Mean absolute error of a cell's loss, predicted from the others.
+
+    Of the inner cells, since bilinear knows nothing outside its grid; ours of all as well.
+    """
+    errors: dict[str, list[float]] = {"ours": [], "bilinear": [], "ours, all": []}
     inner = [x for x in cells if _is_inner(x, cells)]
-    for cell in inner:
+    for cell in cells:
         others = [x for x in cells if x is not cell]
-        model = fit([x.candidate.shape for x in others], [x.loss for x in others], rows)
-        errors["ours"].append(abs(model.predict(cell.candidate.shape).loss - cell.loss))
+        shapes, losses = [x.candidate.shape for x in others], [x.loss for x in others]
+        belief = fitted(shapes, losses).predict(cell.candidate.shape)
+        errors["ours, all"].append(abs(belief.loss - cell.loss))
+        if cell not in inner:
+            continue
+        errors["ours"].append(errors["ours, all"][-1])
         near = [x for x in others if x.slots != cell.slots and x.sparsity != cell.sparsity]
         found = bilinear_loss(cell, near)
         errors["bilinear"].append(abs(found - cell.loss))
@@ -157,12 +194,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--classes", type=int, default=2, help="labels of the grid's task")
     options = parser.parse_args()
     grid = json.loads(options.grid.read_text())
-    cells, rows = cells_of(grid), grid["entries"][0]["score"]["rows"]
+    cells, score = cells_of(grid), grid["entries"][0]["score"]
+    guessed = score["score_dense"] - 1 / options.classes
+    fitted = partial(fit, rows=score["rows"], ceiling=guessed)
     entries: list[dict[str, Any]] = []
     for budget in BUDGETS:
-        mine = ours(cells, budget, rows)
+        mine = ours(cells, budget, fitted)
         others = [bilinear(cells, budget, corners) for corners in corner_grids(cells)]
         entries.append(
             {
@@ -172,7 +212,7 @@ def main() -> None:
                     {
                         "trained": x.trained,
                         "regret": regret(cells, budget, x),
-                        "broken": x.cell is not None and x.cell.loss > budget,
+                        "broken": broken(budget, x),
                     }
                     for x in others
                 ],
@@ -181,7 +221,8 @@ def main() -> None:
     found = {
         "schema_version": 1,
         "cells": [{**asdict(x), "candidate": str(x.candidate.pipeline)} for x in cells],
-        "left_out_error": left_out(cells, rows),
+        "left_out_error": left_out(cells, fitted),
+        "bilinear_for_all_budgets": enough_for_all(cells),
         "entries": entries,
         **provenance(),
     }

@@ -22,7 +22,7 @@ from .errors import PassError
 from .explore import FAIR_CHANCE, Candidate
 from .pipeline import Pipeline
 from .search import SAFE_SHARE, Found, Prove, Trial, conclude
-from .surrogate import fit
+from .surrogate import Fit
 
 EASY = 0.25
 """After a cut that loses at most this share of the limit, the next one is passed over."""
@@ -42,7 +42,7 @@ class Hands:
     """Minutes that a step may train as the trial of this number; 0 = no time left."""
 
 
-def climb(family: Family, hands: Hands, limit: float, rows: int) -> Found:
+def climb(family: Family, hands: Hands, limit: float, fitted: Fit) -> Found:
     """Search a family from its slowest member to its fastest.
 
     So that hours of training never end with nothing, a safe candidate is certified first,
@@ -53,13 +53,13 @@ def climb(family: Family, hands: Hands, limit: float, rows: int) -> Found:
         family: the members.
         hands: what does the work.
         limit: the most that may be lost.
-        rows: on how many a trial is scored.
+        fitted: learns what candidates lose from trials.
     """
     try:
         safe: Trial | None = hands.trial(family.safe)
     except PassError:  # recorded; the members may still do
         safe = None
-    way, others, late = _trained(family, hands, limit, rows)
+    way, others, late = _trained(family, hands, limit, fitted)
     held = None
     if safe and safe.loss <= limit:
         held = hands.prove(safe.pipeline, SAFE_CONFIDENCE)
@@ -78,7 +78,7 @@ def climb(family: Family, hands: Hands, limit: float, rows: int) -> Found:
 
 
 def _trained(
-    family: Family, hands: Hands, limit: float, rows: int
+    family: Family, hands: Hands, limit: float, fitted: Fit
 ) -> tuple[list[Trial], list[Trial], bool]:
     """The trials that led to the one trained for long, others, whether time was up before."""
     way: list[Trial] = []
@@ -98,7 +98,7 @@ def _trained(
         kept = text
         at = min(at + 2, last) if loss <= EASY * limit and at < last else at + 1
     others: list[Trial] = []
-    if mixed := _mixed(family, hands, kept, way, rows):
+    if mixed := _mixed(family, hands, kept, way, fitted):
         (way if mixed.loss < way[-1].loss else others).append(mixed)
     text, number = str(way[-1].pipeline), len(way) + len(others)
     minutes = hands.granted(family.rest, number)
@@ -109,7 +109,7 @@ def _trained(
 
 
 def _mixed(
-    family: Family, hands: Hands, kept: str, way: Sequence[Trial], rows: int
+    family: Family, hands: Hands, kept: str, way: Sequence[Trial], fitted: Fit
 ) -> Trial | None:
     """The gentlest mixing on `kept` that may beat the last trial, trained as briefly."""
     rival = way[-1]
@@ -121,7 +121,7 @@ def _mixed(
         try:
             seen = seen or [hands.look(x.pipeline) for x in way]
             mixing = hands.look(pipeline)
-            losses = fit([x.shape for x in seen], [x.loss for x in way], rows)
+            losses = fitted([x.shape for x in seen], [x.loss for x in way])
             chance = losses.predict(mixing.shape).chance(rival.loss)
             if mixing.throughput > seen[-1].throughput and chance >= FAIR_CHANCE:
                 return hands.trial(pipeline)

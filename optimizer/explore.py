@@ -17,7 +17,7 @@ from .certify import CONFIDENCE, Certificate, fixed_sequence
 from .errors import PassError
 from .pipeline import Pipeline
 from .search import Found, Prove, Trial, conclude, none_found
-from .surrogate import Shape, fit
+from .surrogate import Fit, Shape
 
 FAIR_CHANCE = 0.1
 """A candidate is tried only with such a chance to keep the limit."""
@@ -40,7 +40,7 @@ def explore(
     limit: float,
     out_of_time: Callable[[Pipeline], bool],
     *,
-    rows: int,
+    fitted: Fit,
     safe: float,
 ) -> Found:
     """Search candidates in any order; see the module.
@@ -51,13 +51,15 @@ def explore(
         prove: certifies one.
         limit: the most that may be lost.
         out_of_time: whether there is no time left for a candidate.
-        rows: on how many a trial is scored.
+        fitted: learns what candidates lose from trials.
         safe: as in `find`.
     """
     tried: dict[int, Trial] = {}
     failed: list[tuple[int, PassError]] = []
     late = False
-    while (at := proposed(candidates, tried, limit, rows, [i for i, _ in failed])) is not None:
+    while (
+        at := proposed(candidates, tried, limit, fitted, [i for i, _ in failed])
+    ) is not None:
         if tried and out_of_time(candidates[at].pipeline):
             late = True
             break
@@ -84,13 +86,14 @@ def proposed(
     candidates: Sequence[Candidate],
     tried: Mapping[int, Trial],
     limit: float,
-    rows: int,
+    fitted: Fit,
     failed: Sequence[int] = (),
 ) -> int | None:
     """Index of the candidate to try next, None if nothing is worth it."""
     kept = [candidates[i].throughput for i, t in tried.items() if t.loss <= limit]
     fastest = max(kept, default=1.0)
-    model = fit([candidates[i].shape for i in tried], [t.loss for t in tried.values()], rows)
+    shapes, losses = [candidates[i].shape for i in tried], [t.loss for t in tried.values()]
+    model = fitted(shapes, losses)
 
     def gain(i: int) -> float:
         chance = model.predict(candidates[i].shape).chance(limit)

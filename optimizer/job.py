@@ -340,14 +340,14 @@ def _free_search(todo: Plan, limit: float) -> Search:
     """The search of a space of separate candidates; what it has to time is timed here."""
     from .explore import explore
     from .search import find, safe_loss
-    from .surface import candidates, mixes
+    from .surface import candidates, fitter, mixes
 
     bench = todo.bench
     safe = safe_loss(len(bench.certify_rows), limit)
     if mixes(todo.space):
-        known, rows = candidates(bench, todo.space), len(bench.select_rows)
+        known, fitted = candidates(bench, todo.space), fitter(bench)
         return lambda trial, prove, late: explore(
-            known, trial, prove, limit, late, rows=rows, safe=safe
+            known, trial, prove, limit, late, fitted=fitted, safe=safe
         )
     order = bench.order(todo.space)
     return lambda trial, prove, late: find(order, trial, prove, limit, late, safe=safe)

@@ -17,7 +17,7 @@ from .ir import Model
 from .measure import interleave, ratio
 from .pipeline import Pipeline
 from .store import key
-from .surrogate import Shape, shape_of
+from .surrogate import Fit, Shape, fit, shape_of
 from .trials import Bench
 
 ROUNDS = 5
@@ -46,6 +46,13 @@ def candidates(bench: Bench, space: Sequence[Pipeline]) -> list[Candidate]:
     if not found:
         raise PassError(f"no candidate can be made; the last: {error}", exit_code=2)
     return found
+
+
+def fitter(bench: Bench) -> Fit:
+    """What learns from trials on this bench what candidates lose."""
+    classes = len(bench.model.task.labels) if bench.metric in ("accuracy", "agreement") else 0
+    lost = bench.dense_score("select") - (1 / classes if classes else 0.0)  # by guessing
+    return partial(fit, rows=len(bench.select_rows), ceiling=lost if lost > 0 else 1.0)
 
 
 def mixes(space: Sequence[Pipeline]) -> bool:

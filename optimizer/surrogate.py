@@ -1,9 +1,10 @@
 """What will a candidate lose? Predicted from its shape and from what others of its space lost.
 
-    loss = exp(w0 + w1 p + w2 m + w3 p m),    w1, w2, w3 >= 0,
+    loss = c (1 - exp(-z / c)),    z = exp(w0 + w1 p + w2 m + w3 p m),    w1, w2, w3 >= 0,
 
 with p = -log(share of the multiply-adds of a pass that is left) and m = log2(rows in one)
-times the share of the layers that run on mixed rows. So the loss rises with each, never falls.
+times the share of the layers that run on mixed rows. So the loss rises with each, never falls,
+and no higher than c, what is lost by guessing.
 The weights have a prior, wide enough for any data to move it, so a few trials are enough; what
 is not known yet shows in the spread of a prediction.
 """
@@ -11,7 +12,7 @@ is not known yet shows in the spread of a prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -72,21 +73,26 @@ def shape_of(encoder: Encoder, macs: int, dense_macs: int) -> Shape:
 
 @dataclass(frozen=True)
 class Belief:
-    """What is thought of a loss: its logarithm is normal."""
+    """What is thought of a loss: the logarithm of z is normal."""
 
     log_mean: float
     log_sd: float
+    ceiling: float = 1.0
+    """c above."""
 
     @property
     def loss(self) -> float:
         """The median."""
-        return math.exp(self.log_mean)
+        return float(_loss(np.asarray(self.log_mean), self.ceiling))
 
     def chance(self, limit: float) -> float:
         """That the loss is at most this."""
         if limit <= 0:
             return 0.0
-        return NormalDist(self.log_mean, self.log_sd).cdf(math.log(limit))
+        if limit >= self.ceiling:
+            return 1.0
+        z = -self.ceiling * math.log1p(-limit / self.ceiling)
+        return NormalDist(self.log_mean, self.log_sd).cdf(math.log(z))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +101,25 @@ class Surrogate:
 
     weights: Floats
     covariance: Floats
+    ceiling: float = 1.0
 
     def predict(self, shape: Shape) -> Belief:
         """What a candidate of this shape will lose."""
         x = np.asarray(shape.features)
         spread = math.sqrt(float(x @ self.covariance @ x) + MISFIT**2)
-        return Belief(float(self.weights @ x), spread)
+        return Belief(float(self.weights @ x), spread, self.ceiling)
 
 
-def fit(shapes: Sequence[Shape], losses: Sequence[float], rows: int) -> Surrogate:
+def fit(
+    shapes: Sequence[Shape], losses: Sequence[float], rows: int, ceiling: float = 1.0
+) -> Surrogate:
     """Fit to trials; without any, the prior.
 
     Args:
         shapes: of the candidates that were tried.
         losses: what they lost on the select rows; may be below 0.
         rows: how many those are.
+        ceiling: what is lost by guessing.
     """
     from scipy.optimize import least_squares
 
@@ -120,8 +130,7 @@ def fit(shapes: Sequence[Shape], losses: Sequence[float], rows: int) -> Surrogat
     mean, prior_sd = np.asarray(PRIOR_MEAN), np.asarray(PRIOR_SD)
 
     def expected(w: Floats) -> Floats:
-        found: Floats = np.exp(np.minimum(x @ w, 0.0))  # no loss is above 1
-        return found
+        return _loss(x @ w, ceiling)
 
     def residuals(w: Floats) -> Floats:
         # A large loss is not known better than the form is.
@@ -132,7 +141,17 @@ def fit(shapes: Sequence[Shape], losses: Sequence[float], rows: int) -> Surrogat
     start = np.maximum(mean, low + 1e-3)
     found = least_squares(residuals, start, bounds=(low, np.inf))
     precision = found.jac.T @ found.jac
-    return Surrogate(found.x, np.linalg.inv(precision))
+    return Surrogate(found.x, np.linalg.inv(precision), ceiling)
+
+
+def _loss(log_z: Floats, ceiling: float) -> Floats:
+    """See the module."""
+    found: Floats = -ceiling * np.expm1(-np.exp(np.minimum(log_z, 20.0)) / ceiling)
+    return found
+
+
+Fit = Callable[[Sequence[Shape], Sequence[float]], Surrogate]
+"""`fit` where rows and ceiling are known."""
 
 
 @dataclass(frozen=True, eq=False)

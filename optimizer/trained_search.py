@@ -14,7 +14,7 @@ from .explore import Candidate
 from .pipeline import Pipeline
 from .search import Found
 from .store import key
-from .surface import candidates
+from .surface import candidates, fitter
 from .table import cost_table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
         return float(kept["minutes"])
 
     hands = Hands(bench.trial, prove, look, granted)
-    return climb(_family(todo), hands, limit, len(bench.select_rows))
+    return climb(_family(todo), hands, limit, fitter(bench))
 
 
 def _family(todo: Plan) -> Family:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -18,12 +19,12 @@ from prumux.optimizer.explore import Candidate
 from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial
-from prumux.optimizer.surrogate import Shape
+from prumux.optimizer.surrogate import Shape, fit
 from tests.factory import random_model
 
 LIMIT = 0.02
 LONG = 99.0
-ROWS = 2000
+FITTED = partial(fit, rows=2000)
 MODEL = random_model("bert")
 SLOW_MIXING = {2: 0.0, 5: 0.0, 10: 0.0}
 
@@ -73,7 +74,7 @@ def climbed(
     def look(pipeline: Pipeline) -> Candidate:
         return looked_at(pipeline, mixing)
 
-    return climb(given, Hands(trial, prove, look, granted), LIMIT, ROWS), tried
+    return climb(given, Hands(trial, prove, look, granted), LIMIT, FITTED), tried
 
 
 def looked_at(pipeline: Pipeline, mixing: Mapping[int, float] = SLOW_MIXING) -> Candidate:
@@ -186,7 +187,7 @@ def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped() -> None:
             return looked_at(pipeline, {2: 3.0, 5: 4.0, 10: 5.0})
 
         hands = replace(trained_by(trial, prove), look=look)
-        return climb(given, hands, LIMIT, ROWS)
+        return climb(given, hands, LIMIT, FITTED)
 
     assert "mux" not in str(mixed_worse(0.5).winner)
     assert "mux" in str(mixed_worse(0.02).winner)
@@ -217,12 +218,12 @@ def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
 
     given = family("standard", LIMIT, 3600.0, MODEL)
-    found = climb(given, trained_by(trial, prove), LIMIT, ROWS)
+    found = climb(given, trained_by(trial, prove), LIMIT, FITTED)
     assert cuts(found.winner) == [2, 3, 4.2, 5.5]
     assert str(found.winner).endswith(f"distill{{minutes={LONG}}}")
     reached = 0
     with pytest.raises(PassError, match="embeddings and head alone"):
-        climb(given, trained_by(trial, prove), LIMIT, ROWS)
+        climb(given, trained_by(trial, prove), LIMIT, FITTED)
 
 
 def test_a_long_training_that_fails_leaves_what_was_there() -> None:
@@ -236,7 +237,7 @@ def test_a_long_training_that_fails_leaves_what_was_there() -> None:
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
 
     given = family("standard", LIMIT, 3600.0, MODEL)
-    found = climb(given, trained_by(trial, prove), LIMIT, ROWS)
+    found = climb(given, trained_by(trial, prove), LIMIT, FITTED)
     assert cuts(found.winner) == [2, 3, 4.2]
 
 

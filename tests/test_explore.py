@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests import jobs
 LEFT = (1.0, 0.6, 0.4, 0.2, 0.1, 0.05)
 SLOTS = (1, 2, 5, 10)
 ROWS = 2000
+FITTED = partial(fit, rows=ROWS, ceiling=0.4)
 
 
 def true_loss(shape: Shape, harder: float = 1.0) -> float:
@@ -83,7 +85,7 @@ class World:
             return len(self.tried) >= allowed
 
         return explore(
-            self.candidates, self.trial, self.prove, limit, late, rows=ROWS, safe=limit / 2
+            self.candidates, self.trial, self.prove, limit, late, fitted=FITTED, safe=limit / 2
         )
 
     def regret(self, found: Found, limit: float) -> float:
@@ -169,17 +171,21 @@ shapes = st.builds(
 def test_predictions_never_fall_with_pruning_or_mixing(
     seen: list[tuple[Shape, float]], a: Shape, b: Shape
 ) -> None:
-    model = fit([s for s, _ in seen], [x for _, x in seen], ROWS)
+    model = FITTED([s for s, _ in seen], [x for _, x in seen])
     worse = Shape(min(a.left, b.left), max(a.slots, b.slots), max(a.mixed, b.mixed))
     assert model.predict(worse).log_mean >= model.predict(a).log_mean - 1e-6
     assert 0 <= model.predict(a).chance(0.02) <= 1
     assert model.predict(a).chance(0.05) >= model.predict(a).chance(0.01)
+    assert model.predict(a).loss <= 0.4, "nothing loses more than guessing does"
+    assert model.predict(a).chance(0.4) == 1
 
 
 def test_trials_narrow_what_is_believed() -> None:
     shape = Shape(0.2)
-    before = fit([], [], ROWS).predict(shape)
-    after = fit([Shape(0.4), Shape(0.1)], [0.004, 0.03], ROWS).predict(shape)
+    before = FITTED([], []).predict(shape)
+    after = FITTED([Shape(0.4), Shape(0.1)], [0.004, 0.03]).predict(shape)
+    chance = after.chance(after.loss)
+    assert chance == pytest.approx(0.5), "the median"
     assert after.log_sd < before.log_sd
     assert 0.004 < after.loss < 0.03
 
