@@ -36,8 +36,8 @@ class Hands:
     """Builds and scores a candidate."""
     prove: Prove
     """Certifies one."""
-    look: Callable[[Pipeline], Candidate]
-    """Shape and throughput of one that is not trained yet."""
+    look: Callable[[Sequence[Pipeline]], Sequence[Candidate]]
+    """Shapes and throughput of those that can be made, trained or not."""
     granted: Callable[[Step, int], float]
     """Minutes that a step may train as the trial of this number; 0 = no time left."""
 
@@ -112,21 +112,23 @@ def _mixed(
     family: Family, hands: Hands, kept: str, way: Sequence[Trial], fitted: Fit
 ) -> Trial | None:
     """The gentlest mixing on `kept` that may beat the last trial, trained as briefly."""
-    rival = way[-1]
-    seen: list[Candidate] = []
+    planned = []
     for step in family.mixes:
-        if not (minutes := hands.granted(step, len(way))):
-            return None
-        pipeline = Pipeline.parse(f"{kept},{step.timed(minutes)}")
-        try:
-            seen = seen or [hands.look(x.pipeline) for x in way]
-            mixing = hands.look(pipeline)
-            losses = fitted([x.shape for x in seen], [x.loss for x in way])
-            chance = losses.predict(mixing.shape).chance(rival.loss)
-            if mixing.throughput > seen[-1].throughput and chance >= FAIR_CHANCE:
-                return hands.trial(pipeline)
-        except PassError:  # recorded; another may do
+        if minutes := hands.granted(step, len(way)):
+            planned.append(Pipeline.parse(f"{kept},{step.timed(minutes)}"))
+    if not planned:
+        return None
+    known = {x.pipeline: x for x in hands.look([*(x.pipeline for x in way), *planned])}
+    seen = [x for x in way if x.pipeline in known]
+    losses = fitted([known[x.pipeline].shape for x in seen], [x.loss for x in seen])
+    rival = way[-1]
+    for pipeline in planned:
+        if (mixing := known.get(pipeline)) is None:
             continue
+        faster = mixing.throughput > known[rival.pipeline].throughput
+        if faster and losses.predict(mixing.shape).chance(rival.loss) >= FAIR_CHANCE:
+            with suppress(PassError):  # recorded; another may do
+                return hands.trial(pipeline)
     return None
 
 

@@ -270,6 +270,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     from .lower import lowered, unlowered
     from .report import build_report, write_report
     from .ship import ship
+    from .surface import predicted
 
     workers = _of_use(todo)
     torch.set_num_threads(trial_threads(todo.bench, workers))
@@ -281,8 +282,10 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
         bench.ctx.progress.say(f"no candidate keeps it there: searching {bench.targets[-1]}")
         todo = replace(todo, bench=replace(bench, targets=bench.targets[-1:]))
         found, chosen = _choose(todo, started, workers)
-    if found is not None and found.winner is None:
-        todo = replace(todo, bench=unlowered(todo.bench))
+    if found is not None:
+        found = replace(found, trials=predicted(todo.bench, found.trials))
+        if found.winner is None:
+            todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
     report = build_report(todo, found, shipped, time.monotonic() - started)
     written = write_report(report, workspace.staging)

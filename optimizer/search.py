@@ -37,6 +37,8 @@ class Trial:
     loss: float
     seconds: float
     macs: int
+    predicted_ratio: float | None = None
+    """Throughput over the dense engine's, by its shape; measured for the report only."""
 
 
 @dataclass(frozen=True)

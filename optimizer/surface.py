@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,36 +16,55 @@ from .explore import Candidate
 from .ir import Model
 from .measure import interleave, ratio
 from .pipeline import Pipeline
+from .search import Trial
 from .store import key
 from .surrogate import Fit, Shape, fit, shape_of
+from .target import Target
 from .trials import Bench
 
 ROUNDS = 5
+AT_ONCE = 12
+"""Engines that are in memory together."""
 
 
 def candidates(bench: Bench, space: Sequence[Pipeline]) -> list[Candidate]:
-    """What can be known of a space without training.
+    """What can be known of a space without training; who cannot be made is left out.
 
-    Each is exported untrained and timed in turn with the dense engine. What was measured is
-    kept, so that a resumed run goes on with it.
+    Each is exported untrained and timed in turn with the dense engine, some at a time. What
+    was measured is kept, so that a resumed run goes on with it.
     """
-    dense = count(bench.model.encoder, bench.ctx.length).macs
+    unique = {_name(bench, x): x for x in space}
+    todo = [name for name in unique if not bench.ctx.store.has(name)]
+    made: dict[str, dict[str, Any]] = {}
+    if todo:
+        with bench.ctx.progress.task("timing shapes", len(todo)) as step:
+            for names in (todo[i : i + AT_ONCE] for i in range(0, len(todo), AT_ONCE)):
+                measured = _measured(bench, [unique[x] for x in names], step)
+                for name, facts in zip(names, measured, strict=True):
+                    made[name] = bench.ctx.store.json(name, partial(dict, facts))
     found = []
-    with bench.ctx.progress.task("timing shapes", len(space)) as step:
-        for pipeline in space:
-            facts = bench.ctx.store.json(
-                f"shape-{key(pipeline, bench.targets[0])}",
-                partial(_facts, bench, pipeline, dense),
-            )
-            step()
-            if error := facts.get("error"):
-                where = str(bench.targets[0])
-                bench.record({"pipeline": str(pipeline), "target": where, "error": error})
-                continue
-            found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
+    for name, pipeline in unique.items():
+        facts = made.get(name) or bench.ctx.store.json(name, dict)
+        if error := facts.get("error"):
+            where = str(bench.targets[0])
+            bench.record({"pipeline": str(pipeline), "target": where, "error": error})
+            continue
+        found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
     if not found:
         raise PassError(f"no candidate can be made; the last: {error}", exit_code=2)
     return found
+
+
+def predicted(bench: Bench, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Trials with the throughput that their shapes have."""
+    known: dict[Pipeline, Candidate] = {}
+    if trials:
+        with suppress(PassError):  # it is for the report only
+            known = {x.pipeline: x for x in candidates(bench, [x.pipeline for x in trials])}
+    return tuple(
+        replace(x, predicted_ratio=known[x.pipeline].throughput) if x.pipeline in known else x
+        for x in trials
+    )
 
 
 def fitter(bench: Bench) -> Fit:
@@ -60,26 +79,39 @@ def mixes(space: Sequence[Pipeline]) -> bool:
     return len({tuple(str(p) for p in x.passes if p.name == "mux") for x in space}) > 1
 
 
-def _facts(bench: Bench, pipeline: Pipeline, dense_macs: int) -> dict[str, Any]:
-    try:
-        model = bench.untrained(pipeline)
-    except PassError as error:
-        return {"error": str(error)}
-    apart = replace(model.encoder, mux=None)
-    shape = shape_of(model.encoder, count(apart, bench.ctx.length).macs, dense_macs)
-    return {"shape": asdict(shape), "throughput": _throughput(bench, model)}
+def _name(bench: Bench, pipeline: Pipeline) -> str:
+    return f"shape-{key(pipeline, bench.targets[0])}"
 
 
-def _throughput(bench: Bench, model: Model) -> float:
-    """Of the dense model's on the baseline target, the median of some rounds."""
+def _measured(
+    bench: Bench, space: Sequence[Pipeline], step: Callable[[], object]
+) -> list[dict[str, Any]]:
+    """Shape and throughput over the dense model's on the baseline target, or an error."""
     ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
-    pairs = ((bench.model, bench.target.baseline()), (model, bench.targets[0]))
-    runs = []
+    dense = count(bench.model.encoder, ctx.length).macs
+    facts: list[dict[str, Any]] = []
+    runs: list[Callable[[], object]] = []
     with ExitStack() as stack:
-        for given, target in pairs:
+
+        def add(model: Model, target: Target) -> None:
             folder = Path(stack.enter_context(TemporaryDirectory()))
-            target.draft().emit(given, ctx, folder)
+            target.draft().emit(model, ctx, folder)
             engine = target.engine(folder, ctx.threads)
-            runs.append(lambda engine=engine: [engine.run(x) for x in inputs])
-        first, second = interleave(runs, ROUNDS, repeat=True)
-    return ratio(first, second).median_ms
+            runs.append(lambda: [engine.run(x) for x in inputs])
+
+        add(bench.model, bench.target.baseline())
+        for pipeline in space:
+            try:
+                model = bench.untrained(pipeline)
+            except PassError as error:
+                facts.append({"error": str(error)})
+            else:
+                apart = count(replace(model.encoder, mux=None), ctx.length).macs
+                facts.append({"shape": asdict(shape_of(model.encoder, apart, dense))})
+                add(model, bench.targets[0])
+            step()
+        first, *others = interleave(runs, ROUNDS, repeat=True)
+    made = (x for x in facts if "shape" in x)
+    for entry, timing in zip(made, others, strict=True):
+        entry["throughput"] = ratio(first, timing).median_ms
+    return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from .errors import PassError
 from .explore import Candidate
 from .pipeline import Pipeline
 from .search import Found
-from .store import key
+from .store import Store, key
 from .surface import candidates, fitter
 from .table import cost_table
 
@@ -34,19 +34,25 @@ def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
         return bench.certify(pipeline, limit, confidence)
 
-    def look(pipeline: Pipeline) -> Candidate:
-        return candidates(bench, [pipeline])[0]
+    def look(space: Sequence[Pipeline]) -> Sequence[Candidate]:
+        return candidates(bench, space)
+
+    granted = granting(bench.ctx.store, left_s)
+    hands = Hands(bench.trial, prove, look, granted)
+    return climb(_family(todo), hands, limit, fitter(bench))
+
+
+def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int], float]:
+    """Says how long a step may train; kept, so that a resumed run goes on with the same."""
 
     def granted(step: Step, number: int) -> float:
-        # Kept, so that a run that is resumed goes on with what it was training.
-        kept = bench.ctx.store.json(
+        kept = store.json(
             f"minutes-{number}-{key(step.text)}",
             lambda: {"minutes": minutes_left(step, left_s() / 60, number)},
         )
         return float(kept["minutes"])
 
-    hands = Hands(bench.trial, prove, look, granted)
-    return climb(_family(todo), hands, limit, fitter(bench))
+    return granted
 
 
 def _family(todo: Plan) -> Family:

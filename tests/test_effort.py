@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ from prumux.optimizer.explore import Candidate
 from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
 from prumux.optimizer.search import Found, Trial
+from prumux.optimizer.store import Store
 from prumux.optimizer.surrogate import Shape, fit
+from prumux.optimizer.trained_search import granting
 from tests.factory import random_model
 
 LIMIT = 0.02
@@ -71,8 +74,8 @@ def climbed(
             return 0.0
         return min(step.minutes, LONG)
 
-    def look(pipeline: Pipeline) -> Candidate:
-        return looked_at(pipeline, mixing)
+    def look(space: Sequence[Pipeline]) -> list[Candidate]:
+        return [looked_at(x, mixing) for x in space]
 
     return climb(given, Hands(trial, prove, look, granted), LIMIT, FITTED), tried
 
@@ -88,7 +91,11 @@ def trained_by(
     trial: Callable[[Pipeline], Trial], prove: Callable[[Pipeline, float], Certificate]
 ) -> Hands:
     """With all the time in the world."""
-    return Hands(trial, prove, looked_at, lambda step, _: min(step.minutes, LONG))
+
+    def look(space: Sequence[Pipeline]) -> list[Candidate]:
+        return [looked_at(x) for x in space]
+
+    return Hands(trial, prove, look, lambda step, _: min(step.minutes, LONG))
 
 
 def cuts(pipeline: object) -> list[float]:
@@ -183,8 +190,8 @@ def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped() -> None:
             del pipeline
             return Certificate("accuracy", 9, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
 
-        def look(pipeline: Pipeline) -> Candidate:
-            return looked_at(pipeline, {2: 3.0, 5: 4.0, 10: 5.0})
+        def look(space: Sequence[Pipeline]) -> list[Candidate]:
+            return [looked_at(x, {2: 3.0, 5: 4.0, 10: 5.0}) for x in space]
 
         hands = replace(trained_by(trial, prove), look=look)
         return climb(given, hands, LIMIT, FITTED)
@@ -265,6 +272,18 @@ def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
     assert minutes_left(replace(step, minutes=math.inf), left=15.0, number=1) == 14.0
     text = "learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}"
     assert minutes_left(Step(text, 4.0, least=1.0), left=8.0, number=1) == 3.0
+
+
+def test_a_resumed_run_trains_as_long_as_it_was_going_to(tmp_path: Path) -> None:
+    left_s = 3600.0
+    granted = granting(Store(tmp_path), lambda: left_s)
+    given = family("standard", LIMIT, 3600.0, MODEL)
+    before = granted(given.steps[0], 1)
+    assert before == given.steps[0].minutes
+    left_s = 120.0
+    assert granted(given.steps[0], 1) == before
+    assert granted(given.rest, 1) == 0.0, "another step, though the trial has the same number"
+    assert granted(given.steps[0], 2) == 0.0
 
 
 def test_an_unknown_effort_is_refused() -> None:

@@ -8,19 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prumux.optimizer.budget import Budget
 from prumux.optimizer.certify import Certificate
 from prumux.optimizer.cli import main
 from prumux.optimizer.errors import PassError
 from prumux.optimizer.explore import Candidate, explore, to_prove
+from prumux.optimizer.job import Request, plan
 from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.progress import Progress
 from prumux.optimizer.search import Found, Trial
-from prumux.optimizer.surface import mixes
+from prumux.optimizer.store import Store
+from prumux.optimizer.surface import candidates, mixes
 from prumux.optimizer.surrogate import Bilinear, Shape, fit
 from tests import jobs
 
@@ -205,6 +210,23 @@ def test_what_counts_as_more_than_one_dimension() -> None:
     assert math.isclose(Shape(0.5, 4, 0.5).mixing, 1.0)
 
 
+def test_who_cannot_be_made_is_left_out(tmp_path: Path) -> None:
+    model = jobs.model_folder(tmp_path / "model")
+    data = jobs.data_folder(tmp_path / "data", model)
+    request = Request(str(model), budget=Budget(0.3), data=str(data))
+    bench = plan(request, Progress()).bench
+    errors: list[Any] = []
+    bench = bench.with_store(Store(tmp_path / "store"), errors.append)
+    space = Pipeline.space("pool-early,mux{n=1|2 at=0|99}")
+    found = candidates(bench, space)
+    assert [str(x.pipeline) for x in found] == ["pool-early,mux{n=1}", "pool-early,mux{n=2}"]
+    assert [x.shape.slots for x in found] == [1, 2]
+    assert {x["error"].partition(" is after")[0][-5:] for x in errors} == {"at=99"}
+    assert candidates(bench, space) == found, "measured once"
+    with pytest.raises(PassError, match="no candidate can be made"):
+        candidates(bench, Pipeline.space("mux{n=2 at=99}"))
+
+
 def test_a_space_with_mixing_on_the_command_line(tmp_path: Path) -> None:
     model = jobs.model_folder(tmp_path / "model")
     data = jobs.data_folder(tmp_path / "data", model)
@@ -216,6 +238,7 @@ def test_a_space_with_mixing_on_the_command_line(tmp_path: Path) -> None:
     assert main([*job, "--out", str(out), "-q"]) in (0, 3)
     report = json.loads((out / "report.json").read_text())
     assert 1 <= len(report["trials"]) <= 4
+    assert all(x["predicted_ratio"] > 0 for x in report["trials"])
     assert {x["pipeline"] for x in report["trials"]} <= {str(x) for x in Pipeline.space(space)}
     if report["met"] and report["dropped"] is None:
         assert report["pipeline"] in {x["pipeline"] for x in report["trials"]}

@@ -25,8 +25,8 @@ SCHEMA: dict[str, Any] = json.loads(
     files("prumux").joinpath("report.schema.json").read_text(encoding="utf-8")
 )
 CHECK = Draft202012Validator(SCHEMA, format_checker=FormatChecker())
-LATER = {"predicted_ratio", "error"}
-"""Described, and written by searches only."""
+LATER = {"error"}
+"""Described, and written where a trial failed."""
 
 
 def wrong(report: Any) -> list[str]:
