@@ -7,7 +7,8 @@ cut that is a little too deep after a minute is a good one after half an hour, a
 could still do that is within the limit already is not found out by more training.
 
 Mixing rows on the last cut within the limit competes with that deeper cut: it is trained as
-briefly where it is the faster of the two and may well lose less, and goes on if it does.
+briefly where it is the faster of the two and may well lose no more, and goes on if it does.
+Where no cut loses more than the limit, mixing on the deepest has to keep the limit.
 """
 
 from __future__ import annotations
@@ -98,8 +99,11 @@ def _trained(
         kept = text
         at = min(at + 2, last) if loss <= EASY * limit and at < last else at + 1
     others: list[Trial] = []
-    if mixed := _mixed(family, hands, kept, way, fitted):
-        (way if mixed.loss < way[-1].loss else others).append(mixed)
+    bound = max(way[-1].loss, limit)
+    mixes = ((x, hands.granted(x, len(way))) for x in family.mixes)
+    planned = [Pipeline.parse(f"{kept},{x.timed(minutes)}") for x, minutes in mixes if minutes]
+    if mixed := _mixed(planned, hands, way, fitted, bound):
+        (way if mixed.loss <= bound else others).append(mixed)
     text, number = str(way[-1].pipeline), len(way) + len(others)
     minutes = hands.granted(family.rest, number)
     if minutes:
@@ -109,24 +113,27 @@ def _trained(
 
 
 def _mixed(
-    family: Family, hands: Hands, kept: str, way: Sequence[Trial], fitted: Fit
+    planned: Sequence[Pipeline],
+    hands: Hands,
+    way: Sequence[Trial],
+    fitted: Fit,
+    bound: float,
 ) -> Trial | None:
-    """The gentlest mixing on `kept` that may beat the last trial, trained as briefly."""
-    planned = []
-    for step in family.mixes:
-        if minutes := hands.granted(step, len(way)):
-            planned.append(Pipeline.parse(f"{kept},{step.timed(minutes)}"))
+    """The first of the planned that is faster than the last trial, trained.
+
+    None if none is, or none has a fair chance to lose no more than the bound.
+    """
     if not planned:
         return None
     known = {x.pipeline: x for x in hands.look([*(x.pipeline for x in way), *planned])}
     seen = [x for x in way if x.pipeline in known]
     losses = fitted([known[x.pipeline].shape for x in seen], [x.loss for x in seen])
-    rival = way[-1]
+    rival = known[way[-1].pipeline].throughput
     for pipeline in planned:
         if (mixing := known.get(pipeline)) is None:
             continue
-        faster = mixing.throughput > known[rival.pipeline].throughput
-        if faster and losses.predict(mixing.shape).chance(rival.loss) >= FAIR_CHANCE:
+        chance = losses.predict(mixing.shape).chance(bound)
+        if mixing.throughput > rival and chance >= FAIR_CHANCE:
             with suppress(PassError):  # recorded; another may do
                 return hands.trial(pipeline)
     return None

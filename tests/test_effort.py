@@ -178,27 +178,41 @@ def test_mixing_that_beats_the_deeper_cut_goes_on_instead_of_it() -> None:
     assert len(found.trials) == len(tried)
 
 
-def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped() -> None:
-    def mixed_worse(loss: float) -> Found:
-        given = family("standard", LIMIT, 3600.0, MODEL)
+def climbed_with(mixed: float, on_the_way: float, further: float) -> Found:
+    """Mixing loses `mixed`, the first cut `on_the_way`, each further one so much more."""
+    given = family("standard", LIMIT, 3600.0, MODEL)
 
-        def trial(pipeline: Pipeline) -> Trial:
-            lost = loss if "mux" in str(pipeline) else 0.012 * len(cuts(pipeline))
-            return Trial(pipeline, 0.9, lost, 1.0, 100)
+    def trial(pipeline: Pipeline) -> Trial:
+        cut = on_the_way + further * (len(cuts(pipeline)) - 1)
+        return Trial(pipeline, 0.9, mixed if "mux" in str(pipeline) else cut, 1.0, 100)
 
-        def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-            del pipeline
-            return Certificate("accuracy", 9, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        del pipeline
+        return Certificate("accuracy", 9, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
 
-        def look(space: Sequence[Pipeline]) -> list[Candidate]:
-            return [looked_at(x, {2: 3.0, 5: 4.0, 10: 5.0}) for x in space]
+    def look(space: Sequence[Pipeline]) -> list[Candidate]:
+        return [looked_at(x, {2: 1.8, 5: 2.0, 10: 3.0}) for x in space]
 
-        hands = replace(trained_by(trial, prove), look=look)
-        return climb(given, hands, LIMIT, FITTED)
+    hands = replace(trained_by(trial, prove), look=look)
+    return climb(given, hands, LIMIT, FITTED)
 
-    assert "mux" not in str(mixed_worse(0.5).winner)
-    assert "mux" in str(mixed_worse(0.02).winner)
-    assert [str(x.pipeline).count("mux") for x in mixed_worse(0.5).trials].count(1) == 1
+
+@pytest.mark.parametrize(("mixed", "goes_on"), [(0.5, False), (0.023, True)])
+def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped(
+    mixed: float, goes_on: bool
+) -> None:
+    found = climbed_with(mixed, 0.012, 0.012)
+    assert ("mux" in str(found.winner)) is goes_on
+    assert any("mux" in str(x.pipeline) for x in found.trials)
+
+
+@pytest.mark.parametrize(("mixed", "goes_on"), [(0.021, False), (0.019, True)])
+def test_where_no_cut_loses_too_much_mixing_has_to_keep_the_limit(
+    mixed: float, goes_on: bool
+) -> None:
+    found = climbed_with(mixed, 0.011, 0.0)
+    assert len(cuts(found.winner)) == len(LADDERS["standard"]) - 1
+    assert ("mux" in str(found.winner)) is goes_on
 
 
 def test_a_cut_well_within_the_limit_is_proved_before_the_last() -> None:
