@@ -22,7 +22,7 @@ from .effort import Family, Step
 from .errors import PassError
 from .explore import FAIR_CHANCE, Candidate
 from .pipeline import Pipeline
-from .search import SAFE_SHARE, Found, Prove, Trial, conclude
+from .search import Found, Prove, Trial, conclude, none_found
 from .surrogate import Fit
 
 EASY = 0.25
@@ -43,7 +43,7 @@ class Hands:
     """Minutes that a step may train as the trial of this number; 0 = no time left."""
 
 
-def climb(family: Family, hands: Hands, limit: float, fitted: Fit) -> Found:
+def climb(family: Family, hands: Hands, limit: float, safe_loss: float, fitted: Fit) -> Found:
     """Search a family from its slowest member to its fastest.
 
     So that hours of training never end with nothing, a safe candidate is certified first,
@@ -54,62 +54,93 @@ def climb(family: Family, hands: Hands, limit: float, fitted: Fit) -> Found:
         family: the members.
         hands: what does the work.
         limit: the most that may be lost.
+        safe_loss: who seems to lose no more than this will be certified, most likely.
         fitted: learns what candidates lose from trials.
+
+    Raises:
+        PassError: no member can be made, the safe one neither.
     """
-    try:
-        safe: Trial | None = hands.trial(family.safe)
-    except PassError:  # recorded; the members may still do
-        safe = None
-    way, others, late = _trained(family, hands, limit, fitted)
-    held = None
+    safe: Trial | None = None
+    with suppress(PassError):  # recorded; the members may still do
+        safe = hands.trial(family.safe)
+    way = _trained(family, hands, limit, fitted, must=safe is None)
+    tried = (*(x for x in (safe,) if x), *way.tried)
+    if not any(x.loss <= limit for x in tried):
+        return none_found(dict(enumerate(tried)), limit)
+    first = None
     if safe and safe.loss <= limit:
-        held = hands.prove(safe.pipeline, SAFE_CONFIDENCE)
-    spent = 0.0 if held and held.holds else 1 - SAFE_CONFIDENCE
+        first = hands.prove(safe.pipeline, SAFE_CONFIDENCE)
+    spent = 1 - SAFE_CONFIDENCE if first and not first.holds else 0.0
     proofs: list[tuple[Pipeline, Certificate]] = []
 
     def certificates() -> Iterator[Certificate]:
-        for member in _worth_proving(way, limit):
+        for member in _worth_proving(way.led, safe_loss):
             made = hands.prove(member.pipeline, CONFIDENCE + spent)
             proofs.append((member.pipeline, made))
             yield made
 
-    passed = fixed_sequence(certificates())
-    found = conclude(dict(enumerate((*others, *way))), proofs, passed, limit, late)
-    return found if safe is None or held is None else _beside(found, safe, held)
+    passed, trials = fixed_sequence(certificates()), dict(enumerate(tried))
+    if safe is None or first is None:
+        return conclude(trials, proofs, passed, limit, way.late)
+    if not proofs:  # no member can be made
+        proofs, passed = [(safe.pipeline, first)], first.holds - 1
+        return conclude(trials, proofs, passed, limit, way.late)
+    return _beside(conclude(trials, proofs, passed, limit, way.late), safe, first)
 
 
-def _trained(
-    family: Family, hands: Hands, limit: float, fitted: Fit
-) -> tuple[list[Trial], list[Trial], bool]:
-    """The trials that led to the one trained for long, others, whether time was up before."""
-    way: list[Trial] = []
+@dataclass(frozen=True)
+class _Way:
+    """What was tried."""
+
+    led: Sequence[Trial]
+    """Those that led to the one trained for long, which is the last."""
+    tried: Sequence[Trial]
+    """All, in their order."""
+    late: bool
+    """Whether more would have been tried, had there been time."""
+
+
+def _trained(family: Family, hands: Hands, limit: float, fitted: Fit, must: bool) -> _Way:
+    """Train cut by cut, then mixing, then one of them for long; `must` = at least one."""
+    led: list[Trial] = []
     text = kept = family.start
-    at, last = 0, len(family.steps) - 1
-    while at <= last and (minutes := hands.granted(family.steps[at], len(way))):
-        further = f"{text},{family.steps[at].timed(minutes)}"
+    ahead, late = list(family.steps), False
+    passed_over: Step | None = None
+    while ahead and not late:
+        step = ahead.pop(0)
+        if not (minutes := hands.granted(step, len(led))):
+            late = True
+            break
         try:
-            way.append(hands.trial(Pipeline.parse(further)))
-        except PassError:
-            if not way:
+            led.append(hands.trial(Pipeline.parse(f"{text},{step.timed(minutes)}")))
+        except PassError:  # out of reach, as is all that follows; what is between may not be
+            if must and not led:
                 raise
-            break  # out of reach, as is all that follows; what there is counts
-        text, loss = further, way[-1].loss
+            ahead = [passed_over] if passed_over else []
+            passed_over = None
+            continue
+        text, loss, passed_over = str(led[-1].pipeline), led[-1].loss, None
         if loss > limit:
             break
         kept = text
-        at = min(at + 2, last) if loss <= EASY * limit and at < last else at + 1
-    others: list[Trial] = []
-    bound = max(way[-1].loss, limit)
-    mixes = ((x, hands.granted(x, len(way))) for x in family.mixes)
+        if loss <= EASY * limit and len(ahead) > 1:
+            passed_over = ahead.pop(0)
+    if not led:
+        return _Way((), (), late)
+    bound = max(led[-1].loss, limit)
+    mixes = ((x, hands.granted(x, len(led))) for x in family.mixes)
     planned = [Pipeline.parse(f"{kept},{x.timed(minutes)}") for x, minutes in mixes if minutes]
-    if mixed := _mixed(planned, hands, way, fitted, bound):
-        (way if mixed.loss <= bound else others).append(mixed)
-    text, number = str(way[-1].pipeline), len(way) + len(others)
-    minutes = hands.granted(family.rest, number)
-    if minutes:
+    tried = list(led)
+    if mixed := _mixed(planned, hands, led, fitted, bound):
+        tried.append(mixed)
+        if mixed.loss <= bound:
+            led.append(mixed)
+    if minutes := hands.granted(family.rest, len(tried)):
         with suppress(PassError):  # recorded; what was trained briefly is there
-            way.append(hands.trial(Pipeline.parse(f"{text},{family.rest.timed(minutes)}")))
-    return way, others, not minutes
+            longer = f"{led[-1].pipeline},{family.rest.timed(minutes)}"
+            led.append(hands.trial(Pipeline.parse(longer)))
+            tried.append(led[-1])
+    return _Way(led, tried, late or not minutes)
 
 
 def _mixed(
@@ -125,7 +156,9 @@ def _mixed(
     """
     if not planned:
         return None
-    known = {x.pipeline: x for x in hands.look([*(x.pipeline for x in way), *planned])}
+    # The rival beside the planned, so that they are timed in the same rounds.
+    looked = [*planned, *(x.pipeline for x in reversed(way))]
+    known = {x.pipeline: x for x in hands.look(looked)}
     seen = [x for x in way if x.pipeline in known]
     losses = fitted([known[x.pipeline].shape for x in seen], [x.loss for x in seen])
     rival = known[way[-1].pipeline].throughput
@@ -139,24 +172,19 @@ def _mixed(
     return None
 
 
-def _worth_proving(trials: Sequence[Trial], limit: float) -> list[Trial]:
-    """The last member, and before it the deepest cut on the way that is clear of the limit.
+def _worth_proving(led: Sequence[Trial], safe_loss: float) -> Sequence[Trial]:
+    """The last member, and before it the deepest cut on the way that is safe.
 
     The first failure ends the proofs, so that one must hold almost surely; trained briefly,
     those near the limit failed (seen twice on SST-2). All this is decided on select rows.
     """
-    last = trials[-1]
-    clear = [x for x in trials if x.loss <= SAFE_SHARE * limit]
-    return [last] if last in clear else [*clear[-1:], last]
+    safe = [x for x in led if x.loss <= safe_loss]
+    return led[-1:] if led[-1:] == safe[-1:] else [*safe[-1:], *led[-1:]]
 
 
 def _beside(found: Found, safe: Trial, first: Certificate) -> Found:
     """What was found, and the safe candidate, which wins if nothing else does."""
-    made = replace(
-        found,
-        trials=(safe, *found.trials),
-        proofs=((safe.pipeline, first), *found.proofs),
-    )
+    made = replace(found, proofs=((safe.pipeline, first), *found.proofs))
     if found.winner is not None or not first.holds:
         return made
     reason = f"the safe candidate, without training; of those trained, {found.reason}"

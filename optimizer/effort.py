@@ -43,7 +43,7 @@ TIGHT = 0.015
 LONG_SHARE = 0.4
 """Of the time limit, kept for the long training at least."""
 REFIT_MINUTES = 1.0
-"""Kept free of a training's time for pruning and refitting before it, scoring after it."""
+"""At most so much is kept free for pruning and refitting before a training, scoring after."""
 LEAST_SHARE = 0.3
 """A training that could not have this share of its time is not begun."""
 SAFE_SPARSITIES = 0.25, 0.5
@@ -63,6 +63,13 @@ class Step:
     """A training that could not have so many minutes is not begun."""
     keep: float = 0.0
     """Minutes that must be left after it."""
+    refit: float = REFIT_MINUTES
+    """Minutes that it takes beside training."""
+
+    @property
+    def trainings(self) -> int:
+        """How many times it trains for so long."""
+        return self.text.count("MINUTES")
 
     def timed(self, minutes: float) -> str:
         """The passes, trained for so long."""
@@ -83,10 +90,15 @@ class Family:
     """A small cut without training, shipped where none of the members is certified."""
 
     def members(self) -> tuple[Pipeline, ...]:
-        """Every candidate, trained as long as planned on the way."""
+        """Every cut, trained as on the way; mixing and the long training come on top."""
         texts = [step.timed(step.minutes) for step in self.steps]
         made = (",".join((self.start, *texts[: i + 1])) for i in range(len(texts)))
         return (self.safe, *(Pipeline.parse(text) for text in made))
+
+
+def rungs(effort: Effort, points: float) -> tuple[tuple[float, float], ...]:
+    """The part of the ladder that a budget of so many points begins with."""
+    return LADDERS[effort][int(points >= TIGHT) :]
 
 
 def family(
@@ -101,11 +113,12 @@ def family(
         model: what is to be made faster.
         measured: prune to measured speed-ups; if not, to shares of multiply-adds.
     """
-    total, tight = (limit_s or LIMIT_S[effort]) / 60, points < TIGHT
+    total = (limit_s or LIMIT_S[effort]) / 60
     brief = max(0.01, round(total * BRIEF[effort], 2))
+    refit = min(REFIT_MINUTES, brief)
 
     def step(text: str) -> Step:
-        return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total)
+        return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total, refit)
 
     def cut(speedup: float, sparsity: float) -> Step:
         to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
@@ -113,10 +126,10 @@ def family(
 
     return Family(
         start="pool-early",
-        steps=tuple(cut(*rung) for rung in LADDERS[effort][0 if tight else 1 :]),
+        steps=tuple(cut(*rung) for rung in rungs(effort, points)),
         mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
-        rest=Step(TRAINED, math.inf, brief),
-        safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[0 if tight else 1]} of=macs}}"),
+        rest=Step(TRAINED, math.inf, brief, refit=refit),
+        safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}"),
     )
 
 
@@ -137,5 +150,5 @@ def minutes_left(step: Step, left: float, number: int) -> float:
     """What a step may train, of the minutes that are left; all of it if it is the first."""
     if number == 0:
         return step.minutes
-    spare = round((left - step.keep) / step.text.count("MINUTES") - REFIT_MINUTES, 2)
+    spare = round((left - step.keep) / step.trainings - step.refit, 2)
     return min(step.minutes, spare) if spare >= step.least else 0.0

@@ -38,7 +38,7 @@ class Trial:
     seconds: float
     macs: int
     predicted_ratio: float | None = None
-    """Throughput over the dense engine's, by its shape; measured for the report only."""
+    """Throughput over the dense engine's, as its shape has it in a draft of the engine."""
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,11 @@ class Store:
         except (SafetensorError, ValueError):
             return None
 
-    def drop(self, name: str) -> None:
-        """Remove a checkpoint that is no longer of use."""
+    def drop(self) -> None:
+        """Remove all checkpoints, once what they led to is stored."""
         if self.folder is not None:
-            (self.folder / f"{name}.checkpoint").unlink(missing_ok=True)
+            for path in self.folder.glob("*.checkpoint"):
+                path.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
         """Every entry as a file, in the order of their names."""

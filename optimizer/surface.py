@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .cost import count
-from .errors import PassError
+from .errors import PassError, PrumuxError
 from .explore import Candidate
 from .ir import Model
 from .measure import interleave, ratio
@@ -23,7 +23,7 @@ from .target import Target
 from .trials import Bench
 
 ROUNDS = 5
-AT_ONCE = 12
+AT_ONCE = 8
 """Engines that are in memory together."""
 
 
@@ -59,7 +59,7 @@ def predicted(bench: Bench, trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Trials with the throughput that their shapes have."""
     known: dict[Pipeline, Candidate] = {}
     if trials:
-        with suppress(PassError):  # it is for the report only
+        with suppress(PrumuxError, OSError):  # the search is done without
             known = {x.pipeline: x for x in candidates(bench, [x.pipeline for x in trials])}
     return tuple(
         replace(x, predicted_ratio=known[x.pipeline].throughput) if x.pipeline in known else x
@@ -88,7 +88,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """Shape and throughput over the dense model's on the baseline target, or an error."""
     ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
-    dense = count(bench.model.encoder, ctx.length).macs
+    dense = count(replace(bench.model.encoder, mux=None), ctx.length).macs
     facts: list[dict[str, Any]] = []
     runs: list[Callable[[], object]] = []
     with ExitStack() as stack:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .certify import Certificate
 from .climb import Hands, climb
-from .effort import LADDERS, Family, Step, family, minutes_left
+from .effort import Family, Step, family, minutes_left, rungs
 from .errors import PassError
 from .explore import Candidate
 from .pipeline import Pipeline
-from .search import Found
+from .search import Found, safe_loss
 from .store import Store, key
 from .surface import candidates, fitter
 from .table import cost_table
@@ -39,17 +41,31 @@ def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
 
     granted = granting(bench.ctx.store, left_s)
     hands = Hands(bench.trial, prove, look, granted)
-    return climb(_family(todo), hands, limit, fitter(bench))
+    safe = safe_loss(len(bench.certify_rows), limit)
+    return climb(_family(todo), hands, limit, safe, fitter(bench))
 
 
 def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int], float]:
-    """Says how long a step may train; kept, so that a resumed run goes on with the same."""
+    """Says how long a step may train; kept, so that a resumed run goes on with the same.
+
+    `left_s` knows of this process only. What a run had left when it was killed follows from
+    what was granted last and from what was left then.
+    """
+    end = math.inf
 
     def granted(step: Step, number: int) -> float:
-        kept = store.json(
-            f"minutes-{number}-{key(step.text)}",
-            lambda: {"minutes": minutes_left(step, left_s() / 60, number)},
-        )
+        nonlocal end
+
+        def now() -> dict[str, float]:
+            left = min(left_s(), end - time.monotonic())
+            return {"minutes": minutes_left(step, left / 60, number), "left_s": left}
+
+        name = f"minutes-{number}-{key(step.text)}"
+        resumed = store.has(name)
+        kept = store.json(name, now)
+        if resumed:
+            spent = 60 * kept["minutes"] * step.trainings
+            end = min(end, time.monotonic() + kept["left_s"] - spent)
         return float(kept["minutes"])
 
     return granted
@@ -58,12 +74,13 @@ def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int],
 def _family(todo: Plan) -> Family:
     """The default family, in multiply-adds where this machine's clock cannot be relied on."""
     bench, request = todo.bench, todo.request
+    points = request.budget.limit(1.0) if request.budget else 0.0
 
     def reason() -> dict[str, str]:
         early = replace(bench.model.encoder, pool_early=bench.model.encoder.pooled)
         try:
             table = cost_table(replace(bench.model, encoder=early), bench.ctx)
-            table.limit_ms(LADDERS[request.effort][0][0], "prune")
+            table.limit_ms(rungs(request.effort, points)[0][0], "prune")
         except PassError as error:
             return {"not_measured": str(error)}
         return {}
@@ -72,6 +89,5 @@ def _family(todo: Plan) -> Family:
     why = bench.ctx.store.json("measured", reason).get("not_measured")
     if why:
         bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
-    points = request.budget.limit(1.0) if request.budget else 0.0
     measured, model = why is None, bench.model
     return family(request.effort, points, request.time_limit_s, model, measured)

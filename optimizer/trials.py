@@ -182,6 +182,7 @@ class Bench:
                 else model.kept_hidden.tolist(),
             },
         )
+        self.ctx.store.drop()
 
     def _recall(self, pipeline: Pipeline) -> Model:
         name, store = f"model-{key(pipeline)}", self.ctx.store

@@ -86,7 +86,7 @@ def train(
         learner: what is trained.
         rows: what it is trained on.
         length: epochs or minutes, and rows per batch.
-        ctx: device, seed, progress; checkpoints go to its store.
+        ctx: device, seed, progress; checkpoints go to its store, and stay: see `Store.drop`.
         name: of the checkpoints; tells everything that the result depends on.
         make: builds the same learner elsewhere, to train on all GPUs; None = on one device.
 
@@ -105,7 +105,9 @@ def train(
     with task as tick, crew(job) as team:
         for _ in run.harm[1:]:
             tick()
-        for batch in stream(rows, length.batch, ctx.seed, run.step, learner.slots):
+        done = length.share(run.step, run.seconds, each) >= 1  # and killed before it was kept
+        batches = stream(rows, length.batch, ctx.seed, run.step, learner.slots)
+        for batch in () if done else batches:
             share = length.share(run.step, run.seconds, each)
             team.lead(run.step, share, run.trained)
             with autocast(ctx.device):
@@ -121,7 +123,6 @@ def train(
                 break
     for p, best in zip(run.trained, run.best, strict=True):
         p.data.copy_(best)
-    ctx.store.drop(name)
     return run.facts() | ({"devices": team.size} if team.size > 1 else {})
 
 

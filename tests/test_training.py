@@ -109,6 +109,12 @@ def test_a_killed_run_goes_on_to_the_same_result(stop_at: int, tmp_path: Path) -
     assert torch.equal(again.value, whole.value)
     assert found["harm"] == expected["harm"]
     assert again.calls == {3: 112, 51: 70, 98: 28}[stop_at]  # it was checked 8 times
+    at_the_end = Line()  # killed before what came out was stored
+    assert train(at_the_end, data, length, ctx, "x") == found
+    assert torch.equal(at_the_end.value, whole.value)
+    assert at_the_end.calls == 0
+    assert list(tmp_path.glob("*.checkpoint"))
+    ctx.store.drop()
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
