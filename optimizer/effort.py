@@ -8,7 +8,7 @@ further and trained again. A run that stops anywhere has all the smaller cuts fi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .ir import Model
@@ -26,24 +26,27 @@ STEPS: dict[Effort, str] = {
     "thorough": ("learn-masks{{{to} minutes=MINUTES}},slice,distill{{minutes=MINUTES}}"),
 }
 TRAINED = "distill{minutes=MINUTES}"
-BRIEF: dict[Effort, float] = {"standard": 0.04, "thorough": 0.03}
+BRIEF: dict[Effort, float] = {"standard": 0.03, "thorough": 0.02}
 """Of the time limit, for each training of a cut that is tried; one gets what is left."""
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
     "standard": (
         *((1.5, 0.35), (2, 0.55), (3, 0.72), (4.2, 0.81), (5.5, 0.865)),
-        *((7.5, 0.91), (10, 0.94), (14, 0.96), (20, 0.975)),
+        *((7.5, 0.91), (10, 0.94), (14, 0.96), (20, 0.975), (28, 0.983)),
     ),
     "thorough": (
         *((2, 0.55), (3, 0.72), (5, 0.85), (8, 0.92), (10, 0.94), (14, 0.96), (20, 0.975)),
+        (28, 0.983),
     ),
 }
 """Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""
 TIGHT = 0.015
 """Budgets below this begin with the first of these; for others the second is safe enough."""
-LONG_SHARE = 0.4
+LONG_SHARE = 0.45
 """Of the time limit, kept for the long training at least."""
 REFIT_MINUTES = 1.0
 """At most so much is kept free for pruning and refitting before a training, scoring after."""
+HALF_SHARE = 0.35
+"""Of what is left then, for the cut half-way."""
 LEAST_SHARE = 0.3
 """A training that could not have this share of its time is not begun."""
 SAFE_SPARSITIES = 0.25, 0.5
@@ -65,6 +68,12 @@ class Step:
     """Minutes that must be left after it."""
     refit: float = REFIT_MINUTES
     """Minutes that it takes beside training."""
+    share: float = 1.0
+    """Of the minutes that are left it takes no more than this."""
+
+    def for_the_rest(self) -> Step:
+        """The same, trained for all the time that is left."""
+        return replace(self, minutes=math.inf, keep=0.0)
 
     @property
     def trainings(self) -> int:
@@ -86,6 +95,8 @@ class Family:
     """What may go on from any of them as well, the gentlest first."""
     rest: Step
     """What the last of them is trained with, for long."""
+    half: Step
+    """What one half-way is trained with before, where there may be doubt of the last."""
     safe: Pipeline
     """A small cut without training, shipped where none of the members is certified."""
 
@@ -120,6 +131,8 @@ def family(
     def step(text: str) -> Step:
         return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total, refit)
 
+    rest = Step(TRAINED, math.inf, brief, refit=refit)
+
     def cut(speedup: float, sparsity: float) -> Step:
         to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
         return step(STEPS[effort].format(to=to))
@@ -128,7 +141,8 @@ def family(
         start="pool-early",
         steps=tuple(cut(*rung) for rung in rungs(effort, points)),
         mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
-        rest=Step(TRAINED, math.inf, brief, refit=refit),
+        rest=rest,
+        half=replace(rest, share=HALF_SHARE),
         safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}"),
     )
 
@@ -150,5 +164,5 @@ def minutes_left(step: Step, left: float, number: int) -> float:
     """What a step may train, of the minutes that are left; all of it if it is the first."""
     if number == 0:
         return step.minutes
-    spare = round((left - step.keep) / step.trainings - step.refit, 2)
+    spare = round(step.share * ((left - step.keep) / step.trainings - step.refit), 2)
     return min(step.minutes, spare) if spare >= step.least else 0.0

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .certify import Certificate
-from .climb import Hands, climb
+from .ascent import Hands
+from .certify import Certificate, provable_loss
+from .climb import climb
 from .effort import Family, Step, family, minutes_left, rungs
 from .errors import PassError
 from .explore import Candidate
 from .pipeline import Pipeline
-from .search import Found, safe_loss
+from .search import Found
 from .store import Store, key
 from .surface import candidates, fitter
 from .table import cost_table
@@ -41,8 +42,8 @@ def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
 
     granted = granting(bench.ctx.store, left_s)
     hands = Hands(bench.trial, prove, look, granted)
-    safe = safe_loss(len(bench.certify_rows), limit)
-    return climb(_family(todo), hands, limit, safe, fitter(bench))
+    provable = provable_loss(len(bench.certify_rows), limit)
+    return climb(_family(todo), hands, limit, provable, fitter(bench))
 
 
 def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int], float]:

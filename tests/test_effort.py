@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from prumux.optimizer.ascent import Hands
 from prumux.optimizer.certify import Certificate
-from prumux.optimizer.climb import Hands, climb
+from prumux.optimizer.climb import climb
 from prumux.optimizer.effort import LADDERS, Step, default_space, family, minutes_left
 from prumux.optimizer.errors import PassError, UsageError
 from prumux.optimizer.explore import Candidate
@@ -26,91 +27,97 @@ from prumux.optimizer.trained_search import granting
 from tests.factory import random_model
 
 LIMIT = 0.02
-LONG = 99.0
-SAFE_LOSS = 0.01
+SURELY, HARDLY = 0.016, 0.006
+"""What rows can prove: nearly all of the limit, or a third of it."""
 FITTED = partial(fit, rows=2000)
 MODEL = random_model("bert")
-MIXING = {2: 1.8, 5: 2.0, 10: 3.0}
-SLOW_MIXING = {2: 0.0, 5: 0.0, 10: 0.0}
+GIVEN = family("standard", LIMIT, 3600.0, MODEL)
+RUNGS = [x for x, _ in LADDERS["standard"][1:]]
+BRIEF = GIVEN.steps[0].minutes
 
 
-def climbed(
-    losses: Sequence[tuple[float, float]],
-    uppers: Sequence[float],
-    trials_allowed: int = 10**9,
-    safe: tuple[float, float] = (1.0, 1.0),
-    mixing: Mapping[int, float] = SLOW_MIXING,
-) -> tuple[Found, list[str]]:
-    """Climb the family of 2 % whose member i loses `losses[i]`: trained briefly, and for long.
+@dataclass
+class World:
+    """What candidates lose, and what is proved of them."""
 
-    Mixing does not change these.
+    brief: Mapping[float, float]
+    """Loss by speed-up after brief training; the next one's for those that are not named."""
+    long: float = 0.6
+    """Share of it that long training leaves."""
+    mixed: Callable[[float], float] = lambda _: 1.0
+    """Loss of mixing on such a loss."""
+    mixing: Mapping[int, float] = field(default_factory=dict)
+    """How much faster n rows in one are; not at all if not named."""
+    safe: tuple[float, float] | None = (1.0, 1.0)
+    """What the safe candidate loses, and its bound; None = it cannot be made."""
+    refused: Callable[[Pipeline], bool] = lambda _: False
+    most: float = math.inf
+    """Larger speed-ups are out of reach."""
+    trials: float = math.inf
+    """No time is left after so many."""
+    provable: float = SURELY
 
-    Args:
-        losses: see above.
-        uppers: what is proved of them.
-        trials_allowed: no time is left after these.
-        safe: what the safe candidate loses, and its bound.
-        mixing: how much faster n rows in one are than one by one.
-    """
-    given = family("standard", LIMIT, 3600.0, MODEL)
-    rungs = [cuts(x.text)[0] for x in given.steps]
-    tried: list[str] = []
+    def __post_init__(self) -> None:
+        self.tried: list[str] = []
 
-    def where(pipeline: Pipeline) -> int:
-        return rungs.index(cuts(pipeline)[-1])
+    def climbed(self) -> Found:
+        hands = Hands(self.trial, self.prove, self.look, self.granted)
+        return climb(GIVEN, hands, LIMIT, self.provable, FITTED)
 
-    def trial(pipeline: Pipeline) -> Trial:
-        if pipeline == given.safe:
-            return Trial(pipeline, 0.9, safe[0], 1.0, 200)
-        tried.append(str(pipeline))
-        loss = losses[where(pipeline)][str(pipeline).endswith(f"minutes={LONG}}}")]
-        return Trial(pipeline, 0.9, loss, 1.0, 100)
+    def trial(self, pipeline: Pipeline) -> Trial:
+        if pipeline == GIVEN.safe:
+            if self.safe is None:
+                raise PassError("no", exit_code=2)
+            return Trial(pipeline, 0.9, self.safe[0], 1.0, 200)
+        speedup = cuts(pipeline)[-1]
+        if speedup > self.most:
+            raise PassError("embeddings and head alone take longer", exit_code=2)
+        self.tried.append(str(pipeline))
+        loss = next((x for k, x in self.brief.items() if k >= speedup), 1.0)
+        if "mux" in str(pipeline):
+            loss = self.mixed(loss)
+        if trained(pipeline)[-1] > BRIEF:
+            loss *= self.long
+        return Trial(pipeline, 1 - loss, loss, 1.0, 100)
 
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        upper = safe[1] if pipeline == given.safe else uppers[where(pipeline)]
+    def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
+        upper = 0.03 if self.refused(pipeline) else 0.01
+        if pipeline == GIVEN.safe:
+            assert self.safe
+            upper = self.safe[1]
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, upper, confidence, LIMIT, "tango")
 
-    def granted(step: Step, number: int) -> float:
-        assert number == len(tried)
-        if tried and len(tried) >= trials_allowed:
+    def look(self, space: Sequence[Pipeline]) -> list[Candidate]:
+        """A speed-up is what was asked for, and what mixing is said to give."""
+        found = []
+        for pipeline in space:
+            speedup, mux = cuts(pipeline)[-1], [x for x in pipeline.passes if x.mixes > 1]
+            n = mux[0].mixes if mux else 1
+            faster = speedup * (self.mixing.get(n, 0.0) if mux else 1.0)
+            found.append(Candidate(pipeline, Shape(1 / speedup, n, 0.5), faster))
+        return found
+
+    def granted(self, step: Step, number: int) -> float:
+        assert number == len(self.tried)
+        if self.tried and len(self.tried) >= self.trials:
             return 0.0
-        return min(step.minutes, LONG)
-
-    def look(space: Sequence[Pipeline]) -> list[Candidate]:
-        return [looked_at(x, mixing) for x in space]
-
-    return climb(given, Hands(trial, prove, look, granted), LIMIT, SAFE_LOSS, FITTED), tried
-
-
-def looked_at(pipeline: Pipeline, mixing: Mapping[int, float] = SLOW_MIXING) -> Candidate:
-    """Its speed-up is what was asked for, and what mixing is said to give."""
-    speedup, mux = cuts(pipeline)[-1], [x for x in pipeline.passes if x.name == "mux"]
-    shape = Shape(1 / speedup, *((mux[0].mixes, 0.5) if mux else (1, 1.0)))
-    return Candidate(pipeline, shape, speedup * (mixing[mux[0].mixes] if mux else 1.0))
-
-
-def trained_by(
-    trial: Callable[[Pipeline], Trial], prove: Callable[[Pipeline, float], Certificate]
-) -> Hands:
-    """With all the time in the world."""
-
-    def look(space: Sequence[Pipeline]) -> list[Candidate]:
-        return [looked_at(x) for x in space]
-
-    return Hands(trial, prove, look, lambda step, _: min(step.minutes, LONG))
+        return min(step.minutes, 99.0 * step.share)
 
 
 def cuts(pipeline: object) -> list[float]:
     return [float(x) for x in re.findall(r"speedup=([\d.]+)", str(pipeline))]
 
 
+def trained(pipeline: object) -> list[float]:
+    return [float(x) for x in re.findall(r"minutes=([\d.]+)", str(pipeline))]
+
+
 def test_members_go_on_from_each_other() -> None:
     _, *members = map(str, family("standard", 0.02, 600.0, MODEL).members())
-    assert len(members) == len(LADDERS["standard"]) - 1
+    assert len(members) == len(RUNGS)
     for before, after in pairwise(members):
         assert after.startswith(before + ",prune{speedup=")
-    trained = re.findall(r"distill{minutes=([\d.]+)}", members[-1])
-    assert set(trained) == {"0.4"}, "a share of ten minutes"
+    assert set(trained(members[-1])) == {0.3}, "a share of ten minutes"
     counted = map(str, family("standard", 0.02, 600.0, MODEL, measured=False).members())
     assert all("of=macs" in x and "speedup" not in x for x in counted)
 
@@ -123,9 +130,76 @@ def test_a_tight_budget_begins_with_less() -> None:
     assert "sparsity=0.5 " in str(wide.safe)
 
 
+@pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
+def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
+    for pipeline in default_space(effort, 0.02, None, MODEL):  # type: ignore[arg-type]
+        assert not pipeline.uncut
+
+
+def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -> None:
+    world = World({2: 0.012, 3: 0.018, 4.2: 0.026, 5.5: 0.024, 7.5: 0.031})
+    found = world.climbed()
+    ways = [cuts(x) for x in world.tried]
+    deepest = [2, 3, 4.2, 5.5]
+    assert ways == [[2], [2, 3], [2, 3, 4.2], deepest, [*deepest, 7.5], deepest]
+    assert world.tried[-1] == f"{world.tried[3]},distill{{minutes=99.0}}"
+    assert str(found.winner) == world.tried[-1]
+    assert len(found.proofs) == 1, "those on the way are near the limit"
+
+
+def test_the_first_cut_stays_whatever_it_loses() -> None:
+    world = World({2: 0.2}, safe=(0.01, 0.03))
+    found = world.climbed()
+    assert [cuts(x) for x in world.tried] == [[2], [2]]
+    assert found.winner == found.proofs[-1][0]
+
+
+def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
+    world = World({28: 0.004})
+    world.climbed()
+    assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 28]
+    world = World({20: 0.004, 28: 0.02}, most=20)
+    world.climbed()
+    assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 20], "passed over, then in reach"
+
+
+def test_where_rows_prove_little_a_cut_half_way_is_proved_as_well() -> None:
+    losses = {2: 0.012, 3: 0.018, 4.2: 0.02, 5.5: 0.024, 7.5: 0.031}
+    world = World(losses, provable=HARDLY, refused=lambda x: 5.5 in cuts(x))
+    found = world.climbed()
+    half, deep = world.tried[-2:]
+    assert cuts(half) == [2, 3]
+    assert trained(half) == [BRIEF, BRIEF, pytest.approx(99 * GIVEN.half.share)]
+    assert deep.startswith(f"{half},prune{{speedup=5.5}}")
+    assert trained(deep)[-1] == 99
+    assert [str(x) for x, _ in found.proofs] == [half, deep]
+    assert str(found.winner) == half
+    assert "the next could lose up to 3.00%" in found.reason
+    found = World(losses, provable=HARDLY).climbed()
+    assert cuts(found.winner) == [2, 3, 5.5]
+
+
+def test_without_time_for_the_last_the_one_half_way_is_trained_and_proved() -> None:
+    losses = {2: 0.012, 3: 0.018, 4.2: 0.02, 5.5: 0.031}
+    world = World(losses, provable=HARDLY, trials=5)
+    found = world.climbed()
+    assert str(found.winner) == world.tried[-1]
+    assert cuts(found.winner) == [2, 3]
+    assert "stopped by the time limit after 6 trials" in found.reason
+
+
+def test_a_cut_that_rows_can_prove_easily_is_proved_before_the_last() -> None:
+    losses = {2: 0.007, 3: 0.018, 4.2: 0.031}
+    world = World(losses, refused=lambda x: 3 in cuts(x))
+    found = world.climbed()
+    assert [cuts(x) for x, _ in found.proofs] == [[2], [2, 3]]
+    assert cuts(found.winner) == [2]
+    found = World(losses, long=0.4).climbed()
+    assert [cuts(x) for x, _ in found.proofs] == [[2, 3]], "the last one can be, too"
+
+
 def test_half_an_hour_never_ends_with_nothing() -> None:
-    good, bad = [(0.015, 0.01)] * 8, [0.03] * 8
-    found, _ = climbed(good, bad, safe=(0.001, 0.015))
+    found = World({28: 0.015}, safe=(0.001, 0.015), refused=lambda _: True).climbed()
     assert "distill" not in str(found.winner)
     assert found.certificate == found.proofs[0][1]
     assert "the safe candidate, without training" in found.reason
@@ -138,166 +212,84 @@ def test_half_an_hour_never_ends_with_nothing() -> None:
         ((0.001, 0.015), [0.99, 0.95, 0.95]),  # its share of the errors passes on
         ((0.001, 0.025), [0.99, 0.96, 0.96]),  # its share is spent
         ((0.021, 0.015), [0.95, 0.95]),  # lost too much on the select rows: never asked
+        (None, [0.95, 0.95]),
     ],
 )
 def test_all_proofs_together_err_in_one_run_of_twenty(
-    safe: tuple[float, float], proofs: list[float]
+    safe: tuple[float, float] | None, proofs: list[float]
 ) -> None:
-    found, _ = climbed([(0.009, 0.0), (0.03, 0.015), *[(1.0, 1.0)] * 6], [0.01] * 8, safe=safe)
+    found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).climbed()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(proofs)
     assert cuts(found.winner) == [2, 3]
 
 
-@pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
-def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
-    for pipeline in default_space(effort, 0.02, None, MODEL):  # type: ignore[arg-type]
-        assert not pipeline.uncut
+def test_nothing_within_the_limit_asks_no_certify_row() -> None:
+    found = World({28: 0.5}).climbed()
+    assert found.winner is None
+    assert not found.proofs, "another precision may do"
+    assert "lost 30.00% on the select rows, above the limit 2.00%" in found.reason
 
 
-def test_the_first_cut_that_loses_too_much_is_trained_for_all_that_is_left() -> None:
-    losses = [(0.012, 1.0), (0.016, 1.0), (0.024, 0.014), *[(0.0, 0.0)] * 5]
-    found, tried = climbed(losses, [0.03, 0.03, 0.01, *[0.0] * 5])
-    assert [cuts(x) for x in tried] == [[2], [2, 3], [2, 3, 4.2], [2, 3, 4.2]]
-    assert tried[-1] == f"{tried[-2]},distill{{minutes={LONG}}}"
-    assert str(found.winner) == tried[-1]
-    assert len(found.proofs) == 1, "those on the way are near the limit"
+def test_mixing_goes_on_while_it_loses_no_more() -> None:
+    def mixed(loss: float) -> float:
+        return loss + 0.001
+
+    world = World({2: 0.012, 3: 0.018, 4.2: 0.04}, mixed=mixed, mixing={2: 1.5, 5: 3, 10: 2})
+    found = world.climbed()
+    mixes = [re.findall(r"mux{n=(\d+)", x) for x in world.tried]
+    assert mixes == [[], [], [], ["2"], ["5"], ["5"]], "as fast is not faster"
+    assert str(found.winner) == world.tried[-1] == f"{world.tried[-2]},distill{{minutes=99.0}}"
+    assert cuts(found.winner) == [2, 3]
+    assert len(found.trials) == len(world.tried) + 1, "and the safe one"
 
 
-def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
-    _, tried = climbed([(0.004, 0.004)] * 8, [0.01] * 8)
-    assert cuts(tried[-1]) == [2, 4.2, 7.5, 14, 20]
-
-
-def test_mixing_that_beats_the_deeper_cut_goes_on_instead_of_it() -> None:
-    losses = [(0.012, 1.0), (0.016, 0.014), (0.04, 0.03), *[(0.0, 0.0)] * 5]
-    found, tried = climbed(
-        losses, [0.03, 0.01, 0.03, *[0.0] * 5], mixing={2: 1.5, 5: 3, 10: 9}
-    )
-    assert [x.count("mux{n=2 at=2}") for x in tried] == [0, 0, 0, 1, 1]
-    assert [cuts(x) for x in tried[3:]] == [[2, 3], [2, 3]]
-    assert str(found.winner) == tried[-1]
-    assert tried[-1] == f"{tried[-2]},distill{{minutes={LONG}}}"
-    assert len(found.trials) == len(tried) + 1, "and the safe one"
-
-
-def climbed_with(
-    mixed: float,
-    on_the_way: float,
-    further: float,
-    mixing: Mapping[int, float] = MIXING,
-) -> Found:
-    """Mixing loses `mixed`, the first cut `on_the_way`, each further one so much more."""
-    given = family("standard", LIMIT, 3600.0, MODEL)
-
-    def trial(pipeline: Pipeline) -> Trial:
-        cut = on_the_way + further * (len(cuts(pipeline)) - 1)
-        return Trial(pipeline, 0.9, mixed if "mux" in str(pipeline) else cut, 1.0, 100)
-
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        del pipeline
-        return Certificate("accuracy", 9, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
-
-    def look(space: Sequence[Pipeline]) -> list[Candidate]:
-        return [looked_at(x, mixing) for x in space]
-
-    hands = replace(trained_by(trial, prove), look=look)
-    return climb(given, hands, LIMIT, SAFE_LOSS, FITTED)
-
-
-@pytest.mark.parametrize(("mixed", "goes_on"), [(0.5, False), (0.023, True)])
-def test_mixing_that_loses_more_than_the_deeper_cut_is_dropped(
-    mixed: float, goes_on: bool
-) -> None:
-    found = climbed_with(mixed, 0.012, 0.012)
+@pytest.mark.parametrize(("lost", "goes_on"), [(0.026, False), (0.024, True)])
+def test_mixing_that_loses_too_much_is_dropped(lost: float, goes_on: bool) -> None:
+    losses = {2: 0.012, 3: 0.018, 4.2: 0.04}
+    found = World(losses, mixed=lambda _: lost, mixing={2: 1.5}).climbed()
     assert ("mux" in str(found.winner)) is goes_on
     assert any("mux" in str(x.pipeline) for x in found.trials)
 
 
-@pytest.mark.parametrize(("mixed", "goes_on"), [(0.021, False), (0.019, True)])
-def test_where_no_cut_loses_too_much_mixing_has_to_keep_the_limit(
-    mixed: float, goes_on: bool
-) -> None:
-    found = climbed_with(mixed, 0.011, 0.0)
-    assert len(cuts(found.winner)) == len(LADDERS["standard"]) - 1
-    assert ("mux" in str(found.winner)) is goes_on
-
-
-def test_a_cut_well_within_the_limit_is_proved_before_the_last() -> None:
-    losses = [(0.006, 1.0), (0.009, 1.0), (0.03, 0.018), *[(0.0, 0.0)] * 5]
-    found, _ = climbed(losses, [1.0, 0.012, 0.025, *[0.0] * 5])
-    assert [cuts(x) for x, _ in found.proofs] == [[2, 3], [2, 3, 4.2]]
-    assert cuts(found.winner) == [2, 3]
-    assert "the next could lose up to 2.50%" in found.reason
-    losses[2] = (0.03, 0.008)
-    found, _ = climbed(losses, [1.0, 1.0, 0.015, *[0.0] * 5])
-    assert [cuts(x) for x, _ in found.proofs] == [[2, 3, 4.2]], "the last one is, too"
-
-
-def climbed_as_far_as(most: float, loss: float = 0.01, safe: bool = True) -> Found:
-    """Cuts beyond `most` cannot be made; all others lose `loss`."""
-    given = family("standard", LIMIT, 3600.0, MODEL)
-
-    def trial(pipeline: Pipeline) -> Trial:
-        if max(cuts(pipeline), default=0.0 if safe else math.inf) > most:
-            raise PassError("embeddings and head alone take longer", exit_code=2)
-        return Trial(pipeline, 0.9, loss, 1.0, 100)
-
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        del pipeline
-        return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
-
-    return climb(given, trained_by(trial, prove), LIMIT, SAFE_LOSS, FITTED)
-
-
 def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
-    found = climbed_as_far_as(6.5)
+    found = World({28: 0.011}, most=6.5).climbed()
     assert cuts(found.winner) == [2, 3, 4.2, 5.5]
-    assert str(found.winner).endswith(f"distill{{minutes={LONG}}}")
-
-
-def test_out_of_reach_after_one_was_passed_over() -> None:
-    assert cuts(climbed_as_far_as(6.5, loss=0.004).winner) == [2, 4.2, 5.5]
+    assert trained(found.winner)[-1] == 99
 
 
 def test_where_no_cut_is_in_reach_the_safe_candidate_is_shipped() -> None:
-    found = climbed_as_far_as(1.0)
-    assert found.winner == family("standard", LIMIT, 3600.0, MODEL).safe
+    found = World({}, most=1.0, safe=(0.01, 0.015)).climbed()
+    assert found.winner == GIVEN.safe
     assert [x.confidence for _, x in found.proofs] == [0.99]
     with pytest.raises(PassError, match="embeddings and head alone"):
-        climbed_as_far_as(1.0, safe=False)
+        World({}, most=1.0, safe=None).climbed()
 
 
 def test_a_long_training_that_fails_leaves_what_was_there() -> None:
+    world = World({2: 0.012, 3: 0.018, 4.2: 0.04})
+    real = world.trial
+
     def trial(pipeline: Pipeline) -> Trial:
-        if f"{{minutes={LONG}}}" in str(pipeline):
+        if trained(pipeline)[-1:] == [99.0]:
             raise PassError("training diverged", exit_code=2)
-        return Trial(pipeline, 0.9, 0.01 * len(cuts(pipeline)), 1.0, 100)
+        return real(pipeline)
 
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        del pipeline
-        return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, LIMIT, "tango")
-
-    given = family("standard", LIMIT, 3600.0, MODEL)
-    found = climb(given, trained_by(trial, prove), LIMIT, SAFE_LOSS, FITTED)
-    assert cuts(found.winner) == [2, 3, 4.2]
+    world.trial = trial  # type: ignore[method-assign]
+    assert cuts(world.climbed().winner) == [2, 3]
 
 
 def test_the_end_of_the_time_is_said() -> None:
-    found, tried = climbed([(0.015, 0.01)] * 8, [0.01] * 8, trials_allowed=3)
-    assert len(tried) == 3
-    assert str(found.winner) == tried[-1]
+    world = World({28: 0.015}, trials=3)
+    found = world.climbed()
+    assert len(world.tried) == 3
+    assert str(found.winner) == world.tried[-1]
     assert "stopped by the time limit after 4 trials" in found.reason
 
 
 def test_no_time_at_all_still_tries_one() -> None:
-    found, tried = climbed([(0.05, 0.05)] * 8, [0.5] * 8, trials_allowed=0)
-    assert len(tried) == 1
-    assert found.winner is None
-    assert not found.proofs, "another precision may do: no certify row was asked"
-    assert "lost 5.00% on the select rows, above the limit 2.00%" in found.reason
-    found, _ = climbed([(0.05, 0.05)] * 8, [0.5] * 8, trials_allowed=0, safe=(0.01, 0.05))
-    assert [x.confidence for _, x in found.proofs] == pytest.approx([0.99, 0.96])
-    assert found.winner is None
+    world = World({28: 0.015}, trials=0)
+    assert cuts(world.climbed().winner) == [2]
+    assert len(world.tried) == 1
 
 
 def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
@@ -337,7 +329,9 @@ def test_a_resumed_run_has_no_more_time_than_it_had(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("slots", "tried"), [(2, True), (10, False)])
 def test_mixing_without_a_fair_chance_is_not_tried(slots: int, tried: bool) -> None:
     faster = {2: 0.5, 5: 0.5, 10: 0.5, slots: 3.0}
-    found = climbed_with(0.5, 0.012, 0.012, faster)
+    found = World(
+        {2: 0.012, 3: 0.024, 4.2: 0.036}, mixed=lambda _: 0.5, mixing=faster
+    ).climbed()
     assert any("mux" in str(x.pipeline) for x in found.trials) is tried
 
 
