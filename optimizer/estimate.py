@@ -34,8 +34,7 @@ SHIPPING = 2 * (ROUNDS + 10)
 def estimate(todo: Plan) -> dict[str, Any]:
     """Seconds that the run will take, what they are made of, and where they come from."""
     request, bench = todo.request, todo.bench
-    searched = todo.limit is not None and request.passes is None
-    if searched and request.effort != "quick":
+    if request.climbs and todo.limit is not None:
         limit = request.time_limit_s or LIMIT_S[request.effort]
         source = f"the time limit of --effort {request.effort}, most of which is training"
         return _said(limit, {"training and all else, at most": limit}, source)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import provable_loss, rows_needed
-from .effort import EFFORTS, LIMIT_S, Effort, default_space
+from .effort import EFFORTS, LIMIT_S, Effort, default_space, family
 from .errors import UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -84,6 +84,11 @@ class Request:
             raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")
 
     @property
+    def climbs(self) -> bool:
+        """Whether the family of an effort that trains is searched."""
+        return self.budget is not None and self.passes is None and self.effort != "quick"
+
+    @property
     def folder(self) -> Path:
         """Where the result goes: `--out`, else `MODEL-prumux` in the current folder."""
         path = Path(self.model)
@@ -124,6 +129,12 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """For `--dry-run`."""
         bench, request = self.bench, self.request
+        more = {}
+        if request.climbs and request.budget:
+            points, limit_s = request.budget.limit(1.0), request.time_limit_s
+            made = family(request.effort, points, limit_s, bench.model)
+            mixes = [x.timed(x.minutes) for x in made.mixes]
+            more = {"on_top_of_the_last": [*mixes, "distill for the rest of the time"]}
         return {
             "model": str(bench.model.encoder),
             "task": bench.model.task.kind,
@@ -134,6 +145,7 @@ class Plan:
             "limit": self.limit,
             "provable": self.provable(),
             "candidates": [str(p) for p in self.space],
+            **more,
             "target": str(self.target),
             "serving": bench.serving(),
             "out": str(request.folder),
@@ -300,7 +312,7 @@ def _of_use(todo: Plan) -> Workers:
         idle = "there is one pipeline to run"
     elif todo.limit == 0:
         idle = "nothing may be lost and so nothing is searched"
-    elif request.passes is None and request.effort != "quick":
+    elif request.climbs:
         idle = f"--effort {request.effort} trains one candidate after another"
     else:
         return workers
@@ -328,14 +340,14 @@ def _choose(todo: Plan, started: float, workers: Workers) -> tuple[Found | None,
         return started + max(0.8 * allowed, allowed - SHIPPING_S) - time.monotonic()
 
     limit = todo.limit
-    if request.passes is not None or request.effort == "quick":
+    if request.climbs:
+        found = climbed(todo, limit, left_s)
+    else:
 
         def late(pipeline: Pipeline) -> bool:
             return bench.training_s(pipeline) > left_s()
 
         found = searched(_free_search(todo, limit), bench, limit, late, workers)
-    else:
-        found = climbed(todo, limit, left_s)
     return found, found.winner or exact
 
 

@@ -224,10 +224,23 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
     monkeypatch.setattr("prumux.optimizer.table.LIMIT", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    command = [*job, "--budget", "30%", "--effort", "standard", "--time-limit", "12s"]
-    assert main([*command, "--out", str(out)]) == 0
+    command = [*job, "--budget", "30%", "--effort", "standard", "--time-limit", "15s"]
+    command += ["--out", str(out), "-v"]
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prumux.optimizer.ship.ship", interrupted)
+        assert main(command) == 130
     said = capsys.readouterr().err
     assert "counting multiply-adds in place of milliseconds" in said
+    assert "training, " in said
+    assert "timing shapes" in said, "mixing was thought of"
+    assert main([*command, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "training, " not in said
+    assert "building " not in said
     text = (out / "pipeline.txt").read_text().strip()
     assert "distill{minutes=" in text
     assert text.count("prune{") >= 1

@@ -87,6 +87,9 @@ def test_training_takes_what_it_is_given(planned: Callable[..., Plan]) -> None:
 
 def test_a_trained_effort_takes_its_time_limit(planned: Callable[..., Plan]) -> None:
     budget = Budget.parse("2%")
+    said = planned(budget=budget, effort="standard").describe()["on_top_of_the_last"]
+    assert said[0].startswith("mux{n=2 at=")
+    assert "on_top_of_the_last" not in planned(budget=budget).describe()
     found = estimate(planned(budget=budget, effort="standard"))
     assert found["seconds"] == 1800
     assert found["about"] == "30 min"
