@@ -105,7 +105,8 @@ def train(
     with task as tick, crew(job) as team:
         for _ in run.harm[1:]:
             tick()
-        done = length.share(run.step, run.seconds, each) >= 1  # and killed before it was kept
+        # killed after its last step and before the model was kept: nothing is left to train
+        done = run.step > 0 and length.share(run.step, run.seconds, each) >= 1
         batches = stream(rows, length.batch, ctx.seed, run.step, learner.slots)
         for batch in () if done else batches:
             share = length.share(run.step, run.seconds, each)

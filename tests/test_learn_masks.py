@@ -247,6 +247,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     assert 0 < steps[10] < 1
     assert len(steps) < 26
     assert same(whole, resumed)
+    ctx.store.drop()
     assert not list(tmp_path.glob("learn-masks-*.checkpoint"))
 
 
