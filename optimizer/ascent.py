@@ -4,10 +4,8 @@ Training is dear and the time is given, so most of it goes to one model, and the
 how far to cut that. Cuts are trained briefly, one on top of the other, while they lose little
 more than the limit: the loss falls about with the logarithm of time, so a cut that is a little
 too deep after a minute is a good one after half an hour. Then rows are mixed on top of the
-deepest, for as long as that loses no more. The last is trained for all the time that is left.
-
-Where there are few rows to certify on, they prove only a part of the limit, and the last may
-well be refused. So a cut half-way is trained for long first, and the last goes on from that.
+deepest, for as long as that loses no more. The last is trained for all the time that is left:
+to train another one beside it, as a surer one, was measured to leave too little time for both.
 """
 
 from __future__ import annotations
@@ -30,11 +28,6 @@ GAIN = 1.25
 SST-2 half an hour took away 42 % of what two minutes had left (2.00 to 1.17 points)."""
 ENOUGH = 1.5
 """A cut that loses so many times the limit is the last to be tried."""
-SURE = 0.6
-"""Where the rows can prove less than this share of the limit, half-way is certified too."""
-
-LEAST_CUTS = 3
-"""With fewer, there is none half-way."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +52,6 @@ class Way:
     """All, in their order."""
     led: list[Trial] = field(default_factory=list)
     """Those that do, and lead to the last, which is trained for long."""
-    deep: Step | None = None
-    """The last cut that does."""
-    half: Trial | None = None
-    """The cut half-way, trained for long."""
     late: bool = False
     """Whether more would have been tried, had there been time."""
 
@@ -75,7 +64,6 @@ def ascend(
     family: Family,
     hands: Hands,
     limit: float,
-    provable: float,
     fitted: Fit,
     *,
     must: bool,
@@ -86,7 +74,6 @@ def ascend(
         family: the cuts and the mixing there are.
         hands: what does the work.
         limit: the most that may be lost.
-        provable: see `climb`.
         fitted: learns what candidates lose from trials.
         must: at least one cut has to be made.
 
@@ -95,14 +82,9 @@ def ascend(
     """
     way = Way()
     _cut(way, family, hands, limit, must=must)
-    if way.deep is None:
-        return way
-    cuts = len(way.led)
-    _mix(way, family, hands, GAIN * limit, fitted)
-    if provable < SURE * limit and len(way.led) == cuts >= LEAST_CUTS:
-        _half_way(way, family, hands, way.deep.for_the_rest())
-    if way.half is None:
-        _train(way, hands, f"{way.text(family.start)},", family.rest)
+    if way.led:
+        _mix(way, family, hands, GAIN * limit, fitted)
+        _train_long(way, family, hands)
     return way
 
 
@@ -126,7 +108,7 @@ def _cut(way: Way, family: Family, hands: Hands, limit: float, *, must: bool) ->
         text, passed_over = str(found.pipeline), None
         if found.loss <= GAIN * limit or not way.led:
             # Those between lose a little more, with less training behind them.
-            way.led, way.deep = list(way.tried), step
+            way.led = list(way.tried)
         if found.loss > ENOUGH * limit:
             return
         if found.loss <= EASY * limit and len(ahead) > 1:
@@ -166,23 +148,13 @@ def _mix(way: Way, family: Family, hands: Hands, bound: float, fitted: Fit) -> N
             way.led.append(found)
 
 
-def _half_way(way: Way, family: Family, hands: Hands, deep: Step) -> None:
-    """Train a cut half-way for a part of the time, and the last cut on top of that."""
-    middle = way.led[(len(way.led) - 1) // 2]
-    half = _train(way, hands, f"{middle.pipeline},", family.half)
-    if half and _train(way, hands, f"{half.pipeline},", deep):
-        way.half = half
-
-
-def _train(way: Way, hands: Hands, text: str, step: Step) -> Trial | None:
-    """One more step, if there is time and it can be made."""
-    if not (minutes := hands.granted(step, len(way.tried))):
+def _train_long(way: Way, family: Family, hands: Hands) -> None:
+    """Train the last that does, if there is time."""
+    if not (minutes := hands.granted(family.rest, len(way.tried))):
         way.late = True
-        return None
-    try:
-        found = hands.trial(Pipeline.parse(f"{text}{step.timed(minutes)}"))
-    except PassError:  # recorded; what was trained before is there
-        return None
-    way.tried.append(found)
-    way.led.append(found)
-    return found
+        return
+    text = f"{way.text(family.start)},{family.rest.timed(minutes)}"
+    with suppress(PassError):  # recorded; what was trained before is there
+        found = hands.trial(Pipeline.parse(text))
+        way.tried.append(found)
+        way.led.append(found)

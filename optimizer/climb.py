@@ -35,7 +35,7 @@ def climb(family: Family, hands: Hands, limit: float, provable: float, fitted: F
     safe: Trial | None = None
     with suppress(PassError):  # recorded; the members may still do
         safe = hands.trial(family.safe)
-    way = ascend(family, hands, limit, provable, fitted, must=safe is None)
+    way = ascend(family, hands, limit, fitted, must=safe is None)
     trials = dict(enumerate((*(x for x in (safe,) if x), *way.tried)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
@@ -61,13 +61,11 @@ def climb(family: Family, hands: Hands, limit: float, provable: float, fitted: F
 
 
 def _worth_proving(way: Way, safe_loss: float) -> Sequence[Trial]:
-    """The last member, and before it the one half-way or else the deepest that is safe.
+    """The last member, and before it the deepest that is safe.
 
     The first failure ends the proofs, so that one must hold almost surely; trained briefly,
     those near the limit failed (seen twice on SST-2). All this is decided on select rows.
     """
-    if way.half:
-        return way.half, *way.led[-1:]
     safe = [x for x in way.led if x.loss <= safe_loss]
     return way.led[-1:] if way.led[-1:] == safe[-1:] else [*safe[-1:], *way.led[-1:]]
 

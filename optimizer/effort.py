@@ -8,7 +8,7 @@ further and trained again. A run that stops anywhere has all the smaller cuts fi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .ir import Model
@@ -45,8 +45,6 @@ LONG_SHARE = 0.45
 """Of the time limit, kept for the long training at least."""
 REFIT_MINUTES = 1.0
 """At most so much is kept free for pruning and refitting before a training, scoring after."""
-HALF_SHARE = 0.35
-"""Of what is left then, for the cut half-way."""
 LEAST_SHARE = 0.3
 """A training that could not have this share of its time is not begun."""
 SAFE_SPARSITIES = 0.25, 0.5
@@ -68,12 +66,6 @@ class Step:
     """Minutes that must be left after it."""
     refit: float = REFIT_MINUTES
     """Minutes that it takes beside training."""
-    share: float = 1.0
-    """Of the minutes that are left it takes no more than this."""
-
-    def for_the_rest(self) -> Step:
-        """The same, trained for all the time that is left."""
-        return replace(self, minutes=math.inf, keep=0.0)
 
     @property
     def trainings(self) -> int:
@@ -95,8 +87,6 @@ class Family:
     """What may go on from any of them as well, the gentlest first."""
     rest: Step
     """What the last of them is trained with, for long."""
-    half: Step
-    """What one half-way is trained with before, where there may be doubt of the last."""
     safe: Pipeline
     """A small cut without training, shipped where none of the members is certified."""
 
@@ -131,8 +121,6 @@ def family(
     def step(text: str) -> Step:
         return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total, refit)
 
-    rest = Step(TRAINED, math.inf, brief, refit=refit)
-
     def cut(speedup: float, sparsity: float) -> Step:
         to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
         return step(STEPS[effort].format(to=to))
@@ -141,8 +129,7 @@ def family(
         start="pool-early",
         steps=tuple(cut(*rung) for rung in rungs(effort, points)),
         mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
-        rest=rest,
-        half=replace(rest, share=HALF_SHARE),
+        rest=Step(TRAINED, math.inf, brief, refit=refit),
         safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}"),
     )
 
@@ -164,5 +151,5 @@ def minutes_left(step: Step, left: float, number: int) -> float:
     """What a step may train, of the minutes that are left; all of it if it is the first."""
     if number == 0:
         return step.minutes
-    spare = round(step.share * ((left - step.keep) / step.trainings - step.refit), 2)
+    spare = round((left - step.keep) / step.trainings - step.refit, 2)
     return min(step.minutes, spare) if spare >= step.least else 0.0

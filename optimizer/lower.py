@@ -18,10 +18,10 @@ ROUNDS = 7
 
 
 def lowered(bench: Bench, limit: float | None) -> Bench:
-    """The bench with the targets on which its candidates must keep the budget.
+    """The bench with the target that its candidates are for, and what is timed beside it.
 
-    The first is the lowest precision that pays, the last the exact one: a small model may well
-    be faster in that. What was found is kept, so that a resumed run goes on with it.
+    The first is the lowest precision that pays, the last the exact one. What was found is
+    kept, so that a resumed run goes on with it.
 
     Args:
         bench: its target may stand for several, see `Target.variants`.

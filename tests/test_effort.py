@@ -27,8 +27,7 @@ from prumux.optimizer.trained_search import granting
 from tests.factory import random_model
 
 LIMIT = 0.02
-SURELY, HARDLY = 0.016, 0.006
-"""What rows can prove: nearly all of the limit, or a third of it."""
+PROVABLE = 0.016
 FITTED = partial(fit, rows=2000)
 MODEL = random_model("bert")
 GIVEN = family("standard", LIMIT, 3600.0, MODEL)
@@ -55,14 +54,13 @@ class World:
     """Larger speed-ups are out of reach."""
     trials: float = math.inf
     """No time is left after so many."""
-    provable: float = SURELY
 
     def __post_init__(self) -> None:
         self.tried: list[str] = []
 
     def climbed(self) -> Found:
         hands = Hands(self.trial, self.prove, self.look, self.granted)
-        return climb(GIVEN, hands, LIMIT, self.provable, FITTED)
+        return climb(GIVEN, hands, LIMIT, PROVABLE, FITTED)
 
     def trial(self, pipeline: Pipeline) -> Trial:
         if pipeline == GIVEN.safe:
@@ -101,7 +99,7 @@ class World:
         assert number == len(self.tried)
         if self.tried and len(self.tried) >= self.trials:
             return 0.0
-        return min(step.minutes, 99.0 * step.share)
+        return min(step.minutes, 99.0)
 
 
 def cuts(pipeline: object) -> list[float]:
@@ -161,31 +159,6 @@ def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
     world = World({20: 0.004, 28: 0.02}, most=20)
     world.climbed()
     assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 20], "passed over, then in reach"
-
-
-def test_where_rows_prove_little_a_cut_half_way_is_proved_as_well() -> None:
-    losses = {2: 0.012, 3: 0.018, 4.2: 0.02, 5.5: 0.024, 7.5: 0.031}
-    world = World(losses, provable=HARDLY, refused=lambda x: 5.5 in cuts(x))
-    found = world.climbed()
-    half, deep = world.tried[-2:]
-    assert cuts(half) == [2, 3]
-    assert trained(half) == [BRIEF, BRIEF, pytest.approx(99 * GIVEN.half.share)]
-    assert deep.startswith(f"{half},prune{{speedup=5.5}}")
-    assert trained(deep)[-1] == 99
-    assert [str(x) for x, _ in found.proofs] == [half, deep]
-    assert str(found.winner) == half
-    assert "the next could lose up to 3.00%" in found.reason
-    found = World(losses, provable=HARDLY).climbed()
-    assert cuts(found.winner) == [2, 3, 5.5]
-
-
-def test_without_time_for_the_last_the_one_half_way_is_trained_and_proved() -> None:
-    losses = {2: 0.012, 3: 0.018, 4.2: 0.02, 5.5: 0.031}
-    world = World(losses, provable=HARDLY, trials=5)
-    found = world.climbed()
-    assert str(found.winner) == world.tried[-1]
-    assert cuts(found.winner) == [2, 3]
-    assert "stopped by the time limit after 6 trials" in found.reason
 
 
 def test_a_cut_that_rows_can_prove_easily_is_proved_before_the_last() -> None:

@@ -49,7 +49,7 @@ class Given:
 def decided(
     gain: float, loss: float, monkeypatch: pytest.MonkeyPatch, store: Store, hidden: int = 64
 ) -> list[str]:
-    """Texts of the targets on which candidates must keep a budget of two points."""
+    """Texts of what a budget of two points is kept on, and of what is timed beside it."""
     encoder = SimpleNamespace(hidden=hidden)
     ctx = SimpleNamespace(progress=Progress(), store=store)
     target = parse_target("onnx")
@@ -121,7 +121,7 @@ def test_int8_is_scored_by_its_engine_and_shipped(job: list[str], tmp_path: Path
     assert report["facts"]["target"] == INT8
 
 
-def test_auto_ships_the_faster_of_two_that_were_certified(
+def test_auto_ships_what_was_certified_and_times_the_exact_engine_beside_it(
     job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lower, "_gain", lambda bench, exact, other: 2.0)
@@ -131,8 +131,8 @@ def test_auto_ships_the_faster_of_two_that_were_certified(
     same = [gain for pipeline, gain in timed if pipeline == report["pipeline"]]
     assert len(timed) == 2
     if report["dropped"] is None:
+        assert report["target"] == INT8
         assert len(same) == 1
-        assert report["throughput_ratio"] * 1.02 >= same[0]
 
 
 def test_without_a_budget_nothing_is_lowered_unasked(job: list[str], tmp_path: Path) -> None:
