@@ -71,7 +71,7 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
         mixed = 1 - at[0] / len(entry["layers"]) if at else 0.0
         speed = entry["speed"]["throughput_ratio"]
         candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), speed)
-        found.append(Cell(slots, sparsity, candidate, entry["score"]["loss"]))
+        found.append(Cell(slots, sparsity, candidate, entry["loss"]))
     each = Counter(x.sparsity for x in found)
     return [x for x in found if each[x.sparsity] == max(each.values())]
 
