@@ -136,8 +136,8 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     for x in entries:
         lines.setdefault(re.sub(r"^(n\d+)-s[\d.]+$", r"\1", x["method"]), []).append(x)
     for method, of in lines.items():
-        speeds = [x["speed"]["throughput_ratio"] for x in of]
-        axes.plot(speeds, [100 * x["loss"] for x in of], "o-", label=method)
+        points = sorted((x["speed"]["throughput_ratio"], 100 * x["loss"]) for x in of)
+        axes.plot(*zip(*points, strict=True), "o-", label=method)
     axes.axhline(2, color="grey", linewidth=0.8)
     axes.set(xlabel="throughput, dense = 1", ylabel="points lost", title=title)
     axes.invert_yaxis()
