@@ -35,9 +35,9 @@ from prumux.export.fastmodule import FastModule
 from prumux.export.ort import CUDA, OrtEngine
 from prumux.export.timeshares import kernel_shares, operator_shares
 from prumux.optimizer.calibrate import random_model
-from prumux.optimizer.console import device as there
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import count
+from prumux.optimizer.devices import device as there
 from prumux.optimizer.encode import Batch, Encoded
 from prumux.optimizer.environment import cpu_threads, provenance
 from prumux.optimizer.errors import PassError, PrumuxError

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from prumux.optimizer.console import Parser, device, guarded, positive, print_json, version
+from prumux.optimizer.console import Parser, guarded, positive, print_json, version
 from prumux.optimizer.data import read_texts
+from prumux.optimizer.devices import device
 from prumux.optimizer.encode import Encoded, encode
 from prumux.optimizer.environment import cpu_threads, most_threads, provenance
 from prumux.optimizer.errors import PrumuxError, UsageError

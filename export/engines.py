@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.artifact import from_config
-from prumux.optimizer.console import device as torch_device
 from prumux.optimizer.context import Context
+from prumux.optimizer.devices import device as torch_device
 from prumux.optimizer.encode import Encoded
 from prumux.optimizer.evaluate import workload
 from prumux.optimizer.ir import Encoder, Kind, Model, Task

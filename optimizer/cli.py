@@ -11,7 +11,6 @@ from typing import Any
 
 from .console import (
     Parser,
-    device,
     device_name,
     guarded,
     positive,
@@ -96,7 +95,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         metric=options.metric,
         batch=options.batch,
         length=options.length,
-        device=device(options.device),
+        device=options.device,
         seed=options.seed,
         effort=options.effort,
         time_limit_s=options.time_limit,
@@ -134,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         type=device_name,
         default="auto",
         metavar="cuda",
-        help="for scores and training: cpu, cuda (trains on all GPUs), cuda:0 or auto",
+        help="for scores and training: cpu, cuda (trains on all GPUs), cuda:0; default auto",
     )
     add("--seed", type=int, default=0, metavar="N")
     add(

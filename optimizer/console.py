@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from .errors import INTERRUPTED, MissingError, PrumuxError, UsageError
-from .workers import DEVICE
+from .devices import DEVICE
+from .errors import INTERRUPTED, PrumuxError, UsageError
 
 MOST = 999_999_999
 """The largest number that an option takes."""
@@ -85,32 +85,9 @@ def _told(error: BaseException, again: str) -> tuple[int, str]:
     )
 
 
-def device(name: str) -> str:
-    """`cpu`, `cuda` or `cuda:N`, of these or `auto`.
-
-    Raises:
-        MissingError: cuda is asked for and there is none, or no such one.
-    """
-    if name == "cpu":
-        return name
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda" if count else "cpu"
-    if not count:
-        raise MissingError("no CUDA device is visible to torch; use --device cpu")
-    if int(name.partition(":")[2] or 0) >= count:
-        raise MissingError(
-            f"there is no {name}: {count} CUDA devices are visible to torch, counted from 0\n"
-            "write --device cuda:0, or --device cuda to train on all of them"
-        )
-    return name
-
-
 def device_name(text: str) -> str:
     """`auto`, `cpu`, `cuda` or `cuda:N`, for argparse."""
-    if text != "auto" and not re.fullmatch(DEVICE, text):
+    if not re.fullmatch(DEVICE, text):
         raise argparse.ArgumentTypeError(f"'{text}' is not auto, cpu, cuda or such as cuda:0")
     return text
 

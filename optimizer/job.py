@@ -49,7 +49,7 @@ class Request:
     metric: str | None = None
     batch: int = 32
     length: int | None = None
-    device: str = "cpu"
+    device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"
     time_limit_s: float | None = None
@@ -250,7 +250,7 @@ def plan(request: Request, progress: Progress) -> Plan:
         if request.passes is None:
             points, limit_s = request.budget.limit(1.0), request.time_limit_s
             space = default_space(request.effort, points, limit_s, bench.model)
-    return Plan(request, bench, target, space, limit)
+    return Plan(bench.request, bench, target, space, limit)
 
 
 def run(request: Request, progress: Progress) -> Result:

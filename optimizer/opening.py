@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from .context import Context
+from .devices import device
 from .encode import Encoded, encode, row_limit
 from .environment import cpu_threads
 from .errors import ModelError, UsageError
@@ -33,6 +35,7 @@ NEAR = 16
 def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
     """Load model and data and check that they fit each other; writes nothing."""
     target.check()
+    request = replace(request, device=device(request.device))
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)

@@ -7,13 +7,12 @@ import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from .devices import DEVICE
 from .errors import MissingError, UsageError
 
 MOST = 1000
 ANSWER_S = 5.0
 """So long a machine may take to answer."""
-DEVICE = r"cpu|cuda(:\d{1,3})?"
-"""`cuda` = the first GPU, and for training all of them."""
 ADDRESS = re.compile(r"ray://(?P<host>[\w.-]+|\[[\da-fA-F:]+\]):(?P<port>\d{1,5})")
 IDLE = (
     "--workers: {what}, so there is nothing to run ahead of it\n"
@@ -63,7 +62,7 @@ class Workers:
         """
         if not re.fullmatch(DEVICE, str(device)):
             raise UsageError(
-                f"device is {device!r}, it must be 'cpu', 'cuda' or one such as 'cuda:0'"
+                f"device is {device!r}, it must be 'auto', 'cpu', 'cuda' or such as 'cuda:0'"
             )
         if ":" in str(device) and not self.here_only:
             raise UsageError(

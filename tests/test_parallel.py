@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from prumux.optimizer import precision
-from prumux.optimizer.console import device, device_name
+from prumux.optimizer.console import device_name
 from prumux.optimizer.context import Context
+from prumux.optimizer.devices import device
 from prumux.optimizer.errors import LostError, MissingError, UsageError
 from prumux.optimizer.job import Request
 from prumux.optimizer.pipeline import Pipeline
@@ -291,5 +292,6 @@ def test_one_gpu_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UsageError, match=f"device is '{name}'"):
             Request(model="m", device=name)
     assert Request(model="m", device="cuda:1").device == device_name("cuda:1")
+    assert Request(model="m").device == "auto"
     with pytest.raises(UsageError, match="write --workers 2 --device cuda"):
         Request(model="m", device="cuda:1", workers=2)

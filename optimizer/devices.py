@@ -1,0 +1,31 @@
+"""Names of the devices that scores and training run on."""
+
+from __future__ import annotations
+
+from .errors import MissingError
+
+DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
+"""`cuda` = the first GPU, and for training all of them; `auto` = that, or else the CPU."""
+
+
+def device(name: str) -> str:
+    """`cpu`, `cuda` or `cuda:N`, of these or `auto`.
+
+    Raises:
+        MissingError: cuda is asked for and there is none, or no such one.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "cuda" if count else "cpu"
+    if not count:
+        raise MissingError("no CUDA device is visible to torch; use --device cpu")
+    if int(name.partition(":")[2] or 0) >= count:
+        raise MissingError(
+            f"there is no {name}: {count} CUDA devices are visible to torch, counted from 0\n"
+            "write --device cuda:0, or --device cuda to train on all of them"
+        )
+    return name
