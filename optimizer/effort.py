@@ -50,6 +50,8 @@ LEAST_SHARE = 0.3
 SAFE_SPARSITIES = 0.25, 0.5
 """Of what is cut without training, hence where nobody can have learnt the select rows by
 heart; for budgets below `TIGHT`, and for others."""
+EXACT = "pool-early"
+"""What is shipped when nothing may be lost: the same numbers, faster."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Family:
     rest: Step
     """What the last of them is trained with, for long."""
     safe: Pipeline
-    """A small cut without training, shipped where none of the members is certified."""
+    """Hardly changed and without training, shipped where none of the members is certified."""
 
     def members(self) -> tuple[Pipeline, ...]:
         """Every cut, trained as on the way; mixing and the long training come on top."""
@@ -102,8 +104,13 @@ def rungs(effort: Effort, points: float) -> tuple[tuple[float, float], ...]:
     return LADDERS[effort][int(points >= TIGHT) :]
 
 
-def family(
-    effort: Effort, points: float, limit_s: float | None, model: Model, measured: bool = True
+def family(  # noqa: PLR0917 - what a search knows
+    effort: Effort,
+    points: float,
+    limit_s: float | None,
+    model: Model,
+    measured: bool = True,
+    lowered: bool = False,
 ) -> Family:
     """The family of an effort that trains.
 
@@ -113,6 +120,7 @@ def family(
         limit_s: the time limit, in seconds.
         model: what is to be made faster.
         measured: prune to measured speed-ups; if not, to shares of multiply-adds.
+        lowered: candidates run in a lower precision, which by itself is safe and of use.
     """
     total = (limit_s or LIMIT_S[effort]) / 60
     brief = max(0.01, round(total * BRIEF[effort], 2))
@@ -126,12 +134,19 @@ def family(
         return step(STEPS[effort].format(to=to))
 
     return Family(
-        start="pool-early",
+        start=EXACT,
         steps=tuple(cut(*rung) for rung in rungs(effort, points)),
         mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
         rest=Step(TRAINED, math.inf, brief, refit=refit),
-        safe=_cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}"),
+        safe=_safe(points, lowered),
     )
+
+
+def _safe(points: float, lowered: bool) -> Pipeline:
+    """What is hardly changed; under a tight budget a lower precision is enough of a change."""
+    if lowered and points < TIGHT:
+        return Pipeline.parse(EXACT)
+    return _cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}")
 
 
 def default_space(

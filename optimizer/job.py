@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .budget import Budget
 from .certify import provable_loss, rows_needed
-from .effort import EFFORTS, LIMIT_S, Effort, default_space, family
+from .effort import EFFORTS, EXACT, LIMIT_S, Effort, default_space, family
 from .errors import UsageError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "2%"
 SHIPPING_S = 120.0
 """Kept free of the time limit for export and timing, or a fifth of it if that is less."""
-EXACT = "pool-early"
-"""What is shipped when nothing may be lost: the same numbers, faster."""
 
 
 @dataclass(frozen=True)
@@ -364,5 +362,7 @@ def _free_search(todo: Plan, limit: float) -> Search:
         return lambda trial, prove, late: explore(
             known, trial, prove, limit, late, fitted=fitted, safe=safe
         )
-    order = bench.order(todo.space)
+    lowered = todo.request.passes is None and not bench.targets[0].exact
+    # A lower precision by itself is a candidate too.
+    order = bench.order((Pipeline.parse(EXACT), *todo.space) if lowered else todo.space)
     return lambda trial, prove, late: find(order, trial, prove, limit, late, safe=safe)

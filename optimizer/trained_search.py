@@ -90,5 +90,5 @@ def _family(todo: Plan) -> Family:
     why = bench.ctx.store.json("measured", reason).get("not_measured")
     if why:
         bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
-    measured, model = why is None, bench.model
-    return family(request.effort, points, request.time_limit_s, model, measured)
+    measured, lowered, model = why is None, not bench.targets[0].exact, bench.model
+    return family(request.effort, points, request.time_limit_s, model, measured, lowered)

@@ -126,6 +126,9 @@ def test_a_tight_budget_begins_with_less() -> None:
     assert cuts(wide.members()[1]) == [2]
     assert "sparsity=0.25 " in str(tight.safe)
     assert "sparsity=0.5 " in str(wide.safe)
+    lowered = [family("standard", x, 600.0, MODEL, lowered=True) for x in (0.01, 0.02)]
+    assert str(lowered[0].safe) == "pool-early", "the lower precision alone"
+    assert lowered[1].safe == wide.safe
 
 
 @pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
