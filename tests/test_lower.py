@@ -135,6 +135,14 @@ def test_auto_ships_what_was_certified_and_times_the_exact_engine_beside_it(
         assert len(same) == 1
 
 
+def test_the_lower_precision_by_itself_is_a_candidate(job: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    tight = [*job, "--budget", "0.1%", "--target", INT8, "--out", str(out), "-q"]
+    assert main(tight) in (0, 3)
+    report = json.loads((out / "report.json").read_text())
+    assert "pool-early" in {x["pipeline"] for x in report["trials"]}
+
+
 def test_without_a_budget_nothing_is_lowered_unasked(job: list[str], tmp_path: Path) -> None:
     passes = "prune{sparsity=0.5 of=macs},slice"
     report = run(job, tmp_path / "a", "--passes", passes)
