@@ -21,8 +21,6 @@ from .ir import Task
 from .metrics import IGNORE, Predictions, Scorer, score, scorer
 
 CONFIDENCE = 0.95
-SAFE_CONFIDENCE = 0.99
-"""Of a candidate that is certified apart from the others, with a share of the same errors."""
 
 
 @dataclass(frozen=True)

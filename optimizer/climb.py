@@ -7,26 +7,32 @@ from contextlib import suppress
 from dataclasses import replace
 
 from .ascent import Hands, Way, ascend
-from .certify import CONFIDENCE, SAFE_CONFIDENCE, Certificate, fixed_sequence
+from .certify import CONFIDENCE, Certificate, fixed_sequence, provable_loss
 from .effort import Family
 from .errors import PassError
 from .pipeline import Pipeline
 from .search import SAFE_SHARE, Found, Trial, conclude, none_found
 from .surrogate import Fit
 
+SAFE_CONFIDENCE = 0.99
+"""Of the safe candidate, with 1 % of the 5 % of errors that are allowed, ..."""
+SAFE_CHANGED, SAFE_LOST = 0.01, 0.25
+"""... where the rows could prove one that changes so many of the answers (int8 alone does) and
+loses this share of the limit."""
 
-def climb(family: Family, hands: Hands, limit: float, provable: float, fitted: Fit) -> Found:
+
+def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) -> Found:
     """Search a family from its slowest member to its fastest.
 
     So that hours of training never end with nothing, a safe candidate is certified first,
-    with 1 % of the 5 % of errors that are allowed. If it holds, its share passes on to the
-    members; if not, they have the other 4 % (the fallback procedure, Wiens 2003).
+    with a share of the errors that are allowed (`safe_confidence`). If it holds, its share
+    passes on to the members; if not, they have the rest (the fallback procedure, Wiens 2003).
 
     Args:
         family: the members.
         hands: what does the work.
         limit: the most that may be lost.
-        provable: the most that may be observed to be lost so that the rows can prove it.
+        rows: how many there are to certify on.
         fitted: learns what candidates lose from trials.
 
     Raises:
@@ -41,23 +47,36 @@ def climb(family: Family, hands: Hands, limit: float, provable: float, fitted: F
         return none_found(trials, limit)
     first = None
     if safe and safe.loss <= limit:
-        first = hands.prove(safe.pipeline, SAFE_CONFIDENCE)
-    spent = 1 - SAFE_CONFIDENCE if first and not first.holds else 0.0
+        first = hands.prove(safe.pipeline, safe_confidence(rows, limit))
+    errors = 1 - CONFIDENCE
+    if first and not first.holds:
+        errors -= 1 - first.confidence
+    members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
     proofs: list[tuple[Pipeline, Certificate]] = []
 
     def certificates() -> Iterator[Certificate]:
-        for member in _worth_proving(way, SAFE_SHARE * provable):
-            made = hands.prove(member.pipeline, CONFIDENCE + spent)
+        for member in members:
+            made = hands.prove(member.pipeline, 1 - errors)
             proofs.append((member.pipeline, made))
             yield made
 
     passed = fixed_sequence(certificates())
     if safe is None or first is None:
         return conclude(trials, proofs, passed, limit, way.late)
-    if not proofs:  # no member can be made
+    if not proofs:  # no member can be made, or none may be asked
         proofs, passed = [(safe.pipeline, first)], first.holds - 1
         return conclude(trials, proofs, passed, limit, way.late)
     return _beside(conclude(trials, proofs, passed, limit, way.late), safe, first)
+
+
+def safe_confidence(rows: int, limit: float) -> float:
+    """99 %, or all of the 95 % where so few rows could otherwise hardly prove anything.
+
+    The safe candidate is then the only one with a fair chance, and the members, which lose
+    more, come after it as in any fixed sequence. Decided before a row is looked at.
+    """
+    enough = provable_loss(rows, limit, SAFE_CHANGED, SAFE_CONFIDENCE) >= SAFE_LOST * limit
+    return SAFE_CONFIDENCE if enough else CONFIDENCE
 
 
 def _worth_proving(way: Way, safe_loss: float) -> Sequence[Trial]:

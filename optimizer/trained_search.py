@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .ascent import Hands
-from .certify import Certificate, provable_loss
+from .certify import Certificate
 from .climb import climb
 from .effort import Family, Step, family, minutes_left, rungs
 from .errors import PassError
@@ -42,8 +42,7 @@ def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
 
     granted = granting(bench.ctx.store, left_s)
     hands = Hands(bench.trial, prove, look, granted)
-    provable = provable_loss(len(bench.certify_rows), limit)
-    return climb(_family(todo), hands, limit, provable, fitter(bench))
+    return climb(_family(todo), hands, limit, len(bench.certify_rows), fitter(bench))
 
 
 def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int], float]:

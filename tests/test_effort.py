@@ -14,7 +14,7 @@ import pytest
 
 from prumux.optimizer.ascent import Hands
 from prumux.optimizer.certify import Certificate
-from prumux.optimizer.climb import climb
+from prumux.optimizer.climb import climb, safe_confidence
 from prumux.optimizer.effort import LADDERS, Step, default_space, family, minutes_left
 from prumux.optimizer.errors import PassError, UsageError
 from prumux.optimizer.explore import Candidate
@@ -27,7 +27,7 @@ from prumux.optimizer.trained_search import granting
 from tests.factory import random_model
 
 LIMIT = 0.02
-PROVABLE = 0.016
+ROWS = 9000
 FITTED = partial(fit, rows=2000)
 MODEL = random_model("bert")
 GIVEN = family("standard", LIMIT, 3600.0, MODEL)
@@ -52,6 +52,7 @@ class World:
     refused: Callable[[Pipeline], bool] = lambda _: False
     most: float = math.inf
     """Larger speed-ups are out of reach."""
+    rows: int = ROWS
     trials: float = math.inf
     """No time is left after so many."""
 
@@ -60,7 +61,7 @@ class World:
 
     def climbed(self) -> Found:
         hands = Hands(self.trial, self.prove, self.look, self.granted)
-        return climb(GIVEN, hands, LIMIT, PROVABLE, FITTED)
+        return climb(GIVEN, hands, LIMIT, self.rows, FITTED)
 
     def trial(self, pipeline: Pipeline) -> Trial:
         if pipeline == GIVEN.safe:
@@ -197,6 +198,21 @@ def test_all_proofs_together_err_in_one_run_of_twenty(
     found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).climbed()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(proofs)
     assert cuts(found.winner) == [2, 3]
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(872, 0.01), (200, 0.02)])
+def test_where_rows_are_few_the_safe_candidate_has_all_the_errors(
+    rows: int, limit: float
+) -> None:
+    assert safe_confidence(rows, limit) == 0.95
+    assert safe_confidence(5 * rows, limit) == 0.99
+    found = World({28: 0.015}, safe=(0.001, 0.015), rows=rows // 5).climbed()
+    assert [x.confidence for _, x in found.proofs] == [0.95, 0.95]
+    assert "distill" in str(found.winner)
+    found = World({28: 0.015}, safe=(0.001, 0.025), rows=rows // 5).climbed()
+    assert [x.confidence for _, x in found.proofs] == [0.95], "none is left for the others"
+    assert found.winner is None
+    assert "proved by 900 rows to be at most 2.50%" in found.reason
 
 
 def test_nothing_within_the_limit_asks_no_certify_row() -> None:
