@@ -26,7 +26,8 @@ def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) ->
 
     So that hours of training never end with nothing, a safe candidate is certified first,
     with a share of the errors that are allowed (`safe_confidence`). If it holds, its share
-    passes on to the members; if not, they have the rest (the fallback procedure, Wiens 2003).
+    passes on to the others that are safe and to the members; if not, they have the rest (the
+    fallback procedure, Wiens 2003).
 
     Args:
         family: the members.
@@ -36,37 +37,38 @@ def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) ->
         fitted: learns what candidates lose from trials.
 
     Raises:
-        PassError: no member can be made, the safe one neither.
+        PassError: no member can be made, none that is safe either.
     """
-    safe: Trial | None = None
-    with suppress(PassError):  # recorded; the members may still do
-        safe = hands.trial(family.safe)
-    way = ascend(family, hands, limit, fitted, must=safe is None)
-    trials = dict(enumerate((*(x for x in (safe,) if x), *way.tried)))
+    safe: list[Trial] = []
+    for pipeline in family.safe:
+        with suppress(PassError):  # recorded; the members may still do
+            safe.append(hands.trial(pipeline))
+    way = ascend(family, hands, limit, fitted, must=not safe)
+    trials = dict(enumerate((*safe, *way.tried)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
-    first = None
-    if safe and safe.loss <= limit:
-        first = hands.prove(safe.pipeline, safe_confidence(rows, limit))
+    sound = [x for x in safe if x.loss <= limit]
+    members = [*sound[1:], *_worth_proving(way, SAFE_SHARE * provable_loss(rows, limit))]
     errors = 1 - CONFIDENCE
-    if first and not first.holds:
-        errors -= 1 - first.confidence
-    members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
+    first: Certificate | None = None
+    if sound:
+        first = hands.prove(sound[0].pipeline, safe_confidence(rows, limit))
+        errors -= 0.0 if first.holds else 1 - first.confidence
     proofs: list[tuple[Pipeline, Certificate]] = []
 
     def certificates() -> Iterator[Certificate]:
-        for member in members:
+        for member in members if errors else ():
             made = hands.prove(member.pipeline, 1 - errors)
             proofs.append((member.pipeline, made))
             yield made
 
     passed = fixed_sequence(certificates())
-    if safe is None or first is None:
+    if first is None:
         return conclude(trials, proofs, passed, limit, way.late)
     if not proofs:  # no member can be made, or none may be asked
-        proofs, passed = [(safe.pipeline, first)], first.holds - 1
+        proofs, passed = [(sound[0].pipeline, first)], first.holds - 1
         return conclude(trials, proofs, passed, limit, way.late)
-    return _beside(conclude(trials, proofs, passed, limit, way.late), safe, first)
+    return _beside(conclude(trials, proofs, passed, limit, way.late), sound[0], first)
 
 
 def safe_confidence(rows: int, limit: float) -> float:
@@ -94,5 +96,5 @@ def _beside(found: Found, safe: Trial, first: Certificate) -> Found:
     made = replace(found, proofs=((safe.pipeline, first), *found.proofs))
     if found.winner is not None or not first.holds:
         return made
-    reason = f"the safe candidate, without training; of those trained, {found.reason}"
+    reason = f"the safe candidate, without training; of the others, {found.reason}"
     return replace(made, winner=safe.pipeline, certificate=first, reason=reason)

@@ -89,14 +89,15 @@ class Family:
     """What may go on from any of them as well, the gentlest first."""
     rest: Step
     """What the last of them is trained with, for long."""
-    safe: Pipeline
-    """Hardly changed and without training, shipped where none of the members is certified."""
+    safe: tuple[Pipeline, ...]
+    """Hardly changed and without training, slowest first; the fastest of them that is certified
+    is shipped where none of the members is."""
 
     def members(self) -> tuple[Pipeline, ...]:
         """Every cut, trained as on the way; mixing and the long training come on top."""
         texts = [step.timed(step.minutes) for step in self.steps]
         made = (",".join((self.start, *texts[: i + 1])) for i in range(len(texts)))
-        return (self.safe, *(Pipeline.parse(text) for text in made))
+        return (*self.safe, *(Pipeline.parse(text) for text in made))
 
 
 def rungs(effort: Effort, points: float) -> tuple[tuple[float, float], ...]:
@@ -142,11 +143,10 @@ def family(  # noqa: PLR0917 - what a search knows
     )
 
 
-def _safe(points: float, lowered: bool) -> Pipeline:
+def _safe(points: float, lowered: bool) -> tuple[Pipeline, ...]:
     """What is hardly changed; under a tight budget a lower precision is enough of a change."""
-    if lowered and points < TIGHT:
-        return Pipeline.parse(EXACT)
-    return _cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}")
+    cut = _cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}")
+    return (Pipeline.parse(EXACT), cut) if lowered and points < TIGHT else (cut,)
 
 
 def default_space(

@@ -23,6 +23,11 @@ LIBRARIES = (
     "onnxruntime-gpu",
     "numpy",
 )
+ISA = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimddp", "i8mm", "bf16", "sve"),
+)
+"""Instructions that decide what int8 and bf16 are worth, as Linux names them."""
 
 
 def versions() -> dict[str, str]:
@@ -59,7 +64,8 @@ def free_bytes() -> int:
 def device() -> dict[str, str]:
     """The processor in words."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu_fact("model name") or platform.processor() or "unknown",
+        "cpu_isa": " ".join(x for x in ISA if x in _cpu_fact("flags", "Features").split()),
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_threads": str(cpu_threads()),
@@ -85,10 +91,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _cpu_fact(*names: str) -> str:
+    """What the system says of the first processor under one of these names."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+    for line in info.read_text().splitlines() if info.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""

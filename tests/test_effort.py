@@ -15,7 +15,14 @@ import pytest
 from prumux.optimizer.ascent import Hands
 from prumux.optimizer.certify import Certificate
 from prumux.optimizer.climb import climb, safe_confidence
-from prumux.optimizer.effort import LADDERS, Step, default_space, family, minutes_left
+from prumux.optimizer.effort import (
+    LADDERS,
+    Family,
+    Step,
+    default_space,
+    family,
+    minutes_left,
+)
 from prumux.optimizer.errors import PassError, UsageError
 from prumux.optimizer.explore import Candidate
 from prumux.optimizer.job import Request
@@ -55,19 +62,25 @@ class World:
     rows: int = ROWS
     trials: float = math.inf
     """No time is left after so many."""
+    given: Family = GIVEN
+    surer: tuple[float, float] = (0.0, 0.005)
+    """As `safe`, of a safe candidate that is not the last of them."""
 
     def __post_init__(self) -> None:
         self.tried: list[str] = []
 
     def climbed(self) -> Found:
         hands = Hands(self.trial, self.prove, self.look, self.granted)
-        return climb(GIVEN, hands, LIMIT, self.rows, FITTED)
+        return climb(self.given, hands, LIMIT, self.rows, FITTED)
+
+    def known(self, pipeline: Pipeline) -> tuple[float, float] | None:
+        return self.safe if pipeline == self.given.safe[-1] else self.surer
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        if pipeline == GIVEN.safe:
-            if self.safe is None:
+        if pipeline in self.given.safe:
+            if (known := self.known(pipeline)) is None:
                 raise PassError("no", exit_code=2)
-            return Trial(pipeline, 0.9, self.safe[0], 1.0, 200)
+            return Trial(pipeline, 0.9, known[0], 1.0, 200)
         speedup = cuts(pipeline)[-1]
         if speedup > self.most:
             raise PassError("embeddings and head alone take longer", exit_code=2)
@@ -81,9 +94,10 @@ class World:
 
     def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
         upper = 0.03 if self.refused(pipeline) else 0.01
-        if pipeline == GIVEN.safe:
-            assert self.safe
-            upper = self.safe[1]
+        if pipeline in self.given.safe:
+            known = self.known(pipeline)
+            assert known
+            upper = known[1]
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, upper, confidence, LIMIT, "tango")
 
     def look(self, space: Sequence[Pipeline]) -> list[Candidate]:
@@ -125,10 +139,12 @@ def test_a_tight_budget_begins_with_less() -> None:
     tight, wide = (family("standard", points, 600.0, MODEL) for points in (0.01, 0.02))
     assert cuts(tight.members()[1]) == [1.5]
     assert cuts(wide.members()[1]) == [2]
-    assert "sparsity=0.25 " in str(tight.safe)
-    assert "sparsity=0.5 " in str(wide.safe)
+    assert len(tight.safe) == len(wide.safe) == 1
+    assert "sparsity=0.25 " in str(tight.safe[0])
+    assert "sparsity=0.5 " in str(wide.safe[0])
     lowered = [family("standard", x, 600.0, MODEL, lowered=True) for x in (0.01, 0.02)]
-    assert str(lowered[0].safe) == "pool-early", "the lower precision alone"
+    alone = Pipeline.parse("pool-early")
+    assert lowered[0].safe == (alone, *tight.safe), "the lower precision alone comes first"
     assert lowered[1].safe == wide.safe
 
 
@@ -215,6 +231,40 @@ def test_where_rows_are_few_the_safe_candidate_has_all_the_errors(
     assert "proved by 900 rows to be at most 2.50%" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("surer", "safe", "last", "confidences", "shipped"),
+    [
+        ((0.001, 0.005), (0.001, 0.015), True, [0.95, 0.95, 0.95], "distill"),
+        ((0.001, 0.005), (0.001, 0.015), False, [0.95, 0.95, 0.95], "reconstruct"),
+        ((0.001, 0.005), (0.001, 0.025), True, [0.95, 0.95], "pool-early"),
+        ((0.001, 0.025), (0.001, 0.015), True, [0.95], ""),  # its failure ends it
+        ((0.001, 0.005), (0.021, 0.015), True, [0.95, 0.95], "distill"),  # not asked
+        ((0.021, 0.005), (0.001, 0.015), True, [0.95, 0.95], "distill"),
+    ],
+)
+def test_safe_candidates_are_certified_one_after_the_other(  # noqa: PLR0917 - a table
+    surer: tuple[float, float],
+    safe: tuple[float, float],
+    last: bool,
+    confidences: list[float],
+    shipped: str,
+) -> None:
+    given = family("standard", 0.01, 3600.0, MODEL, lowered=True)
+    world = World(
+        {28: 0.015},
+        given=given,
+        surer=surer,
+        safe=safe,
+        rows=ROWS // 50,
+        refused=lambda _: not last,
+    )
+    found = world.climbed()
+    assert [x.confidence for _, x in found.proofs] == confidences
+    assert [x.pipeline for x in found.trials[:2]] == list(given.safe)
+    assert (str(found.winner.passes[-1]) if found.winner else "").startswith(shipped)
+    assert (found.winner is None) is (not shipped)
+
+
 def test_nothing_within_the_limit_asks_no_certify_row() -> None:
     found = World({28: 0.5}).climbed()
     assert found.winner is None
@@ -251,7 +301,7 @@ def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
 
 def test_where_no_cut_is_in_reach_the_safe_candidate_is_shipped() -> None:
     found = World({}, most=1.0, safe=(0.01, 0.015)).climbed()
-    assert found.winner == GIVEN.safe
+    assert found.winner == GIVEN.safe[0]
     assert [x.confidence for _, x in found.proofs] == [0.99]
     with pytest.raises(PassError, match="embeddings and head alone"):
         World({}, most=1.0, safe=None).climbed()
