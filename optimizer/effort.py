@@ -90,8 +90,8 @@ class Family:
     rest: Step
     """What the last of them is trained with, for long."""
     safe: tuple[Pipeline, ...]
-    """Hardly changed and without training, slowest first; the fastest of them that is certified
-    is shipped where none of the members is."""
+    """Hardly changed and without training, slowest first; the fastest that is certified is
+    shipped where none of the members is."""
 
     def members(self) -> tuple[Pipeline, ...]:
         """Every cut, trained as on the way; mixing and the long training come on top."""

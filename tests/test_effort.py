@@ -242,7 +242,7 @@ def test_where_rows_are_few_the_safe_candidate_has_all_the_errors(
         ((0.021, 0.005), (0.001, 0.015), True, [0.95, 0.95], "distill"),
     ],
 )
-def test_safe_candidates_are_certified_one_after_the_other(  # noqa: PLR0917 - a table
+def test_safe_candidates_are_certified_one_after_the_other(
     surer: tuple[float, float],
     safe: tuple[float, float],
     last: bool,
