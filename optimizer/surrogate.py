@@ -1,11 +1,14 @@
 """What will a candidate lose? Predicted from its shape and from what others of its space lost.
 
-    loss = c (1 - exp(-z / c)),    z = exp(w0 + w1 p + w2 m + w3 p m),    w1, w2, w3 >= 0,
+    loss = c (1 - exp(-z / c)),    z = exp(w0 + w1 p + w2 m + w3 p m + sum over k of a_k s_k),
+    s_k = logistic((p - p_k) / (b log 2)) logistic((m - m_k) / b),    w1, w2, w3, a_k >= 0,
 
 with p = -log(share of the multiply-adds of a pass that is left) and m = log2(rows in one)
 times the share of the layers that run on mixed rows. So the loss rises with each, never falls,
-and no higher than c, what is lost by guessing.
-The weights have a prior, wide enough for any data to move it, so a few trials are enough; what
+and no higher than c, what is lost by guessing. The steps s_k, one half a factor of two before
+each trial, are for losses that rise at once, as where too little attention is left to tell
+rows apart: who is cut and mixed as much as a trial that lost unexpectedly much will, too.
+All weights have a prior, wide enough for any data to move it, so a few trials are enough; what
 is not known yet shows in the spread of a prediction.
 """
 
@@ -25,7 +28,13 @@ Floats = NDArray[np.float64]
 PRIOR_MEAN = (-6.0, 1.2, 1.5, 0.0)
 PRIOR_SD = (1.5, 0.5, 0.75, 0.3)
 """Cutting half doubles the loss or so, mixing two rows makes it four times as large or so."""
-MISFIT = 0.35
+STEP_SD = 1.0
+"""Prior of a step's height, from 0: it may multiply a loss by three or so."""
+STEP_BEFORE = 0.5
+"""How far before its trial a step lies, in factors of two."""
+STEP_WIDTH = 0.3
+"""b above."""
+MISFIT = 0.25
 """How far the logarithm of a true loss is from this form, as a standard deviation."""
 LEAST_SD = 0.004
 """Of a measured loss: training is a matter of luck too."""
@@ -100,12 +109,15 @@ class Surrogate:
     """Weights and what is not known of them."""
 
     weights: Floats
+    """Of `Shape.features`, then of the steps."""
     covariance: Floats
+    places: Floats
+    """Of the steps, [steps, 2]: p_k in factors of two, m_k."""
     ceiling: float = 1.0
 
     def predict(self, shape: Shape) -> Belief:
         """What a candidate of this shape will lose."""
-        x = np.asarray(shape.features)
+        x = _features([shape], self.places)[0]
         spread = math.sqrt(float(x @ self.covariance @ x) + MISFIT**2)
         return Belief(float(self.weights @ x), spread, self.ceiling)
 
@@ -123,11 +135,13 @@ def fit(
     """
     from scipy.optimize import least_squares
 
-    x = np.array([s.features for s in shapes]).reshape(-1, 4)
+    places = _places(shapes) - STEP_BEFORE
+    x = _features(shapes, places)
     y = np.asarray(losses, dtype=np.float64)
     # Of paired answers: about so many change as are lost, and a few more.
     sd = np.sqrt(np.maximum(np.abs(y), 0.01) / max(rows, 1) + LEAST_SD**2)
-    mean, prior_sd = np.asarray(PRIOR_MEAN), np.asarray(PRIOR_SD)
+    mean = np.append(PRIOR_MEAN, np.zeros(len(places)))
+    prior_sd = np.append(PRIOR_SD, np.full(len(places), STEP_SD))
 
     def expected(w: Floats) -> Floats:
         return _loss(x @ w, ceiling)
@@ -137,11 +151,25 @@ def fit(
         off = (y - expected(w)) / np.hypot(sd, MISFIT * np.maximum(y, 0.0))
         return np.concatenate([off, (w - mean) / prior_sd])
 
-    low = np.array([-np.inf, 0.0, 0.0, 0.0])
+    low = np.append(-np.inf, np.zeros(len(mean) - 1))
     start = np.maximum(mean, low + 1e-3)
     found = least_squares(residuals, start, bounds=(low, np.inf))
     precision = found.jac.T @ found.jac
-    return Surrogate(found.x, np.linalg.inv(precision), ceiling)
+    return Surrogate(found.x, np.linalg.inv(precision), places, ceiling)
+
+
+def _places(shapes: Sequence[Shape]) -> Floats:
+    """[shapes, 2]: p in factors of two, and m."""
+    return np.array([(x.removed / math.log(2), x.mixing) for x in shapes]).reshape(-1, 2)
+
+
+def _features(shapes: Sequence[Shape], places: Floats) -> Floats:
+    """[shapes, 4 + steps]"""
+    from scipy.special import expit
+
+    line = np.array([x.features for x in shapes]).reshape(-1, 4)
+    steps = expit((_places(shapes)[:, None] - places) / STEP_WIDTH).prod(axis=2)
+    return np.hstack([line, steps])
 
 
 def _loss(log_z: Floats, ceiling: float) -> Floats:

@@ -195,6 +195,25 @@ def test_trials_narrow_what_is_believed() -> None:
     assert 0.004 < after.loss < 0.03
 
 
+def test_a_loss_that_rises_at_once_is_learnt() -> None:
+    """Rows are no longer told apart: half of what there is to lose."""
+
+    def loss(shape: Shape) -> float:
+        over = shape.slots >= 5 and shape.left <= 0.2
+        return max(true_loss(shape), 0.35 * over)
+
+    cells = [x.shape for x in grid(mixed=0.5)]
+
+    def left_out(left: float, slots: int) -> float:
+        one = Shape(left, slots, 0.5)
+        others = [x for x in cells if x != one]
+        return FITTED(others, [loss(x) for x in others]).predict(one).loss
+
+    assert left_out(0.1, 5) > 0.2
+    assert left_out(0.4, 5) < 0.08, "before it"
+    assert left_out(0.1, 2) < 0.1, "beside it"
+
+
 def test_bilinear_is_exact_at_corners_and_a_mean_between() -> None:
     made = Bilinear((1, 2, 5), (0.0, 0.5, 0.9), np.array([[0, 1, 4], [2, 3, 8], [5, 7, 9.0]]))
     assert made.predict(2, 0.5) == 3
