@@ -9,8 +9,9 @@ nothing is pruned). All are trained for the same number of epochs. `--passes` me
 pipelines in place of these. Where rows are mixed, partners are drawn several times.
 
 Scores are of the test rows, or of the certify rows where there is no test file; nothing is
-chosen on either. Engines (plain graphs) are timed in one interleaved run at the end. Finished
-models are kept in a folder beside the result, so that a killed run goes on.
+chosen on either. Engines (plain graphs) are timed in one interleaved run at the end, shapes
+before anything is trained, as the search predicts throughput. Finished models are kept in a
+folder beside the result, so that a killed run goes on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from prumux.optimizer.progress import Progress
 from prumux.optimizer.registry import parse_target
 from prumux.optimizer.slots import batch_rows
 from prumux.optimizer.store import Store, key
+from prumux.optimizer.surface import candidates
 from prumux.optimizer.trials import Bench
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -176,6 +178,8 @@ def main() -> None:
         for sparsity in options.sparsities
         for method in options.methods
     ]
+    untrained = candidates(bench, [Pipeline.parse(text) for _, text in asked])
+    predicted = {x.pipeline: x.throughput for x in untrained}
     entries = []
     for method, text in asked:
         entries.append(measure(bench, method, text))
@@ -183,7 +187,8 @@ def main() -> None:
         print(f"loss {loss:+.2f}  {method:12} {text}", file=sys.stderr)  # noqa: T201
     speeds = time_all(bench, [x["pipeline"] for x in entries], options.rounds)
     for entry, speed in zip(entries, speeds, strict=True):
-        entry["speed"] = speed
+        known = predicted.get(Pipeline.parse(entry["pipeline"]))
+        entry["speed"] = {**speed, "predicted_ratio": known}
     found = {
         "schema_version": 1,
         "entries": entries,
