@@ -43,7 +43,10 @@ class Cell:
     slots: int
     sparsity: float
     candidate: Candidate
+    """With the throughput that was predicted before training, where that was recorded."""
     loss: float
+    throughput: float
+    """As measured."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
         pipeline = Pipeline.parse(entry["pipeline"])
         at = [getattr(x, "at", 0) for x in pipeline.passes if x.mixes > 1]
         mixed = 1 - at[0] / len(entry["layers"]) if at else 0.0
-        speed = entry["speed"]["throughput_ratio"]
-        candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), speed)
-        found.append(Cell(slots, sparsity, candidate, entry["loss"]))
+        measured = entry["speed"]["throughput_ratio"]
+        predicted = entry["speed"].get("predicted_ratio") or measured
+        candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), predicted)
+        found.append(Cell(slots, sparsity, candidate, entry["loss"], measured))
     each = Counter(x.sparsity for x in found)
     return [x for x in found if each[x.sparsity] == max(each.values())]
 
@@ -111,9 +115,9 @@ def _speed(cell: Cell) -> float:
 
 def regret(cells: Sequence[Cell], budget: float, choice: Choice) -> float:
     """Throughput of the best cell over the chosen one's."""
-    best = max((_speed(x) for x in cells if x.loss <= budget), default=1.0)
+    best = max((x.throughput for x in cells if x.loss <= budget), default=1.0)
     held = choice.cell is not None and choice.cell.loss <= budget
-    return best / (_speed(choice.cell) if choice.cell and held else 1.0)
+    return best / (choice.cell.throughput if choice.cell and held else 1.0)
 
 
 def corner_grids(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -184,11 +188,13 @@ def bilinear_loss(cell: Cell, others: Sequence[Cell]) -> float:
     return Bilinear(slots, sparsities, losses).predict(cell.slots, cell.sparsity)
 
 
-def throughput_off(grid: dict[str, Any]) -> list[float]:
-    """Predicted over measured throughput - 1 of every entry for which it was predicted."""
-    speeds = [x["speed"] for x in grid["entries"]]
-    known = [x for x in speeds if x.get("predicted_ratio")]
-    return [x["predicted_ratio"] / x["throughput_ratio"] - 1 for x in known]
+def throughput_off(grid: dict[str, Any]) -> dict[str, float]:
+    """Predicted over measured throughput - 1, of every entry for which it was predicted."""
+    speeds = {x["method"]: x["speed"] for x in grid["entries"]}
+    known = {name: x for name, x in speeds.items() if x.get("predicted_ratio")}
+    return {
+        name: x["predicted_ratio"] / x["throughput_ratio"] - 1 for name, x in known.items()
+    }
 
 
 def _is_inner(cell: Cell, cells: Sequence[Cell]) -> bool:
@@ -236,6 +242,10 @@ def main() -> None:
         **provenance(),
     }
     options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    if off := found["throughput_off"]:
+        worst = max(off, key=lambda x: abs(off[x]))
+        line = f"throughput of {len(off)} entries predicted; worst {worst}: {off[worst]:+.1%}"
+        print(line, file=sys.stderr)  # noqa: T201
     for x in entries:
         mine, full = x["ours"], x["bilinear"]
         enough = [

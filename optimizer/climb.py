@@ -14,8 +14,9 @@ from .pipeline import Pipeline
 from .search import SAFE_SHARE, Found, Trial, conclude, none_found
 from .surrogate import Fit
 
+Proofs = list[tuple[Pipeline, Certificate]]
 SAFE_CONFIDENCE = 0.99
-"""Of the safe candidate, with 1 % of the 5 % of errors that are allowed, ..."""
+"""Of what is safe, with 1 % of the 5 % of errors that are allowed, ..."""
 SAFE_CHANGED, SAFE_LOST = 0.01, 0.25
 """... where the rows could prove one that changes so many of the answers (int8 alone does) and
 loses this share of the limit."""
@@ -24,10 +25,10 @@ loses this share of the limit."""
 def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) -> Found:
     """Search a family from its slowest member to its fastest.
 
-    So that hours of training never end with nothing, a safe candidate is certified first,
-    with a share of the errors that are allowed (`safe_confidence`). If it holds, its share
-    passes on to the others that are safe and to the members; if not, they have the rest (the
-    fallback procedure, Wiens 2003).
+    So that hours of training never end with nothing, what is safe is certified first, one
+    after the other, with a share of the errors that are allowed (`safe_confidence`). If all of
+    it holds, its share passes on to the members; if not, they have the rest (the fallback
+    procedure, Wiens 2003).
 
     Args:
         family: the members.
@@ -47,35 +48,38 @@ def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) ->
     trials = dict(enumerate((*safe, *way.tried)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
+
+    def proved(those: Sequence[Trial], confidence: float) -> tuple[Proofs, int]:
+        """The proofs in turn, and the index of the last that holds."""
+        proofs: Proofs = []
+
+        def certificates() -> Iterator[Certificate]:
+            for one in those:
+                proofs.append((one.pipeline, hands.prove(one.pipeline, confidence)))
+                yield proofs[-1][1]
+
+        last = fixed_sequence(certificates())
+        return proofs, last
+
+    share = safe_confidence(rows, limit)
     sound = [x for x in safe if x.loss <= limit]
-    members = [*sound[1:], *_worth_proving(way, SAFE_SHARE * provable_loss(rows, limit))]
+    first, held = proved(sound, share)
     errors = 1 - CONFIDENCE
-    first: Certificate | None = None
-    if sound:
-        first = hands.prove(sound[0].pipeline, safe_confidence(rows, limit))
-        errors -= 0.0 if first.holds else 1 - first.confidence
-    proofs: list[tuple[Pipeline, Certificate]] = []
-
-    def certificates() -> Iterator[Certificate]:
-        for member in members if errors else ():
-            made = hands.prove(member.pipeline, 1 - errors)
-            proofs.append((member.pipeline, made))
-            yield made
-
-    passed = fixed_sequence(certificates())
-    if first is None:
-        return conclude(trials, proofs, passed, limit, way.late)
+    if held < len(sound) - 1:
+        errors -= 1 - share
+    members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
+    proofs, passed = proved(members, 1 - errors)
     if not proofs:  # no member can be made, or none may be asked
-        proofs, passed = [(sound[0].pipeline, first)], first.holds - 1
-        return conclude(trials, proofs, passed, limit, way.late)
-    return _beside(conclude(trials, proofs, passed, limit, way.late), sound[0], first)
+        return conclude(trials, first, held, limit, way.late)
+    found = conclude(trials, proofs, passed, limit, way.late)
+    return _beside(found, first, held) if first else found
 
 
 def safe_confidence(rows: int, limit: float) -> float:
     """99 %, or all of the 95 % where so few rows could otherwise hardly prove anything.
 
-    The safe candidate is then the only one with a fair chance, and the members, which lose
-    more, come after it as in any fixed sequence. Decided before a row is looked at.
+    Then only what is safe has a fair chance, and the members, which lose more, come after it
+    as in any fixed sequence. Decided before a row is looked at.
     """
     enough = provable_loss(rows, limit, SAFE_CHANGED, SAFE_CONFIDENCE) >= SAFE_LOST * limit
     return SAFE_CONFIDENCE if enough else CONFIDENCE
@@ -91,10 +95,11 @@ def _worth_proving(way: Way, safe_loss: float) -> Sequence[Trial]:
     return way.led[-1:] if way.led[-1:] == safe[-1:] else [*safe[-1:], *way.led[-1:]]
 
 
-def _beside(found: Found, safe: Trial, first: Certificate) -> Found:
-    """What was found, and the safe candidate, which wins if nothing else does."""
-    made = replace(found, proofs=((safe.pipeline, first), *found.proofs))
-    if found.winner is not None or not first.holds:
+def _beside(found: Found, first: Proofs, held: int) -> Found:
+    """What was found; the last of what is safe that holds wins if nothing else does."""
+    made = replace(found, proofs=(*first, *found.proofs))
+    if found.winner is not None or held < 0:
         return made
-    reason = f"the safe candidate, without training; of the others, {found.reason}"
-    return replace(made, winner=safe.pipeline, certificate=first, reason=reason)
+    reason = f"a safe candidate, without training; of those trained, {found.reason}"
+    winner, certificate = first[held]
+    return replace(made, winner=winner, certificate=certificate, reason=reason)

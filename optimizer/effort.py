@@ -90,8 +90,8 @@ class Family:
     rest: Step
     """What the last of them is trained with, for long."""
     safe: tuple[Pipeline, ...]
-    """Hardly changed and without training, slowest first; the fastest that is certified is
-    shipped where none of the members is."""
+    """Hardly changed and without training, the least changed first; the last of them that is
+    certified is shipped where none of the members is."""
 
     def members(self) -> tuple[Pipeline, ...]:
         """Every cut, trained as on the way; mixing and the long training come on top."""
@@ -144,7 +144,7 @@ def family(  # noqa: PLR0917 - what a search knows
 
 
 def _safe(points: float, lowered: bool) -> tuple[Pipeline, ...]:
-    """What is hardly changed; under a tight budget a lower precision is enough of a change."""
+    """What is hardly changed; under a tight budget a lower precision by itself comes first."""
     cut = _cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}")
     return (Pipeline.parse(EXACT), cut) if lowered and points < TIGHT else (cut,)
 

@@ -63,13 +63,20 @@ def free_bytes() -> int:
 
 def device() -> dict[str, str]:
     """The processor in words."""
+    flags = _cpu_fact("flags", "Features").split()
     return {
         "cpu": _cpu_fact("model name") or platform.processor() or "unknown",
-        "cpu_isa": " ".join(x for x in ISA if x in _cpu_fact("flags", "Features").split()),
+        "cpu_isa": " ".join(x for x in ISA if x in flags),
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_threads": str(cpu_threads()),
     }
+
+
+def cpu() -> str:
+    """Name and instructions of the processor: what the answers of int8 engines depend on."""
+    found = device()
+    return f"{found['cpu']} ({found['cpu_isa'] or found['machine']})"
 
 
 def provenance() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .context import Context
-from .environment import device, versions
+from .environment import cpu, versions
 from .errors import PrumuxError
 from .pipeline import Pipeline
 from .progress import Progress
@@ -34,17 +34,17 @@ class Host:
     @classmethod
     def of(cls, bench: Bench, threads: int) -> Host:
         """Of this process."""
-        return cls(threads, versions(), None if bench.targets[0].exact else device()["cpu"])
+        return cls(threads, versions(), None if bench.targets[0].exact else cpu())
 
     def differs(self) -> str:
         """Why the machine that this runs on will not do; empty if it will."""
-        mine, cpu = versions(), device()["cpu"]
+        mine, processor = versions(), cpu()
         for name in sorted(self.versions.keys() | mine.keys()):
-            here, there = self.versions.get(name, "no"), mine.get(name, "no")
-            if here != there:
-                return f"the worker has {name} {there}, this process {here}"
-        if self.cpu not in (None, cpu):
-            return f"the worker's processor is {cpu}, not {self.cpu}: int8 may differ"
+            wanted, found = self.versions.get(name, "no"), mine.get(name, "no")
+            if wanted != found:
+                return f"the worker has {name} {found}, this process {wanted}"
+        if self.cpu not in (None, processor):
+            return f"the worker's processor is {processor}, not {self.cpu}: int8 may differ"
         return ""
 
 

@@ -34,7 +34,7 @@ STEP_BEFORE = 0.5
 """How far before its trial a step lies, in factors of two."""
 STEP_WIDTH = 0.3
 """b above."""
-MISFIT = 0.25
+MISFIT = 0.3
 """How far the logarithm of a true loss is from this form, as a standard deviation."""
 LEAST_SD = 0.004
 """Of a measured loss: training is a matter of luck too."""
@@ -135,7 +135,7 @@ def fit(
     """
     from scipy.optimize import least_squares
 
-    places = _places(shapes) - STEP_BEFORE
+    places = np.unique(_places(shapes), axis=0) - STEP_BEFORE
     x = _features(shapes, places)
     y = np.asarray(losses, dtype=np.float64)
     # Of paired answers: about so many change as are lost, and a few more.
@@ -154,8 +154,13 @@ def fit(
     low = np.append(-np.inf, np.zeros(len(mean) - 1))
     start = np.maximum(mean, low + 1e-3)
     found = least_squares(residuals, start, bounds=(low, np.inf))
-    precision = found.jac.T @ found.jac
-    return Surrogate(found.x, np.linalg.inv(precision), places, ceiling)
+    # A step that is not needed may still be there, but it would not make a loss smaller.
+    known = found.x > low + 1e-3
+    known[: len(PRIOR_MEAN)] = True
+    covariance = np.zeros((len(mean), len(mean)))
+    jac = found.jac[:, known]
+    covariance[np.ix_(known, known)] = np.linalg.inv(jac.T @ jac)
+    return Surrogate(found.x, covariance, places, ceiling)
 
 
 def _places(shapes: Sequence[Shape]) -> Floats:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,19 +13,12 @@ import torch
 from prumux.export.fastmodule import FastModule
 from prumux.optimizer.module import EncoderModule
 from tests.factory import multiplexed, random_batch, random_model
+from tests.scripts import script
 
-SCRIPT = Path(__file__).parent.parent / "bench" / "shapes.py"
 
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_shapes", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(name="script")
+def _script() -> ModuleType:
+    return script("shapes")
 
 
 def run(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,18 +9,12 @@ import numpy as np
 import pytest
 
 from prumux.optimizer.pipeline import Pipeline
+from tests.scripts import script
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "bench" / "guarantee.py"
-    spec = importlib.util.spec_from_file_location("bench_guarantee", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="script")
+def _script() -> ModuleType:
+    return script("guarantee")
 
 
 def world(script: ModuleType, losses: list[float], rows: int = 4000) -> Any:
