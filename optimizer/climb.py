@@ -11,7 +11,7 @@ from .certify import CONFIDENCE, Certificate, fixed_sequence, provable_loss
 from .effort import Family
 from .errors import PassError
 from .pipeline import Pipeline
-from .search import SAFE_SHARE, Found, Trial, conclude, none_found
+from .search import SAFE_SHARE, Found, Prove, Trial, conclude, none_found
 from .surrogate import Fit
 
 Proofs = list[tuple[Pipeline, Certificate]]
@@ -49,26 +49,14 @@ def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) ->
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
 
-    def proved(those: Sequence[Trial], confidence: float) -> tuple[Proofs, int]:
-        """The proofs in turn, and the index of the last that holds."""
-        proofs: Proofs = []
-
-        def certificates() -> Iterator[Certificate]:
-            for one in those:
-                proofs.append((one.pipeline, hands.prove(one.pipeline, confidence)))
-                yield proofs[-1][1]
-
-        last = fixed_sequence(certificates())
-        return proofs, last
-
     share = safe_confidence(rows, limit)
     sound = [x for x in safe if x.loss <= limit]
-    first, held = proved(sound, share)
+    first, held = _proved(sound, hands.prove, share)
     errors = 1 - CONFIDENCE
     if held < len(sound) - 1:
         errors -= 1 - share
     members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
-    proofs, passed = proved(members, 1 - errors)
+    proofs, passed = _proved(members, hands.prove, 1 - errors)
     if not proofs:  # no member can be made, or none may be asked
         return conclude(trials, first, held, limit, way.late)
     found = conclude(trials, proofs, passed, limit, way.late)
@@ -83,6 +71,19 @@ def safe_confidence(rows: int, limit: float) -> float:
     """
     enough = provable_loss(rows, limit, SAFE_CHANGED, SAFE_CONFIDENCE) >= SAFE_LOST * limit
     return SAFE_CONFIDENCE if enough else CONFIDENCE
+
+
+def _proved(those: Sequence[Trial], prove: Prove, confidence: float) -> tuple[Proofs, int]:
+    """The proofs, in turn until one fails, and the index of the last that holds."""
+    proofs: Proofs = []
+
+    def certificates() -> Iterator[Certificate]:
+        for one in those:
+            proofs.append((one.pipeline, prove(one.pipeline, confidence)))
+            yield proofs[-1][1]
+
+    last = fixed_sequence(certificates())
+    return proofs, last
 
 
 def _worth_proving(way: Way, safe_loss: float) -> Sequence[Trial]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from prumux.optimizer.ascent import Hands
+from prumux.optimizer.certify import Certificate, accuracy_upper
+from prumux.optimizer.climb import climb
+from prumux.optimizer.effort import family
 from prumux.optimizer.pipeline import Pipeline
+from prumux.optimizer.search import Trial
+from prumux.optimizer.surrogate import fit
+from tests.factory import random_model
 from tests.scripts import script
 
 
@@ -53,3 +61,35 @@ def test_good_candidates_are_shipped(script: ModuleType) -> None:
 def test_nothing_good_means_exact(script: ModuleType) -> None:
     found = script.simulate(world(script, [0.2, 0.3]), 0.02, 872, users=20)
     assert found["exact_only"] == 1
+
+
+@pytest.mark.parametrize("rows", [872, 5000])
+@pytest.mark.parametrize("bad", ["A", "B", "ABC"])
+def test_whoever_is_bad_is_shipped_to_few(bad: str, rows: int) -> None:
+    """Those that lose just more than the limit, beside others that lose nothing."""
+    users, limit, changed = 300, 0.01, 0.03
+    given = family("standard", limit, 3600.0, random_model("bert"), lowered=True)
+    random = np.random.default_rng(0)
+    fitted = partial(fit, rows=rows)
+
+    def name(pipeline: Pipeline) -> str:
+        return "AB"[given.safe.index(pipeline)] if pipeline in given.safe else "C"
+
+    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+        loss = 1.02 * limit if name(pipeline) in bad else 0.0
+        shares = (changed + loss) / 2, (changed - loss) / 2
+        worse, better, _ = random.multinomial(rows, [*shares, 1 - changed])
+        upper = accuracy_upper(rows, worse, better, confidence)
+        return Certificate("accuracy", rows, 1, 1, 0, upper, confidence, limit, "tango")
+
+    def trial(pipeline: Pipeline) -> Trial:
+        return Trial(pipeline, 1.0, 0.0 if pipeline in given.safe else 0.008, 1.0, 100)
+
+    def broken() -> bool:
+        done = iter([1.0])  # one cut, then no time is left
+        hands = Hands(trial, prove, lambda _: [], lambda _, __: next(done, 0.0))
+        winner = climb(given, hands, limit, rows, fitted).winner
+        return winner is not None and name(winner) in bad
+
+    share = sum(broken() for _ in range(users)) / users
+    assert share <= 0.05 + 2.5 * (0.05 * 0.95 / users) ** 0.5
