@@ -40,12 +40,10 @@ class Budget:
             raise UsageError(f"budget '{text}' is not a percentage: write, say, --budget 2%")
         number, unit, rel = Decimal(found[1]), found[2], found[3]
         if not unit:
-            other = number * 100 if abs(number) < 1 else number / 100
-            raise UsageError(
-                f"budget '{text}' has no unit: "
-                f"write --budget {_plain(max(number, other))}% "
-                f"or --budget {_plain(min(number, other))}%"
-            )
+            cure = f"write --budget {_plain(number)}%"
+            if abs(number) < 1:  # a share, as in Python, or points
+                cure = f"write --budget {_plain(100 * number)}% or --budget {_plain(number)}%"
+            raise UsageError(f"budget '{text}' has no unit: {cure}")
         if not 0 <= number < 100:
             raise UsageError(
                 f"budget '{text}' is {_plain(number)} %, allowed is 0 % to below 100 %: "

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def _main(arguments: list[str]) -> int:
     if options.dry_run:
         from .estimate import estimate
 
-        plan = job.plan(request, progress)
+        # Nothing is written, so what lies in the folder is in nobody's way.
+        plan = job.plan(replace(request, force=True), progress)
         print_json({**plan.describe(), "estimate": estimate(plan)})
         return 0
     result = job.run(request, progress)

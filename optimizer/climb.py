@@ -58,9 +58,9 @@ def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) ->
     members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
     proofs, passed = _proved(members, hands.prove, 1 - errors)
     if not proofs:  # no member can be made, or none may be asked
-        return conclude(trials, first, held, limit, way.late)
+        return _fastest(conclude(trials, first, held, limit, way.late), hands)
     found = conclude(trials, proofs, passed, limit, way.late)
-    return _beside(found, first, held) if first else found
+    return _fastest(_beside(found, first, held) if first else found, hands)
 
 
 def safe_confidence(rows: int, limit: float) -> float:
@@ -104,3 +104,22 @@ def _beside(found: Found, first: Proofs, held: int) -> Found:
     reason = f"a safe candidate, without training; of those trained, {found.reason}"
     winner, certificate = first[held]
     return replace(made, winner=winner, certificate=certificate, reason=reason)
+
+
+def _fastest(found: Found, hands: Hands) -> Found:
+    """What was found, with the fastest of all that hold as the winner.
+
+    All proofs that hold do so together, and a cut that was asked for by its time may have
+    come out slower than one that was asked for by its size.
+    """
+    certified = [x for x in found.proofs if x[1].holds]
+    if len(certified) < 2:
+        return found
+    speeds: dict[Pipeline, float] = {}
+    with suppress(PassError):  # none can be timed: the last is taken
+        speeds = {x.pipeline: x.throughput for x in hands.look([p for p, _ in certified])}
+    winner, certificate = max(reversed(certified), key=lambda x: speeds.get(x[0], 0.0))
+    if winner == found.winner:
+        return found
+    reason = "the fastest candidate that was certified, by the time of its shape"
+    return replace(found, winner=winner, certificate=certificate, reason=reason)

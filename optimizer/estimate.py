@@ -59,7 +59,9 @@ def estimate(todo: Plan) -> dict[str, Any]:
     )
     if any(getattr(x, "speedup", None) for p in todo.space for x in p.passes):
         source += "; timing shapes for speedup=, where it was not done before, is not counted"
-    return _said(min(total, request.time_limit_s or math.inf), parts, source)
+    if total > (most := request.time_limit_s or math.inf):
+        source += f"; the parts add up to {duration(total)}, and --time-limit ends the search"
+    return _said(min(total, most), parts, source)
 
 
 def _said(seconds: float, parts: dict[str, float], source: str) -> dict[str, Any]:

@@ -113,7 +113,9 @@ class Plan:
             f"{rows} rows to certify that {self.bench.metric} loses at most "
             f"{100 * limit:.2f} points"
         )
-        if self.bench.metric != "accuracy" or limit == 0:
+        if limit == 0:
+            return f"{said}: exact passes only, nothing to certify"
+        if self.bench.metric != "accuracy":
             return said
         loss = provable_loss(rows, limit)
         if loss < 0:

@@ -177,6 +177,7 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
                 f"{proof['confidence']:.0%} confidence ({proof['rows']} certify rows, "
                 f"{proof['method']} bound {100 * proof['loss_upper']:.2f} points)"
             )
+            lines.append(f"why        {report['reason']}")
         test = report["scores"].get("test")
         if test is not None:
             lines.append(

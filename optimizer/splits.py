@@ -83,6 +83,8 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
         certify, test = rows[rest[0]], rows[rest[1]] if rest[1:] else None
         notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {left[0]}")
         notes.append(f"certify: {rest[0]} ({len(certify)} rows)")
+        if test is not None:
+            notes.append(f"test: {rest[1]} ({len(test)} rows), for the report only")
     certify, again = _distinct(certify)
     if again:
         notes.append(f"dropped {again} rows from certify: they repeat another row of it")

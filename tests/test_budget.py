@@ -32,7 +32,7 @@ def test_parse(text: str, budget: Budget) -> None:
         ("nan%", "budget 'nan%' is not a percentage"),
         ("2rel", "budget '2rel' is not a percentage"),
         ("1e2%", "budget '1e2%' is not a percentage"),
-        ("2", "budget '2' has no unit: write --budget 2% or --budget 0.02%"),
+        ("2", "budget '2' has no unit: write --budget 2%"),
         ("0.02", "budget '0.02' has no unit: write --budget 2% or --budget 0.02%"),
         (
             "-1%",

@@ -71,6 +71,8 @@ def test_a_search_halves(planned: Callable[..., Plan]) -> None:
     assert "halving" in estimate(todo)["from"]
     limited = replace(todo, request=replace(todo.request, time_limit_s=1.0))
     assert estimate(limited)["seconds"] == 1.0
+    assert "--time-limit ends the search" in estimate(limited)["from"]
+    assert "--time-limit" not in estimate(todo)["from"]
 
 
 def test_training_takes_what_it_is_given(planned: Callable[..., Plan]) -> None:
@@ -114,3 +116,8 @@ def test_dry_run_measures_and_prints_it(
     assert 0 < found["seconds"] < 600
     assert found["seconds"] == pytest.approx(sum(found["parts_seconds"].values()), abs=0.5)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
+    job_there = [job["model"], "--data", job["data"], "--out", "out", "--passes", "pool-early"]
+    assert main(job_there) == 2
+    assert main([*job_there, "--dry-run"]) == 0, "nothing is written, so nothing is in its way"
