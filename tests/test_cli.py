@@ -242,10 +242,11 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
     assert "training, " not in said
     assert "building " not in said
     text = (out / "pipeline.txt").read_text().strip()
-    assert "distill{minutes=" in text
-    assert text.count("prune{") >= 1
     lines = (out / "trials.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["pipeline"] for line in lines}) == len(lines)
+    tried = {json.loads(line)["pipeline"] for line in lines}
+    assert len(tried) == len(lines)
+    assert text in tried, "which of those that hold is the fastest, tiny models do not say"
+    assert any("distill{minutes=" in x and "prune{" in x for x in tried)
 
 
 @pytest.mark.parametrize(

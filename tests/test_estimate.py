@@ -117,7 +117,7 @@ def test_dry_run_measures_and_prints_it(
     assert found["seconds"] == pytest.approx(sum(found["parts_seconds"].values()), abs=0.5)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "report.json").write_text("{}")
+    (tmp_path / "out" / "report.json").write_text('{"schema_version": 1, "files": []}')
     job_there = [job["model"], "--data", job["data"], "--out", "out", "--passes", "pool-early"]
     assert main(job_there) == 2
     assert main([*job_there, "--dry-run"]) == 0, "nothing is written, so nothing is in its way"
