@@ -1,8 +1,9 @@
 """int8 for ONNX Runtime on CPUs: weights per channel, activations as they come.
 
 Activations are quantised at run time with the range that they have in the batch, so nothing is
-calibrated, and the weights are int8 in the file. Only products with weights are lowered, and
-only where ONNX Runtime's integer kernel can win (`worth_lowering`).
+calibrated, and the weights are int8 in the file; 7 bits of it are used where this processor's
+products would overflow otherwise. Only products with weights are lowered, and only where ONNX
+Runtime's integer kernel can win (`worth_lowering`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 import onnx.helper
 
 from prumux.optimizer.context import Context
+from prumux.optimizer.environment import int8_saturates
 from prumux.optimizer.errors import UsageError
 from prumux.optimizer.ir import Model
 
@@ -57,6 +59,7 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            reduce_range=int8_saturates(),
             nodes_to_quantize=nodes,
             use_external_data_format=is_large(proto),
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from prumux.optimizer.context import Context
 from prumux.optimizer.encode import groups_of
+from prumux.optimizer.environment import int8_saturates
 from prumux.optimizer.fisher import losses
 from prumux.optimizer.ir import Model
 from prumux.optimizer.module import EncoderModule
@@ -114,6 +115,7 @@ def _activations(x: Tensor) -> Tensor:
 
 
 def _weights(weight: Tensor) -> Tensor:
-    """int8 with a scale an output."""
-    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
-    return (weight / scale).round().clamp(-127, 127) * scale
+    """int8 with a scale an output, or 7 bits of it; see `int8.lower`."""
+    most = 63 if int8_saturates() else 127
+    scale = (weight.abs().amax(1, keepdim=True) / most).clamp(min=1e-12)
+    return (weight / scale).round().clamp(-most, most) * scale

@@ -79,6 +79,12 @@ def cpu() -> str:
     return f"{found['cpu']} ({found['cpu_isa'] or found['machine']})"
 
 
+def int8_saturates() -> bool:
+    """Whether sums of 8-bit products overflow here: x86 without VNNI has 16 bits for them."""
+    flags = device()["cpu_isa"].split()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def provenance() -> dict[str, Any]:
     """What every measured figure must name: command, commit, date, versions, device."""
     command = ["git", "describe", "--always", "--dirty"]

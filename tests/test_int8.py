@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 
 from prumux.export.graph import build
@@ -15,6 +16,7 @@ from prumux.export.graphfile import verify
 from prumux.export.int8 import LEAST_UNITS, lower, lowered_names, worth_lowering
 from prumux.export.onnx import Onnx
 from prumux.export.ort import OrtEngine
+from prumux.optimizer import environment
 from prumux.optimizer.errors import SpecError
 from prumux.optimizer.ir import Kind, Model
 from prumux.optimizer.spec import parse_one
@@ -66,6 +68,35 @@ def test_small_products_and_those_that_are_kept_stay() -> None:
     assert not [x for x in names if "head.output" in x], "two labels"
     made = lower(build(model), keep=("layers.0.ffn.up",))
     assert set(lowered_names(made)) == set(names) - {"layers.0.ffn.up.matmul"}
+
+
+@pytest.mark.parametrize(("saturates", "most"), [(True, 64), (False, 127)])
+def test_where_sums_overflow_weights_have_seven_bits(
+    saturates: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prumux.export.int8.int8_saturates", lambda: saturates)
+    made = lower(build(random_model("bert", (8, 8), (128, 64), **WIDE)))
+    weights = [x for x in made.graph.initializer if x.data_type == onnx.TensorProto.INT8]
+    sizes = [np.abs(onnx.numpy_helper.to_array(x).astype(int)).max() for x in weights]
+    assert max(sizes) in (most - 1, most)
+
+
+@pytest.mark.parametrize(
+    ("isa", "saturates"),
+    [
+        ("avx2", True),
+        ("avx2 avx512f", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("asimddp", False),
+        ("", False),
+    ],
+)
+def test_which_processors_overflow(
+    isa: str, saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "device", lambda: {"cpu_isa": isa})
+    assert environment.int8_saturates() is saturates
 
 
 def test_same_model_same_bytes() -> None:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from prumux.export import ort
 from prumux.export.graph import SLOTS, build
 from prumux.export.graphfile import verify
 from prumux.export.ort import OrtEngine
@@ -38,6 +39,19 @@ def shaped(shape: str) -> Model:
 
 def some(model: Model, count: int = 3) -> list[dict[str, Any]]:
     return [random_batch(model, 8, 10, seed=i).inputs() for i in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def _exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without VNNI add products in 16 bits, which is not what Q/DQ says."""
+    real = ort.session_options
+
+    def options(threads: int) -> Any:
+        made = real(threads)
+        made.add_session_config_entry("session.x64quantprecision", "1")
+        return made
+
+    monkeypatch.setattr(ort, "session_options", options)
 
 
 def opened(proto: onnx.ModelProto) -> OrtEngine:
