@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # An editable install links files one by one: a new or renamed module needs new links.
-LINKS  := $(VENV)/.links-$(shell ls optimizer optimizer/prumux passes export | cksum | cut -d' ' -f1)
+LINKS  := $(VENV)/.links-$(shell find optimizer passes export -name '*.*' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 
 .PHONY: help demo test quick check format clean
 

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from prumux.optimizer.environment import provenance
-from prumux.optimizer.job import Request
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.passes.importance import fisher
+from prumux.optimizer.base.environment import provenance
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.passes.pruning.importance import fisher
 
 PASSES = ("pool-early", "prune{sparsity=0.6 of=macs}", "slice", "reconstruct")
 

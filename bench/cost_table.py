@@ -18,17 +18,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from prumux.optimizer.calibrate import time_ms, uneven
-from prumux.optimizer.context import Context
-from prumux.optimizer.environment import provenance
-from prumux.optimizer.errors import PrumuxError
-from prumux.optimizer.ir import Encoder, Model
-from prumux.optimizer.job import Request
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.store import Store
-from prumux.optimizer.table import CostTable, cost_table
+from prumux.optimizer.base.environment import provenance
+from prumux.optimizer.base.errors import PrumuxError
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Store
+from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.timing.calibration import time_ms, uneven
+from prumux.optimizer.timing.cost_table import CostTable, cost_table
 from prumux.passes.prune import Prune
 
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)

@@ -23,17 +23,17 @@ from transformers import (
     AutoTokenizer,
 )
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.data import read_rows
-from prumux.optimizer.encode import Batch, Encoded, batches, encode
-from prumux.optimizer.environment import cpu_threads
-from prumux.optimizer.evaluate import predict, torch_run
-from prumux.optimizer.metrics import score
-from prumux.optimizer.precision import autocast
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.source import load_model
-from prumux.passes.team import ALONE, Team
-from prumux.passes.training import Length, train
+from prumux.optimizer.base.bfloat16 import autocast
+from prumux.optimizer.base.environment import cpu_threads
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.predict import predict, torch_run
+from prumux.optimizer.data.rows import read_rows
+from prumux.optimizer.data.tokenize import Batch, Encoded, batches, encode
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.tasks.metrics import score
+from prumux.passes.training.loop import Length, train
+from prumux.passes.training.team import ALONE, Team
 
 BATCH = 64
 

@@ -28,21 +28,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prumux.optimizer.cost import count
-from prumux.optimizer.encode import batches
-from prumux.optimizer.environment import device, provenance, versions
-from prumux.optimizer.evaluate import BATCH, torch_run
-from prumux.optimizer.ir import Model
-from prumux.optimizer.job import Request
-from prumux.optimizer.measure import interleave, ratio
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.slots import batch_rows
-from prumux.optimizer.store import Store, key
-from prumux.optimizer.surface import candidates
-from prumux.optimizer.trials import Bench
+from prumux.optimizer.base.environment import device, provenance, versions
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.data.predict import BATCH, torch_run
+from prumux.optimizer.data.tokenize import batches
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.row_groups import batch_rows
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.search.shape_timing import candidates
+from prumux.optimizer.timing.interleave import interleave, ratio
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 METHODS = {

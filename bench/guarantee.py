@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.certify import Certificate, accuracy_upper
-from prumux.optimizer.effort import default_space
-from prumux.optimizer.environment import provenance, versions
-from prumux.optimizer.job import Request
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.search import Trial, find, safe_loss
-from prumux.optimizer.store import Store, key
+from prumux.optimizer.base.environment import provenance, versions
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.search.bisection import Trial, find, safe_loss
+from prumux.optimizer.search.certificate import Certificate, accuracy_upper
+from prumux.optimizer.search.presets import default_space
 
 Bools = NDArray[np.bool_]
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)

@@ -23,22 +23,22 @@ from typing import Any
 
 import torch
 
-from prumux.optimizer.calibrate import speedup
-from prumux.optimizer.context import Context
-from prumux.optimizer.environment import provenance
-from prumux.optimizer.evaluate import predict, torch_run
-from prumux.optimizer.ir import Masks, Model
-from prumux.optimizer.job import Request
-from prumux.optimizer.metrics import score
-from prumux.optimizer.opening import match_lengths, open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.table import cost_table
-from prumux.optimizer.trials import Bench
-from prumux.passes.allocate import best, values, with_counts
-from prumux.passes.importance import Scores, fisher
-from prumux.passes.offers import GRID, choose, timed
+from prumux.optimizer.base.environment import provenance
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.predict import predict, torch_run
+from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import match_lengths, open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.tasks.metrics import score
+from prumux.optimizer.timing.calibration import speedup
+from prumux.optimizer.timing.cost_table import cost_table
+from prumux.passes.pruning.allocate import best, values, with_counts
+from prumux.passes.pruning.branch_options import GRID, choose, timed
+from prumux.passes.pruning.importance import Scores, fisher
 from prumux.passes.reconstruct import Reconstruct
 from prumux.passes.slice import slice_model
 

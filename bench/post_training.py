@@ -14,14 +14,14 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from prumux.optimizer.cost import count
-from prumux.optimizer.environment import provenance
-from prumux.optimizer.job import Request
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.trials import Bench
+from prumux.optimizer.base.environment import provenance
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.search.evaluator import Bench
 
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 METHODS = {

@@ -25,27 +25,27 @@ from typing import Any
 
 import numpy as np
 
-from prumux.export.graph import build
-from prumux.export.graphfile import FILE, save
-from prumux.export.ort import OrtEngine
-from prumux.export.parity import compare
-from prumux.optimizer.encode import Encoded, batches
-from prumux.optimizer.environment import provenance, versions
-from prumux.optimizer.errors import PrumuxError
-from prumux.optimizer.evaluate import BATCH, predict, torch_run
-from prumux.optimizer.ir import Model
-from prumux.optimizer.job import Request
-from prumux.optimizer.measure import interleave, ratio
-from prumux.optimizer.metrics import score
-from prumux.optimizer.opening import open_bench
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.progress import Progress
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.slots import batch_rows
-from prumux.optimizer.store import Store, key
-from prumux.optimizer.target import Engine
-from prumux.optimizer.timing import Inputs
-from prumux.optimizer.trials import Bench
+from prumux.export.graph.graph import build
+from prumux.export.graph.graph_file import FILE, save
+from prumux.export.graph.parity import compare
+from prumux.export.runtime.ort import OrtEngine
+from prumux.optimizer.base.environment import provenance, versions
+from prumux.optimizer.base.errors import PrumuxError
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.data.predict import BATCH, predict, torch_run
+from prumux.optimizer.data.tokenize import Encoded, batches
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.row_groups import batch_rows
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.run.inputs import open_bench
+from prumux.optimizer.run.job import Request
+from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.tasks.metrics import score
+from prumux.optimizer.timing.interleave import interleave, ratio
+from prumux.optimizer.timing.serving_point import Inputs
 
 ONE_LINE = "one-line"
 TARGETS = ("onnx{precision=fp32}", "onnx{precision=int8}", ONE_LINE)

@@ -26,11 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from prumux.optimizer.environment import provenance
-from prumux.optimizer.explore import Candidate, proposed
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.search import Trial
-from prumux.optimizer.surrogate import Bilinear, Fit, Shape, fit
+from prumux.optimizer.base.environment import provenance
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search.accuracy_model import Bilinear, Fit, Shape, fit
+from prumux.optimizer.search.acquisition import Candidate, proposed
+from prumux.optimizer.search.bisection import Trial
 
 NAME = re.compile(r"n(\d+)-s([\d.]+)")
 BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15)

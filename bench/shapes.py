@@ -31,20 +31,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from prumux.export.fastmodule import FastModule
-from prumux.export.ort import CUDA, OrtEngine
-from prumux.export.timeshares import kernel_shares, operator_shares
-from prumux.optimizer.calibrate import random_model
-from prumux.optimizer.context import Context
-from prumux.optimizer.cost import count
-from prumux.optimizer.devices import device as there
-from prumux.optimizer.encode import Batch, Encoded
-from prumux.optimizer.environment import cpu_threads, provenance
-from prumux.optimizer.errors import PassError, PrumuxError
-from prumux.optimizer.ir import Encoder, Layer, Masks, Model, Mux, Task, expected_shapes
-from prumux.optimizer.measure import Timing, interleave, ratio, wall_ms
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.target import Target
+from prumux.export.benchmark.time_shares import kernel_shares, operator_shares
+from prumux.export.runtime.ort import CUDA, OrtEngine
+from prumux.export.runtime.torch_module import FastModule
+from prumux.optimizer.base.devices import device as there
+from prumux.optimizer.base.environment import cpu_threads, provenance
+from prumux.optimizer.base.errors import PassError, PrumuxError
+from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, Task, expected_shapes
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.pipeline.target import Target
+from prumux.optimizer.timing.calibration import random_model
+from prumux.optimizer.timing.interleave import Timing, interleave, ratio, wall_ms
 from prumux.passes.prune import Prune
 
 SHAPES = {  # layers, heads, hidden, FFN units, vocabulary

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx
 
-from prumux.optimizer.encode import Batch
-from prumux.optimizer.errors import GateError, MissingError, PrumuxError, UsageError
-from prumux.optimizer.ir import Encoder, Model
-from prumux.optimizer.measure import Timing, interleave, percentile_ms, ratio
-from prumux.optimizer.module import EncoderModule, run
-from prumux.optimizer.target import Emitted, Target
+from prumux.export.graph.graph import build
+from prumux.export.graph.graph_file import FILE, is_large, save, verify
+from prumux.export.graph.int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
+from prumux.export.graph.parity import Parity, above, check, check_finite, compare
+from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
+from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError, UsageError
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.pipeline.target import Emitted, Target
+from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
 
-from . import fuse as fusion_tool
-from .graph import build
-from .graphfile import FILE, is_large, save, verify
-from .int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
-from .ort import CUDA, OrtEngine, gpu_providers
-from .parity import Parity, above, check, check_finite, compare
+from .graph import fusion as fusion_tool
 
 if TYPE_CHECKING:
-    from prumux.optimizer.context import Context
+    from prumux.optimizer.pipeline.context import Context
 
 GAIN = 0.98
 """A fused graph must run in at most this share of the best simpler graph's time."""
@@ -199,8 +199,8 @@ class Onnx(Target):
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
         """Write `triton/` around `model.onnx`, and `tensorrt.sh` with a graph for it."""
-        from .triton import FOLDER, serving_point, write_bundle
-        from .trtexec import write_script
+        from prumux.export.triton.repository import FOLDER, serving_point, write_bundle
+        from prumux.export.trt.trtexec import write_script
 
         serving = serving_point(ctx.workload)
         if self.precision == "int8":  # its products are for CPUs

@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import onnx
 
-from prumux.optimizer.encode import groups_of
-from prumux.optimizer.environment import versions
-from prumux.optimizer.errors import GateError, MissingError, UsageError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.module import EncoderModule, run
-from prumux.optimizer.store import file_digest
-from prumux.optimizer.target import Emitted, Target
+from prumux.export.graph.builder import Precision
+from prumux.export.graph.graph import build, input_names
+from prumux.export.graph.graph_file import FILE, save, verify
+from prumux.export.graph.int8 import check_known
+from prumux.export.graph.parity import Parity, compare
+from prumux.export.graph.qdq import products, quantize, quantized
+from prumux.export.graph.sensitivity import divergence, worst
+from prumux.export.trt.build import Recipe, build_plan
+from prumux.export.trt.engine import FACTS, PLAN, TrtEngine
+from prumux.export.trt.profiles import Profile, profiles
+from prumux.export.trt.trtexec import SCRIPT, trtexec_script
+from prumux.export.trt.types_check import Seen
+from prumux.optimizer.base.environment import versions
+from prumux.optimizer.base.errors import GateError, MissingError, UsageError
+from prumux.optimizer.base.store import file_digest
+from prumux.optimizer.data.tokenize import groups_of
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.pipeline.target import Emitted, Target
 
-from . import trt_library
-from .graph import build, input_names
-from .graphfile import FILE, save, verify
-from .int8 import check_known
-from .parity import Parity, compare
-from .profiles import Profile, profiles
-from .qdq import products, quantize, quantized
-from .sensitivity import divergence, worst
-from .tape import Precision
-from .trt_build import Recipe, build_plan
-from .trt_engine import FACTS, PLAN, TrtEngine
-from .trt_types import Seen
-from .trtexec import SCRIPT, trtexec_script
+from .trt import library as trt_library
 
 if TYPE_CHECKING:
-    from prumux.optimizer.context import Context
+    from prumux.optimizer.pipeline.context import Context
 
 CALIBRATION_ROWS = 512
 """Rows that ranges are taken from; they are of those that scores and refits use."""
@@ -110,7 +110,7 @@ class TensorRt(Target):
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
         """Write `triton/` around `model.plan`."""
-        from .triton import FOLDER, Serving, write_bundle
+        from prumux.export.triton.repository import FOLDER, Serving, write_bundle
 
         shapes = profiles(model.encoder, ctx.workload)
         rows = max(x.rows[2] for x in shapes)

@@ -9,12 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Masks, Model
-from prumux.optimizer.passbase import Pass
-
-from .importance import fisher
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.passes.pruning.importance import fisher
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, Encoded
-from prumux.optimizer.ir import Model
-from prumux.optimizer.module import EncoderModule
-from prumux.optimizer.store import key
-
-from .between import MIXED_HELP, Between
-from .layer_matching import layer_pairs
-from .losses import divergence, label_error, mean_divergence, state_error
-from .teacher import Teacher, observe, teacher
-from .team import ALONE, Team
-from .trained import Taught
-from .training import train
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.pipeline.context import Context
+from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP, Between
+from prumux.passes.training.layer_matching import layer_pairs
+from prumux.passes.training.loop import train
+from prumux.passes.training.losses import divergence, label_error, mean_divergence, state_error
+from prumux.passes.training.teacher import Teacher, observe, teacher
+from prumux.passes.training.team import ALONE, Team
+from prumux.passes.training.training_pass import Taught
 
 TABLES = (
     "embeddings.word.weight",
@@ -59,7 +58,7 @@ class Distill(Taught):
 
     def run(self, model: Model, ctx: Context) -> Model:
         """The same sizes with other weights; embedding tables stay as they are."""
-        from prumux.optimizer.source import digest
+        from prumux.optimizer.model.source import digest
 
         rows = self.rows(ctx)
         make = partial(Student, model, self, rows)

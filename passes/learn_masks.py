@@ -8,19 +8,19 @@ from typing import ClassVar, Literal
 
 import torch
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.passbase import Pass
-from prumux.optimizer.store import key
-from prumux.optimizer.table import cost_table
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.optimizer.timing.cost_table import cost_table
+from prumux.passes.gates.expected_cost import Budget, Counted, Timed
+from prumux.passes.gates.mask_learner import MaskLearner
+from prumux.passes.pruning.importance import fisher
+from prumux.passes.training.loop import train
+from prumux.passes.training.training_pass import Taught
 
-from .expected_cost import Budget, Counted, Timed
-from .importance import fisher
-from .mask_learner import MaskLearner
 from .prune import Prune
-from .trained import Taught
-from .training import train
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LearnMasks(Taught):
             PassError: the speed-up is out of reach; says how far it goes.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
-        from prumux.optimizer.source import digest
+        from prumux.optimizer.model.source import digest
 
         if self.sparsity == 0 or self.speedup == 1:
             return model

@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
-from prumux.optimizer import ir
-from prumux.optimizer.context import Context
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Keys, Model
-from prumux.optimizer.passbase import Pass
-
-from .mux_weights import added_weights, slot_keys
-from .widen import side_by_side
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.model import ir
+from prumux.optimizer.model.ir import Keys, Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.passes.multiplexing.initial_weights import added_weights, slot_keys
+from prumux.passes.multiplexing.widen import side_by_side
 
 
 @dataclass(frozen=True)

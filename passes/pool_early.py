@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.ir import Model
-from prumux.optimizer.passbase import Pass
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
 
 
 @dataclass(frozen=True)

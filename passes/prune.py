@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
-from prumux.optimizer.calibrate import speedup
-from prumux.optimizer.context import Context
-from prumux.optimizer.cost import branch_cost
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.passbase import Pass
-from prumux.optimizer.source import digest
-from prumux.optimizer.store import key
-from prumux.optimizer.table import cost_table
-
-from .allocate import values, with_counts
-from .importance import fisher
-from .offers import GRID, Price, Worth, choose, counted, timed
-from .second_order import second_order
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.model.cost import branch_cost
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.source import digest
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.optimizer.timing.calibration import speedup
+from prumux.optimizer.timing.cost_table import cost_table
+from prumux.passes.pruning.allocate import values, with_counts
+from prumux.passes.pruning.branch_options import GRID, Price, Worth, choose, counted, timed
+from prumux.passes.pruning.importance import fisher
+from prumux.passes.pruning.second_order import second_order
 
 TRIES = 3
 """Choices that are timed for one speed-up, each corrected by what the last one reached."""

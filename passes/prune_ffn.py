@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .ranking import RankedPrune
+from prumux.passes.pruning.keep_share import RankedPrune
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from typing import ClassVar, Self
 
 import torch
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.passbase import Pass
-
-from .importance import hidden_fisher
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.passes.pruning.importance import hidden_fisher
 
 MULTIPLE = 8
 """Sizes that a tuner tries are multiples of this."""

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Batch, groups_of
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Masks, Model
-from prumux.optimizer.module import KINDS, Branch, BranchKind, EncoderModule, run
-from prumux.optimizer.passbase import Pass
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.data.tokenize import Batch, groups_of
+from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.module import KINDS, Branch, BranchKind, EncoderModule, run
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
 
 ROWS = 256
 BATCH = 64

@@ -19,14 +19,13 @@ from typing import ClassVar
 
 import torch
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Encoded, groups_of
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.module import EncoderModule
-from prumux.optimizer.passbase import Pass
-
-from .refit import Streams
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.data.tokenize import Encoded, groups_of
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.passes.refit.refit import Streams
 
 BATCH = 64
 LIMIT_TOKENS = 16_384

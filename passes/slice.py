@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.errors import GateError
-from prumux.optimizer.ir import Encoder, Masks, Model, expected_shapes
-from prumux.optimizer.module import EncoderModule, run
-from prumux.optimizer.passbase import Pass
+from prumux.optimizer.base.errors import GateError
+from prumux.optimizer.model.ir import Encoder, Masks, Model, expected_shapes
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from typing import ClassVar
 
 import torch
 
-from prumux.optimizer.context import Context
-from prumux.optimizer.encode import Encoded
-from prumux.optimizer.errors import PassError
-from prumux.optimizer.ir import Model
-from prumux.optimizer.module import EncoderModule
-from prumux.optimizer.store import key
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.pipeline.context import Context
+from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP
+from prumux.passes.multiplexing.retrieval import Warmer
+from prumux.passes.training.loop import train
+from prumux.passes.training.plain_text import plain_rows
+from prumux.passes.training.training_pass import Trained
 
-from .between import MIXED_HELP
 from .distill import weights_of
-from .plain_text import plain_rows
-from .trained import Trained
-from .training import train
-from .warmer import Warmer
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class WarmUp(Trained):
         """The same sizes with other weights; embedding tables stay as they are."""
         if model.encoder.mux is None:
             return model
-        from prumux.optimizer.source import digest
+        from prumux.optimizer.model.source import digest
 
         rows = self.rows(ctx)
         make = partial(Warmer, model, self, rows)

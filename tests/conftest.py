@@ -2,7 +2,7 @@
 
 import torch
 
-from prumux.optimizer import measure
+from prumux.optimizer.timing import interleave as measure
 
 # Models here are tiny: on a busy machine two threads that wait for each other take ten times
 # as long as one.

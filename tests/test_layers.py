@@ -1,58 +1,165 @@
-"""Imports point one way: passes -> optimizer <- export. And no file grows beyond its limit."""
+"""The shape of the source tree: imports between folders go one way, and nothing grows too large.
+
+Imports inside functions and under `TYPE_CHECKING` count as well.
+"""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "optimizer": {"optimizer"},
-    "passes": {"optimizer", "passes"},
-    "export": {"optimizer", "export"},
-}
-FILES = sorted(x for folder in MAY_IMPORT for x in (ROOT / folder).glob("*.py"))
+TOPS = ("optimizer", "passes", "export")
+LIMIT_LINES = 400
+LIMIT_MODULES = 20
+
+ORDER = (
+    "optimizer/base",
+    "optimizer/model",
+    "optimizer/tasks",
+    "optimizer/data",
+    "optimizer/pipeline",
+    "optimizer/timing",
+    "optimizer/search",
+    "optimizer/workers",
+    "optimizer/report",
+    "optimizer/run",
+    "optimizer/cli",
+)
+"""Folders of the core: each may import those before it."""
+HELPERS = (
+    "passes/training",
+    "passes/gates",
+    "passes/multiplexing",
+    "passes/refit",
+    "passes/pruning",
+    "export/graph",
+    "export/trt",
+    "export/runtime",
+    "export/triton",
+    "export/benchmark",
+)
+"""Helper folders of passes and of targets: each may import those before it of its own side."""
 
 
-def imported(file: Path) -> set[str]:
-    """The parts of prumux that a file imports, anywhere in it: `optimizer`, `passes`, ..."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level <= 1, f"{file.name}:{node.lineno} imports from a parent folder"
-            names = [f"prumux.{file.parent.name}"] if node.level else [node.module or ""]
-            if names == ["prumux"]:
-                names = [f"prumux.{alias.name}" for alias in node.names]
-        for name in names:
-            top, _, rest = name.partition(".")
-            assert top not in MAY_IMPORT, f"{file.name} imports '{top}', not 'prumux.{top}'"
-            if top == "prumux" and rest:
-                found.add(rest.split(".")[0])
+def module_files() -> dict[str, Path]:
+    """Dotted module name -> file, of everything that is shipped."""
+    found = {}
+    for top in TOPS:
+        for file in sorted((ROOT / top).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            if parts[:2] == ("optimizer", "prumux"):
+                parts = parts[2:]
+            name = ".".join(("prumux", *(x for x in parts if x != "__init__")))
+            found[name] = file
     return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda x: f"{x.parent.name}/{x.name}")
-def test_imports_point_one_way(file: Path) -> None:
-    assert imported(file) <= MAY_IMPORT[file.parent.name]
+FILES = module_files()
 
 
-def test_every_part_is_looked_at() -> None:
-    assert {x.parent.name for x in FILES} == MAY_IMPORT.keys()
-    assert len(FILES) > 30
+def imported(file: Path, package: str) -> Iterator[str]:
+    """Names of prumux's modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, f"{file}:{node.lineno} imports from a parent folder"
+            base = node.module or ""
+            if node.level:
+                base = f"{package}.{base}" if base else package
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            assert name.split(".")[0] not in TOPS, f"{file} imports '{name}', not 'prumux.{name}'"
+            if name in FILES:
+                yield name
+
+
+def package_of(name: str) -> str:
+    """The package that relative imports of a module start from."""
+    return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+EDGES = {name: set(imported(file, package_of(name))) - {name} for name, file in FILES.items()}
+
+
+def folder_of(name: str) -> str:
+    """The folder of a module, relative to the root."""
+    return FILES[name].parent.relative_to(ROOT).as_posix()
+
+
+def allowed(source: str, aim: str) -> bool:
+    """Whether a module in folder `source` may import one in folder `aim`."""
+    if source == aim or source == "optimizer/prumux" or aim == "optimizer":
+        return True
+    if aim.startswith(f"{source}/") and source not in TOPS:
+        return True  # a folder and its own subfolders
+    top, aim_top = source.split("/")[0], aim.split("/")[0]
+    if aim_top == "optimizer":
+        if top != "optimizer":
+            return True
+        source, aim = ("/".join(x.split("/")[:2]) for x in (source, aim))
+        return ORDER.index(aim) <= ORDER.index(source)
+    if top != aim_top:
+        return False
+    if source == top:
+        return True  # a pass or a target imports its helpers
+    if aim == top:
+        return False
+    return HELPERS.index(aim) < HELPERS.index(source)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_between_folders_go_one_way(name: str) -> None:
+    wrong = {x for x in EDGES[name] if not allowed(folder_of(name), folder_of(x))}
+    assert wrong == set()
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    state: dict[str, int] = {}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        state[name] = 1
+        for other in sorted(EDGES[name]):
+            # Python itself imports a package before its modules.
+            if name.startswith(f"{other}.") and FILES[other].name == "__init__.py":
+                continue
+            assert state.get(other) != 1, " -> ".join([*path[path.index(other) :], other])
+            if other not in state:
+                visit(other, (*path, other))
+        state[name] = 2
+
+    for name in FILES:
+        if name not in state:
+            visit(name, (name,))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_stay_small(name: str) -> None:
+    lines = FILES[name].read_text(encoding="utf-8").count("\n")
+    assert lines <= LIMIT_LINES
+
+
+def test_folders_stay_small() -> None:
+    counts: dict[str, int] = {}
+    for name in FILES:
+        counts[folder_of(name)] = counts.get(folder_of(name), 0) + 1
+    assert {k: n for k, n in counts.items() if n > LIMIT_MODULES} == {}
+    assert len(counts) > 20
 
 
 def test_the_check_sees_what_is_forbidden(tmp_path: Path) -> None:
-    (tmp_path / "passes").mkdir()
-    file = tmp_path / "passes" / "x.py"
+    file = tmp_path / "x.py"
     file.write_text(
-        "def f():\n    from prumux.export import onnx\n    import prumux.optimizer.ir\n"
+        "def f():\n    from prumux.export import onnx\n    import prumux.optimizer.base.errors\n"
     )
-    assert imported(file) == {"export", "optimizer"}
-    file.write_text("from prumux import export\nfrom .y import z\n")
-    assert imported(file) == {"export", "passes"}
-    file.write_text("import optimizer.ir")
-    with pytest.raises(AssertionError, match=r"not 'prumux\.optimizer'"):
-        imported(file)
+    found = set(imported(file, "prumux.passes"))
+    assert found == {"prumux.export", "prumux.export.onnx", "prumux.optimizer.base.errors"}
+    assert not allowed("passes", "export")
+    assert not allowed("optimizer/base", "optimizer/run")
+    file.write_text("import optimizer.base")
+    with pytest.raises(AssertionError, match=r"not 'prumux\.optimizer"):
+        list(imported(file, "prumux.passes"))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prumux.optimizer.autoclass import install as _install
+from prumux.optimizer.model.autoclass import install as _install
 
 if TYPE_CHECKING:
-    from prumux.export.predictor import Prediction, Predictor, load
-    from prumux.optimizer.errors import PrumuxError
-    from prumux.optimizer.job import Result, optimize
-    from prumux.optimizer.pipeline import Pipeline
+    from prumux.export.runtime.predictor import Prediction, Predictor, load
+    from prumux.optimizer.base.errors import PrumuxError
+    from prumux.optimizer.pipeline.pipeline import Pipeline
+    from prumux.optimizer.run.job import Result, optimize
 
     __version__: str
 
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Pipeline": "prumux.optimizer.pipeline",
-    "Prediction": "prumux.export.predictor",
-    "Predictor": "prumux.export.predictor",
-    "PrumuxError": "prumux.optimizer.errors",
-    "Result": "prumux.optimizer.job",
-    "load": "prumux.export.predictor",
-    "optimize": "prumux.optimizer.job",
+    "Pipeline": "prumux.optimizer.pipeline.pipeline",
+    "Prediction": "prumux.export.runtime.predictor",
+    "Predictor": "prumux.export.runtime.predictor",
+    "PrumuxError": "prumux.optimizer.base.errors",
+    "Result": "prumux.optimizer.run.job",
+    "load": "prumux.export.runtime.predictor",
+    "optimize": "prumux.optimizer.run.job",
 }
 
 

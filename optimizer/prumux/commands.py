@@ -6,17 +6,17 @@ import os
 import signal
 from importlib import import_module
 
-from prumux.optimizer.errors import INTERRUPTED
+from prumux.optimizer.base.errors import INTERRUPTED
 
 
 def opt() -> int:
     """Run `prumux-opt`; returns the exit code and never lets a traceback out."""
-    return _begin("prumux-opt", "prumux.optimizer.cli")
+    return _begin("prumux-opt", "prumux.optimizer.cli.opt")
 
 
 def bench() -> int:
     """Run `prumux-bench`; returns the exit code and never lets a traceback out."""
-    return _begin("prumux-bench", "prumux.export.bench")
+    return _begin("prumux-bench", "prumux.export.benchmark.cli")
 
 
 def _begin(program: str, module: str) -> int:
@@ -31,7 +31,7 @@ def _begin(program: str, module: str) -> int:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else a parent had it ignored: so it stays
         signal.signal(signal.SIGINT, leave)
-    from prumux.optimizer.console import guarded
+    from prumux.optimizer.cli.console import guarded
 
     def run(arguments: list[str]) -> int:
         main = import_module(module).main

@@ -1,0 +1,215 @@
+"""The command line `prumux-bench A B ...`: throughput and latency side by side."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prumux.optimizer.base.devices import device
+from prumux.optimizer.base.environment import cpu_threads, most_threads, provenance
+from prumux.optimizer.base.errors import PrumuxError, UsageError
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, version
+from prumux.optimizer.data.files import find_files
+from prumux.optimizer.data.rows import read_texts
+from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.pipeline.registry import parse_target
+
+from .engines import Opened, open_engine
+from .power import meter
+from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
+from .show import plot, plotter, show
+
+EPILOG = """\
+examples:
+  prumux-bench my-model my-model-prumux --target onnx --data my-data
+  prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
+
+A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
+.plan files, folders that prumux-opt wrote. Ratios are against the first, in the same rounds.
+"""
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code and never lets a traceback out."""
+    return guarded("prumux-bench", _main, argv, "repeat the command")
+
+
+def _main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    progress = Progress(0 if options.quiet else 1)
+    target = None if options.target is None else parse_target(options.target)
+    threads, length = options.threads or cpu_threads(), _length(options)
+    device(options.device)  # says at once if there is none
+    plt = None if options.plot is None else plotter(options.plot)
+    torch.set_num_threads(threads)
+    opened = []
+    with progress.task("opening", len(options.models)) as step:
+        for name, label in zip(options.models, _distinct(options.models), strict=True):
+            x = open_engine(name, target, threads, options.device, options.compile)
+            opened.append(replace(x, name=label))
+            step()
+    _check(opened, length)
+    rows = _texts(opened, options.data) if length is None else None
+    meters = [meter(x.engine.describe().get("device", "cpu")) for x in opened]
+    data = {n: [inputs_of(x, opened, n, length, rows) for x in opened] for n in options.batch}
+    for inputs in data.values():
+        try_all(opened, inputs)
+    entries, stopped = list[Entry](), None
+    with progress.task("timing", len(data)) as step:
+        try:
+            for batch, inputs in data.items():
+                found = measure(opened, inputs, batch, options.rounds, [x for x, _ in meters])
+                entries += found
+                step()
+        except (KeyboardInterrupt, PrumuxError) as error:
+            if not entries:
+                raise
+            stopped = error  # what is measured is shown first
+    power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
+    report = {**_report(opened, entries, options, arguments), "power": power}
+    if options.json:
+        print_json(report)
+    else:
+        show(report)
+    if plt is not None:
+        plot(plt, entries, options.plot)
+    if stopped is not None:
+        raise stopped
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="prumux-bench",
+        description="Throughput and latency of engines side by side, in interleaved rounds.",
+        epilog=EPILOG,
+    )
+    add = parser.add_argument
+    add("models", nargs="+", metavar="A", help="what to compare; the first is the yardstick")
+    add("--target", metavar="TEXT", help="run folders on this, such as onnx")
+    add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows a run")
+    add("--length", metavar="N", help="tokens of made-up rows (default 128), or: data")
+    add("--data", metavar="FILE", help="file or folder of texts, which then give the lengths")
+    add("--rounds", type=positive, default=ROUNDS, metavar="N")
+    add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
+    add(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
+    )
+    add("--compile", action="store_true", help="Hugging Face models through torch.compile")
+    add("--plot", type=Path, metavar="FILE", help="throughput by batch size, as png or svg")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("-q", "--quiet", action="store_true", help="errors only")
+    add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
+    add("--version", action="version", version=version())
+    return parser
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    return tuple(positive(x.strip()) for x in text.split(","))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The same name again gets a number: results are told apart by it."""
+    found: list[str] = []
+    for name in names:
+        others = (f"{name} ({i})" for i in count(2))
+        found.append(next(x for x in chain([name], others) if x not in found))
+    return found
+
+
+def _threads(text: str) -> int:
+    given, most, there = positive(text), most_threads(), cpu_threads()
+    if given > most:
+        raise argparse.ArgumentTypeError(
+            f"{given} is over {most}, four times the processors that may be used ({there})\n"
+            f"write --threads {there}, or leave it out"
+        )
+    return given
+
+
+def _length(options: argparse.Namespace) -> int | None:
+    """Tokens of every row; None = the lengths of the data."""
+    text = options.length or ("128" if options.data is None else "data")
+    if text == "data":
+        if options.data is None:
+            raise UsageError("--length data needs texts: add --data DIR, or give --length 128")
+        return None
+    try:
+        found = positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--length: {error}: write a number of tokens, or data") from error
+    if options.data is not None:
+        raise UsageError(
+            f"--length {found} times made-up rows of {found} tokens, --data {options.data} "
+            "would not be read\nwrite --length data for the lengths of these texts, or leave "
+            "--data out"
+        )
+    return found
+
+
+def _check(opened: Sequence[Opened], length: int | None) -> None:
+    """Every model takes rows of this length."""
+    for x in opened:
+        if x.encoder is None or length is None:
+            continue
+        most = x.encoder.most_tokens
+        if length > most:
+            raise UsageError(
+                f"--length {length} is over the {most} positions of '{x.name}': "
+                f"--length {most}"
+            )
+
+
+def _texts(opened: Sequence[Opened], data: str) -> Encoded:
+    """The validation texts, or those of a file, tokenised as the first model that can does."""
+    for x in opened:
+        if x.tokenizer is not None and x.encoder is not None and x.task is not None:
+            path = Path(data)
+            split = None
+            if path.is_dir():
+                split = "validation" if "validation" in find_files(path) else None
+            rows = read_texts(path if path.exists() else data, x.task, split)
+            return encode(rows, x.tokenizer, x.encoder, x.task)
+    raise UsageError(
+        "--length data needs a tokenizer, and none of the models has one\n"
+        "name a folder first, or give --length 128"
+    )
+
+
+def _report(
+    opened: Sequence[Opened],
+    entries: Sequence[Entry],
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+) -> dict[str, Any]:
+    """What was measured; `throughput_ratio` at the batch where the first engine is fastest."""
+    first = [x for x in entries if x.name == opened[0].name]
+    best = max(first, key=lambda x: x.rows_per_second).batch
+    last = next(x for x in reversed(entries) if x.batch == best)
+    return {
+        "schema_version": 1,
+        "throughput_ratio": last.throughput_ratio,
+        "at_batch": best,
+        "entries": [asdict(x) for x in entries],
+        "engines": {x.name: dict(x.engine.describe()) for x in opened},
+        "file_bytes": {x.name: x.size_bytes for x in opened},
+        "length": options.length or ("data" if options.data else "128"),
+        "rounds": options.rounds,
+        "timing": TIMING,
+        **provenance(),
+        "command": shlex.join(["prumux-bench", *arguments]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What `prumux-bench` found, as a table and as a picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prumux.optimizer.base.errors import MissingError, UsageError
+
+from .run import Entry
+
+HEADS = ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", "rows/s/W", "against the first")
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print the table, and below it what was compared and how."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in HEADS:
+        table.add_column(name, justify="right" if name else "left")
+    for x in report["entries"]:
+        low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
+        each = x["rows_per_second_per_watt"]
+        table.add_row(
+            x["name"],
+            str(x["batch"]),
+            f"{x['rows_per_second']:.0f}",
+            *(f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")),
+            "-" if each is None else f"{each:.2f}",
+            f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
+        )
+    console.print(table)
+    lines = [
+        f"{name}: {', '.join(f'{k} {v}' for k, v in about.items())}"
+        for name, about in report["engines"].items()
+    ]
+    timing, rounds = report["timing"], report["rounds"]
+    lines += [f"length {report['length']}; {timing}; {rounds} rounds"]
+    join = report["device"].get("thread_join_us")
+    lines += [f"joining two threads: {join} microseconds"] if join else []
+    lines += [f"power: {x}" for x in dict.fromkeys(report["power"].values())]
+    print("\n".join(lines))  # noqa: T201
+
+
+def plotter(path: Path) -> Any:
+    """The plotting library, asked for before anything is timed.
+
+    Raises:
+        MissingError: matplotlib is not installed.
+        UsageError: no picture can be written to `path`.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise MissingError("--plot needs matplotlib: pip install 'prumux[plot]'") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise UsageError(
+            f"--plot {path} is of no kind that can be drawn: name it {path.stem}.png\n"
+            f"possible: {', '.join(kinds)}"
+        )
+    there = path.exists()
+    try:
+        with path.open("ab"):  # what is in it is kept until there is a picture
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--plot {path} cannot be written: {error.strerror}\n"
+            f"name a file in a folder of yours: --plot {path.name}"
+        ) from error
+    if not there:
+        path.unlink()
+    return plt
+
+
+def plot(plt: Any, entries: Sequence[Entry], path: Path) -> None:
+    """Throughput by batch size, a line an engine."""
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name in dict.fromkeys(x.name for x in entries):
+        of = [x for x in entries if x.name == name]
+        axes.plot([x.batch for x in of], [x.rows_per_second for x in of], "o-", label=name)
+    axes.set(xscale="log", xlabel="batch", ylabel="rows per second", ylim=(0, None))
+    sizes = sorted({x.batch for x in entries})
+    axes.set_xticks(sizes, labels=map(str, sizes), minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)

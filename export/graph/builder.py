@@ -1,0 +1,216 @@
+"""Nodes and constants of an ONNX graph in the order in which they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from prumux.optimizer.base.errors import VerifyError
+from prumux.optimizer.model.ir import Encoder
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+Precision = Literal["fp32", "fp16", "bf16"]
+_TYPES: dict[Precision, tuple[int, torch.dtype]] = {
+    "fp32": (TensorProto.FLOAT, torch.float32),
+    "fp16": (TensorProto.FLOAT16, torch.float16),
+    "bf16": (TensorProto.BFLOAT16, torch.bfloat16),
+}
+
+
+class Tape:
+    """Nodes and constants in the order in which they are written.
+
+    The tape knows the type of the graph's floats; who writes on it need not.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        precision: Precision = "fp32",
+        portable: bool = False,
+    ) -> None:
+        """An empty tape.
+
+        Args:
+            weights: float32 tensors by name.
+            precision: the type of all float constants and values.
+            portable: whether to keep to what TensorRT's ONNX parser documents.
+        """
+        self.weights = weights
+        self.element, self._dtype = _TYPES[precision]
+        """The ONNX element type of floats."""
+        self.low = precision != "fp32"
+        """Whether sums and products must be kept small, and delicate steps in one node."""
+        self.portable = portable or self.low
+        self._precision = precision
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._known: set[str] = set()
+
+    def op(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node; its one output has the node's name."""
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """An initializer, stored once a name."""
+        if name not in self._known:
+            self._known.add(name)
+            self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
+        return name
+
+    def floats(self, name: str, value: Tensor) -> str:
+        """An initializer in the type of the tape, stored once a name.
+
+        Raises:
+            VerifyError: a value is beyond what the type can hold.
+        """
+        if not self.low:
+            return self.constant(name, value.numpy())
+        if name not in self._known:
+            self._known.add(name)
+            low = value.to(self._dtype).contiguous()
+            self._check_range(name, value, low)
+            raw = low.view(torch.int16).numpy().tobytes()
+            made = helper.make_tensor(name, self.element, low.shape, raw, raw=True)
+            self.constants.append(made)
+        return name
+
+    def _check_range(self, name: str, value: Tensor, low: Tensor) -> None:
+        if not bool((low.isfinite() | ~value.isfinite()).all()):
+            raise VerifyError(
+                f"weight '{name}' holds values up to {float(value.abs().max()):.3g}, "
+                f"{self._precision} ends at {torch.finfo(self._dtype).max:.3g}\n"
+                "use precision=fp32, or on a GPU tensorrt{precision=bf16}, which has its range"
+            )
+
+    def number(self, value: float) -> str:
+        """A float scalar."""
+        return self.floats(f"float.{value:.9g}", torch.tensor(value, dtype=torch.float32))
+
+    @property
+    def lowest(self) -> float:
+        """What hides a score: finite, and in low types still finite with a score added."""
+        lowest = torch.finfo(self._dtype).min
+        return lowest / 2 if self.low else lowest
+
+    def count(self, name: str, x: str, axis: str) -> str:
+        """The running sum of an int64 value; exact up to 2 ** 24 where it must be portable."""
+        if not self.portable:
+            return self.op("CumSum", name, x, axis)
+        x = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT)
+        x = self.op("CumSum", f"{name}.sum", x, axis)
+        return self.op("Cast", name, x, to=TensorProto.INT64)
+
+    def integers(self, *values: int) -> str:
+        """An int64 vector."""
+        text = "x".join(map(str, values))
+        return self.constant(f"int.{text}", np.array(values, np.int64))
+
+    def integer(self, value: int) -> str:
+        """An int64 scalar."""
+        return self.constant(f"index.{value}", np.array(value, np.int64))
+
+    def weight(self, name: str) -> str:
+        """A weight as it is."""
+        return self.floats(name, self.weights[name])
+
+    def linear(self, name: str, x: str, node: str = "", factor: float = 1.0) -> str:
+        """[..., in] -> [..., out]; the node has the name of its weights unless told.
+
+        A factor of the result is multiplied into the weights, which then have another name.
+        """
+        weight, bias = (self.weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        stored = name
+        if factor != 1:
+            weight, bias, stored = weight * factor, bias * factor, f"{name}.scaled"
+        transposed = self.floats(f"{stored}.weight", weight.T)
+        y = self.op("MatMul", f"{node or name}.matmul", x, transposed)
+        return self.op("Add", node or name, y, self.floats(f"{stored}.bias", bias))
+
+    def norm(self, name: str, x: str, eps: float, node: str = "") -> str:
+        """LayerNorm over the last axis; named as `linear` is."""
+        parts = (self.weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        return self.normalised(node or name, name, x, *parts, eps=eps)
+
+    def normalised(
+        self, node: str, stored: str, x: str, weight: Tensor, bias: Tensor, *, eps: float
+    ) -> str:
+        """LayerNorm with a scale and a shift that are stored under a name."""
+        names = self.floats(f"{stored}.weight", weight), self.floats(f"{stored}.bias", bias)
+        if self.low:  # its statistics are float32 whatever the type: so the operator's default
+            return self.op(
+                "LayerNormalization", node, x, *names, axis=-1, epsilon=eps, stash_type=1
+            )
+        return self.op("LayerNormalization", node, x, *names, axis=-1, epsilon=eps)
+
+    def first(self, name: str, x: str) -> str:
+        """The first position, kept as an axis."""
+        zero, one = self.integers(0), self.integers(1)
+        return self.op("Slice", name, x, zero, one, one)
+
+    def slot(self, name: str, x: str, i: int, n: int) -> str:
+        """Every n-th row from row i on."""
+        ends = self.integers(i), self.integers(2**62), self.integers(0), self.integers(n)
+        return self.op("Slice", name, x, *ends)
+
+
+def attention_bias(tape: Tape, attention_mask: str) -> str:
+    """0 at real positions and a very low float at padding, [B, 1, 1, T]."""
+    prefix = "" if attention_mask == INPUTS[1] else "mux."
+    x = tape.op("Unsqueeze", f"{prefix}mask.heads", attention_mask, tape.integers(1))
+    x = tape.op("Unsqueeze", f"{prefix}mask.queries", x, tape.integers(2))
+    x = tape.op("Cast", f"{prefix}mask.float", x, to=tape.element)
+    x = tape.op("Sub", f"{prefix}mask.padding", tape.number(1.0), x)
+    return tape.op("Mul", f"{prefix}mask.bias", x, tape.number(tape.lowest))
+
+
+def close(tape: Tape, e: Encoder, at: str, y: str, x: str) -> str:
+    """Residual and LayerNorm of a block."""
+    # y first: the fusion takes the first Add for the block, and ELECTRA's x is one as well.
+    return tape.norm(f"{at}.norm", tape.op("Add", f"{at}.residual", y, x), e.norm_eps)
+
+
+def activate(tape: Tape, kind: str, at: str, x: str) -> str:
+    """An activation function by its name in `Encoder`."""
+    return _ACTIVATIONS[kind](tape, f"{at}.{kind}", x)
+
+
+def _gelu(tape: Tape, at: str, x: str) -> str:
+    if tape.low:  # 1 + erf(x) would lose what is left of it below 0
+        return tape.op("Gelu", at, x)
+    y = tape.op("Div", f"{at}.div", x, tape.number(math.sqrt(2)))
+    y = tape.op("Add", f"{at}.add", tape.op("Erf", f"{at}.erf", y), tape.number(1.0))
+    return tape.op("Mul", at, tape.op("Mul", f"{at}.mul", x, y), tape.number(0.5))
+
+
+def _gelu_tanh(tape: Tape, at: str, x: str) -> str:
+    if tape.low:  # x ** 3 is beyond fp16 from 41 on
+        return tape.op("Gelu", at, x, approximate="tanh")
+    y = tape.op("Pow", f"{at}.cube", x, tape.number(3.0))
+    y = tape.op("Mul", f"{at}.small", y, tape.number(0.044715))
+    y = tape.op("Add", f"{at}.inner", x, y)
+    y = tape.op("Mul", f"{at}.scaled", y, tape.number(math.sqrt(2 / math.pi)))
+    y = tape.op("Add", f"{at}.add", tape.op("Tanh", f"{at}.tanh", y), tape.number(1.0))
+    return tape.op("Mul", at, tape.op("Mul", f"{at}.half", x, tape.number(0.5)), y)
+
+
+def _silu(tape: Tape, at: str, x: str) -> str:
+    return tape.op("Mul", at, x, tape.op("Sigmoid", f"{at}.sigmoid", x))
+
+
+_ACTIVATIONS: dict[str, Callable[[Tape, str, str], str]] = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "silu": _silu,
+    "relu": lambda tape, at, x: tape.op("Relu", at, x),
+    "tanh": lambda tape, at, x: tape.op("Tanh", at, x),
+}

@@ -1,0 +1,99 @@
+"""Do two engines give the same numbers? Asked after every change of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import GateError
+from prumux.optimizer.model.ir import Kind
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two sets of logits are apart."""
+
+    max_abs_diff: float
+    """Largest absolute difference of two logits; nan or inf if one of them is."""
+    agreement: float
+    """Share of rows (token tasks: of real positions) with the same largest logit."""
+    rows: int
+    """Rows, or real positions, that were compared."""
+    broken: int = 0
+    """Of these, where the found logits are nan or infinite."""
+
+
+def compare(
+    reference: Sequence[NDArray[Any]],
+    found: Sequence[NDArray[Any]],
+    kind: Kind,
+    masks: Sequence[NDArray[Any]] | None = None,
+) -> Parity:
+    """Compare logits batch by batch.
+
+    Args:
+        reference: logits, [B, C] or [B, T, C] a batch.
+        found: the same of the other engine.
+        kind: for token tasks only positions whose mask is not 0 count.
+        masks: attention masks [B, T], needed for token tasks.
+
+    Raises:
+        GateError: the shapes differ.
+    """
+    for a, b in zip(reference, found, strict=True):
+        if a.shape != b.shape:
+            raise GateError(f"logits of shape {b.shape}, expected {a.shape}")
+    a, b = (_rows(x, kind, masks) for x in (reference, found))
+    with np.errstate(invalid="ignore"):
+        largest = float(np.abs(a - b).max(initial=0.0))
+    same = a.argmax(axis=-1) == b.argmax(axis=-1)
+    broken = int((~np.isfinite(b).all(axis=-1)).sum())
+    return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a), broken)
+
+
+def check_finite(parity: Parity, what: str, remedy: str) -> None:
+    """Stop if a logit is nan or infinite: it answers nothing, whatever its label.
+
+    Raises:
+        GateError: says of how many rows, and the remedy.
+    """
+    if parity.broken:
+        raise GateError(
+            f"{what}: the logits of {parity.broken} of {parity.rows} rows are not finite\n"
+            f"{remedy}"
+        )
+
+
+def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ()) -> None:
+    """Stop unless the logits are within `limit`; nan is never within.
+
+    Raises:
+        GateError: names what was compared, both numbers, the agreement and the remedies.
+    """
+    if parity.max_abs_diff <= limit:
+        return
+    cure = "\n" + ", or ".join(remedies) if remedies else ""
+    raise GateError(
+        f"{what}: logits differ by up to {parity.max_abs_diff:.3g}, the limit is {limit:.3g} "
+        f"({parity.agreement:.2%} of {parity.rows} labels agree){cure}"
+    )
+
+
+def above(value: float) -> float:
+    """The next power of ten: a limit that it keeps."""
+    return float(10.0 ** np.ceil(np.log10(value)))
+
+
+def _rows(
+    logits: Sequence[NDArray[Any]], kind: Kind, masks: Sequence[NDArray[Any]] | None
+) -> NDArray[np.float64]:
+    """All that counts, one row a label: [N, C]."""
+    if kind == "token-classification":
+        if masks is None:
+            raise ValueError("token tasks need the attention masks")
+        logits = [x[m != 0] for x, m in zip(logits, masks, strict=True)]
+    return np.concatenate([np.asarray(x, dtype=np.float64) for x in logits])

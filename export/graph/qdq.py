@@ -1,0 +1,150 @@
+"""int8 as Q/DQ: for engines that want to be told what is quantised, such as TensorRT.
+
+Only matrix products with constant weights run in int8. Their weights are int8 with a scale a
+column, what goes into them has one scale, from the largest value that was seen. All zero
+points are 0. The residual stream, LayerNorm, attention's own products and biases stay floats.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import MissingError, UsageError
+
+from .fusion import quiet
+
+MATMUL = ".matmul"
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def quantize(
+    proto: onnx.ModelProto, rows: Sequence[Inputs], keep: Collection[str] = ()
+) -> onnx.ModelProto:
+    """A new graph with Q/DQ pairs around every matrix product that has constant weights.
+
+    The same graph and rows give the same bytes.
+
+    Args:
+        proto: a graph written by `build`, fp32 or fp16; it is left as it is.
+        rows: inputs [B, T] by name, of the user's data; activations get their ranges here.
+        keep: maps that stay floats, by the name of the node (`layers.0.ffn.up.matmul`) or of
+            the weights (`layers.0.ffn.up`).
+
+    Raises:
+        UsageError: there are no rows, or `keep` names what is not there.
+        MissingError: ONNX Runtime is not installed.
+    """
+    quantisable = products(proto)
+    left_out = {x if x.endswith(MATMUL) else f"{x}{MATMUL}" for x in keep}
+    unknown = sorted(left_out - set(quantisable))
+    if unknown:
+        raise UsageError(
+            f"there is no '{unknown[0].removesuffix(MATMUL)}' to keep out of int8\n"
+            f"such as {quantisable[0].removesuffix(MATMUL)} would be"
+        )
+    if not rows:
+        raise UsageError(
+            "int8 needs rows of your data to find the ranges of values: give some"
+        )
+    chosen = [name for name in quantisable if name not in left_out]
+    if not chosen:
+        found = onnx.ModelProto()
+        found.CopyFrom(proto)
+        return found
+    found = _quantized(proto, rows, chosen)
+    _floats_elsewhere(found)
+    # The tool writes its own name and notes; what is said of the graph stays as it was.
+    found.producer_name, found.producer_version = proto.producer_name, ""
+    del found.metadata_props[:]
+    found.metadata_props.extend(proto.metadata_props)
+    found.doc_string = proto.doc_string
+    return found
+
+
+def products(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the matrix products with constant weights, in the graph's order."""
+    constants = {x.name for x in proto.graph.initializer}
+    return tuple(
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "MatMul" and node.input[1] in constants
+    )
+
+
+def quantized(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the matrix products that take a dequantised value and dequantised weights."""
+    made_by = {node.output[0]: node.op_type for node in proto.graph.node}
+    return tuple(
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "MatMul"
+        and all(made_by.get(x) == "DequantizeLinear" for x in node.input)
+    )
+
+
+class _Rows:
+    """The rows as the tool wants to read them."""
+
+    def __init__(self, rows: Sequence[Inputs]) -> None:
+        self._left: Iterator[Inputs] = iter(rows)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        """The next batch, None after the last."""
+        batch = next(self._left, None)
+        return None if batch is None else dict(batch)
+
+
+def _quantized(
+    proto: onnx.ModelProto, rows: Sequence[Inputs], chosen: list[str]
+) -> onnx.ModelProto:
+    try:
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    except ImportError as error:
+        raise MissingError(
+            "int8 needs ONNX Runtime for its ranges: pip install 'prumux[cpu]'"
+        ) from error
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        written = Path(folder) / "int8.onnx"
+        quantize_static(
+            copy,
+            written,
+            _Rows(rows),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=chosen,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "MatMulConstBOnly": True,
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+            },
+        )
+        return onnx.load(written)
+
+
+def _floats_elsewhere(proto: onnx.ModelProto) -> None:
+    """Give every node but the products the value itself, not what int8 left of it.
+
+    The tool hands the dequantised value to all who read it, the residual stream among them.
+    """
+    made_by = {node.output[0]: node for node in proto.graph.node}
+    for node in proto.graph.node:
+        if node.op_type in ("MatMul", "QuantizeLinear", "DequantizeLinear"):
+            continue
+        for i, name in enumerate(node.input):
+            after = made_by.get(name)
+            if after is not None and after.op_type == "DequantizeLinear":
+                before = made_by.get(after.input[0])
+                if before is not None:
+                    node.input[i] = before.input[0]

@@ -1,0 +1,1 @@
+"""Running a result: `prumux.load`, sessions, grouping of mixed rows."""

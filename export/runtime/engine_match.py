@@ -1,0 +1,59 @@
+"""Does the engine in a folder belong to the folder's `config.json`?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prumux.export.graph.builder import INPUTS
+from prumux.export.graph.graph import input_names, origin
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.pipeline.target import Engine
+
+
+def check_belongs(
+    engine: Engine, encoder: Encoder, config: Mapping[str, Any], at: Path
+) -> None:
+    """See that an engine is of the model that the folder's config describes.
+
+    Compared is what the engine tells of itself; nothing is run, and no weights are read.
+
+    Args:
+        engine: any; one that tells nothing passes.
+        encoder: the sizes in `config`.
+        config: the folder's `config.json`.
+        at: the folder.
+
+    Raises:
+        ModelError: it is another model's engine; names what differs, on both sides.
+    """
+    source = config.get("source")
+    logits = (encoder.labels,) if encoder.pooled else ("tokens", encoder.labels)
+    facts = {
+        "rows mixed": (encoder.slots, getattr(engine, "slots", None)),
+        "inputs": (input_names(encoder), _in_order(getattr(engine, "names", None))),
+        "logits a row": (logits, getattr(engine, "logits", None)),
+        "sizes": (str(encoder), getattr(engine, "sizes", None)),
+        "source model": (
+            origin(source) if isinstance(source, Mapping) else None,
+            getattr(engine, "origin", None),
+        ),
+    }
+    for what, (expected, found) in facts.items():
+        if expected and found and expected != found:
+            raise ModelError(
+                f"'{at}' is mixed up, its engine is another model's: {what}\n"
+                f"config.json: {_text(expected)}\nengine: {_text(found)}\n"
+                "write the folder again with prumux-opt"
+            )
+
+
+def _in_order(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Inputs in the order in which we name them, which is no matter of whose they are."""
+    return tuple(sorted(names or (), key=lambda x: (INPUTS.index(x) if x in INPUTS else 9, x)))
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

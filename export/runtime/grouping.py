@@ -1,0 +1,165 @@
+"""Rows in, logits out: mixes rows of like length, and those of callers who come together."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.data.tokenize import Encoded, collate
+from prumux.optimizer.model.row_groups import answered
+from prumux.optimizer.pipeline.target import Engine
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Rows of one caller, and how they may be run."""
+
+    encoded: Encoded
+    batch_size: int = 32
+    copies: int = 1
+    """Groups that each row takes part in; its answer is the mean."""
+    tenants: tuple[Hashable, ...] | None = None
+    """Per row, whose it is: rows of two tenants are never mixed."""
+
+
+def answer(engine: Engine, slots: int, job: Job) -> list[Floats]:
+    """Logits of each row of a job, padding removed: [C] or [T, C]."""
+    coded = job.encoded
+    return answered(
+        lambda rows: engine.run(collate(coded, rows).inputs()),
+        coded.lengths,
+        slots,
+        job.batch_size,
+        copies=job.copies,
+        tenants=job.tenants,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """Runs every job on its own, in the caller's thread."""
+
+    engine: Engine
+    slots: int
+
+    def run(self, job: Job) -> list[Floats]:
+        """See `answer`."""
+        return answer(self.engine, self.slots, job)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+Waiting = tuple[Job, "Future[list[Floats]]"]
+Jobs = queue.SimpleQueue["Waiting | None"]
+"""None = nothing more comes."""
+
+
+@dataclass(eq=False)
+class Together:
+    """Runs jobs of concurrent callers together, so that few slots stay empty.
+
+    A thread waits for the first job, then for others until `max_wait_ms` are over or the rows
+    fill a batch, and runs them as one. An error of the engine reaches all who were in it.
+    """
+
+    engine: Engine
+    slots: int
+    max_wait_ms: float
+    _lock: Any = field(default_factory=threading.Lock, init=False)
+    _jobs: Jobs = field(default_factory=queue.SimpleQueue, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def run(self, job: Job) -> list[Floats]:
+        """See `answer`; returns when the job is done."""
+        if not len(job.encoded):
+            return []
+        with self._lock:
+            # After a fork the thread is not there in the child.
+            if self._thread is None or not self._thread.is_alive():
+                self._jobs = queue.SimpleQueue()
+                # A daemon, so that a program that forgets `close` ends all the same.
+                self._thread = threading.Thread(
+                    target=self._serve, args=(self._jobs,), daemon=True
+                )
+                self._thread.start()
+            waiting: Waiting = (job, Future())
+            self._jobs.put(waiting)
+        return waiting[1].result()
+
+    def close(self) -> None:
+        """End the thread once all that was asked is answered; a later job starts another."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._jobs.put(None)
+        if thread is not None:
+            thread.join()
+
+    def _serve(self, jobs: Jobs) -> None:
+        going = True
+        while going:
+            taken, going = self._collect(jobs)
+            alike: dict[tuple[int, int], list[Waiting]] = {}
+            for waiting in taken:
+                alike.setdefault((waiting[0].batch_size, waiting[0].copies), []).append(
+                    waiting
+                )
+            for together in alike.values():
+                self._answer(together)
+
+    def _collect(self, jobs: Jobs) -> tuple[list[Waiting], bool]:
+        """The jobs of one round, and whether to go on after it."""
+        first = jobs.get()
+        if first is None:
+            return [], False
+        taken, rows = [first], len(first[0].encoded)
+        until = time.monotonic() + self.max_wait_ms / 1000
+        while rows < first[0].batch_size:
+            try:
+                more = jobs.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if more is None:
+                return taken, False
+            taken.append(more)
+            rows += len(more[0].encoded)
+        return taken, True
+
+    def _answer(self, together: Sequence[Waiting]) -> None:
+        try:
+            found = answer(self.engine, self.slots, joined([job for job, _ in together]))
+        except BaseException as error:  # whatever it is belongs to the callers
+            for _, future in together:
+                future.set_exception(error)
+            return
+        start = 0
+        for job, future in together:
+            future.set_result(found[start : start + len(job.encoded)])
+            start += len(job.encoded)
+
+
+def joined(jobs: Sequence[Job]) -> Job:
+    """Jobs of equal options as one, rows in order."""
+    first = jobs[0].encoded
+    types = [job.encoded.types for job in jobs]
+    encoded = Encoded(
+        ids=tuple(row for job in jobs for row in job.encoded.ids),
+        types=None if first.types is None else tuple(row for x in types for row in x or ()),
+        labels=None,
+        pad_id=first.pad_id,
+    )
+    owners = tuple(
+        owner for job in jobs for owner in job.tenants or (None,) * len(job.encoded)
+    )
+    return Job(encoded, jobs[0].batch_size, jobs[0].copies, owners)

@@ -1,0 +1,125 @@
+"""What a caller gives to a predictor, checked: texts, pairs, words, and whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sized
+from typing import Any
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.data.rows import Rows
+
+
+def _listed(texts: Any, example: str) -> list[Any]:
+    """The texts as a list; `example` is a call that would be right."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise UsageError(
+            f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
+        )
+    return list(texts)
+
+
+def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
+    """Who owns each text; None if that does not matter.
+
+    Raises:
+        UsageError: neither one name nor a list of them; taken for one name, a generator would
+            mix the texts of all.
+    """
+    if isolate is None:
+        return None
+    if hasattr(isolate, "tolist"):  # NumPy, pandas
+        isolate = isolate.tolist()
+    if isinstance(isolate, Iterable) and not isinstance(isolate, str | bytes | list | tuple):
+        raise UsageError(
+            f"isolate is a {type(isolate).__name__}: give a list, isolate=list(...), "
+            "or one name for all"
+        )
+    if isinstance(isolate, list | tuple):
+        if len(isolate) != len(texts):
+            raise UsageError(
+                f"isolate names {len(isolate)} owners of {len(texts)} texts: "
+                "give one for each, or one name for all"
+            )
+        owners = tuple(isolate)
+    else:
+        owners = (isolate,) * len(texts)
+    for owner in owners:
+        try:
+            hash(owner)
+            same = bool(owner == owner)  # noqa: PLR0124 - nan is not
+        except TypeError as error:  # as pandas.NA raises, which equals nothing either
+            raise UsageError(
+                f"isolate holds {_short(owner)}: name owners by texts or numbers"
+            ) from error
+        if not same:
+            raise UsageError(
+                f"isolate holds {_short(owner)}, which is not equal to itself: "
+                "name owners by texts or numbers"
+            )
+    return tuple((type(owner), owner) for owner in owners)  # 1 and True are two owners
+
+
+def text_rows(texts: Any) -> Rows:
+    """Texts, or pairs of them, as rows.
+
+    Raises:
+        UsageError: names the first that is neither, or that is not like the first one.
+    """
+    text = texts if isinstance(texts, str) else "a text"
+    values = _listed(texts, f"[{_short(text)}]")
+    pairs = [_is_pair(x) for x in values]
+    for i, (value, pair) in enumerate(zip(values, pairs, strict=True)):
+        if not pair and not isinstance(value, str):
+            raise UsageError(
+                f"text {i} is {_short(value)}, a {type(value).__name__}; give a str or a pair "
+                "of str\ncall predict(['a text']) or predict([('one text', 'another')])"
+            )
+        _check_unicode(i, value if pair else (value,))
+        if pair != pairs[0]:
+            raise UsageError(
+                f"text 0 is a {'pair' if pairs[0] else 'str'}, text {i} is not: "
+                "give either pairs or single texts in one call"
+            )
+    if values and pairs[0]:
+        return Rows(tuple(str(a) for a, _ in values), tuple(str(b) for _, b in values))
+    return Rows(tuple(str(x) for x in values))
+
+
+def _check_unicode(i: int, texts: Iterable[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"text {i} holds half of a surrogate pair at {error.start}, which is no text\n"
+                "clean it: text.encode(errors='replace').decode()"
+            ) from error
+
+
+def word_rows(texts: Any) -> list[tuple[str, ...]]:
+    """Lists of words.
+
+    Raises:
+        UsageError: names the first that is none.
+    """
+    words = texts.split() if isinstance(texts, str) else ["some", "words"]
+    values = _listed(texts, f"[{_short(words)}]")
+    for i, row in enumerate(values):
+        if not isinstance(row, list | tuple) or not all(isinstance(x, str) for x in row):
+            raise UsageError(
+                f"row {i} is {_short(row)}; this model tags words, so each row must be a list "
+                "of str\ncall predict([['some', 'words'], ['more']])"
+            )
+        _check_unicode(i, row)
+    return [tuple(map(str, row)) for row in values]
+
+
+def _is_pair(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return len(value) == 2 and all(isinstance(x, str) for x in value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

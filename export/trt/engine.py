@@ -1,0 +1,237 @@
+"""A TensorRT engine, ready to run; torch's CUDA tensors are its buffers.
+
+Written against the API of TensorRT 10.13 and 11, which the tests compare it with. No engine
+has been run with it by us: no machine with TensorRT was at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.export.graph.graph import OUTPUT
+from prumux.optimizer.base.errors import ModelError, PrumuxError, UsageError
+from prumux.optimizer.model.row_groups import in_groups
+
+from .library import gpu, library
+from .profiles import Profile, nearest
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+DEVICE = "cuda"
+PLAN = "model.plan"
+FACTS = ".json"
+"""What is known of a plan lies beside it, under its name with this added."""
+
+
+class TrtEngine:
+    """A plan that runs on the GPU; inputs come from and logits go to the host."""
+
+    def __init__(self, plan: Path) -> None:
+        """Load a plan, and what is known of it.
+
+        Raises:
+            MissingError: TensorRT or the GPU is missing.
+            ModelError: the plan is missing, damaged, or of another GPU or TensorRT version.
+        """
+        import torch
+
+        trt = library()
+        self._gpu = gpu()
+        facts = read_facts(plan)
+        logger = trt.Logger(trt.Logger.ERROR)
+        runtime = trt.Runtime(logger)
+        try:
+            engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+        except OSError as error:
+            raise ModelError(f"'{plan}' cannot be read: {error.strerror}") from error
+        if engine is None:
+            raise ModelError(_not_ours(plan, facts, trt.__version__, self._gpu))
+        self._keep = logger, runtime  # else they are freed while the engine lives
+        self._engine = engine
+        self._context = engine.create_execution_context()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._names = inputs_of(engine)
+        self._profiles = profiles_of(engine, self._names[0])
+        self._most_rows = max(x.rows[2] for x in self._profiles)
+        self._active = -1
+        self._facts = facts
+        self._version = str(trt.__version__)
+        self.slots = max(1, int(facts.get("slots", min(x.rows[0] for x in self._profiles))))
+        """Rows that the graph mixes into one; our profiles begin with one group of them."""
+        self._one_at_a_time = Lock()
+        self._run = in_groups(self._whole_groups, self.slots)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the engine's inputs, in order."""
+        return self._names
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Logits, float32 [B, C] or [B, T, C], for any number of rows.
+
+        Args:
+            inputs: the engine's inputs by name, int64 [B, T] each; no more and no fewer.
+
+        Raises:
+            UsageError: an input is missing or not known, or rows are too long.
+            PrumuxError: the engine failed.
+        """
+        if set(inputs) != set(self._names):
+            raise UsageError(
+                f"the engine takes {', '.join(self._names)}; given: {', '.join(inputs)}\n"
+                "tokenise with the tokenizer that lies beside it"
+            )
+        return self._run(inputs)
+
+    def describe(self) -> Mapping[str, str]:
+        """What a measurement must state; times include both copies, there is no CUDA graph."""
+        return {
+            "engine": "tensorrt",
+            "version": self._version,
+            "device": self._gpu,
+            "threads": "1",
+            "precision": str(self._facts.get("precision", "unknown")),
+            "timing": "host to host, no CUDA graph",
+        }
+
+    def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Any number of whole groups, in as many runs as the largest profile asks for."""
+        rows, most = len(inputs[self._names[0]]), self._most_rows
+        parts = [
+            self._once({name: x[i : i + most] for name, x in inputs.items()})
+            for i in range(0, max(rows, 1), most)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _once(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        with self._one_at_a_time:  # a context has one set of buffers
+            return self._alone(inputs)
+
+    def _alone(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        import torch
+
+        context, stream = self._context, self._stream
+        rows, tokens = inputs[self._names[0]].shape
+        index = self._profile(rows, tokens)
+        self._use(index)
+        with torch.cuda.stream(stream):
+            held = []  # until the run is over
+            for name, x in inputs.items():
+                whole = np.ascontiguousarray(x, dtype=np.int64)
+                on_gpu = torch.from_numpy(whole).to(DEVICE)
+                held.append(on_gpu)
+                if not context.set_input_shape(name, tuple(whole.shape)):
+                    raise PrumuxError(self._not_taken(name, whole.shape, index))
+                if not context.set_tensor_address(name, on_gpu.data_ptr()):
+                    raise PrumuxError(_no_buffer(name, whole.shape))
+            shape = tuple(context.get_tensor_shape(OUTPUT))
+            logits = torch.empty(shape, dtype=torch.float32, device=DEVICE)
+            if not context.set_tensor_address(OUTPUT, logits.data_ptr()):
+                raise PrumuxError(_no_buffer(OUTPUT, shape))
+            done = context.execute_async_v3(stream.cuda_stream)
+            found: NDArray[np.float32] = logits.cpu().numpy()  # waits for the stream
+        if not done:
+            raise PrumuxError(
+                f"TensorRT failed on inputs of {rows} x {tokens}; it says why above"
+            )
+        return found
+
+    def _profile(self, rows: int, tokens: int) -> int:
+        index = nearest(self._profiles, rows, tokens)
+        if index is None:
+            most = max(x.tokens[2] for x in self._profiles)
+            least = min(x.rows[0] for x in self._profiles)
+            raise UsageError(
+                f"inputs of {rows} x {tokens} fit no profile of the engine, which takes "
+                f"{least}..{self._most_rows} rows of up to {most} tokens\n"
+                "cut the rows, or build it again with --batch and --length to suit"
+            )
+        return index
+
+    def _not_taken(self, name: str, shape: tuple[int, ...], index: int) -> str:
+        profile = self._profiles[index]
+        rows, tokens = (f"{x[0]}..{x[2]}" for x in (profile.rows, profile.tokens))
+        return (
+            f"TensorRT refuses '{name}' of {_by(shape)} in profile {index}, which takes "
+            f"{rows} rows of {tokens} tokens; it says why above\n"
+            "give it rows within these, or build it again with --batch and --length to suit"
+        )
+
+    def _use(self, index: int) -> None:
+        if index == self._active:
+            return
+        stream = self._stream
+        if not self._context.set_optimization_profile_async(index, stream.cuda_stream):
+            raise PrumuxError(f"TensorRT refuses profile {index}; it says why above")
+        stream.synchronize()
+        self._active = index
+
+
+def open_plan(path: Path) -> TrtEngine:
+    """An engine from a `.plan` file that prumux wrote, or `trtexec` with our script.
+
+    Raises:
+        MissingError: TensorRT or the GPU is missing.
+        ModelError: the plan is missing, damaged, or of another GPU or TensorRT version.
+    """
+    return TrtEngine(path)
+
+
+def read_facts(plan: Path) -> dict[str, Any]:
+    """What is known of a plan; nothing where no file says so.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    path = plan.with_name(plan.name + FACTS)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"'{path}' is no JSON: {error}; build the plan again") from error
+    if not isinstance(found, dict) or not isinstance(found.get("slots", 1), int):
+        raise ModelError(f"'{path}' does not describe a plan; build the plan again")
+    return found
+
+
+def inputs_of(engine: trt.ICudaEngine) -> tuple[str, ...]:
+    """Names of an engine's inputs, in order."""
+    trt = library()
+    every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return tuple(x for x in every if engine.get_tensor_mode(x) == trt.TensorIOMode.INPUT)
+
+
+def profiles_of(engine: trt.ICudaEngine, name: str) -> tuple[Profile, ...]:
+    """The profiles of an engine, read from one of its inputs."""
+    found = []
+    for i in range(engine.num_optimization_profiles):
+        shapes = engine.get_tensor_profile_shape(name, i)
+        rows, tokens = (tuple(int(shape[axis]) for shape in shapes) for axis in (0, 1))
+        found.append(Profile((rows[0], rows[1], rows[2]), (tokens[0], tokens[1], tokens[2])))
+    return tuple(found)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _no_buffer(name: str, shape: tuple[int, ...]) -> str:
+    return f"TensorRT refuses the buffer of '{name}', {_by(shape)}; it says why above"
+
+
+def _not_ours(plan: Path, facts: Mapping[str, Any], version: str, gpu_name: str) -> str:
+    made = facts.get("versions", {}).get("tensorrt", "unknown")
+    device = facts.get("device", "an unknown GPU")
+    return (
+        f"'{plan}' cannot be loaded by TensorRT {version} on {gpu_name}\n"
+        f"it was built by TensorRT {made} on {device}: build it again here"
+    )

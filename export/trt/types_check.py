@@ -1,0 +1,172 @@
+"""Does a network, and the engine that was built from it, hold the types that were asked for?
+
+Asked twice, because it was got wrong silently by others: of the parsed network, whose types a
+strongly typed build must keep, and of the built engine, through its inspector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from prumux.export.graph.builder import Precision
+from prumux.export.graph.graph import OUTPUT
+from prumux.optimizer.base.errors import GateError
+
+from .library import library
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+WORDS: tuple[tuple[str, str], ...] = (
+    ("BFLOAT16", "bf16"),
+    ("BF16", "bf16"),
+    ("HALF", "fp16"),
+    ("FP16", "fp16"),
+    ("INT8", "int8"),
+    ("INT32", "int32"),
+    ("INT64", "int64"),
+    ("BOOL", "bool"),
+    ("FP32", "fp32"),
+    ("FLOAT", "fp32"),
+)
+"""What the inspector writes, the longer words first: `Half`, `Row major linear FP16`, ..."""
+LOW_SHARE = 0.25
+"""Of the floats between kernels: a low type has at least so many, as LayerNorm and the logits
+stay float32. In an engine that fell back to float32 it has none."""
+FUSED = ("FOREIGNNODE", "MYELIN")
+"""In the name or kind of a layer that stands for many, whose values between are not told."""
+FIX = "this is a fault of prumux or of TensorRT; please report it"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the inspector tells of the values in an engine."""
+
+    types: dict[str, int]
+    """How many inputs and outputs of layers have each type."""
+    closed: int = 0
+    """Layers whose values the inspector does not tell: given by name only, or fused whole."""
+    unseen: str = ""
+    """Says so where what was asked for can be neither seen nor ruled out."""
+
+    def told(self) -> dict[str, Any]:
+        """For the notes of a result."""
+        note = {"types_unseen": self.unseen} if self.unseen else {}
+        return {"types": self.types, **note}
+
+
+def check_network(
+    network: trt.INetworkDefinition, precision: Precision, quantised: bool
+) -> None:
+    """Every matrix product gives the asked type, and Q/DQ pairs are there where they should.
+
+    Raises:
+        GateError: names the first layer that does not.
+    """
+    trt = library()
+    asked = _asked(trt, precision)
+    products, pairs = 0, 0
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        pairs += layer.type == trt.LayerType.QUANTIZE
+        if layer.type != trt.LayerType.MATRIX_MULTIPLY:
+            continue
+        products += 1
+        found = layer.get_output(0).dtype
+        if found != asked:
+            raise GateError(
+                f"{precision} was asked for, and '{layer.name}' of the parsed network gives "
+                f"{found}\n{FIX}"
+            )
+    if not products or (pairs > 0) != quantised:
+        raise GateError(
+            f"the parsed network has {products} matrix products and {pairs} quantised values, "
+            f"{'some' if quantised else 'no'} quantised ones were asked for\n{FIX}"
+        )
+
+
+def check_built(
+    engine: trt.ICudaEngine, names: Sequence[str], precision: Precision, quantised: bool
+) -> Seen:
+    """Inputs are int64, logits float32, and values between kernels of the asked types.
+
+    Raises:
+        GateError: something else was found.
+    """
+    trt = library()
+    wanted = dict.fromkeys(names, trt.DataType.INT64) | {OUTPUT: trt.DataType.FLOAT}
+    for name, dtype in wanted.items():
+        found = engine.get_tensor_dtype(name)
+        if found != dtype:
+            raise GateError(f"'{name}' of the engine is {found}, not {dtype}\n{FIX}")
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return check_types(seen_in(json.loads(text)), precision, quantised)
+
+
+def seen_in(information: Mapping[str, Any]) -> Seen:
+    """How many inputs and outputs of an engine's layers have each type; not single numbers,
+    such as the factors of a matrix product, which are float32 in every engine.
+
+    Args:
+        information: what the inspector tells of the engine, from JSON.
+    """
+    layers = information.get("Layers", ())
+    return Seen(dict(sorted(Counter(_types(layers)).items())), sum(map(_closed, layers)))
+
+
+def check_types(seen: Seen, precision: Precision, quantised: bool) -> Seen:
+    """Enough of the floats have the asked type; int8 values are there where they should.
+
+    Returns:
+        What was seen; where layers are closed and nothing seen is wrong, it says so.
+
+    Raises:
+        GateError: tells what was found.
+    """
+    types = seen.types
+    floats = {name: types.get(name, 0) for name in ("fp32", "fp16", "bf16")}
+    share = floats[precision] / max(1, sum(floats.values()))
+    least = 1.0 if precision == "fp32" else LOW_SHARE
+    if share >= least and (types.get("int8", 0) > 0) == quantised:
+        return seen
+    asked = f"{'int8 with ' if quantised else ''}{precision}"
+    told = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
+    found = f"{asked} was asked for; the engine's layers hold values of these types: {told}"
+    lower = precision == "fp32" and floats["fp16"] + floats["bf16"] > 0
+    if seen.closed and not lower and not (types.get("int8") and not quantised):
+        note = f"{seen.closed} layers do not tell what they hold; the parsed network was right"
+        return replace(seen, unseen=f"{found}; {note}")
+    raise GateError(f"{found}\n{FIX}")
+
+
+def _closed(layer: Any) -> bool:
+    if not isinstance(layer, Mapping):
+        return True
+    named = f"{layer.get('Name', '')} {layer.get('LayerType', '')}".upper()
+    return any(word in named for word in FUSED)
+
+
+def _types(layers: Sequence[Any]) -> Iterator[str]:
+    for layer in layers:
+        if not isinstance(layer, Mapping):  # names only: nothing to see
+            continue
+        for value in [*layer.get("Inputs", ()), *layer.get("Outputs", ())]:
+            if all(size == 1 for size in value.get("Dimensions", (0,))):
+                continue
+            told = str(value.get("Format/Datatype") or value.get("Datatype", "")).upper()
+            found = next((name for word, name in WORDS if word in told), None)
+            if found is not None:
+                yield found
+
+
+def _asked(trt: Any, precision: Precision) -> Any:
+    return {
+        "fp32": trt.DataType.FLOAT,
+        "fp16": trt.DataType.HALF,
+        "bf16": trt.DataType.BF16,
+    }[precision]

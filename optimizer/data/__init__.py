@@ -1,0 +1,1 @@
+"""Tables to rows, rows to tokens, tokens to batches."""

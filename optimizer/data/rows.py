@@ -1,0 +1,272 @@
+"""Labelled and unlabelled text: the columns of a table in, rows out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.model.ir import Task
+
+from .files import (
+    Table,
+    find_files,
+    hub_splits,
+    hub_table,
+    is_hub_id,
+    joined,
+    listed,
+    read_file,
+)
+from .tokenize import class_ids, float_scores, tag_ids
+
+Labels = NDArray[Any] | tuple[NDArray[Any], ...]
+
+_PAIRS = (
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+)
+_SINGLES = ("text", "sentence", "text_a")
+_KEYS = ("text_a", "text_b", "label", "score", "tokens", "tags")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Text with or without labels."""
+
+    text_a: tuple[str, ...]
+    text_b: tuple[str, ...] | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    """Token tasks only; `text_a` is empty then."""
+    labels: Labels | None = None
+    """int64 class ids [N]; float64 scores [N] for regression; per row int64 ids, -100 = not
+    scored, for token tasks; None = unlabelled."""
+
+    def __len__(self) -> int:
+        return len(self.text_a if self.words is None else self.words)
+
+    def take(self, indices: Iterable[int]) -> Rows:
+        """The rows at these indices, in this order."""
+        at = [int(i) for i in indices]
+        labels = self.labels
+        if isinstance(labels, tuple):
+            labels = tuple(labels[i] for i in at)
+        elif labels is not None:
+            labels = labels[np.array(at, dtype=np.int64)]
+        return Rows(
+            text_a=tuple(self.text_a[i] for i in at) if self.words is None else (),
+            text_b=None if self.text_b is None else tuple(self.text_b[i] for i in at),
+            words=None if self.words is None else tuple(self.words[i] for i in at),
+            labels=labels,
+        )
+
+    def contents(self) -> list[str]:
+        """One text per row that tells its content, labels aside."""
+        if self.words is not None:
+            return [json.dumps(x) for x in self.words]
+        # As json.dumps([a, b]), but several times as fast.
+        if self.text_b is None:
+            return [f"[{json.dumps(a)}]" for a in self.text_a]
+        pairs = zip(self.text_a, self.text_b, strict=True)
+        return [f"[{json.dumps(a)}, {json.dumps(b)}]" for a, b in pairs]
+
+    def digest(self) -> str:
+        """sha256 of texts and labels, in hex."""
+        return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows by role: weights and scores are computed on `fit`, candidates are compared on
+    `select`, the budget is certified on `certify`, and `test` is only reported."""
+
+    fit: Rows
+    select: Rows
+    certify: Rows
+    test: Rows | None
+    notes: tuple[str, ...]
+    """How the rows got their roles, in plain words."""
+
+    def digest(self) -> str:
+        """sha256 over all roles, in hex."""
+        roles = (self.fit, self.select, self.certify, self.test)
+        return _sha256(["" if x is None else x.digest() for x in roles])
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _plain(labels: Labels | None) -> Any:
+    if isinstance(labels, tuple):
+        return [x.tolist() for x in labels]
+    return None if labels is None else labels.tolist()
+
+
+def read_rows(
+    source: str | Path | Sequence[Path],
+    task: Task,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+) -> Rows:
+    """Read one split.
+
+    Args:
+        source: a file, the shards of one split, a folder, or a hub id (`name` or
+            `owner/name`, with `:config` where the data set has several).
+        task: which labels are expected.
+        columns: names for `text_a`, `text_b`, `label`, `score`, `tokens`, `tags` where the
+            file does not use the usual ones.
+        split: which split of a folder or hub data set, `train` where not given.
+
+    Returns:
+        The rows; unlabelled where there is no label column or each label is empty or -1.
+
+    Raises:
+        DataError: the file cannot be read or does not fit the task.
+        MissingError: a hub id, and the `datasets` library is not installed.
+    """
+    named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
+    for key in named.keys() - set(_KEYS):
+        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
+    return _rows(_table(source, named, split, task), task, named)
+
+
+def read_texts(
+    source: str | Path | Sequence[Path], task: Task, split: str | None = None
+) -> Rows:
+    """The texts of one split under their usual names, or the words; labels are not looked at.
+
+    Arguments and errors are those of `read_rows`.
+    """
+    return _unlabelled(_table(source, {}, split, task), task)
+
+
+def _table(
+    source: str | Path | Sequence[Path],
+    named: Mapping[str, str],
+    split: str | None,
+    task: Task,
+) -> Table:
+    """The columns of one split that may be of use."""
+    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
+    if not isinstance(source, str | Path):
+        return joined([read_file(x, wanted) for x in source])
+    path, split = Path(source), split or "train"
+    if path.is_dir():
+        files = find_files(path)
+        if split not in files:
+            raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
+        return _table(files[split], named, None, task)
+    if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
+        return read_file(path, wanted)
+    found = hub_splits(source)
+    if split not in found:
+        raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
+    return hub_table(f"{source} {split}", found[split], wanted, task)
+
+
+def _texts(table: Table, name: str) -> tuple[str, ...]:
+    for i, x in enumerate(table.columns[name]):
+        if x is None:
+            table.fail(i, f"'{name}' is empty: fill it in or remove the row")
+        if not isinstance(x, str):
+            table.fail(
+                i, f"'{name}' is {x!r:.40} ({type(x).__name__}), not text: write a string"
+            )
+        if not x.isascii() and any("\ud800" <= c <= "\udfff" for c in x):
+            table.fail(i, f"'{name}' holds half a character (a lone surrogate): remove it")
+    return tuple(table.columns[name])
+
+
+def _words(table: Table, name: str) -> tuple[tuple[str, ...], ...]:
+    for i, x in enumerate(table.columns[name]):
+        if not isinstance(x, list) or not x or not all(isinstance(w, str) for w in x):
+            table.fail(i, f"'{name}' is {x!r:.40}, not a list of words: use jsonl or parquet")
+    return tuple(tuple(x) for x in table.columns[name])
+
+
+def _text_columns(table: Table, named: Mapping[str, str] | None) -> tuple[str, str | None]:
+    cure = "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)"
+    if named is None:
+        named, cure = {}, "keep one, named 'text' (for pairs two: 'text_a' and 'text_b')"
+    if "text_a" in named:
+        return named["text_a"], named.get("text_b")
+    found: list[tuple[str, str | None]] = [p for p in _PAIRS if set(p) <= set(table.names)]
+    paired = {x for p in found for x in p}
+    found += [(x, None) for x in _SINGLES if x in table.names and x not in paired]
+    if "text_b" in named:
+        found = [(x, named["text_b"]) for x in _SINGLES if x in table.names]
+    if len(found) != 1:
+        what = "no text column" if not found else "more than one candidate for the text"
+        table.fail(
+            None,
+            f"{what}; the columns are: {listed(table.names)}\n{cure}",
+        )
+    return found[0]
+
+
+def _all_empty(table: Table, name: str) -> bool:
+    """A test split often keeps the label column with nothing in it."""
+    return all(x is None for x in table.columns[name])
+
+
+def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
+    """Texts, or words; `named` = None where the user cannot name columns."""
+    if task.kind == "token-classification":
+        tokens = (named or {}).get("tokens", "tokens")
+        if tokens not in table.names:
+            cure = "name it 'tokens'"
+            if named is not None:
+                cure = "say which to use: --columns tokens=NAME tags=NAME"
+            text = f"no column 'tokens'; the columns are: {listed(table.names)}\n"
+            table.fail(None, text + cure)
+        return Rows((), words=_words(table, tokens))
+    a, b = _text_columns(table, named)
+    return Rows(_texts(table, a), None if b is None else _texts(table, b))
+
+
+def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
+    for key, name in named.items():
+        if name not in table.names:
+            text = f"no column '{name}' (--columns {key}={name}); the columns are: "
+            table.fail(None, text + listed(table.names))
+
+    def first(*keys: str) -> str | None:
+        usual = ("ner_tags",) if "tags" in keys else ()
+        names = [named[k] for k in keys if k in named] or [*keys, *usual]
+        return next((x for x in names if x in table.names), None)
+
+    if task.kind == "token-classification":
+        label = first("tags")
+    elif task.problem == "regression":
+        label = first("score", "label")
+    else:
+        label = first("label")
+    rows = _unlabelled(table, task, named)
+    if label is None or _all_empty(table, label):
+        return rows
+    return replace(rows, labels=_labels(table, label, rows, task))
+
+
+def _labels(table: Table, name: str, rows: Rows, task: Task) -> Labels | None:
+    values = table.columns[name]
+    if rows.words is not None:
+        return tag_ids(values, rows.words, task.labels, table.fail)
+    if task.problem == "regression":
+        return float_scores(values, table.fail)
+    return class_ids(values, task.labels, table.fail)

@@ -1,0 +1,342 @@
+"""Text to token ids and batches, label values to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
+from prumux.optimizer.tasks.metrics import IGNORE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .rows import Rows
+
+Ints = NDArray[np.int64]
+Fail = Callable[[int | None, str], NoReturn]
+"""Raises DataError with the file, the row (None = the whole file) and a text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Token ids without padding."""
+
+    ids: tuple[tuple[int, ...], ...]
+    types: tuple[tuple[int, ...], ...] | None
+    """Token type ids, where the model takes them."""
+    labels: NDArray[Any] | tuple[Ints, ...] | None
+    """As in `Rows`; for token tasks per row int64 [T], -100 on special tokens, on all but a
+    word's first sub-word, and on what was cut off."""
+    pad_id: int
+    scored: tuple[NDArray[np.bool_], ...] | None = None
+    """Token tasks: per row bool [T], True on each word's first sub-word, labelled or not."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Ints:
+        """Number of tokens of each row, specials included: [N]."""
+        return np.array([len(x) for x in self.ids], dtype=np.int64)
+
+    def take(self, indices: Sequence[int] | Ints) -> Encoded:
+        """The rows at these indices, in this order."""
+        at = [int(i) for i in indices]
+        labels = self.labels
+        if isinstance(labels, tuple):
+            labels = tuple(labels[i] for i in at)
+        elif labels is not None:
+            labels = labels[np.array(at, dtype=np.int64)]
+        return Encoded(
+            ids=tuple(self.ids[i] for i in at),
+            types=None if self.types is None else tuple(self.types[i] for i in at),
+            labels=labels,
+            pad_id=self.pad_id,
+            scored=None if self.scored is None else tuple(self.scored[i] for i in at),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows padded on the right to one length. B rows, T positions."""
+
+    rows: Ints
+    """Indices into the `Encoded`: [B]."""
+    input_ids: Ints
+    attention_mask: Ints
+    token_type_ids: Ints | None
+    labels: NDArray[Any] | None
+    """[B]; for token tasks [B, T] with -100 on padding."""
+
+    def inputs(self) -> dict[str, Ints]:
+        """The arrays [B, T] under their ONNX names, in the ONNX order."""
+        found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.token_type_ids is not None:
+            found["token_type_ids"] = self.token_type_ids
+        return found
+
+
+def encode(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    task: Task,
+    max_length: int | None = None,
+) -> Encoded:
+    """Tokenise, cutting off what is longer than `max_length` tokens.
+
+    The tokenizer is left as it was. Default length: all that model and tokenizer take.
+
+    Raises:
+        UsageError: `max_length` does not fit the model or leaves no room for text.
+        DataError: the tokenizer's ids do not fit the model.
+    """
+    pair = rows.text_b is not None
+    length = row_limit(tokenizer, encoder, max_length, pair)
+    if not len(rows):
+        return Encoded((), () if encoder.token_types else None, rows.labels, encoder.pad_id)
+    backend = tokenizer.backend_tokenizer
+    before = backend.truncation, backend.padding
+    tokens = rows.words is not None
+    try:
+        found = tokenizer(
+            [list(x) for x in rows.words] if rows.words is not None else list(rows.text_a),
+            list(rows.text_b) if rows.text_b is not None else None,
+            truncation=True,
+            max_length=length,
+            is_split_into_words=tokens,
+            return_token_type_ids=encoder.token_types > 0,
+            return_attention_mask=False,
+        )
+    finally:
+        # Else the settings of this call would be saved with the tokenizer.
+        if before[0]:
+            backend.enable_truncation(**before[0])
+        else:
+            backend.no_truncation()
+        if before[1]:
+            backend.enable_padding(**before[1])
+    ids = tuple(tuple(x) for x in found["input_ids"])
+    types = tuple(tuple(x) for x in found["token_type_ids"]) if encoder.token_types else None
+    _check_range("token ids", ids, "a vocabulary", encoder.vocab)
+    if types is not None:
+        _check_range("token type ids", types, "token types", encoder.token_types)
+    if not tokens:
+        return Encoded(ids, types, rows.labels, encoder.pad_id)
+    scored = tuple(_first_subwords(found.word_ids(i)) for i in range(len(ids)))
+    labels = None
+    if isinstance(rows.labels, tuple):
+        labels = tuple(
+            _aligned(rows.labels[i], found.word_ids(i), first)
+            for i, first in enumerate(scored)
+        )
+    return Encoded(ids, types, labels, encoder.pad_id, scored)
+
+
+def row_limit(
+    tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
+) -> int:
+    """The most tokens a row may have: `asked`, or all that model and tokenizer take.
+
+    Raises:
+        UsageError: `asked` does not fit the model or leaves no room for text.
+    """
+    most = encoder.most_tokens
+    specials = int(tokenizer.num_special_tokens_to_add(pair))
+    length = int(min(most, tokenizer.model_max_length)) if asked is None else asked
+    if length > most:
+        raise UsageError(
+            f"length {length} is over the model's {most} positions: --length {most}"
+        )
+    if length <= specials:
+        cure = f"use, say, --length {min(most, 128)}"
+        if most <= specials:
+            cure = f"the model has {most} positions, give one with more"
+        elif asked is None:
+            cure = f"write model_max_length {most} into tokenizer_config.json"
+        raise UsageError(
+            f"length {length} leaves no room for text beside {specials} special tokens: {cure}"
+        )
+    return length
+
+
+def _check_range(what: str, rows: tuple[tuple[int, ...], ...], holder: str, size: int) -> None:
+    top = max((max(x) for x in rows if x), default=0)
+    if top >= size:
+        raise DataError(
+            f"the tokenizer gives {what} up to {top}, the model has {holder} of size {size}: "
+            "they do not belong together; use the tokenizer that was saved with the model"
+        )
+
+
+def _first_subwords(words: Sequence[int | None]) -> NDArray[np.bool_]:
+    pairs = zip([None, *words], words, strict=False)
+    return np.array([x is not None and x != before for before, x in pairs], dtype=np.bool_)
+
+
+def _aligned(labels: Ints, words: Sequence[int | None], first: NDArray[np.bool_]) -> Ints:
+    found = np.full(len(words), IGNORE, dtype=np.int64)
+    for i, word in enumerate(words):
+        if first[i] and word is not None:
+            found[i] = labels[word]
+    return found
+
+
+def batches(
+    encoded: Encoded,
+    size: int,
+    by_length: bool = True,
+    pad_to: int | None = None,
+    seed: int | None = None,
+) -> list[Batch]:
+    """Cut into batches of `size` rows, the last may be smaller; always the same ones.
+
+    Args:
+        encoded: the rows.
+        size: rows per batch.
+        by_length: put rows of like length together, short ones first.
+        pad_to: pad every batch to this length; None = to its own longest row.
+        seed: draws the order among rows of one length; None = as they come.
+
+    Raises:
+        UsageError: `size` is below 1, or a row is longer than `pad_to`.
+    """
+    if size < 1:
+        raise UsageError(f"a batch of {size} rows is not possible: use, say, --batch 32")
+    lengths = encoded.lengths
+    longest = int(lengths.max(initial=0))
+    if pad_to is not None and longest > pad_to:
+        raise UsageError(
+            f"a row has {longest} tokens, more than the fixed length {pad_to}: "
+            f"use --length {longest}, or encode with max_length={pad_to}"
+        )
+    order = like_length(lengths, seed) if by_length else np.arange(len(encoded))
+    return [collate(encoded, order[i : i + size], pad_to) for i in range(0, len(order), size)]
+
+
+def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
+    """As `batches`, by length, each batch filled to whole groups of n rows with its own."""
+    found = batches(encoded, batch_rows(size, n))
+    if n == 1:
+        return found
+    return [collate(encoded, b.rows[filled(len(b.rows), n)]) for b in found]
+
+
+def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
+    """These rows as one batch, padded to `pad_to` or to the longest of them."""
+    lengths = np.array([len(encoded.ids[i]) for i in rows])
+    length = int(lengths.max()) if pad_to is None else pad_to
+    labels = encoded.labels
+    return Batch(
+        rows=rows,
+        input_ids=padded([encoded.ids[i] for i in rows], length, encoded.pad_id),
+        attention_mask=(np.arange(length) < lengths[:, None]).astype(np.int64),
+        token_type_ids=None
+        if encoded.types is None
+        else padded([encoded.types[i] for i in rows], length, 0),
+        labels=padded([labels[i] for i in rows], length, IGNORE)
+        if isinstance(labels, tuple)
+        else (None if labels is None else labels[rows]),
+    )
+
+
+def class_ids(values: Sequence[Any], names: Sequence[str], fail: Fail) -> Ints | None:
+    """Class ids [N] of ids or label names; None if every value is -1 (hidden labels).
+
+    A column is read as names if each value is one, else as ids.
+    """
+    ids = _ids(values, names, fail, allowed=-1)
+    if (ids == -1).all():
+        return None
+    if (ids == -1).any():
+        row = int(np.flatnonzero(ids == -1)[0])
+        fail(row, f"label -1 is not in 0..{len(names) - 1}: remove the row")
+    if len(names) > 1 and (ids == ids[0]).all():
+        fail(
+            None,
+            f"all {len(ids)} rows have the label {ids[0]} ('{names[ids[0]]}'), the model "
+            f"knows {len(names)}: give rows of at least 2 classes",
+        )
+    return ids
+
+
+def tag_ids(
+    values: Sequence[Any], words: Sequence[Sequence[str]], names: Sequence[str], fail: Fail
+) -> tuple[Ints, ...]:
+    """Per row the class ids of its words, from ids (-100 = not scored) or label names."""
+    row_of: list[int] = []
+    for i, (tags, row) in enumerate(zip(values, words, strict=True)):
+        if not isinstance(tags, list):
+            fail(i, f"the tags are {tags!r:.40}, not a list: use jsonl or parquet")
+        if len(tags) != len(row):
+            fail(i, f"{len(row)} tokens but {len(tags)} tags: give each token one tag")
+        row_of += [i] * len(row)
+    flat = [x for tags in values for x in tags]
+
+    def fail_at(at: int | None, text: str) -> NoReturn:
+        fail(None if at is None else row_of[at], text)
+
+    ids = _ids(flat, names, fail_at, allowed=IGNORE)
+    return tuple(np.split(ids, np.cumsum([len(x) for x in words])[:-1]))
+
+
+def _ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
+    known = {x.casefold(): i for i, x in enumerate(names)}
+    if len(known) < len(names):
+        known = {x: i for i, x in enumerate(names)}
+    texts = [x.strip() if isinstance(x, str) else x for x in values]
+    by_name = [_find(known, x) for x in texts]
+    if None not in by_name:
+        return np.array(by_name, dtype=np.int64)
+    ids = [_integer(x) for x in texts]
+    named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
+    for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
+        if value is None:
+            fail(i, "the label is empty: fill it in or remove the row")
+        if found is None and by_name[i] is not None:
+            continue  # a column of names: the row to report is one without a name
+        if found is None or named:
+            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+            fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
+        if found != allowed and not 0 <= found < len(names):
+            fail(
+                i,
+                f"label {found} is out of range, the model has {len(names)} labels "
+                f"(0..{len(names) - 1}): use its ids or names",
+            )
+    return np.array(ids, dtype=np.int64)
+
+
+def _find(known: dict[str, int], value: Any) -> int | None:
+    if not isinstance(value, str):
+        return None
+    return known.get(value, known.get(value.casefold()))
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        number = float(value) if isinstance(value, str | int | float) else 0.5
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def float_scores(values: Sequence[Any], fail: Fail) -> NDArray[np.float64] | None:
+    """Scores [N] as float64; None if every value is -1 (hidden labels)."""
+    scores = np.empty(len(values))
+    for i, value in enumerate(values):
+        try:
+            number = isinstance(value, str | int | float) and not isinstance(value, bool)
+            scores[i] = float(value) if number else np.nan
+        except (ValueError, OverflowError):
+            scores[i] = np.nan
+        if not np.isfinite(scores[i]):
+            fail(i, f"score {value!r:.40} is not a finite number: mend or remove the row")
+    return None if (scores == -1).all() else scores

@@ -1,0 +1,187 @@
+"""Saves and loads an optimised model: `config.json` ("prumux") and `model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from prumux.optimizer.base.errors import ModelError, VerifyError
+from prumux.optimizer.base.store import owned
+
+from .ir import Encoder, Kind, Layer, Masks, Model, Mux, Task
+
+FORMAT = 1
+LIMIT = 2**24
+"""No size of a model comes near it; a damaged one may."""
+_LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
+"""Of a number; 1 where nothing is said."""
+ARCHITECTURES: dict[Kind, str] = {
+    "text-classification": "PrumuxForSequenceClassification",
+    "token-classification": "PrumuxForTokenClassification",
+}
+
+
+def to_config(model: Model) -> dict[str, Any]:
+    """What `config.json` holds; `from_config` is its inverse."""
+    encoder = asdict(model.encoder)
+    layers, mux = encoder.pop("layers"), encoder.pop("mux")
+    problem = {"classification": "single_label_classification", "regression": "regression"}
+    return {
+        "model_type": "prumux",
+        "architectures": [ARCHITECTURES[model.task.kind]],
+        "prumux_format": FORMAT,
+        "encoder": encoder,
+        "heads_per_layer": [layer["heads"] for layer in layers],
+        "ffn_per_layer": [layer["ffn"] for layer in layers],
+        "mux": mux,
+        "problem_type": problem[model.task.problem],
+        "id2label": {str(i): name for i, name in enumerate(model.task.labels)},
+        "label2id": {name: i for i, name in enumerate(model.task.labels)},
+        "pad_token_id": model.encoder.pad_id,
+        "source": dict(model.source),
+        "dtype": "float32",
+    }
+
+
+def from_config(
+    config: Mapping[str, Any], where: str | Path = "config.json"
+) -> tuple[Encoder, Task]:
+    """Sizes and task from `config.json`; `where` is its name in messages.
+
+    Raises:
+        ModelError: a field is missing or wrong, or the format is newer than this prumux.
+    """
+    if config.get("prumux_format") != FORMAT:
+        found = config.get("prumux_format", "missing")
+        raise ModelError(
+            f"{where}: prumux_format is {found}, this prumux reads {FORMAT}\n"
+            "update prumux, or write the folder again with prumux-opt"
+        )
+    try:
+        known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
+        sizes = {k: v for k, v in config["encoder"].items() if k in known}
+        pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
+        layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
+        mux = None if config.get("mux") is None else Mux(**config["mux"])
+        encoder = Encoder(layers=layers, mux=mux, **sizes)
+        _check_sizes(encoder)
+        return encoder, _task(config, encoder.labels)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ModelError(
+            f"{where} is not one that prumux wrote: {why}\n"
+            "write the folder again with prumux-opt"
+        ) from error
+
+
+def _task(config: Mapping[str, Any], labels: int) -> Task:
+    """The task of a model with so many labels."""
+    kinds = [k for k, v in ARCHITECTURES.items() if v in config["architectures"]]
+    if not kinds:
+        raise ValueError(f"architectures is {config['architectures']!r:.60}")
+    names = config["id2label"]
+    regression = config.get("problem_type") == "regression"
+    task = Task(
+        kind=kinds[0],
+        problem="regression" if regression else "classification",
+        labels=tuple(names[str(i)] for i in range(len(names))),
+    )
+    task.check(labels)
+    return task
+
+
+def _check_sizes(encoder: Encoder) -> None:
+    """Every field is of its type and range; weights are compared with the sizes later."""
+    _check_fields(encoder)
+    wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
+    if wrong:
+        raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")
+    if encoder.mux is not None:
+        _check_fields(encoder.mux)
+        if encoder.mux.at >= len(encoder.layers):
+            raise ValueError(f"rows mixed at {encoder.mux.at} of {len(encoder.layers)} layers")
+
+
+def _check_fields(sizes: Encoder | Mux) -> None:
+    hints = get_type_hints(type(sizes))
+    for field in fields(sizes):
+        value, hint = getattr(sizes, field.name), hints[field.name]
+        if get_origin(hint) is Literal:
+            good = value in get_args(hint)
+        elif hint is int:
+            good = type(value) is int and _LEAST.get(field.name, 1) <= value < LIMIT
+        else:
+            good = hint not in (float, bool) or type(value) is hint
+        if not good:
+            raise ValueError(f"{field.name} is {value!r}")
+
+
+def save_artifact(model: Model, folder: Path) -> None:
+    """Write config, weights and tokenizer. The model must hold no pending mask."""
+    from safetensors.torch import save
+
+    if model.stage != "dense":
+        raise VerifyError("masks are pending; add 'slice' to the pipeline before saving")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(to_config(model), indent=2) + "\n")
+    # Copies: safetensors refuses tensors that share storage.
+    copies = {
+        k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()
+    }
+    # Written as bytes: safetensors' own files can only be read by their owner.
+    (folder / "model.safetensors").write_bytes(save(copies, metadata={"format": "pt"}))
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(str(folder))
+
+
+def load_artifact(folder: Path) -> Model:
+    """The model that `save_artifact` wrote. Strict about names and shapes.
+
+    Raises:
+        ModelError: files missing, damaged or not fitting each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from .source import digest, read_json, read_tokenizer
+
+    config = read_json(folder / "config.json")
+    encoder, task = from_config(config, folder / "config.json")
+    source = config.get("source", {})
+    if not isinstance(source, Mapping):
+        raise ModelError(
+            f"{folder / 'config.json'}: source is a {type(source).__name__}, not an object\n"
+            "write the folder again with prumux-opt"
+        )
+    try:
+        weights = owned(load_file(folder / "model.safetensors"))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"'{folder}/model.safetensors' cannot be read: {error}") from error
+    bad = next((k for k, v in weights.items() if not bool(v.isfinite().all())), None)
+    if bad is not None:
+        raise ModelError(
+            f"'{folder}' is damaged: weight '{bad}' holds values that are not finite"
+        )
+    model = Model(
+        encoder=encoder,
+        weights=weights,
+        task=task,
+        masks=Masks.full(encoder),
+        tokenizer=read_tokenizer(folder),
+        source={
+            "name": folder.name,
+            "model_type": "prumux",
+            "digest": digest(weights, task, encoder),
+            "origin": str(source.get("origin", source.get("digest", ""))),
+        },
+    )
+    try:
+        model.verify()
+    except VerifyError as error:
+        raise ModelError(f"'{folder}' is damaged: {error}") from error
+    return model

@@ -1,0 +1,244 @@
+"""Optimised models as Hugging Face models: Auto classes, pipelines and trainers take them.
+
+Importing this file registers them with the Auto classes; `import prumux` sees to that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
+from prumux.optimizer.base.errors import ModelError, UsageError
+
+from .artifact import ARCHITECTURES, from_config
+from .hf_config import PrumuxConfig
+from .ir import Encoder, Kind, expected_shapes
+from .module import Branch, EncoderForward, Factors, attach
+from .row_groups import filled
+
+__all__ = [
+    "PrumuxConfig",
+    "PrumuxForSequenceClassification",
+    "PrumuxForTokenClassification",
+    "PrumuxModel",
+]
+
+INITIAL_STD = 0.02
+
+
+class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
+    """What both tasks share; use one of the subclasses. Parameter names are the artifact's."""
+
+    config_class = PrumuxConfig
+    main_input_name = "input_ids"
+    kind: ClassVar[Kind]
+
+    def __init__(self, config: PrumuxConfig) -> None:
+        """Empty weights in the sizes of the config.
+
+        Raises:
+            ModelError: the config has no sizes, or those of another task.
+        """
+        PreTrainedModel.__init__(self, config)
+        self.sizes = _sizes(config, self.kind)
+        shapes = expected_shapes(self.sizes)
+        attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
+        self.requires_grad_(True)
+        self.alive_attention = [layer.heads > 0 for layer in self.sizes.layers]
+        self.alive_ffn = [layer.ffn > 0 for layer in self.sizes.layers]
+        self.factors = Factors((), (), None)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in Hugging Face, but weights that are not there are an error, not random.
+
+        Raises:
+            ModelError: weights are missing or left over.
+        """
+        wanted = kwargs.pop("output_loading_info", False)
+        load: Any = super().from_pretrained  # its type knows of no loading info
+        model, info = load(*args, output_loading_info=True, **kwargs)
+        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or extra:
+            raise ModelError(
+                "the weights do not fit config.json\n"
+                f"missing: {_two(missing)}; left over: {_two(extra)}\n"
+                "the folder is damaged or mixed up: write it again with prumux-opt"
+            )
+        return (model, info) if wanted else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in Hugging Face, but not over a folder with an engine made of other weights.
+
+        Raises:
+            UsageError: an engine lies in the folder.
+        """
+        folder = Path(save_directory)
+        engines = [x for x in ("model.onnx", "model.plan") if (folder / x).exists()]
+        if engines:
+            raise UsageError(
+                f"'{folder}' holds {engines[0]}, which would keep the old weights\n"
+                "save into another folder: model.save_pretrained('new-folder')"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> Tensor:
+        """Logits [B, C] or [B, T, C]; without a mask every token is real.
+
+        Where n rows are mixed, neighbours are, and a short last group is filled with its own
+        rows, whose answers are averaged.
+        """
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows, n = len(input_ids), self.sizes.slots
+        if n == 1:
+            return EncoderForward.forward(self, input_ids, mask, token_type_ids)
+        index = torch.as_tensor(filled(rows, n), device=input_ids.device)
+        types = None if token_type_ids is None else token_type_ids[index]
+        found = EncoderForward.forward(self, input_ids[index], mask[index], types)
+        copies = torch.bincount(index, minlength=rows).to(found)
+        total = found.new_zeros(rows, *found.shape[1:]).index_add(0, index, found)
+        return total / copies.view(-1, *(1 for _ in found.shape[1:]))
+
+    def inner(
+        self,
+        branch: Branch,
+        x: Tensor,
+        bias: Tensor,
+        *,
+        rows: Tensor | None = None,
+        factors: Factors | None = None,
+    ) -> Tensor:
+        """As in `EncoderForward`, in half precision too."""
+        if bias.dtype != x.dtype:
+            # The lowest float32 would become -inf, and a row without real tokens nan.
+            bias = bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)
+        return super().inner(branch, x, bias, rows=rows, factors=factors)
+
+    def keyed(self, output: Any, return_dict: bool | None) -> Any:
+        """The output, or its tuple where that is asked for."""
+        asked = self.config.return_dict if return_dict is None else return_dict
+        return output if asked else output.to_tuple()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Hugging Face's hook. It makes these functions leave weights alone that were loaded.
+        for name, weight in module.named_parameters(recurse=False):
+            if name == "bias":
+                nn.init.zeros_(weight)
+            elif weight.dim() == 1:
+                nn.init.ones_(weight)
+            else:
+                nn.init.normal_(weight, std=INITIAL_STD)
+
+
+class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-call]
+    """An optimised text classifier or regressor."""
+
+    kind = "text-classification"
+
+    def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """A `SequenceClassifierOutput`, or a tuple.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 1 = real token; all real when left out.
+            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            labels: int64 [B]; float [B] for regression, [B, C] for several labels a row.
+            return_dict: False = a tuple `([loss,] logits)`.
+        """
+        logits = self.logits(input_ids, attention_mask, token_type_ids)
+        loss = None if labels is None else _loss(logits, labels, self.config.problem_type)
+        return self.keyed(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
+
+
+class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call]
+    """An optimised tagger."""
+
+    kind = "token-classification"
+
+    def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """A `TokenClassifierOutput`, or a tuple.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 1 = real token; all real when left out.
+            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            labels: int64 [B, T]; -100 = not scored.
+            return_dict: False = a tuple `([loss,] logits)`.
+        """
+        logits = self.logits(input_ids, attention_mask, token_type_ids)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return self.keyed(TokenClassifierOutput(loss=loss, logits=logits), return_dict)
+
+
+def _sizes(config: PrumuxConfig, kind: Kind) -> Encoder:
+    if config.encoder is None:
+        raise ModelError(
+            "this PrumuxConfig has no sizes; load one: AutoConfig.from_pretrained('folder')"
+        )
+    described = config.to_dict() | {
+        "architectures": config.architectures or [ARCHITECTURES[kind]],
+        "id2label": {str(i): name for i, name in (config.id2label or {}).items()},
+    }
+    encoder, task = from_config(described)
+    if task.kind != kind:
+        auto = ARCHITECTURES[task.kind].replace("Prumux", "AutoModel")
+        raise ModelError(f"this is a {task.kind} model, not a {kind} one: use {auto}")
+    return encoder
+
+
+def _two(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
+
+
+def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
+    """Hugging Face's choice of loss by `problem_type`, or by labels where that is not set."""
+    classes = logits.shape[-1]
+    whole = labels.dtype in (torch.long, torch.int)
+    guess = "single_label_classification" if whole else "multi_label_classification"
+    problem = problem or ("regression" if classes == 1 else guess)
+    if problem == "regression":
+        if classes == 1:
+            logits, labels = logits.squeeze(), labels.squeeze()
+        return F.mse_loss(logits, labels)
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels.view(-1))
+
+
+AutoModelForSequenceClassification.register(
+    PrumuxConfig, PrumuxForSequenceClassification, exist_ok=True
+)
+AutoModelForTokenClassification.register(
+    PrumuxConfig, PrumuxForTokenClassification, exist_ok=True
+)

@@ -1,0 +1,1 @@
+"""The pass protocol, the pipeline language, the registry and the target protocol."""

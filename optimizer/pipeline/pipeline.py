@@ -1,0 +1,137 @@
+"""A sequence of passes: from text, to text, and run on a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Self
+
+from prumux.optimizer.base.errors import LostError, PassError, PrumuxError
+from prumux.optimizer.model.ir import Applied, Model
+
+from . import language as spec
+from .passes import Pass
+from .registry import pass_from
+
+if TYPE_CHECKING:
+    from .context import Context
+
+Watch = Callable[[int, Pass, Model, Model], None]
+"""Called after each pass as watch(index, pass_, before, after); index counts from 0."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """`Pipeline.parse(str(p)) == p` for every pipeline of at least one pass.
+
+    The empty pipeline leaves a model as it is; its text is empty, which `parse` refuses.
+    """
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The pipeline of a text without alternatives, such as `prune{sparsity=0.6},slice`.
+
+        Raises:
+            SpecError: with the text and carets under what is wrong.
+            MissingError: a pass needs a library that is not installed.
+        """
+        nodes = spec.parse(text)
+        for node in nodes:
+            for option in node.options:
+                if (count := len(option.alternatives)) > 1:
+                    raise node.error(
+                        f"{node.name}: option '{spec.shorten(option.name)}' has {count} "
+                        "alternatives, so this is a search space\n"
+                        "write one value, or search it: prumux-opt MODEL --passes TEXT "
+                        "--budget 2%,\nor in Python Pipeline.space(text)",
+                        option.span,
+                    )
+        return cls(tuple(pass_from(node) for node in nodes))
+
+    @classmethod
+    def space(cls, text: str) -> tuple[Self, ...]:
+        """Every point of a search space, the first alternative varying slowest, each once.
+
+        Raises:
+            SpecError: also for more than `spec.LIMIT_POINTS` points, and where any single
+                point is wrong.
+        """
+        nodes = spec.parse(text)
+        spec.check_size(nodes)
+        ways = []
+        for node in nodes:
+            passes = (pass_from(point) for point in spec.expand(node))
+            # Two texts of one value (1e-1|0.1) are one point.
+            ways.append(list({str(x): x for x in passes}.values()))
+        return tuple(cls(point) for point in product(*ways))
+
+    @property
+    def uncut(self) -> bool:
+        """Whether its last marks are never cut out, so that nothing can be shipped."""
+        last = [p.marks for p in self.passes if p.marks or p.cuts]
+        return bool(last) and last[-1]
+
+    def __str__(self) -> str:
+        return ",".join(str(x) for x in self.passes)
+
+    def run(self, model: Model, ctx: Context, watch: Watch | None = None) -> Model:
+        """Run all passes in order, verifying the model before the first and after each.
+
+        The result's history has one receipt more for each pass. What `watch` raises is
+        passed on as it is.
+
+        Raises:
+            VerifyError: the given model is damaged.
+            PassError: a pass failed; says which, and keeps the exit code of what went wrong.
+            LostError: a process that trained along is gone.
+        """
+        model.verify()
+        model = replace(model, notes={})
+        for index, pass_ in enumerate(self.passes):
+            before = model
+            try:
+                model = _step(pass_, before, ctx)
+            except LostError:
+                raise
+            except PrumuxError as error:
+                message = f"{self._place(index)}: {error}"
+                raise PassError(message, exit_code=error.exit_code) from error
+            except Exception as error:
+                error.add_note(f"prumux: {self._place(index)}")
+                raise
+            if watch is not None:
+                watch(index, pass_, before, model)
+        return model
+
+    def _place(self, index: int) -> str:
+        text = f"pass {index + 1} ({self.passes[index].name}) failed"
+        done = str(Pipeline(self.passes[:index]))
+        if len(done) > 80:
+            done = "..." + done[-77:]
+        return f"{text} after {done}" if done else text
+
+
+def count_parameters(model: Model) -> int:
+    """Number of elements of all weights."""
+    return sum(tensor.numel() for tensor in model.weights.values())
+
+
+def _step(pass_: Pass, before: Model, ctx: Context) -> Model:
+    pass_.requires(before)
+    start = time.perf_counter()
+    after = pass_.run(before, ctx)
+    seconds = time.perf_counter() - start
+    after.verify()
+    pass_.ensures(before, after, ctx)
+    receipt = Applied(
+        spec=str(pass_),
+        seconds=seconds,
+        parameters_before=count_parameters(before),
+        parameters_after=count_parameters(after),
+        notes=after.notes,
+    )
+    return replace(after, history=(*after.history, receipt), notes={})

@@ -1,0 +1,1 @@
+"""The main job: request, plan, search, packaging."""

@@ -1,0 +1,143 @@
+"""Loads model and data and checks that they fit each other, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from prumux.optimizer.base.devices import device
+from prumux.optimizer.base.environment import cpu_threads
+from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.splits import load_splits
+from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
+from prumux.optimizer.model.ir import Task
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.tasks.metrics import check_metric, default_metric
+
+if TYPE_CHECKING:
+    from prumux.optimizer.pipeline.target import Target
+
+    from .job import Request
+
+NEAR = 16
+"""Ranks on either side among which a row of like length is drawn."""
+
+
+def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
+    """Load model and data and check that they fit each other; writes nothing."""
+    target.check()
+    request = replace(request, device=device(request.device))
+    torch.manual_seed(request.seed)
+    threads = cpu_threads()
+    torch.set_num_threads(threads)
+    model = load_model(request.model)
+    target.check_model(model)
+    if model.tokenizer is None:
+        raise ModelError(
+            f"no tokenizer lies beside '{request.model}'\n"
+            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
+        )
+    path = Path(request.model)
+    beside = path if path.is_dir() else path.parent if path.is_file() else None
+    splits = load_splits(
+        request.data,
+        request.train,
+        request.validation,
+        request.test,
+        beside,
+        model.task,
+        dict(request.columns),
+        request.seed,
+    )
+    row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
+    given = {
+        "fit": splits.fit,
+        "select": splits.select,
+        "certify": splits.certify,
+        "test": splits.test,
+    }
+    coded = {
+        role: encode(rows, model.tokenizer, model.encoder, model.task)
+        for role, rows in given.items()
+        if rows is not None
+    }
+    metric = _metric(request, model.task, coded["certify"].labels is not None)
+    ctx = Context(
+        fit=match_lengths(coded["fit"], coded["certify"], request.seed),
+        workload=workload(coded["certify"], request.batch, request.length),
+        dense=model,
+        train=coded["fit"],
+        select=coded["select"],
+        target=target,
+        seed=request.seed,
+        threads=threads,
+        device=request.device,
+        progress=progress,
+        cache=user_cache(),
+    )
+    return Bench(
+        model=model,
+        target=target,
+        ctx=ctx,
+        select_rows=coded["select"],
+        certify_rows=coded["certify"],
+        test_rows=coded.get("test"),
+        metric=metric,
+        data_digest=splits.digest(),
+        tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
+        notes=splits.notes,
+        request=request,
+        targets=target.variants(model.encoder)[:1],
+    )
+
+
+def _metric(request: Request, task: Task, labelled: bool) -> str:
+    """The metric that was asked for, or the one that fits task and data."""
+    metric = request.metric or (default_metric(task) if labelled else "agreement")
+    check_metric(metric, task)
+    if not labelled and metric != "agreement":
+        raise UsageError(
+            f"metric '{metric}' needs labels and the data has none\n"
+            "name the label column with --columns label=NAME, or leave --metric out to keep "
+            "agreement with the given model"
+        )
+    return metric
+
+
+def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> Encoded:
+    """Fit rows whose lengths are spread as those of `like`, at most `limit`, in random order.
+
+    Training texts may be much shorter than those that are served (SST-2 trains on phrases);
+    scores and refits should see what the model will see.
+    """
+    random = np.random.default_rng(seed)
+    order = np.argsort(fit.lengths, kind="stable")
+    ranks = np.searchsorted(
+        fit.lengths[order], random.permutation(np.resize(like.lengths, limit))
+    )
+    free = np.ones(len(order), dtype=bool)
+    picked: list[int] = []
+    for rank in ranks:
+        low, high = max(0, int(rank) - NEAR), min(len(order), int(rank) + NEAR)
+        near = low + np.flatnonzero(free[low:high])
+        if len(near):
+            at = int(random.choice(near))
+            free[at] = False
+            picked.append(int(order[at]))
+    return fit.take(picked)
+
+
+def user_cache() -> Store:
+    """Where measured costs of this machine are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Store(Path(base) / "prumux")

@@ -1,0 +1,234 @@
+"""The output folder: where finished steps are kept, and how the result gets its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.store import Store, write_atomic
+
+RESUME = ".resume"
+RUN = "run.json"
+"""In it; what a resumed run must have in common with the interrupted one."""
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An output folder in use; the lock is held as long as this process lives."""
+
+    out: Path
+    lock: int | None = None
+
+    @property
+    def store(self) -> Store:
+        """Finished steps of this run."""
+        return Store(self.out / RESUME)
+
+    @property
+    def staging(self) -> Path:
+        """Where the result is put together before it is moved to its place."""
+        return self.out / RESUME / "final"
+
+    @property
+    def engines(self) -> Path:
+        """Where dense and optimised are exported to be timed."""
+        return self.out / RESUME / "engines"
+
+    @property
+    def trials(self) -> Path:
+        """One line a trial, append-only while the run lasts."""
+        return self.out / RESUME / "trials.jsonl"
+
+    def record(self, trial: Mapping[str, Any]) -> None:
+        """Append one line to trials.jsonl, unless a run that was killed did so already."""
+        text = self.trials.read_text(encoding="utf-8") if self.trials.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_atomic(self.trials, whole.encode())  # a kill tore the last line
+        known = (json.loads(x) for x in whole.splitlines())
+        if any(all(x.get(k) == trial.get(k) for k in ("pipeline", "target")) for x in known):
+            return
+        with self.trials.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(trial) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def release(self) -> None:
+        """Let other processes work in the folder."""
+        if self.lock is not None:
+            os.close(self.lock)
+
+    def publish(self) -> None:
+        """Move the staged files to their places and forget the steps.
+
+        What an earlier result wrote goes, nobody else's file is touched. Without a report.json
+        the folder is not finished: the old one goes first and the new one comes last, so that
+        a kill on the way leaves a run that can be resumed.
+        """
+        if self.trials.exists():
+            shutil.copyfile(self.trials, self.staging / self.trials.name)
+        staged = sorted(_files(self.staging), key=lambda name: name == REPORT)
+        # Kept until all is done: a run that was killed here has to know what to forget.
+        before = self.out / RESUME / "earlier"
+        if (self.out / REPORT).exists():
+            before.mkdir(exist_ok=True)
+            (self.out / REPORT).replace(before / REPORT)
+        for name in (finished(before) or {}).get("files", []):
+            if name not in staged:
+                _forget(self.out, name)
+        for name in staged:
+            (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.staging / name).replace(self.out / name)
+        # Without this file it is finished: a kill while the steps go has nothing redone.
+        (self.out / RESUME / RUN).unlink(missing_ok=True)
+        _clear(self.out)
+
+
+def _clear(out: Path) -> None:
+    """Forget the steps of an earlier run."""
+    shutil.rmtree(out / RESUME, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder, relative to it."""
+    return [str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()]
+
+
+def _forget(out: Path, name: str) -> None:
+    """Delete what an earlier result wrote, and the folders that this leaves empty."""
+    path = out / name
+    if ".." in Path(name).parts or not path.parent.resolve().is_relative_to(out.resolve()):
+        return  # a report that was tampered with
+    path.unlink(missing_ok=True)
+    for folder in path.relative_to(out).parents:
+        if folder.name and (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The report of a finished result, None where there is none that can be read."""
+    try:
+        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and "schema_version" in report else None
+
+
+def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool) -> None:
+    """Refuse an output folder before any work is done; writes nothing.
+
+    Args:
+        out: the folder.
+        inputs: the model and all data paths of the run.
+        resume: an interrupted or finished run may be there.
+        force: a finished result may be replaced.
+
+    Raises:
+        UsageError: it is in use, or it cannot be written; says what to do.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            f"'{out}' is a file\ngive a folder that does not exist yet: --out DIR"
+        )
+    for name in inputs:
+        if name and Path(name).exists() and Path(name).resolve().is_relative_to(out.resolve()):
+            raise UsageError(f"--out '{out}' holds the input '{name}'; give another folder")
+    if out.is_dir() and any(out.iterdir()):
+        unfinished = (out / RESUME / RUN).exists()
+        if not unfinished and finished(out) is None:
+            raise UsageError(
+                f"'{out}' exists and was not written by prumux; give another folder: --out DIR"
+            )
+        if not (force or resume):
+            state = "an interrupted run" if unfinished else "a finished result"
+            cure = "--resume to go on, or --force to start again"
+            raise UsageError(
+                f"'{out}' holds {state}\n"
+                f"use {cure if unfinished else '--force to replace it, or another --out DIR'}"
+            )
+    parent = out if out.is_dir() else _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"'{out}' cannot be written: '{parent}' is not a writable folder")
+
+
+def open_workspace(
+    out: Path, facts: Mapping[str, Any], resume: bool, force: bool = False
+) -> Workspace | None:
+    """Make the folder, or go on in it if it was left by a run on the same facts.
+
+    Returns:
+        None if a run on the same facts is finished already and there is nothing to resume.
+
+    Raises:
+        UsageError: another process is at work there, or `resume` is asked for and the earlier
+            run was another one; names what differs.
+    """
+    facts = json.loads(json.dumps(facts))
+    run = out / RESUME / RUN
+    report = finished(out)
+    if resume and not force and not run.exists() and report is not None:
+        _same(report.get("facts", {}), facts, f"the finished run in '{out}'")
+        _clear(out)  # of a run that was killed when all was done
+        return None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        workspace = Workspace(out, _lock(out))
+    except OSError as error:
+        raise UsageError(f"'{out}' cannot be written: {error.strerror}") from error
+    try:
+        if resume and run.exists():
+            _same(json.loads(run.read_text()), facts, f"the interrupted run in '{out}'")
+        else:
+            _clear(out)
+            write_atomic(run, json.dumps(facts).encode())
+    except BaseException:
+        workspace.release()
+        raise
+    return workspace
+
+
+def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> None:
+    differs = sorted(k for k in facts.keys() | before.keys() if facts.get(k) != before.get(k))
+    if differs:
+        name = differs[0]
+        raise UsageError(
+            f"{whose} had another {', '.join(differs)}\n"
+            f"{name}: then {_short(before.get(name))}, now {_short(facts.get(name))}\n"
+            "repeat the first command with --resume, or start again with --force"
+        )
+
+
+def _lock(out: Path) -> int | None:
+    """Lock the folder itself, so that no file is left behind; None without fcntl."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"another prumux-opt is at work in '{out}'; wait for it, or give another --out DIR"
+        ) from error
+    return handle
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    return Path("/")
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."

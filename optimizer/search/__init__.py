@@ -1,0 +1,1 @@
+"""Auto-PruMUX: presets, bisection, acquisition, progressive pruning, certificates."""

@@ -1,0 +1,64 @@
+"""The loss budget: how far the metric may fall, as the user writes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+from prumux.optimizer.base.errors import UsageError
+
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*(rel)?\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A share in [0, 1): of the metric's scale, or of the given model's score if `relative`.
+
+    Raises:
+        UsageError: `points` is not in [0, 1).
+    """
+
+    points: float
+    relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.points < 1:
+            raise UsageError(
+                f"a budget of {self.points} is not in [0, 1): for 2 points write 0.02"
+            )
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Read `2%` (percentage points) or `2%rel` (of the given model's score).
+
+        Raises:
+            UsageError: not a percentage from 0% to below 100%; shows a corrected call.
+        """
+        found = _NUMBER.fullmatch(text)
+        if found is None or (found[3] and not found[2]):
+            raise UsageError(f"budget '{text}' is not a percentage: write, say, --budget 2%")
+        number, unit, rel = Decimal(found[1]), found[2], found[3]
+        if not unit:
+            cure = f"write --budget {_plain(number)}%"
+            if abs(number) < 1:  # a share, as in Python, or points
+                cure = f"write --budget {_plain(100 * number)}% or --budget {_plain(number)}%"
+            raise UsageError(f"budget '{text}' has no unit: {cure}")
+        if not 0 <= number < 100:
+            raise UsageError(
+                f"budget '{text}' is {_plain(number)} %, allowed is 0 % to below 100 %: "
+                f"write, say, --budget 2%{rel or ''}"
+            )
+        return Budget(points=float(number / 100), relative=rel is not None)
+
+    def limit(self, dense_score: float) -> float:
+        """The allowed loss in the metric's own units, for a given model of this score."""
+        return self.points * abs(dense_score) if self.relative else self.points
+
+    def __str__(self) -> str:
+        return f"{_plain(Decimal(repr(self.points)) * 100)}%{'rel' if self.relative else ''}"
+
+
+def _plain(number: Decimal) -> str:
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,373 @@
+"""Does the loss stay inside the budget on data that nobody has looked at?
+
+The promise is about unseen data, so it is the upper confidence bound of the loss that has to
+be inside the limit, not the loss that was observed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.metrics import IGNORE, Predictions, Scorer, score, scorer
+
+from .design_effect import Ints, design_effect, resamples
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was found on `rows` rows that no choice was made on. Scores are in [-1, 1]."""
+
+    metric: str
+    rows: int
+    score_dense: float
+    score: float
+    loss: float
+    """`score_dense - score`; below 0 = the optimised model is better."""
+    loss_upper: float
+    """The true loss is below this with `confidence`, one-sided."""
+    confidence: float
+    limit: float
+    method: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is kept."""
+        return self.loss_upper <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and `holds`, as plain values."""
+        return {**asdict(self), "holds": self.holds}
+
+
+def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within what
+    metric: str,
+    dense: Predictions,
+    optimised: Predictions,
+    labels: Predictions | None,
+    task: Task,
+    limit: float,
+    confidence: float = 0.95,
+    seed: int = 0,
+    *,
+    groups: Ints | None = None,
+) -> Certificate:
+    """Bound the loss of the optimised model from above, rows paired.
+
+    accuracy: Tango's score bound, corrected, see `accuracy_upper`. agreement of sequence
+    tasks: Clopper-Pearson on the share of changed rows. All else, token tasks included:
+    paired bootstrap over rows, see `_bootstrap_upper`.
+
+    Args:
+        metric: one of `metrics_of(task)`.
+        dense, optimised: predictions on the same N rows.
+        labels: same form; not used for `agreement`.
+        task: what the labels mean.
+        limit: the allowed loss in the metric's units; relative budgets are converted already.
+        confidence: one-sided.
+        seed: of the bootstrap.
+        groups: which rows were mixed together, numbered from 0, [N]; those count as one
+            draw, or as the rows that they are worth (`design_effect`). None = none were.
+
+    Raises:
+        UsageError: the metric does not fit the task.
+        DataError: no rows, numbers of rows differ, or no labels where they are needed.
+    """
+    truth = dense if metric == "agreement" else labels
+    if truth is None:
+        raise DataError(
+            f"certifying '{metric}' needs labels, the rows have none: use --metric agreement"
+        )
+    _same_rows(dense, optimised, truth)
+    rows = len(dense)
+    score_dense = 1.0 if metric == "agreement" else score(metric, dense, truth, task)
+    score_optimised = score(metric, optimised, truth, task)
+    loss = score_dense - score_optimised
+    if _per_row(metric, task):
+        upper, method = _exact_upper(metric, dense, optimised, truth, confidence, groups)
+    else:
+        paired = _Paired(metric, dense, optimised, truth, task)
+        upper = _bootstrap_upper(paired, loss, confidence, seed, groups)
+        method = "bootstrap"
+    return Certificate(
+        metric, rows, score_dense, score_optimised, loss, upper, confidence, limit, method
+    )
+
+
+def _exact_upper(  # noqa: PLR0917 - as `certify`
+    metric: str,
+    dense: Predictions,
+    optimised: Predictions,
+    truth: Predictions,
+    confidence: float,
+    groups: Ints | None,
+) -> tuple[float, str]:
+    """The bound of a metric that counts rows, and its name."""
+    y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
+    lost, won = (p == y) & (q != y), (p != y) & (q == y)
+    shrink = 1.0 if groups is None else design_effect(lost.astype(float) - won, groups)
+    rows, worse, better = (float(x) / shrink for x in (len(y), lost.sum(), won.sum()))
+    if metric == "accuracy":
+        return accuracy_upper(rows, worse, better, confidence), "tango"
+    return clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
+
+
+def _per_row(metric: str, task: Task) -> bool:
+    whole = task.kind == "text-classification" and task.problem == "classification"
+    return whole and metric in ("accuracy", "agreement")
+
+
+def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:
+    counts = (len(dense), len(optimised), len(labels))
+    if len(set(counts)) > 1:
+        raise DataError(
+            f"{counts[0]} dense and {counts[1]} optimised predictions for {counts[2]} labels: "
+            "all must be of the same rows"
+        )
+    if not counts[0]:
+        raise DataError("0 rows to certify on: give labelled rows, see --data")
+
+
+def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.95) -> float:
+    """One-sided upper bound of the loss of accuracy, by Tango's score test (1998).
+
+    The loss d is not rejected while (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
+    with q the likeliest share of rows that got better, given d. With no row changed this is
+    z^2 / (n + z^2). The counts may be fractions, for planning.
+
+    An approximation, that covers too rarely where no row gets better: see `accuracy_upper`.
+
+    Args:
+        rows: n, all rows.
+        worse: rows that only the dense model has right.
+        better: rows that only the optimised model has right.
+        confidence: one-sided.
+    """
+    z = NormalDist().inv_cdf(confidence)
+
+    def rejected(d: float) -> bool:
+        b = -worse - better + (2 * rows - worse + better) * d
+        root = math.sqrt(max(b * b + 8 * rows * better * d * (1 - d), 0.0))
+        q = max((root - b) / (4 * rows), 0.0)
+        spread = math.sqrt(max(rows * (2 * q + d * (1 - d)), 0.0))
+        return worse - better - rows * d < -z * spread
+
+    return _crossing(rejected, (worse - better) / rows, 1.0)
+
+
+def accuracy_upper(
+    rows: float, worse: float, better: float, confidence: float = 0.95
+) -> float:
+    """The bound that accuracy is certified by: `tango_upper` with half a row more of loss.
+
+    Where no row gets better, Tango's 95 % bound covers in as few as 92.8 % of runs at 50
+    rows, 93.2 % at 200 and 93.3 % at 872 (exact, the worst of all true losses up to 0.1).
+    With half a row more, a continuity correction, it is 96.5, 95.6 and 95.2 %, and at
+    least 95 % up to a true loss of 0.5. Arguments as `tango_upper`.
+    """
+    return tango_upper(rows, min(worse + 0.5, rows), better, confidence)
+
+
+def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest x at which the monotone `above` turns true, never too small."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return high
+
+
+def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95) -> float:
+    """Exact one-sided upper bound of a share."""
+    from scipy.stats import beta
+
+    if changed >= rows:
+        return 1.0
+    return float(beta.ppf(confidence, changed + 1, rows - changed))
+
+
+class _Paired(NamedTuple):
+    metric: str
+    dense: Predictions
+    optimised: Predictions
+    labels: Predictions
+    task: Task
+
+    def loss_scorer(self) -> Scorer:
+        before = scorer(self.metric, self.dense, self.labels, self.task)
+        after = scorer(self.metric, self.optimised, self.labels, self.task)
+        return lambda weights: before(weights) - after(weights)
+
+
+def _bootstrap_upper(
+    paired: _Paired, loss: float, confidence: float, seed: int, groups: Ints | None
+) -> float:
+    """Upper bound of the loss by paired bootstrap over rows, or over groups of them.
+
+    The percentile's distance from the loss is stretched by Student's t over the normal
+    quantile, since the percentile is too short for few rows. And it is never below the loss
+    with z^2 more rows that got worse (see `_imagined`): a bootstrap knows nothing of what did
+    not occur, so few rows, or rows that all agree, would certify any budget.
+    """
+    from scipy.stats import t
+
+    loss_of, rows = paired.loss_scorer(), len(paired.dense)
+    units = rows if groups is None else int(groups.max()) + 1
+    losses = np.concatenate([loss_of(w) for w in resamples(rows, seed, groups)])
+    z = NormalDist().inv_cdf(confidence)
+    stretch = float(t.ppf(confidence, max(units - 1, 1))) / z
+    upper = loss + max(float(np.quantile(losses, confidence)) - loss, 0.0) * stretch
+    return min(max(upper, _imagined(paired, z * z)), 2.0)
+
+
+def _imagined(paired: _Paired, extra: float) -> float:
+    """The loss with `extra` more rows that only the dense model has right, the worst case.
+
+    For accuracy without a changed row this would be z^2 / (n + z^2), as Tango's bound is.
+    Classes: rows of the class where it costs most, so that a rare class counts. Token tasks:
+    rows as they are, with all spans or labels lost. Regression: rows as they are, mirrored.
+    """
+    metric, dense, optimised, labels, task = paired
+    rows = len(dense)
+    if task.kind == "text-classification" and task.problem == "classification":
+        return _imagined_classes(paired, extra)
+    if task.problem == "regression":
+        p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
+        mirrored = np.concatenate([q, 2 * q.mean() - q])
+        both = _Paired(metric, np.tile(p, 2), mirrored, np.tile(y, 2), task)
+    else:
+        lost = tuple(_lost(metric, y[y != IGNORE], task) for y in labels)
+        d, o, y2 = tuple(dense), tuple(optimised), tuple(labels)
+        both = _Paired(metric, d + d, o + lost, y2 + y2, task)
+    weights = np.concatenate([np.ones(rows), np.full(rows, extra / rows)])[None]
+    return float(both.loss_scorer()(weights)[0])
+
+
+def _imagined_classes(paired: _Paired, extra: float) -> float:
+    p, q, y = (np.asarray(x) for x in paired[1:4])
+    counts = np.bincount(y, minlength=len(paired.task.labels))
+    # A macro mean is over the classes that occur; with two classes both are in the score.
+    classes = np.arange(len(counts)) if len(counts) == 2 else np.flatnonzero(counts)
+    # Mistaken for the rarest other class, where a false positive costs most.
+    rarest = [*classes[np.argsort(counts[classes], kind="stable")], *range(len(counts))]
+    wrong = [next(c for c in rarest if c != k) for k in classes]
+    more = _Paired(
+        paired.metric,
+        np.concatenate([p, classes]),
+        np.concatenate([q, wrong]),
+        np.concatenate([y, classes]),
+        paired.task,
+    )
+    weights = np.hstack([np.ones((len(classes), len(y))), extra * np.eye(len(classes))])
+    return float(more.loss_scorer()(weights).max())
+
+
+def _lost(metric: str, labels: NDArray[Any], task: Task) -> NDArray[Any]:
+    if metric == "f1" and "O" in task.labels:
+        return np.full(len(labels), task.labels.index("O"))
+    return (labels + 1) % len(task.labels)
+
+
+def interval(  # noqa: PLR0917 - as `certify`
+    metric: str,
+    predictions: Predictions,
+    labels: Predictions,
+    task: Task,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Two-sided confidence interval of one score, for reports.
+
+    Wilson for shares of rows (accuracy, agreement of sequence tasks), else the percentiles of
+    a bootstrap over rows. Arguments and errors as `score`.
+    """
+    _same_rows(predictions, predictions, labels)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    if _per_row(metric, task):
+        n, share = len(predictions), score(metric, predictions, labels, task)
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        spread = math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n) * z
+        return max(centre - spread, 0.0), min(centre + spread, 1.0)
+    one = scorer(metric, predictions, labels, task)
+    scores = np.concatenate([one(w) for w in resamples(len(predictions), seed)])
+    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def provable_loss(
+    rows: int, limit: float, disagreement: float = 0.05, confidence: float = 0.95
+) -> float:
+    """The largest observed loss of accuracy that so many rows can certify, for planning.
+
+    Args:
+        rows: how many rows there are to certify on.
+        limit: the allowed loss.
+        disagreement: the share of rows that is right in one model only; at least the loss.
+        confidence: one-sided.
+
+    Returns:
+        The loss; below 0 = only a model that is better by so much can be certified; -1 =
+        none can.
+    """
+
+    def fails(loss: float) -> bool:
+        changed = max(disagreement, abs(loss))
+        worse, better = rows * (changed + loss) / 2, rows * (changed - loss) / 2
+        return rows < 1 or accuracy_upper(rows, worse, better, confidence) > limit
+
+    if fails(-1.0):
+        return -1.0
+    # From above the smallest loss that fails; a hair less is certified.
+    return max(_crossing(fails, -1.0, 1.0) - 1e-9, -1.0)
+
+
+def rows_needed(
+    limit: float, loss: float = 0.0, disagreement: float = 0.05, confidence: float = 0.95
+) -> int:
+    """The fewest rows that can certify this observed loss of accuracy; see `provable_loss`.
+
+    Raises:
+        UsageError: the loss is not below the limit, so that no number of rows is enough.
+    """
+    if loss >= limit:
+        raise UsageError(
+            f"no number of rows certifies an observed loss of {loss:.2%} within {limit:.2%}: "
+            f"use a budget above {loss:.2%}"
+        )
+    enough = 1
+    while provable_loss(enough, limit, disagreement, confidence) < loss:
+        enough *= 2
+    low = enough // 2
+    while enough - low > 1:
+        middle = (low + enough) // 2
+        short = provable_loss(middle, limit, disagreement, confidence) < loss
+        low, enough = (middle, enough) if short else (low, middle)
+    return enough
+
+
+def fixed_sequence(certificates: Iterable[Certificate]) -> int:
+    """Index of the last certificate before the first that does not hold, -1 if that is the
+    first one.
+
+    Order the candidates, on other rows, from the safest to the fastest. Shipping a bad one
+    takes passing the first bad one of that order: all before it are good, and testing stops
+    at a failure. That one test errs with at most 1 - confidence, however many are tested, so
+    no correction is due (fixed-sequence testing, as in Learn-then-Test). It holds only if
+    the order does not depend on these rows and nothing is tried again after a failure.
+    The certificates are consumed lazily, so that none is made after the first failure.
+    """
+    last = -1
+    for i, certificate in enumerate(certificates):
+        if not certificate.holds:
+            break
+        last = i
+    return last

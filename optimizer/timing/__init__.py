@@ -1,0 +1,1 @@
+"""How fast a model is: interleaved timing and the measured cost table."""

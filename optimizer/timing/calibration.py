@@ -1,0 +1,172 @@
+"""Times shapes on the target: which ones say what a branch costs, and how to time them.
+
+Time depends on sizes only, so the shapes carry random weights.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prumux.optimizer.base.errors import MissingError
+from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, expected_shapes
+from prumux.optimizer.pipeline.context import Context
+
+from .interleave import interleave
+
+ROUNDS = 5
+GROUP = 5
+"""Engines that are in memory at once, beside the anchor."""
+NEAR = 1.03
+"""How much slower than before the anchor may be in a group."""
+AGAIN = 2
+"""So often a group is timed again."""
+HEAD_SHARES = (1 / 4, 1 / 2, 3 / 4, 1.0)
+FFN_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+NARROW_SHARES = (1 / 2, 1.0)
+MIXED = 10
+"""Uneven shapes among those that are measured."""
+GONE = 1 / 6
+"""Share of branches that an uneven shape lacks."""
+
+
+def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> list[float]:
+    """Best time of one pass over the workload for each encoder, on the target.
+
+    The best, since what disturbs a round can only add to it.
+    A few engines at a time are opened and run in turn, always with the first encoder among
+    them: a group in which the first is slower than it was before is timed again, and what
+    is left of the difference is scaled away, so that a slow minute does not count.
+
+    Raises:
+        MissingError: there is no target.
+    """
+    if ctx.target is None:
+        raise MissingError("timing needs a target")
+    pool = _pool(encoders, ctx)
+    groups = [encoders[i : i + GROUP] for i in range(1, len(encoders), GROUP)] or [[]]
+    found: list[list[float]] = []
+    with ctx.progress.task("timing shapes", rounds * len(groups)) as step:
+        anchor = _opened(encoders[0], ctx, pool)
+        for group in groups:
+            best = min((x[0] for x in found), default=math.inf)
+            # Opened in a list of its own, so that it is freed before the next ones are.
+            found.append(
+                _steady([anchor, *(_opened(x, ctx, pool) for x in group)], rounds, best, step)
+            )
+    first = median(group[0] for group in found)
+    return [first, *(ms * first / group[0] for group in found for ms in group[1:])]
+
+
+def speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
+    """How many times as fast as the dense model a model of these sizes is: best over best.
+
+    Raises:
+        MissingError: there is no target.
+    """
+    both = (ctx.dense.encoder, encoder)
+    pool = _pool(both, ctx)
+    with ctx.progress.task("timing the choice", rounds) as step:
+        dense, other = interleave([_opened(x, ctx, pool) for x in both], rounds, tick=step)
+    return dense.low_ms / other.low_ms
+
+
+def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> Model:
+    """A model of these sizes with small random weights, all of them views of one `pool`."""
+    shapes = expected_shapes(encoder)
+    if pool is None:
+        pool = _pool([encoder], ctx)
+    weights = {name: pool[: int(np.prod(shape))].view(shape) for name, shape in shapes.items()}
+    return Model(encoder, weights, ctx.dense.task, Masks.full(encoder))
+
+
+def knots(most: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """1 and shares of `most`, rising; nothing where `most` is 0."""
+    return tuple(sorted({1, *(max(1, round(s * most)) for s in shares)})) if most else ()
+
+
+def plan(full: Encoder, seed: int) -> list[Encoder]:
+    """Shapes that together say what every branch costs at every knot.
+
+    The empty model; every size alone, in all layers; with `pool_early` also blocks at the
+    pooled position alone; and uneven mixtures, in which branches run as they will in use.
+    """
+    layers, most = len(full.layers), full.layers[0]
+    rows: list[list[Layer]] = [[Layer(0, 0)] * layers]
+    rows += [[Layer(h, 0)] * layers for h in knots(most.heads, HEAD_SHARES)]
+    rows += [[Layer(0, f)] * layers for f in knots(most.ffn, FFN_SHARES)]
+    if full.pool_early and most.heads:
+        gone = [Layer(0, 0)] * (layers - 1)
+        rows += [[*gone, Layer(h, 0)] for h in knots(most.heads, NARROW_SHARES)]
+        for f in knots(most.ffn, NARROW_SHARES):
+            rows.append([Layer(1, f)] + [Layer(0, f)] * (layers - 1))
+    rows.append([most] * layers)
+    return [replace(full, layers=tuple(row)) for row in rows] + uneven(full, MIXED, seed)
+
+
+def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
+    """Random shapes, dense to nearly empty: sizes differ by layer, some branches are gone."""
+    rng = np.random.default_rng(seed)
+
+    def size(most: int, density: float) -> int:
+        share = min(1.0, rng.uniform(0, 2) * density)
+        return 0 if rng.random() < GONE else round(share * most)
+
+    found = []
+    for i in range(count):
+        # One from each slice of densities, so that few shapes cover them all.
+        density = 0.1 + 0.9 * (i + rng.random()) / count
+        layers = [Layer(size(x.heads, density), size(x.ffn, density)) for x in full.layers]
+        if not any(x.heads or x.ffn for x in layers):
+            layers[0] = full.layers[0]  # the empty model is measured on its own
+        found.append(replace(full, layers=tuple(layers)))
+    return found
+
+
+Run = Callable[[], object]
+
+
+def _pool(encoders: Sequence[Encoder], ctx: Context) -> Tensor:
+    """As many random numbers as the largest weight of these encoders has."""
+    most = max(int(np.prod(s)) for x in encoders for s in expected_shapes(x).values())
+    return torch.randn(most, generator=torch.Generator().manual_seed(ctx.seed)) * 0.02
+
+
+def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
+    """A pass over the workload on an engine of this shape."""
+    if not ctx.may_time:
+        raise MissingError("nothing is timed in a worker")
+    if ctx.target is None:
+        raise MissingError("timing needs a target")
+    inputs = [batch.inputs() for batch in ctx.workload]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "engine"
+        ctx.target.draft().emit(random_model(encoder, ctx, pool), ctx, place)
+        engine = ctx.target.engine(place, ctx.threads)
+    return lambda: [engine.run(x) for x in inputs]
+
+
+def _steady(
+    runs: Sequence[Run], rounds: int, best: float, step: Callable[[], None]
+) -> list[float]:
+    """Best times of a group, taken again while its first run is slower than `best`."""
+    times = _timed(runs, rounds, step)
+    for _ in range(AGAIN):
+        if times[0] <= NEAR * best:
+            break
+        times = [min(x) for x in zip(times, _timed(runs, rounds), strict=True)]
+    return times
+
+
+def _timed(
+    runs: Sequence[Run], rounds: int, step: Callable[[], None] | None = None
+) -> list[float]:
+    return [timing.low_ms for timing in interleave(runs, rounds, tick=step)]

@@ -1,0 +1,275 @@
+"""What each branch costs on the target, fitted to whole models timed at the serving point.
+
+The time of a model is taken as a sum over its branches,
+
+    t = base + sum_l a(heads_l) + sum_l f(units_l),
+
+where a and f rise with size, are 0 at 0, jump at 1 (a branch that is there at all, with its
+LayerNorm) and are linear between a few knots. Base and knots are fitted to the times of some
+thirty models, from the empty one to the full one, by non-negative least squares on relative
+errors. With `pool_early`, the last attention block and all after it have curves of their own.
+
+A table that misses uneven models, kept out of the fit, by more than 10 % is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.environment import device, versions
+from prumux.optimizer.base.errors import MissingError, PassError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.model.ir import Encoder, Layer, Model
+from prumux.optimizer.pipeline.context import Context
+
+from .calibration import (
+    FFN_SHARES,
+    HEAD_SHARES,
+    NARROW_SHARES,
+    ROUNDS,
+    knots,
+    plan,
+    time_ms,
+    uneven,
+)
+
+CHECKS = 6
+LIMIT = 0.10
+"""Largest relative error on uneven models of a table that is used."""
+STRAIGHT = 0.3
+"""How much straight curves are preferred: noise bends them, and `prune` would use that."""
+FLOOR = 0.02
+"""Share of the dense time below which an error counts as absolute: the clock is no better."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Milliseconds by size; `sizes` rise from 0."""
+
+    sizes: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def at(self, size: int) -> float:
+        """Linear between the knots; size 0 costs nothing."""
+        return float(np.interp(size, self.sizes, self.ms)) if size else 0.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the two branches of a layer cost."""
+
+    attention: Curve
+    ffn: Curve
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Milliseconds of one pass over the workload."""
+
+    dense_ms: float
+    """The dense model as it was given, without pool-early."""
+    base_ms: float
+    """Embeddings, head and what the engine spends anyway."""
+    wide: Block
+    """A layer that runs at every position."""
+    narrow: Block
+    """The last attention block and all after it, at the pooled position only."""
+    narrow_from: int
+    """First layer that is narrow while its attention lives; past the last if none is."""
+    error: float
+    """Largest relative error on the uneven models that were timed to check the table."""
+
+    def attention_ms(self, layer: int, heads: int) -> float:
+        """One attention block."""
+        return self._block(layer, self.narrow_from).attention.at(heads)
+
+    def ffn_ms(self, layer: int, units: int) -> float:
+        """One FFN block."""
+        return self._block(layer, self.narrow_from).ffn.at(units)
+
+    def predict_ms(self, encoder: Encoder) -> float:
+        """A whole model of these sizes.
+
+        With `pool_early` it is exact about which block is the last that attends, whereas
+        `attention_ms` and `ffn_ms` speak of the model that the table was asked for.
+        """
+        first = encoder.narrow_from
+        blocks = (self._block(i, first) for i in range(len(encoder.layers)))
+        parts = (
+            block.attention.at(x.heads) + block.ffn.at(x.ffn)
+            for block, x in zip(blocks, encoder.layers, strict=True)
+        )
+        return self.base_ms + sum(parts)
+
+    def limit_ms(self, speedup: float, name: str) -> float:
+        """The time that a speed-up over the dense model leaves.
+
+        Raises:
+            PassError: it is less than what no pruning can remove; `name` is of the pass.
+        """
+        limit = self.dense_ms / speedup
+        if limit < self.base_ms:
+            most = int(10 * self.dense_ms / self.base_ms) / 10
+            raise PassError(
+                f"{name}{{speedup={speedup:g}}} leaves {limit:.3g} of {self.dense_ms:.3g} ms, "
+                f"embeddings and head alone take {self.base_ms:.3g} ms\n"
+                f"ask for {name}{{speedup={most:g}}} or less",
+                exit_code=2,
+            )
+        return limit
+
+    def _block(self, layer: int, first: int) -> Block:
+        return self.narrow if layer >= first else self.wide
+
+
+def cost_table(model: Model, ctx: Context) -> CostTable:
+    """The table of the model's full sizes on `ctx.target`, measured once and kept.
+
+    Raises:
+        MissingError: there is no target to measure on.
+        PassError: twice measured, it misses uneven models by more than `LIMIT`; or the model
+            mixes rows.
+    """
+    if ctx.target is None:
+        raise MissingError("a measured speed-up needs a target; use sparsity= in place of it")
+    if model.encoder.mux:
+        raise PassError(
+            f"the cost table times single rows, the model mixes {model.encoder.slots}\n"
+            "put mux after it, or use sparsity= in place of speedup=",
+            exit_code=2,
+        )
+    dense = ctx.dense.encoder
+    most = Layer(max(x.heads for x in dense.layers), max(x.ffn for x in dense.layers))
+    left = model.masks.sizes(model.encoder)
+    full = replace(left, layers=(most,) * len(dense.layers))
+    shapes = [b.input_ids.shape for b in ctx.workload]
+    # repr, because the short text of an encoder leaves most of its fields out
+    name = "costs-" + key(
+        repr(full), repr(dense), ctx.target, ctx.threads, shapes, device(), versions()
+    )
+    table = _from_json(ctx.cache.json(name, lambda: asdict(_checked(full, ctx))))
+    return replace(table, narrow_from=left.narrow_from)
+
+
+def fit(
+    encoders: Sequence[Encoder], times_ms: Sequence[float], dense_ms: float, full: Encoder
+) -> CostTable:
+    """The table that fits these models' times best, each error relative to its own time.
+
+    Args:
+        encoders: shapes as `full`, of smaller sizes.
+        times_ms: the time of each.
+        dense_ms: the time of the dense model.
+        full: the greatest sizes, the same in every layer.
+    """
+    from scipy.optimize import nnls
+
+    most = full.layers[0]
+    wide = knots(most.heads, HEAD_SHARES), knots(most.ffn, FFN_SHARES)
+    narrow = knots(most.heads, NARROW_SHARES), knots(most.ffn, NARROW_SHARES)
+    if not full.pool_early:
+        narrow = (), ()
+    rows = np.array([_row(x, wide, narrow) for x in encoders])
+    times = np.array(times_ms)
+    weights = 1 / (times + FLOOR * dense_ms)
+    bends = _bends((*wide, *narrow), len(full.layers) / dense_ms)
+    left = np.vstack([rows * weights[:, None], STRAIGHT * bends])
+    found, _ = nnls(left, np.concatenate([times * weights, np.zeros(len(bends))]))
+    steps = np.split(found[1:], np.cumsum([len(x) for x in (*wide, *narrow)])[:-1])
+    curves = [
+        Curve((0, *x), (0.0, *np.cumsum(ms).tolist()))
+        for x, ms in zip((*wide, *narrow), steps, strict=True)
+    ]
+    return CostTable(
+        dense_ms=dense_ms,
+        base_ms=float(found[0]),
+        wide=Block(*curves[:2]),
+        narrow=Block(*curves[2:]),
+        narrow_from=len(full.layers),
+        error=0.0,
+    )
+
+
+def _bends(curves: Sequence[tuple[int, ...]], scale: float) -> Floats:
+    """What is to be small so that curves are straight past 1, a row per inner knot.
+
+    Each is a change of slope times the curve's whole width, in shares of the dense time.
+    """
+    size, at = 1 + sum(len(x) for x in curves), 1
+    found = [np.zeros(size)]
+    for knot in curves:
+        for j in range(1, len(knot) - 1):
+            row = np.zeros(size)
+            row[at + j] = -knot[-1] * scale / (knot[j] - knot[j - 1])
+            row[at + j + 1] = knot[-1] * scale / (knot[j + 1] - knot[j])
+            found.append(row)
+        at += len(knot)
+    return np.array(found)
+
+
+def _row(
+    encoder: Encoder,
+    wide: tuple[tuple[int, ...], tuple[int, ...]],
+    narrow: tuple[tuple[int, ...], tuple[int, ...]],
+) -> Floats:
+    """How often each step of each curve is taken in a model: first the base, always once."""
+    first = encoder.narrow_from
+    parts = [np.ones(1)]
+    for sizes, layers in ((wide, encoder.layers[:first]), (narrow, encoder.layers[first:])):
+        parts.append(sum((_steps(x.heads, sizes[0]) for x in layers), np.zeros(len(sizes[0]))))
+        parts.append(sum((_steps(x.ffn, sizes[1]) for x in layers), np.zeros(len(sizes[1]))))
+    return np.concatenate(parts)
+
+
+def _steps(size: int, at: tuple[int, ...]) -> Floats:
+    """How much of the rise to each knot a branch of this size pays, 0..1."""
+    if not at:
+        return np.zeros(0)
+    knot = np.array(at, dtype=np.float64)
+    before = np.concatenate([[0.0], knot[:-1]])
+    share: Floats = np.clip((size - before) / (knot - before), 0.0, 1.0)
+    return share
+
+
+def _checked(full: Encoder, ctx: Context) -> CostTable:
+    """Measure; once more and longer if the check fails."""
+    first = _measure(full, ctx, ROUNDS)
+    if first.error <= LIMIT:
+        return first
+    again = _measure(full, ctx, 2 * ROUNDS)
+    if again.error <= LIMIT:
+        return again
+    raise PassError(
+        f"the cost table is {first.error:.0%} off on uneven models, measured once more "
+        f"{again.error:.0%}; {LIMIT:.0%} is the most that is used\n"
+        "try again when nothing else runs on this machine, or do without a clock:\n"
+        "use sparsity=0.5 of=macs in place of speedup",
+        exit_code=4,  # a check failed, as with parity; the request itself was sound
+    )
+
+
+def _measure(full: Encoder, ctx: Context, rounds: int) -> CostTable:
+    """Time the plan and the models that check it, then fit."""
+    shapes = plan(full, ctx.seed)
+    checks = uneven(full, CHECKS, ctx.seed + 1)
+    dense_ms, *times = time_ms([ctx.dense.encoder, *shapes, *checks], ctx, rounds)
+    table = fit(shapes, times[: len(shapes)], dense_ms, full)
+    pairs = zip(checks, times[len(shapes) :], strict=True)
+    return replace(table, error=max(abs(table.predict_ms(x) / ms - 1) for x, ms in pairs))
+
+
+def _from_json(found: Mapping[str, Any]) -> CostTable:
+    def block(x: Mapping[str, Any]) -> Block:
+        curves = (Curve(tuple(x[k]["sizes"]), tuple(x[k]["ms"])) for k in ("attention", "ffn"))
+        return Block(*curves)
+
+    return CostTable(
+        **{**found, "wide": block(found["wide"]), "narrow": block(found["narrow"])}
+    )

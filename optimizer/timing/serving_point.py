@@ -1,0 +1,103 @@
+"""Engines side by side at the serving point: throughput of batches, latency of single rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.pipeline.target import Engine
+
+from .interleave import Timing, interleave, percentile_ms, ratio
+
+ROUNDS = 11
+SINGLE_ROWS = 32
+SINGLE_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One engine at the serving point."""
+
+    rows_per_second: float
+    rows_per_second_low: float
+    rows_per_second_high: float
+    latency_ms_p50: float
+    """Of one row alone, as are the other latencies."""
+    latency_ms_p90: float
+    latency_ms_p99: float
+    throughput_ratio: float
+    """Median over rounds of this engine's throughput against the first engine's."""
+    throughput_ratio_low: float
+    throughput_ratio_high: float
+
+
+UNTIMED = Speed(*[0.0] * 9)
+
+
+def compare(
+    engines: Sequence[Engine], workload: Sequence[Batch], progress: Progress
+) -> list[Speed]:
+    """Time all engines in one interleaved run; ratios are against the first."""
+    inputs = [batch.inputs() for batch in workload]
+    rows = sum(len(batch.rows) for batch in workload)
+    runs = [_pass_over(engine, inputs) for engine in engines]
+    with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
+        timings = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True)
+        singles = _singles(engines, inputs, step)
+    return [
+        _speed(rows, timing, timings[0], single)
+        for timing, single in zip(timings, singles, strict=True)
+    ]
+
+
+Inputs = Mapping[str, NDArray[Any]]
+
+
+def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> Callable[[], object]:
+    return lambda: [engine.run(x) for x in inputs]
+
+
+def _singles(
+    engines: Sequence[Engine], inputs: Sequence[Inputs], step: Callable[[], None]
+) -> list[list[float]]:
+    """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
+    each = max(1, SINGLE_ROWS // len(inputs))
+    rows = [_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))]
+    found: list[list[float]] = [[] for _ in engines]
+
+    def one_by_one(engine: Engine, times_ms: list[float]) -> None:
+        for row in rows:
+            start = time.perf_counter()
+            engine.run(row)
+            times_ms.append((time.perf_counter() - start) * 1000)
+
+    runs = [partial(one_by_one, *pair) for pair in zip(engines, found, strict=True)]
+    interleave(runs, SINGLE_ROUNDS, warmup=0, tick=step)
+    return found
+
+
+def _row(inputs: Inputs, i: int) -> Inputs:
+    length = int(inputs["attention_mask"][i].sum())
+    return {name: value[i : i + 1, :length] for name, value in inputs.items()}
+
+
+def _speed(rows: int, timing: Timing, first: Timing, single: Sequence[float]) -> Speed:
+    gain = ratio(first, timing)
+    return Speed(
+        rows_per_second=1000 * rows / timing.median_ms,
+        rows_per_second_low=1000 * rows / timing.high_ms,
+        rows_per_second_high=1000 * rows / timing.low_ms,
+        latency_ms_p50=percentile_ms(single, 0.5),
+        latency_ms_p90=percentile_ms(single, 0.9),
+        latency_ms_p99=percentile_ms(single, 0.99),
+        throughput_ratio=gain.median_ms,
+        throughput_ratio_low=gain.low_ms,
+        throughput_ratio_high=gain.high_ms,
+    )

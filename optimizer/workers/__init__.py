@@ -1,0 +1,1 @@
+"""Candidates built ahead of the search by other processes or machines (Ray)."""

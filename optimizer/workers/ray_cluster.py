@@ -1,0 +1,231 @@
+"""Ray as a `Cluster`: each job a task that says how many processors it takes.
+
+Ray runs a task again, elsewhere, if the process or the machine that it is on dies. What it
+gives up, or cannot place, is said to be the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prumux.optimizer.base.errors import MissingError
+from prumux.optimizer.search.evaluator import Bench
+
+from .payload import Host, packed, work
+from .speculation import Job
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from .scheduler import Files
+
+RETRIES = 2
+"""So often Ray runs a task again whose process or machine died."""
+LOOK_S = 5.0
+"""How often to look whether any machine is left."""
+DRAIN_S = 20.0
+"""So long a cancelled task may take to end; then its process is killed."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_task_oom_retries": str(RETRIES),  # without a limit where it is not set
+}
+"""Of a Ray that is started here."""
+
+
+@contextmanager
+def connected(workers: Workers) -> Iterator[None]:
+    """Ray, started on this machine or connected to, for as long as the block runs.
+
+    A Ray that this process is connected to already is taken as it is, and stays.
+
+    Raises:
+        MissingError: the cluster is there and will not have us.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if workers.address is None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        options |= {"num_cpus": max(workers.count, _cores()), "include_dashboard": False}
+    try:
+        with _own_signals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a time-out, before it tries again
+            ray.init(workers.address or "local", **options)
+    except Exception as error:  # Ray raises what it likes: versions, time-outs, start-up
+        raise MissingError(
+            f"Ray cannot be used, {workers.address or 'started on this machine'}: "
+            f"{_first_line(error)}\ninstall the same versions there, or leave --workers out"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayCluster:
+    """Trials as Ray tasks; see `crew.Cluster`."""
+
+    def __init__(self, bench: Bench, workers: Workers, threads: int) -> None:
+        import ray
+
+        self._most = workers.count if workers.address is None else None
+        self._cpus, self._gpus = threads, float(bench.request.device == "cuda")
+        self._host = Host.of(bench, threads)
+        self._bench = ray.put(packed(bench))
+        self._task: Any = ray.remote(_work).options(
+            num_cpus=threads, num_gpus=self._gpus, max_retries=RETRIES
+        )
+        self._shared: dict[str, Any] = {}
+        self._cancelled: list[Any] = []
+        self._lost = False
+
+    def slots(self) -> int:
+        """How many can run at once on the machines that are alive."""
+        if self._lost:
+            return 0
+        fit = sum(self._fits(node) for node in _nodes())
+        return fit if self._most is None else min(fit, self._most)
+
+    def start(self, job: Job, files: Mapping[str, Path]) -> Hashable:
+        """Begin a job."""
+        import ray
+
+        sent = {}
+        for name, path in files.items():
+            whole = name.startswith("model-")  # large, and of use to this candidate alone
+            if whole or name not in self._shared:
+                put = ray.put(path.read_bytes())
+                if not whole:
+                    self._shared[name] = put
+            sent[name] = put if whole else self._shared[name]
+        handle: Hashable = self._task.remote(
+            self._bench, job.kind, str(job.pipeline), sent, self._host
+        )
+        return handle
+
+    def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
+        """Wait until one has ended, or no machine is left for any."""
+        import ray
+
+        refs = list(handles)
+        try:
+            while True:
+                ended, _ = ray.wait(refs, num_returns=1, timeout=LOOK_S)
+                if ended:
+                    return {ref: _outcome(ref) for ref in ended}
+                if not self.slots():
+                    why = f"no machine of the cluster has {self._cpus} processors left"
+                    for ref in refs:
+                        self.cancel(ref)
+                    return dict.fromkeys(refs, why)
+        except Exception as error:  # the connection is gone
+            self._lost = True
+            return dict.fromkeys(refs, _first_line(error))
+
+    def cancel(self, handle: Hashable) -> None:
+        """End a job soon."""
+        import ray
+
+        ref: Any = handle
+        self._cancelled.append(ref)
+        self._quietly(lambda: ray.cancel(ref))
+
+    def drain(self) -> None:
+        """Return when everything that was cancelled has ended, killed if it must be."""
+        import ray
+
+        def ended(seconds: float) -> list[Any]:
+            refs = self._cancelled
+            return list(ray.wait(refs, num_returns=len(refs), timeout=seconds)[1])
+
+        def end() -> None:
+            for ref in ended(DRAIN_S):
+                ray.cancel(ref, force=True)
+            ended(DRAIN_S)
+
+        if self._cancelled and not self._lost:
+            self._quietly(end)
+        self._cancelled.clear()
+
+    def _fits(self, node: Mapping[str, Any]) -> int:
+        has = node["Resources"]
+        fit = int(has.get("CPU", 0) // self._cpus)
+        return min(fit, int(has.get("GPU", 0) // self._gpus)) if self._gpus else fit
+
+    def _quietly(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception:  # the connection is gone, and with it whatever ran
+            self._lost = True
+
+
+def smallest_machine() -> int:
+    """Processors of the smallest machine that has any; 1 if there is none yet."""
+    return max(
+        1,
+        min(
+            (x for x in (int(n["Resources"].get("CPU", 0)) for n in _nodes()) if x), default=1
+        ),
+    )
+
+
+def _work(
+    bench: Bench, kind: str, text: str, files: Mapping[str, Any], host: Host
+) -> dict[str, bytes] | str:
+    """The task; what it needs comes from the object store."""
+    import ray
+
+    return work(bench, kind, text, {k: ray.get(x) for k, x in files.items()}, host)
+
+
+def _outcome(ref: Any) -> Files | str:
+    import ray
+
+    try:
+        found: Files | str = ray.get(ref)
+    except Exception as error:  # what the task raised, or how its process died
+        return _first_line(error)
+    return found
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    nodes: Callable[[], list[dict[str, Any]]] = ray.nodes
+    return [node for node in nodes() if node["Alive"]]
+
+
+def _cores() -> int:
+    from prumux.optimizer.base.environment import cpu_threads
+
+    return cpu_threads()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [x for x in str(error).splitlines() if x.strip()] or [""]
+    return f"{type(error).__name__}: {lines[0]:.200}"
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; ours means: stop, and say how to go on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""Hard-concrete gates, which `learn-masks` trains."""

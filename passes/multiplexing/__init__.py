@@ -1,0 +1,1 @@
+"""Helpers of `mux` and `warm-up`."""

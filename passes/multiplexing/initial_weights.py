@@ -1,0 +1,54 @@
+"""What mixing and taking apart begin with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.model.ir import Encoder, Model, Mux, expected_shapes
+from prumux.optimizer.model.module import EncoderModule
+
+INITIAL_STD = 0.02
+
+
+def slot_keys(mux: Mux, hidden: int, random: torch.Generator) -> Tensor:
+    """Keys [n, D] of mean square 1."""
+    drawn = torch.randn(mux.n, hidden, generator=random)
+    if mux.variant == "fixed":
+        return drawn
+    if mux.variant == "orthogonal":
+        columns, _ = torch.linalg.qr(drawn.T)
+        found: Tensor = columns.T.contiguous() * hidden**0.5
+        return found
+    signs = torch.where(drawn < 0, -1.0, 1.0)
+    signs[0] = 1.0  # so that the first slot starts from what the layers know
+    return signs
+
+
+def added_weights(
+    keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
+) -> dict[str, Tensor]:
+    """What `encoder` mixes and takes apart with, see `initial`."""
+    names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
+    return {name: initial(name, keys, encoder, model, random) for name in names}
+
+
+def initial(
+    name: str, keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
+) -> Tensor:
+    """Demultiplexing starts as multiplying by the key once more, which undoes a sign."""
+    if name in ("mux.keys", "demux.scale"):
+        return keys.clone()
+    shape = expected_shapes(encoder)[name]
+    if ".norm." in name:
+        last = model.weights[last_norm(model) + name.rpartition(".")[2]]
+        return last.clone() if tuple(last.shape) == shape else torch.ones(shape)
+    if len(shape) == 1 or name == "demux.shift":
+        return torch.zeros(shape)
+    return torch.randn(shape, generator=random) * INITIAL_STD
+
+
+def last_norm(model: Model) -> str:
+    """The prefix of the LayerNorm whose output the head was trained on."""
+    living = EncoderModule(model).branches()
+    return f"{living[-1].name}.norm." if living else "embeddings.norm."

@@ -1,0 +1,104 @@
+"""n models side by side in a state n times as wide, one for each slot, without gradient steps.
+
+The mixed state is the rows' states one after another, so the keys are indicators of blocks and
+every map is block diagonal: the slots are separate at first, but for LayerNorm, whose
+statistics they share, and for the mean over members: where only one row has a token its state
+comes n times as large. Training fills in what is off the diagonal. Demultiplexing begins as
+copying a slot's block to all blocks,
+
+    z_i = LN(y + [I .. I]^T (g(S y / e) - g(-S y / e)))     with S = [I .. I], y = e * block i
+
+which is exact for activations with g(u) - g(-u) = u, as GELU has.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, expected_shapes
+
+from .initial_weights import added_weights, last_norm
+
+KEPT = 1 / 16
+"""e: what is left of the state beside its copies; 0 would teach demultiplexing nothing."""
+
+
+def side_by_side(model: Model, mux: Mux, random: torch.Generator) -> Model:
+    """The model with n times the hidden dimensions, heads and units, mixing and taking apart.
+
+    Args:
+        model: of single rows; masks may be pending.
+        mux: mixes at the embeddings.
+        random: for what starts from nothing.
+    """
+    n, e, masks = mux.n, model.encoder, model.masks
+    encoder = replace(
+        e,
+        hidden=n * e.hidden,
+        layers=tuple(Layer(n * x.heads, n * x.ffn) for x in e.layers),
+        projected=True,
+        mux=mux,
+    )
+    given = dict(model.weights)
+    if not e.projected:
+        given["embeddings.project.weight"] = torch.eye(e.hidden)
+        given["embeddings.project.bias"] = torch.zeros(e.hidden)
+    added = _taken_apart(model, encoder, mux, random)
+    left = model.kept_hidden
+    return replace(
+        model,
+        encoder=encoder,
+        weights={
+            name: added[name] if name in added else _widened(name, given[name], n)
+            for name in expected_shapes(encoder)
+        },
+        masks=Masks(
+            heads=tuple(m.repeat(n) for m in masks.heads),
+            ffn=tuple(m.repeat(n) for m in masks.ffn),
+            hidden=masks.hidden.repeat(n),
+        ),
+        kept_hidden=(torch.arange(e.hidden) if left is None else left).repeat(n),
+        notes={"parameters": sum(x.numel() for x in added.values())},
+    )
+
+
+def _widened(name: str, given: Tensor, n: int) -> Tensor:
+    """A weight of n models: what they read comes from their own block."""
+    if name.startswith("embeddings.project."):
+        return torch.cat([given] * n) * math.sqrt(n)  # mixing takes a mean, keys are root n
+    if name.startswith("embeddings.") or name == "head.output.bias":
+        return given
+    if given.dim() == 1:
+        return given.repeat(n)
+    if name.startswith("head."):
+        return given.repeat(1 if name == "head.output.weight" else n, n) / n
+    found: Tensor = torch.block_diag(*[given] * n)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _taken_apart(
+    model: Model, encoder: Encoder, mux: Mux, random: torch.Generator
+) -> dict[str, Tensor]:
+    """The weights of mux and demux."""
+    n, each = mux.n, model.encoder.hidden
+    blocks = torch.eye(n).repeat_interleave(each, 1)  # [n, n * D]
+    norm = last_norm(model)
+    scale, shift = (model.weights[f"{norm}{x}"] for x in ("weight", "bias"))
+    mean, power = shift.mean(), (scale.square().mean() + shift.var(correction=0)).sqrt()
+    found = added_weights(blocks * math.sqrt(n), encoder, model, random)
+    for i in range(mux.demux):
+        norm = f"demux.{i}.norm"
+        found[f"{norm}.weight"] = power.expand(n * each).clone()
+        found[f"{norm}.bias"] = mean.expand(n * each).clone()
+    found["demux.scale"] = blocks * (KEPT if mux.demux else n)
+    if mux.demux:
+        total = torch.eye(each).repeat(1, n) / KEPT  # [D, n * D]
+        found["demux.0.up.weight"][: 2 * each] = torch.cat([total, -total])
+        copied = torch.eye(each).repeat(n, 1)
+        found["demux.0.down.weight"].zero_()
+        found["demux.0.down.weight"][:, : 2 * each] = torch.cat([copied, -copied], 1)
+    return found

@@ -1,0 +1,1 @@
+"""Importance scores and the joint choice of what to prune."""

@@ -1,0 +1,112 @@
+"""Importance scores that the prune passes share.
+
+A mask factor z is put on every head and FFN unit, or on every hidden dimension; its importance
+is the Fisher information
+
+    I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
+
+over R rows and C classes, p being the model's own prediction, so no labels are needed. To
+second order, removing the unit costs I(z) / 2 nats of KL divergence from the dense prediction.
+The gradient is taken for every row on its own (the factor carries a row axis).
+For regression, with unit variance, it is the squared derivative of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.base.bfloat16 import autocast
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.tokenize import Encoded, groups_of
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule, Factors
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.tasks.fisher import losses
+
+ROWS = 1024
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Importance per layer: heads [H], ffn [F]."""
+
+    heads: tuple[Tensor, ...]
+    ffn: tuple[Tensor, ...]
+
+
+def fisher(model: Model, ctx: Context) -> Scores:
+    """Fisher importance of every head and FFN unit on the first `ROWS` fit rows."""
+    masks, half = model.masks, len(model.encoder.layers)
+
+    def put(own: Factors, z: list[Tensor]) -> Factors:
+        return Factors(tuple(z[:half]), tuple(z[half:]), own.hidden)
+
+    found = _kept("fisher", model, (*masks.heads, *masks.ffn), put, ctx)
+    return Scores(heads=tuple(found[:half]), ffn=tuple(found[half:]))
+
+
+def hidden_fisher(model: Model, ctx: Context) -> Tensor:
+    """Fisher importance of every hidden dimension, [D], on the first `ROWS` fit rows.
+
+    The derivative is that of the masked function (`optimizer.module`): through every write to
+    the residual stream and through LayerNorm's statistics.
+    """
+
+    def put(own: Factors, z: list[Tensor]) -> Factors:
+        return Factors(own.heads, own.ffn, z[0])
+
+    return _kept("hidden-fisher", model, (model.masks.hidden,), put, ctx)[0]
+
+
+Put = Callable[[Factors, list[Tensor]], Factors]
+"""The module's own factors with those under test, each [B, W], in their places."""
+
+
+def _kept(
+    name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
+) -> list[Tensor]:
+    """Importance of the factors on `alive`, from the store if it is there."""
+    from prumux.optimizer.model.source import digest
+
+    rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
+    masks = model.masks
+    given = digest(model.weights, model.task, model.encoder)
+    about = (rows.ids, rows.types, ctx.seed)
+    name = f"{name}-{key(given, masks.key(), *map(repr, about), torch.__version__)}"
+
+    def make() -> dict[str, Tensor]:
+        return {str(i): x for i, x in enumerate(_fisher(model, alive, put, rows, ctx))}
+
+    found = ctx.store.tensors(name, make)
+    return [found[str(i)] for i in range(len(alive))]
+
+
+def _fisher(
+    model: Model, alive: tuple[Tensor, ...], put: Put, rows: Encoded, ctx: Context
+) -> list[Tensor]:
+    module, n = EncoderModule(model).to(ctx.device).eval(), model.encoder.slots
+    groups = groups_of(rows, BATCH, n)
+    total = [torch.zeros(len(m)) for m in alive]
+    living = [m.float().to(ctx.device) for m in alive]
+    random = torch.Generator().manual_seed(ctx.seed)
+    with ctx.progress.task("importance", len(groups)) as step:
+        for batch in groups:
+            inputs = {k: torch.as_tensor(v).to(ctx.device) for k, v in batch.inputs().items()}
+            mixed = len(batch.rows) // n
+            ones = [torch.ones(mixed, len(m)).to(m).requires_grad_() for m in living]
+            masked = [one * mask for one, mask in zip(ones, living, strict=True)]
+            with autocast(ctx.device):
+                logits = module(**inputs, factors=put(module.factors, masked)).float()
+            real = None if model.encoder.pooled else inputs["attention_mask"].bool()
+            for loss in losses(model, logits, real, random):
+                grads = torch.autograd.grad(loss, ones, retain_graph=True, allow_unused=True)
+                for i, grad in enumerate(grads):
+                    if grad is not None:
+                        total[i] += grad.square().sum(0).cpu()
+            step()
+    return [x / sum(len(batch.rows) for batch in groups) for x in total]

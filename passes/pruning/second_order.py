@@ -1,0 +1,150 @@
+"""Second-order removal, one unit at a time with compensation, as a value of every count.
+
+Within a branch the cheapest unit goes first and the others take over what they can of its
+work (`removal.py`), under the branch's curvature (`curvature.py`): two units that do the same
+cost little once and much twice, which importance of single units cannot see. The output
+bias takes over the mean, so H is taken about it; with the last unit the bias goes too.
+
+Curvature leaves out how positions act together. So every branch is scaled until taking units
+away one by one, nothing compensated, costs in sum what their Fisher importance says: values
+of all branches, like importance, are twice the KL divergence in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.tokenize import groups_of
+from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.module import Branch
+from prumux.optimizer.pipeline.context import Context
+from prumux.passes.refit.curvature import Curvature, curvature
+
+from .importance import Scores, fisher
+from .surgeon import compensated, removal
+
+ROWS = 1024
+BATCH = 32
+DAMPING = 0.01
+"""Added to H's diagonal, relative to its mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removals:
+    """What goes in which order in every branch, and how the others make up for it.
+
+    found: per living branch `order` int64 [N], units that were masked before first; `loss`
+    float64 [N + 1] after so many have gone; `gram` [M, M], damped, and `mean` [M] of the
+    inputs that were not masked before.
+    """
+
+    found: Mapping[str, Tensor]
+
+    def values(self, masks: Masks) -> list[tuple[float, ...]]:
+        """Per branch, all attention then all FFN, what keeping 0, 1, ... units is worth."""
+        losses = [
+            self.found.get(f"{branch.name}.loss", torch.zeros(len(mask) + 1))
+            for branch, mask in _branches(masks)
+        ]
+        return [tuple((loss[-1] - loss.flip(0)).tolist()) for loss in losses]
+
+    def keep(self, model: Model, counts: Sequence[int]) -> Model:
+        """The model with masks that keep so many units, attention branches first, then FFN.
+
+        Output maps and their biases are moved; columns of units that go become zero.
+        """
+        weights, half = dict(model.weights), len(model.masks.heads)
+        kept: list[Tensor] = []
+        for (branch, mask), count in zip(_branches(model.masks), counts, strict=True):
+            left = mask.clone()
+            if bool(mask.any()):
+                left[self.found[f"{branch.name}.order"][: len(mask) - count]] = False
+            kept.append(left)
+            if bool(left.any()) and not torch.equal(left, mask):
+                weights |= self._moved(model, branch, mask, left)
+        masks = Masks(tuple(kept[:half]), tuple(kept[half:]), model.masks.hidden)
+        return replace(model, weights=weights, masks=masks)
+
+    def _moved(
+        self, model: Model, branch: Branch, mask: Tensor, left: Tensor
+    ) -> dict[str, Tensor]:
+        size = _width(model, branch)
+        at, name = mask.repeat_interleave(size), branch.output
+        old = model.weights[f"{name}.weight"]
+        gram, mean = (self.found[f"{branch.name}.{x}"] for x in ("gram", "mean"))
+        new = old.clone()
+        new[:, at] = compensated(old[:, at], gram, left[mask].repeat_interleave(size))
+        bias = model.weights[f"{name}.bias"] + (old - new)[:, at] @ mean
+        return {f"{name}.weight": new, f"{name}.bias": bias}
+
+
+def second_order(model: Model, ctx: Context) -> Removals:
+    """The removals of every branch, from the first `ROWS` fit rows; kept in `ctx.store`."""
+    from prumux.optimizer.model.source import digest
+
+    rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
+    masks = [*model.masks.heads, *model.masks.ffn, model.masks.hidden]
+    given = digest(model.weights, model.task, model.encoder)
+    about = (*(m.int().tolist() for m in masks), rows.ids, rows.types, ctx.seed, DAMPING)
+    name = "second-order-" + key(given, *map(repr, about), torch.__version__)
+
+    def make() -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        groups = groups_of(rows, BATCH, model.encoder.slots)
+        scores, around = fisher(model, ctx), curvature(model, groups, ctx)
+        with ctx.progress.task("removal", len(around)) as step:
+            for branch, each in around.items():
+                part = _branch(model, branch, each, scores)
+                found |= {f"{branch.name}.{k}": x for k, x in part.items()}
+                step()
+        return found
+
+    return Removals(ctx.store.tensors(name, make))
+
+
+def _branches(masks: Masks) -> list[tuple[Branch, Tensor]]:
+    """Every branch with its mask, attention first."""
+    heads = [(Branch(i, "attention"), mask) for i, mask in enumerate(masks.heads)]
+    return heads + [(Branch(i, "ffn"), mask) for i, mask in enumerate(masks.ffn)]
+
+
+def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict[str, Tensor]:
+    """Order and losses of one branch, and what `keep` needs to compensate."""
+    kind = "heads" if branch.kind == "attention" else "ffn"
+    mask: Tensor = getattr(model.masks, kind)[branch.index]
+    importance, size = float(getattr(scores, kind)[branch.index].sum()), _width(model, branch)
+    alive = mask.repeat_interleave(size)
+    mean = at.mean[alive]
+    raw = at.inputs[alive][:, alive].double()
+    gram = raw - torch.outer(mean, mean).double()
+    gram.diagonal().add_(DAMPING * float(gram.diagonal().mean()) + 1e-12)
+    weight = model.weights[f"{branch.output}.weight"][:, alive].double()
+    root = at.root.double()
+    order, loss = removal(root @ weight, gram, size)
+    whole = weight @ mean.double() + model.weights[f"{branch.output}.bias"].double()
+    loss[-1] += (root @ whole).square().sum()
+    scale = _scale(root @ weight, raw, size, importance)
+    gone = (~mask).nonzero()[:, 0]
+    return {
+        "order": torch.cat([gone, mask.nonzero()[:, 0][order]]),
+        "loss": torch.cat([loss.new_zeros(len(gone)), scale * loss]),
+        "gram": gram.float(),
+        "mean": mean,
+    }
+
+
+def _scale(weight: Tensor, gram: Tensor, size: int, importance: float) -> float:
+    """Fisher importance over the summed cost of single removals without compensation."""
+    groups = len(gram) // size
+    own = (weight.T @ weight) * gram
+    blocks = own.view(groups, size, groups, size).diagonal(dim1=0, dim2=2)
+    return importance / float(blocks.sum()) if float(blocks.sum()) > 0 else 0.0
+
+
+def _width(model: Model, branch: Branch) -> int:
+    return model.encoder.head_dim if branch.kind == "attention" else 1

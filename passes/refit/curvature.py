@@ -1,0 +1,115 @@
+r"""What a change of a branch's output map costs, in two small matrices a branch (K-FAC).
+
+Moving the map of one branch by dW moves its output at position t by dW x_t. To second order
+the KL divergence from the model's own prediction p becomes half of
+
+    1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt
+
+Positions are taken not to correlate, and the shape of g not to depend on the position, only
+its size w_rt = sum_c p_rc |g_rct|^2 does. That leaves tr(G dW H dW^T) with
+
+    G = 1/R * sum_rct p_rc g_rct g_rct^T      H = sum_rt w_rt x_rt x_rt^T / sum_rt w_rt
+
+so a position that nobody reads counts for (nearly) nothing. No labels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.base.bfloat16 import autocast
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import Branch, EncoderModule, Factors
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.tasks.fisher import losses
+
+AROUND = 0.05
+"""Weight that a row's positions share evenly: it steadies H where one position counts."""
+FLOOR = 1e-20
+"""Weight of a position whose gradient is zero, so that H is defined all the same."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Of one branch, float32 on the CPU. M: inputs of its output map, D: its outputs."""
+
+    inputs: Tensor
+    """H, [M, M]."""
+    mean: Tensor
+    """Weighted mean input, [M]."""
+    root: Tensor
+    """The symmetric root of G, [D, D]: rows of `root @ W` count alike."""
+
+
+def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
+    """Both factors for every living branch, from one forward pass over `groups`."""
+    module = _Tapped(model).to(ctx.device).eval()
+    sums = {branch: _Sums() for branch in module.branches()}
+    random = torch.Generator().manual_seed(ctx.seed)
+    with ctx.progress.task("curvature", len(groups)) as step:
+        for batch in groups:
+            inputs = {k: torch.as_tensor(v).to(ctx.device) for k, v in batch.inputs().items()}
+            with autocast(ctx.device):
+                logits = module(**inputs).float()
+            real = inputs["attention_mask"].bool()
+            taps = [tap for _, tap in module.taps.values()]
+            scored = None if model.encoder.pooled else real
+            each_loss = losses(model, logits, scored, random)
+            grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
+            for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
+                each = [g[i].float() for g in grads]
+                # Of a mixed row a position is real where some member has a token.
+                mixed = real.view(len(tap), -1, real.shape[1]).any(1)
+                sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
+            step()
+    rows = sum(len(batch.rows) for batch in groups)
+    return {branch: x.result(rows) for branch, x in sums.items()}
+
+
+class _Tapped(EncoderModule):
+    """Keeps each output map's input, and a zero beside its output that takes the gradient."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.taps: dict[Branch, tuple[Tensor, Tensor]] = {}
+
+    def residual(
+        self, branch: Branch, inner: Tensor, rows: Tensor, *, factors: Factors | None = None
+    ) -> Tensor:
+        y = super().residual(branch, inner, rows, factors=factors)
+        tap = torch.zeros_like(y, requires_grad=True)
+        self.taps[branch] = (inner.detach(), tap)
+        return y + tap
+
+
+class _Sums:
+    """Running sums of one branch."""
+
+    def __init__(self) -> None:
+        self.inputs: Tensor | float = 0.0
+        self.mean: Tensor | float = 0.0
+        self.outputs: Tensor | float = 0.0
+        self.weight = 0.0
+
+    def add(self, inner: Tensor, grads: Sequence[Tensor], real: Tensor) -> None:
+        """Add rows: inner [B, T, M], gradients [B, T, D] one a loss, real [B, T]."""
+        each = [g * real[..., None] for g in grads]
+        weight = torch.stack([g.square().sum(-1) for g in each]).sum(0)
+        shared = weight.sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        weight = (weight + AROUND * shared + FLOOR)[real]
+        x = inner[real] * weight.sqrt()[:, None]
+        self.inputs = self.inputs + (x.T @ x).cpu()
+        self.mean = self.mean + (weight @ inner[real]).cpu()
+        self.outputs = self.outputs + sum((g[real].T @ g[real]).cpu() for g in each)
+        self.weight += float(weight.sum())
+
+    def result(self, rows: int) -> Curvature:
+        h, mean, g = map(torch.as_tensor, (self.inputs, self.mean, self.outputs))
+        values, vectors = torch.linalg.eigh(g.double() / rows)
+        root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+        return Curvature(h / self.weight, mean / self.weight, root.float())

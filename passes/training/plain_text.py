@@ -1,0 +1,108 @@
+"""Unlabelled text as rows to train on, as long as those that the task has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.data.files import listed, read_file
+from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.ir import Model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.int64]
+COLUMNS = ("text", "sentence")
+MOST_ROWS = 100_000
+"""What comes after so many pieces is not read."""
+
+
+def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
+    """Pieces of the texts in a file, between the tokens that mark a row's ends.
+
+    Args:
+        path: parquet, jsonl, csv or tsv with a column `text` or `sentence`.
+        model: has the tokenizer.
+        like: rows whose lengths the pieces get, in a random order.
+        seed: draws the lengths.
+
+    Raises:
+        DataError: the file cannot be read or holds no text.
+        UsageError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise UsageError(f"'{path}' cannot be tokenised: the model has no tokenizer")
+    table = read_file(Path(path), set(COLUMNS))
+    name = next((x for x in COLUMNS if x in table.names), None)
+    if name is None:
+        raise DataError(
+            f"{path} has no column of text; it has: {listed(table.names)}\n"
+            f"name one of them '{COLUMNS[0]}'"
+        )
+    texts = table.columns[name]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            table.fail(i, f"'{name}' is {text!r:.40}, not text: write a string")
+    random = np.random.default_rng(seed)
+    ids: list[tuple[int, ...]] = []
+    with _plainly(model.tokenizer):
+        before, after = _ends(model.tokenizer)
+        room = np.maximum(1, like.lengths - len(before) - len(after))
+        for words in _tokens([x for x in texts if x], model.tokenizer):
+            for piece in _pieces(words, room, random):
+                ids.append((*before, *piece, *after))
+            if len(ids) >= MOST_ROWS:
+                break
+    if not ids:
+        raise DataError(f"{path} holds no text in its column '{name}'")
+    types = tuple((0,) * len(x) for x in ids) if like.types is not None else None
+    return Encoded(tuple(ids), types, None, like.pad_id)
+
+
+def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterator[list[int]]:
+    """A text in pieces whose lengths are drawn from `room`."""
+    at = 0
+    while at < len(words):
+        size = int(random.choice(room))
+        yield words[at : at + size]
+        at += size
+
+
+def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of each text, without the tokens that mark its ends."""
+    for start in range(0, len(texts), 1000):
+        found = tokenizer.backend_tokenizer.encode_batch(
+            texts[start : start + 1000], add_special_tokens=False
+        )
+        yield from (x.ids for x in found)
+
+
+@contextmanager
+def _plainly(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Nothing is cut off or filled up; the tokenizer's own settings come back afterwards."""
+    backend = tokenizer.backend_tokenizer
+    cut, padded = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if cut:
+            backend.enable_truncation(**cut)
+        if padded:
+            backend.enable_padding(**padded)
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens before and after a row's text."""
+    found = tokenizer.backend_tokenizer.encode("a")
+    inner = [i for i, special in enumerate(found.special_tokens_mask) if not special]
+    first, last = (inner[0], inner[-1]) if inner else (len(found.ids), len(found.ids))
+    return found.ids[:first], found.ids[last + 1 :]

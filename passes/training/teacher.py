@@ -1,0 +1,138 @@
+"""What the dense model says of the rows that a smaller one is trained on, computed once.
+
+Many candidates learn from the same rows, each of them many times, so on a CPU what was
+computed is kept in memory, up to a limit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.base.bfloat16 import autocast
+from prumux.optimizer.base.environment import free_bytes
+from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderForward, EncoderModule
+
+LIMIT_BYTES = 8 << 30
+"""Of what is remembered; less where memory is short."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A model's outputs for one batch."""
+
+    logits: Tensor
+    """[B, C], or [B, T, C] for token tasks."""
+    states: Mapping[int, Tensor]
+    """The residual stream after each layer: [B, T, D], or [B, 1, D] once it is narrowed."""
+    mixed: Mapping[int, Tensor] = field(default_factory=dict)
+    """The same of mixed rows, [B/n, T, D], for the layers that run on them."""
+
+    def narrowed(self, dims: Tensor) -> Seen:
+        """Only these hidden dimensions of the states of rows."""
+        return replace(self, states={i: x[..., dims] for i, x in self.states.items()})
+
+
+def observe(
+    module: EncoderForward, batch: Batch, device: str, everywhere: bool = False
+) -> Seen:
+    """Run a batch and keep what a student is compared with.
+
+    Where rows are mixed, the states from there on are those that were taken apart at the end:
+    where the head reads them, or `everywhere`.
+    """
+    inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
+    hidden = module.factors.hidden
+    x = module.embed(inputs["input_ids"], inputs.get("token_type_ids"), hidden)
+    states = dict.fromkeys(range(-1, len(module.sizes.layers)), x)
+    mixed = {}
+    for branch, x in module.states(x, inputs["attention_mask"]):  # noqa: B020
+        if len(x) < len(inputs["input_ids"]):
+            mixed[branch.index] = x
+        states |= dict.fromkeys(range(branch.index, len(module.sizes.layers)), x)
+    sizes = module.sizes
+    if sizes.mux:
+        x = module.unmix(x[:, :1] if sizes.pooled and not everywhere else x, hidden)
+        last = max((branch.index for branch in module.branches()), default=sizes.mux.at)
+        states |= dict.fromkeys(range(min(sizes.mux.at, last), len(sizes.layers)), x)
+    logits = module.classify(x[:, 0] if sizes.pooled else x, hidden)
+    return Seen(logits, states, mixed)
+
+
+@dataclass(eq=False)
+class Teacher:
+    """The dense model on some rows, remembering what it said."""
+
+    module: EncoderModule
+    layers: tuple[int, ...]
+    device: str
+    held: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    held_bytes: int = 0
+    limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 3))
+
+    def teach(self, batch: Batch) -> Seen:
+        """Logits and the states after the wanted layers, for rows of this teacher."""
+        if all(int(row) in self.held for row in batch.rows):
+            return self._recall(batch)
+        with torch.no_grad(), autocast(self.device):
+            found = observe(self.module, batch, self.device)
+        found = Seen(
+            found.logits.float(), {i: found.states[i].bfloat16() for i in self.layers}
+        )
+        if self.device == "cpu" and self.held_bytes < self.limit_bytes:
+            self._remember(batch, found)
+        return found
+
+    def _remember(self, batch: Batch, found: Seen) -> None:
+        for i, row in enumerate(batch.rows):
+            length = int(batch.attention_mask[i].sum())
+            logits = found.logits[i] if self.module.sizes.pooled else found.logits[i, :length]
+            parts = (logits, *(x[i, :length] for x in found.states.values()))
+            self.held[int(row)] = tuple(part.clone() for part in parts)
+            self.held_bytes += sum(x.numel() * x.element_size() for x in parts)
+
+    def _recall(self, batch: Batch) -> Seen:
+        rows = [self.held[int(row)] for row in batch.rows]
+        length = batch.input_ids.shape[1]
+        first, *states = zip(*rows, strict=True)
+        logits = torch.stack(first) if self.module.sizes.pooled else _padded(first, length)
+        # A row of one token looks narrow, too: only all of them tell.
+        narrow = {i: all(map(_single, x)) for i, x in zip(self.layers, states, strict=True)}
+        return Seen(
+            logits,
+            {
+                i: torch.stack(x) if narrow[i] else _padded(x, length)
+                for i, x in zip(self.layers, states, strict=True)
+            },
+        )
+
+
+def _single(row: Tensor) -> bool:
+    return len(row) == 1
+
+
+def _padded(rows: tuple[Tensor, ...], length: int) -> Tensor:
+    found = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
+    for i, row in enumerate(rows):
+        found[i, : len(row)] = row
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def teacher(
+    dense: Model, rows: Encoded, layers: tuple[int, ...], device: str, everywhere: bool = False
+) -> Teacher:
+    """The teacher for these rows; the same one for every candidate of a run.
+
+    With `everywhere` it tells the last states at every position, not at the pooled one only.
+    """
+    del rows  # a part of the key: what is remembered is numbered by its rows
+    narrow = dense.encoder.pooled and not everywhere
+    early = replace(dense, encoder=replace(dense.encoder, pool_early=narrow))
+    return Teacher(EncoderModule(early).to(device).eval(), layers, device)

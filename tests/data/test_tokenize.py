@@ -1,0 +1,283 @@
+"""Tokenising and batching, with a small tokenizer made here."""
+
+import logging
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.data.rows import Rows
+from prumux.optimizer.data.tokenize import (
+    Encoded,
+    batches,
+    class_ids,
+    encode,
+    float_scores,
+    tag_ids,
+)
+from prumux.optimizer.model.ir import Encoder, Layer, Task
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = ["good", "bad", "film", "play", "##ing", "##er"]
+TASK = Task("text-classification", "classification", ("no", "yes"))
+TAGS = Task("token-classification", "classification", ("O", "B-X"))
+ENCODER = Encoder(
+    vocab=10, positions=16, token_types=2, embedding=8, hidden=8, head_dim=4,
+    layers=(Layer(2, 8),), labels=2,
+)  # fmt: skip
+
+
+def make_tokenizer() -> Any:
+    vocab = {x: i for i, x in enumerate(SPECIALS + WORDS)}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    make: Any = PreTrainedTokenizerFast  # untyped
+    return make(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]",
+    )  # fmt: skip
+
+
+def fail(row: int | None, text: str) -> NoReturn:
+    raise DataError(f"row {row}: {text}")
+
+
+def test_single_text() -> None:
+    rows = Rows(("good film", "bad playing", ""), labels=np.array([1, 0, 1]))
+    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    assert found.ids == ((2, 4, 6, 3), (2, 5, 7, 8, 3), (2, 3))
+    assert found.types == ((0,) * 4, (0,) * 5, (0,) * 2)
+    assert found.lengths.tolist() == [4, 5, 2]
+    assert found.labels is rows.labels
+    assert found.scored is None
+
+
+def test_pairs_and_no_token_types() -> None:
+    rows = Rows(("good",), ("bad film",))
+    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    assert found.ids == ((2, 4, 3, 5, 6, 3),)
+    assert found.types == ((0, 0, 0, 1, 1, 1),)
+    assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0), TASK).types is None
+
+
+def test_words_carry_their_label_on_the_first_subword() -> None:
+    rows = Rows(
+        (),
+        words=(("good", "playing", "film"), ("bad",)),
+        labels=(np.array([0, 1, 0]), np.array([1])),
+    )
+    found = encode(rows, make_tokenizer(), ENCODER, TAGS)
+    assert found.ids[0] == (2, 4, 7, 8, 6, 3)
+    assert isinstance(found.labels, tuple)
+    assert [x.tolist() for x in found.labels] == [[-100, 0, 1, -100, 0, -100], [-100, 1, -100]]
+    short = encode(rows, make_tokenizer(), ENCODER, TAGS, max_length=4)
+    assert isinstance(short.labels, tuple)
+    assert short.labels[0].tolist() == [-100, 0, 1, -100]
+    bare = encode(replace(rows, labels=None), make_tokenizer(), ENCODER, TAGS)
+    assert bare.labels is None
+    assert bare.scored is not None
+    assert bare.scored[0].tolist() == [False, True, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "model_max_length", "expected"),
+    [
+        (ENCODER, 10**30, 16),
+        (ENCODER, 12, 12),
+        (replace(ENCODER, positions_from="padding", pad_id=1), 10**30, 14),
+    ],
+)
+def test_default_length(encoder: Encoder, model_max_length: int, expected: int) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = model_max_length
+    found = encode(Rows(("good " * 50,)), tokenizer, encoder, TASK)
+    assert found.lengths.tolist() == [expected]
+
+
+def test_silent_and_leaves_the_tokenizer_as_it_was(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.enable_padding(length=20)
+    before = tokenizer.backend_tokenizer.to_str()
+    with caplog.at_level(logging.DEBUG):
+        encode(Rows(("good " * 600,), ("bad " * 600,)), tokenizer, ENCODER, TASK)
+    assert caplog.records == []
+    assert capsys.readouterr() == ("", "")
+    assert tokenizer.backend_tokenizer.to_str() == before
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.no_padding()
+    before = tokenizer.backend_tokenizer.to_str()
+    assert encode(Rows(("good " * 9,)), tokenizer, ENCODER, TASK).lengths.tolist() == [11]
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_no_rows() -> None:
+    assert len(encode(Rows(()), make_tokenizer(), ENCODER, TASK)) == 0
+
+
+def test_errors() -> None:
+    rows, tokenizer = Rows(("good film",)), make_tokenizer()
+    with pytest.raises(UsageError, match=r"length 17 is over the model's 16 .*: --length 16"):
+        encode(rows, tokenizer, ENCODER, TASK, max_length=17)
+    with pytest.raises(
+        UsageError, match=r"length 2 leaves no room .* 2 special .*--length 16"
+    ):
+        encode(rows, tokenizer, ENCODER, TASK, max_length=2)
+    with pytest.raises(UsageError, match=r"length 2 .*: the model has 2 positions, give one"):
+        encode(rows, tokenizer, replace(ENCODER, positions=2), TASK)
+    tokenizer.model_max_length = 2
+    with pytest.raises(UsageError, match=r"length 2 .*: write model_max_length 16 into tok"):
+        encode(rows, tokenizer, ENCODER, TASK)
+    tokenizer = make_tokenizer()
+    with pytest.raises(DataError, match=r"ids up to 6, .* vocabulary of size 6: they do not"):
+        encode(rows, tokenizer, replace(ENCODER, vocab=6), TASK)
+    with pytest.raises(
+        DataError, match="type ids up to 1, the model has token types of size 1"
+    ):
+        encode(Rows(("a",), ("b",)), tokenizer, replace(ENCODER, token_types=1), TASK)
+
+
+def encoded() -> Encoded:
+    ids = ((2, 4, 4, 3), (2, 3), (2, 4, 3), (2, 5, 3))
+    types = tuple((0,) * len(x) for x in ids)
+    return Encoded(ids, types, np.array([0, 1, 0, 1]), pad_id=9)
+
+
+def test_take() -> None:
+    found = encoded().take([2, 0])
+    assert found.ids == ((2, 4, 3), (2, 4, 4, 3))
+    assert isinstance(found.labels, np.ndarray)
+    assert found.labels.tolist() == [0, 0]
+    words = Encoded(
+        found.ids, None, (np.array([1]), np.array([2])), 0, (np.ones(1, bool),) * 2
+    )
+    assert isinstance(words.take([1]).labels, tuple)
+    assert len(words.take([1]).scored or ()) == 1
+
+
+def test_batches_by_length() -> None:
+    first, second = batches(encoded(), 3)
+    assert first.rows.tolist() == [1, 2, 3]  # like lengths keep their order
+    assert first.input_ids.tolist() == [[2, 3, 9], [2, 4, 3], [2, 5, 3]]
+    assert first.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert first.labels is not None
+    assert first.labels.tolist() == [1, 0, 1]
+    assert second.input_ids.shape == (1, 4)
+    assert list(first.inputs()) == ["input_ids", "attention_mask", "token_type_ids"]
+    assert all(x.dtype == np.int64 for x in first.inputs().values())
+
+
+def test_batches_in_order_of_one_length() -> None:
+    found = batches(replace(encoded(), types=None), 2, by_length=False, pad_to=6)
+    assert [b.rows.tolist() for b in found] == [[0, 1], [2, 3]]
+    assert [b.input_ids.shape for b in found] == [(2, 6), (2, 6)]
+    assert list(found[0].inputs()) == ["input_ids", "attention_mask"]
+
+
+def test_batches_pad_position_labels() -> None:
+    labels = tuple(np.full(len(x), 1) for x in encoded().ids)
+    (found,) = batches(replace(encoded(), labels=labels), 4, by_length=False)
+    assert found.labels is not None
+    assert found.labels[1].tolist() == [1, 1, -100, -100]
+    assert batches(replace(encoded(), labels=None), 4)[0].labels is None
+    assert batches(encoded().take([]), 4) == []
+
+
+def test_batch_errors() -> None:
+    with pytest.raises(
+        UsageError, match="a batch of 0 rows is not possible: use, say, --batch"
+    ):
+        batches(encoded(), 0)
+    with pytest.raises(
+        UsageError, match="a row has 4 tokens, more than the fixed length 3: use"
+    ):
+        batches(encoded(), 2, pad_to=3)
+
+
+NAMES = ("Bad", "good")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0, 1], ["0", "1"], ["bad", " Good "], [0.0, 1.0], ["0.0", "1.0"], [False, True]],
+)
+def test_class_ids(values: list[object]) -> None:
+    found = class_ids(values, NAMES, fail)
+    assert found is not None
+    assert found.dtype == np.int64
+    assert found.tolist() == [0, 1]
+
+
+def test_names_that_look_like_ids() -> None:
+    stars = ("1", "2", "3")
+    assert class_ids(["1", "3"], stars, fail).tolist() == [0, 2]  # type: ignore[union-attr]
+    assert class_ids(["0", "1"], stars, fail).tolist() == [0, 1]  # type: ignore[union-attr]
+    assert class_ids([1, 2], stars, fail).tolist() == [1, 2]  # type: ignore[union-attr]
+
+
+def test_names_that_differ_in_case_only() -> None:
+    assert class_ids(["a", "A"], ("A", "a"), fail).tolist() == [1, 0]  # type: ignore[union-attr]
+
+
+def test_hidden_labels() -> None:
+    assert class_ids([-1, -1], NAMES, fail) is None
+    assert float_scores([-1.0, -1.0], fail) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0, 2], r"row 1: label 2 is out of range, the model has 2 labels \(0..1\)"),
+        ([0, -1], r"row 1: label -1 is not in 0..1: remove the row"),
+        ([0, None], "row 1: the label is empty"),
+        ([0, 0.5], "row 1: label 0.5 is neither an id nor one of the model's: Bad, good"),
+        (["good", "ugly"], "row 1: label 'ugly' is neither"),
+        ([0, [1]], r"row 1: label \[1\] is neither"),
+        ([0, float("inf")], "row 1: label inf is neither"),
+        ([1, 1], r"row None: all 2 rows have the label 1 \('good'\), the model knows 2"),
+    ],
+)
+def test_bad_class_ids(values: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        class_ids(values, NAMES, fail)
+
+
+def test_scores() -> None:
+    assert float_scores(["2.5", 3, 1.0], fail).tolist() == [2.5, 3.0, 1.0]  # type: ignore[union-attr]
+    for bad in ("x", None, float("nan"), "inf", True, [1], 10**400):
+        with pytest.raises(DataError, match=r"row 1: score .* is not a finite number"):
+            float_scores([1.0, bad], fail)
+
+
+def test_tags() -> None:
+    words = (("a", "b"), ("c",))
+    found = tag_ids([[0, -100], [1]], words, TAGS.labels, fail)
+    assert [x.tolist() for x in found] == [[0, -100], [1]]
+    named = tag_ids([["O", "B-X"], ["O"]], words, TAGS.labels, fail)
+    assert [x.tolist() for x in named] == [[0, 1], [0]]
+    with pytest.raises(DataError, match="row 1: label 7 is out of range"):
+        tag_ids([[0, 1], [7]], words, TAGS.labels, fail)
+    with pytest.raises(DataError, match="row 0: 2 tokens but 1 tags: give each token one tag"):
+        tag_ids([[0], [1]], words, TAGS.labels, fail)
+    with pytest.raises(DataError, match="row 1: the tags are 'O', not a list"):
+        tag_ids([[0, 1], "O"], words, TAGS.labels, fail)
+
+
+def test_the_row_without_a_known_name_is_reported() -> None:
+    def fail(row: int | None, text: str) -> NoReturn:
+        raise DataError(f"row {row}: {text}")
+
+    with pytest.raises(DataError, match="row 2: label 'ugly' is neither an id nor one of"):
+        class_ids(["good", "bad", "ugly", "good"], ("bad", "good"), fail)
+    with pytest.raises(DataError, match="row 1: label 1 is neither an id nor one of"):
+        class_ids(["good", 1], ("bad", "good"), fail)

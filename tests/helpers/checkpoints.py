@@ -1,0 +1,66 @@
+"""Small checkpoints with Hugging Face names, made without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prumux.optimizer.model.frontends import hf_name, read_config
+from prumux.optimizer.model.ir import expected_shapes
+
+_SIZES = {"vocab_size": 31, "max_position_embeddings": 20, "pad_token_id": 0}
+_BERT = _SIZES | {
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 10,
+    "type_vocab_size": 2,
+}
+_DISTIL = _SIZES | {"dim": 12, "n_layers": 2, "n_heads": 3, "hidden_dim": 10}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "roberta": _BERT | {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": _BERT | {"pad_token_id": 1, "type_vocab_size": 1},
+    "camembert": _BERT | {"pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": _DISTIL,
+    "electra": _BERT | {"embedding_size": 6},
+}
+
+
+def config(
+    family: str = "bert", task: str = "SequenceClassification", **changes: Any
+) -> dict[str, Any]:
+    """What a `config.json` of this family holds; `changes` of None drop a key."""
+    found = CONFIGS[family] | {
+        "model_type": family,
+        "architectures": [f"XFor{task}"],
+        "id2label": {"0": "bad", "1": "good"},
+    }
+    return {k: v for k, v in (found | changes).items() if v is not None}
+
+
+def state(of: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Random weights under the names of a checkpoint."""
+    family, encoder, _ = read_config(of)
+    random = torch.Generator().manual_seed(seed)
+    return {
+        hf_name(family, name): 0.2 * torch.randn(shape, generator=random)
+        for name, shape in expected_shapes(encoder).items()
+    }
+
+
+def write(
+    folder: Path, of: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> Path:
+    """A folder with `config.json` and `model.safetensors`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(of))
+    save_file(dict(state(of) if weights is None else weights), folder / "model.safetensors")
+    return folder

@@ -1,0 +1,86 @@
+"""A tiny model with tokenizer and data, for whole runs of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prumux.optimizer.data.predict import predict, torch_run
+from prumux.optimizer.data.rows import Rows
+from prumux.optimizer.data.tokenize import Encoded, batches, encode
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.source import load_model
+from tests.helpers.checkpoints import config, state, write
+from tests.helpers.datafiles import write as write_rows
+from tests.helpers.factory import tiny_tokenizer
+
+CONFIG = config(
+    vocab_size=101,
+    max_position_embeddings=40,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+)
+SIZES = {"train": 300, "validation": 600, "test": 200}
+
+
+def model_folder(folder: Path, of: dict[str, Any] = CONFIG) -> Path:
+    """A Hugging Face folder of a random model with tokenizer, all classes about as likely."""
+    weights = state(of)
+    write(folder, of, weights)
+    tiny_tokenizer().save_pretrained(str(folder))
+    given = load_model(str(folder))
+    run = torch_run(given)
+    logits = [run(b.inputs()) for b in batches(coded_by(given, rows_of(given, 200, 99)), 64)]
+    flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in logits])
+    weights["classifier.bias"] -= torch.as_tensor(np.median(flat, axis=0))
+    return write(folder, of, weights)
+
+
+def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = False) -> Path:
+    """Texts labelled with the model's own answers, so that the dense score is 100 %."""
+    given = load_model(str(model))
+    token = given.task.kind == "token-classification"
+    for seed, (name, count) in enumerate(SIZES.items()):
+        rows = rows_of(given, count, seed, pairs)
+        columns: dict[str, list[Any]] = {"text": list(rows.text_a)}
+        if rows.words is not None:
+            columns = {"tokens": [list(x) for x in rows.words]}
+        elif rows.text_b is not None:
+            columns = {"text_a": list(rows.text_a), "text_b": list(rows.text_b)}
+        if labelled:
+            answers = predict(torch_run(given), coded_by(given, rows), given.task)
+            key = "score" if given.task.problem == "regression" else "label"
+            columns["tags" if token else key] = [np.asarray(x).tolist() for x in answers]
+        write_rows(folder / f"{name}.jsonl", **columns)
+    return folder
+
+
+def rows_of(given: Model, count: int, seed: int, pairs: bool = False) -> Rows:
+    """Unlabelled rows of the kind that the model takes."""
+    first = texts(count, seed)
+    if given.task.kind == "token-classification":
+        return Rows((), words=tuple(tuple(text.split()) for text in first))
+    return Rows(tuple(first), tuple(texts(count, seed + 10)) if pairs else None)
+
+
+def coded_by(given: Model, rows: Rows) -> Encoded:
+    """Rows as the model takes them."""
+    assert given.tokenizer is not None
+    return encode(rows, given.tokenizer, given.encoder, given.task)
+
+
+def texts(rows: int, seed: int) -> list[str]:
+    """Random words."""
+    random = np.random.default_rng(seed)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        " ".join(
+            "".join(random.choice(list(letters), 3)) for _ in range(random.integers(2, 9))
+        )
+        for _ in range(rows)
+    ]

@@ -1,0 +1,80 @@
+"""A recorded report, and others made of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "bench" / "results"
+SPEED = (
+    "rows_per_second", "rows_per_second_low", "rows_per_second_high",
+    "latency_ms_p50", "latency_ms_p90", "latency_ms_p99",
+    "throughput_ratio", "throughput_ratio_low", "throughput_ratio_high",
+)  # fmt: skip
+
+
+def recorded(name: str = "sst2-standard-2cpu") -> dict[str, Any]:
+    """A report.json of a real run."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def engine(pipeline: str, target: str, ratio: float) -> dict[str, Any]:
+    """An engine that was timed and not shipped."""
+    return {
+        "pipeline": pipeline,
+        "target": target,
+        "file_bytes": 10_000_000,
+        **dict.fromkeys(SPEED, ratio),
+    }
+
+
+def changed(name: str) -> dict[str, Any]:
+    """A report of another kind of run, by name."""
+    report = copy.deepcopy(recorded())
+    if name == "refused":
+        return recorded("sst2-standard-5x-refused-2cpu")
+    if name == "no budget":
+        report |= {"budget": None, "limit": None, "trials": [], "proofs": [], "command": ""}
+        del report["scores"]["test"]
+    elif name == "dropped":
+        report["dropped"] = engine(report["pipeline"], "onnx", 0.8)
+        report |= {"pipeline": "", "passes": [], "throughput_ratio": 1.0}
+        report["speed"]["optimised"] = report["speed"]["dense"]
+        report["layers"]["heads"] = report["layers"]["heads_dense"]
+    elif name == "mux":
+        report["mux"] = {
+            "scores": [0.89, 0.9, 0.91],
+            "mean": 0.9,
+            "slots": [0.9, None],
+            "depends_on_partners": 0.05,
+        }
+    elif name == "beside":
+        report["beside"] = [
+            engine("", "onnx{precision=int8 fusion=none}", 2.1),
+            engine(report["pipeline"], "onnx{precision=fp32}", 3.5),
+        ]
+        report["target"] = "onnx{precision=int8 fusion=none}"
+    elif name == "predicted":
+        for ratio, trial in enumerate(report["trials"], 2):
+            trial["predicted_ratio"] = float(ratio)
+    elif name == "failed":
+        failed = {"pipeline": "pool-early", "score": None, "loss": None, "macs": None}
+        report["trials"].append({**failed, "seconds": 1.0, "error": "out of reach"})
+        report["trials"][0]["loss"] = 0.5  # far beyond the edge of the figure
+    elif name == "tokens":
+        labels = ["O", "B-<PER>"]
+        kind = {"kind": "token-classification", "problem": "classification"}
+        report["task"] = {**kind, "labels": labels}
+        report["scores"]["test"]["interval_dense"] = [0.88, 0.91]
+    else:
+        assert name == "plain", name
+    return report
+
+
+KINDS = (
+    "plain", "refused", "no budget", "dropped", "mux", "beside", "predicted", "failed",
+    "tokens",
+)  # fmt: skip
