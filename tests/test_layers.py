@@ -16,8 +16,8 @@ LIMIT_MODULES = 20
 
 ORDER = (
     "optimizer/base",
-    "optimizer/model",
     "optimizer/tasks",
+    "optimizer/model",
     "optimizer/data",
     "optimizer/pipeline",
     "optimizer/timing",
