@@ -23,8 +23,9 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from .artifact import ARCHITECTURES, from_config
 from .hf_config import PrumuxConfig
 from .ir import Encoder, Kind, expected_shapes
-from .module import Branch, EncoderForward, Factors, attach
+from .module import EncoderForward, attach
 from .row_groups import filled
+from .torch_ops import Factors, TorchOps
 
 __all__ = [
     "PrumuxConfig",
@@ -36,11 +37,23 @@ __all__ = [
 INITIAL_STD = 0.02
 
 
+class _AnyTypeOps(TorchOps):
+    """`TorchOps` in half precision, too."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """See `TorchOps.attend`."""
+        if bias.dtype != q.dtype:
+            # The lowest float32 would become -inf, and a row without real tokens nan.
+            bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+        return super().attend(q, k, v, bias)
+
+
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
     """What both tasks share; use one of the subclasses. Parameter names are the artifact's."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
+    reading = _AnyTypeOps
     kind: ClassVar[Kind]
 
     def __init__(self, config: PrumuxConfig) -> None:
@@ -54,8 +67,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         shapes = expected_shapes(self.sizes)
         attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
         self.requires_grad_(True)
-        self.alive_attention = [layer.heads > 0 for layer in self.sizes.layers]
-        self.alive_ffn = [layer.ffn > 0 for layer in self.sizes.layers]
+        self.alive = self.sizes.branches()
         self.factors = Factors((), (), None)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -111,21 +123,6 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         copies = torch.bincount(index, minlength=rows).to(found)
         total = found.new_zeros(rows, *found.shape[1:]).index_add(0, index, found)
         return total / copies.view(-1, *(1 for _ in found.shape[1:]))
-
-    def inner(
-        self,
-        branch: Branch,
-        x: Tensor,
-        bias: Tensor,
-        *,
-        rows: Tensor | None = None,
-        factors: Factors | None = None,
-    ) -> Tensor:
-        """As in `EncoderForward`, in half precision too."""
-        if bias.dtype != x.dtype:
-            # The lowest float32 would become -inf, and a row without real tokens nan.
-            bias = bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)
-        return super().inner(branch, x, bias, rows=rows, factors=factors)
 
     def keyed(self, output: Any, return_dict: bool | None) -> Any:
         """The output, or its tuple where that is asked for."""

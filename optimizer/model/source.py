@@ -21,7 +21,8 @@ from torch import Tensor
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
 
-from .frontends import read_config, read_weights
+from .checkpoint import read_weights
+from .frontends import read_config
 from .ir import Encoder, Masks, Model, Task
 
 if TYPE_CHECKING:
