@@ -235,7 +235,7 @@ def _refused(judged: Judged, constant: Constant, budget: Budget) -> str:
         )
         return f"{said}\nby these metrics it does not: {others}\nwrite: --metric {found[0][0]}"
     loss = judged.score - constant.score
-    lower = math.floor(1e4 * loss / NEAR - 1e-6) / 100
+    lower = math.floor(1e4 * loss / NEAR + 1e-6) / 100
     if lower >= 0.01:
         return f"{said}\nno other metric tells them apart better\nwrite: --budget {lower:g}%"
     more = "rows of every class" if judged.labels is not None else "labelled rows, or rows"
