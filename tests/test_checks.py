@@ -106,7 +106,7 @@ def test_labels_in_another_order(
         assert run(model, swapped, tmp_path / "o", *args, *mended, "--dry-run") == 0
         told = json.loads(capsys.readouterr().out)
         assert any("labels as --labels says" in x for x in told["data"])
-    with pytest.raises(UsageError, match="the given model 0.00"):
+    with pytest.raises(UsageError, match=r"the given model 0\.00"):
         prumux.optimize(model, data=swapped, passes=PASSES, budget=0.3, out=tmp_path / "o")
     found = prumux.optimize(
         model,
