@@ -140,9 +140,8 @@ def test_a_gain_beyond_chance_is_warned_of(
     predictor = prumux.load(str(made.folder))
 
     def by_small(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        said = predictor.predict([x["text"] for x in rows])
-        ids = {"negative": 0, "positive": 1}
-        return [{**x, "label": ids[y.label]} for x, y in zip(rows, said, strict=True)]
+        ids = np.stack(list(predictor.predict_logits([x["text"] for x in rows]))).argmax(-1)
+        return [{**x, "label": int(y)} for x, y in zip(rows, ids, strict=True)]
 
     other = changed(data, tmp_path / "data", by_small)
     assert run(model, other, tmp_path / "o", "--passes", small) == 0
