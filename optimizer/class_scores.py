@@ -79,7 +79,7 @@ def worst(classes: Sequence[Entry], few: int = FEW) -> list[Entry]:
 def table_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Lines below a role's score: agreement, and the recall of each class."""
     share = f"{100 * found['agreement']:.2f}"
-    rows = [("  agreement with the given model", "", share, "")]
+    rows = [("  agreement with dense", "", share, "")]
     shown = worst(found["classes"])
     real = sum(1 for x in found["classes"] if x["rows"])
     if len(shown) < real:
