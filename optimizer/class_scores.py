@@ -90,9 +90,9 @@ def table_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         what = "kept of" if found["against"] == "given model" else "recall of"
         rows.append(
             (
-                f"  {what} '{entry['label']}'",
-                f"{100 * a:.2f}  ({found_rows['dense']} of {n})",
-                f"{100 * b:.2f}  ({found_rows['optimised']} of {n})",
+                f"  {what} '{entry['label']}' ({n})",
+                f"{100 * a:.2f} ({found_rows['dense']})",
+                f"{100 * b:.2f} ({found_rows['optimised']})",
                 f"{100 * (b - a):+.2f}",
             )
         )

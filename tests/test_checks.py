@@ -85,7 +85,7 @@ def test_a_pipeline_without_a_budget_shows_recalls(
         assert sum(x["rows"] for x in classes.values()) == report["scores"][role]["rows"]
         assert classes["positive"]["recall"]["dense"] == 1.0
     out = capsys.readouterr().out
-    for words in ("agreement with dense", "recall of 'negative'", "4 of 4)"):
+    for words in ("agreement with dense", "recall of 'negative'", "'positive' (4)"):
         assert words in out
 
 

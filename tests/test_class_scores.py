@@ -49,9 +49,9 @@ def test_the_table_shows_the_worst_of_very_many() -> None:
     assert len(lines) == 7
     assert lines[1][0] == "  the 5 of 30 classes that lost most:"
     assert lines[2] == (
-        "  recall of 'c17'",
-        "100.00  (10 of 10)",
-        "0.00  (0 of 10)",
+        "  recall of 'c17' (10)",
+        "100.00 (10)",
+        "0.00 (0)",
         "-100.00",
     )
     assert len(table_rows(class_scores(y % 2, y % 2, y % 2, BINARY))) == 3
