@@ -28,7 +28,7 @@ from prumux.optimizer.cli import main
 from prumux.optimizer.context import Context
 from prumux.optimizer.cost import count
 from prumux.optimizer.encode import Batch, Encoded
-from prumux.optimizer.environment import int8_saturates
+from prumux.optimizer.environment import device, int8_saturates, versions
 from prumux.optimizer.errors import PrumuxError
 from prumux.optimizer.ir import Masks, Model, expected_shapes
 from prumux.optimizer.module import EncoderModule, run
@@ -149,6 +149,12 @@ def graph(model: Model, precision: Precision) -> onnx.ModelProto:
         return lower(build(model))
 
 
+def machine() -> dict[str, Any]:
+    """What rounding depends on: the processor's instructions and the libraries' versions."""
+    named = ("torch", "onnx", "onnxruntime", "numpy")
+    return {"cpu_isa": device()["cpu_isa"]} | {k: versions().get(k, "") for k in named}
+
+
 def overflows() -> bool:
     """Whether int8 products of eight bits overflow on this processor."""
     return int8_saturates()
@@ -202,6 +208,9 @@ def list_passes() -> str:
 
 
 def optimize(model: Path, out: Path, **options: Any) -> dict[str, Any]:
-    """report.json of a run in which no clock decides: nothing is dropped for being slow."""
-    with patch("prumux.optimizer.ship._slower", lambda *_: False):
+    """report.json of a run of one thread in which no clock decides what is dropped."""
+    with (
+        patch("prumux.optimizer.ship._slower", lambda *_: False),
+        patch("prumux.optimizer.opening.cpu_threads", lambda: 1),
+    ):
         return dict(job.optimize(model, out=out, **options).report)

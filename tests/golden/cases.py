@@ -89,7 +89,7 @@ def of_run(out: Path) -> Facts:
         GIVEN / "model",
         out,
         data=str(GIVEN / "data"),
-        budget="20%",
+        budget="24%",
         effort="quick",
         target="onnx{precision=fp32 fusion=none}",
     )

@@ -108,7 +108,9 @@ def made(family: str, variant: str) -> adapter.Compiled:
         kept = tuple(alive & (random.uniform(size=FFN) < 0.6) for alive in ffn)
         hidden = np.ones(HIDDEN, dtype=bool)
         hidden[random.permutation(HIDDEN)[:5]] = False
-        model = adapter.passed(adapter.pruned(model, heads, kept, hidden), "slice", rows(family))
+        model = adapter.passed(
+            adapter.pruned(model, heads, kept, hidden), "slice", rows(family)
+        )
     if how.passes:
         model = adapter.passed(model, how.passes, rows(family))
     return adapter.changed(model, lambda name, x: _stirred(family, name, x))

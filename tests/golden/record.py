@@ -23,6 +23,7 @@ def record(folder: Path = GOLDEN, threads: int = 1) -> None:
     """Compute everything and write it."""
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "machine.json", adapter.machine())
     facts: dict[str, Any] = {}
     logits: dict[str, Any] = {}
     for family, variant in cases.model_ids():
@@ -34,18 +35,13 @@ def record(folder: Path = GOLDEN, threads: int = 1) -> None:
     logits = {}
     for case in models.PASSES:
         made[" ".join(case)], found = cases.of_passes(*case)
-        logits[" ".join(case)] = found["torch"]
+        logits[f"{len(logits)}"] = found["torch"]  # in the order of `models.PASSES`
     write(folder / "passes.json", made)
-    # Names of archive members may not hold what pipelines hold.
-    np.savez_compressed(folder / "passes.npz", **dict(zip(_numbers(), logits.values(), strict=False)))
+    np.savez_compressed(folder / "passes.npz", **logits)
     write(folder / "language.json", cases.of_language())
     (folder / "list-passes.txt").write_text(adapter.list_passes(), encoding="utf-8")
     with tempfile.TemporaryDirectory() as out:
         write(folder / "report.json", cases.of_run(Path(out) / "out"))
-
-
-def _numbers() -> list[str]:
-    return [str(i) for i in range(len(models.PASSES))]
 
 
 def write(path: Path, facts: Mapping[str, Any]) -> None:
