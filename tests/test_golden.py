@@ -1,6 +1,6 @@
 """Seeded models, texts and a run give what they gave in 0.1.0.
 
-`make test` takes a selection of the models, `PRUMUX_MATRIX=1` all of them. The files are
+`make test` takes a selection of the models, `make matrix` all of them. The files are
 written by `python -m tests.golden.record`.
 
 Tolerances. 0.1.0 differs from itself by nothing from run to run, nor with one thread or two,
@@ -31,7 +31,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.golden import adapter, cases, models
+from tests.golden import adapter, canonical, cases, models
 
 GOLDEN = cases.GOLDEN
 WHOLE = os.environ.get("PRUMUX_MATRIX") == "1"
@@ -47,6 +47,9 @@ PASSED = 2e-4
 """After passes that fit or train weights."""
 OTHER_LABELS = 0.05
 """Share of labels that may differ in int8 elsewhere: one of the rows of a small model."""
+CHECKSUMS = 0.05
+"""Mixing starts from random numbers whose last bit may differ elsewhere: one weight of int8
+that then goes to the next step."""
 FACTS = 2e-4
 """Numbers of a report: its own rounding keeps four digits."""
 
@@ -95,7 +98,7 @@ def test_models_are_the_same(
 ) -> None:
     name = f"{family} {variant}"
     facts, found = cases.of_model(family, variant)
-    same(as_json(facts), model_facts[name], HERE)
+    same(as_json(facts), model_facts[name], HERE if same_machine else CHECKSUMS)
     assert found.keys() == ELSEWHERE.keys()
     for kind, x in found.items():
         if kind == "int8" and adapter.overflows():
@@ -103,6 +106,23 @@ def test_models_are_the_same(
         close(x, logits[f"{name} {kind}"], HERE if same_machine else ELSEWHERE[kind])
         other = x.argmax(axis=-1) != logits[f"{name} {kind}"].argmax(axis=-1)
         assert other.mean() <= (0 if same_machine else OTHER_LABELS)
+
+
+def test_names_do_not_count_and_all_else_does() -> None:
+    proto = adapter.graph(models.made("bert", "pruned"), "fp32")
+    before = canonical.facts(proto)
+    outside = {x.name for x in (*proto.graph.input, *proto.graph.output)}
+    for node in proto.graph.node:
+        node.name = f"new.{node.name}"
+        for names in (node.input, node.output):
+            names[:] = [x if x in outside else f"new.{x}" for x in names]
+    for constant in proto.graph.initializer:
+        constant.name = f"new.{constant.name}"
+    assert canonical.facts(proto) == before
+    divisions = [x for x in proto.graph.node if x.op_type == "Div"]
+    divisions[0].input[0], divisions[0].input[1] = divisions[0].input[1], divisions[0].input[0]
+    after = canonical.facts(proto)
+    assert {k for k in after if after[k] != before[k]} == {"structure"}
 
 
 def test_the_selection_has_every_family_and_variant() -> None:

@@ -25,7 +25,7 @@ from tests import jobs
 from tests.checkpoints import config, state, write
 from tests.factory import tiny_tokenizer
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 101,
     "max_position_embeddings": 40,
     "hidden_size": 24,
@@ -33,7 +33,7 @@ SIZES = {
     "num_attention_heads": 4,
     "intermediate_size": 32,
 }
-DISTIL_SIZES = {
+DISTIL_SIZES: dict[str, Any] = {
     "vocab_size": 101,
     "max_position_embeddings": 40,
     "dim": 24,
@@ -110,7 +110,7 @@ def _expected(folder: Path) -> None:
     lengths = np.array([10, 1, 4, 7])
     mask = (np.arange(10) < lengths[:, None]).astype(np.int64)
     ids = random.randint(4, 101, mask.shape)
-    inputs = {
+    inputs: dict[str, Any] = {
         "input_ids": np.where(mask == 1, ids, model.encoder.pad_id),
         "attention_mask": mask,
     }
