@@ -152,7 +152,8 @@ def graph(model: Model, precision: Precision) -> onnx.ModelProto:
 def machine() -> dict[str, Any]:
     """What rounding depends on: the processor's instructions and the libraries' versions."""
     named = ("torch", "onnx", "onnxruntime", "numpy")
-    return {"cpu_isa": device()["cpu_isa"]} | {k: versions().get(k, "") for k in named}
+    found = {k: device()[k] for k in ("cpu", "cpu_isa")}
+    return found | {k: versions().get(k, "") for k in named}
 
 
 def overflows() -> bool:
