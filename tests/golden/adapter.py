@@ -20,21 +20,21 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from prumux.export.graph import build, input_names
-from prumux.export.int8 import lower
-from prumux.export.ort import OrtEngine
-from prumux.optimizer import job
-from prumux.optimizer.cli import main
-from prumux.optimizer.context import Context
-from prumux.optimizer.cost import count
-from prumux.optimizer.encode import Batch, Encoded
-from prumux.optimizer.environment import device, int8_saturates, versions
-from prumux.optimizer.errors import PrumuxError
-from prumux.optimizer.ir import Masks, Model, expected_shapes
-from prumux.optimizer.module import EncoderModule, run
-from prumux.optimizer.pipeline import Pipeline
-from prumux.optimizer.registry import parse_target
-from prumux.optimizer.source import load_model
+from prumux.export.graph.graph import build, input_names
+from prumux.export.graph.int8 import lower
+from prumux.export.runtime.ort import OrtEngine
+from prumux.optimizer.base.environment import device, int8_saturates, versions
+from prumux.optimizer.base.errors import PrumuxError
+from prumux.optimizer.cli.opt import main
+from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.ir import Masks, Model, expected_shapes
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run import job
 
 Compiled = Model
 """What passes take and give, whatever its class is called."""
@@ -145,7 +145,7 @@ def graph(model: Model, precision: Precision) -> onnx.ModelProto:
     if precision in ("fp32", "fp16"):
         return build(model, precision="fp16" if precision == "fp16" else "fp32")
     reduced = precision == "int8-reduced"
-    with patch("prumux.export.int8.int8_saturates", lambda: reduced):
+    with patch("prumux.export.graph.int8.int8_saturates", lambda: reduced):
         return lower(build(model))
 
 
@@ -211,7 +211,7 @@ def list_passes() -> str:
 def optimize(model: Path, out: Path, **options: Any) -> dict[str, Any]:
     """report.json of a run of one thread in which no clock decides what is dropped."""
     with (
-        patch("prumux.optimizer.ship._slower", lambda *_: False),
-        patch("prumux.optimizer.opening.cpu_threads", lambda: 1),
+        patch("prumux.optimizer.run.packaging._slower", lambda *_: False),
+        patch("prumux.optimizer.run.inputs.cpu_threads", lambda: 1),
     ):
         return dict(job.optimize(model, out=out, **options).report)

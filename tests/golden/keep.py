@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 import prumux
-from prumux.optimizer import measure
-from prumux.optimizer.cli import main
-from prumux.optimizer.encode import batches
-from prumux.optimizer.evaluate import torch_run
-from prumux.optimizer.source import load_model
-from tests import jobs
-from tests.checkpoints import config, state, write
-from tests.factory import tiny_tokenizer
+from prumux.optimizer.cli.opt import main
+from prumux.optimizer.data.predict import torch_run
+from prumux.optimizer.data.tokenize import batches
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.timing import interleave as measure
+from tests.helpers import jobs
+from tests.helpers.checkpoints import config, state, write
+from tests.helpers.factory import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -78,7 +78,7 @@ def _artifact(folder: Path, of: dict[str, Any], pipeline: str) -> None:
     model = _model(scratch / "model", of)
     data = jobs.data_folder(scratch / "data", model)
     command = [str(model), "--data", str(data), "--passes", pipeline, "--target", TARGET]
-    with patch("prumux.optimizer.ship._slower", lambda *_: False):
+    with patch("prumux.optimizer.run.packaging._slower", lambda *_: False):
         assert main([*command, "--out", str(scratch / "out"), "-q"]) == 0
     folder.mkdir(parents=True)
     for path in (scratch / "out").iterdir():
@@ -142,7 +142,7 @@ def _interrupted(folder: Path) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with patch("prumux.optimizer.ship.ship", interrupted):
+    with patch("prumux.optimizer.run.packaging.ship", interrupted):
         assert main(command) == 130
     assert (out / ".resume" / "run.json").exists()
 

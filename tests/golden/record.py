@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.golden.cases import GOLDEN
+
 from . import adapter, cases, models
-from .cases import GOLDEN
 
 
 def record(folder: Path = GOLDEN, threads: int = 1) -> None:
