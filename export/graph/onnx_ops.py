@@ -43,7 +43,12 @@ class OnnxOps:
 
     def embed(self) -> str:
         """See `Ops.embed`."""
-        return EMBEDDED if self._mixes_first else look_up(self.build, self.encoder)
+        if self._mixes_first:
+            return EMBEDDED
+        x = look_up(self.build, self.encoder)
+        if self.encoder.last_attention >= 0:
+            self._padding()
+        return x
 
     @property
     def _mixes_first(self) -> bool:
@@ -158,7 +163,9 @@ class OnnxOps:
             parts.append(b.op("Mul", f"mux.{i}", self._keyed(x, i), share))
         self.mask = together
         self.shared.clear()
-        return b.op("Sum", "mux", *parts)
+        x = b.op("Sum", "mux", *parts)
+        self._padding()
+        return x
 
     def unmix(self, x: str) -> str:
         """See `Ops.unmix`: [B, D] of [B/n, D], or [B/n, n, T, D] of [B/n, T, D]."""
