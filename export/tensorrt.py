@@ -19,9 +19,10 @@ from prumux.export.graph.builder import Precision
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save, verify
 from prumux.export.graph.int8 import check_known
-from prumux.export.graph.parity import Parity, compare
+from prumux.export.graph.parity import Parity
 from prumux.export.graph.qdq import products, quantize, quantized
 from prumux.export.graph.sensitivity import divergence, worst
+from prumux.export.runtime.reference import TorchReference
 from prumux.export.trt.build import Recipe, build_plan
 from prumux.export.trt.engine import FACTS, PLAN, TrtEngine
 from prumux.export.trt.profiles import Profile, profiles
@@ -32,7 +33,6 @@ from prumux.optimizer.base.errors import GateError, MissingError, UsageError
 from prumux.optimizer.base.store import file_digest
 from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.target import Emitted, Target
 
 from .trt import library as trt_library
@@ -215,13 +215,9 @@ class TensorRt(Target):
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         """Parity with the torch module on the workload."""
-        inputs = [batch.inputs() for batch in ctx.workload]
-        module, engine = EncoderModule(model).eval(), self.engine(folder, ctx.threads)
-        reference = [run(module, x) for x in inputs]
-        masks = [x["attention_mask"] for x in inputs]
-        found = [engine.run(x) for x in inputs]
-        parity = compare(reference, found, model.task.kind, masks)
-        limit = self.limit(reference)
+        reference = TorchReference(model, ctx.workload)
+        parity = reference.compare(self.engine(folder, ctx.threads))
+        limit = self.limit(reference.logits)
         if not parity.max_abs_diff <= limit:
             raise GateError(self._off(parity, limit))
         return {
