@@ -33,7 +33,7 @@ import torch
 
 from prumux.export.benchmark.time_shares import kernel_shares, operator_shares
 from prumux.export.runtime.ort import CUDA, OrtEngine
-from prumux.export.runtime.torch_module import FastModule
+from prumux.export.runtime.torch_engine import FastModule
 from prumux.optimizer.base.devices import device as there
 from prumux.optimizer.base.environment import cpu_threads, provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError

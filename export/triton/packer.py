@@ -1,8 +1,8 @@
-"""The Triton model in front of a multiplexed engine: mixes rows of requests that meet.
+"""The Triton model in front of a multiplexed engine: groups rows of concurrent requests.
 
-`triton.py` copies this file into a bundle as `model.py`, with `optimizer/slots.py` beside it.
-Nothing else of prumux is there, so it needs the standard library, numpy and Triton's own
-`triton_python_backend_utils` only.
+`repository.py` copies this file into a model repository as `model.py`, with
+`optimizer/model/row_groups.py` beside it. The rest of prumux is not installed there, so this
+file imports only the standard library, numpy and Triton's `triton_python_backend_utils`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 LOGITS, TENANT = "logits", "tenant"
 Ints = NDArray[np.int64]
 Run = Callable[[Mapping[str, Ints]], NDArray[np.float32]]
-"""The engine: inputs [B, T], whole groups, to logits [B, C] or [B, T, C]."""
+"""The engine: inputs [B, T] of whole groups -> logits [B, C] or [B, T, C]."""
 
 
 class RequestError(Exception):
-    """A request that cannot be answered; no other one is hurt by it."""
+    """A request that cannot be answered. Other requests are not affected."""
 
 
 class EngineError(Exception):
@@ -33,18 +33,18 @@ class EngineError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the engine takes."""
+class EngineLimits:
+    """Sizes of the inputs that the engine accepts."""
 
     slots: int
-    """Rows that it mixes into one."""
+    """Number of rows that share a forward pass."""
     rows: int
-    """Most rows of one run, a multiple of `slots`."""
+    """Most rows of one run; a multiple of `slots`."""
     tokens: int
     """Most tokens of a row."""
     vocab: int
     token_types: int
-    """0 where it takes no `token_type_ids`."""
+    """0 = the engine has no input `token_type_ids`."""
     pad_id: int
 
     @property
@@ -54,13 +54,13 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class TritonRequest:
     """The rows of one request."""
 
     inputs: Mapping[str, Ints]
     """[rows, T] each."""
     tenants: tuple[Hashable, ...] | None = None
-    """Per row, whose it is; None = nobody's, which is an owner like any other."""
+    """The tenant of each row; None = no tenant. Rows without one are grouped together."""
 
     def __len__(self) -> int:
         return len(self.inputs[IDS])
@@ -74,12 +74,12 @@ class Asked:
         return found
 
 
-def answer(run: Run, asked: Sequence[Asked], limits: Limits) -> list[Any]:
-    """Per request its logits, [rows, C] or [rows, T, C], or the error that it gets.
+def answer(run: Run, asked: Sequence[TritonRequest], limits: EngineLimits) -> list[Any]:
+    """Logits of each request, [rows, C] or [rows, T, C], or the error to return for it.
 
-    Rows of all requests are mixed together, those of like length with each other and never
-    those of two tenants. Where the engine fails, every request is run once more by itself, so
-    that one which the engine cannot take fails alone.
+    Rows of all requests are grouped together by length; rows of two tenants never share a
+    forward pass. If the engine fails, each request is run again alone, so that only the
+    request that the engine refuses fails.
     """
     found: list[Any] = [_fault(x, limits) for x in asked]
     good = [i for i, fault in enumerate(found) if fault is None]
@@ -92,14 +92,16 @@ def answer(run: Run, asked: Sequence[Asked], limits: Limits) -> list[Any]:
     return found
 
 
-def _alone(run: Run, asked: Asked, limits: Limits) -> Any:
+def _alone(run: Run, asked: TritonRequest, limits: EngineLimits) -> Any:
     try:
         return _mixed(run, [asked], limits)[0]
     except EngineError as error:
         return error
 
 
-def _mixed(run: Run, asked: Sequence[Asked], limits: Limits) -> list[NDArray[np.float32]]:
+def _mixed(
+    run: Run, asked: Sequence[TritonRequest], limits: EngineLimits
+) -> list[NDArray[np.float32]]:
     """Logits of each request."""
     lengths = [x.lengths for x in asked]
     rows = {
@@ -128,8 +130,10 @@ def _mixed(run: Run, asked: Sequence[Asked], limits: Limits) -> list[NDArray[np.
     return [_shaped(logits[end - len(x) : end], x) for x, end in zip(asked, ends, strict=True)]
 
 
-def _shaped(logits: Sequence[NDArray[np.float32]], asked: Asked) -> NDArray[np.float32]:
-    """One array; for token tasks as wide as the request, 0 after a row's last token."""
+def _shaped(
+    logits: Sequence[NDArray[np.float32]], asked: TritonRequest
+) -> NDArray[np.float32]:
+    """One array; for token tasks as long as the request, with 0 after a row's last token."""
     if logits[0].ndim == 1:
         return np.stack(logits)
     labels = logits[0].shape[1]
@@ -139,8 +143,11 @@ def _shaped(logits: Sequence[NDArray[np.float32]], asked: Asked) -> NDArray[np.f
     return found
 
 
-def _fault(asked: Asked, limits: Limits) -> RequestError | None:
-    """Why this request cannot be run: checked first, since it shares a run with others."""
+def _fault(asked: TritonRequest, limits: EngineLimits) -> RequestError | None:
+    """The error of a request that cannot be run, else None.
+
+    Requests are checked first, because a bad one would fail a run that others share.
+    """
     shapes = {name: x.shape for name, x in asked.inputs.items()}
     if len(set(shapes.values())) > 1 or len(shapes[IDS]) != 2 or 0 in shapes[IDS]:
         return RequestError(f"inputs must be [rows, tokens], all alike; given: {shapes}")
@@ -167,17 +174,17 @@ def _fault(asked: Asked, limits: Limits) -> RequestError | None:
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for."""
+    """The class that Triton's Python backend loads."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the parameters of `config.pbtxt`."""
         config = json.loads(args["model_config"])
         told = {k: v["string_value"] for k, v in config["parameters"].items()}
         self.engine = told.pop("engine")
-        self.limits = Limits(**{name: int(value) for name, value in told.items()})
+        self.limits = EngineLimits(**{name: int(value) for name, value in told.items()})
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in their order."""
+        """One response for each request, in order."""
         import triton_python_backend_utils as pb_utils
 
         asked = [self._asked(x) for x in requests]
@@ -189,15 +196,15 @@ class TritonPythonModel:
             for x in found
         ]
 
-    def _asked(self, request: Any) -> Asked:
+    def _asked(self, request: Any) -> TritonRequest:
         import triton_python_backend_utils as pb_utils
 
         tensor = pb_utils.get_input_tensor_by_name
         inputs = {name: tensor(request, name).as_numpy() for name in self.limits.names}
         tenant = tensor(request, TENANT)
         if tenant is None:
-            return Asked(inputs)
-        return Asked(inputs, tuple(tenant.as_numpy().reshape(-1).tolist()))
+            return TritonRequest(inputs)
+        return TritonRequest(inputs, tuple(tenant.as_numpy().reshape(-1).tolist()))
 
     def _run(self, inputs: Mapping[str, Ints]) -> NDArray[np.float32]:
         import triton_python_backend_utils as pb_utils
