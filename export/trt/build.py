@@ -51,13 +51,11 @@ def build_plan(
 
     Args:
         graph: `model.onnx`, with its weights beside it if they have a file of their own.
-        plan: the file to write. It is written before its types are checked, since a build
-            takes long.
+        plan: the file to write; it is written before its types are checked.
         names: the graph's inputs, all [B, T].
         profiles: shapes to build for.
         options: types and limits.
-        timings: folder of TensorRT's timing caches, one file per GPU and version. They are
-            kept between builds.
+        timings: folder of TensorRT's timing caches, one file per GPU and version.
 
     Returns:
         The types that were found in the engine.
@@ -70,41 +68,16 @@ def build_plan(
     """
     trt = library()
     logger = trt.Logger(trt.Logger.ERROR)
-    cache = timings / f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
-    made, config = _built(logger, graph, names, profiles, options, cache=cache)
-    write_atomic(plan, made)
-    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan.read_bytes())
-    if engine is None:
-        raise GateError(f"TensorRT {trt.__version__} cannot load what it just built")
-    return check_built(engine, names, options.precision, options.quantised)
-
-
-def _built(
-    logger: trt.Logger,
-    graph: Path,
-    names: Sequence[str],
-    profiles: Sequence[Profile],
-    options: BuildOptions,
-    *,
-    cache: Path,
-) -> tuple[bytes, trt.IBuilderConfig]:
-    """The serialized engine, and the builder config that holds the timings."""
-    trt = library()
     builder = trt.Builder(logger)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
+    network = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser = trt.OnnxParser(network, logger)  # holds the weights until the build is done
     if not parser.parse_from_file(str(graph)):
         raise UsageError(_refused(parser, trt.__version__))
     check_network(network, options.precision, options.quantised)
-    config = builder.create_builder_config()
-    _configure(config, options)
-    for profile in profiles:
-        ranges = builder.create_optimization_profile()
-        for name in names:
-            ranges.set_shape(name, *profile.shapes())
-        config.add_optimization_profile(ranges)
+    config: trt.IBuilderConfig = _configured(builder, names, profiles, options)
+    cache = timings / f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
     _use_timings(config, cache)
     made = builder.build_serialized_network(network, config)
     if made is None:
@@ -112,11 +85,32 @@ def _built(
             f"TensorRT {trt.__version__} could not build '{graph}'; it says why above\n"
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
-    return bytes(made), config
+    write_atomic(plan, bytes(made))
+    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
+    return _check_plan(logger, plan, names, options)
 
 
-def _configure(config: trt.IBuilderConfig, options: BuildOptions) -> None:
+def _check_plan(
+    logger: trt.Logger, plan: Path, names: Sequence[str], options: BuildOptions
+) -> TypeReport:
+    """Load a plan and check its types."""
     trt = library()
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise GateError(f"TensorRT {trt.__version__} cannot load what it just built")
+    return check_built(engine, names, options.precision, options.quantised)
+
+
+def _configured(
+    builder: trt.Builder,
+    names: Sequence[str],
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+) -> trt.IBuilderConfig:
+    """A builder config with the options, and with one optimisation profile for each range."""
+    trt = library()
+    config = builder.create_builder_config()
     config.builder_optimization_level = options.opt_level
     # Without this the inspector reports names only, and the types cannot be checked.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -124,6 +118,12 @@ def _configure(config: trt.IBuilderConfig, options: BuildOptions) -> None:
         limit_bytes = options.workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit_bytes)
     config.clear_flag(trt.BuilderFlag.TF32)  # so that fp32 products have fp32 precision
+    for profile in profiles:
+        ranges = builder.create_optimization_profile()
+        for name in names:
+            ranges.set_shape(name, *profile.shapes())
+        config.add_optimization_profile(ranges)
+    return config
 
 
 def _use_timings(config: trt.IBuilderConfig, cache: Path) -> None:
