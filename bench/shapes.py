@@ -1,22 +1,17 @@
 """How fast is each shape of pruned and multiplexed model, whatever its weights?
 
-This repeats the throughput comparison of the PruMUX paper
-(https://arxiv.org/abs/2305.14706).
-
     python bench/shapes.py > bench/results/NAME.json
     python bench/shapes.py --shape bert-base --engine ort-cuda --target 'onnx{precision=fp16}'
     python bench/shapes.py --shape bert-base --engine torch --device cuda --precision fp16
-    python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # what mux and demux cost
+    python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # the cost of mux and demux
 
-Sparsity (of the encoder's weights) x rows mixed into one, random weights: time depends on
-sizes only. Sizes are those that `prune` chooses for the random model. Every cell runs at
-its own best batch, found first, and in turn with the dense model in the same engine and
-precision. `time_shares` say where the time goes; `ceiling_share` what part of the speed of
-one large matrix product on this device is reached. On CUDA ONNX Runtime's profiler sees
-launches, not kernels: look at torch's there.
-
-ONNX Runtime is timed by the wall clock, inputs and logits on the host; torch on a GPU by
-CUDA events, inputs on the device.
+The table is that of the PruMUX paper (https://arxiv.org/abs/2305.14706): sparsity of the
+encoder's weights x rows in one forward pass. Time depends on sizes, so weights are random;
+`prune` chooses the sizes. Each shape runs at its own best batch size, in turn with the dense
+model. `time_shares` is the share of the time by part of the model, and `ceiling_share` the
+speed as a share of that of one large matrix product. On CUDA use torch's `time_shares`: ONNX
+Runtime's profiler records launches only. ONNX Runtime is timed by the wall clock with inputs
+and logits in host memory; torch on a GPU by CUDA events with inputs on the device.
 """
 
 from __future__ import annotations
@@ -189,7 +184,7 @@ def pruned(model: Model, ctx: Context, sparsity: float) -> Encoder:
 
 
 @dataclass(frozen=True, eq=False)
-class TimedShape:
+class Cell:
     """A shape in its engine, at its best batch size."""
 
     encoder: Encoder
@@ -200,7 +195,7 @@ class TimedShape:
 
 
 @dataclass(frozen=True, eq=False)
-class ShapeBench:
+class ShapeTimer:
     """Opens shapes and times them against the dense model."""
 
     engine: Ort | Torch
@@ -216,7 +211,7 @@ class ShapeBench:
         events = isinstance(self.engine, Torch) and self.engine.device == "cuda"
         return cuda_ms if events else wall_ms
 
-    def open(self, encoder: Encoder) -> TimedShape:
+    def open(self, encoder: Encoder) -> Cell:
         """Open a shape and find its best batch size."""
         opened = self.engine.open(random_model(encoder, self.ctx), self.ctx)
         n, best, best_ms = encoder.slots, 0, float("inf")
@@ -234,12 +229,10 @@ class ShapeBench:
                 break
         inputs = inputs_of(encoder, best, self.length)
         run, once_ms = opened.prepare(inputs), best * best_ms
-        return TimedShape(encoder, run, best, once_ms, opened.shares(inputs))
+        return Cell(encoder, run, best, once_ms, opened.shares(inputs))
 
-    def against(
-        self, dense: TimedShape, cells: Sequence[TimedShape]
-    ) -> list[tuple[Timing, Timing]]:
-        """Milliseconds per row of each shape, and its speed-up over the dense one, by round."""
+    def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Timing]]:
+        """Milliseconds per row of each shape, and its speed-up over the dense one."""
         every = [dense, *cells]
         repeats = [max(1, round(self.least_ms / max(x.once_ms, 1e-3))) for x in every]
         runs = [partial(_repeated, x.run, r) for x, r in zip(every, repeats, strict=True)]
@@ -263,9 +256,7 @@ def ceiling_flops(device: str, precision: str, size: int, clock: Any) -> float:
     return 2 * size**3 / (best / 1000)
 
 
-def entry(
-    cell: TimedShape, sparsity: float, each: Timing, gain: Timing, length: int
-) -> Inputs:
+def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) -> Inputs:
     """The result of one shape."""
     encoder, cost = cell.encoder, count(cell.encoder, length)
     return {
@@ -286,12 +277,12 @@ def entry(
 
 
 def measure(
-    bench: ShapeBench, options: argparse.Namespace
+    bench: ShapeTimer, options: argparse.Namespace
 ) -> tuple[list[Inputs], dict[str, str]]:
     """Time all shapes, one sparsity at a time.
 
     Returns:
-        The results, and for each sparsity that `prune` refused the message.
+        The results, and the messages of the sparsities that `prune` refused.
     """
     model, found = bench.ctx.dense, list[Inputs]()
     refused: dict[str, str] = {}
@@ -373,7 +364,7 @@ def main() -> None:
         batches = (1,) if options.quick else BATCHES[device]
         rounds = 2 if options.quick else options.rounds
         least_ms = 1.0 if options.quick else LEAST_MS
-        bench = ShapeBench(engine, ctx, options.length, rounds, batches, least_ms)
+        bench = ShapeTimer(engine, ctx, options.length, rounds, batches, least_ms)
         entries, refused = measure(bench, options)
     except (PrumuxError, ValueError) as error:
         sys.exit(f"{error}")

@@ -2,9 +2,9 @@
 
     python bench/truecasing.py TEXTS --out DIR
 
-`TEXTS` holds train.parquet and validation.parquet with a column `text`. Words go out in
-lower case, in pieces of one to three sentences; the first word of each sentence carries no
-label, for its capital tells nothing. Half of the validation texts become the test file.
+`TEXTS` holds train.parquet and validation.parquet with a column `text`. A row has one to
+three sentences in lower case. The first word of each sentence has no label, because every
+sentence starts with a capital. Half of the validation texts become the test file.
 """
 
 from __future__ import annotations
