@@ -171,7 +171,7 @@ class TensorRt(Target):
             self.floats, self.precision == "int8", self.workspace_mib, self.opt_level
         )
         names = input_names(model.encoder)
-        seen = build_plan(
+        types = build_plan(
             folder / FILE,
             folder / PLAN,
             names,
@@ -179,9 +179,9 @@ class TensorRt(Target):
             options,
             timings=ctx.cache.folder or folder,
         )
-        facts = self._facts(model, folder, shapes, seen)
+        facts = self._facts(model, folder, shapes, types)
         (folder / (PLAN + FACTS)).write_text(json.dumps(facts, indent=2) + "\n")
-        notes = {**seen.told(), **self._checked(model, ctx, folder)}
+        notes = {**types.notes(), **self._checked(model, ctx, folder)}
         return Emitted((*files, PLAN, PLAN + FACTS), notes)
 
     def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
@@ -265,7 +265,7 @@ class TensorRt(Target):
         )
 
     def _facts(
-        self, model: Model, folder: Path, shapes: Sequence[Profile], seen: TypeReport
+        self, model: Model, folder: Path, shapes: Sequence[Profile], types: TypeReport
     ) -> Mapping[str, Any]:
         import torch
 
@@ -275,7 +275,7 @@ class TensorRt(Target):
             "slots": model.encoder.slots,
             "inputs": list(input_names(model.encoder)),
             "profiles": [{"rows": x.rows, "tokens": x.tokens} for x in shapes],
-            **seen.told(),
+            **types.notes(),
             "graph_sha256": file_digest(folder / FILE),
             "plan_sha256": file_digest(folder / PLAN),
             "device": trt_library.gpu(),

@@ -68,8 +68,8 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
     # The tool adds every shape it infers. With shapes ONNX Runtime would fuse residual sums
     # and LayerNorms, and its kernel for that takes several times as long.
     del found.graph.value_info[:]
-    told = {x.key: x.value for x in proto.metadata_props}
-    onnx.helper.set_model_props(found, {**told, PRECISION: "int8"})
+    metadata = {x.key: x.value for x in proto.metadata_props}
+    onnx.helper.set_model_props(found, {**metadata, PRECISION: "int8"})
     return found
 
 

@@ -40,7 +40,7 @@ BLOCK_ROUNDS = 2
 """Rounds between two decisions about which graphs are timed on; even, because `interleave`
 runs every second round in reverse order."""
 ROUNDS = range(7, 12)
-"""Number of rounds in all: more where a pass over the workload is short."""
+"""Number of rounds in all: more if a pass over the workload is short."""
 TIMING_MS = 2000
 """Time that the rounds of one graph should take together, if `ROUNDS` allows it."""
 
@@ -183,7 +183,7 @@ class SlowFusions:
 
     ctx: Context
     name: str
-    """Of the entry in the store."""
+    """Name of the entry in the store."""
 
     @classmethod
     def of(cls, encoder: Encoder, opset: int, provider: str, ctx: Context) -> SlowFusions:

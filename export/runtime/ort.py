@@ -64,9 +64,9 @@ class OrtEngine:
         self._names = tuple(x.name for x in self._session.get_inputs())
         meta = self._session.get_modelmeta()
         about = meta.custom_metadata_map
-        told = about.get(SLOTS, "1")
+        slots = about.get(SLOTS, "1")
         self._precision = about.get(PRECISION, "fp32")
-        self.slots = max(1, int(told)) if told.isdecimal() else 1
+        self.slots = max(1, int(slots)) if slots.isdecimal() else 1
         """Number of rows that share a forward pass; 1 = the graph is not multiplexed."""
         shape = self._session.get_outputs()[0].shape or [""]
         known = isinstance(shape[-1], int)
@@ -151,13 +151,13 @@ def _open_session(graph: Path | bytes, threads: int, providers: tuple[str, ...])
             "for NVIDIA GPUs: pip install 'prumux[cuda]'"
         )
     order = [(p, OPTIONS.get(p, {})) for p in dict.fromkeys((*providers, CPU))]
-    inline = isinstance(graph, bytes)
     try:
-        source = graph if inline else str(graph)
+        source = graph if isinstance(graph, bytes) else str(graph)
         session = ort.InferenceSession(source, options, providers=order)
     except Exception as error:  # ONNX Runtime's errors have no common class
-        what = "the graph" if inline else f"'{graph}'"
-        cure = "" if inline else "\nexport the model again if the file is damaged"
+        file = not isinstance(graph, bytes)
+        what = f"'{graph!s}'" if file else "the graph"
+        cure = "\nexport the model again if the file is damaged" if file else ""
         first = str(error).strip().split("\n")[0][:200]
         by = f"ONNX Runtime {ort.__version__}"
         raise ModelError(f"{what} cannot be opened by {by}: {first}{cure}") from error

@@ -53,7 +53,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A loaded model. `prumux.load` makes it; many threads may use one at a time.
+    """A loaded model. `prumux.load` makes it, and many threads may share it.
 
     A predictor can be pickled, for `multiprocessing` or Ray: the folder and the options of
     `load` are written, and the receiving process loads the folder again. The folder must

@@ -83,7 +83,7 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False
         plan: True = the engine is a TensorRT plan.
     """
     names = input_names(encoder)
-    told = {
+    values = {
         "image": IMAGE,
         "name": name,
         "n": encoder.slots,
@@ -99,4 +99,4 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False
         "plan": ": its TensorRT must be the one that built `model.plan`" if plan else "",
     }
     parts = [START, CALL, MIXED if encoder.slots > 1 else LENGTHS]
-    return "".join(part.format(**told) for part in parts)
+    return "".join(part.format(**values) for part in parts)

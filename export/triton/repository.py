@@ -121,9 +121,9 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     """`config.pbtxt` of the engine, which takes token ids of any length."""
     alone, rows = encoder.slots == 1, _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
-    says = ["Rows in, logits out. max_batch_size counts rows."]
+    comments = ["Rows in, logits out. max_batch_size counts rows."]
     if not alone:
-        says += [
+        comments += [
             f"Runs {encoder.slots} neighbouring rows in one forward pass: call",
             f"'{serving.name}', which sends whole groups. There is no dynamic batching here:",
             "it would put rows of unrelated requests into one group, and a request of a wrong",
@@ -148,13 +148,13 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
         _warm_up(encoder, encoder.slots, min(WARM_TOKENS, length)),
         _warm_up(encoder, rows, length),
     ]
-    return _text(says, fields)
+    return _text(comments, fields)
 
 
 def packer_config(encoder: Encoder, serving: Serving) -> str:
     """`config.pbtxt` of the packer, the model that clients of a multiplexed model call."""
     rows = _rows(encoder, serving)
-    says = [
+    comments = [
         f"Fills groups of {encoder.slots} rows of similar length and of one tenant, and",
         "returns to each request the logits of its rows. max_batch_size counts rows, not",
         "groups. There is no warm-up: it would call the engine, which may not be loaded yet.",
@@ -173,7 +173,7 @@ def packer_config(encoder: Encoder, serving: Serving) -> str:
         "token_types": encoder.token_types,
         "pad_id": encoder.pad_id,
     }
-    told = {"engine": f"{serving.name}_engine", **limits}
+    parameters = {"engine": f"{serving.name}_engine", **limits}
     fields: dict[str, Any] = {
         "name": serving.name,
         "backend": "python",
@@ -184,14 +184,15 @@ def packer_config(encoder: Encoder, serving: Serving) -> str:
         "dynamic_batching": _batching(encoder, serving),
         "instance_group": [{"count": PACKER_INSTANCES, "kind": Word("KIND_CPU")}],
         "parameters": [
-            {"key": key, "value": {"string_value": str(value)}} for key, value in told.items()
+            {"key": key, "value": {"string_value": str(value)}}
+            for key, value in parameters.items()
         ],
     }
-    return _text(says, fields)
+    return _text(comments, fields)
 
 
-def _text(says: list[str], fields: dict[str, Any]) -> str:
-    return "".join(f"# {line}\n" for line in says) + dump(fields)
+def _text(comments: list[str], fields: dict[str, Any]) -> str:
+    return "".join(f"# {line}\n" for line in comments) + dump(fields)
 
 
 def _rows(encoder: Encoder, serving: Serving) -> int:

@@ -76,7 +76,7 @@ def build_plan(
     if not parser.parse_from_file(str(graph)):
         raise UsageError(_refused(parser, trt.__version__))
     check_network(network, options.precision, options.quantised)
-    config: trt.IBuilderConfig = _configured(builder, names, profiles, options)
+    config = _configured(builder, names, profiles, options)
     cache = timings / f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
     _use_timings(config, cache)
     made = builder.build_serialized_network(network, config)
@@ -86,7 +86,7 @@ def build_plan(
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
     write_atomic(plan, bytes(made))
-    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
+    _save_timings(config, cache)
     return _check_plan(logger, plan, names, options)
 
 
@@ -132,6 +132,10 @@ def _use_timings(config: trt.IBuilderConfig, cache: Path) -> None:
     timings = config.create_timing_cache(known)  # None where the bytes are damaged
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timings(config: trt.IBuilderConfig, cache: Path) -> None:
+    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
 
 
 def _refused(parser: trt.OnnxParser, version: str) -> str:

@@ -56,7 +56,7 @@ class TypeReport:
     unseen: str = ""
     """A note if the types asked for can be neither confirmed nor ruled out."""
 
-    def told(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, Any]:
         """Entries for the notes of an export."""
         note = {"types_unseen": self.unseen} if self.unseen else {}
         return {"types": self.types, **note}
@@ -65,7 +65,7 @@ class TypeReport:
 def check_network(
     network: trt.INetworkDefinition, precision: Precision, quantised: bool
 ) -> None:
-    """Check that every matrix product has the type asked for, and Q/DQ pairs exist iff int8.
+    """Check that matrix products have the type asked for, and only int8 has Q/DQ pairs.
 
     Raises:
         GateError: names the first layer with another type.
@@ -124,7 +124,7 @@ def seen_in(information: Mapping[str, Any]) -> TypeReport:
 
 
 def check_types(seen: TypeReport, precision: Precision, quantised: bool) -> TypeReport:
-    """Check that enough floats have the type asked for, and that int8 values exist iff int8.
+    """Check that enough floats have the type asked for, and only int8 has int8 values.
 
     Returns:
         The report, with a note if layers hide their types and none of those seen is wrong.
@@ -139,8 +139,8 @@ def check_types(seen: TypeReport, precision: Precision, quantised: bool) -> Type
     if share >= least and (types.get("int8", 0) > 0) == quantised:
         return seen
     asked = f"{'int8 with ' if quantised else ''}{precision}"
-    told = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
-    found = f"{asked} was asked for; the engine's layers hold values of these types: {told}"
+    counts = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
+    found = f"{asked} was asked for; the engine's layers hold values of these types: {counts}"
     lower = precision == "fp32" and floats["fp16"] + floats["bf16"] > 0
     if seen.closed and not lower and not (types.get("int8") and not quantised):
         note = f"{seen.closed} layers do not tell what they hold; the parsed network was right"
@@ -162,8 +162,8 @@ def _types(layers: Sequence[Any]) -> Iterator[str]:
         for value in [*layer.get("Inputs", ()), *layer.get("Outputs", ())]:
             if all(size == 1 for size in value.get("Dimensions", (0,))):
                 continue
-            told = str(value.get("Format/Datatype") or value.get("Datatype", "")).upper()
-            found = next((name for word, name in WORDS if word in told), None)
+            text = str(value.get("Format/Datatype") or value.get("Datatype", "")).upper()
+            found = next((name for word, name in WORDS if word in text), None)
             if found is not None:
                 yield found
 
