@@ -39,7 +39,7 @@ BATCH = 64
 
 
 @dataclass(eq=False)
-class Learner:
+class FineTuner:
     """Trains a Hugging Face classifier on labels; the embedding tables stay as they are."""
 
     module: Any
@@ -110,7 +110,7 @@ def main() -> None:
     module.to(options.device).train()
     for name, p in module.named_parameters():
         p.requires_grad = "embeddings" not in name
-    learner = Learner(module, rows.take(order[:held]), options.lr, options.device)
+    learner = FineTuner(module, rows.take(order[:held]), options.lr, options.device)
     shown, where = Progress(1), options.device
     ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
     length = Length(options.epochs, None, BATCH)
