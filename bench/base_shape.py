@@ -1,10 +1,11 @@
-"""How long does the path without training take on a model of BERT-base's shape?
+"""How long do scoring, pruning, refit and export take on a model of BERT-base's shape?
 
     python bench/base_shape.py TOKENIZER --data DIR > bench/results/NAME.json
 
-Random weights in 12 layers of 12 heads and 3072 FFN units, 768 hidden; the tokenizer of any
-BERT-like model (30,522 tokens) and any text give the rows. Times scores, choice, slicing,
-refit and export; Kwon et al. (2022) state under three minutes on one GPU for theirs.
+The model has random weights, 12 layers of 12 heads and 3072 FFN units, and 768 hidden
+dimensions. The rows come from any text and the tokenizer of any BERT-like model (30,522
+tokens). Nothing is trained. Kwon et al. (2022, https://arxiv.org/abs/2204.09656) state under
+three minutes on one GPU for their method.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PASSES = ("pool-early", "prune{sparsity=0.6 of=macs}", "slice", "reconstruct")
 
 
 def timed(name: str, seconds: dict[str, float], work: Callable[[], Any]) -> Any:
-    """Do it and note how long it took."""
+    """Call `work`, and store its time in seconds under a name."""
     start = time.monotonic()
     found = work()
     seconds[name] = round(time.monotonic() - start, 1)

@@ -1,10 +1,11 @@
-"""How far may the measured cost table be trusted, and does `prune{speedup=...}` keep its word?
+"""How exact is the cost table, and does `prune{speedup=...}` reach the speed-up asked for?
 
     python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
 
-Measures the table afresh, with `pool-early` off and on, and times random shapes that it never
-saw and what `prune{speedup=...}` chose, interleaved with the dense model. Time depends on
-sizes only, so all shapes carry random weights.
+The script measures the table, with `pool-early` off and on. It then times random shapes
+that the table was not made from, and the shapes that `prune{speedup=...}` chooses,
+interleaved with the dense model. Time depends on sizes only, so all shapes have random
+weights.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from prumux.passes.prune import Prune
 
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 ROWS = 256
-"""Rows for importance: which shapes are chosen does not matter much here."""
+"""Rows for importance. The choice of shapes matters little here, so a few rows do."""
 SEED = 1000
-"""Apart from those of the table's own shapes and checks."""
+"""Differs from the seeds of the table's own shapes and checks."""
 
 
 def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, Any]:
-    """The table, its error on random shapes, and what asked speed-ups reach."""
+    """The table, its error on random shapes, and the speed-ups that `prune` reaches."""
     start = time.monotonic()
     try:
         table = cost_table(model, ctx)
@@ -51,7 +52,7 @@ def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, A
     random = uneven(model.encoder, shapes, SEED)
     encoders = [ctx.dense.encoder, *random, *(x for _, x in aimed)]
     dense_ms, *times = time_ms(encoders, ctx, rounds)
-    # The machine is not as fast in every minute: the dense model is the yardstick.
+    # The machine's speed changes from minute to minute: scale by the dense model's time.
     drift = dense_ms / table.dense_ms
     found = [
         _compared(table, x, ms, drift) for x, ms in zip(random, times[:shapes], strict=True)
@@ -74,7 +75,7 @@ def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, A
 
 
 def _pruned(model: Model, ctx: Context, speedup: float) -> Encoder | str:
-    """The sizes that are left, or why there are none."""
+    """The sizes after pruning, or the message if the speed-up cannot be reached."""
     try:
         masked = Prune(speedup=speedup).run(model, ctx)
     except PrumuxError as error:
@@ -130,7 +131,7 @@ def main() -> None:
     bench = open_bench(request, parse_target(options.target), Progress(1))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing from earlier runs: the table must be of this hour.
+        # An empty store, so that the table is measured now.
         store = Store(Path(folder))
         fit = bench.ctx.fit.take(range(min(ROWS, len(bench.ctx.fit))))
         ctx = replace(bench.ctx, fit=fit, store=store, cache=store)

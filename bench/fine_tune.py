@@ -1,9 +1,9 @@
-"""Fine-tunes a pretrained encoder on a task, for studies that need a dense model of their own.
+"""Fine-tune a pretrained encoder on a task, for studies that need a dense model.
 
     python bench/fine_tune.py BASE --data DIR --out MODEL [--epochs 3]
 
-`BASE` is a Hugging Face folder; the data are those of a study, `labels.json` in their folder
-names the classes. A twentieth of the train rows picks the best checkpoint.
+`BASE` is a Hugging Face folder. `labels.json` in the data folder names the classes. A
+twentieth of the train rows is held out to pick the best checkpoint.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ BATCH = 64
 
 
 @dataclass(eq=False)
-class Learner:
-    """A Hugging Face classifier that learns from labels."""
+class FineTuner:
+    """Trains a Hugging Face classifier on labels; the embedding tables stay as they are."""
 
     module: Any
     held_out: Encoded
@@ -49,7 +49,7 @@ class Learner:
     slots: int = 1
 
     def groups(self) -> list[dict[str, Any]]:
-        """All but the embedding tables."""
+        """Parameter groups of the optimizer."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.lr}]
 
@@ -64,7 +64,7 @@ class Learner:
         return found
 
     def harm(self) -> float:
-        """Mean loss on rows that are not trained on."""
+        """Validation loss: the mean loss on the held-out rows."""
         self.module.eval()
         with torch.no_grad(), autocast(self.device):
             losses = [
@@ -75,7 +75,7 @@ class Learner:
 
 
 def main() -> None:
-    """Train, save, and say the score on the validation rows."""
+    """Train, save the model, and print its accuracy on the validation rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base")
     parser.add_argument("--data", type=Path, required=True)
@@ -83,7 +83,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens", action="store_true", help="every word has a label")
+    parser.add_argument(
+        "--tokens", action="store_true", help="token classification: every word has a label"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(cpu_threads())
@@ -108,7 +110,7 @@ def main() -> None:
     module.to(options.device).train()
     for name, p in module.named_parameters():
         p.requires_grad = "embeddings" not in name
-    learner = Learner(module, rows.take(order[:held]), options.lr, options.device)
+    learner = FineTuner(module, rows.take(order[:held]), options.lr, options.device)
     shown, where = Progress(1), options.device
     ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
     length = Length(options.epochs, None, BATCH)

@@ -1,17 +1,22 @@
-"""What does recovery buy, and what do mixed rows? Score against throughput.
+"""How much loss does each pipeline cost at each throughput?
 
     python bench/frontier.py MODEL --data DIR --out bench/results/NAME.json
     python bench/frontier.py MODEL --data DIR --out ... --passes late 'mux{n=2 at=3},distill'
 
-`refit` trains nothing, `distill` trains after the cut, `learn-masks` chooses what to cut while
-training and trains on; `mux2`, `mux5` and `mux10` prune, then mix so many rows (sparsity 0:
-nothing is pruned). All are trained for the same number of epochs. `--passes` measures named
-pipelines in place of these. Where rows are mixed, partners are drawn several times.
+Methods (`--methods`), all trained for the same number of epochs:
 
-Scores are of the test rows, or of the certify rows where there is no test file; nothing is
-chosen on either. Engines (plain graphs) are timed in one interleaved run at the end, shapes
-before anything is trained, as the search predicts throughput. Finished models are kept in a
-folder beside the result, so that a killed run goes on.
+    refit               prune and refit, nothing is trained
+    distill             prune, refit and distill
+    learn-masks         learn which units to prune while training, then distill
+    mux2, mux5, mux10   prune, then multiplex 2, 5 or 10 rows, then distill
+
+`--passes NAME TEXT` measures a pipeline in place of these. For multiplexed models the rows
+that share a forward pass are drawn several times.
+
+Scores are of the test rows, or of the certify rows if there is no test file; nothing is
+chosen on either. Throughput is predicted from untrained shapes, as in the search, and
+measured at the end with plain graphs in one interleaved run. Finished models are kept in a
+folder beside the result, so that a killed run can continue.
 """
 
 from __future__ import annotations
@@ -80,7 +85,7 @@ def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
         "hidden": model.encoder.hidden,
         "layers": [asdict(x) for x in model.encoder.layers],
         "rows": role,
-        # Of mixed rows: the mean over several draws of partners.
+        # For multiplexed models the mean over several drawings of the groups.
         "loss": score.score_dense - mux["mean"] if mux else score.loss,
         "score": score.to_json(),
         "select": bench.compare(pipeline, "select", 1.0).to_json(),
@@ -90,7 +95,7 @@ def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
 
 
 def divergence(bench: Bench, model: Model) -> float | None:
-    """Mean KL divergence of a select row's prediction from the dense model's, in nats."""
+    """Mean KL divergence from the dense model's predictions on the select rows, in nats."""
     if not model.encoder.pooled or model.task.problem == "regression":
         return None
     given = _log_p(bench, bench.model)
@@ -99,7 +104,7 @@ def divergence(bench: Bench, model: Model) -> float | None:
 
 
 def _log_p(bench: Bench, model: Model) -> Tensor:
-    """Log-probabilities [N, C] of the select rows; partners drawn once."""
+    """Log-probabilities [N, C] of the select rows; the groups of rows are drawn once."""
     run, rows, mixing = torch_run(model), bench.select_rows, bench.mixing(model)
     size = batch_rows(BATCH, model.encoder.slots)
     found = torch.empty(len(rows), model.encoder.labels)
@@ -109,7 +114,7 @@ def _log_p(bench: Bench, model: Model) -> Tensor:
 
 
 def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, float]]:
-    """Throughput of every pipeline's engine over the dense engine's, one interleaved run."""
+    """Throughput of each pipeline's engine over the dense engine's, in one interleaved run."""
     ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +132,7 @@ def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, floa
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Points lost against throughput, a line per method; n2-s0.6 is a point of n2."""
+    """Plot points lost against throughput, one line per method; n2-s0.6 is a point of n2."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -147,8 +152,7 @@ def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-def main() -> None:
-    """Measure, write the JSON and the plot, print a table."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
@@ -160,7 +164,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, write the JSON and the plot, and print a table."""
+    options = _options()
     request = Request(
         model=options.model,
         data=options.data,

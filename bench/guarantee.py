@@ -1,12 +1,13 @@
-"""Does the budget hold? A thousand searches on resampled rows, each checked against the truth.
+"""Does the budget hold? A thousand simulated searches, each compared with the true loss.
 
     python bench/guarantee.py MODEL --data DIR --out bench/results/NAME.json
 
-Every candidate's answers on all labelled rows are recorded once. The certify and test rows
-together are then taken for the world: a candidate's loss on all of them is its true loss. Each
-simulated user gets so many rows of it, drawn with replacement, as certify rows, and a draw of
-the select rows, and runs the same search as `prumux-opt --effort quick`. What is shipped
-breaks the promise if its true loss exceeds the budget. The promise: at most 5 % of the users.
+The script records every candidate's answers on all labelled rows once. The certify and test
+rows together are the population: a candidate's loss on all of them is its true loss. Each
+simulated user draws certify rows from the population and select rows from the select rows,
+both with replacement, and runs the search of `prumux-opt --effort quick`. The promise is
+broken for a user if the true loss of the shipped model exceeds the budget. prumux promises
+at most 5 % of users.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
-class World:
-    """Whether each candidate, and the given model, is right on each row."""
+class Population:
+    """Correctness of each candidate, and of the given model, on each row."""
 
     order: tuple[Pipeline, ...]
-    """From the slowest to the fastest."""
+    """Candidates from the slowest to the fastest."""
     select: Bools
     """[candidates, rows]"""
     select_dense: Bools
     rows: Bools
-    """[candidates, rows], on rows that the search never sees as a whole."""
+    """[candidates, rows]; the search sees samples of these rows only."""
     rows_dense: Bools
 
     @property
@@ -58,26 +59,29 @@ class World:
 
 
 @dataclass(frozen=True)
-class User:
-    """How one simulated search ended: which candidate, or -1."""
+class SimulatedResult:
+    """The result of one simulated search."""
 
     shipped: int
+    """Index of the candidate; -1 = the exact model."""
     true_loss: float
 
 
-def user(world: World, limit: float, rows: int, random: np.random.Generator) -> User:
-    """Draw rows, search, and look up the true loss of what is shipped."""
-    chosen = random.integers(world.select.shape[1], size=world.select.shape[1])
-    seen = random.integers(world.rows.shape[1], size=rows)
-    select_loss = world.select_dense[chosen].mean() - world.select[:, chosen].mean(1)
-    index = {str(p): i for i, p in enumerate(world.order)}
+def simulated_search(
+    population: Population, limit: float, rows: int, random: np.random.Generator
+) -> SimulatedResult:
+    """Simulate one user: draw rows, search, and look up the shipped model's true loss."""
+    chosen = random.integers(population.select.shape[1], size=population.select.shape[1])
+    seen = random.integers(population.rows.shape[1], size=rows)
+    select_loss = population.select_dense[chosen].mean() - population.select[:, chosen].mean(1)
+    index = {str(p): i for i, p in enumerate(population.order)}
 
     def trial(pipeline: Pipeline) -> Trial:
         loss = float(select_loss[index[str(pipeline)]])
         return Trial(pipeline, 1 - loss, loss, 0.0, 0)
 
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        dense, found = world.rows_dense[seen], world.rows[index[str(pipeline)], seen]
+        dense, found = population.rows_dense[seen], population.rows[index[str(pipeline)], seen]
         worse, better = int((dense & ~found).sum()), int((~dense & found).sum())
         upper = accuracy_upper(rows, worse, better, confidence)
         loss = (worse - better) / rows
@@ -87,19 +91,24 @@ def user(world: World, limit: float, rows: int, random: np.random.Generator) -> 
         )
 
     safe = safe_loss(rows, limit)
-    winner = find(world.order, trial, prove, limit, lambda _: False, safe=safe).winner
+    winner = find(population.order, trial, prove, limit, lambda _: False, safe=safe).winner
     if winner is None:
-        return User(-1, 0.0)
+        return SimulatedResult(-1, 0.0)
     at = index[str(winner)]
-    return User(at, float(world.true_loss[at]))
+    return SimulatedResult(at, float(population.true_loss[at]))
 
 
 def simulate(
-    world: World, limit: float, rows: int, users: int, seed: int = 0
+    population: Population, limit: float, rows: int, users: int, seed: int = 0
 ) -> dict[str, float]:
-    """Shares of users: with a broken promise, with nothing better than exact."""
+    """Simulate users.
+
+    Returns:
+        The share of users whose budget was exceeded (`broken`), the share who got the exact
+        model (`exact_only`), and the median true loss.
+    """
     random = np.random.default_rng(seed)
-    ends = [user(world, limit, rows, random) for _ in range(users)]
+    ends = [simulated_search(population, limit, rows, random) for _ in range(users)]
     broken = sum(x.true_loss > limit for x in ends)
     return {
         "budget": limit,
@@ -111,8 +120,8 @@ def simulate(
     }
 
 
-def record(options: argparse.Namespace) -> World:
-    """Every candidate's answers; kept beside the result, so that a killed run goes on."""
+def record(options: argparse.Namespace) -> Population:
+    """Every candidate's answers, kept beside the result so that a killed run can continue."""
     request = Request(model=options.model, data=options.data, passes="-")
     opened = open_bench(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, versions())
@@ -126,7 +135,7 @@ def record(options: argparse.Namespace) -> World:
 
     world = ("certify",) if bench.test_rows is None else ("certify", "test")
     dense = Pipeline(())
-    return World(
+    return Population(
         tuple(order),
         np.stack([right(p, ("select",)) for p in order]),
         right(dense, ("select",)),
@@ -144,9 +153,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--rows", type=int, nargs="+", default=[300, 872, 2000])
     options = parser.parse_args()
-    world = record(options)
+    population = record(options)
     entries: list[dict[str, Any]] = [
-        simulate(world, limit, rows, options.users)
+        simulate(population, limit, rows, options.users)
         for limit in BUDGETS
         for rows in options.rows
     ]
@@ -154,9 +163,9 @@ def main() -> None:
         "schema_version": 1,
         "candidates": [
             {"pipeline": str(p), "true_loss": float(x)}
-            for p, x in zip(world.order, world.true_loss, strict=True)
+            for p, x in zip(population.order, population.true_loss, strict=True)
         ],
-        "world_rows": world.rows.shape[1],
+        "world_rows": population.rows.shape[1],
         "entries": entries,
         **provenance(),
     }

@@ -1,15 +1,15 @@
-"""Does the joint choice under measured time beat the simple ways to prune?
+"""Does pruning all layers jointly by measured time lose less than simpler ways to prune?
 
     python bench/joint_choice.py MODEL --data DIR > bench/results/NAME.json
 
-All variants are cut to the same measured speed-up and refitted, nothing is trained:
+All variants are pruned to the same measured speed-up and refitted; nothing is trained:
 
     joint      prune{speedup=S}: Fisher importance, all branches at once, measured time
     uniform    the same share of the heads and units of every layer, by Fisher importance
-    magnitude  joint allocation, importance = squared norm of what a unit writes
+    magnitude  joint allocation, importance = squared norm of a unit's output weights
 
-The seed draws which rows are scored and refitted. Scores are of the test rows, or of the
-certify rows where there is no test file; nothing is chosen on either.
+The seed draws the rows for importance and refit. Scores are of the test rows, or of the
+certify rows if there is no test file; nothing is chosen on either.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ROUNDS = 6
 
 
 def magnitude(model: Model) -> Scores:
-    """Squared norm of every unit's columns in the map that writes to the residual stream."""
+    """Squared norm of each unit's columns in the linear map to the residual stream."""
     heads, ffn = [], []
     for i, layer in enumerate(model.encoder.layers):
         out = model.weights[f"layers.{i}.attention.output.weight"].square().sum(0)
@@ -59,7 +59,7 @@ def magnitude(model: Model) -> Scores:
 
 
 def uniform(model: Model, scores: Scores, share: float) -> Masks:
-    """The best `share` of every layer's units."""
+    """Masks that keep the most important `share` of every layer's units."""
     heads = [round(share * len(m)) for m in model.masks.heads]
     ffn = [round(share * len(m) / GRID) * GRID for m in model.masks.ffn]
     kept = best(scores.heads, heads, model.masks.heads)
@@ -69,7 +69,7 @@ def uniform(model: Model, scores: Scores, share: float) -> Masks:
 
 
 def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> Masks:
-    """The joint choice for given scores, by the cost table."""
+    """Masks of the joint choice for these importance scores, by the cost table."""
     table = cost_table(model, ctx)
     worth = [
         values(s, m, range(len(m) + 1))
@@ -82,7 +82,11 @@ def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> 
 
 
 def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[Model, float]:
-    """The masked model of a method whose timed speed-up is as asked, and that speed-up."""
+    """Search for the masks of a method that give a measured speed-up.
+
+    Returns:
+        The masked model whose speed-up is nearest to `asked`, and that speed-up.
+    """
     scores = magnitude(model) if method == "magnitude" else fisher(model, ctx)
     low, high, dial = 0.0, 1.0, asked if method != "uniform" else 1 / asked
     found: list[tuple[float, Model, float]] = []
@@ -93,7 +97,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
                 if method == "uniform"
                 else joint(model, scores, ctx, dial)
             )
-        except ValueError:  # the table says that no cut is so fast
+        except ValueError:  # by the cost table no pruned shape is so fast
             break
         masked = replace(model, masks=masks)
         reached = speedup(masks.sizes(model.encoder), ctx, ROUNDS)

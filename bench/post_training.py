@@ -1,9 +1,9 @@
-"""How far does pruning go without training? Cut only against cut and refitted.
+"""How much loss does the refit avoid, if nothing is trained?
 
     python bench/post_training.py MODEL --data DIR > bench/results/NAME.json
 
-Scores on the certify and test rows for a ladder of sparsities in multiply-adds; nothing is
-chosen here.
+Each model is pruned to a sparsity in multiply-adds, with and without refit, and scored on
+the certify and test rows. Nothing is chosen on either.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What does a lower precision cost and buy: parity, score, speed.
+"""What does a lower precision lose in parity and score, and gain in speed?
 
     python bench/precision.py MODEL --data DIR --out bench/results/NAME.json
     python bench/precision.py MODEL --data DIR --out ... --passes mixed 'mux{n=2 at=3},distill'
 
-Each pipeline's model runs on every target, and through ONNX Runtime's one line
-(`quantize_dynamic` with its defaults): largest difference of a logit from the torch module and
-share of equal labels on the certify rows, score on certify and test rows. Nothing is chosen on
-either. All engines of one model are timed in one interleaved run with the dense fp32 engine.
+Each pipeline's model is exported to every target, and quantised with `quantize_dynamic` of
+ONNX Runtime with its defaults (target `one-line`). The script measures the largest
+difference of a logit from the torch module and the share of equal labels on the certify
+rows, and the score on the certify and test rows. Nothing is chosen on either. All engines
+of one model are timed in one interleaved run with the dense fp32 engine.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ PRUNED = "pool-early,prune{sparsity=0.6 of=macs},slice,reconstruct"
 
 @contextmanager
 def opened(bench: Bench, model: Model, target: str) -> Iterator[Engine]:
-    """The model's engine on a target."""
+    """Export the model to a target and open the engine."""
     with tempfile.TemporaryDirectory() as folder:
         if target == ONE_LINE:
             yield _one_line(model, Path(folder), bench.ctx.threads)
@@ -65,7 +66,7 @@ def opened(bench: Bench, model: Model, target: str) -> Iterator[Engine]:
 
 
 def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
-    """What a user would do without us."""
+    """The model quantised with `quantize_dynamic` and its defaults, without prumux."""
     from onnxruntime.quantization import quantize_dynamic
 
     save(build(model), folder)
@@ -76,7 +77,7 @@ def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
 
 
 def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
-    """Against the torch module on the certify rows."""
+    """Parity with the torch module on the certify rows."""
     reference, found, masks = [], [], []
     run = torch_run(model)
     size = batch_rows(BATCH, model.encoder.slots)
@@ -90,7 +91,7 @@ def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
 
 
 def scored(bench: Bench, rows: Encoded, model: Model, engine: Engine) -> float:
-    """The engine's score."""
+    """The engine's score on these rows."""
     found = predict(engine.run, rows, model.task, None, **bench.mixing(model))
     assert rows.labels is not None
     return score(bench.metric, found, rows.labels, model.task)

@@ -1,13 +1,18 @@
-"""How well is the loss predicted, and how well chosen, from few trained models?
+"""How few models must be trained to choose the best one within a budget?
 
     python bench/predictors.py GRID.json --out bench/results/NAME.json
 
-GRID.json is what `bench/frontier.py` wrote for a grid of rows in one x sparsity. Two
-predictors: bilinear in every cell of a coarse grid that is trained beforehand, as recalled of
-the paper's Auto-PruMUX, and ours, which trains what its search asks for. For each budget: the
-throughput of the best cell over that of the chosen one (regret, from 1), and how many cells
-were trained. A choice that breaks the budget on the recorded rows counts as the dense model.
-Throughput as predicted before training is compared with that of the finished engines.
+GRID.json is a result of `bench/frontier.py` for a grid of rows in one pass x sparsity. The
+script compares two predictors of a model's loss:
+
+    bilinear   interpolates a coarse grid that is trained beforehand, as we recall it from
+               Auto-PruMUX (https://arxiv.org/abs/2305.14706)
+    ours       trains the models that its search asks for
+
+For each budget it reports the number of trained models and the regret: the throughput of
+the best cell over that of the chosen cell, at least 1. A choice that exceeds the budget on
+the recorded rows counts as the dense model. The throughput predicted before training is
+compared with that of the finished engines.
 """
 
 from __future__ import annotations
@@ -37,28 +42,29 @@ BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.15)
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """A trained model of the grid."""
 
     slots: int
     sparsity: float
     candidate: Candidate
-    """With the throughput that was predicted before training, where that was recorded."""
+    """With the throughput predicted before training, if it was recorded."""
     loss: float
     throughput: float
-    """As measured."""
+    """The measured throughput."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a predictor chose within a budget, None = the dense model."""
+    """The choice of a predictor within a budget."""
 
-    cell: Cell | None
+    cell: GridCell | None
+    """None = the dense model."""
     trained: int
 
 
-def cells_of(grid: dict[str, Any]) -> list[Cell]:
-    """The cells of a recorded grid; entries are named n2-s0.6 and so on.
+def cells_of(grid: dict[str, Any]) -> list[GridCell]:
+    """The cells of a recorded grid; entries have names such as n2-s0.6.
 
     Sparsities that were not measured for every number of rows are left out.
     """
@@ -76,7 +82,7 @@ def cells_of(grid: dict[str, Any]) -> list[Cell]:
         measured = entry["speed"]["throughput_ratio"]
         predicted = entry["speed"].get("predicted_ratio") or measured
         candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), predicted)
-        found.append(Cell(slots, sparsity, candidate, entry["loss"], measured))
+        found.append(GridCell(slots, sparsity, candidate, entry["loss"], measured))
     each = Counter(x.sparsity for x in found)
     return [x for x in found if each[x.sparsity] == max(each.values())]
 
@@ -87,8 +93,8 @@ def _place(entry: dict[str, Any]) -> tuple[int, float]:
     return int(name[1]), float(name[2])
 
 
-def ours(cells: Sequence[Cell], budget: float, fitted: Fit) -> Choice:
-    """Train what the search asks for; the fastest of those that kept the budget."""
+def ours(cells: Sequence[GridCell], budget: float, fitted: Fit) -> Choice:
+    """Train the cells that the search asks for; take the fastest within the budget."""
     candidates = [x.candidate for x in cells]
     tried: dict[int, Trial] = {}
     while (at := proposed(candidates, tried, budget, fitted)) is not None:
@@ -98,8 +104,8 @@ def ours(cells: Sequence[Cell], budget: float, fitted: Fit) -> Choice:
     return Choice(max(kept, key=_speed, default=None), len(tried))
 
 
-def bilinear(cells: Sequence[Cell], budget: float, corners: Sequence[Cell]) -> Choice:
-    """Train a coarse grid, predict the rest, take the fastest that is predicted to do."""
+def bilinear(cells: Sequence[GridCell], budget: float, corners: Sequence[GridCell]) -> Choice:
+    """Train a coarse grid and predict the rest; take the fastest within the budget."""
     slots = tuple(sorted({x.slots for x in corners}))
     sparsities = tuple(sorted({x.sparsity for x in corners}))
     known = {(x.slots, x.sparsity): x.loss for x in corners}
@@ -109,19 +115,19 @@ def bilinear(cells: Sequence[Cell], budget: float, corners: Sequence[Cell]) -> C
     return Choice(max(kept, key=_speed, default=None), len(corners))
 
 
-def _speed(cell: Cell) -> float:
+def _speed(cell: GridCell) -> float:
     return cell.candidate.throughput
 
 
-def regret(cells: Sequence[Cell], budget: float, choice: Choice) -> float:
-    """Throughput of the best cell over the chosen one's."""
+def regret(cells: Sequence[GridCell], budget: float, choice: Choice) -> float:
+    """Throughput of the best cell over that of the chosen cell."""
     best = max((x.throughput for x in cells if x.loss <= budget), default=1.0)
     held = choice.cell is not None and choice.cell.loss <= budget
     return best / (choice.cell.throughput if choice.cell and held else 1.0)
 
 
-def corner_grids(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Every coarse grid that spans the whole one, with the cells it needs trained."""
+def corner_grids(cells: Sequence[GridCell]) -> list[list[GridCell]]:
+    """The trained cells of every coarse grid that spans the whole grid."""
     slots = sorted({x.slots for x in cells})
     sparsities = sorted({x.sparsity for x in cells})
     found = []
@@ -140,10 +146,10 @@ def _spanning(values: Sequence[Any]) -> list[tuple[Any, ...]]:
     ]
 
 
-def enough_for_all(cells: Sequence[Cell]) -> int | None:
-    """The smallest coarse grid from which the best cell is found at every budget.
+def enough_for_all(cells: Sequence[GridCell]) -> int | None:
+    """Size of the smallest coarse grid that finds the best cell at every budget.
 
-    Which grid that is, nobody knows before; so this is the least that bilinear can do with.
+    A user does not know beforehand which grid that is, so this is a lower bound for bilinear.
     """
     sizes = []
     for corners in corner_grids(cells):
@@ -154,14 +160,15 @@ def enough_for_all(cells: Sequence[Cell]) -> int | None:
 
 
 def broken(budget: float, choice: Choice) -> bool:
-    """Whether the chosen cell loses more than it may."""
+    """True if the chosen cell exceeds the budget."""
     return choice.cell is not None and choice.cell.loss > budget
 
 
-def left_out(cells: Sequence[Cell], fitted: Fit) -> dict[str, float]:
-    """Mean absolute error of a cell's loss, predicted from the others.
+def left_out(cells: Sequence[GridCell], fitted: Fit) -> dict[str, float]:
+    """Mean absolute error of a cell's loss, predicted from the other cells.
 
-    Of the inner cells, since bilinear knows nothing outside its grid; ours of all as well.
+    Both are compared on the inner cells, since bilinear cannot extrapolate; ours on all cells
+    too.
     """
     errors: dict[str, list[float]] = {"ours": [], "bilinear": [], "ours, all": []}
     inner = [x for x in cells if _is_inner(x, cells)]
@@ -179,8 +186,8 @@ def left_out(cells: Sequence[Cell], fitted: Fit) -> dict[str, float]:
     return {name: float(np.mean(x)) for name, x in errors.items()} | {"cells": len(inner)}
 
 
-def bilinear_loss(cell: Cell, others: Sequence[Cell]) -> float:
-    """From the grid without the cell's own row and column."""
+def bilinear_loss(cell: GridCell, others: Sequence[GridCell]) -> float:
+    """The cell's loss, interpolated from the grid without the cell's row and column."""
     slots = tuple(sorted({x.slots for x in others}))
     sparsities = tuple(sorted({x.sparsity for x in others}))
     known = {(x.slots, x.sparsity): x.loss for x in others}
@@ -189,7 +196,7 @@ def bilinear_loss(cell: Cell, others: Sequence[Cell]) -> float:
 
 
 def throughput_off(grid: dict[str, Any]) -> dict[str, float]:
-    """Predicted over measured throughput - 1, of every entry for which it was predicted."""
+    """Predicted over measured throughput - 1, for every entry with a prediction."""
     speeds = {x["method"]: x["speed"] for x in grid["entries"]}
     known = {name: x for name, x in speeds.items() if x.get("predicted_ratio")}
     return {
@@ -197,7 +204,7 @@ def throughput_off(grid: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _is_inner(cell: Cell, cells: Sequence[Cell]) -> bool:
+def _is_inner(cell: GridCell, cells: Sequence[GridCell]) -> bool:
     slots, sparsities = {x.slots for x in cells}, {x.sparsity for x in cells}
     low, high = min(slots), max(slots)
     return low < cell.slots < high and min(sparsities) < cell.sparsity < max(sparsities)
@@ -242,11 +249,16 @@ def main() -> None:
         **provenance(),
     }
     options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    show(found)
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the result as a table."""
     if off := found["throughput_off"]:
         worst = max(off, key=lambda x: abs(off[x]))
         line = f"throughput of {len(off)} entries predicted; worst {worst}: {off[worst]:+.1%}"
         print(line, file=sys.stderr)  # noqa: T201
-    for x in entries:
+    for x in found["entries"]:
         mine, full = x["ours"], x["bilinear"]
         enough = [
             y["trained"] for y in full if y["regret"] <= mine["regret"] and not y["broken"]

@@ -1,19 +1,17 @@
-"""What do pruning and mixing rows gain, shape by shape? The comparison of the PruMUX paper.
+"""How fast is each shape of pruned and multiplexed model, whatever its weights?
 
     python bench/shapes.py > bench/results/NAME.json
     python bench/shapes.py --shape bert-base --engine ort-cuda --target 'onnx{precision=fp16}'
     python bench/shapes.py --shape bert-base --engine torch --device cuda --precision fp16
-    python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # what mux and demux cost
+    python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # the cost of mux and demux
 
-Sparsity (of the encoder's weights) x rows mixed into one, random weights: time depends on
-sizes only. Sizes are those that `prune` chooses for the random model. Every cell runs at its
-own best batch, found first, and in turn with the dense model in the same engine and precision.
-`time_shares` say where the time goes; `ceiling_share` what part of the speed of one large
-matrix product on this device is reached. On CUDA ONNX Runtime's profiler sees launches, not
-kernels: look at torch's there.
-
-ONNX Runtime is timed by the wall clock, inputs and logits on the host; torch on a GPU by CUDA
-events, inputs on the device.
+The table is that of the PruMUX paper (https://arxiv.org/abs/2305.14706): sparsity of the
+encoder's weights x rows in one forward pass. Time depends on sizes, so weights are random;
+`prune` chooses the sizes. Each shape runs at its own best batch size, in turn with the dense
+model. `time_shares` is the share of the time by part of the model, and `ceiling_share` the
+speed as a share of that of one large matrix product. On CUDA use torch's `time_shares`: ONNX
+Runtime's profiler records launches only. ONNX Runtime is timed by the wall clock with inputs
+and logits in host memory; torch on a GPU by CUDA events with inputs on the device.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ import torch
 
 from prumux.export.benchmark.time_shares import kernel_shares, operator_shares
 from prumux.export.runtime.ort import CUDA, OrtEngine
-from prumux.export.runtime.torch_module import FastModule
+from prumux.export.runtime.torch_engine import FastModule
 from prumux.optimizer.base.devices import device as there
 from prumux.optimizer.base.environment import cpu_threads, provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError
@@ -55,12 +53,12 @@ SHAPES = {  # layers, heads, hidden, FFN units, vocabulary
 SPARSITIES = (0.0, 0.6, 0.8, 0.95)
 MIXED = (1, 2, 5, 10)
 BATCHES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 64, 128, 256, 512, 1024)}
-"""Mixed rows a run that are tried."""
+"""Batch sizes to try, in groups of rows."""
 WORSE = 1.05
-"""A batch that takes so much longer a row than a smaller one ends the search."""
+"""The search ends at a batch size that takes this many times longer per row than the best."""
 LEAST_MS = 400.0
 SCORE_ROWS, SCORE_TOKENS = 32, 32
-"""Random rows for importance: which of equal units go does not matter."""
+"""Random rows for importance: with random weights the choice of units does not matter."""
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Inputs = dict[str, Any]
 Run = Callable[[], object]
@@ -68,31 +66,31 @@ Shares = dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class ShapeEngine:
     """A model in an engine."""
 
     prepare: Callable[[Inputs], Run]
-    """A run of these inputs."""
+    """Returns a call that runs the inputs."""
     shares: Callable[[Inputs], Shares]
-    """What part of the time goes where."""
+    """Returns the share of the time by part of the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ort:
-    """ONNX Runtime."""
+    """Opens shapes in ONNX Runtime."""
 
     target: Target
     threads: int
     device: str
 
-    def open(self, model: Model, ctx: Context) -> Opened:
-        """The graph that the target writes for timing."""
+    def open(self, model: Model, ctx: Context) -> ShapeEngine:
+        """Open the unchecked graph that the target writes for timing."""
         providers = (CUDA,) * (self.device == "cuda")
         with tempfile.TemporaryDirectory() as folder:
             self.target.draft().emit(model, ctx, Path(folder))
             graph = (Path(folder) / "model.onnx").read_bytes()
         engine = OrtEngine(graph, self.threads, providers)
-        return Opened(
+        return ShapeEngine(
             lambda inputs: partial(engine.run, inputs),
             partial(kernel_shares, graph, self.threads, providers),
         )
@@ -100,14 +98,14 @@ class Ort:
 
 @dataclass(frozen=True, eq=False)
 class Torch:
-    """Torch, eager or compiled."""
+    """Opens shapes in torch, eager or compiled."""
 
     device: str
     precision: str
     compiled: bool
 
-    def open(self, model: Model, ctx: Context) -> Opened:
-        """The module on the device."""
+    def open(self, model: Model, ctx: Context) -> ShapeEngine:
+        """Move the module to the device."""
         del ctx
         module: Any = FastModule(model).to(self.device, TYPES[self.precision]).eval()
         if self.compiled:
@@ -122,11 +120,13 @@ class Torch:
 
             return run
 
-        return Opened(prepare, lambda inputs: operator_shares(prepare(inputs), self.device))
+        return ShapeEngine(
+            prepare, lambda inputs: operator_shares(prepare(inputs), self.device)
+        )
 
 
 def cuda_ms(run: Run) -> float:
-    """Milliseconds of a run on the GPU, by its own events."""
+    """Milliseconds of a run on the GPU, by CUDA events."""
     event: Any = torch.cuda.Event  # untyped
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()
@@ -137,7 +137,7 @@ def cuda_ms(run: Run) -> float:
 
 
 def dense_model(shape: str, length: int, pool_early: bool) -> Model:
-    """A model of this shape with random weights, LayerNorm's scale around 1."""
+    """A dense model of this shape with random weights, and LayerNorm scales around 1."""
     layers, heads, hidden, ffn, vocab = SHAPES[shape]
     encoder = Encoder(
         vocab=vocab,
@@ -160,14 +160,14 @@ def dense_model(shape: str, length: int, pool_early: bool) -> Model:
 
 
 def inputs_of(encoder: Encoder, rows: int, length: int) -> Inputs:
-    """Full rows of random tokens."""
+    """Random token ids without padding: int64 [rows, length] by input name."""
     ids = np.random.default_rng(0).integers(1, encoder.vocab, (rows, length))
     ones = np.ones_like(ids)
     return {"input_ids": ids, "attention_mask": ones, "token_type_ids": ones - 1}
 
 
 def context(model: Model, length: int) -> Context:
-    """Random rows to score units on, and one at the length that is timed."""
+    """A context with random rows for importance, and one row of the timed length."""
     given = inputs_of(model.encoder, SCORE_ROWS, min(SCORE_TOKENS, length))
     rows = tuple(tuple(map(int, x)) for x in given["input_ids"])
     types = tuple((0,) * len(x) for x in rows)
@@ -178,14 +178,14 @@ def context(model: Model, length: int) -> Context:
 
 
 def pruned(model: Model, ctx: Context, sparsity: float) -> Encoder:
-    """The sizes that `prune` leaves."""
+    """The sizes after `prune`."""
     masked = Prune(sparsity=sparsity).run(model, ctx)
     return masked.masks.sizes(masked.encoder)
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A shape in its engine, at its best batch."""
+    """A shape in its engine, at its best batch size."""
 
     encoder: Encoder
     run: Run
@@ -195,8 +195,8 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """How cells are run."""
+class ShapeTimer:
+    """Opens shapes and times them against the dense model."""
 
     engine: Ort | Torch
     ctx: Context
@@ -207,19 +207,19 @@ class Bench:
 
     @property
     def clock(self) -> Callable[[Run], float]:
-        """CUDA events for torch on a GPU, else the wall clock."""
+        """The timing function: CUDA events for torch on a GPU, else the wall clock."""
         events = isinstance(self.engine, Torch) and self.engine.device == "cuda"
         return cuda_ms if events else wall_ms
 
     def open(self, encoder: Encoder) -> Cell:
-        """Open a shape and find its best batch."""
+        """Open a shape and find its best batch size."""
         opened = self.engine.open(random_model(encoder, self.ctx), self.ctx)
         n, best, best_ms = encoder.slots, 0, float("inf")
         for batch in (x * n for x in self.batches):
             try:
                 run = opened.prepare(inputs_of(encoder, batch, self.length))
                 ms = interleave([run], 2, 1, clock=self.clock)[0].low_ms / batch
-            except Exception:  # engines have no common class for running out of memory
+            except Exception:  # engines raise different errors when memory runs out
                 if not best:
                     raise
                 break
@@ -232,7 +232,7 @@ class Bench:
         return Cell(encoder, run, best, once_ms, opened.shares(inputs))
 
     def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Timing]]:
-        """Milliseconds a row of each cell, and its gain over the dense one, round by round."""
+        """Milliseconds per row of each shape, and its speed-up over the dense one."""
         every = [dense, *cells]
         repeats = [max(1, round(self.least_ms / max(x.once_ms, 1e-3))) for x in every]
         runs = [partial(_repeated, x.run, r) for x, r in zip(every, repeats, strict=True)]
@@ -250,14 +250,14 @@ def _repeated(run: Run, times: int) -> None:
 
 
 def ceiling_flops(device: str, precision: str, size: int, clock: Any) -> float:
-    """Multiplies and adds a second of one large matrix product."""
+    """Floating-point operations per second of one large matrix product."""
     a = torch.randn(size, size, device=device).to(TYPES[precision])
     best = interleave([lambda: a @ a], 10, 3, clock=clock)[0].low_ms
     return 2 * size**3 / (best / 1000)
 
 
 def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) -> Inputs:
-    """One line of the table."""
+    """The result of one shape."""
     encoder, cost = cell.encoder, count(cell.encoder, length)
     return {
         "sparsity": sparsity,
@@ -276,10 +276,13 @@ def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) 
     }
 
 
-def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[Inputs], dict[str, str]]:
-    """All cells, one sparsity at a time, each group with the dense model among it.
+def measure(
+    bench: ShapeTimer, options: argparse.Namespace
+) -> tuple[list[Inputs], dict[str, str]]:
+    """Time all shapes, one sparsity at a time.
 
-    Also says which sparsities are not possible, and why.
+    Returns:
+        The results, and the messages of the sparsities that `prune` refused.
     """
     model, found = bench.ctx.dense, list[Inputs]()
     refused: dict[str, str] = {}
@@ -293,7 +296,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[list[Inputs], di
             continue
         variants = [(n, at) for n in options.n for at in (options.at if n > 1 else (0,))]
         shapes = [replace(sizes, mux=Mux(n, at) if n > 1 else None) for n, at in variants]
-        # The dense model against itself shows what the noise is.
+        # The dense model against itself shows the noise.
         cells = [dense if x == dense.encoder else bench.open(x) for x in shapes]
         for cell, (each, gain) in zip(cells, bench.against(dense, cells), strict=True):
             found.append(entry(cell, sparsity, each, gain, bench.length))
@@ -319,17 +322,24 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="minilm")
     add("--engine", choices=["ort-cpu", "ort-cuda", "torch"], default="ort-cpu")
-    add("--target", default="onnx", help="what writes the graph, with its options")
+    add("--target", default="onnx", help="target that writes the graph")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="for torch")
-    add("--precision", choices=TYPES, default="fp32", help="for torch, and for the ceiling")
+    add(
+        "--precision",
+        choices=TYPES,
+        default="fp32",
+        help="of torch, and of the matrix product",
+    )
     add("--compile", action="store_true", help="torch.compile, with CUDA graphs on a GPU")
     add("--sparsity", type=float, nargs="+", default=SPARSITIES)
     add("--n", type=int, nargs="+", default=MIXED)
-    add("--at", type=int, nargs="+", default=(0,), help="layer before which rows are mixed")
-    add("--pool-early", action="store_true", help="for the dense model as for all others")
+    add("--at", type=int, nargs="+", default=(0,), help="layers before which rows are mixed")
+    add("--pool-early", action="store_true", help="apply pool-early to all shapes")
     add("--length", type=int, default=128)
     add("--rounds", type=int, default=7)
-    add("--quick", action="store_true", help="one batch, two rounds: does it run at all?")
+    add(
+        "--quick", action="store_true", help="one batch size and two rounds, to try the script"
+    )
     options = parser.parse_args()
     layers = SHAPES[options.shape][0]
     if min(options.n) < 1 or not all(0 <= x < layers for x in options.at):
@@ -338,7 +348,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print one JSON document, and the table on stderr."""
+    """Measure, print one JSON document on stdout and a table on stderr."""
     options = _options()
     threads, device = cpu_threads(), options.device
     torch.set_num_threads(threads)
@@ -354,7 +364,7 @@ def main() -> None:
         batches = (1,) if options.quick else BATCHES[device]
         rounds = 2 if options.quick else options.rounds
         least_ms = 1.0 if options.quick else LEAST_MS
-        bench = Bench(engine, ctx, options.length, rounds, batches, least_ms)
+        bench = ShapeTimer(engine, ctx, options.length, rounds, batches, least_ms)
         entries, refused = measure(bench, options)
     except (PrumuxError, ValueError) as error:
         sys.exit(f"{error}")

@@ -1,10 +1,10 @@
-"""Makes a token classification task of plain text: which words had a capital?
+"""Make a token classification task from plain text: which words had a capital letter?
 
     python bench/truecasing.py TEXTS --out DIR
 
-`TEXTS` holds train.parquet and validation.parquet with a column `text`. Words go out in lower
-case, in pieces of one to three sentences; the first word of each sentence carries no label,
-for its capital tells nothing. Half of the validation texts become the test file.
+`TEXTS` holds train.parquet and validation.parquet with a column `text`. A row has one to
+three sentences in lower case. The first word of each sentence has no label, because every
+sentence starts with a capital. Half of the validation texts become the test file.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 LABELS = ("lower", "capital")
 UNKNOWN = -100
 WORDS = range(4, 41)
-"""How long sentences may be."""
+"""Number of words of a sentence; shorter and longer ones are left out."""
 
 
 def sentences(text: str) -> Iterator[list[str]]:
-    """Sentences of a text as words and marks."""
+    """Sentences of a text, as lists of words and punctuation marks."""
     for line in text.split("\n"):
         for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", line):
             words = re.findall(r"\w+|[^\w\s]", sentence)
@@ -33,7 +33,7 @@ def sentences(text: str) -> Iterator[list[str]]:
 
 
 def rows(texts: list[str], most: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many rows with `tokens` and `tags`, drawn from texts in a shuffled order."""
+    """Up to `most` rows with `tokens` and `tags`, from the texts in a shuffled order."""
     draw = random.Random(seed)
     order = list(texts)
     draw.shuffle(order)

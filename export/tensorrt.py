@@ -1,6 +1,8 @@
-"""The `tensorrt` target: a typed `model.onnx`, and `model.plan` built from it.
+"""The `tensorrt` target: a typed `model.onnx`, and the engine `model.plan` built from it.
 
-What needs TensorRT here has not been run by us: no machine with TensorRT was at hand.
+    prumux-opt MODEL --budget 2% --target 'tensorrt{precision=fp16}'
+
+We have not run the parts that need TensorRT, for lack of a machine with it.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ from prumux.export.graph.builder import Precision
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save, verify
 from prumux.export.graph.int8 import check_known
-from prumux.export.graph.parity import Parity, compare
+from prumux.export.graph.parity import Parity
 from prumux.export.graph.qdq import products, quantize, quantized
 from prumux.export.graph.sensitivity import divergence, worst
-from prumux.export.trt.build import Recipe, build_plan
+from prumux.export.runtime.reference import TorchReference
+from prumux.export.trt.build import BuildOptions, build_plan
 from prumux.export.trt.engine import FACTS, PLAN, TrtEngine
 from prumux.export.trt.profiles import Profile, profiles
 from prumux.export.trt.trtexec import SCRIPT, trtexec_script
-from prumux.export.trt.types_check import Seen
+from prumux.export.trt.types_check import TypeReport
 from prumux.optimizer.base.environment import versions
 from prumux.optimizer.base.errors import GateError, MissingError, UsageError
 from prumux.optimizer.base.store import file_digest
 from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.target import Emitted, Target
 
 from .trt import library as trt_library
@@ -41,12 +43,15 @@ if TYPE_CHECKING:
     from prumux.optimizer.pipeline.context import Context
 
 CALIBRATION_ROWS = 512
-"""Rows that ranges are taken from; they are of those that scores and refits use."""
-SHARE = 0.75
-"""Of int8's error. On SST-2 a few products of a MiniLM-L6 made so much of it."""
+"""Fit rows on which int8 activations are calibrated."""
+SPARED_SHARE = 0.75
+"""Default share of int8's estimated error that is removed by keeping linear maps in fp16. On
+SST-2 a few maps of a MiniLM-L6 caused that much of it."""
 MOST_MIB = 1 << 20
+"""Largest workspace, 1 TiB."""
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
-"""How far a logit may be off, as a share of the largest one, or of 1 if that is less."""
+"""Largest difference of a logit, as a share of the largest absolute logit, or of 1 if that is
+smaller."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +61,28 @@ class TensorRt(Target):
     name: ClassVar[str] = "tensorrt"
     precision: Literal["fp16", "bf16", "fp32", "int8"] = field(
         default="fp16",
-        metadata={"help": "types in the graph; int8 = matrix products, else fp16"},
+        metadata={
+            "help": "type of the floats; int8 = matrix products in int8, the rest in fp16"
+        },
     )
     workspace_mib: int | None = field(
-        default=None, metadata={"help": "memory for kernels, in MiB; none = all there is"}
+        default=None, metadata={"help": "memory for kernels in MiB; none = all of the GPU's"}
     )
     opt_level: int = field(
-        default=3, metadata={"help": "how long TensorRT searches for kernels, 0..5"}
+        default=3,
+        metadata={"help": "builder optimisation level, 0..5: higher levels search longer"},
     )
     keep: tuple[str, ...] = field(
-        default=(), metadata={"help": "maps that int8 leaves out, such as layers.0.ffn.down"}
+        default=(),
+        metadata={"help": "linear maps that int8 leaves in fp16, such as layers.0.ffn.down"},
     )
     spare: float = field(
-        default=SHARE,
-        metadata={"help": "share of int8's error whose maps stay fp16 as well"},
+        default=SPARED_SHARE,
+        metadata={"help": "share of int8's error to avoid by leaving more maps in fp16, 0..1"},
     )
     tolerance: float | None = field(
         default=None,
-        metadata={"help": "how far a logit may be off, as a share of the largest one"},
+        metadata={"help": "largest difference of a logit, as a share of the largest logit"},
     )
 
     def __post_init__(self) -> None:
@@ -95,16 +104,19 @@ class TensorRt(Target):
 
     @property
     def floats(self) -> Precision:
-        """The type of what is not quantised."""
+        """The type of values that are not quantised."""
         return "fp16" if self.precision == "int8" else self.precision
 
     @property
     def exact(self) -> bool:
-        """Whether all is computed in float32."""
+        """True if the engine computes in fp32, and so gives the torch module's answers."""
         return self.precision == "fp32"
 
     def baseline(self) -> TensorRt:
-        """Nothing quantised; in fp16, as nobody would run the given model in fp32 here."""
+        """The target on which the given model is timed: the same, with fp16 in place of int8.
+
+        It is not fp32, because on a GPU users run the given model in fp16.
+        """
         low = self.precision == "int8"
         return replace(self, precision=self.floats, keep=()) if low else self
 
@@ -122,26 +134,30 @@ class TensorRt(Target):
         write_bundle(model.encoder, model.task, folder / PLAN, folder / FOLDER, serving)
 
     def check(self) -> None:
-        """Look for TensorRT and a GPU.
+        """Check that TensorRT and a GPU exist.
 
         Raises:
-            MissingError: one of them is missing; says how to get it.
+            MissingError: one is missing; the message says how to get it.
         """
         trt_library.check()
 
     def check_model(self, model: Model) -> None:
-        """Look whether the model has what `keep` names."""
+        """Check that the model has the linear maps that `keep` names.
+
+        Raises:
+            UsageError: it lacks one; the message names two that it has.
+        """
         if self.keep:
             proto = build(model, precision=self.floats, portable=True)
             check_known(self.keep, [x.removesuffix(".matmul") for x in products(proto)])
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
-        """Write `model.onnx`, `tensorrt.sh`, `model.plan` and what is known of the plan.
+        """Write `model.onnx`, `tensorrt.sh`, `model.plan` and `model.plan.json`.
 
         Raises:
-            MissingError: no TensorRT or no GPU; `model.onnx` and `tensorrt.sh` are written.
-            GateError: the engine holds other types than asked, or its logits are off.
-            UsageError: there is no workload to build and check for.
+            MissingError: no TensorRT or no GPU. `model.onnx` and `tensorrt.sh` are written.
+            GateError: the engine holds other types than were asked for, or a logit is off.
+            UsageError: the context has no workload to build and check for.
         """
         files, shapes = self.write(model, ctx, folder), profiles(model.encoder, ctx.workload)
         try:
@@ -151,28 +167,31 @@ class TensorRt(Target):
                 f"{error}\n'{folder}' holds {FILE} and {SCRIPT}, which builds the engine "
                 "where both are"
             ) from error
-        recipe = Recipe(
+        options = BuildOptions(
             self.floats, self.precision == "int8", self.workspace_mib, self.opt_level
         )
         names = input_names(model.encoder)
-        seen = build_plan(
+        types = build_plan(
             folder / FILE,
             folder / PLAN,
             names,
             shapes,
-            recipe,
+            options,
             timings=ctx.cache.folder or folder,
         )
-        facts = self._facts(model, folder, shapes, seen)
+        facts = self._facts(model, folder, shapes, types)
         (folder / (PLAN + FACTS)).write_text(json.dumps(facts, indent=2) + "\n")
-        notes = {**seen.told(), **self._checked(model, ctx, folder)}
+        notes = {**types.notes(), **self._checked(model, ctx, folder)}
         return Emitted((*files, PLAN, PLAN + FACTS), notes)
 
     def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
-        """Write the typed graph and the script that makes an engine of it elsewhere.
+        """Write the typed graph, and the script that builds an engine from it elsewhere.
+
+        Returns:
+            The names of the files.
 
         Raises:
-            UsageError: there is no workload to take shapes from.
+            UsageError: the context has no workload to take shapes from.
         """
         if not ctx.workload:
             raise UsageError("no workload to build an engine for: give the context a batch")
@@ -190,11 +209,13 @@ class TensorRt(Target):
         return (*files, SCRIPT)
 
     def draft(self) -> Target:
-        """As it is, but unchecked: the weights of a timing mean nothing."""
-        return _Draft(self.precision, self.workspace_mib, self.opt_level, self.keep, spare=0)
+        """A target that builds without checking logits, for timing random weights."""
+        return _TensorRtDraft(
+            self.precision, self.workspace_mib, self.opt_level, self.keep, spare=0
+        )
 
     def engine(self, folder: Path, threads: int) -> TrtEngine:
-        """Load `model.plan`; it takes no CPU threads of its own."""
+        """Load `model.plan`; `threads` is ignored."""
         del threads
         return TrtEngine(folder / PLAN)
 
@@ -204,7 +225,7 @@ class TensorRt(Target):
             return proto
         some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
         rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
-        there = set(products(proto))  # a candidate may have lost a branch that is named
+        there = set(products(proto))  # pruning may have removed a branch that `keep` names
         kept = [x for x in self.keep if f"{x}.matmul" in there or x in there]
         found = quantize(proto, rows, kept)
         if not self.spare:
@@ -215,13 +236,9 @@ class TensorRt(Target):
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         """Parity with the torch module on the workload."""
-        inputs = [batch.inputs() for batch in ctx.workload]
-        module, engine = EncoderModule(model).eval(), self.engine(folder, ctx.threads)
-        reference = [run(module, x) for x in inputs]
-        masks = [x["attention_mask"] for x in inputs]
-        found = [engine.run(x) for x in inputs]
-        parity = compare(reference, found, model.task.kind, masks)
-        limit = self.limit(reference)
+        reference = TorchReference(model, ctx.workload)
+        parity = reference.compare(self.engine(folder, ctx.threads))
+        limit = self.limit(reference.logits)
         if not parity.max_abs_diff <= limit:
             raise GateError(self._off(parity, limit))
         return {
@@ -232,7 +249,7 @@ class TensorRt(Target):
         }
 
     def limit(self, reference: Sequence[Any]) -> float:
-        """How far a logit may be from these."""
+        """The largest difference of a logit from these reference logits."""
         share = self.tolerance or TOLERANCES[self.precision]
         return share * max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in reference))
 
@@ -248,7 +265,7 @@ class TensorRt(Target):
         )
 
     def _facts(
-        self, model: Model, folder: Path, shapes: Sequence[Profile], seen: Seen
+        self, model: Model, folder: Path, shapes: Sequence[Profile], types: TypeReport
     ) -> Mapping[str, Any]:
         import torch
 
@@ -258,7 +275,7 @@ class TensorRt(Target):
             "slots": model.encoder.slots,
             "inputs": list(input_names(model.encoder)),
             "profiles": [{"rows": x.rows, "tokens": x.tokens} for x in shapes],
-            **seen.told(),
+            **types.notes(),
             "graph_sha256": file_digest(folder / FILE),
             "plan_sha256": file_digest(folder / PLAN),
             "device": trt_library.gpu(),
@@ -273,8 +290,8 @@ class TensorRt(Target):
 
 
 @dataclass(frozen=True)
-class _Draft(TensorRt):
-    """Builds and checks no numbers."""
+class _TensorRtDraft(TensorRt):
+    """Builds the engine and does not check its logits."""
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         del model, ctx, folder

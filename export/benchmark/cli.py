@@ -23,7 +23,7 @@ from prumux.optimizer.data.rows import read_texts
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.pipeline.registry import parse_target
 
-from .engines import Opened, open_engine
+from .engines import OpenedModel, open_engine
 from .power import meter
 from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
 from .show import plot, plotter, show
@@ -34,7 +34,7 @@ examples:
   prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
 
 A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
-.plan files, folders that prumux-opt wrote. Ratios are against the first, in the same rounds.
+.plan files, folders that prumux-opt wrote. Ratios are against A, timed in the same rounds.
 """
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -49,7 +49,7 @@ def _main(arguments: list[str]) -> int:
     progress = Progress(0 if options.quiet else 1)
     target = None if options.target is None else parse_target(options.target)
     threads, length = options.threads or cpu_threads(), _length(options)
-    device(options.device)  # says at once if there is none
+    device(options.device)  # raises at once if the device does not exist
     plt = None if options.plot is None else plotter(options.plot)
     torch.set_num_threads(threads)
     opened = []
@@ -74,7 +74,7 @@ def _main(arguments: list[str]) -> int:
         except (KeyboardInterrupt, PrumuxError) as error:
             if not entries:
                 raise
-            stopped = error  # what is measured is shown first
+            stopped = error  # the measurements so far are shown first
     power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
     report = {**_report(opened, entries, options, arguments), "power": power}
     if options.json:
@@ -95,18 +95,28 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     add = parser.add_argument
-    add("models", nargs="+", metavar="A", help="what to compare; the first is the yardstick")
-    add("--target", metavar="TEXT", help="run folders on this, such as onnx")
-    add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows a run")
-    add("--length", metavar="N", help="tokens of made-up rows (default 128), or: data")
-    add("--data", metavar="FILE", help="file or folder of texts, which then give the lengths")
-    add("--rounds", type=positive, default=ROUNDS, metavar="N")
+    add(
+        "models",
+        nargs="+",
+        metavar="A",
+        help="models to compare; ratios are against the first",
+    )
+    add("--target", metavar="TEXT", help="export folders to this target, such as onnx")
+    add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows per run")
+    add("--length", metavar="N", help="tokens per random row (default 128), or: data")
+    add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
+    add("--rounds", type=positive, default=ROUNDS, metavar="N", help="timed rounds")
     add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
     )
-    add("--compile", action="store_true", help="Hugging Face models through torch.compile")
-    add("--plot", type=Path, metavar="FILE", help="throughput by batch size, as png or svg")
+    add("--compile", action="store_true", help="run Hugging Face models with torch.compile")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="plot throughput by batch size, as png or svg",
+    )
     add("--json", action="store_true", help="one JSON document on stdout")
     add("-q", "--quiet", action="store_true", help="errors only")
     add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
@@ -119,7 +129,7 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The same name again gets a number: results are told apart by it."""
+    """Names made distinct: a repeated name gets a number."""
     found: list[str] = []
     for name in names:
         others = (f"{name} ({i})" for i in count(2))
@@ -138,7 +148,7 @@ def _threads(text: str) -> int:
 
 
 def _length(options: argparse.Namespace) -> int | None:
-    """Tokens of every row; None = the lengths of the data."""
+    """Tokens per row; None = the lengths of the data."""
     text = options.length or ("128" if options.data is None else "data")
     if text == "data":
         if options.data is None:
@@ -150,15 +160,19 @@ def _length(options: argparse.Namespace) -> int | None:
         raise UsageError(f"--length: {error}: write a number of tokens, or data") from error
     if options.data is not None:
         raise UsageError(
-            f"--length {found} times made-up rows of {found} tokens, --data {options.data} "
+            f"--length {found} times random rows of {found} tokens, --data {options.data} "
             "would not be read\nwrite --length data for the lengths of these texts, or leave "
             "--data out"
         )
     return found
 
 
-def _check(opened: Sequence[Opened], length: int | None) -> None:
-    """Every model takes rows of this length."""
+def _check(opened: Sequence[OpenedModel], length: int | None) -> None:
+    """Check that every model accepts rows of this length.
+
+    Raises:
+        UsageError: a model has fewer positions.
+    """
     for x in opened:
         if x.encoder is None or length is None:
             continue
@@ -170,8 +184,12 @@ def _check(opened: Sequence[Opened], length: int | None) -> None:
             )
 
 
-def _texts(opened: Sequence[Opened], data: str) -> Encoded:
-    """The validation texts, or those of a file, tokenised as the first model that can does."""
+def _texts(opened: Sequence[OpenedModel], data: str) -> Encoded:
+    """The validation texts, or those of a file, tokenised by the first model that can.
+
+    Raises:
+        UsageError: none of the models has a tokenizer.
+    """
     for x in opened:
         if x.tokenizer is not None and x.encoder is not None and x.task is not None:
             path = Path(data)
@@ -187,12 +205,12 @@ def _texts(opened: Sequence[Opened], data: str) -> Encoded:
 
 
 def _report(
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedModel],
     entries: Sequence[Entry],
     options: argparse.Namespace,
     arguments: Sequence[str],
 ) -> dict[str, Any]:
-    """What was measured; `throughput_ratio` at the batch where the first engine is fastest."""
+    """The JSON report; `throughput_ratio` is at the batch size where the first is fastest."""
     first = [x for x in entries if x.name == opened[0].name]
     best = max(first, key=lambda x: x.rows_per_second).batch
     last = next(x for x in reversed(entries) if x.batch == best)

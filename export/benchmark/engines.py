@@ -1,4 +1,4 @@
-"""Anything that runs a classifier as an engine: folders, ONNX graphs, Hugging Face models."""
+"""Open anything that runs a classifier: artifact folders, ONNX graphs, Hugging Face models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prumux.export.runtime.engine_match import check_belongs
 from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
-from prumux.export.runtime.predictor import TorchEngine
+from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.data.predict import workload
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANY_VOCAB = 1000
-"""Every vocabulary that we know has so many tokens."""
+"""Random rows use token ids below this number; every vocabulary that we know is larger."""
 FILES = ("model.plan", "model.onnx")
-"""Engines in an artifact folder; a plan is only there if it was asked for."""
+"""Engine files of an artifact folder, in the order in which they are looked for."""
 
 
 class FileEngine(Engine, Protocol):
@@ -42,8 +42,8 @@ class FileEngine(Engine, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """An engine with what is needed to feed it."""
+class OpenedModel:
+    """An engine, with the sizes and the tokenizer that its inputs are made from."""
 
     name: str
     engine: Engine
@@ -57,36 +57,36 @@ class Opened:
 
 def open_engine(
     name: str, target: Target | None, threads: int, device: str, compiled: bool
-) -> Opened:
-    """Open what a user named.
+) -> OpenedModel:
+    """Open a model that a user named.
 
     Args:
         name: an `.onnx` or `.plan` file, an artifact folder, or a Hugging Face folder or id.
-        target: where to run folders; None = a Hugging Face model runs in torch, an artifact on
-            the engine that lies in it.
-        threads: CPU threads.
-        device: `cpu`, `cuda` or `auto`, for torch and ONNX graphs; ONNX Runtime runs on a GPU
-            where it is built for that, and must where `cuda` is asked for.
-        compiled: whether a Hugging Face model goes through `torch.compile`.
+        target: the target that Hugging Face folders are exported to; None = they run in
+            torch. An artifact folder always runs on its own engine.
+        threads: CPU threads of one run.
+        device: `cpu`, `cuda` or `auto`, for torch and ONNX graphs. `auto` is a GPU if one can
+            be used.
+        compiled: True = a Hugging Face model runs with `torch.compile`.
 
     Raises:
-        ModelError: it cannot be read.
-        MissingError: what runs it is not installed.
+        ModelError: the model cannot be read.
+        MissingError: the library or device that runs it is missing.
     """
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         engine = _open_file(path, threads, device)
         types = "token_type_ids" in engine.names
-        return Opened(name, engine, ANY_VOCAB, types, _size_bytes(path))
+        return OpenedModel(name, engine, ANY_VOCAB, types, _size_bytes(path))
     config = _own_config(path)
-    if config is not None:  # its own engine, whatever the target
+    if config is not None:  # an artifact runs on its own engine
         encoder, task = from_config(config, path / "config.json")
         file = next(path / x for x in FILES if (path / x).exists())
         types, size = encoder.token_types > 0, _size_bytes(file)
         words = read_tokenizer(path)
         engine = _open_file(file, threads, device)
         check_belongs(engine, encoder, config, path)
-        return Opened(name, engine, encoder.vocab, types, size, words, encoder, task)
+        return OpenedModel(name, engine, encoder.vocab, types, size, words, encoder, task)
     if target is not None:
         target.check()
     model = load_model(name)
@@ -100,11 +100,11 @@ def open_engine(
         run = HfEngine(name, model.task.kind, torch_device(device), compiled)
     e = model.encoder
     types = e.token_types > 0
-    return Opened(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
+    return OpenedModel(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
 
 
 def _own_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of an artifact folder that holds an engine; None = it is none."""
+    """The configuration of an artifact folder with an engine; None for other folders."""
     if not any((path / x).exists() for x in FILES):
         return None
     config = read_json(path / "config.json")
@@ -112,7 +112,7 @@ def _own_config(path: Path) -> dict[str, Any] | None:
 
 
 def _open_file(path: Path, threads: int, device: str) -> FileEngine:
-    """An engine that lies in one file."""
+    """Open an `.onnx` or `.plan` file."""
     if path.suffix == ".plan":
         return open_plan(path)
     providers = gpu_providers() if device == "auto" else (CUDA,) * (device == "cuda")
@@ -120,7 +120,11 @@ def _open_file(path: Path, threads: int, device: str) -> FileEngine:
 
 
 def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:
-    """The model on a target, written to a folder that is gone once the engine is open."""
+    """Export a model to a temporary folder.
+
+    Returns:
+        The open engine, and the size of its files in bytes.
+    """
     e = model.encoder
     length = min(16, e.positions // 2)
     ids = np.random.default_rng(0).integers(e.vocab // 2, e.vocab, (4, length))
@@ -136,13 +140,13 @@ def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:
 
 
 def _size_bytes(graph: Path) -> int:
-    """Of a graph, with the weights that may lie in a file beside it."""
+    """Size of a graph in bytes, with the weights that may lie in a file beside it."""
     data = graph.with_name(graph.name + "_data")
     return graph.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
 
 class HfEngine:
-    """A Hugging Face classifier in torch, as its users run it."""
+    """A Hugging Face classifier in torch, run as in transformers' documentation."""
 
     def __init__(self, name: str, kind: Kind, device: str, compiled: bool) -> None:
         import torch
@@ -170,7 +174,7 @@ class HfEngine:
         return found
 
     def describe(self) -> Mapping[str, str]:
-        """What a measurement must state."""
+        """Facts that belong to every measurement: engine, version, device, threads."""
         import torch
 
         return {

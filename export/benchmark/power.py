@@ -1,4 +1,8 @@
-"""Energy counters of processors, where they can be read."""
+"""Read the energy counters of CPUs (RAPL) and GPUs (NVML).
+
+Sources: https://docs.kernel.org/power/powercap/powercap.html and
+https://docs.nvidia.com/deploy/nvml-api/
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,16 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True, eq=False)
 class Meter:
-    """Counters that only rise, until they start again at 0."""
+    """Energy counters. Each only rises, until it wraps around to 0."""
 
     name: str
     read: Callable[[], tuple[float, ...]]
-    """Joules, one number a counter."""
+    """Reads all counters, in joules."""
     wraps: tuple[float, ...]
-    """Joules at which each starts again; inf = never."""
+    """Joules at which each counter wraps around; inf = never."""
 
     def spent(self, before: Sequence[float], after: Sequence[float]) -> float:
-        """Joules between two readings, no longer apart than one counter's round."""
+        """Joules between two readings. A counter may have wrapped around once in between."""
         return sum(
             b - a if b >= a else b - a + wrap
             for a, b, wrap in zip(before, after, self.wraps, strict=True)
@@ -30,15 +34,20 @@ class Meter:
 
 
 def meter(device: str) -> tuple[Meter | None, str]:
-    """The meter of a `cpu`, `gpu` or `cuda` device, if there is one, and what it counts.
+    """The energy meter of a `cpu`, `gpu` or `cuda` device.
 
-    The second value says why there is none where that is so.
+    Returns:
+        The meter and its name, or None and the reason why there is no meter.
     """
     return cpu_meter() if device == "cpu" else gpu_meter()
 
 
 def cpu_meter(root: Path = POWERCAP) -> tuple[Meter | None, str]:
-    """RAPL's counters of all CPU packages, which count whatever else runs there as well."""
+    """RAPL's counters of all CPU packages. They count all programs of the machine.
+
+    Returns:
+        The meter and its name, or None and the reason why there is no meter.
+    """
     zones = [x for x in sorted(root.glob("intel-rapl:*")) if x.name.count(":") == 1]
     try:
         found = [x for x in zones if (x / "name").read_text().startswith("package")]
@@ -61,7 +70,11 @@ def _joules(file: Path) -> float:
 
 
 def gpu_meter() -> tuple[Meter | None, str]:
-    """NVML's counter of the first GPU that torch sees, the board as a whole."""
+    """NVML's counter of the first GPU that torch sees. It counts the whole board.
+
+    Returns:
+        The meter and its name, or None and the reason why there is no meter.
+    """
     try:
         import pynvml
     except ImportError:
@@ -81,7 +94,7 @@ def gpu_meter() -> tuple[Meter | None, str]:
 
 
 def _handle(pynvml: Any) -> Any:
-    """NVML counts all GPUs of the machine, torch those that it may use."""
+    """NVML's handle of torch's first GPU. NVML may number GPUs differently, and see more."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Times engines side by side; the command line is in `bench.py`."""
+"""Time engines side by side, in interleaved rounds; `cli.py` is the command line."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
 
-from .engines import ANY_VOCAB, Opened
+from .engines import ANY_VOCAB, OpenedModel
 from .power import Meter
 
 ROUNDS = 9
 LEAST_MS = 200.0
-"""In a round every engine repeats its runs for about so long, so that small batches are timed
-as well, and a slow engine does not take a fast one's repeats."""
+"""In a round each engine repeats its runs for about this time. Small batches are then timed as
+exactly as large ones, and the number of repeats does not depend on the other engines."""
 TIMING = "wall clock of whole runs, inputs and logits on the host, interleaved, warmed up"
 Inputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One engine at one batch size."""
+    """The measurements of one engine at one batch size."""
 
     name: str
     batch: int
     rows_per_second: float
-    """Rows are sentences, or pairs of them."""
+    """A row is one text, or one pair of texts."""
     rows_per_second_low: float
     rows_per_second_high: float
     batch_ms_p50: float
-    """Of runs of a whole batch, as are the others; `runs` of them were timed."""
+    """Milliseconds of a run of a whole batch: percentiles over `runs` runs."""
     batch_ms_p90: float
     batch_ms_p99: float
     runs: int
     throughput_ratio: float
-    """Median over rounds against the first engine."""
+    """Throughput over the first engine's: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
     mean_watts: float | None = None
-    """Of the processor while this engine ran; None = its counters cannot be read."""
+    """Power of the processor while this engine ran; None = no counters can be read."""
     rows_per_second_per_watt: float | None = None
-    """The same as rows per joule."""
+    """Equals rows per joule."""
 
 
 def measure(
-    opened: Sequence[Opened],
+    opened: Sequence[OpenedModel],
     runs: Sequence[Sequence[Inputs]],
     batch: int,
     rounds: int,
     meters: Sequence[Meter | None] | None = None,
 ) -> list[Entry]:
-    """Time engines in turn on their inputs, batches of `batch` rows.
+    """Time engines in turn on batches of `batch` rows.
 
     Args:
-        opened: the engines; the first is what the others are compared with.
-        runs: for each engine, the inputs of one round.
-        batch: rows in each input.
-        rounds: how often.
-        meters: for each engine, what counts the energy that it takes.
+        opened: the engines; ratios are against the first.
+        runs: the inputs of one round, for each engine.
+        batch: rows of each input.
+        rounds: number of timed rounds.
+        meters: the energy meter of each engine; None = no meter.
     """
     meters = meters or [None] * len(opened)
-    for _ in range(2):  # the first run of an engine is a slow one
+    for _ in range(2):  # an engine's first run is slower
         once = [_timed(x.engine.run, data) for x, data in zip(opened, runs, strict=True)]
     repeats = [max(1, round(LEAST_MS / max(sum(ms), 1e-3))) for ms in once]
     single: list[list[float]] = [[] for _ in opened]
@@ -106,7 +106,7 @@ def _round(
     joules: list[float],
     meter: Meter | None,
 ) -> None:
-    """One engine's part of a round; appends milliseconds of each run, and joules of all."""
+    """Run an engine's part of a round; append milliseconds of each run, and joules of all."""
     before = meter.read() if meter else ()
     took.extend(_timed(run, inputs))
     if meter:
@@ -121,7 +121,7 @@ def _entry(
     single: Sequence[float],
     joules_a_row: float | None,
 ) -> Entry:
-    """`timings`: milliseconds a row of the first engine, and of this one."""
+    """Summarise an engine; `timings` are milliseconds per row of the first and of this one."""
     timing, gain = timings[1], ratio(*timings)
     seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(
@@ -152,25 +152,25 @@ def _timed(run: Callable[[Inputs], Any], inputs: Sequence[Inputs]) -> list[float
     return found
 
 
-def try_all(opened: Sequence[Opened], data: Sequence[Sequence[Inputs]]) -> None:
-    """Run every engine on all its inputs, so that what cannot run is named.
+def try_all(opened: Sequence[OpenedModel], data: Sequence[Sequence[Inputs]]) -> None:
+    """Run every engine once on all its inputs, before anything is timed.
 
     Raises:
-        UsageError: an engine does not take these inputs.
-        GateError: its answers are no numbers.
+        UsageError: an engine refuses the inputs.
+        GateError: an engine's logits are nan or infinite.
     """
     for x, inputs in zip(opened, data, strict=True):
         for one in inputs:
             _try(x, one)
 
 
-def _try(opened: Opened, inputs: Inputs) -> None:
+def _try(opened: OpenedModel, inputs: Inputs) -> None:
     shape = "x".join(map(str, inputs["input_ids"].shape))
     try:
         found = opened.engine.run(inputs)
     except PrumuxError:
         raise
-    except Exception as error:  # engines have no common class for their own
+    except Exception as error:  # the engines' errors have no common class
         first = str(error).strip().split("\n")[0][:200]
         raise UsageError(
             f"'{opened.name}' cannot run int64 inputs of {shape}: {first}\n"
@@ -186,13 +186,21 @@ def _try(opened: Opened, inputs: Inputs) -> None:
 
 
 def inputs_of(
-    to: Opened,
-    opened: Sequence[Opened],
+    to: OpenedModel,
+    opened: Sequence[OpenedModel],
     batch: int,
     length: int | None,
     rows: Encoded | None,
 ) -> list[Inputs]:
-    """What an engine runs in a round: the batches that stand for the data, or one."""
+    """The inputs of one round: batches that represent the data, or one random batch.
+
+    Args:
+        to: the engine.
+        opened: all engines; random token ids exist in every vocabulary.
+        batch: rows per batch.
+        length: tokens per random row; None = the rows' lengths are used.
+        rows: the data; None = random rows.
+    """
     if rows is not None:
         return [_fitting(x.inputs(), to) for x in workload(rows, batch, None)]
     vocab = min(ANY_VOCAB, *(x.vocab for x in opened))
@@ -200,8 +208,8 @@ def inputs_of(
     return [_fitting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, to)]
 
 
-def _fitting(inputs: Inputs, to: Opened) -> Inputs:
-    """With token types where the engine takes them, without where it does not."""
+def _fitting(inputs: Inputs, to: OpenedModel) -> Inputs:
+    """Add or remove `token_type_ids`, as the engine needs."""
     found = dict(inputs)
     if not to.token_types:
         found.pop("token_type_ids", None)

@@ -1,4 +1,4 @@
-"""What `prumux-bench` found, as a table and as a picture."""
+"""Show the result of `prumux-bench` as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADS = ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", "rows/s/W", "again
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print the table, and below it what was compared and how."""
+    """Print the table, and below it the engines and how they were timed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -49,11 +49,11 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def plotter(path: Path) -> Any:
-    """The plotting library, asked for before anything is timed.
+    """Import matplotlib and check `path`, before anything is timed.
 
     Raises:
         MissingError: matplotlib is not installed.
-        UsageError: no picture can be written to `path`.
+        UsageError: `path` cannot be written, or matplotlib cannot write its file type.
     """
     try:
         import matplotlib as mpl
@@ -71,7 +71,7 @@ def plotter(path: Path) -> Any:
         )
     there = path.exists()
     try:
-        with path.open("ab"):  # what is in it is kept until there is a picture
+        with path.open("ab"):  # an existing file is kept until the plot is drawn
             pass
     except OSError as error:
         raise UsageError(
@@ -84,7 +84,7 @@ def plotter(path: Path) -> Any:
 
 
 def plot(plt: Any, entries: Sequence[Entry], path: Path) -> None:
-    """Throughput by batch size, a line an engine."""
+    """Plot throughput by batch size, one line per engine."""
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name in dict.fromkeys(x.name for x in entries):
         of = [x for x in entries if x.name == name]

@@ -1,4 +1,4 @@
-"""Where the time of an engine goes."""
+"""Measure which parts of a model take an engine's time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ LARGEST = 10
 def kernel_shares(
     graph: bytes, threads: int, providers: tuple[str, ...], inputs: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Share of ONNX Runtime's kernel time by part of a model, which node names tell."""
+    """Share of ONNX Runtime's kernel time by part of the model, by the names of its nodes.
+
+    Args:
+        graph: a serialized graph that prumux wrote.
+        threads: CPU threads of one run.
+        providers: execution providers before the CPU.
+        inputs: int64 [B, T] by input name.
+
+    Returns:
+        Part (`embeddings`, one of `PARTS`, or `other`) -> share of the time, 0 to 1.
+    """
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +51,7 @@ def kernel_shares(
 
 
 def operator_shares(run: Callable[[], object], device: str) -> dict[str, float]:
-    """Share of the time of a run in torch by operator, the largest only."""
+    """Share of a torch run's time by operator, for the `LARGEST` operators with the most."""
     import torch
 
     kinds = torch.profiler.ProfilerActivity

@@ -1,7 +1,9 @@
-"""ONNX Runtime's transformer fusions, kept quiet and harmless. The caller checks the numbers.
+"""Apply ONNX Runtime's transformer fusions to a graph. The caller checks the logits.
 
-No head count is ever passed in: every layer's own count is read from its Reshape. With a
-global count the tool fuses pruned layers wrongly and says nothing.
+The tool gets no head count and reads each layer's own from its Reshape. With one count for the
+whole graph it would fuse pruned layers wrongly, without an error.
+
+Source: https://onnxruntime.ai/docs/performance/transformers-optimization.html
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ DOMAIN = "com.microsoft"
 
 
 def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
-    """A new graph with EmbedLayerNormalization, SkipLayerNormalization and BiasGelu nodes.
+    """Fuse a graph into EmbedLayerNormalization, SkipLayerNormalization and BiasGelu nodes.
 
     Args:
-        graph: a graph written by `build`, or its file; it is left as it is.
-        attention: whether attention blocks become Attention nodes as well.
+        graph: a graph written by `build`, or its file. It is not changed.
+        attention: True = attention blocks become Attention nodes as well.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -42,7 +44,7 @@ def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
     proto.CopyFrom(onnx.load(graph) if isinstance(graph, Path) else graph)
     options = FusionOptions("bert")
     options.enable_attention = attention
-    # The default mask format counts ones, which is only right for padding at the end.
+    # The default mask format counts ones, which is wrong unless padding is at the end.
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
     with quiet():
         fused: onnx.ModelProto = optimize_by_fusion(proto, "bert", 0, 0, options).model
@@ -50,14 +52,14 @@ def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
 
 
 def counts(proto: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each of ONNX Runtime's own kinds a graph has."""
+    """Number of nodes in ONNX Runtime's own domain, by operator type."""
     kinds = Counter(node.op_type for node in proto.graph.node if node.domain == DOMAIN)
     return dict(sorted(kinds.items()))
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The tool logs warnings and prints; what it says is replaced by checks of our own."""
+    """Suppress what ONNX Runtime's tools log and print; our own checks replace it."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""ONNX graphs on disk: checked, and written whole or not at all."""
+"""Validate ONNX graphs and write them to disk atomically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from prumux.optimizer.base.errors import VerifyError
 FILE = "model.onnx"
 DATA = "model.onnx_data"
 INLINE_LIMIT_BYTES = 2_000_000_000
-"""From here on a graph does not fit one protobuf message: its weights get their own file."""
+"""Graphs with at least this many bytes of weights do not fit one protobuf message, so their
+weights get a file of their own."""
 
 
 def verify(proto: onnx.ModelProto) -> None:
@@ -37,14 +38,18 @@ def verify(proto: onnx.ModelProto) -> None:
 
 
 def save(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    """Write `model.onnx`, and `model.onnx_data` for weights over 2 GB; returns their names."""
+    """Write `model.onnx`, and `model.onnx_data` if the weights exceed 2 GB.
+
+    Returns:
+        The names of the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     large = is_large(proto)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as staging:
         staged = Path(staging)
         if large:
             copy = onnx.ModelProto()
-            copy.CopyFrom(proto)  # the caller's tensors keep their data
+            copy.CopyFrom(proto)  # saving removes the data from the tensors
             onnx.save_model(copy, staged / FILE, save_as_external_data=True, location=DATA)
             (staged / DATA).replace(folder / DATA)
         else:
@@ -57,6 +62,6 @@ def save(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
-    """Whether the weights need a file of their own."""
-    # Not `ByteSize()`: it fails on just the graphs that this is about.
+    """True if the weights need a file of their own."""
+    # Not `ByteSize()`: it fails for graphs over 2 GB.
     return sum(len(x.raw_data) for x in proto.graph.initializer) >= INLINE_LIMIT_BYTES

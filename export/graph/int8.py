@@ -1,17 +1,17 @@
-"""int8 for ONNX Runtime on CPUs: weights per channel, activations as they come.
+"""int8 for ONNX Runtime on CPUs: weights per channel, activations quantised dynamically.
 
-Activations are quantised at run time with the range that they have in the batch, so nothing is
-calibrated, and the weights are int8 in the file; 7 bits of it are used where this processor's
-products would overflow otherwise. Only products with weights are lowered, and only where ONNX
-Runtime's integer kernel can win (`worth_lowering`).
+At run time each activation is quantised with the range that it has in the batch, so there is
+no calibration. Weights are stored as int8; they use 7 of the bits on processors whose sums of
+8-bit products saturate at 16 bits (x86 without VNNI). Only products with constant weights are
+lowered, and only if they are large enough for ONNX Runtime's integer kernel to be faster.
+
+Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,24 +22,25 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 
+from .fusion import quiet
 from .graph import PRECISION, build
 from .graph_file import FILE, is_large, save
 
 LEAST_UNITS = 16
-"""A product with fewer inputs or outputs stays in float32. Lowering all from here on was the
-fastest of 16, 32, 48, 64, 100, 160 and 200 on a pruned MiniLM, and no slower on the dense."""
+"""A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
+160 and 200 this was the fastest on a pruned MiniLM; on the dense one none was faster."""
 LEAST_HIDDEN = 64
-"""Models with fewer hidden dimensions are as fast in float32."""
+"""Models with fewer hidden dimensions gain nothing from int8."""
 TOLERANCE_NATS = 0.005
-"""Divergence a row that int8 may cause in the given model."""
+"""KL divergence per row that int8 may cause in the given model."""
 
 
 def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The graph with int8 weights and run-time quantised activations.
+    """The graph with int8 weights and dynamically quantised activations.
 
     Args:
-        proto: a float32 graph as `graph.build` writes it.
-        keep: names of linear maps, such as `layers.0.ffn.down`, that stay in float32.
+        proto: a float32 graph that `graph.build` wrote. It is not changed.
+        keep: linear maps that stay in float32, such as `layers.0.ffn.down`.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -49,7 +50,7 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
     nodes = [x for x in worth_lowering(proto) if x.removesuffix(".matmul") not in keep]
     if not nodes:
         return proto
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         place = Path(folder) / "float"
         save(proto, place)
         made = Path(folder) / "int8.onnx"
@@ -64,16 +65,16 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
             use_external_data_format=is_large(proto),
         )
         found = onnx.load(made)
-    # The tool writes down every shape it infers. With these ONNX Runtime would join residual
-    # sums and LayerNorms, and its joint kernel for that is several times as slow.
+    # The tool adds every shape it infers. With shapes ONNX Runtime would fuse residual sums
+    # and LayerNorms, and its kernel for that takes several times as long.
     del found.graph.value_info[:]
-    told = {x.key: x.value for x in proto.metadata_props}
-    onnx.helper.set_model_props(found, {**told, PRECISION: "int8"})
+    metadata = {x.key: x.value for x in proto.metadata_props}
+    onnx.helper.set_model_props(found, {**metadata, PRECISION: "int8"})
     return found
 
 
 def worth_lowering(proto: onnx.ModelProto) -> list[str]:
-    """Names of the products with weights that are large enough, in the order of the graph."""
+    """Names of the products with constant weights that are large enough, in graph order."""
     shapes = {x.name: x.dims for x in proto.graph.initializer}
     return [
         node.name
@@ -83,9 +84,10 @@ def worth_lowering(proto: onnx.ModelProto) -> list[str]:
 
 
 def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
-    """Linear maps to keep in float32: the fewest without which int8 hardly changes anything.
+    """The fewest linear maps to keep in float32 so that int8 hardly changes the predictions.
 
-    By their estimated divergence, see `sensitivity`, until at most `TOLERANCE_NATS` remain.
+    The most sensitive maps are kept until the estimated divergence of the others is at most
+    `TOLERANCE_NATS`; see `sensitivity`.
     """
     from .sensitivity import divergence, worst
 
@@ -93,31 +95,20 @@ def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
     return worst(divergence(model, names, ctx), most=TOLERANCE_NATS)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the tool's advice to fold constants first: our graphs have none to fold."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:
-    """See that linear maps of these names are there.
+    """Check that the graph has linear maps of these names that int8 would lower.
 
     Raises:
-        UsageError: one is not; names one that is.
+        UsageError: it lacks one; the message names two that it has.
     """
     check_known(keep, [x.removesuffix(".matmul") for x in worth_lowering(proto)])
 
 
 def check_known(keep: Collection[str], names: Sequence[str]) -> None:
-    """See that all of `keep` are among `names`.
+    """Check that all of `keep` are among `names`.
 
     Raises:
-        UsageError: one is not; names one that is.
+        UsageError: one is not; the message names two of `names`.
     """
     for name in keep:
         if name not in names:
@@ -128,7 +119,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
 
 
 def lowered_names(proto: onnx.ModelProto) -> list[str]:
-    """Names that the products had before they were lowered."""
+    """Names of the int8 products, as they were before lowering."""
     suffix = "_quant"
     return [
         node.name.removesuffix(suffix)

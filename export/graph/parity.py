@@ -1,4 +1,4 @@
-"""Do two engines give the same numbers? Asked after every change of a graph."""
+"""Parity: how far the logits of two engines differ. Checked after every change of a graph."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prumux.optimizer.model.ir import Kind
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two sets of logits are apart."""
+    """Difference between two sets of logits."""
 
     max_abs_diff: float
-    """Largest absolute difference of two logits; nan or inf if one of them is."""
+    """Largest absolute difference of a logit; nan or inf if a logit is."""
     agreement: float
-    """Share of rows (token tasks: of real positions) with the same largest logit."""
+    """Share of rows (for token tasks of real positions) with the same largest logit, 0..1."""
     rows: int
-    """Rows, or real positions, that were compared."""
+    """Number of rows that were compared; of real positions for token tasks."""
     broken: int = 0
-    """Of these, where the found logits are nan or infinite."""
+    """Number of these whose found logits are nan or infinite."""
 
 
 def compare(
@@ -36,10 +36,10 @@ def compare(
     """Compare logits batch by batch.
 
     Args:
-        reference: logits, [B, C] or [B, T, C] a batch.
-        found: the same of the other engine.
-        kind: for token tasks only positions whose mask is not 0 count.
-        masks: attention masks [B, T], needed for token tasks.
+        reference: logits of each batch, [B, C] or [B, T, C].
+        found: the other engine's logits of the same batches.
+        kind: for token tasks only positions with a nonzero mask are compared.
+        masks: attention masks [B, T] of each batch, needed for token tasks.
 
     Raises:
         GateError: the shapes differ.
@@ -56,10 +56,15 @@ def compare(
 
 
 def check_finite(parity: Parity, what: str, remedy: str) -> None:
-    """Stop if a logit is nan or infinite: it answers nothing, whatever its label.
+    """Refuse logits that are nan or infinite, whatever label they give.
+
+    Args:
+        parity: from `compare`.
+        what: subject of the error message.
+        remedy: last line of the error message.
 
     Raises:
-        GateError: says of how many rows, and the remedy.
+        GateError: names the number of rows and the remedy.
     """
     if parity.broken:
         raise GateError(
@@ -69,10 +74,10 @@ def check_finite(parity: Parity, what: str, remedy: str) -> None:
 
 
 def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ()) -> None:
-    """Stop unless the logits are within `limit`; nan is never within.
+    """Refuse logits that differ by more than `limit`, or that are nan.
 
     Raises:
-        GateError: names what was compared, both numbers, the agreement and the remedies.
+        GateError: gives the difference, the limit, the agreement and the remedies.
     """
     if parity.max_abs_diff <= limit:
         return
@@ -84,14 +89,19 @@ def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ())
 
 
 def above(value: float) -> float:
-    """The next power of ten: a limit that it keeps."""
+    """The smallest power of ten that is at least `value`, to suggest as a limit.
+
+    Example:
+        >>> above(0.003)
+        0.01
+    """
     return float(10.0 ** np.ceil(np.log10(value)))
 
 
 def _rows(
     logits: Sequence[NDArray[Any]], kind: Kind, masks: Sequence[NDArray[Any]] | None
 ) -> NDArray[np.float64]:
-    """All that counts, one row a label: [N, C]."""
+    """The logits that are compared, [N, C]: one row for each label that is predicted."""
     if kind == "token-classification":
         if masks is None:
             raise ValueError("token tasks need the attention masks")

@@ -1,8 +1,11 @@
-"""int8 as Q/DQ: for engines that want to be told what is quantised, such as TensorRT.
+"""int8 as pairs of QuantizeLinear and DequantizeLinear (Q/DQ), the form that TensorRT reads.
 
-Only matrix products with constant weights run in int8. Their weights are int8 with a scale a
-column, what goes into them has one scale, from the largest value that was seen. All zero
-points are 0. The residual stream, LayerNorm, attention's own products and biases stay floats.
+Only matrix products with constant weights run in int8. Weights have one scale for each output
+column; an activation has one scale, from its largest absolute value on the calibration rows.
+All zero points are 0. The residual stream, LayerNorm, biases and the products of attention
+scores and contexts stay floats.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html
 """
 
 from __future__ import annotations
@@ -26,18 +29,19 @@ Inputs = Mapping[str, NDArray[Any]]
 def quantize(
     proto: onnx.ModelProto, rows: Sequence[Inputs], keep: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """A new graph with Q/DQ pairs around every matrix product that has constant weights.
-
-    The same graph and rows give the same bytes.
+    """Put Q/DQ pairs around every matrix product with constant weights.
 
     Args:
-        proto: a graph written by `build`, fp32 or fp16; it is left as it is.
-        rows: inputs [B, T] by name, of the user's data; activations get their ranges here.
-        keep: maps that stay floats, by the name of the node (`layers.0.ffn.up.matmul`) or of
-            the weights (`layers.0.ffn.up`).
+        proto: a graph written by `build`, fp32 or fp16. It is not changed.
+        rows: calibration batches of the user's data: int64 [B, T] by input name.
+        keep: linear maps that stay floats, by the name of the node
+            (`layers.0.ffn.up.matmul`) or of the weights (`layers.0.ffn.up`).
+
+    Returns:
+        A new graph. The same graph and rows give the same bytes.
 
     Raises:
-        UsageError: there are no rows, or `keep` names what is not there.
+        UsageError: there are no rows, or `keep` names a map that the graph does not have.
         MissingError: ONNX Runtime is not installed.
     """
     quantisable = products(proto)
@@ -59,7 +63,7 @@ def quantize(
         return found
     found = _quantized(proto, rows, chosen)
     _floats_elsewhere(found)
-    # The tool writes its own name and notes; what is said of the graph stays as it was.
+    # The tool overwrites the producer and the metadata: restore them.
     found.producer_name, found.producer_version = proto.producer_name, ""
     del found.metadata_props[:]
     found.metadata_props.extend(proto.metadata_props)
@@ -68,7 +72,7 @@ def quantize(
 
 
 def products(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the matrix products with constant weights, in the graph's order."""
+    """Names of the matrix products with constant weights, in graph order."""
     constants = {x.name for x in proto.graph.initializer}
     return tuple(
         node.name
@@ -78,7 +82,7 @@ def products(proto: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def quantized(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the matrix products that take a dequantised value and dequantised weights."""
+    """Names of the matrix products that run in int8: both inputs are dequantised values."""
     made_by = {node.output[0]: node.op_type for node in proto.graph.node}
     return tuple(
         node.name
@@ -89,7 +93,7 @@ def quantized(proto: onnx.ModelProto) -> tuple[str, ...]:
 
 
 class _Rows:
-    """The rows as the tool wants to read them."""
+    """A calibration data reader for ONNX Runtime's quantisation tool."""
 
     def __init__(self, rows: Sequence[Inputs]) -> None:
         self._left: Iterator[Inputs] = iter(rows)
@@ -134,9 +138,10 @@ def _quantized(
 
 
 def _floats_elsewhere(proto: onnx.ModelProto) -> None:
-    """Give every node but the products the value itself, not what int8 left of it.
+    """Connect all nodes but the products to the float value in place of the dequantised one.
 
-    The tool hands the dequantised value to all who read it, the residual stream among them.
+    The tool connects every reader of a quantised value to its dequantised form, the residual
+    stream included.
     """
     made_by = {node.output[0]: node for node in proto.graph.node}
     for node in proto.graph.node:

@@ -1,1 +1,1 @@
-"""Running a result: `prumux.load`, sessions, grouping of mixed rows."""
+"""Running a result: `prumux.load`, engines, and the grouping of multiplexed rows."""

@@ -1,4 +1,4 @@
-"""Does the engine in a folder belong to the folder's `config.json`?"""
+"""Check that the engine in an artifact folder belongs to the folder's `config.json`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from prumux.optimizer.pipeline.target import Engine
 def check_belongs(
     engine: Engine, encoder: Encoder, config: Mapping[str, Any], at: Path
 ) -> None:
-    """See that an engine is of the model that the folder's config describes.
+    """Check that an engine belongs to the model that the folder's config describes.
 
-    Compared is what the engine tells of itself; nothing is run, and no weights are read.
+    Only the engine's metadata is compared. The engine is not run and no weights are read.
 
     Args:
-        engine: any; one that tells nothing passes.
+        engine: any engine. An engine without metadata is accepted unchecked.
         encoder: the sizes in `config`.
         config: the folder's `config.json`.
         at: the folder.
 
     Raises:
-        ModelError: it is another model's engine; names what differs, on both sides.
+        ModelError: the metadata differ; the message gives both values.
     """
     source = config.get("source")
     logits = (encoder.labels,) if encoder.pooled else ("tokens", encoder.labels)
@@ -51,7 +51,7 @@ def check_belongs(
 
 
 def _in_order(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Inputs in the order in which we name them, which is no matter of whose they are."""
+    """Input names in a fixed order: engines of one model may list them differently."""
     return tuple(sorted(names or (), key=lambda x: (INPUTS.index(x) if x in INPUTS else 9, x)))
 
 

@@ -1,4 +1,4 @@
-"""Rows in, logits out: mixes rows of like length, and those of callers who come together."""
+"""Run rows on an engine: rows of similar length together, and concurrent callers together."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """Rows of one caller, and how they may be run."""
+class PredictionJob:
+    """Rows of one caller, and the options of the call."""
 
     encoded: Encoded
     batch_size: int = 32
     copies: int = 1
-    """Groups that each row takes part in; its answer is the mean."""
+    """Number of groups in which each row runs; its logits are the mean over them."""
     tenants: tuple[Hashable, ...] | None = None
-    """Per row, whose it is: rows of two tenants are never mixed."""
+    """One tenant for each row; rows of two tenants never share a forward pass."""
 
 
-def answer(engine: Engine, slots: int, job: Job) -> list[Floats]:
-    """Logits of each row of a job, padding removed: [C] or [T, C]."""
+def answer(engine: Engine, slots: int, job: PredictionJob) -> list[Floats]:
+    """Logits of each row of a job without padding: float32 [C] or [T, C]."""
     coded = job.encoded
     return answered(
         lambda rows: engine.run(collate(coded, rows).inputs()),
@@ -46,31 +46,32 @@ def answer(engine: Engine, slots: int, job: Job) -> list[Floats]:
 
 
 @dataclass(frozen=True, eq=False)
-class Direct:
-    """Runs every job on its own, in the caller's thread."""
+class DirectRunner:
+    """Runs each job alone, in the caller's thread."""
 
     engine: Engine
     slots: int
 
-    def run(self, job: Job) -> list[Floats]:
+    def run(self, job: PredictionJob) -> list[Floats]:
         """See `answer`."""
         return answer(self.engine, self.slots, job)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no thread to end."""
 
 
-Waiting = tuple[Job, "Future[list[Floats]]"]
+Waiting = tuple[PredictionJob, "Future[list[Floats]]"]
 Jobs = queue.SimpleQueue["Waiting | None"]
-"""None = nothing more comes."""
+"""Waiting jobs; None tells the thread to end."""
 
 
 @dataclass(eq=False)
-class Together:
+class BatchingRunner:
     """Runs jobs of concurrent callers together, so that few slots stay empty.
 
-    A thread waits for the first job, then for others until `max_wait_ms` are over or the rows
-    fill a batch, and runs them as one. An error of the engine reaches all who were in it.
+    A thread takes the first job, waits up to `max_wait_ms` milliseconds for other jobs until
+    their rows fill a batch, and runs them in one call. If the engine fails, all callers of
+    that call get the error.
     """
 
     engine: Engine
@@ -80,15 +81,15 @@ class Together:
     _jobs: Jobs = field(default_factory=queue.SimpleQueue, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
-    def run(self, job: Job) -> list[Floats]:
-        """See `answer`; returns when the job is done."""
+    def run(self, job: PredictionJob) -> list[Floats]:
+        """See `answer`; blocks until the job is done."""
         if not len(job.encoded):
             return []
         with self._lock:
-            # After a fork the thread is not there in the child.
+            # A forked child process does not have its parent's thread.
             if self._thread is None or not self._thread.is_alive():
                 self._jobs = queue.SimpleQueue()
-                # A daemon, so that a program that forgets `close` ends all the same.
+                # A daemon thread does not keep a program alive that never calls `close`.
                 self._thread = threading.Thread(
                     target=self._serve, args=(self._jobs,), daemon=True
                 )
@@ -98,7 +99,7 @@ class Together:
         return waiting[1].result()
 
     def close(self) -> None:
-        """End the thread once all that was asked is answered; a later job starts another."""
+        """Answer all waiting jobs, then end the thread. A later job starts a new one."""
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:
@@ -119,7 +120,7 @@ class Together:
                 self._answer(together)
 
     def _collect(self, jobs: Jobs) -> tuple[list[Waiting], bool]:
-        """The jobs of one round, and whether to go on after it."""
+        """The jobs of one call, and False if the thread should end after it."""
         first = jobs.get()
         if first is None:
             return [], False
@@ -139,7 +140,7 @@ class Together:
     def _answer(self, together: Sequence[Waiting]) -> None:
         try:
             found = answer(self.engine, self.slots, joined([job for job, _ in together]))
-        except BaseException as error:  # whatever it is belongs to the callers
+        except BaseException as error:  # every error goes to the callers
             for _, future in together:
                 future.set_exception(error)
             return
@@ -149,8 +150,8 @@ class Together:
             start += len(job.encoded)
 
 
-def joined(jobs: Sequence[Job]) -> Job:
-    """Jobs of equal options as one, rows in order."""
+def joined(jobs: Sequence[PredictionJob]) -> PredictionJob:
+    """Join jobs with equal options into one, in order."""
     first = jobs[0].encoded
     types = [job.encoded.types for job in jobs]
     encoded = Encoded(
@@ -162,4 +163,4 @@ def joined(jobs: Sequence[Job]) -> Job:
     owners = tuple(
         owner for job in jobs for owner in job.tenants or (None,) * len(job.encoded)
     )
-    return Job(encoded, jobs[0].batch_size, jobs[0].copies, owners)
+    return PredictionJob(encoded, jobs[0].batch_size, jobs[0].copies, owners)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: one session, ready to run."""
+"""An ONNX graph in ONNX Runtime, ready to run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prumux.optimizer.model.row_groups import in_groups
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPTIONS = {CUDA: {"use_tf32": "0"}}
-"""fp32 is to mean fp32: products rounded to TF32 would not pass for it."""
+"""TF32 is off: with it the products of an fp32 graph would not have fp32 precision."""
 
 
 def session_options(threads: int) -> Any:
-    """Options of a session that optimises all it can and prints nothing: errors are raised.
+    """Session options: all optimisations on, nothing printed, since errors are raised.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -37,7 +37,12 @@ def session_options(threads: int) -> Any:
 
 
 class OrtEngine:
-    """A graph in ONNX Runtime, from a file or from serialized bytes."""
+    """An ONNX graph in an ONNX Runtime session.
+
+    Example:
+        >>> engine = OrtEngine(Path("model.onnx"), threads=4)  # doctest: +SKIP
+        >>> engine.run({"input_ids": ids, "attention_mask": mask})  # doctest: +SKIP
+    """
 
     def __init__(
         self, graph: Path | bytes, threads: int, providers: tuple[str, ...] = ()
@@ -45,58 +50,32 @@ class OrtEngine:
         """Open a session.
 
         Args:
-            graph: a `.onnx` file, or what is in one.
-            threads: CPU threads of one run.
-            providers: in order of preference; the CPU always comes last.
+            graph: an `.onnx` file, or the serialized graph.
+            threads: CPU threads of one run, 0 = ONNX Runtime's choice.
+            providers: execution providers in order of preference; the CPU always comes last.
 
         Raises:
-            MissingError: ONNX Runtime, or one of the providers, is not installed.
-            ModelError: the graph is missing, damaged, or not for this ONNX Runtime.
+            MissingError: ONNX Runtime or a provider is not installed, or cannot be used.
+            ModelError: the graph is missing, damaged, or too new for this ONNX Runtime.
         """
-        ort = _library()
         self._what = "the graph" if isinstance(graph, bytes) else f"'{graph}'"
         self._threads = threads
-        options = session_options(threads)
-        absent = [p for p in providers if p not in ort.get_available_providers()]
-        if absent:
-            raise MissingError(
-                f"this ONNX Runtime has no {absent[0]}, "
-                f"only {', '.join(ort.get_available_providers())}\n"
-                "for NVIDIA GPUs: pip install 'prumux[cuda]'"
-            )
-        order = [(p, OPTIONS.get(p, {})) for p in dict.fromkeys((*providers, CPU))]
-        try:
-            source = graph if isinstance(graph, bytes) else str(graph)
-            self._session = ort.InferenceSession(source, options, providers=order)
-        except Exception as error:  # ONNX Runtime has no common class for its own
-            file = not isinstance(graph, bytes)
-            cure = "\nexport the model again if the file is damaged" if file else ""
-            first = str(error).strip().split("\n")[0][:200]
-            by = f"ONNX Runtime {ort.__version__}"
-            raise ModelError(
-                f"{self._what} cannot be opened by {by}: {first}{cure}"
-            ) from error
-        if providers and self._session.get_providers()[0] != providers[0]:
-            raise MissingError(
-                f"ONNX Runtime {ort.__version__} has {providers[0]} and cannot use it: "
-                "no GPU, or libraries of CUDA that are missing or of another version\n"
-                "pip install 'prumux[cuda]' on a machine with an NVIDIA GPU, or use the CPU"
-            )
+        self._session = _open_session(graph, threads, providers)
         self._names = tuple(x.name for x in self._session.get_inputs())
         meta = self._session.get_modelmeta()
         about = meta.custom_metadata_map
-        told = about.get(SLOTS, "1")
+        slots = about.get(SLOTS, "1")
         self._precision = about.get(PRECISION, "fp32")
-        self.slots = max(1, int(told)) if told.isdecimal() else 1
-        """Rows that the graph mixes into one."""
+        self.slots = max(1, int(slots)) if slots.isdecimal() else 1
+        """Number of rows that share a forward pass; 1 = the graph is not multiplexed."""
         shape = self._session.get_outputs()[0].shape or [""]
         known = isinstance(shape[-1], int)
         self.logits = (*("tokens" for _ in shape[1:-1]), shape[-1]) if known else ()
-        """What a row gets, labels last; empty if the graph does not say how many."""
+        """Axes of a row's logits, labels last; empty if the graph does not state them."""
         self.sizes = meta.description if meta.description.startswith("encoder{") else ""
-        """As `Encoder` tells them; empty in graphs of others."""
+        """The text form of the `Encoder`; empty in graphs that prumux did not write."""
         self.origin = about.get(ORIGIN, "")
-        """See `graph.origin`."""
+        """Digest of the given model, see `graph.origin`; empty if unknown."""
         self._run = in_groups(self._whole_groups, self.slots)
 
     @property
@@ -108,11 +87,11 @@ class OrtEngine:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Args:
-            inputs: at least the graph's inputs, by name, int64 [B, T] each. What it does not
-                ask for, as graphs of others may not ask for masks, is left out.
+            inputs: the graph's inputs by name, int64 [B, T] each. Inputs that the graph does
+                not have are ignored.
 
         Raises:
-            UsageError: an input is missing or not known.
+            UsageError: an input is missing, or the graph has one that prumux does not know.
         """
         unknown = [x for x in self._names if x not in INPUTS]
         if unknown:
@@ -132,7 +111,7 @@ class OrtEngine:
         return found
 
     def describe(self) -> Mapping[str, str]:
-        """What a measurement must state."""
+        """Facts that belong to every measurement: engine, version, device, precision."""
         provider = self._session.get_providers()[0]
         return {
             "engine": "onnxruntime",
@@ -145,7 +124,7 @@ class OrtEngine:
 
 
 def gpu_providers() -> tuple[str, ...]:
-    """CUDA where torch sees a GPU and ONNX Runtime can use it; else nothing."""
+    """The CUDA provider if torch sees a GPU and ONNX Runtime has the provider, else ()."""
     import torch
 
     try:
@@ -153,6 +132,42 @@ def gpu_providers() -> tuple[str, ...]:
     except MissingError:
         return ()
     return (CUDA,) if there and torch.cuda.is_available() else ()
+
+
+def _open_session(graph: Path | bytes, threads: int, providers: tuple[str, ...]) -> Any:
+    """An `InferenceSession` on the first of the providers.
+
+    Raises:
+        MissingError: ONNX Runtime or a provider is not installed, or cannot be used.
+        ModelError: the graph is missing, damaged, or too new for this ONNX Runtime.
+    """
+    ort = _library()
+    options = session_options(threads)
+    absent = [p for p in providers if p not in ort.get_available_providers()]
+    if absent:
+        raise MissingError(
+            f"this ONNX Runtime has no {absent[0]}, "
+            f"only {', '.join(ort.get_available_providers())}\n"
+            "for NVIDIA GPUs: pip install 'prumux[cuda]'"
+        )
+    order = [(p, OPTIONS.get(p, {})) for p in dict.fromkeys((*providers, CPU))]
+    try:
+        source = graph if isinstance(graph, bytes) else str(graph)
+        session = ort.InferenceSession(source, options, providers=order)
+    except Exception as error:  # ONNX Runtime's errors have no common class
+        file = not isinstance(graph, bytes)
+        what = f"'{graph!s}'" if file else "the graph"
+        cure = "\nexport the model again if the file is damaged" if file else ""
+        first = str(error).strip().split("\n")[0][:200]
+        by = f"ONNX Runtime {ort.__version__}"
+        raise ModelError(f"{what} cannot be opened by {by}: {first}{cure}") from error
+    if providers and session.get_providers()[0] != providers[0]:
+        raise MissingError(
+            f"ONNX Runtime {ort.__version__} has {providers[0]} and cannot use it: "
+            "no GPU, or libraries of CUDA that are missing or of another version\n"
+            "pip install 'prumux[cuda]' on a machine with an NVIDIA GPU, or use the CPU"
+        )
+    return session
 
 
 def _library() -> ModuleType:

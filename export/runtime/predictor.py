@@ -1,71 +1,93 @@
-"""Runs an optimised model on texts; batching is hidden inside."""
+"""Predictions for texts: `prumux.load` opens an artifact folder and returns a `Predictor`.
+
+model = prumux.load("my-model-prumux")
+model.predict(["a charming journey"])  # [Prediction(label='positive', score=0.99, ...)]
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.environment import most_threads
-from prumux.optimizer.base.errors import GateError, MissingError, ModelError, UsageError
+from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, encode
-from prumux.optimizer.model.artifact import from_config, load_artifact
-from prumux.optimizer.model.ir import Encoder, Model, Task
-from prumux.optimizer.model.module import EncoderModule, run
-from prumux.optimizer.model.source import read_json, read_tokenizer
+from prumux.optimizer.model.artifact import from_config
+from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.source import read_tokenizer
 from prumux.optimizer.pipeline.target import Engine
-from prumux.optimizer.tasks.metrics import IGNORE
 
+from .artifact_engine import artifact_path, open_artifact_engine, read_config
 from .engine_match import check_belongs
-from .grouping import Direct, Job, Together
-from .ort import CUDA, OrtEngine, gpu_providers
+from .grouping import BatchingRunner, DirectRunner, PredictionJob
 from .texts import owners_of, text_rows, word_rows
+from .word_windows import WordWindows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Floats = NDArray[np.float32]
 Text = str | tuple[str, str] | Sequence[str]
-"""A text; a pair of texts; for token tasks a list of words."""
+"""A text, a pair of texts, or for token tasks a list of words."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one text, or for one word of a token task."""
+    """The prediction for one text, or for one word of a token task."""
 
     label: str | None
     """None for regression."""
     score: float
-    """The label's probability in [0, 1]; for regression the value itself."""
+    """The label's probability, 0 to 1; for regression the predicted value."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """The probability of every label; empty for regression."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A loaded model, made by `prumux.load`. One may serve many threads."""
+    """A loaded model. `prumux.load` makes it, and many threads may share it.
+
+    A predictor can be pickled, for `multiprocessing` or Ray: the folder and the options of
+    `load` are written, and the receiving process loads the folder again. The folder must
+    exist there under the same path.
+    """
 
     encoder: Encoder
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    runner: Direct | Together
+    runner: DirectRunner | BatchingRunner
+    reload: Callable[[], Predictor] | None = field(default=None, repr=False)
+    """The call of `load` that gives this predictor again."""
     _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[[], Predictor], tuple[()]]:
+        """Pickle the call of `load`.
+
+        Raises:
+            UsageError: `load` did not make this predictor.
+        """
+        if self.reload is None:
+            raise UsageError(
+                "this Predictor cannot be pickled: it was not made by prumux.load\n"
+                "use prumux.load(folder)"
+            )
+        return self.reload, ()
 
     @property
     def engine(self) -> Engine:
-        """What gives the logits."""
+        """The engine that computes the logits."""
         return self.runner.engine
 
     def close(self) -> None:
-        """End the thread that `max_wait_ms` started, once all is answered."""
+        """Answer all waiting calls, then end the thread that `max_wait_ms` started."""
         self.runner.close()
 
     def predict(
@@ -75,26 +97,31 @@ class Predictor:
         copies: int = 1,
         isolate: Hashable | Sequence[Hashable] = None,
     ) -> list[Prediction] | list[tuple[Prediction, ...]]:
-        """One prediction a text, in the order of the texts.
+        """Predict one label, or one value, for each text, in the order of the texts.
 
-        A multiplexed model mixes rows of like length. A group that is not full is filled with
-        its own rows, whose answers are averaged.
+        A multiplexed model runs n rows of similar length in one forward pass. If a group has
+        fewer rows than n, rows of the same group fill it and their logits are averaged.
 
-        For token tasks: one tuple a row, with one prediction a word. Rows that are longer than
-        the model takes are cut into windows, so that every word gets one; longer texts are cut
-        off, as in training.
+        For token tasks the result has one tuple for each row, with one prediction for each
+        word. Rows longer than the model's maximum are split into windows, so that every word
+        gets a prediction. Texts longer than that are truncated, as in training.
 
         Args:
-            texts: strings, or pairs of them; for token tasks lists of words.
-            batch_size: rows in one run of the engine.
-            copies: groups that each row takes part in, up to the number of rows that are
-                mixed: slower by as much, and more exact, since the answers are averaged.
-            isolate: whose texts these are, or a list (tuple, array, pandas Series) that says
-                it of each text: texts of two owners are never mixed.
+            texts: strings, or pairs of strings; for token tasks lists of words.
+            batch_size: number of rows in one run of the engine.
+            copies: number of groups in which each row runs, from 1 to n. The row's logits are
+                averaged over them: this takes `copies` times as long and depends less on the
+                other rows of a group.
+            isolate: the owner of all texts, or a list (tuple, array, pandas Series) with the
+                owner of each text. Texts of two owners never share a forward pass.
 
         Raises:
-            UsageError: not such a list, or a number out of range.
-            GateError: the engine's logits are not finite, as where fp16 overflows.
+            UsageError: `texts` is not such a list, or a number is out of range.
+            GateError: logits are nan or infinite, for instance because fp16 overflows.
+
+        Example:
+            >>> model.predict(["a charming journey"])  # doctest: +SKIP
+            [Prediction(label='positive', score=0.99, scores={...})]
         """
         logits = self.predict_logits(texts, batch_size, copies, isolate)
         if self.task.kind == "token-classification":
@@ -108,9 +135,9 @@ class Predictor:
         copies: int = 1,
         isolate: Hashable | Sequence[Hashable] = None,
     ) -> Floats | list[Floats]:
-        """Logits [N, C]; for token tasks a list with logits [words, C] of each row.
+        """Logits float32 [N, C]; for token tasks a list with [words, C] for each row.
 
-        Arguments and errors are those of `predict`.
+        Takes the arguments and raises the errors of `predict`.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise UsageError(f"batch_size is {batch_size!r}: use a whole number, say 32")
@@ -134,94 +161,38 @@ class Predictor:
             return encode(rows, self.tokenizer, self.encoder, self.task)
 
     def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
-        """Logits of each row, padding removed, [C] or [T, C]; `texts`: where each is from."""
+        """Logits of each row without padding, [C] or [T, C].
+
+        `texts` holds for each row the index of its text, by which its owner is found.
+        """
         owners = options.owners
         tenants = None if owners is None else tuple(owners[i] for i in texts)
-        found = self.runner.run(Job(encoded, options.batch_size, options.copies, tenants))
+        found = self.runner.run(
+            PredictionJob(encoded, options.batch_size, options.copies, tenants)
+        )
         _check_finite(found, self.engine)
         return found
 
-    def _word_logits(self, rows: Sequence[tuple[str, ...]], options: _Options) -> list[Floats]:
+    def _word_logits(self, rows: list[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
-        found, seen = self._windows(rows, options, range(len(rows)))
-        blank = [i for i, x in enumerate(seen) if not x.all()]
-        if not blank:
-            return found
-        # Words such as '' or a zero-width space have no tokens. They are read as unknown ones.
-        unknown = str(self.tokenizer.unk_token or "")
-        filled = [
-            tuple(w if s else unknown for w, s in zip(rows[i], seen[i], strict=True))
-            for i in blank
-        ]
-        again, now_seen = self._windows(filled, options, blank)
-        for i, logits, known in zip(blank, again, now_seen, strict=True):
-            if not known.all():
-                at = int(np.flatnonzero(~known)[0])
-                raise UsageError(
-                    f"row {i}: word {at} ({rows[i][at]!r}) has no tokens in this model's "
-                    "vocabulary: remove it"
-                )
-            found[i][~seen[i]] = logits[~seen[i]]
-        return found
 
-    def _windows(
-        self, rows: Sequence[tuple[str, ...]], options: _Options, texts: Sequence[int]
-    ) -> tuple[list[Floats], list[NDArray[np.bool_]]]:
-        """Per row logits [words, C], and which words have any; long rows take some rounds."""
-        found = [np.zeros((len(row), self.encoder.labels), np.float32) for row in rows]
-        seen = [np.zeros(len(row), np.bool_) for row in rows]
-        pending = [(i, 0) for i, row in enumerate(rows) if row]
-        while pending:
-            words = tuple(rows[i][at : at + self.encoder.positions] for i, at in pending)
-            # A word's own number as its label tells where its first token came to lie.
-            numbers = tuple(np.arange(len(x)) for x in words)
-            encoded = self._encode(Rows((), words=words, labels=numbers))
-            logits = self._run(encoded, options, [texts[i] for i, _ in pending])
-            left = []
-            for j, (i, start) in enumerate(pending):
-                places = np.asarray(encoded.labels[j])  # type: ignore[index]
-                first = places != IGNORE
-                here = start + places[first]
-                found[i][here] = logits[j][first]
-                seen[i][here] = True
-                after = int(here[-1]) + 1 if len(here) else start + len(words[j])
-                if after < len(rows[i]):
-                    left.append((i, after))
-            pending = left
-        return found, seen
+        def run(some: Rows, texts: Sequence[int]) -> tuple[Encoded, list[Floats]]:
+            encoded = self._encode(some)
+            return encoded, self._run(encoded, options, texts)
+
+        unknown = str(self.tokenizer.unk_token or "")
+        windows = WordWindows(run, self.encoder.positions, self.encoder.labels, unknown)
+        return windows.logits(rows)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """How a call wants its rows to be run."""
+    """Options of one call of `predict`."""
 
     batch_size: int
     copies: int
     owners: tuple[Hashable, ...] | None
-    """Per text."""
-
-
-class TorchEngine:
-    """The torch module as an engine, for where ONNX Runtime is not installed."""
-
-    def __init__(self, model: Model) -> None:
-        self._module = EncoderModule(model).eval()
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Floats:
-        """Logits, float32 [B, C] or [B, T, C]."""
-        return run(self._module, inputs)
-
-    def describe(self) -> Mapping[str, str]:
-        """What a measurement must state."""
-        import torch
-
-        return {
-            "engine": "torch",
-            "version": str(torch.__version__),
-            "device": "cpu",
-            "threads": str(torch.get_num_threads()),
-            "precision": "fp32",
-        }
+    """One owner for each text; None = all texts may share forward passes."""
 
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -234,38 +205,35 @@ def load(
     max_wait_ms: float | None = None,
     device: str = "auto",
 ) -> Predictor:
-    """Load what `prumux-opt` wrote.
+    """Load an artifact folder that `prumux-opt` wrote.
 
-    Runs `model.plan` if that and TensorRT are there, else `model.onnx` if that and ONNX
-    Runtime are, else the torch module, which computes in float32.
+    The predictor runs `model.plan` if the file and TensorRT exist, else `model.onnx` if the
+    file and ONNX Runtime exist, else the torch module in float32.
 
     Args:
         folder: the artifact folder.
-        threads: CPU threads of one run in ONNX Runtime, its own choice when left out. The
-            torch module uses as many as torch is set to.
-        max_wait_ms: wait so long for texts of other threads, to run, and mix, them together:
-            worth it where many callers bring few texts each. Left out, each call runs alone.
-        device: where ONNX Runtime runs: `cpu`, `cuda`, or `auto`, a GPU if it can use one and
-            the graph is not int8, which is for CPUs.
+        threads: CPU threads of one run in ONNX Runtime; by default ONNX Runtime chooses. The
+            torch module uses torch's own setting.
+        max_wait_ms: milliseconds that a call waits for calls of other threads, to run their
+            texts together. This pays if many threads bring few texts each. By default each
+            call runs alone.
+        device: where ONNX Runtime runs the graph: `cpu`, `cuda`, or `auto` (a GPU if ONNX
+            Runtime can use one and the graph is not int8).
 
     Raises:
-        UsageError: `threads` is below 1, `max_wait_ms` below 0, or `device` none of these.
-        MissingError: ONNX Runtime cannot use a GPU that was asked for.
-        ModelError: not an artifact folder, or a damaged one.
+        UsageError: `threads`, `max_wait_ms` or `device` is out of range.
+        MissingError: ONNX Runtime cannot use a GPU and `device` is `cuda`.
+        ModelError: the folder is not an artifact folder, or a file in it is damaged.
+
+    Example:
+        >>> model = prumux.load("my-model-prumux", threads=1)  # doctest: +SKIP
+        >>> model.predict(["dull", "a charming journey"])  # doctest: +SKIP
     """
     _check_numbers(threads, max_wait_ms)
     if device not in DEVICES:
         raise UsageError(f"device is {device!r}: use one of {', '.join(DEVICES)}")
-    if not isinstance(folder, str | Path) or not str(folder).strip():
-        raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
-    try:
-        path = Path(folder).expanduser()
-        unfinished = (path / ".resume" / "final").exists() and path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"'{folder!s:.80}' cannot be a folder: {error}"[:300]) from error
-    if unfinished:
-        raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
-    config = _config(path)
+    path = artifact_path(folder)
+    config = read_config(path)
     encoder, task = from_config(config, path / "config.json")
     tokenizer = read_tokenizer(path)
     if tokenizer is None:
@@ -273,11 +241,13 @@ def load(
             f"'{path}' has no tokenizer\n"
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
-    engine, slots = _engine(path, threads or 0, device), encoder.slots
+    engine, slots = open_artifact_engine(path, threads or 0, device), encoder.slots
     check_belongs(engine, encoder, config, path)
-    if max_wait_ms is None:
-        return Predictor(encoder, task, tokenizer, Direct(engine, slots))
-    return Predictor(encoder, task, tokenizer, Together(engine, slots, max_wait_ms))
+    runner: DirectRunner | BatchingRunner = DirectRunner(engine, slots)
+    if max_wait_ms is not None:
+        runner = BatchingRunner(engine, slots, max_wait_ms)
+    reload = partial(load, path.absolute(), threads, max_wait_ms, device)
+    return Predictor(encoder, task, tokenizer, runner, reload)
 
 
 def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
@@ -294,43 +264,12 @@ def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
         )
 
 
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise ModelError(
-            f"'{path}' {found}; prumux.load takes a folder that prumux-opt wrote\n"
-            + (f"call prumux.load('{path.parent}')" if path.exists() else "check the path")
-        )
-    config = read_json(path / "config.json")
-    if config.get("model_type") != "prumux":
-        raise ModelError(
-            f"'{path}' holds a '{config.get('model_type')}' model, not an optimised one\n"
-            f"make one: prumux-opt {path} --budget 2%"
-        )
-    return config
-
-
-def _engine(path: Path, threads: int, device: str) -> Engine:
-    """The first that can run here: a plan needs TensorRT, and ONNX Runtime is an extra."""
-    if (path / "model.plan").exists() and device != "cpu":
-        with suppress(MissingError):
-            return open_plan(path / "model.plan")
-    if not (path / "model.onnx").exists():
-        return TorchEngine(load_artifact(path))
-    if device == "cuda":
-        return OrtEngine(path / "model.onnx", threads, (CUDA,))
-    try:
-        engine = OrtEngine(path / "model.onnx", threads)
-    except MissingError:
-        return TorchEngine(load_artifact(path))
-    providers = gpu_providers()
-    if device == "cpu" or not providers or engine.describe()["precision"] == "int8":
-        return engine
-    return OrtEngine(path / "model.onnx", threads, providers)
-
-
 def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
-    """Logits that are nan or infinite answer nothing, though one of them is the largest."""
+    """Refuse logits that are nan or infinite: their largest one means nothing.
+
+    Raises:
+        GateError: names the number of rows and the precision.
+    """
     broken = sum(not np.isfinite(x).all() for x in logits)
     if broken:
         precision = engine.describe().get("precision", "fp32")
@@ -343,7 +282,7 @@ def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
 
 
 def _predictions(logits: Floats, task: Task) -> list[Prediction]:
-    """One prediction a row of [N, C]."""
+    """One prediction for each row of logits [N, C]."""
     if task.problem == "regression":
         return [Prediction(None, float(row[0])) for row in logits]
     wide = logits.astype(np.float64)

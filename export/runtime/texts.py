@@ -1,4 +1,4 @@
-"""What a caller gives to a predictor, checked: texts, pairs, words, and whose they are."""
+"""Check the arguments of `Predictor.predict`: texts, pairs, words, and their owners."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prumux.optimizer.data.rows import Rows
 
 
 def _listed(texts: Any, example: str) -> list[Any]:
-    """The texts as a list; `example` is a call that would be right."""
+    """The texts as a list; `example` is the argument shown in the error message."""
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise UsageError(
             f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
@@ -19,11 +19,11 @@ def _listed(texts: Any, example: str) -> list[Any]:
 
 
 def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
-    """Who owns each text; None if that does not matter.
+    """The owner of each text, or None if `isolate` is None.
 
     Raises:
-        UsageError: neither one name nor a list of them; taken for one name, a generator would
-            mix the texts of all.
+        UsageError: `isolate` is neither one name nor a list of names. A generator is refused,
+            because as one name it would put the texts of all owners together.
     """
     if isolate is None:
         return None
@@ -46,8 +46,8 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
     for owner in owners:
         try:
             hash(owner)
-            same = bool(owner == owner)  # noqa: PLR0124 - nan is not
-        except TypeError as error:  # as pandas.NA raises, which equals nothing either
+            same = bool(owner == owner)  # noqa: PLR0124 - nan differs from itself
+        except TypeError as error:  # unhashable, or pandas.NA, whose comparison raises
             raise UsageError(
                 f"isolate holds {_short(owner)}: name owners by texts or numbers"
             ) from error
@@ -56,14 +56,15 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
                 f"isolate holds {_short(owner)}, which is not equal to itself: "
                 "name owners by texts or numbers"
             )
-    return tuple((type(owner), owner) for owner in owners)  # 1 and True are two owners
+    return tuple((type(owner), owner) for owner in owners)  # so that 1 and True differ
 
 
 def text_rows(texts: Any) -> Rows:
-    """Texts, or pairs of them, as rows.
+    """Texts, or pairs of texts, as rows.
 
     Raises:
-        UsageError: names the first that is neither, or that is not like the first one.
+        UsageError: a value is neither, or single texts and pairs are given together; the
+            message names the first such value.
     """
     text = texts if isinstance(texts, str) else "a text"
     values = _listed(texts, f"[{_short(text)}]")
@@ -97,10 +98,10 @@ def _check_unicode(i: int, texts: Iterable[str]) -> None:
 
 
 def word_rows(texts: Any) -> list[tuple[str, ...]]:
-    """Lists of words.
+    """Lists of words as tuples.
 
     Raises:
-        UsageError: names the first that is none.
+        UsageError: a row is not a list of str; the message names the first one.
     """
     words = texts.split() if isinstance(texts, str) else ["some", "words"]
     values = _listed(texts, f"[{_short(words)}]")

@@ -1,4 +1,4 @@
-"""The README of a Triton bundle: how to start it and how to call it."""
+"""The README of a Triton model repository: how to start the server and call the model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ START = """\
       -v "$PWD:/models:ro" {image} \\
       tritonserver --model-repository=/models
 
-Run it in this folder, with `--gpus all` after `--rm` on a machine with NVIDIA GPUs, and with
-the release of the image that you use{plan}.
-`curl localhost:8000/v2/models/{name}/ready` says when it is up.
+Run the command in this folder. On a machine with NVIDIA GPUs add `--gpus all` after `--rm`.
+Use the release of the image that you need{plan}.
+`curl localhost:8000/v2/models/{name}/ready` succeeds when the model is ready.
 
 ## Calling it
 
 `{name}` takes {inputs}:
 int64 [rows, tokens], at most {rows} rows of at most {tokens} tokens a request.
-It gives `{output}`: float32 {shape}, in this order: {labels}.
+It returns `{output}`: float32 {shape}, with the labels in this order: {labels}.
 """
 CALL = """
 ```python
@@ -48,17 +48,18 @@ logits = client.infer("{name}", inputs).as_numpy("{output}")
 ```
 """
 LENGTHS = """
-Triton joins requests of equal length only. Pad to a multiple of, say, 16 tokens
-(`pad_to_multiple_of=16`) to have more of them joined.
+Triton batches requests of equal length only. Pad to a multiple of, say, 16 tokens
+(`pad_to_multiple_of=16`), so that it can batch more of them.
 """
 MIXED = """
 ## Mixed rows
 
-The engine (`{name}_engine`) mixes {n} rows into one forward pass; do not call it yourself.
-`{name}` takes any number of rows, collects those of requests that come within the queue delay,
-puts rows of like length into groups of {n}, fills a group that stays short with its own rows
-and averages their answers. Partners change an answer a little. To keep rows of different
-owners apart, say whose each one is; rows without a tenant are mixed among themselves only:
+The engine (`{name}_engine`) runs {n} rows in one forward pass; do not call it directly.
+`{name}` takes any number of rows. It collects the rows of all requests that arrive within the
+queue delay, puts rows of similar length into groups of {n}, fills an incomplete group with
+rows of the same group, and averages the logits of repeated rows. The other rows of a group
+change a row's logits a little. To keep rows of different tenants apart, give the tenant of
+each row. Rows without a tenant are grouped among themselves only:
 
 ```python
 tenant = triton.InferInput("{tenant}", [len(texts), 1], "BYTES")
@@ -66,15 +67,23 @@ tenant.set_data_from_numpy(np.array([["customer 7"]] * len(texts), dtype=object)
 logits = client.infer("{name}", [*inputs, tenant]).as_numpy("{output}")
 ```
 
-More callers at once, or a longer `max_queue_delay_microseconds` in `{name}/config.pbtxt`, fill
-more slots.
+More concurrent callers, or a longer `max_queue_delay_microseconds` in `{name}/config.pbtxt`,
+fill more groups.
 """
 
 
 def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False) -> str:
-    """The text; `rows` is the most that a request may hold."""
+    """The text of the README.
+
+    Args:
+        encoder: sizes of the model.
+        task: names of the labels.
+        name: name of the Triton model that clients call.
+        rows: most rows of a request.
+        plan: True = the engine is a TensorRT plan.
+    """
     names = input_names(encoder)
-    told = {
+    values = {
         "image": IMAGE,
         "name": name,
         "n": encoder.slots,
@@ -90,4 +99,4 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False
         "plan": ": its TensorRT must be the one that built `model.plan`" if plan else "",
     }
     parts = [START, CALL, MIXED if encoder.slots > 1 else LENGTHS]
-    return "".join(part.format(**told) for part in parts)
+    return "".join(part.format(**values) for part in parts)

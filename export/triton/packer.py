@@ -1,8 +1,8 @@
-"""The Triton model in front of a multiplexed engine: mixes rows of requests that meet.
+"""The Triton model in front of a multiplexed engine: groups rows of concurrent requests.
 
-`triton.py` copies this file into a bundle as `model.py`, with `optimizer/slots.py` beside it.
-Nothing else of prumux is there, so it needs the standard library, numpy and Triton's own
-`triton_python_backend_utils` only.
+`repository.py` copies this file into a model repository as `model.py`, with
+`optimizer/model/row_groups.py` beside it. The rest of prumux is not installed there, so this
+file imports only the standard library, numpy and Triton's `triton_python_backend_utils`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 LOGITS, TENANT = "logits", "tenant"
 Ints = NDArray[np.int64]
 Run = Callable[[Mapping[str, Ints]], NDArray[np.float32]]
-"""The engine: inputs [B, T], whole groups, to logits [B, C] or [B, T, C]."""
+"""The engine: inputs [B, T] of whole groups -> logits [B, C] or [B, T, C]."""
 
 
 class RequestError(Exception):
-    """A request that cannot be answered; no other one is hurt by it."""
+    """A request that cannot be answered. Other requests are not affected."""
 
 
 class EngineError(Exception):
@@ -33,18 +33,18 @@ class EngineError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the engine takes."""
+class EngineLimits:
+    """Sizes of the inputs that the engine accepts."""
 
     slots: int
-    """Rows that it mixes into one."""
+    """Number of rows that share a forward pass."""
     rows: int
-    """Most rows of one run, a multiple of `slots`."""
+    """Most rows of one run; a multiple of `slots`."""
     tokens: int
     """Most tokens of a row."""
     vocab: int
     token_types: int
-    """0 where it takes no `token_type_ids`."""
+    """0 = the engine has no input `token_type_ids`."""
     pad_id: int
 
     @property
@@ -54,13 +54,13 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class TritonRequest:
     """The rows of one request."""
 
     inputs: Mapping[str, Ints]
     """[rows, T] each."""
     tenants: tuple[Hashable, ...] | None = None
-    """Per row, whose it is; None = nobody's, which is an owner like any other."""
+    """The tenant of each row; None = no tenant. Rows without one are grouped together."""
 
     def __len__(self) -> int:
         return len(self.inputs[IDS])
@@ -74,44 +74,46 @@ class Asked:
         return found
 
 
-def answer(run: Run, asked: Sequence[Asked], limits: Limits) -> list[Any]:
-    """Per request its logits, [rows, C] or [rows, T, C], or the error that it gets.
+def answer(run: Run, requests: Sequence[TritonRequest], limits: EngineLimits) -> list[Any]:
+    """Logits of each request, [rows, C] or [rows, T, C], or the error to return for it.
 
-    Rows of all requests are mixed together, those of like length with each other and never
-    those of two tenants. Where the engine fails, every request is run once more by itself, so
-    that one which the engine cannot take fails alone.
+    Rows of all requests are grouped together by length; rows of two tenants never share a
+    forward pass. If the engine fails, each request is run again alone, so that only the
+    request that the engine refuses fails.
     """
-    found: list[Any] = [_fault(x, limits) for x in asked]
+    found: list[Any] = [_fault(x, limits) for x in requests]
     good = [i for i, fault in enumerate(found) if fault is None]
     try:
-        each = _mixed(run, [asked[i] for i in good], limits)
+        each = _run_grouped(run, [requests[i] for i in good], limits)
     except EngineError:
-        each = [_alone(run, asked[i], limits) for i in good]
+        each = [_alone(run, requests[i], limits) for i in good]
     for i, logits in zip(good, each, strict=True):
         found[i] = logits
     return found
 
 
-def _alone(run: Run, asked: Asked, limits: Limits) -> Any:
+def _alone(run: Run, request: TritonRequest, limits: EngineLimits) -> Any:
     try:
-        return _mixed(run, [asked], limits)[0]
+        return _run_grouped(run, [request], limits)[0]
     except EngineError as error:
         return error
 
 
-def _mixed(run: Run, asked: Sequence[Asked], limits: Limits) -> list[NDArray[np.float32]]:
+def _run_grouped(
+    run: Run, requests: Sequence[TritonRequest], limits: EngineLimits
+) -> list[NDArray[np.float32]]:
     """Logits of each request."""
-    lengths = [x.lengths for x in asked]
+    lengths = [x.lengths for x in requests]
     rows = {
         name: [
             row[:length]
-            for x, own in zip(asked, lengths, strict=True)
+            for x, own in zip(requests, lengths, strict=True)
             for row, length in zip(x.inputs[name], own, strict=True)
         ]
         for name in limits.names
     }
     fills = {IDS: limits.pad_id, MASK: 0, TYPES: 0}
-    owners = [owner for x in asked for owner in x.tenants or (None,) * len(x)]
+    owners = [owner for x in requests for owner in x.tenants or (None,) * len(x)]
     all_lengths = np.concatenate([*lengths, np.zeros(0, np.int64)])
 
     def run_rows(index: Ints) -> NDArray[np.float32]:
@@ -124,32 +126,39 @@ def _mixed(run: Run, asked: Sequence[Asked], limits: Limits) -> list[NDArray[np.
         )
 
     logits = answered(run_rows, all_lengths, limits.slots, limits.rows, tenants=owners)
-    ends = np.cumsum([len(x) for x in asked]).tolist()
-    return [_shaped(logits[end - len(x) : end], x) for x, end in zip(asked, ends, strict=True)]
+    ends = np.cumsum([len(x) for x in requests]).tolist()
+    return [
+        _shaped(logits[end - len(x) : end], x) for x, end in zip(requests, ends, strict=True)
+    ]
 
 
-def _shaped(logits: Sequence[NDArray[np.float32]], asked: Asked) -> NDArray[np.float32]:
-    """One array; for token tasks as wide as the request, 0 after a row's last token."""
+def _shaped(
+    logits: Sequence[NDArray[np.float32]], request: TritonRequest
+) -> NDArray[np.float32]:
+    """One array; for token tasks as long as the request, with 0 after a row's last token."""
     if logits[0].ndim == 1:
         return np.stack(logits)
     labels = logits[0].shape[1]
-    found = np.zeros((*asked.inputs[IDS].shape, labels), np.float32)
+    found = np.zeros((*request.inputs[IDS].shape, labels), np.float32)
     for place, row in zip(found, logits, strict=True):
         place[: len(row)] = row
     return found
 
 
-def _fault(asked: Asked, limits: Limits) -> RequestError | None:
-    """Why this request cannot be run: checked first, since it shares a run with others."""
-    shapes = {name: x.shape for name, x in asked.inputs.items()}
+def _fault(request: TritonRequest, limits: EngineLimits) -> RequestError | None:
+    """The error of a request that cannot be run, else None.
+
+    Requests are checked first, because a bad one would fail a run that others share.
+    """
+    shapes = {name: x.shape for name, x in request.inputs.items()}
     if len(set(shapes.values())) > 1 or len(shapes[IDS]) != 2 or 0 in shapes[IDS]:
         return RequestError(f"inputs must be [rows, tokens], all alike; given: {shapes}")
-    if asked.tenants is not None and len(asked.tenants) != len(asked):
+    if request.tenants is not None and len(request.tenants) != len(request):
         return RequestError(
-            f"{len(asked.tenants)} tenants of {len(asked)} rows: give one a row, "
-            f"'{TENANT}' [{len(asked)}, 1]"
+            f"{len(request.tenants)} tenants of {len(request)} rows: give one a row, "
+            f"'{TENANT}' [{len(request)}, 1]"
         )
-    longest = int(asked.lengths.max())
+    longest = int(request.lengths.max())
     if longest > limits.tokens:
         return RequestError(
             f"a row has {longest} tokens, the model takes {limits.tokens}: "
@@ -157,7 +166,7 @@ def _fault(asked: Asked, limits: Limits) -> RequestError | None:
         )
     for name, size in ((IDS, limits.vocab), (TYPES, limits.token_types)):
         if name in limits.names:
-            low, high = int(asked.inputs[name].min()), int(asked.inputs[name].max())
+            low, high = int(request.inputs[name].min()), int(request.inputs[name].max())
             if low < 0 or high >= size:
                 return RequestError(
                     f"{name} go from {low} to {high}, the model knows 0..{size - 1}: "
@@ -167,21 +176,20 @@ def _fault(asked: Asked, limits: Limits) -> RequestError | None:
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for."""
+    """The class that Triton's Python backend loads."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the parameters of `config.pbtxt`."""
         config = json.loads(args["model_config"])
-        told = {k: v["string_value"] for k, v in config["parameters"].items()}
-        self.engine = told.pop("engine")
-        self.limits = Limits(**{name: int(value) for name, value in told.items()})
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        self.engine = parameters.pop("engine")
+        self.limits = EngineLimits(**{name: int(value) for name, value in parameters.items()})
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in their order."""
+        """One response for each request, in order."""
         import triton_python_backend_utils as pb_utils
 
-        asked = [self._asked(x) for x in requests]
-        found = answer(self._run, asked, self.limits)
+        found = answer(self._run, [self._read(x) for x in requests], self.limits)
         return [
             pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(x)))
             if isinstance(x, Exception)
@@ -189,15 +197,15 @@ class TritonPythonModel:
             for x in found
         ]
 
-    def _asked(self, request: Any) -> Asked:
+    def _read(self, request: Any) -> TritonRequest:
         import triton_python_backend_utils as pb_utils
 
         tensor = pb_utils.get_input_tensor_by_name
         inputs = {name: tensor(request, name).as_numpy() for name in self.limits.names}
         tenant = tensor(request, TENANT)
         if tenant is None:
-            return Asked(inputs)
-        return Asked(inputs, tuple(tenant.as_numpy().reshape(-1).tolist()))
+            return TritonRequest(inputs)
+        return TritonRequest(inputs, tuple(tenant.as_numpy().reshape(-1).tolist()))
 
     def _run(self, inputs: Mapping[str, Ints]) -> NDArray[np.float32]:
         import triton_python_backend_utils as pb_utils

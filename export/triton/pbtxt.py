@@ -1,4 +1,7 @@
-"""Protobuf's text format, as far as a Triton configuration needs it."""
+"""Write the part of protobuf's text format that a Triton configuration needs.
+
+Source: https://protobuf.dev/reference/protobuf/textformat-spec/
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,22 @@ from typing import Any
 
 
 class Word(str):
-    """A name of an enumeration: written without quotes."""
+    """An enumeration's value, written without quotes."""
 
     __slots__ = ()
 
 
 def dump(fields: Mapping[str, Any], indent: str = "") -> str:
-    """Fields in their order: mappings are messages, lists repeated fields.
+    """Fields as text, in order. Mappings become messages, and lists repeated fields.
 
     Raises:
-        TypeError: a value that the format has no form for.
+        TypeError: a value has another type.
+
+    Example:
+        >>> print(dump({"name": "prumux", "dims": [-1], "kind": Word("KIND_CPU")}), end="")
+        name: "prumux"
+        dims: [-1]
+        kind: KIND_CPU
     """
     return "".join(_field(name, value, indent) for name, value in fields.items())
 

@@ -1,8 +1,10 @@
-"""A Triton model repository around an engine, ready to serve.
+"""Write a Triton model repository around an engine, ready to serve.
 
-Clients call one model, whatever is behind it. Where rows are not mixed that is the engine.
-Where n rows are, it is a packer (`packer.py`) in front of the engine, which is then called
-`NAME_engine`: Triton's own batcher would fill groups with whatever comes, of any tenant.
+Clients always call one model, `NAME`. If the model is not multiplexed, that is the engine.
+If it is, that is a packer (`packer.py`), and the engine behind it is called `NAME_engine`:
+Triton's own batcher would put rows of different tenants into one group.
+
+Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/
 """
 
 from __future__ import annotations
@@ -30,31 +32,31 @@ FOLDER = "triton"
 NAME = "prumux"
 MAX_BATCH = 64
 WARM_TOKENS = 16
-"""Tokens a row of the smaller warm-up run."""
+"""Tokens per row of the smaller warm-up run."""
 BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt"}
 CHECKED = (("max_batch", 1), ("length", 1), ("delay_us", 0), ("profiles", 1))
 SLOTS_FILE = "prumux_slots.py"
 PACKER_INSTANCES = 2
-"""One packs while the other waits for the engine."""
+"""One instance groups rows while the other waits for the engine."""
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How an engine is to be served."""
+    """Options for serving an engine."""
 
     name: str = NAME
-    """Of the model that clients call."""
+    """Name of the model that clients call."""
     max_batch: int = MAX_BATCH
-    """Most rows of one run; whole groups of mixed rows are made of it."""
+    """Most rows of one run; rounded down to whole groups of a multiplexed model."""
     length: int = 128
-    """Tokens a row of the larger warm-up run."""
+    """Tokens per row of the larger warm-up run."""
     delay_us: int = 1000
-    """How long a request waits for others to share its run."""
+    """Microseconds that a request waits for others to share its run."""
     kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
-    """Where ONNX Runtime runs it: on a GPU if there is one, or never."""
+    """Where ONNX Runtime runs the graph: KIND_AUTO = on a GPU if there is one."""
     profiles: int = 1
-    """How many of a plan's optimisation profiles, from the first on, take `max_batch` rows:
-    Triton chooses among those that it is told, and it is told these."""
+    """Number of a plan's optimisation profiles, from the first on, that take `max_batch`
+    rows. The configuration lists these, and Triton chooses among them."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -68,7 +70,7 @@ class Serving:
 
 
 def serving_point(workload: Sequence[Batch]) -> Serving:
-    """How a graph is served that takes any number of rows: warmed up at this workload."""
+    """Serving options for a graph that takes any number of rows, with this workload."""
     rows = max(len(batch.rows) for batch in workload)
     length = max(batch.input_ids.shape[1] for batch in workload)
     return Serving(max_batch=max(MAX_BATCH, rows), length=length)
@@ -77,22 +79,23 @@ def serving_point(workload: Sequence[Batch]) -> Serving:
 def write_bundle(
     encoder: Encoder, task: Task, engine: Path, folder: Path, serving: Serving | None = None
 ) -> tuple[str, ...]:
-    """Write the repository into `folder`, which may exist and is replaced.
+    """Write the repository into `folder`; an existing folder is replaced.
 
-    The engine's file is linked where the file system can, so that it takes no room twice.
+    The engine's file is hard-linked if the file system allows it, so that it takes no extra
+    space.
 
     Args:
-        encoder: sizes of what the engine runs.
-        task: names of its labels.
+        encoder: sizes of the model that the engine runs.
+        task: names of the labels.
         engine: `model.onnx`, with `model.onnx_data` beside it if it is large, or `model.plan`.
         folder: the repository.
-        serving: names, batch sizes and delays; the defaults where left out.
+        serving: names, batch sizes and delays; by default `Serving()`.
 
     Returns:
-        What was written, relative to `folder`.
+        The files that were written, relative to `folder`.
 
     Raises:
-        ModelError: there is no such engine, or it is of neither kind.
+        ModelError: the engine does not exist, or is neither an ONNX graph nor a plan.
     """
     serving = serving or Serving()
     backend = BACKENDS.get(engine.suffix)
@@ -105,7 +108,7 @@ def write_bundle(
     if encoder.slots > 1:
         _packer_files(folder / serving.name / "1")
         _write(folder / serving.name / "config.pbtxt", packer_config(encoder, serving))
-    # Named in the output, for Triton's classification extension.
+    # The output names this file, for Triton's classification extension.
     if _has_labels(encoder):
         lines = "".join(" ".join(x.split()) + "\n" for x in task.labels)
         _write(folder / serving.name / "labels.txt", lines)
@@ -115,15 +118,16 @@ def write_bundle(
 
 
 def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
-    """`config.pbtxt` of the engine: without a tokenizer, any length."""
+    """`config.pbtxt` of the engine, which takes token ids of any length."""
     alone, rows = encoder.slots == 1, _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
-    says = ["Rows in, logits out. max_batch_size counts rows."]
+    comments = ["Rows in, logits out. max_batch_size counts rows."]
     if not alone:
-        says += [
-            f"Mixes {encoder.slots} neighbours into one: call '{serving.name}', which fills",
-            "whole groups. No dynamic batching here, on purpose: it would join requests that",
-            "have nothing to do with each other, and one of a wrong size would spoil all.",
+        comments += [
+            f"Runs {encoder.slots} neighbouring rows in one forward pass: call",
+            f"'{serving.name}', which sends whole groups. There is no dynamic batching here:",
+            "it would put rows of unrelated requests into one group, and a request of a wrong",
+            "size would fail the others.",
         ]
     fields: dict[str, Any] = {
         "name": serving.name if alone else f"{serving.name}_engine",
@@ -144,16 +148,16 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
         _warm_up(encoder, encoder.slots, min(WARM_TOKENS, length)),
         _warm_up(encoder, rows, length),
     ]
-    return _text(says, fields)
+    return _text(comments, fields)
 
 
 def packer_config(encoder: Encoder, serving: Serving) -> str:
-    """`config.pbtxt` of the packer, which clients of a multiplexed model call."""
+    """`config.pbtxt` of the packer, the model that clients of a multiplexed model call."""
     rows = _rows(encoder, serving)
-    says = [
-        f"Fills groups of {encoder.slots} rows, of like length and of one tenant, and gives",
-        "every request its own rows' logits. max_batch_size counts rows, not groups. It has",
-        "no warm-up of its own: that would call the engine, which may not be loaded yet.",
+    comments = [
+        f"Fills groups of {encoder.slots} rows of similar length and of one tenant, and",
+        "returns to each request the logits of its rows. max_batch_size counts rows, not",
+        "groups. There is no warm-up: it would call the engine, which may not be loaded yet.",
     ]
     tenant = {
         "name": TENANT,
@@ -169,29 +173,30 @@ def packer_config(encoder: Encoder, serving: Serving) -> str:
         "token_types": encoder.token_types,
         "pad_id": encoder.pad_id,
     }
-    told = {"engine": f"{serving.name}_engine", **limits}
+    parameters = {"engine": f"{serving.name}_engine", **limits}
     fields: dict[str, Any] = {
         "name": serving.name,
         "backend": "python",
         "max_batch_size": rows,
-        # Ragged: requests of several lengths come together, and are padded group by group.
+        # Ragged: one batch holds requests of different lengths; each group is padded alone.
         "input": [*({**x, "allow_ragged_batch": True} for x in _inputs(encoder)), tenant],
         "output": [_output(encoder, labelled=True)],
         "dynamic_batching": _batching(encoder, serving),
         "instance_group": [{"count": PACKER_INSTANCES, "kind": Word("KIND_CPU")}],
         "parameters": [
-            {"key": key, "value": {"string_value": str(value)}} for key, value in told.items()
+            {"key": key, "value": {"string_value": str(value)}}
+            for key, value in parameters.items()
         ],
     }
-    return _text(says, fields)
+    return _text(comments, fields)
 
 
-def _text(says: list[str], fields: dict[str, Any]) -> str:
-    return "".join(f"# {line}\n" for line in says) + dump(fields)
+def _text(comments: list[str], fields: dict[str, Any]) -> str:
+    return "".join(f"# {line}\n" for line in comments) + dump(fields)
 
 
 def _rows(encoder: Encoder, serving: Serving) -> int:
-    """Most rows of a run: whole groups."""
+    """Most rows of a run, in whole groups."""
     return slots.batch_rows(serving.max_batch, encoder.slots)
 
 
@@ -205,7 +210,7 @@ def _batching(encoder: Encoder, serving: Serving) -> dict[str, Any]:
 
 
 def _inputs(encoder: Encoder) -> list[dict[str, Any]]:
-    """[rows, tokens] each; Triton leaves the rows out of `dims`."""
+    """The inputs, [rows, tokens] each; Triton's `dims` leave out the rows."""
     return [
         {"name": name, "data_type": Word("TYPE_INT64"), "dims": [-1]}
         for name in input_names(encoder)
@@ -247,7 +252,7 @@ def _engine_files(engine: Path, folder: Path) -> None:
 
 
 def _packer_files(folder: Path) -> None:
-    """The packer and the packing, as they are tested here, under names of their own."""
+    """Copy the packer and `row_groups.py`, with the import between them renamed."""
     source = Path(packer.__file__).read_text(encoding="utf-8")
     module = SLOTS_FILE.removesuffix(".py")
     _write(folder / "model.py", source.replace(f"from {slots.__name__} ", f"from {module} "))

@@ -1,7 +1,7 @@
-"""Builds a TensorRT engine from a typed graph.
+"""Build a TensorRT engine from a typed ONNX graph.
 
-Written against the API of TensorRT 10.13 and 11, which the tests compare it with. No engine
-has been built with it by us: no machine with TensorRT was at hand.
+Written for the API of TensorRT 10.13 and 11; a test compares every call with that API. We have
+not built an engine with it, for lack of a machine with TensorRT.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from prumux.optimizer.base.store import write_atomic
 
 from .library import gpu, library
 from .profiles import Profile
-from .types_check import Seen, check_built, check_network
+from .types_check import TypeReport, check_built, check_network
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to build."""
+class BuildOptions:
+    """Options of a build."""
 
     precision: Precision
     """The type of floats in the graph."""
     quantised: bool
-    """Whether the graph holds Q/DQ pairs."""
+    """True if the graph holds Q/DQ pairs."""
     workspace_mib: int | None = None
-    """Memory that kernels may take while they run; None = all there is."""
+    """Memory in MiB that kernels may use while they run; None = all of the GPU's."""
     opt_level: int = 3
-    """How long TensorRT searches, 0..5."""
+    """TensorRT's builder optimisation level, 0..5: higher levels search longer."""
 
 
 def build_plan(
@@ -43,43 +43,40 @@ def build_plan(
     plan: Path,
     names: Sequence[str],
     profiles: Sequence[Profile],
-    recipe: Recipe,
+    options: BuildOptions,
     *,
     timings: Path,
-) -> Seen:
-    """Write an engine for the GPU of this machine; returns what was seen in it.
+) -> TypeReport:
+    """Build an engine for the GPU of this machine, write it, and check its types.
 
     Args:
         graph: `model.onnx`, with its weights beside it if they have a file of their own.
-        plan: the file to write; it is there as soon as the build, which takes long, is done,
-            whatever is found in it.
+        plan: the file to write; it is written before its types are checked.
         names: the graph's inputs, all [B, T].
         profiles: shapes to build for.
-        recipe: types and limits.
-        timings: folder of timing caches, kept between builds; one file a GPU and version.
+        options: types and limits.
+        timings: folder of TensorRT's timing caches, one file per GPU and version.
+
+    Returns:
+        The types that were found in the engine.
 
     Raises:
         MissingError: TensorRT or the GPU is missing.
-        UsageError: TensorRT's parser does not take the graph.
-        GateError: network or engine do not hold the types that were asked for.
-        PrumuxError: TensorRT found no way to build it.
+        UsageError: TensorRT's parser refuses the graph.
+        GateError: the network or the engine holds other types than were asked for.
+        PrumuxError: TensorRT could not build the engine.
     """
     trt = library()
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
+    network = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser = trt.OnnxParser(network, logger)  # holds the weights until the build is done
     if not parser.parse_from_file(str(graph)):
         raise UsageError(_refused(parser, trt.__version__))
-    check_network(network, recipe.precision, recipe.quantised)
-    config = builder.create_builder_config()
-    _configure(config, recipe)
-    for profile in profiles:
-        ranges = builder.create_optimization_profile()
-        for name in names:
-            ranges.set_shape(name, *profile.shapes())
-        config.add_optimization_profile(ranges)
+    check_network(network, options.precision, options.quantised)
+    config = _configured(builder, names, profiles, options)
     cache = timings / f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
     _use_timings(config, cache)
     made = builder.build_serialized_network(network, config)
@@ -89,31 +86,56 @@ def build_plan(
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
     write_atomic(plan, bytes(made))
-    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
+    _save_timings(config, cache)
+    return _check_plan(logger, plan, names, options)
+
+
+def _check_plan(
+    logger: trt.Logger, plan: Path, names: Sequence[str], options: BuildOptions
+) -> TypeReport:
+    """Load a plan and check its types."""
+    trt = library()
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise GateError(f"TensorRT {trt.__version__} cannot load what it just built")
-    return check_built(engine, names, recipe.precision, recipe.quantised)
+    return check_built(engine, names, options.precision, options.quantised)
 
 
-def _configure(config: trt.IBuilderConfig, recipe: Recipe) -> None:
+def _configured(
+    builder: trt.Builder,
+    names: Sequence[str],
+    profiles: Sequence[Profile],
+    options: BuildOptions,
+) -> trt.IBuilderConfig:
+    """A builder config with the options, and with one optimisation profile for each range."""
     trt = library()
-    config.builder_optimization_level = recipe.opt_level
-    # Else the inspector would tell names only, and nobody could see what types were taken.
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options.opt_level
+    # Without this the inspector reports names only, and the types cannot be checked.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if recipe.workspace_mib is not None:
-        limit_bytes = recipe.workspace_mib << 20
+    if options.workspace_mib is not None:
+        limit_bytes = options.workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit_bytes)
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: it is the yardstick
+    config.clear_flag(trt.BuilderFlag.TF32)  # so that fp32 products have fp32 precision
+    for profile in profiles:
+        ranges = builder.create_optimization_profile()
+        for name in names:
+            ranges.set_shape(name, *profile.shapes())
+        config.add_optimization_profile(ranges)
+    return config
 
 
 def _use_timings(config: trt.IBuilderConfig, cache: Path) -> None:
-    """Timings of earlier builds; those of another GPU or version are not taken."""
+    """Use the timings of earlier builds; TensorRT refuses those of another GPU or version."""
     known = cache.read_bytes() if cache.exists() else b""
     timings = config.create_timing_cache(known)  # None where the bytes are damaged
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timings(config: trt.IBuilderConfig, cache: Path) -> None:
+    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
 
 
 def _refused(parser: trt.OnnxParser, version: str) -> str:

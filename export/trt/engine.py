@@ -1,7 +1,7 @@
-"""A TensorRT engine, ready to run; torch's CUDA tensors are its buffers.
+"""A TensorRT engine, ready to run, with torch's CUDA tensors as its buffers.
 
-Written against the API of TensorRT 10.13 and 11, which the tests compare it with. No engine
-has been run with it by us: no machine with TensorRT was at hand.
+Written for the API of TensorRT 10.13 and 11; a test compares every call with that API. We have
+not run an engine with it, for lack of a machine with TensorRT.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 DEVICE = "cuda"
 PLAN = "model.plan"
 FACTS = ".json"
-"""What is known of a plan lies beside it, under its name with this added."""
+"""Suffix of the JSON file beside a plan that describes it, as in `model.plan.json`."""
 
 
 class TrtEngine:
-    """A plan that runs on the GPU; inputs come from and logits go to the host."""
+    """A plan that runs on the GPU. Inputs and logits are in host memory."""
 
     def __init__(self, plan: Path) -> None:
-        """Load a plan, and what is known of it.
+        """Load a plan, and the JSON file that describes it.
 
         Raises:
             MissingError: TensorRT or the GPU is missing.
-            ModelError: the plan is missing, damaged, or of another GPU or TensorRT version.
+            ModelError: the plan is missing, damaged, or built for another GPU or TensorRT.
         """
         import torch
 
@@ -54,7 +54,7 @@ class TrtEngine:
             raise ModelError(f"'{plan}' cannot be read: {error.strerror}") from error
         if engine is None:
             raise ModelError(_not_ours(plan, facts, trt.__version__, self._gpu))
-        self._keep = logger, runtime  # else they are freed while the engine lives
+        self._keep = logger, runtime  # they must live as long as the engine
         self._engine = engine
         self._context = engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ class TrtEngine:
         self._facts = facts
         self._version = str(trt.__version__)
         self.slots = max(1, int(facts.get("slots", min(x.rows[0] for x in self._profiles))))
-        """Rows that the graph mixes into one; our profiles begin with one group of them."""
+        """Number of rows that share a forward pass; the smallest profile holds one group."""
         self._one_at_a_time = Lock()
         self._run = in_groups(self._whole_groups, self.slots)
 
@@ -78,11 +78,11 @@ class TrtEngine:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Args:
-            inputs: the engine's inputs by name, int64 [B, T] each; no more and no fewer.
+            inputs: exactly the engine's inputs by name, int64 [B, T] each.
 
         Raises:
-            UsageError: an input is missing or not known, or rows are too long.
-            PrumuxError: the engine failed.
+            UsageError: an input is missing or unknown, or the rows are too long.
+            PrumuxError: TensorRT failed.
         """
         if set(inputs) != set(self._names):
             raise UsageError(
@@ -92,7 +92,10 @@ class TrtEngine:
         return self._run(inputs)
 
     def describe(self) -> Mapping[str, str]:
-        """What a measurement must state; times include both copies, there is no CUDA graph."""
+        """Facts that belong to every measurement.
+
+        Times include the copies to and from the GPU; no CUDA graph is used.
+        """
         return {
             "engine": "tensorrt",
             "version": self._version,
@@ -103,7 +106,7 @@ class TrtEngine:
         }
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Any number of whole groups, in as many runs as the largest profile asks for."""
+        """Logits of whole groups, in runs of at most as many rows as a profile allows."""
         rows, most = len(inputs[self._names[0]]), self._most_rows
         parts = [
             self._once({name: x[i : i + most] for name, x in inputs.items()})
@@ -123,7 +126,7 @@ class TrtEngine:
         index = self._profile(rows, tokens)
         self._use(index)
         with torch.cuda.stream(stream):
-            held = []  # until the run is over
+            held = []  # inputs must live until the run is over
             for name, x in inputs.items():
                 whole = np.ascontiguousarray(x, dtype=np.int64)
                 on_gpu = torch.from_numpy(whole).to(DEVICE)
@@ -176,17 +179,17 @@ class TrtEngine:
 
 
 def open_plan(path: Path) -> TrtEngine:
-    """An engine from a `.plan` file that prumux wrote, or `trtexec` with our script.
+    """Open a `.plan` file that prumux, or `trtexec` with our script, wrote.
 
     Raises:
         MissingError: TensorRT or the GPU is missing.
-        ModelError: the plan is missing, damaged, or of another GPU or TensorRT version.
+        ModelError: the plan is missing, damaged, or built for another GPU or TensorRT.
     """
     return TrtEngine(path)
 
 
 def read_facts(plan: Path) -> dict[str, Any]:
-    """What is known of a plan; nothing where no file says so.
+    """The contents of the JSON file that describes a plan; empty if there is no file.
 
     Raises:
         ModelError: the file is damaged.

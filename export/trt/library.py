@@ -1,4 +1,4 @@
-"""TensorRT itself and the GPU that it needs: found, or named as missing."""
+"""Import TensorRT and find the GPU, or say what is missing and how to get it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def library() -> Any:
     """The `tensorrt` module.
 
     Raises:
-        MissingError: it is not installed, or too old.
+        MissingError: TensorRT is not installed, does not load, or is too old.
     """
     try:
         import tensorrt as trt
@@ -35,10 +35,10 @@ def library() -> Any:
 
 
 def gpu() -> str:
-    """The GPU's name.
+    """Name of the GPU.
 
     Raises:
-        MissingError: torch sees none.
+        MissingError: torch sees no GPU.
     """
     import torch
 
@@ -51,10 +51,10 @@ def gpu() -> str:
 
 
 def check() -> None:
-    """Look whether an engine could be built and run here.
+    """Check that TensorRT and a GPU exist, so that an engine can be built and run here.
 
     Raises:
-        MissingError: TensorRT or the GPU is missing; says how to get it.
+        MissingError: one is missing; the message says how to get it.
     """
     library()
     gpu()

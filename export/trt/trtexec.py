@@ -1,6 +1,6 @@
-"""The `trtexec` line that builds an engine elsewhere, and tries it once.
+"""A script that builds the TensorRT engine on another machine with `trtexec`.
 
-It has not been run by us: no machine with TensorRT was at hand.
+We have not run it, for lack of a machine with TensorRT.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ FOLDER = "tensorrt"
 
 
 def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
-    """Write `tensorrt.sh`, and `tensorrt/model.onnx` in fp16 that it builds an engine of.
+    """Write `tensorrt.sh`, and the graph `tensorrt/model.onnx` that it builds the engine from.
 
-    In bf16 where a weight is too large for fp16. Nothing is certified of that engine's
-    answers; `--target tensorrt` on a machine that has it does so.
+    The graph is in fp16, or in bf16 if a weight is too large for fp16. The engine's answers
+    are not certified; `--target tensorrt` on a machine with TensorRT certifies them.
     """
     place = folder / FOLDER
     try:
@@ -49,20 +49,20 @@ def trtexec_script(
     opt_level: int = 3,
     tf32: bool = False,
 ) -> str:
-    """A shell script that builds `plan` from `graph` with the profiles that we would use.
+    """A shell script that builds `plan` from `graph` with the profiles of `profiles`.
 
-    It knows no precision: TensorRT 11 takes that from the graph's types, as 10 does with
-    `--stronglyTyped`, which 11 takes and ignores. The graph must be one that `build` wrote
-    with `portable`, or in a low type; one with ONNX Runtime's fusions cannot be read.
+    The script sets no precision. TensorRT 11 takes it from the graph's types; version 10 does
+    so with `--stronglyTyped`, which version 11 accepts and ignores. `build` must have written
+    the graph with `portable` or in a low type: TensorRT cannot read ONNX Runtime's fusions.
 
     Args:
-        encoder: names the inputs and limits lengths.
-        workload: the serving point.
-        graph: the ONNX file, beside the script.
-        plan: the engine to write.
-        workspace_mib: memory that kernels may take while they run; None = all there is.
-        opt_level: how long TensorRT searches, 0..5.
-        tf32: whether float32 products may be rounded to TF32.
+        encoder: gives the names of the inputs and the largest length.
+        workload: batches at the serving point.
+        graph: the ONNX file, relative to the script.
+        plan: the engine file to write, relative to the script.
+        workspace_mib: memory in MiB that kernels may use while they run; None = all.
+        opt_level: TensorRT's builder optimisation level, 0..5.
+        tf32: True = float32 products may be rounded to TF32.
     """
     names = input_names(encoder)
     parts = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}", "--stronglyTyped"]

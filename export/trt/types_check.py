@@ -1,7 +1,10 @@
-"""Does a network, and the engine that was built from it, hold the types that were asked for?
+"""Check that a network, and the engine built from it, hold the types that were asked for.
 
-Asked twice, because it was got wrong silently by others: of the parsed network, whose types a
-strongly typed build must keep, and of the built engine, through its inspector.
+A build can fall back to float32 without an error, so the types are checked twice: in the
+parsed network, whose types a strongly typed build must keep, and in the built engine, by its
+inspector.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/advanced.html
 """
 
 from __future__ import annotations
@@ -33,28 +36,28 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("FP32", "fp32"),
     ("FLOAT", "fp32"),
 )
-"""What the inspector writes, the longer words first: `Half`, `Row major linear FP16`, ..."""
+"""Words of the inspector (`Half`, `Row major linear FP16`) and our types; long words first."""
 LOW_SHARE = 0.25
-"""Of the floats between kernels: a low type has at least so many, as LayerNorm and the logits
-stay float32. In an engine that fell back to float32 it has none."""
+"""Smallest share of the floats between kernels that must have a low type that was asked for.
+LayerNorm and the logits stay float32. The share is 0 if an engine fell back to float32."""
 FUSED = ("FOREIGNNODE", "MYELIN")
-"""In the name or kind of a layer that stands for many, whose values between are not told."""
+"""Words in the name or kind of a fused layer; the inspector hides the values inside it."""
 FIX = "this is a fault of prumux or of TensorRT; please report it"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the inspector tells of the values in an engine."""
+class TypeReport:
+    """Types of the values in an engine, as its inspector reports them."""
 
     types: dict[str, int]
-    """How many inputs and outputs of layers have each type."""
+    """Number of inputs and outputs of layers, by type."""
     closed: int = 0
-    """Layers whose values the inspector does not tell: given by name only, or fused whole."""
+    """Number of layers without types: only the name is given, or the layer is fused."""
     unseen: str = ""
-    """Says so where what was asked for can be neither seen nor ruled out."""
+    """A note if the types asked for can be neither confirmed nor ruled out."""
 
-    def told(self) -> dict[str, Any]:
-        """For the notes of a result."""
+    def notes(self) -> dict[str, Any]:
+        """Entries for the notes of an export."""
         note = {"types_unseen": self.unseen} if self.unseen else {}
         return {"types": self.types, **note}
 
@@ -62,10 +65,10 @@ class Seen:
 def check_network(
     network: trt.INetworkDefinition, precision: Precision, quantised: bool
 ) -> None:
-    """Every matrix product gives the asked type, and Q/DQ pairs are there where they should.
+    """Check that matrix products have the type asked for, and only int8 has Q/DQ pairs.
 
     Raises:
-        GateError: names the first layer that does not.
+        GateError: names the first layer with another type.
     """
     trt = library()
     asked = _asked(trt, precision)
@@ -91,11 +94,11 @@ def check_network(
 
 def check_built(
     engine: trt.ICudaEngine, names: Sequence[str], precision: Precision, quantised: bool
-) -> Seen:
-    """Inputs are int64, logits float32, and values between kernels of the asked types.
+) -> TypeReport:
+    """Check that inputs are int64, logits float32, and inner values of the types asked for.
 
     Raises:
-        GateError: something else was found.
+        GateError: a type differs; the message gives both.
     """
     trt = library()
     wanted = dict.fromkeys(names, trt.DataType.INT64) | {OUTPUT: trt.DataType.FLOAT}
@@ -108,25 +111,26 @@ def check_built(
     return check_types(seen_in(json.loads(text)), precision, quantised)
 
 
-def seen_in(information: Mapping[str, Any]) -> Seen:
-    """How many inputs and outputs of an engine's layers have each type; not single numbers,
-    such as the factors of a matrix product, which are float32 in every engine.
+def seen_in(information: Mapping[str, Any]) -> TypeReport:
+    """Count the inputs and outputs of an engine's layers by type.
+
+    Scalars, such as the factors of a matrix product, are float32 in every engine and left out.
 
     Args:
-        information: what the inspector tells of the engine, from JSON.
+        information: the inspector's JSON report of the engine.
     """
     layers = information.get("Layers", ())
-    return Seen(dict(sorted(Counter(_types(layers)).items())), sum(map(_closed, layers)))
+    return TypeReport(dict(sorted(Counter(_types(layers)).items())), sum(map(_closed, layers)))
 
 
-def check_types(seen: Seen, precision: Precision, quantised: bool) -> Seen:
-    """Enough of the floats have the asked type; int8 values are there where they should.
+def check_types(seen: TypeReport, precision: Precision, quantised: bool) -> TypeReport:
+    """Check that enough floats have the type asked for, and only int8 has int8 values.
 
     Returns:
-        What was seen; where layers are closed and nothing seen is wrong, it says so.
+        The report, with a note if layers hide their types and none of those seen is wrong.
 
     Raises:
-        GateError: tells what was found.
+        GateError: names the types that were found.
     """
     types = seen.types
     floats = {name: types.get(name, 0) for name in ("fp32", "fp16", "bf16")}
@@ -135,8 +139,8 @@ def check_types(seen: Seen, precision: Precision, quantised: bool) -> Seen:
     if share >= least and (types.get("int8", 0) > 0) == quantised:
         return seen
     asked = f"{'int8 with ' if quantised else ''}{precision}"
-    told = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
-    found = f"{asked} was asked for; the engine's layers hold values of these types: {told}"
+    counts = ", ".join(f"{count} {name}" for name, count in types.items()) or "none"
+    found = f"{asked} was asked for; the engine's layers hold values of these types: {counts}"
     lower = precision == "fp32" and floats["fp16"] + floats["bf16"] > 0
     if seen.closed and not lower and not (types.get("int8") and not quantised):
         note = f"{seen.closed} layers do not tell what they hold; the parsed network was right"
@@ -153,13 +157,13 @@ def _closed(layer: Any) -> bool:
 
 def _types(layers: Sequence[Any]) -> Iterator[str]:
     for layer in layers:
-        if not isinstance(layer, Mapping):  # names only: nothing to see
+        if not isinstance(layer, Mapping):  # only its name is given
             continue
         for value in [*layer.get("Inputs", ()), *layer.get("Outputs", ())]:
             if all(size == 1 for size in value.get("Dimensions", (0,))):
                 continue
-            told = str(value.get("Format/Datatype") or value.get("Datatype", "")).upper()
-            found = next((name for word, name in WORDS if word in told), None)
+            text = str(value.get("Format/Datatype") or value.get("Datatype", "")).upper()
+            found = next((name for word, name in WORDS if word in text), None)
             if found is not None:
                 yield found
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from prumux.export.runtime.torch_module import FastModule
+from prumux.export.runtime.torch_engine import FastModule
 from prumux.optimizer.model.module import EncoderModule
 from tests.helpers.factory import multiplexed, random_batch, random_model
 from tests.helpers.scripts import script

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prumux.export.onnx import Onnx
-from prumux.export.runtime.grouping import Together
+from prumux.export.runtime.grouping import BatchingRunner
 from prumux.export.runtime.predictor import Predictor, load
 from prumux.export.runtime.texts import owners_of
 from prumux.optimizer.base.errors import UsageError
@@ -193,7 +193,7 @@ def test_an_error_of_the_engine_reaches_the_callers_and_serving_goes_on(folder: 
             return super().run(inputs)
 
     engine = Broken(predictor.engine)
-    predictor = replace(predictor, runner=Together(engine, 3, 50))
+    predictor = replace(predictor, runner=BatchingRunner(engine, 3, 50))
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(predictor.predict, ["good film"]) for _ in range(2)]
         for future in futures:

@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 
-from prumux.export import onnx as onnx_target
 from prumux.export.graph import fusion as fuse_module
 from prumux.export.graph import graph_file as graphfile
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import save, verify
 from prumux.export.onnx import Onnx
+from prumux.export.runtime import fusion_choice
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import (
     GateError,
@@ -269,7 +269,7 @@ def test_a_fusion_must_pay(
     def timed(runs: list[Any], rounds: int = 5, warmup: int = 1) -> tuple[Timing, ...]:
         return tuple(Timing((x,)) for x in ms[: len(runs)])
 
-    monkeypatch.setattr(onnx_target, "interleave", timed)
+    monkeypatch.setattr(fusion_choice, "interleave", timed)
     model = random_model(heads=(4, 3))
     assert Onnx().emit(model, make_context(model), tmp_path).notes["kept"] == kept
 
@@ -281,7 +281,7 @@ def test_a_fusion_that_wins_only_now_and_then_is_not_kept(
         fused = (8.0, 8.0, 8.0, 12.0, 12.0)
         return (Timing((10.0,) * 5), Timing(fused), Timing(fused))[: len(runs)]
 
-    monkeypatch.setattr(onnx_target, "interleave", timed)
+    monkeypatch.setattr(fusion_choice, "interleave", timed)
     model = random_model(heads=(4, 3))
     assert Onnx().emit(model, make_context(model), tmp_path).notes["kept"] == "none"
 

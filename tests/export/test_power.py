@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prumux.export.benchmark import power
 from prumux.export.benchmark import run as benchrun
-from prumux.export.benchmark.engines import Opened
+from prumux.export.benchmark.engines import OpenedModel
 from prumux.export.benchmark.power import Meter, cpu_meter, gpu_meter
 
 
@@ -96,7 +96,7 @@ def test_energy_is_that_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(benchrun, "LEAST_MS", 1.0)
     joules = iter(float(x) for x in range(0, 1000, 5))
     meter = Meter("test", lambda: (next(joules),), (math.inf,))
-    opened = [Opened(x, Engine(), 100, False, 0) for x in ("a", "b")]
+    opened = [OpenedModel(x, Engine(), 100, False, 0) for x in ("a", "b")]
     runs = [[{"input_ids": np.zeros((4, 3), np.int64)}]] * 2
     first, second = benchrun.measure(opened, runs, 4, rounds=3, meters=[meter, None])
     # Three rounds of 5 joules each.

@@ -1,9 +1,11 @@
 """Loading an artifact with `load` and asking it for predictions."""
 
+import pickle
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +370,37 @@ def test_a_random_batch_too(predictor: Predictor, model: Model) -> None:
     inputs = random_batch(model).inputs()
     expected = run(EncoderModule(model), inputs)
     np.testing.assert_allclose(predictor.engine.run(inputs), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_wait_ms", [None, 5])
+def test_a_predictor_goes_to_another_process(
+    folder: Path, max_wait_ms: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    predictor = load(folder.name, threads=1, max_wait_ms=max_wait_ms, device="cpu")
+    expected = np.asarray(predictor.predict_logits(TEXTS))  # a thread and locks are in use
+    monkeypatch.chdir("/")  # the folder's path was relative
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(Predictor.predict_logits, predictor, TEXTS).result(timeout=120)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    again = pickle.loads(pickle.dumps(predictor))
+    assert type(again.runner) is type(predictor.runner)
+    assert getattr(again.runner, "max_wait_ms", None) == max_wait_ms
+    assert again.engine.describe() == predictor.engine.describe()
+    assert again.engine.describe()["threads"] == "1"
+    assert len(pickle.dumps(predictor)) < 1000, "the folder's path, and no weights"
+    for x in (again, predictor):
+        x.close()
+
+
+def test_a_predictor_without_a_folder_is_not_pickled(predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match=r"not made by prumux.load\nuse prumux.load\(folder"):
+        pickle.dumps(replace(predictor, reload=None))
+
+
+def test_a_pickled_predictor_whose_folder_is_gone(folder: Path, tmp_path: Path) -> None:
+    here = shutil.copytree(folder, tmp_path / "moved")
+    data = pickle.dumps(load(here))
+    shutil.rmtree(here)
+    with pytest.raises(ModelError, match="moved' does not exist"):
+        pickle.loads(data)

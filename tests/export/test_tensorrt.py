@@ -22,7 +22,7 @@ from prumux.export.trt import library as trt_library
 from prumux.export.trt.engine import open_plan, read_facts
 from prumux.export.trt.profiles import Profile, nearest, profiles
 from prumux.export.trt.trtexec import trtexec_script
-from prumux.export.trt.types_check import Seen, check_types, seen_in
+from prumux.export.trt.types_check import TypeReport, check_types, seen_in
 from prumux.optimizer.base.errors import (
     GateError,
     MissingError,
@@ -205,10 +205,12 @@ def test_types_are_read_from_what_the_inspector_tells() -> None:
         "Bindings": ["input_ids"],
     }
     types = {"bf16": 1, "bool": 1, "fp16": 5, "fp32": 2, "int32": 1, "int64": 1, "int8": 1}
-    assert seen_in(told) == Seen(types, closed=1)
-    assert seen_in({"Layers": ["a", "b"]}) == Seen({}, closed=2)
+    assert seen_in(told) == TypeReport(types, closed=1)
+    assert seen_in({"Layers": ["a", "b"]}) == TypeReport({}, closed=2)
     fused = [layer("Myelin", "Int64", "Float"), layer("gemm", "Half", "Half")]
-    assert seen_in({"Layers": fused}) == Seen({"fp16": 2, "fp32": 1, "int64": 1}, closed=1)
+    assert seen_in({"Layers": fused}) == TypeReport(
+        {"fp16": 2, "fp32": 1, "int64": 1}, closed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,11 +233,11 @@ def test_an_engine_of_other_types_is_refused(
     types: dict[str, int], asked: Any, quantised: bool, right: bool
 ) -> None:
     if right:
-        assert check_types(Seen(types), asked, quantised) == Seen(types)
-        assert check_types(Seen(types, closed=1), asked, quantised).unseen == ""
+        assert check_types(TypeReport(types), asked, quantised) == TypeReport(types)
+        assert check_types(TypeReport(types, closed=1), asked, quantised).unseen == ""
         return
     with pytest.raises(GateError, match="was asked for; the engine's layers hold"):
-        check_types(Seen(types), asked, quantised)
+        check_types(TypeReport(types), asked, quantised)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_an_engine_of_other_types_is_refused(
 def test_what_cannot_be_seen_is_no_fault(
     types: dict[str, int], asked: Any, quantised: bool, wrong: bool
 ) -> None:
-    seen = Seen(types, closed=2)
+    seen = TypeReport(types, closed=2)
     if wrong:
         with pytest.raises(GateError, match="was asked for; the engine's layers hold"):
             check_types(seen, asked, quantised)

@@ -22,7 +22,7 @@ from prumux.export.tensorrt import TensorRt
 from prumux.export.trt import build as trt_build
 from prumux.export.trt import engine as trt_engine
 from prumux.export.trt import library as trt_library
-from prumux.export.trt.build import Recipe, build_plan
+from prumux.export.trt.build import BuildOptions, build_plan
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.errors import (
     GateError,
@@ -79,7 +79,7 @@ def emitted(model: Model, folder: Path, precision: Any = "fp16", **options: Any)
     return TensorRt(precision, **options).emit(model, ctx, folder)
 
 
-def build(graph: Path, names: Sequence[str], recipe: Recipe) -> Any:
+def build(graph: Path, names: Sequence[str], recipe: BuildOptions) -> Any:
     plan = graph.with_name("other.plan")
     return build_plan(graph, plan, names, (), recipe, timings=graph.parent)
 
@@ -176,14 +176,14 @@ def test_a_graph_that_the_parser_refuses(machine: str, tmp_path: Path) -> None:
     proto.opset_import.append(onnx.helper.make_opsetid("NoSuchThing", 1))
     onnx.save(proto, tmp_path / "odd.onnx")
     with pytest.raises(UsageError, match="refuses the graph: NoSuchThing"):
-        build(tmp_path / "odd.onnx", (), Recipe("fp16", False))
+        build(tmp_path / "odd.onnx", (), BuildOptions("fp16", False))
 
 
 def test_other_types_than_asked_are_refused(machine: str, tmp_path: Path) -> None:
     model = shaped("dense")
     emitted(model, tmp_path, "fp32")
     engine = open_plan(tmp_path / "model.plan")
-    for recipe in (Recipe("fp16", False), Recipe("fp32", True)):
+    for recipe in (BuildOptions("fp16", False), BuildOptions("fp32", True)):
         with pytest.raises(GateError, match="asked for"):
             build(tmp_path / "model.onnx", engine.names, recipe)
 
@@ -223,7 +223,7 @@ def test_what_fails_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(trt_build, "check_network", lambda *rest: None)
     emitted(model, tmp_path, "fp32")
     with pytest.raises(GateError, match="fp16 was asked for; the engine's layers hold"):
-        build(tmp_path / "model.onnx", engine.names, Recipe("fp16", False))
+        build(tmp_path / "model.onnx", engine.names, BuildOptions("fp16", False))
     # The build took long: what it gave is there for whoever looks into it.
     assert (tmp_path / "other.plan").stat().st_size > 0
     assert list(tmp_path.glob("tensorrt-*.timings"))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prumux.export.graph import graph_file as graphfile
 from prumux.export.graph.graph import build
-from prumux.export.runtime.grouping import Job
+from prumux.export.runtime.grouping import PredictionJob
 from prumux.export.runtime.grouping import answer as answer_job
 from prumux.export.runtime.ort import OrtEngine
 from prumux.export.triton.repository import Serving, serving_point, write_bundle
@@ -209,7 +209,7 @@ def by_predictor(
     tenants = tuple(x for rows, who in together for x in who or (None,) * len(rows))
     encoded = Encoded(ids, tuple((0,) * len(x) for x in ids), None, 0)
     engine = OrtEngine(server.folder / "prumux_engine" / "1" / "model.onnx", 1)
-    logits = answer_job(engine, N, Job(encoded, batch_size, tenants=tenants))
+    logits = answer_job(engine, N, PredictionJob(encoded, batch_size, tenants=tenants))
     ends = np.cumsum([len(rows) for rows, _ in together])
     return [
         np.stack(logits[end - len(rows) : end])

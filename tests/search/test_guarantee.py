@@ -38,7 +38,9 @@ def world(script: ModuleType, losses: list[float], rows: int = 4000) -> Any:
         for i in range(len(losses))
     )
     half = rows // 2
-    return script.World(order, found[:, :half], dense[:half], found[:, half:], dense[half:])
+    return script.Population(
+        order, found[:, :half], dense[:half], found[:, half:], dense[half:]
+    )
 
 
 def test_the_promise_is_kept_even_where_every_candidate_sits_at_the_edge(

@@ -1,0 +1,89 @@
+"""Open the engine of an artifact folder: a TensorRT plan, an ONNX graph or the weights."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from prumux.export.trt.engine import open_plan
+from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.model.artifact import load_artifact
+from prumux.optimizer.model.source import read_json
+from prumux.optimizer.pipeline.target import Engine
+
+from .ort import CUDA, OrtEngine, gpu_providers
+from .torch_engine import TorchEngine
+
+
+def artifact_path(folder: Any) -> Path:
+    """The path of an artifact folder that a caller gave.
+
+    Raises:
+        UsageError: not a path.
+        ModelError: no folder can have this path, or prumux-opt has not finished it.
+    """
+    if not isinstance(folder, str | Path) or not str(folder).strip():
+        raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
+    try:
+        path = Path(folder).expanduser()
+        unfinished = (path / ".resume" / "final").exists() and path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"'{folder!s:.80}' cannot be a folder: {error}"[:300]) from error
+    if unfinished:
+        raise ModelError(f"'{path}' is not finished; repeat its prumux-opt with --resume")
+    return path
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of an artifact folder.
+
+    Raises:
+        ModelError: no folder, or not one that prumux-opt wrote.
+    """
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise ModelError(
+            f"'{path}' {found}; prumux.load takes a folder that prumux-opt wrote\n"
+            + (f"call prumux.load('{path.parent}')" if path.exists() else "check the path")
+        )
+    config = read_json(path / "config.json")
+    if config.get("model_type") != "prumux":
+        raise ModelError(
+            f"'{path}' holds a '{config.get('model_type')}' model, not an optimised one\n"
+            f"make one: prumux-opt {path} --budget 2%"
+        )
+    return config
+
+
+def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
+    """The first engine of an artifact folder that can run here.
+
+    `model.plan` comes first and needs TensorRT; then `model.onnx`, which needs ONNX Runtime;
+    then the torch module.
+
+    Args:
+        path: the artifact folder.
+        threads: CPU threads of one run in ONNX Runtime, 0 = its own choice.
+        device: `cpu`, `cuda`, or `auto`: a GPU if ONNX Runtime can use one and the graph is
+            not int8.
+
+    Raises:
+        MissingError: `cuda` was asked for and ONNX Runtime cannot use a GPU.
+        ModelError: a file is damaged.
+    """
+    if (path / "model.plan").exists() and device != "cpu":
+        with suppress(MissingError):
+            return open_plan(path / "model.plan")
+    if not (path / "model.onnx").exists():
+        return TorchEngine(load_artifact(path))
+    if device == "cuda":
+        return OrtEngine(path / "model.onnx", threads, (CUDA,))
+    try:
+        engine = OrtEngine(path / "model.onnx", threads)
+    except MissingError:
+        return TorchEngine(load_artifact(path))
+    providers = gpu_providers()
+    if device == "cpu" or not providers or engine.describe()["precision"] == "int8":
+        return engine
+    return OrtEngine(path / "model.onnx", threads, providers)

@@ -1,0 +1,250 @@
+"""Choose between the plain ONNX graph and the graphs that ONNX Runtime's fusions make of it.
+
+A fused graph must give the torch module's logits. With `fusion=auto` the graphs are then timed
+in turn on the serving workload. A more fused graph is kept only if it is clearly faster, and
+its timing stops as soon as it can no longer be: most fused graphs are slower on CPUs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import onnx
+from numpy.typing import NDArray
+
+from prumux.export.graph import fusion as fusion_tool
+from prumux.export.graph.parity import Parity, check
+from prumux.optimizer.base.environment import device, versions
+from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
+
+from .ort import OrtEngine
+from .reference import TorchReference
+
+Fusion = Literal["none", "basic", "all"]
+FUSED: tuple[Fusion, ...] = ("basic", "all")
+GAIN = 0.98
+"""A fused graph must run in at most this share of the time of the best simpler graph."""
+LOSING_SHARE = 0.25
+"""A fused graph that is slower in this share of the rounds, or more, is not kept."""
+BLOCK_ROUNDS = 2
+"""Rounds between two decisions about which graphs are timed on; even, because `interleave`
+runs every second round in reverse order."""
+ROUNDS = range(7, 12)
+"""Number of rounds in all: more if a pass over the workload is short."""
+TIMING_MS = 2000
+"""Time that the rounds of one graph should take together, if `ROUNDS` allows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedGraph:
+    """A graph whose logits agree with the torch module's, open in ONNX Runtime."""
+
+    fusion: Fusion
+    proto: onnx.ModelProto
+    engine: OrtEngine
+    parity: Parity
+
+
+@dataclass(frozen=True, eq=False)
+class GraphChecker:
+    """Opens graphs of one model and compares their logits with the torch module's."""
+
+    reference: TorchReference
+    open: Callable[[onnx.ModelProto], OrtEngine]
+    atol: float
+    """Largest absolute difference of a logit."""
+    remedies: Callable[[Fusion, Parity], list[str]]
+    """Suggestions for the message about a graph that differs by more."""
+
+    def check(self, fusion: Fusion, proto: onnx.ModelProto) -> CheckedGraph:
+        """Open a graph and compare its logits.
+
+        Raises:
+            GateError: a logit differs by more than `atol`.
+        """
+        engine = self.open(proto)
+        parity = self.reference.compare(engine)
+        what = f"ONNX Runtime (fusion={fusion}) against the torch module"
+        check(parity, self.atol, what, self.remedies(fusion, parity))
+        return CheckedGraph(fusion, proto, engine, parity)
+
+
+def fuse(
+    plain: CheckedGraph, fusion: Fusion, encoder: Encoder, checker: GraphChecker
+) -> CheckedGraph:
+    """Apply a fusion to the plain graph, and check the result.
+
+    Raises:
+        GateError: the fusion tool failed, an attention block was not fused, or a logit is off.
+        MissingError: ONNX Runtime is not installed.
+    """
+    try:
+        proto = fusion_tool.fuse(plain.proto, attention=fusion == "all")
+        if fusion == "all":
+            _check_attention(proto, encoder)
+        return checker.check(fusion, proto)
+    except (GateError, MissingError):
+        raise
+    except Exception as error:  # the tool raises anything from KeyError to AssertionError
+        raise GateError(
+            f"fusion={fusion} failed: {_first_line(error)}\n"
+            "use onnx{fusion=auto}, which falls back to the plain graph"
+        ) from error
+
+
+def try_fusions(
+    plain: CheckedGraph, fusions: Sequence[Fusion], encoder: Encoder, checker: GraphChecker
+) -> tuple[list[CheckedGraph], dict[str, str]]:
+    """Apply fusions, and leave out those that fail.
+
+    Returns:
+        The graphs that agree with the torch module, `plain` first, and for each fusion that
+        failed the reason.
+    """
+    found, failed = [plain], dict[str, str]()
+    for fusion in fusions:
+        try:
+            found.append(fuse(plain, fusion, encoder, checker))
+        except PrumuxError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            failed[fusion] = _first_line(cause)
+    return found, failed
+
+
+def time_graphs(
+    graphs: Sequence[CheckedGraph], workload: Sequence[Batch]
+) -> dict[Fusion, Timing]:
+    """Time graphs in turn, and drop a fused graph once `fastest` can no longer keep it.
+
+    `fastest` keeps a fused graph only if it wins three rounds of four. A graph that has lost
+    more rounds to the plain graph than that allows takes no part in the rounds that remain,
+    so a slow fusion costs two to four rounds in place of seven to eleven.
+
+    Args:
+        graphs: the plain graph first.
+        workload: batches of one round.
+
+    Returns:
+        Milliseconds of a pass over the workload, round by round. A graph that was dropped
+        has fewer rounds than the plain graph.
+    """
+    inputs = [batch.inputs() for batch in workload]
+    rounds_ms: dict[Fusion, list[float]] = {x.fusion: [] for x in graphs}
+    plain_ms = rounds_ms[graphs[0].fusion]
+    timed, total = list(graphs), 0
+    while len(timed) > 1 and len(plain_ms) < (total or 1):
+        rounds = min(BLOCK_ROUNDS, total - len(plain_ms)) if total else BLOCK_ROUNDS
+        runs = [partial(_pass_over, x.engine, inputs) for x in timed]
+        found = interleave(runs, rounds=rounds, warmup=0 if total else 1)
+        for x, timing in zip(timed, found, strict=True):
+            rounds_ms[x.fusion] += timing.rounds_ms
+        total = total or _round_count(min(plain_ms))
+        most = math.ceil(LOSING_SHARE * total) - 1
+        timed = timed[:1] + [
+            x for x in timed[1:] if _lost(rounds_ms[x.fusion], plain_ms) <= most
+        ]
+    return {name: Timing(tuple(x)) for name, x in rounds_ms.items()}
+
+
+def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Fusion, Timing]) -> CheckedGraph:
+    """The fastest graph; a more fused one only if it is clearly faster, round by round.
+
+    On a busy machine a median alone is chance, so three rounds of four must be faster as well.
+    """
+    best, rounds = graphs[0], len(timings[graphs[0].fusion].rounds_ms)
+    for other in graphs[1:]:
+        if len(timings[other.fusion].rounds_ms) < rounds:
+            continue  # dropped by `time_graphs`
+        gain = ratio(timings[best.fusion], timings[other.fusion])
+        steady = percentile_ms(gain.rounds_ms, LOSING_SHARE) > 1
+        if gain.median_ms >= 1 / GAIN and steady:
+            best = other
+    return best
+
+
+@dataclass(frozen=True)
+class SlowFusions:
+    """Fusions that were too slow for a model of this run, remembered in the run's store.
+
+    The given model is exported first. A fusion that was slower for it is not tried on models
+    that differ from it in the number of layers, heads and FFN units only: in every run
+    recorded so far the pruned graph lost more by a fusion than the dense graph did.
+    """
+
+    ctx: Context
+    name: str
+    """Name of the entry in the store."""
+
+    @classmethod
+    def of(cls, encoder: Encoder, opset: int, provider: str, ctx: Context) -> SlowFusions:
+        """The entry for the class of shapes that `encoder` belongs to, on this machine."""
+        shape = encoder.hidden, encoder.head_dim, encoder.activation, encoder.slots
+        work = [batch.input_ids.shape for batch in ctx.workload]
+        about = key(shape, work, ctx.threads, opset, provider, device(), versions())
+        return cls(ctx, f"fusions-{about}")
+
+    def known(self) -> dict[str, float]:
+        """Fusion -> time as a multiple of the plain graph's; empty before the first export."""
+        if not self.ctx.store.has(self.name):
+            return {}
+        found: dict[str, float] = self.ctx.store.json(self.name, dict)
+        return found
+
+    def remember(self, timings: Mapping[Fusion, Timing]) -> None:
+        """Store the fusions that `time_graphs` dropped or that were slower in the median."""
+        plain = timings["none"]
+        slower = {
+            name: round(x.median_ms / plain.median_ms, 3)
+            for name, x in timings.items()
+            if name != "none"
+            and (len(x.rounds_ms) < len(plain.rounds_ms) or x.median_ms > plain.median_ms)
+        }
+        self.ctx.store.json(self.name, lambda: slower)
+
+
+def attention_blocks(encoder: Encoder) -> int:
+    """Number of attention blocks that can be fused.
+
+    With early pooling the last block has one query position, and cannot.
+    """
+    return sum(layer.heads > 0 for layer in encoder.layers) - (
+        encoder.pool_early and encoder.last_attention >= 0
+    )
+
+
+def _check_attention(proto: onnx.ModelProto, encoder: Encoder) -> None:
+    found = fusion_tool.counts(proto).get("Attention", 0)
+    if found != attention_blocks(encoder):
+        raise GateError(
+            f"fusion=all: {found} of {attention_blocks(encoder)} attention blocks were fused "
+            f"in {encoder}\nuse onnx{{fusion=auto}}, which falls back to the plain graph"
+        )
+
+
+def _pass_over(engine: Engine, inputs: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+    for batch in inputs:
+        engine.run(batch)
+
+
+def _round_count(once_ms: float) -> int:
+    return int(min(ROUNDS[-1], max(ROUNDS[0], TIMING_MS / max(once_ms, 1))))
+
+
+def _lost(fused_ms: Sequence[float], plain_ms: Sequence[float]) -> int:
+    """Rounds in which the fused graph was not faster."""
+    return sum(a >= b for a, b in zip(fused_ms, plain_ms, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0][:200]
+    return text if isinstance(error, PrumuxError) else f"{type(error).__name__} {text}".strip()
