@@ -1,11 +1,12 @@
-"""What a model with random gates is expected to cost.
+"""The expected cost of a model with random gates, and the budget for it.
 
-With p the chance that a gate is open, all independent, a branch of a layer has
+Gates are independent. With p the probability that a gate is open, a branch of a layer has
 
-    n = p_block * sum p_unit     living units       a = p_block * (1 - prod (1 - p_unit))
+    n = p_block * sum p_unit                    expected living units
+    a = p_block * (1 - prod (1 - p_unit))       probability that it lives at all
 
-with a the chance that it lives at all. Under `pool-early` a layer runs at one position if no
-later layer attends, with chance prod (1 - a) over the attention blocks after it.
+Under `pool-early` a layer runs at one position if no later layer attends: with probability
+prod (1 - a) over the attention blocks after it.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from prumux.optimizer.model.cost import (
 from prumux.optimizer.model.ir import Encoder, Layer
 from prumux.optimizer.timing.cost_table import CostTable, Curve
 
-from .gates import Chances
+from .gates import OpenProbabilities
 
 
 class Budget(Protocol):
-    """A cost and how much of it may be spent."""
+    """A cost function and a limit."""
 
     @property
     def limit(self) -> float:
-        """What may be spent."""
+        """The largest cost of the result, in the unit of `cost`."""
 
     @property
-    def whole(self) -> float:
-        """What the dense model costs."""
+    def dense(self) -> float:
+        """Cost of the dense model."""
 
-    def expected(self, chances: Chances) -> Tensor:
-        """Mean cost of a model with these gates, a scalar with gradients."""
+    def expected(self, p: OpenProbabilities) -> Tensor:
+        """Expected cost of a model with these gates, a scalar with gradients."""
 
-    def real(self, sizes: Encoder) -> float:
+    def cost(self, sizes: Encoder) -> float:
         """Cost of a model of these sizes."""
 
 
-class Counted:
-    """Weights or multiply-adds of the layers; `share` of the dense model's may be spent."""
+class CountedBudget:
+    """Weights or multiply-adds of the layers, up to `share` of the dense model's."""
 
     def __init__(
         self,
@@ -63,47 +64,49 @@ class Counted:
         length: int,
     ) -> None:
         self.encoder, self.of, self.length = encoder, of, length
-        self.whole = self.real(dense)
-        self.limit = share * self.whole
+        self.dense = self.cost(dense)
+        self.limit = share * self.dense
 
-    def real(self, sizes: Encoder) -> float:
-        """Counted as `prune` counts."""
+    def cost(self, sizes: Encoder) -> float:
+        """The count that `prune` uses."""
         return branch_cost(sizes, self.length, self.of)
 
-    def expected(self, chances: Chances) -> Tensor:
+    def expected(self, p: OpenProbabilities) -> Tensor:
         """Exact: all gates are independent."""
-        half, d = len(chances.blocks) // 2, chances.hidden.sum()
-        n = chances.blocks * torch.stack([p.sum() for p in chances.units])
+        half, d = len(p.blocks) // 2, p.hidden.sum()
+        n = p.blocks * torch.stack([x.sum() for x in p.units])
         if self.of == "weights":
-            units = n[:half].sum() * self._price(head_weights, d)
-            units = units + n[half:].sum() * self._price(ffn_weights, d)
-            return units + chances.alive().sum() * self._price(block_weights, d)
-        narrow, none = (x * self.encoder.pool_early for x in chances.narrow())
+            units = n[:half].sum() * self._unit_cost(head_weights, d)
+            units = units + n[half:].sum() * self._unit_cost(ffn_weights, d)
+            return units + p.alive().sum() * self._unit_cost(block_weights, d)
+        narrow, none = (x * self.encoder.pool_early for x in p.narrow())
         rows = torch.tensor([sharing(self.encoder, i) for i in range(half)]).to(n)
         total = d.new_zeros(())
         kinds = ((head_macs, n[:half], narrow), (ffn_macs, n[half:], narrow - none))
         for macs, units, share in kinds:
-            wide, small = (self._price(self._macs(macs, early), d) for early in (False, True))
+            wide, small = (
+                self._unit_cost(self._macs(macs, early), d) for early in (False, True)
+            )
             total = total + (units / rows * (wide + share * (small - wide))).sum()
         return total
 
     def _macs(
         self, macs: Callable[[Encoder, int, int], int], early: bool
     ) -> Callable[[Encoder], int]:
-        """The price of a unit of a layer that runs at one position, or at all."""
+        """The cost of a unit of a layer that runs at one position (`early`), or at all."""
         return lambda e: macs(
             replace(e, layers=(Layer(1, 1),), pool_early=early, mux=None), 0, self.length
         )
 
-    def _price(self, of: Callable[[Encoder], int], dims: Tensor) -> Tensor:
-        """Every price is affine in the hidden size."""
+    def _unit_cost(self, of: Callable[[Encoder], int], dims: Tensor) -> Tensor:
+        """The cost of a unit at a fractional hidden size; costs are affine in it."""
         none, one = (of(replace(self.encoder, hidden=d)) for d in (0, 1))
         return none + (one - none) * dims
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Measured milliseconds; the table knows no hidden sizes."""
+class TimedBudget:
+    """Measured milliseconds. The cost table has no hidden sizes."""
 
     table: CostTable
     limit: float
@@ -111,28 +114,28 @@ class Timed:
     """Whether the model has `pool_early`."""
 
     @property
-    def whole(self) -> float:
-        """The dense model's time."""
+    def dense(self) -> float:
+        """The dense model's time, ms."""
         return self.table.dense_ms
 
-    def real(self, sizes: Encoder) -> float:
-        """What the table says."""
+    def cost(self, sizes: Encoder) -> float:
+        """The time that the cost table predicts, ms."""
         return self.table.predict_ms(sizes)
 
-    def expected(self, chances: Chances) -> Tensor:
-        """base + sum over branches of p_block * curve(sum p_unit)."""
-        half, wide, small = len(chances.blocks) // 2, self.table.wide, self.table.narrow
-        narrow, none = chances.narrow()
-        total = chances.blocks.new_tensor(self.table.base_ms)
-        for i, p in enumerate(chances.units):
+    def expected(self, p: OpenProbabilities) -> Tensor:
+        """base + sum over branches of p_block * curve(sum p_unit), in ms."""
+        half, wide, small = len(p.blocks) // 2, self.table.wide, self.table.narrow
+        narrow, none = p.narrow()
+        total = p.blocks.new_tensor(self.table.base_ms)
+        for i, units in enumerate(p.units):
             attends, layer = i < half, i % half
-            ms = _interpolate(wide.attention if attends else wide.ffn, p.sum())
+            ms = _interpolate(wide.attention if attends else wide.ffn, units.sum())
             if self.early:
-                short = _interpolate(small.attention if attends else small.ffn, p.sum())
-                # With no attention left there is no block to narrow at.
+                short = _interpolate(small.attention if attends else small.ffn, units.sum())
+                # With no attention left, no block gathers the other positions.
                 share = narrow[layer] if attends else narrow[layer] - none
                 ms = ms + share * (short - ms)
-            total = total + chances.blocks[i] * ms
+            total = total + p.blocks[i] * ms
         return total
 
 
