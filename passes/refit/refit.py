@@ -1,6 +1,6 @@
-"""The refit itself: both models, branch by branch, and the maps that are moved.
+"""The refit of `reconstruct`: both models run branch by branch, and output maps are moved.
 
-Where the small model mixes rows, it is compared with the dense rows mixed likewise.
+Where the small model mixes rows, its target is the dense states, multiplexed.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from prumux.optimizer.model.ir import Encoder, Model
 from prumux.optimizer.model.module import ACTIVATIONS, Branch, EncoderModule, attention_bias
 from prumux.passes.multiplexing.mixed_state_loss import mixed_target
 
-from .least_squares import Fit
+from .least_squares import RidgeRegression
 
-AROUND = 0.05
-"""Weight of other positions where only the pooled one is read: it steadies the solution."""
+UNREAD_WEIGHT = 0.05
+"""Weight of unread positions where the head reads one; stabilises the solution."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
 
 
-class Streams:
-    """The residual streams of the dense and the small model, moving up together."""
+class ResidualStreams:
+    """The residual streams of the dense and the small model, advanced branch by branch."""
 
     def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
         self.dense = EncoderModule(replace(dense, encoder=_wide(dense))).to(device).eval()
@@ -38,7 +38,7 @@ class Streams:
         self.there = EVERY if cut is None else cut.to(device)
         self.rows = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
         self.masks = self.rows
-        """Where the small model has a token: of mixed rows, once it mixes."""
+        """1 where the small model has a token, of mixed rows once it mixes, [B, T]."""
         self.mixes = False
         self.aim: list[Tensor] = []
         self.now: list[Tensor] = []
@@ -49,15 +49,16 @@ class Streams:
             self.now.append(self.small.embed(ids, types, hidden))
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
-        """Move both streams past a branch, refitting it first where the small model has it.
+        """Move both streams past a branch, and refit it where the small model has it.
 
-        Returns the share of the branch's missing output that is left after the refit.
+        Returns:
+            The share of the squared error of its output that is left; None without the branch.
         """
         alive, mux = branch in self.alive, self.small.sizes.mux
         first = bool(mux and not self.mixes and alive and branch.index >= mux.at)
         if first:
             self._mix()
-        inners, fit = [], Fit()
+        inners, fit = [], RidgeRegression()
         for i, rows in enumerate(self.rows):
             inner = self.dense.inner(branch, self.aim[i], attention_bias(rows))
             y = self.dense.residual(branch, inner, self.aim[i])
@@ -78,7 +79,11 @@ class Streams:
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, then the second where the first lost outputs."""
+        """Refit the head's first map, and the second where the first lost outputs.
+
+        Returns:
+            The share of the squared error that is left.
+        """
         pooled = self.small.sizes.pooled
         if self.small.sizes.mux and not self.mixes:
             self._mix()
@@ -104,14 +109,14 @@ class Streams:
         there: Tensor | slice = EVERY,
         left: Tensor | float = 1.0,
     ) -> float:
-        fit = Fit()
+        fit = RidgeRegression()
         for mask, aim, now in zip(self.rows, self.aim, self.now, strict=True):
             y = self.dense.linear(name, aim)[..., there]
             fit.add(now, (y - self.small.linear(name, now)) * left, mask.float())
         return self._move(name, fit, ridge)
 
     def weights(self) -> dict[str, Tensor]:
-        """The small model's weights, moved maps included."""
+        """The small model's weights after the refit."""
         return {
             name: p.detach().to("cpu").clone() for name, p in self.small.named_parameters()
         }
@@ -122,21 +127,21 @@ class Streams:
         return self.small.get_parameter("mux.keys")
 
     def _mix(self) -> None:
-        """The small model's rows share a pass from here on."""
+        """Mix the small model's rows."""
         pairs = [self.small.mix(*x) for x in zip(self.now, self.masks, strict=True)]
         self.now, self.masks = [x for x, _ in pairs], [mask for _, mask in pairs]
         self.mixes = True
 
     def _positions(self, branch: Branch, i: int) -> Tensor:
-        """Weight of every position, [B, T]: padding none; little where nobody reads it."""
+        """Weight of every position, [B, T]: 0 for padding, little where it is not read."""
         weight = self.masks[i].float()
         sizes = self.small.sizes
         if sizes.pooled and branch.index >= sizes.last_attention:
-            weight = weight * AROUND
+            weight = weight * UNREAD_WEIGHT
             weight[:, 0] = 1.0
         return weight
 
-    def _move(self, name: str, fit: Fit, ridge: float) -> float:
+    def _move(self, name: str, fit: RidgeRegression, ridge: float) -> float:
         weight, bias, left = fit.solve(ridge)
         self.small.get_parameter(f"{name}.weight").add_(weight)
         self.small.get_parameter(f"{name}.bias").add_(bias)
@@ -144,5 +149,5 @@ class Streams:
 
 
 def _wide(model: Model) -> Encoder:
-    """Sizes with every position computed, so that all of them can be fitted."""
+    """Sizes without `pool_early`, so that every position is computed and can be fitted."""
     return replace(model.encoder, pool_early=False)
