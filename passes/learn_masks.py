@@ -28,7 +28,7 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.timing.cost_table import cost_table
-from prumux.passes.gates.expected_cost import Budget, CountedBudget, TimedBudget
+from prumux.passes.gates.expected_cost import CostBudget, CountedBudget, TimedBudget
 from prumux.passes.gates.mask_learner import MaskLearner, MaskOptions
 from prumux.passes.pruning.importance import fisher
 from prumux.passes.training.loop import train
@@ -136,7 +136,7 @@ class LearnMasks(DistillationPass):
             },
         )
 
-    def _budget(self, model: Model, ctx: Context) -> Budget:
+    def _budget(self, model: Model, ctx: Context) -> CostBudget:
         if self.speedup is None:
             share = 1 - (self.sparsity or 0)
             dense = replace(ctx.dense.encoder, mux=model.encoder.mux)

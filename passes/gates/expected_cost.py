@@ -34,7 +34,7 @@ from prumux.optimizer.timing.cost_table import CostTable, Curve
 from .gates import OpenProbabilities
 
 
-class Budget(Protocol):
+class CostBudget(Protocol):
     """A cost function and a limit."""
 
     @property

@@ -26,7 +26,7 @@ from prumux.passes.training.trainable import (
 )
 from prumux.passes.training.training_pass import DistillationPass
 
-from .expected_cost import Budget
+from .expected_cost import CostBudget
 from .masks import final_masks, initial_gates
 
 MATCHED = 4
@@ -39,7 +39,7 @@ PENALTY = 1000.0
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """The options of `learn-masks` about its gates; see there."""
+    """The options of `learn-masks` for its gates, explained there."""
 
     lr: float
     warmup: float
@@ -55,7 +55,7 @@ class MaskLearner:
         model: Model,
         options: DistillationPass,
         gating: MaskOptions,
-        budget: Budget,
+        budget: CostBudget,
         *,
         rows: Encoded,
         scores: Scores,

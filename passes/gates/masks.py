@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prumux.optimizer.model.ir import Encoder, Masks
 from prumux.passes.pruning.importance import Scores
 
-from .expected_cost import Budget
+from .expected_cost import CostBudget
 from .gates import Gates
 from .hard_concrete import HIGH, keep_expected, open_probability
 
@@ -23,7 +23,7 @@ A gate is open with probability 0.97 at this value, so almost nothing is removed
 
 
 def initial_gates(
-    encoder: Encoder, budget: Budget, scores: Scores, blocks: bool, hidden: bool
+    encoder: Encoder, budget: CostBudget, scores: Scores, blocks: bool, hidden: bool
 ) -> Gates:
     """Gates that are almost surely open, with log_alpha by rank of importance over cost.
 
@@ -52,7 +52,7 @@ def initial_gates(
     )
 
 
-def final_masks(gates: Gates, budget: Budget, encoder: Encoder) -> Masks:
+def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
     """Masks with the expected number of units, then as many as the budget allows.
 
     Units are removed, or restored, in the order of their probability to be open, times that

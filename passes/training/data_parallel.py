@@ -27,7 +27,9 @@ from prumux.optimizer.base.errors import LostError
 from prumux.optimizer.data.tokenize import Batch
 
 TIMEOUT_S = 300.0
-"""Longest wait for a process to start, or for its share of a step."""
+"""Longest wait of the main process for a worker to start, or for its share of a step."""
+WORKER_TIMEOUT_S = 86_400.0
+"""Longest wait of a worker, which includes the main process's checks and checkpoints."""
 STOP = -1
 """The step number that ends the worker processes."""
 
@@ -62,7 +64,7 @@ class DataParallel:
                 init_method=Path(folder, "store").as_uri(),
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=TIMEOUT_S),
+                timeout=timedelta(seconds=WORKER_TIMEOUT_S if self.rank else TIMEOUT_S),
             )
         )
 

@@ -1,4 +1,4 @@
-"""Which layer of a student is compared with which layer of the teacher.
+"""Pairs of a student's and the teacher's layers, whose states the losses compare.
 
 Fixed pairs for `distill` and `warm-up`; for `learn-masks`, whose layers come and go, the
 matching of least error as in CoFi (Xia et al., https://arxiv.org/abs/2204.00408).
@@ -19,7 +19,7 @@ from .teacher import ModelOutputs
 
 
 def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
-    """Those of the `living` layers whose states belong to single rows.
+    """Select the `living` layers whose states belong to single rows.
 
     They are all layers before rows are mixed, and the last one, for which `observe` gives the
     demultiplexed states.

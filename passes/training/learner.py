@@ -1,4 +1,4 @@
-"""What the training loop asks of a model that is trained."""
+"""The interface between the training loop and a model with a loss."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def train(
                 share = parallel.part(batch, learner.slots)
                 loss = learner.loss(share, progress, parallel)
             state.update(parallel, loss, _rate(progress))
-            state.seconds = before + time.monotonic() - start  # checks and all
+            state.seconds = before + time.monotonic() - start  # checks included
             progress = length.progress(state.step, state.seconds, epoch_steps)
             if progress * CHECKS >= len(state.validation_loss):
                 state.check(learner.validation_loss())

@@ -46,7 +46,7 @@ GRACE_S = 5.0
 
 @dataclass(frozen=True)
 class ParallelJob:
-    """What all processes train."""
+    """The data that every process needs to train."""
 
     make: LearnerFactory
     rows: Encoded
@@ -66,7 +66,7 @@ class Worker:
     process: Popen[bytes]
     device: str
     error: Path
-    """Where the worker writes why it failed."""
+    """The file that gets the worker's error message."""
 
     def why_ended(self, wait_s: float) -> str | None:
         """Why the process ended, after waiting for that; None if it still runs."""
@@ -182,7 +182,7 @@ def _lost_error(worker: Worker, why: str) -> LostError:
 
 
 def work(folder: str, rank: int) -> None:
-    """What a worker runs: gradients, until there are no more steps or no main process."""
+    """Run a worker: compute gradients until the main process stops or is gone."""
     Thread(target=_end_with_the_main_process, daemon=True).start()
     try:
         packed, on, threads = pickle.loads(Path(folder, "job").read_bytes())
@@ -204,6 +204,7 @@ def work(folder: str, rank: int) -> None:
 
 
 def _end_with_the_main_process() -> None:
+    """Exit when the other end of stdin closes."""
     os.read(0, 1)
     os._exit(1)
 

@@ -8,7 +8,7 @@ import torch
 from prumux.optimizer.model.cost import count, ffn_weights, head_weights
 from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.pipeline.context import Context
-from prumux.passes.gates.expected_cost import Budget, CountedBudget, TimedBudget
+from prumux.passes.gates.expected_cost import CostBudget, CountedBudget, TimedBudget
 from prumux.passes.gates.gates import OpenProbabilities
 from prumux.passes.gates.hard_concrete import HIGH
 from prumux.passes.gates.masks import START, final_masks, initial_gates
@@ -61,7 +61,7 @@ def test_expected_cost_is_the_mean_over_independent_gates(of: Any) -> None:
     if of == "time":
         # Curves are taken at expected counts, so only blocks are random here.
         units = tuple(torch.ones(n, dtype=torch.float64) for n in (2, 2, 2, 1))
-        budget: Budget = TimedBudget(table(), 10.0, early=True)
+        budget: CostBudget = TimedBudget(table(), 10.0, early=True)
     else:
         units = tuple(
             torch.rand(n, generator=random, dtype=torch.float64) for n in (2, 2, 2, 1)
