@@ -32,7 +32,7 @@ from prumux.optimizer.data.tokenize import Batch, Encoded, batches, encode
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.metrics import score
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.loop import TrainingLength, train
 
 BATCH = 64
@@ -53,9 +53,7 @@ class Learner:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.lr}]
 
-    def loss(
-        self, batch: Batch, progress: float, parallel: DataParallel = SINGLE_PROCESS
-    ) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
         """Cross-entropy, or squared error for regression."""
         del progress, parallel  # it trains on one device
         labels = torch.as_tensor(batch.labels).to(self.device)

@@ -26,7 +26,7 @@ from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP, MixedStateLoss
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import layer_pairs
 from prumux.passes.training.loop import train
 from prumux.passes.training.losses import divergence, label_error, mean_divergence, state_error
@@ -93,9 +93,7 @@ class Student:
         """All weights but the embedding tables; mux and demux at a higher learning rate."""
         return parameter_groups(self.module, self.options.lr)
 
-    def loss(
-        self, batch: Batch, progress: float, parallel: DataParallel = SINGLE_PROCESS
-    ) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
         """The loss of the module's docstring."""
         del progress
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)

@@ -14,7 +14,7 @@ from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.model.module import Factors
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.pruning.importance import Scores
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import comparable, matched_error
 from prumux.passes.training.losses import divergence, mean_divergence
 from prumux.passes.training.teacher import Teacher, observe, teacher
@@ -88,9 +88,7 @@ class MaskLearner:
             {**ascent, "weight_decay": 0.0, "maximize": True},
         ]
 
-    def loss(
-        self, batch: Batch, progress: float, parallel: DataParallel = SINGLE_PROCESS
-    ) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
         """The loss of `learn-masks`, see there. Draws depend on seed and progress only."""
         self.gates.clamp()
         text = f"{self.seed}:{progress!r}".encode()

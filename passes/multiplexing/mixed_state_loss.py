@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.module import EncoderModule
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import all_pairs, layer_pairs
 from prumux.passes.training.losses import state_error
 from prumux.passes.training.teacher import ModelOutputs
@@ -44,7 +44,7 @@ class MixedStateLoss:
         aim: ModelOutputs,
         real: Tensor,
         *,
-        parallel: DataParallel = SINGLE_PROCESS,
+        parallel: DataParallel = ALONE,
     ) -> Tensor:
         """Mean `mixed_error` over the layers; 0 if there are none.
 
@@ -68,11 +68,7 @@ class MixedStateLoss:
 
 
 def mixed_error(
-    found: Tensor,
-    aim: Tensor,
-    keys: Tensor,
-    real: Tensor,
-    parallel: DataParallel = SINGLE_PROCESS,
+    found: Tensor, aim: Tensor, keys: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> Tensor:
     """`state_error` of mixed rows against the multiplexed dense states of their members.
 

@@ -13,7 +13,7 @@ from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.data.tokenize import Batch, Encoded, groups_of
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import layer_pairs
 from prumux.passes.training.losses import relative, state_parts
 from prumux.passes.training.teacher import ModelOutputs, Teacher, observe, teacher
@@ -58,9 +58,7 @@ class RetrievalLearner:
         """All weights but the embedding tables; mux and demux at a higher learning rate."""
         return parameter_groups(self.module, self.lr)
 
-    def loss(
-        self, batch: Batch, progress: float, parallel: DataParallel = SINGLE_PROCESS
-    ) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
         """The loss of `warm-up`, see there."""
         del progress
         found, aim, real = self._outputs(batch, self.teacher)
@@ -106,7 +104,7 @@ class RetrievalLearner:
         aim: ModelOutputs,
         real: Tensor,
         *,
-        parallel: DataParallel = SINGLE_PROCESS,
+        parallel: DataParallel = ALONE,
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Errors and variances of states, and the cross-entropy of the tokens.
 

@@ -86,10 +86,7 @@ def measured_costs(table: CostTable) -> tuple[BranchCost, BranchCost]:
     def at(e: Encoder) -> CostTable:
         return replace(table, narrow_from=e.narrow_from)
 
-    return (
-        lambda e, i, n: at(e).attention_ms(i, n),
-        lambda e, i, n: at(e).ffn_ms(i, n),
-    )
+    return (lambda e, i, n: at(e).attention_ms(i, n), lambda e, i, n: at(e).ffn_ms(i, n))
 
 
 def _options(

@@ -144,4 +144,4 @@ class DataParallel:
             raise self.explain(error) from error
 
 
-SINGLE_PROCESS = DataParallel()
+ALONE = DataParallel()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prumux.optimizer.model.ir import Encoder
 
-from .data_parallel import SINGLE_PROCESS, DataParallel
+from .data_parallel import ALONE, DataParallel
 from .losses import state_error
 from .teacher import ModelOutputs
 
@@ -52,7 +52,7 @@ def matched_error(
     real: Tensor,
     at: int | None = None,
     *,
-    parallel: DataParallel = SINGLE_PROCESS,
+    parallel: DataParallel = ALONE,
 ) -> Tensor:
     """Mean error of the teacher's layers, each against the student layer matched to it.
 

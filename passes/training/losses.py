@@ -17,7 +17,7 @@ from prumux.optimizer.model.ir import Task
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.tasks.metrics import IGNORE
 
-from .data_parallel import SINGLE_PROCESS, DataParallel
+from .data_parallel import ALONE, DataParallel
 from .teacher import Teacher, observe
 
 BATCH = 64
@@ -30,7 +30,7 @@ def divergence(
     task: Task,
     temperature: float,
     *,
-    parallel: DataParallel = SINGLE_PROCESS,
+    parallel: DataParallel = ALONE,
 ) -> Tensor:
     """Mean T^2 KL(aim at T || found at T) over rows or real positions; or squared error.
 
@@ -53,7 +53,7 @@ def divergence(
 
 
 def state_error(
-    found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = SINGLE_PROCESS
+    found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> Tensor:
     """Squared error of hidden states at real positions, relative to the teacher's variance.
 
@@ -72,7 +72,7 @@ def relative(error: Tensor, variance: Tensor) -> Tensor:
 
 
 def state_parts(
-    found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = SINGLE_PROCESS
+    found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Error and variance of `state_error`, for sums over batches.
 
@@ -91,7 +91,7 @@ def state_parts(
 
 
 def label_error(
-    logits: Tensor, labels: Any, task: Task, parallel: DataParallel = SINGLE_PROCESS
+    logits: Tensor, labels: Any, task: Task, parallel: DataParallel = ALONE
 ) -> Tensor:
     """Mean cross-entropy of the labels, or for regression the mean squared error.
 

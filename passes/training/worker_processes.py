@@ -35,7 +35,7 @@ from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.pipeline.context import Context
 
-from .data_parallel import SINGLE_PROCESS, STOP, TIMEOUT_S, DataParallel
+from .data_parallel import ALONE, STOP, TIMEOUT_S, DataParallel
 from .learner import Learner, LearnerFactory
 from .row_order import stream
 
@@ -107,7 +107,7 @@ def processes(job: ParallelJob | None) -> Iterator[DataParallel]:
     """
     on = devices(job.ctx.device) if job else ()
     if job is None or len(on) == 1:
-        yield SINGLE_PROCESS
+        yield ALONE
         return
     workers: list[Worker] = []
     with TemporaryDirectory(prefix="prumux-") as folder:

@@ -30,17 +30,12 @@ from prumux.optimizer.run.job import Request
 from prumux.passes.distill import Distill
 from prumux.passes.training import loop as training
 from prumux.passes.training import worker_processes
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import matched_error
 from prumux.passes.training.loop import TrainingLength, train
 from prumux.passes.training.row_order import stream
 from prumux.passes.training.teacher import ModelOutputs
-from prumux.passes.training.worker_processes import (
-    ParallelJob,
-    Worker,
-    devices,
-    started,
-)
+from prumux.passes.training.worker_processes import ParallelJob, Worker, devices, started
 from tests.helpers.factory import make_context, random_batch, random_model
 from tests.helpers.masking import worst
 from tests.helpers.teams import (
@@ -221,7 +216,7 @@ def test_layers_are_matched_by_the_whole_batch(seed: int) -> None:
     with ThreadPoolExecutor(1) as threads:
         later = threads.submit(error, slice(1, 4), InThread(1, 2))
         assert error(slice(0, 1), InThread(0, 2)) + later.result() == pytest.approx(
-            error(slice(0, 4), SINGLE_PROCESS), rel=1e-5
+            error(slice(0, 4), ALONE), rel=1e-5
         )
 
 
@@ -240,7 +235,7 @@ def test_shares_are_whole_groups_and_make_up_the_batch(slots: int, size: int) ->
         assert np.array_equal(np.concatenate([x.rows for x in parts]), batch.rows)
         assert np.array_equal(np.concatenate([x.input_ids for x in parts]), batch.input_ids)
         assert {x.input_ids.shape[1] for x in parts} == {batch.input_ids.shape[1]}
-        assert SINGLE_PROCESS.part(batch, slots) is batch
+        assert ALONE.part(batch, slots) is batch
 
 
 @pytest.mark.parametrize(
@@ -255,13 +250,13 @@ def test_every_training_can_be_built_elsewhere(
     @contextmanager
     def processes(job: ParallelJob) -> Iterator[DataParallel]:
         jobs.append(pickle.loads(job.packed()))
-        yield SINGLE_PROCESS
+        yield ALONE
 
     monkeypatch.setattr(training, "processes", processes)
     Pipeline.parse(text).run(random_model(heads=(3, 2), ffn=(8, 8), hidden=12), context())
     (job,) = jobs
     batch = next(stream(job.rows, job.batch, job.ctx.seed, slots=2))
-    losses = [job.make(ctx=job.ctx).loss(batch, 0.5, SINGLE_PROCESS).item() for _ in range(2)]
+    losses = [job.make(ctx=job.ctx).loss(batch, 0.5, ALONE).item() for _ in range(2)]
     assert losses[0] == losses[1] > 0
 
 

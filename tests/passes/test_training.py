@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.passes.training.data_parallel import SINGLE_PROCESS, DataParallel
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.loop import CHECKS, TrainingLength, train
 from prumux.passes.training.row_order import stream
 from tests.helpers.factory import make_context, random_model
@@ -38,7 +38,7 @@ class Line:
         return [{"params": [self.value], "lr": 0.5}]
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel) -> Tensor:
-        assert parallel is SINGLE_PROCESS
+        assert parallel is ALONE
         assert 0 <= progress < 1
         self.calls += 1
         if self.calls == self.stop_at:
