@@ -116,7 +116,6 @@ def broken(*, ctx: Context) -> Faulty:
     raise ValueError(f"no {ctx.device} will do")
 
 
-def faulty(fault: str, *, ctx: Context) -> Faulty:
-    """One that fails so in the other process."""
-    del ctx
-    return Faulty(fault)
+def faulty(fault: str, device: str = "", *, ctx: Context) -> Faulty:
+    """One that fails so in other processes: in all of them, or in the one for `device`."""
+    return Faulty(fault if device in ("", ctx.device) else "")

@@ -168,6 +168,23 @@ def test_a_fault_elsewhere_ends_the_run_and_says_so(
     assert two[-1].process.returncode is not None
 
 
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises", "cpu:1 ended: ValueError: the loss is out of range"),
+        ("dies", "cpu:1 ended with code -9"),
+    ],
+)
+def test_of_three_processes_the_one_at_fault_is_named(
+    fault: str, message: str, two: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "devices", lambda _: ("cpu", "cpu:0", "cpu:1"))
+    ctx = context()
+    with pytest.raises(LostError, match=f"(?s){message}\nrepeat.*--resume"):
+        train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=partial(faulty, fault, "cpu:1"))
+    assert all(x.process.returncode is not None for x in two[-2:])
+
+
 def test_what_cannot_be_built_elsewhere_is_said() -> None:
     ctx = context()
     with pytest.raises(LostError, match="cpu ended: ValueError: no cpu will do"):
