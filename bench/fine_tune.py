@@ -33,7 +33,7 @@ from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.metrics import score
 from prumux.passes.training.data_parallel import ALONE, DataParallel
-from prumux.passes.training.loop import TrainingLength, train
+from prumux.passes.training.loop import TrainingSchedule, train
 
 BATCH = 64
 
@@ -111,7 +111,7 @@ def main() -> None:
     learner = Learner(module, rows.take(order[:held]), options.lr, options.device)
     shown, where = Progress(1), options.device
     ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
-    length = TrainingLength(options.epochs, None, BATCH)
+    length = TrainingSchedule(options.epochs, None, BATCH)
     facts = train(learner, rows.take(order[held:]), length, ctx, "fine-tune")
     module.to("cpu").eval().save_pretrained(options.out)
     print(json.dumps(facts), file=sys.stderr)  # noqa: T201

@@ -34,7 +34,7 @@ LEAST_STEPS = 500
 
 
 @dataclass(frozen=True)
-class TrainingLength:
+class TrainingSchedule:
     """How long to train, in epochs or in minutes, and the rows of a batch."""
 
     epochs: float | None
@@ -57,7 +57,7 @@ class TrainingLength:
 def train(
     learner: Learner,
     rows: Encoded,
-    length: TrainingLength,
+    length: TrainingSchedule,
     ctx: Context,
     name: str,
     *,

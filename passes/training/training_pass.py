@@ -10,7 +10,7 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 
 from .augment import augmented
-from .loop import TrainingLength
+from .loop import TrainingSchedule
 
 EPOCHS = 3.0
 
@@ -61,10 +61,10 @@ class TrainingPass(Pass):
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
     @property
-    def length(self) -> TrainingLength:
+    def length(self) -> TrainingSchedule:
         """How long to train."""
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
-        return TrainingLength(epochs, self.minutes, self.batch)
+        return TrainingSchedule(epochs, self.minutes, self.batch)
 
     def rows(self, ctx: Context) -> Encoded:
         """The training rows: real ones, then synthetic ones."""

@@ -32,7 +32,7 @@ from prumux.passes.training import loop as training
 from prumux.passes.training import worker_processes
 from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import matched_error
-from prumux.passes.training.loop import TrainingLength, train
+from prumux.passes.training.loop import TrainingSchedule, train
 from prumux.passes.training.row_order import stream
 from prumux.passes.training.teacher import ModelOutputs
 from prumux.passes.training.worker_processes import ParallelJob, Worker, devices, started
@@ -49,7 +49,7 @@ from tests.helpers.teams import (
     faulty,
 )
 
-LENGTH = TrainingLength(3.0, None, BATCH)
+LENGTH = TrainingSchedule(3.0, None, BATCH)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -306,14 +306,14 @@ def test_cuda_is_all_gpus_and_one_alone_starts_nothing(
 @pytest.mark.parametrize(
     ("length", "short"),
     [
-        (TrainingLength(3.0, None, 8), True),
-        (TrainingLength(50.0, None, 8), False),
-        (TrainingLength(None, 0.5, 8), True),
-        (TrainingLength(None, 5.0, 8), False),
+        (TrainingSchedule(3.0, None, 8), True),
+        (TrainingSchedule(50.0, None, 8), False),
+        (TrainingSchedule(None, 0.5, 8), True),
+        (TrainingSchedule(None, 5.0, 8), False),
     ],
 )
 def test_short_runs_start_nothing(
-    length: TrainingLength, short: bool, monkeypatch: pytest.MonkeyPatch
+    length: TrainingSchedule, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LEAST_STEPS", 500)
     assert length.short(epoch_steps=20) is short

@@ -14,7 +14,7 @@ from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.passes.training.data_parallel import ALONE, DataParallel
-from prumux.passes.training.loop import CHECKS, TrainingLength, train
+from prumux.passes.training.loop import CHECKS, TrainingSchedule, train
 from prumux.passes.training.row_order import stream
 from tests.helpers.factory import make_context, random_model
 
@@ -81,18 +81,24 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 
 def test_epochs_and_minutes() -> None:
-    assert TrainingLength(2.0, None, 10).progress(step=5, seconds=1e9, epoch_steps=10) == 0.25
     assert (
-        TrainingLength(3.0, None, 1000).progress(step=1, seconds=0.0, epoch_steps=1) == 1 / 3
+        TrainingSchedule(2.0, None, 10).progress(step=5, seconds=1e9, epoch_steps=10) == 0.25
     )
-    assert TrainingLength(None, 2.0, 10).progress(step=5, seconds=30.0, epoch_steps=10) == 0.25
-    assert TrainingLength(None, 2.0, 10).progress(step=5, seconds=300.0, epoch_steps=10) == 1.0
+    assert (
+        TrainingSchedule(3.0, None, 1000).progress(step=1, seconds=0.0, epoch_steps=1) == 1 / 3
+    )
+    assert (
+        TrainingSchedule(None, 2.0, 10).progress(step=5, seconds=30.0, epoch_steps=10) == 0.25
+    )
+    assert (
+        TrainingSchedule(None, 2.0, 10).progress(step=5, seconds=300.0, epoch_steps=10) == 1.0
+    )
 
 
 def test_trains_so_many_steps_and_keeps_the_best() -> None:
     line = Line()
     facts = train(
-        line, rows(), TrainingLength(16.0, None, 8), make_context(random_model()), "x"
+        line, rows(), TrainingSchedule(16.0, None, 8), make_context(random_model()), "x"
     )
     assert facts["step"] == 112  # 16 epochs of 7 batches, the last of them with two rows
     assert len(facts["validation_loss"]) == CHECKS + 1
@@ -102,7 +108,7 @@ def test_trains_so_many_steps_and_keeps_the_best() -> None:
 
 @pytest.mark.parametrize("stop_at", [3, 51, 98])
 def test_a_killed_run_goes_on_to_the_same_result(stop_at: int, tmp_path: Path) -> None:
-    length, data, model = TrainingLength(16.0, None, 8), rows(), random_model()
+    length, data, model = TrainingSchedule(16.0, None, 8), rows(), random_model()
     whole = Line()
     expected = train(whole, data, length, make_context(model), "x")
     ctx = make_context(model, store=Store(tmp_path))
@@ -128,7 +134,7 @@ def test_divergence_is_said_with_its_remedy() -> None:
         train(
             Line(spoil_at=9),
             rows(),
-            TrainingLength(16.0, None, 8),
+            TrainingSchedule(16.0, None, 8),
             make_context(random_model()),
             "x",
         )
