@@ -112,6 +112,12 @@ def test_the_tutorials_pass_runs_in_a_pipeline(tutorial: type[Pass]) -> None:
     assert searched[0].count("|") == 2
 
 
+def test_the_tutorials_pass_declares_only_what_the_protocol_has(tutorial: type[Pass]) -> None:
+    declared = {k for k, hint in tutorial.__annotations__.items() if "ClassVar" in hint}
+    assert "name" in declared
+    assert {x for x in declared - {"name"} if not hasattr(Pass, x)} == set()
+
+
 def test_the_tutorials_pass_refuses_and_offers(tutorial: type[Pass]) -> None:
     with pytest.raises(SpecError, match=r"ratio must be in \[0, 1\], not 1\.5"):
         Pipeline.parse("prune-magnitude{ratio=1.5},slice")
