@@ -32,8 +32,8 @@ from prumux.optimizer.data.tokenize import Batch, Encoded, batches, encode
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.metrics import score
-from prumux.passes.training.loop import Length, train
-from prumux.passes.training.team import ALONE, Team
+from prumux.passes.training.data_parallel import ALONE, DataParallel
+from prumux.passes.training.loop import TrainingSchedule, train
 
 BATCH = 64
 
@@ -53,9 +53,9 @@ class FineTuner:
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.lr}]
 
-    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
         """Cross-entropy, or squared error for regression."""
-        del share, team  # it trains on one device
+        del progress, parallel  # it trains on one device
         labels = torch.as_tensor(batch.labels).to(self.device)
         if labels.is_floating_point():
             labels = labels.float()
@@ -63,8 +63,8 @@ class FineTuner:
         found: Tensor = self.module(**inputs, labels=labels).loss
         return found
 
-    def harm(self) -> float:
-        """Validation loss: the mean loss on the held-out rows."""
+    def validation_loss(self) -> float:
+        """Mean loss on rows that are not trained on."""
         self.module.eval()
         with torch.no_grad(), autocast(self.device):
             losses = [
@@ -113,7 +113,7 @@ def main() -> None:
     learner = FineTuner(module, rows.take(order[:held]), options.lr, options.device)
     shown, where = Progress(1), options.device
     ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
-    length = Length(options.epochs, None, BATCH)
+    length = TrainingSchedule(options.epochs, None, BATCH)
     facts = train(learner, rows.take(order[held:]), length, ctx, "fine-tune")
     module.to("cpu").eval().save_pretrained(options.out)
     print(json.dumps(facts), file=sys.stderr)  # noqa: T201

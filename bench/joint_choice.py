@@ -36,8 +36,8 @@ from prumux.optimizer.search.evaluator import Bench
 from prumux.optimizer.tasks.metrics import score
 from prumux.optimizer.timing.calibration import speedup
 from prumux.optimizer.timing.cost_table import cost_table
-from prumux.passes.pruning.allocate import best, values, with_counts
-from prumux.passes.pruning.branch_options import GRID, choose, timed
+from prumux.passes.pruning.allocate import keep_best, summed_importance, with_counts
+from prumux.passes.pruning.branch_options import GRID, choose_counts, measured_costs
 from prumux.passes.pruning.importance import Scores, fisher
 from prumux.passes.reconstruct import Reconstruct
 from prumux.passes.slice import slice_model
@@ -62,9 +62,9 @@ def uniform(model: Model, scores: Scores, share: float) -> Masks:
     """Masks that keep the most important `share` of every layer's units."""
     heads = [round(share * len(m)) for m in model.masks.heads]
     ffn = [round(share * len(m) / GRID) * GRID for m in model.masks.ffn]
-    kept = best(scores.heads, heads, model.masks.heads)
+    kept = keep_best(scores.heads, heads, model.masks.heads)
     return replace(
-        model.masks, heads=tuple(kept), ffn=tuple(best(scores.ffn, ffn, model.masks.ffn))
+        model.masks, heads=tuple(kept), ffn=tuple(keep_best(scores.ffn, ffn, model.masks.ffn))
     )
 
 
@@ -72,13 +72,15 @@ def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> 
     """Masks of the joint choice for these importance scores, by the cost table."""
     table = cost_table(model, ctx)
     worth = [
-        values(s, m, range(len(m) + 1))
+        summed_importance(s, m, range(len(m) + 1))
         for s, m in zip(
             (*scores.heads, *scores.ffn), (*model.masks.heads, *model.masks.ffn), strict=True
         )
     ]
     limit = table.dense_ms / target_speedup - table.base_ms
-    return with_counts(model.masks, scores, choose(model, worth, timed(table), limit, GRID))
+    return with_counts(
+        model.masks, scores, choose_counts(model, worth, measured_costs(table), limit, GRID)
+    )
 
 
 def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[Model, float]:

@@ -1,1 +1,1 @@
-"""One pass a file; the file is named after the pass."""
+"""The passes, one a file, named after the pass; helpers are in the folders."""

@@ -1,4 +1,9 @@
-"""Rounds FFN widths to a multiple that the target's kernels like."""
+"""`align`: round masked FFN widths to a multiple that suits the target's kernels.
+
+Matrix products are fastest at multiples of 8 or 16. The most important masked units (Fisher
+importance, https://arxiv.org/abs/2204.09656) return, or the least important living ones go.
+Put it between a prune pass and `slice`.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +23,29 @@ from prumux.passes.pruning.importance import fisher
 
 @dataclass(frozen=True)
 class Align(Pass):
-    """Round every FFN's width to a multiple, taking back or giving up the least important."""
+    """Round every FFN's width to the nearest multiple, by importance.
+
+    Example: `prune{sparsity=0.6},align{multiple=16},slice`
+    """
 
     name: ClassVar[str] = "align"
-    multiple: int = field(default=16, metadata={"help": "widths become multiples of this"})
+    multiple: int = field(
+        default=16, metadata={"help": "widths are rounded to multiples of this"}
+    )
 
     def __post_init__(self) -> None:
         if self.multiple < 1:
             raise ValueError(f"multiple must be 1 or more, not {self.multiple}")
 
     def requires(self, model: Model) -> None:
-        """Only masked units can be taken back."""
+        """Refuse a model without masks and with other widths: only masked units can return."""
         if model.masks.all_true and any(x.ffn % self.multiple for x in model.encoder.layers):
             raise PassError(
                 "there is no mask left to round; put 'align' before 'slice'", exit_code=2
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """To the nearest multiple; a branch that is gone stays gone, one that lives stays."""
+        """Return masks of the nearest widths. A removed FFN stays removed, any other stays."""
         counts = [self._width(m) for m in model.masks.ffn]
         if counts == [int(m.sum()) for m in model.masks.ffn]:
             return model

@@ -1,4 +1,16 @@
-"""Trains a small model to agree with the dense one."""
+"""`distill`: train the small model to agree with the dense one.
+
+Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
+hidden states. With s the student's outputs and t the dense model's, the loss is
+
+      logits * T^2 KL(t at T || s at T)
+    + hidden * mean over layers of |s - t|^2 / |t - mean t|^2
+    + mixed  * the same for mixed rows, where the model is multiplexed (`mixed_error`)
+    + labels * cross-entropy of the labels
+
+For regression, divergence and cross-entropy are squared errors. Synthetic rows (`augment`)
+have no labels. The last cut before the result is usually followed by this pass.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +19,37 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
-from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP, Between
+from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP, MixedStateLoss
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import layer_pairs
 from prumux.passes.training.loop import train
 from prumux.passes.training.losses import divergence, label_error, mean_divergence, state_error
 from prumux.passes.training.teacher import Teacher, observe, teacher
-from prumux.passes.training.team import ALONE, Team
-from prumux.passes.training.training_pass import Taught
-
-TABLES = (
-    "embeddings.word.weight",
-    "embeddings.position.weight",
-    "embeddings.token_type.weight",
+from prumux.passes.training.trainable import (
+    parameter_groups,
+    trainable,
+    validation_rows,
+    weights_of,
 )
-"""Not trained: rows that the data does not touch would drift apart from the rest."""
-CHECK_ROWS = 1024
-MUX_RATE = 3.0
-"""Learning rate of mux and demux over that of the rest."""
+from prumux.passes.training.training_pass import DistillationPass
 
 
 @dataclass(frozen=True)
-class Distill(Taught):
+class Distill(DistillationPass):
     """Train the small model to give the dense model's logits and hidden states.
 
-    loss = hidden * mean over layers of |s - t|^2 / |t - mean t|^2
-         + mixed * the same of mixed rows, see `mixed_error`
-         + logits * T^2 KL(t at T || s at T) + labels * cross-entropy
-
-    with s the student's and t the dense model's; for regression, squared errors. Made-up rows
-    (`augment`) have no labels.
+    Example: `prune{sparsity=0.6},slice,distill{epochs=3}`
     """
 
     name: ClassVar[str] = "distill"
     shapes: ClassVar[bool] = False
-    labels: float = field(default=0.3, metadata={"help": "weight of the labels"})
+    labels: float = field(default=0.3, metadata={"help": "weight of the labels' error"})
     mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Distill(Taught):
             raise ValueError("hidden, logits and labels are all 0: nothing would be learnt")
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """The same sizes with other weights; embedding tables stay as they are."""
+        """Return the same sizes with other weights; embedding tables stay as they are."""
         from prumux.optimizer.model.source import digest
 
         rows = self.rows(ctx)
@@ -71,7 +73,7 @@ class Distill(Taught):
 
 
 class Student:
-    """A model, and how far it is from the dense one."""
+    """A model and its distance from the dense one: the learner of `distill`."""
 
     def __init__(self, model: Model, options: Distill, rows: Encoded, ctx: Context) -> None:
         self.options, self.device, self.task = options, ctx.device, model.task
@@ -81,66 +83,39 @@ class Student:
         self.dims: tuple[Any, Any] = everything if whole else model.living_hidden
         sizes = model.masks.sizes(model.encoder)
         self.pairs = layer_pairs(sizes, ctx.dense.encoder) if options.hidden else {}
-        self.between = Between.of(sizes, ctx.dense.encoder, self.dims, options.mixed)
-        layers = tuple({*self.pairs.values(), *self.between.pairs.values()})
+        self.mixed_loss = MixedStateLoss.of(sizes, ctx.dense.encoder, self.dims, options.mixed)
+        layers = tuple({*self.pairs.values(), *self.mixed_loss.pairs.values()})
         self.teacher = teacher(ctx.dense, rows, layers, ctx.device)
-        self.checks = check_rows(rows, ctx)
-        self.judge = Teacher(self.teacher.module, (), ctx.device)
+        self.validation_rows = validation_rows(rows, ctx)
+        self.validation_teacher = Teacher(self.teacher.module, (), ctx.device)
 
     def groups(self) -> list[dict[str, Any]]:
-        """All but the embedding tables, at one learning rate."""
-        return groups(self.module, self.options.lr)
+        """All weights but the embedding tables; mux and demux at a higher learning rate."""
+        return parameter_groups(self.module, self.options.lr)
 
-    def loss(self, batch: Batch, share: float, team: Team = ALONE) -> Tensor:
-        """See `Distill`."""
-        del share
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
+        """The loss of the module's docstring."""
+        del progress
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.task
-        off = divergence(found.logits, aim.logits, real, task, o.temperature, team=team)
+        off = divergence(
+            found.logits, aim.logits, real, task, o.temperature, parallel=parallel
+        )
         total = o.logits * off
         if o.labels and batch.labels is not None:
-            total = total + o.labels * label_error(found.logits, batch.labels, task, team)
+            total = total + o.labels * label_error(found.logits, batch.labels, task, parallel)
         here, there = self.dims
         errors = [
-            state_error(found.states[i][..., here], aim.states[j][..., there], real, team)
+            state_error(found.states[i][..., here], aim.states[j][..., there], real, parallel)
             for i, j in self.pairs.items()
         ]
         total = total + o.hidden * torch.stack(errors).mean() if errors else total
-        return total + o.mixed * self.between.error(self.module, found, aim, real, team=team)
+        mixed = self.mixed_loss.error(self.module, found, aim, real, parallel=parallel)
+        return total + o.mixed * mixed
 
-    def harm(self) -> float:
-        """Mean divergence from the dense predictions on the select rows."""
-        return mean_divergence(self.module, self.judge, self.checks, self.task)
-
-
-def trainable(model: Model, device: str) -> EncoderModule:
-    """A copy of the model in which all is trained but embedding tables and fixed keys."""
-    copied = {name: tensor.clone() for name, tensor in model.weights.items()}
-    module = EncoderModule(replace(model, weights=copied)).to(device)
-    mux = model.encoder.mux
-    still = TABLES if mux is None or mux.variant == "learned" else (*TABLES, "mux.keys")
-    for name, p in module.named_parameters():
-        p.requires_grad = name not in still
-    return module
-
-
-def groups(module: EncoderModule, lr: float) -> list[dict[str, Any]]:
-    """What is trained, and how fast: mux and demux, which start from nothing, faster."""
-    old, new = list[nn.Parameter](), list[nn.Parameter]()
-    for name, p in module.named_parameters():
-        if p.requires_grad:
-            (new if name.startswith(("mux.", "demux.")) else old).append(p)
-    found = [{"params": old, "lr": lr}, {"params": new, "lr": lr * MUX_RATE}]
-    return [group for group in found if group["params"]]
-
-
-def weights_of(module: EncoderModule) -> dict[str, Tensor]:
-    """Every weight, on the CPU."""
-    return {k: p.detach().cpu().clone() for k, p in module.named_parameters()}
-
-
-def check_rows(rows: Encoded, ctx: Context) -> Encoded:
-    """What checkpoints are compared on: select rows, or where there are none `rows`."""
-    rows = rows if ctx.select is None else ctx.select
-    return rows.take(range(min(CHECK_ROWS, len(rows))))
+    def validation_loss(self) -> float:
+        """Mean divergence from the dense model's predictions on the select rows."""
+        return mean_divergence(
+            self.module, self.validation_teacher, self.validation_rows, self.task
+        )

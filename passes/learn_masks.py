@@ -1,4 +1,18 @@
-"""Learns which heads, FFN units and blocks to keep, while the weights adapt."""
+"""`learn-masks`: learn which heads, FFN units and blocks to keep, while the weights adapt.
+
+Every unit has a hard-concrete gate (Louizos et al., https://arxiv.org/abs/1712.01312), trained
+with the weights under a Lagrangian and by distillation, as in CoFi (Xia et al.,
+https://arxiv.org/abs/2204.00408). With s and t the student's and the dense model's outputs, r
+the expected sparsity and r* its target, the loss is
+
+      logits * T^2 KL(t at T || s at T)
+    + hidden * mean over four of the dense model's layers of |s - t|^2 / |t - mean t|^2
+    + l1 (r - r*) + l2 (r - r*)^2
+
+Gates and weights descend, l1 and l2 ascend. Every one of the four layers is matched to the
+living layer of least error, in order. PruMUX (https://arxiv.org/abs/2305.14706) prunes
+multiplexed models so.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +28,20 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.timing.cost_table import cost_table
-from prumux.passes.gates.expected_cost import Budget, Counted, Timed
-from prumux.passes.gates.mask_learner import MaskLearner
+from prumux.passes.gates.expected_cost import CostBudget, CountedBudget, TimedBudget
+from prumux.passes.gates.mask_learner import MaskLearner, MaskOptions
 from prumux.passes.pruning.importance import fisher
 from prumux.passes.training.loop import train
-from prumux.passes.training.training_pass import Taught
+from prumux.passes.training.training_pass import DistillationPass
 
 from .prune import Prune
 
 
 @dataclass(frozen=True)
-class LearnMasks(Taught):
+class LearnMasks(DistillationPass):
     """Learn masks and weights together, to a sparsity or speed-up, from the dense model.
 
-    loss = logits * T^2 KL(t at T || s at T)
-         + hidden * mean over a few of the dense model's layers of |s - t|^2 / |t - mean t|^2
-         + l1 (s - target) + l2 (s - target)^2
-
-    with expected sparsity s under hard-concrete gates and l1, l2 ascended. Every layer of the
-    dense model is matched to the living layer that is nearest to it, in order.
+    Example: `learn-masks{sparsity=0.8 epochs=10},slice,distill`
     """
 
     name: ClassVar[str] = "learn-masks"
@@ -41,10 +50,10 @@ class LearnMasks(Taught):
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
     of: Literal["weights", "macs"] = field(
-        default="weights", metadata={"help": "what sparsity counts: weights or multiply-adds"}
+        default="weights", metadata={"help": "unit of sparsity: weights or multiply-adds"}
     )
     speedup: float | None = field(
-        default=None, metadata={"help": "measured speed-up over the dense model to reach"}
+        default=None, metadata={"help": "speed-up over the dense model to reach, measured"}
     )
     mask_lr: float = field(
         default=0.1, metadata={"help": "highest learning rate of the masks"}
@@ -52,9 +61,9 @@ class LearnMasks(Taught):
     warmup: float = field(
         default=0.5, metadata={"help": "share of the run in which the target rises"}
     )
-    blocks: bool = field(default=True, metadata={"help": "whether whole blocks have a mask"})
+    blocks: bool = field(default=True, metadata={"help": "whether whole blocks have a gate"})
     hidden_masks: bool = field(
-        default=False, metadata={"help": "whether hidden dimensions have a mask"}
+        default=False, metadata={"help": "whether hidden dimensions have a gate"}
     )
 
     def __post_init__(self) -> None:
@@ -73,12 +82,17 @@ class LearnMasks(Taught):
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must be in [0, 1], not {self.warmup}")
 
+    @property
+    def gating(self) -> MaskOptions:
+        """The options about gates."""
+        return MaskOptions(self.mask_lr, self.warmup, self.blocks, self.hidden_masks)
+
     def stand_in(self) -> Pass:
-        """What is learnt is not known before; how much goes is."""
+        """`prune` to the same target: sizes of about the same cost, without training."""
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
-        """No masks may be pending."""
+        """Refuse a model with masks that are not cut yet."""
         if not model.masks.all_true:
             raise PassError(
                 "learn-masks cannot take a model with masks that are not cut yet\n"
@@ -87,10 +101,10 @@ class LearnMasks(Taught):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Binary masks under the limit, and weights that have adapted to them.
+        """Return binary masks within the budget, and weights that have adapted to them.
 
         Raises:
-            PassError: the speed-up is out of reach; says how far it goes.
+            PassError: the speed-up is out of reach; the message has the largest one.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
         from prumux.optimizer.model.source import digest
@@ -98,11 +112,12 @@ class LearnMasks(Taught):
         if self.sparsity == 0 or self.speedup == 1:
             return model
         budget = self._budget(model, ctx)
-        if budget.real(model.encoder) <= budget.limit:
+        if budget.cost(model.encoder) <= budget.limit:
             return model
         rows = self.rows(ctx)
         scores = fisher(model, ctx)
-        make = partial(MaskLearner, model, self, budget, rows=rows, scores=scores)
+        args = (model, self, self.gating, budget)
+        make = partial(MaskLearner, *args, rows=rows, scores=scores)
         learner = make(ctx=ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
@@ -116,16 +131,16 @@ class LearnMasks(Taught):
                 "heads": [x.heads for x in sizes.layers],
                 "ffn": [x.ffn for x in sizes.layers],
                 "hidden": sizes.hidden,
-                "sparsity": 1 - budget.real(sizes) / budget.whole,
+                "sparsity": 1 - budget.cost(sizes) / budget.dense,
                 **facts,
             },
         )
 
-    def _budget(self, model: Model, ctx: Context) -> Budget:
+    def _budget(self, model: Model, ctx: Context) -> CostBudget:
         if self.speedup is None:
             share = 1 - (self.sparsity or 0)
             dense = replace(ctx.dense.encoder, mux=model.encoder.mux)
-            return Counted(model.encoder, dense, share, self.of, ctx.length)
+            return CountedBudget(model.encoder, dense, share, self.of, ctx.length)
         table = cost_table(model, ctx)
         limit_ms = table.limit_ms(self.speedup, self.name)
-        return Timed(table, limit_ms, model.encoder.pool_early)
+        return TimedBudget(table, limit_ms, model.encoder.pool_early)

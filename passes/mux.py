@@ -1,4 +1,10 @@
-"""Lets n rows share one forward pass from a layer on (data multiplexing)."""
+"""`mux`: let n rows share one forward pass from a layer on (data multiplexing).
+
+DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
+(https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
+mixed state is the mean over members of x_i * k_i, element by element, with a key k_i for each
+slot. Before the head a small network with a key per slot recovers every row's state.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +23,30 @@ from prumux.passes.multiplexing.widen import side_by_side
 
 @dataclass(frozen=True)
 class Mux(Pass):
-    """Mix n rows into one before layer `at`, take them apart before the head.
+    """Mix n rows into one before layer `at`, and demultiplex before the head.
 
-    The mixed state is the mean over members of x_i * k_i, element by element, with a key k_i
-    for each slot; see `optimizer/module.py`. Train it with `warm-up` and `distill`: with
-    shared units it knows how to treat the first slot, at best. With a copy for each slot, side
-    by side, it begins with almost the answers of single rows, and costs n times as much as
-    those: prune before.
+    Train it with `warm-up` and `distill`. With shared units the untrained model can process
+    one slot at best. With `units=apart` it has a copy of all units per slot, side by side: it
+    starts close to the answers of single rows, and costs n times as much, so prune before it.
 
-    Where rows are mixed already, by the same n, keys and demux, this moves the mixing to an
-    earlier layer and keeps what was learnt: late mixing is learnt sooner.
+    On a model that mixes already, with the same n, keys and demux, this moves the mixing to an
+    earlier layer and keeps the trained weights: late mixing is learnt sooner.
+
+    Example: `mux{n=2 at=3},warm-up{epochs=5},distill{epochs=5}`
     """
 
     name: ClassVar[str] = "mux"
-    n: int = field(metadata={"help": "rows that share a forward pass; 1 = every row its own"})
+    n: int = field(metadata={"help": "rows that share a forward pass; 1 = no mixing"})
     at: int = field(
         default=0, metadata={"help": "layer before which rows are mixed; 0 = the embeddings"}
     )
     variant: Keys = field(
         default="learned",
         metadata={
-            "help": "keys: learned from random signs; fixed or orthogonal Gaussian ones"
+            "help": "keys: random signs that are trained, fixed Gaussian or orthogonal ones"
         },
     )
-    demux: int = field(default=1, metadata={"help": "hidden layers that take rows apart"})
+    demux: int = field(default=1, metadata={"help": "hidden layers of the demultiplexer"})
     units: Literal["shared", "apart"] = field(
         default="shared",
         metadata={
@@ -56,17 +62,17 @@ class Mux(Pass):
 
     @property
     def mixes(self) -> int:
-        """See `n`."""
+        """The option n."""
         return self.n
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """Two, five and ten rows, mixed half-way or at the embeddings."""
+        """Two, five and ten rows, mixed before the middle layer or at the embeddings."""
         half = len(model.encoder.layers) // 2
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
 
     def requires(self, model: Model) -> None:
-        """Rows are mixed once, before a layer that there is, and never later than before."""
+        """Refuse a layer that does not exist, and a second mixing but an earlier one."""
         e = model.encoder
         if e.mux is not None and not self._moves(model, e.mux):
             raise PassError(
@@ -91,7 +97,7 @@ class Mux(Pass):
             )
 
     def _check_apart(self, model: Model) -> None:
-        """Copies have their own keys, and a place of their own from the embeddings on."""
+        """Refuse options that do not go with `units=apart`."""
         marked, hidden = int((~model.masks.hidden).sum()), model.encoder.hidden
         apart = f"mux{{n={self.n} units=apart}}"
         for wrong, why, better in (
@@ -103,12 +109,12 @@ class Mux(Pass):
                 raise PassError(f"units=apart {why}; use {better}", exit_code=2)
 
     def _moves(self, model: Model, given: ir.Mux) -> bool:
-        """Whether this moves the mixing to an earlier layer and changes nothing else."""
+        """Whether the pass moves the mixing to an earlier layer and changes nothing else."""
         wanted = ir.Mux(self.n, given.at, self.variant, self.demux)
         return given == wanted and self.at < given.at and self.units == "shared"
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """The same weights, with new ones for mux and demux; the model itself for n=1."""
+        """Return the model with added weights for mux and demux; the same model for n=1."""
         if self.n == 1:
             return model
         random = ctx.generator(self)

@@ -1,4 +1,8 @@
-"""Computes the last attention block, and all after it, at the pooled position only."""
+"""`pool-early`: compute the last attention block and all after it at one position only.
+
+The head of a sequence task reads one position. After the last attention block has gathered
+from the others, nothing reads them, so outputs stay the same and the last layers cost less.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,16 @@ from prumux.optimizer.pipeline.passes import Pass
 
 @dataclass(frozen=True)
 class PoolEarly(Pass):
-    """Compute the last attention block and all after it at the pooled position only."""
+    """Compute the last attention block and all after it at the pooled position only.
+
+    Example: `pool-early,prune{sparsity=0.5},slice`
+    """
 
     name: ClassVar[str] = "pool-early"
     preserves: ClassVar[bool] = True
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Nothing to do where the head reads other positions, or where it is done already.
-
-        The classifier of most sequence tasks reads one position. Once the last attention block
-        has gathered from the others, nothing reads them again.
-        """
+        """Return the model itself where the head reads other positions than the first."""
         del ctx
         if not model.encoder.reads_first or model.encoder.pool_early:
             return model

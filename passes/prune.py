@@ -1,8 +1,15 @@
-"""Marks heads, FFN units and whole blocks for removal, chosen together over all layers."""
+"""`prune`: mark heads, FFN units and whole blocks for removal, over all layers together.
+
+Keeps the units of greatest summed importance whose cost is within a limit: a knapsack over
+branches (`pruning/allocate.py`). Importance is the Fisher information of mask factors (Kwon et
+al., https://arxiv.org/abs/2204.09656), or second-order with compensation (Optimal Brain
+Compression, https://arxiv.org/abs/2208.11580). Cost is counted (weights, multiply-adds) or
+measured on the target. `slice` cuts the marked units.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
@@ -15,23 +22,28 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.timing.calibration import speedup
 from prumux.optimizer.timing.cost_table import cost_table
-from prumux.passes.pruning.allocate import values, with_counts
-from prumux.passes.pruning.branch_options import GRID, Price, Worth, choose, counted, timed
-from prumux.passes.pruning.importance import fisher
-from prumux.passes.pruning.second_order import second_order
+from prumux.passes.pruning.branch_importance import KeepCounts, branch_importance
+from prumux.passes.pruning.branch_options import (
+    GRID,
+    BranchCost,
+    BranchImportance,
+    choose_counts,
+    counted_costs,
+    measured_costs,
+)
 
 TRIES = 3
-"""Choices that are timed for one speed-up, each corrected by what the last one reached."""
+"""Most choices that are timed for one speed-up; each corrects the limit of the one before."""
 NEAR = 0.02
-"""Relative distance from the speed-up that was asked for at which no more are tried."""
-
-Keep = Callable[[Sequence[int]], Model]
-"""The model that keeps these counts."""
+"""Relative distance from the requested speed-up that is close enough."""
 
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Mark heads, FFN units and blocks for removal, jointly, to a sparsity or speed-up."""
+    """Mark heads, FFN units and blocks for removal, jointly, to a sparsity or speed-up.
+
+    Example: `prune{sparsity=0.6},slice,reconstruct`
+    """
 
     name: ClassVar[str] = "prune"
     marks: ClassVar[bool] = True
@@ -39,14 +51,14 @@ class Prune(Pass):
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
     of: Literal["weights", "macs"] = field(
-        default="weights", metadata={"help": "what sparsity counts: weights or multiply-adds"}
+        default="weights", metadata={"help": "unit of sparsity: weights or multiply-adds"}
     )
     speedup: float | None = field(
-        default=None, metadata={"help": "measured speed-up over the dense model to reach"}
+        default=None, metadata={"help": "speed-up over the dense model to reach, measured"}
     )
     by: Literal["fisher", "second-order"] = field(
         default="fisher",
-        metadata={"help": "what units are worth: each on its own, or one by one with refits"},
+        metadata={"help": "importance of single units, or of one removal after another"},
     )
 
     def __post_init__(self) -> None:
@@ -59,48 +71,54 @@ class Prune(Pass):
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """A ladder in multiply-adds, close enough that its steps cost little accuracy."""
+        """Sparsities in multiply-adds from 0.1 to 0.9, in steps of 0.025."""
         del model
         return [cls(sparsity=step / 40, of="macs") for step in range(4, 37)]
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Masks of greatest summed importance under the limit.
+        """Return masks of greatest summed importance within the limit.
 
         Raises:
-            PassError: the speed-up is out of reach; says how far it goes.
+            PassError: the speed-up is out of reach; the message has the largest one.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
         left = any(bool(m.any()) for m in (*model.masks.heads, *model.masks.ffn))
         if self.sparsity == 0 or self.speedup == 1 or not left:
             return model
-        worth, keep = _worth(model, ctx, self.by)
+        importance, keep = branch_importance(model, ctx, self.by)
         if self.sparsity is None:
-            counts = self._timed(model, worth, keep, ctx)
+            counts = self._timed(model, importance, keep, ctx)
         else:
             dense = replace(ctx.dense.encoder, mux=model.encoder.mux)
             limit = (1 - self.sparsity) * branch_cost(dense, ctx.length, self.of)
-            counts = self._within(model, worth, counted(ctx, self.of), limit)
+            counts = self._within(model, importance, counted_costs(ctx, self.of), limit)
         half = len(counts) // 2
         return replace(keep(counts), notes={"heads": counts[:half], "ffn": counts[half:]})
 
-    def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
-        """Counts that reach the speed-up when they are timed, not only by the table."""
+    def _timed(
+        self, model: Model, importance: BranchImportance, keep: KeepCounts, ctx: Context
+    ) -> list[int]:
+        """Counts that reach the speed-up when timed, not only by the cost table."""
         given = digest(model.weights, model.task, model.encoder)
         shapes = [b.input_ids.shape for b in ctx.workload]
         name = key(self, given, model.masks.key(), ctx.target, ctx.threads, shapes)
-        # Kept, because a second timing might choose otherwise, and a resumed run must not.
+        # Stored: a second timing might lead to other counts, and a resumed run must not.
         found: list[int] = ctx.store.json(
-            f"timed-{name}", lambda: self._closest(model, worth, keep, ctx)
+            f"timed-{name}", lambda: self._closest(model, importance, keep, ctx)
         )
         return found
 
-    def _closest(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
+    def _closest(
+        self, model: Model, importance: BranchImportance, keep: KeepCounts, ctx: Context
+    ) -> list[int]:
         table = cost_table(model, ctx)
         asked = self.speedup or 1
         limit = table.limit_ms(asked, self.name)
         found: dict[float, list[int]] = {}
         for _ in range(TRIES):
-            counts = self._within(model, worth, timed(table), limit - table.base_ms, GRID)
+            counts = self._within(
+                model, importance, measured_costs(table), limit - table.base_ms, GRID
+            )
             kept = keep(counts)
             reached = speedup(kept.masks.sizes(kept.encoder), ctx)
             found[abs(reached / asked - 1)] = counts
@@ -114,26 +132,12 @@ class Prune(Pass):
     def _within(
         self,
         model: Model,
-        worth: Worth,
-        prices: tuple[Price, Price],
+        importance: BranchImportance,
+        costs: tuple[BranchCost, BranchCost],
         limit: float,
         grid: int = 1,
     ) -> list[int]:
         try:
-            return choose(model, worth, prices, limit, grid)
+            return choose_counts(model, importance, costs, limit, grid)
         except ValueError as error:
             raise PassError(f"{self}: {error}\nask for less", exit_code=2) from error
-
-
-def _worth(model: Model, ctx: Context, by: str) -> tuple[Worth, Keep]:
-    """What counts are worth, and the model that keeps given counts."""
-    masks = (*model.masks.heads, *model.masks.ffn)
-    if by == "second-order":
-        removals = second_order(model, ctx)
-        return removals.values(model.masks), lambda counts: removals.keep(model, counts)
-    scores = fisher(model, ctx)
-    worth = [
-        values(score, mask, range(len(mask) + 1))
-        for score, mask in zip((*scores.heads, *scores.ffn), masks, strict=True)
-    ]
-    return worth, lambda counts: replace(model, masks=with_counts(model.masks, scores, counts))

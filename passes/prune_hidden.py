@@ -1,4 +1,10 @@
-"""Marks hidden dimensions for removal, the same ones in every layer."""
+"""`prune-hidden`: mark hidden dimensions for removal, the same ones in every layer.
+
+Keeps the dimensions of greatest Fisher importance (Kwon et al.,
+https://arxiv.org/abs/2204.09656, apply it to heads and FFN units). `slice` cuts them from the
+embeddings, all maps and LayerNorms. Use it where heads and FFN units alone do not give the
+speed-up; accuracy needs `reconstruct` or `distill` after it.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +21,19 @@ from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.pruning.importance import hidden_fisher
 
 MULTIPLE = 8
-"""Sizes that a tuner tries are multiples of this."""
+"""Sizes that the search tries are multiples of this."""
 
 
 @dataclass(frozen=True)
 class PruneHidden(Pass):
-    """Mark the least important hidden dimensions for removal."""
+    """Mark the least important hidden dimensions for removal.
+
+    Example: `prune-hidden{ratio=0.25},slice,distill`
+    """
 
     name: ClassVar[str] = "prune-hidden"
     marks: ClassVar[bool] = True
-    keep: int | None = field(default=None, metadata={"help": "dimensions that stay"})
+    keep: int | None = field(default=None, metadata={"help": "number of dimensions to keep"})
     ratio: float | None = field(
         default=None, metadata={"help": "share of the dimensions to remove, in [0, 1)"}
     )
@@ -45,7 +54,7 @@ class PruneHidden(Pass):
         return [cls(keep=n) for n in sorted(steps, reverse=True) if 0 < n < size]
 
     def requires(self, model: Model) -> None:
-        """No more dimensions can stay than there are."""
+        """Refuse to keep more dimensions than there are."""
         size = model.encoder.hidden
         if self.keep is not None and self.keep > size:
             raise PassError(
@@ -55,7 +64,7 @@ class PruneHidden(Pass):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """By Fisher importance; dimensions that are masked already count as removed."""
+        """Return a mask by Fisher importance; masked dimensions already count as removed."""
         alive = model.masks.hidden
         count = self.keep or max(1, round((1 - (self.ratio or 0)) * len(alive)))
         if count >= int(alive.sum()):

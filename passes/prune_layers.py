@@ -1,4 +1,8 @@
-"""Marks whole attention or FFN blocks for removal, LayerNorm and residual write included."""
+"""`prune-layers`: mark whole attention or FFN blocks for removal, their LayerNorm included.
+
+Greedy: the block whose removal changes the logits least goes first, then the distances are
+computed anew. Needs no gradients and no labels.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,10 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class PruneLayers(Pass):
-    """Mark whole attention and FFN blocks for removal, one at a time, least harm first."""
+    """Mark whole attention and FFN blocks for removal, one at a time, by change of logits.
+
+    Example: `prune-layers{attention=4 ffn=2},slice,reconstruct`
+    """
 
     name: ClassVar[str] = "prune-layers"
     marks: ClassVar[bool] = True
@@ -34,7 +41,7 @@ class PruneLayers(Pass):
                 raise ValueError(f"{option} must be 0 or more, not {value}")
 
     def requires(self, model: Model) -> None:
-        """There must be as many blocks as are to go."""
+        """Refuse to remove more blocks than there are."""
         for kind, asked in zip(KINDS, (self.attention, self.ffn), strict=True):
             left = len(_left(model, kind))
             if asked > left:
@@ -45,7 +52,7 @@ class PruneLayers(Pass):
                 )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Removes the block whose loss moves the predictions least, then looks again."""
+        """Return masks without those blocks whose removal changes the logits least."""
         rows = groups_of(
             ctx.fit.take(range(min(ROWS, len(ctx.fit)))), BATCH, model.encoder.slots
         )
@@ -56,11 +63,11 @@ class PruneLayers(Pass):
         with ctx.progress.task("whole blocks", total) as step:
             while any(todo.values()):
                 trials = [b for kind, n in todo.items() if n for b in _left(model, kind)]
-                harm = {}
+                distance = {}
                 for branch in trials:
-                    harm[branch] = _distance(aim, _outputs(_drop(model, branch), rows))
+                    distance[branch] = _distance(aim, _outputs(_drop(model, branch), rows))
                     step()
-                least = min(trials, key=lambda b: harm[b])
+                least = min(trials, key=lambda b: distance[b])
                 model = _drop(model, least)
                 todo[least.kind] -= 1
                 removed.append(least.name)
@@ -91,7 +98,7 @@ def _outputs(model: Model, rows: list[Batch]) -> list[Tensor]:
 
 
 def _distance(aim: list[Tensor], found: list[Tensor]) -> float:
-    """Mean squared distance of centred logits: labels are not needed, and any task has it."""
+    """Mean squared distance of centred logits: no labels are needed, whatever the task."""
     a, b = torch.cat(aim), torch.cat(found)
     if a.shape[-1] > 1:
         a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)

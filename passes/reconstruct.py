@@ -1,15 +1,18 @@
-"""Refits what is left to the dense model's outputs by linear least squares: no gradient steps.
+"""`reconstruct`: refit the pruned model to the dense one by least squares, without training.
 
-Branch by branch from the bottom, with everything below already refitted, the output map is
-moved by the ridge solution of
+Branch by branch from the bottom, with all branches below already refitted, the output map W, b
+is moved by the ridge solution of
 
     min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
 
 y_t: the dense model's branch output plus residual, before LayerNorm; x_t and c_t: the small
-model's residual stream and inner activations at position t. Where a whole branch is gone the
-next one that lives takes over its work. Last, the head's first map is refitted the same way,
-and its second one where the first lost outputs with the hidden dimensions. Of y_t those
-dimensions count that the small model still has, masked or cut.
+model's residual stream and inner activations at position t; a_t: the weight of the position.
+Where a whole branch is gone, the next living one compensates for it. Last, the head's first
+map is refitted the same way, and its second map where the first lost outputs with the hidden
+dimensions. Only those dimensions of y_t count that the small model still has.
+
+Refits of pruned layers by least squares are also in Kwon et al.,
+https://arxiv.org/abs/2204.09656.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.passes.refit.refit import Streams
+from prumux.passes.refit.refit import ResidualStreams
 
 BATCH = 64
 LIMIT_TOKENS = 16_384
@@ -33,11 +36,14 @@ LIMIT_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Reconstruct(Pass):
-    """Refit the survivors to the dense model by least squares, without gradient steps."""
+    """Refit the remaining weights to the dense model by least squares, without gradient steps.
+
+    Example: `prune{sparsity=0.5},slice,reconstruct`
+    """
 
     name: ClassVar[str] = "reconstruct"
     shapes: ClassVar[bool] = False
-    rows: int = field(default=2048, metadata={"help": "fit rows to use at most"})
+    rows: int = field(default=2048, metadata={"help": "most fit rows to use"})
     ridge: float = field(
         default=0.01, metadata={"help": "damping, relative to the mean activation power"}
     )
@@ -50,9 +56,9 @@ class Reconstruct(Pass):
 
     @torch.no_grad()
     def run(self, model: Model, ctx: Context) -> Model:
-        """New output maps and head map; every other weight is the same tensor.
+        """Return new output maps and head maps; every other weight is the same tensor.
 
-        Masks may be pending: what they take away is neither read nor written.
+        Masks may be pending: masked units are neither read nor written.
         """
         dense = ctx.dense
         if model.kept_hidden is None and dense.encoder.hidden != model.encoder.hidden:
@@ -63,7 +69,7 @@ class Reconstruct(Pass):
                 exit_code=2,
             )
         groups = groups_of(_sample(ctx.fit, self.rows), BATCH, model.encoder.slots)
-        streams = Streams(dense, model, groups, ctx.device)
+        streams = ResidualStreams(dense, model, groups, ctx.device)
         wanted = EncoderModule(dense).alive
         notes = {}
         with ctx.progress.task("refit", len(wanted) + 1) as step:
@@ -78,6 +84,6 @@ class Reconstruct(Pass):
 
 
 def _sample(rows: Encoded, limit: int) -> Encoded:
-    """The first rows, as many as `limit` and the token limit allow, at least one."""
+    """The first rows, up to `limit` rows and `LIMIT_TOKENS` tokens, at least one."""
     total = rows.lengths[:limit].cumsum()
     return rows.take(range(max(1, int((total <= LIMIT_TOKENS).sum()))))

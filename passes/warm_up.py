@@ -1,4 +1,17 @@
-"""Teaches a multiplexed model to take rows apart, before it learns the task."""
+"""`warm-up`: train a multiplexed model to demultiplex, before it learns the task.
+
+Every row should get back its own hidden states; no labels are needed. With z the demultiplexed
+states of the last layer and t the dense model's, the loss is
+
+      states * mean of |z - t|^2 / |t - mean t|^2, over all positions and over the one that
+               the head reads
+    + mixed  * the same for mixed rows between the layers (`mixed_error`)
+    + tokens * cross-entropy of the token at every position
+
+The last term is the token retrieval of DataMUX (Murahari et al.,
+https://arxiv.org/abs/2202.09318); its scores are products of z with the word embeddings.
+MUX-PLM (https://arxiv.org/abs/2302.12441) warms up so before pre-training.
+"""
 
 from __future__ import annotations
 
@@ -16,35 +29,32 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP
-from prumux.passes.multiplexing.retrieval import Warmer
+from prumux.passes.multiplexing.retrieval import RetrievalLearner, RetrievalWeights
 from prumux.passes.training.loop import train
 from prumux.passes.training.plain_text import plain_rows
-from prumux.passes.training.training_pass import Trained
-
-from .distill import weights_of
+from prumux.passes.training.trainable import weights_of
+from prumux.passes.training.training_pass import TrainingPass
 
 
 @dataclass(frozen=True)
-class WarmUp(Trained):
+class WarmUp(TrainingPass):
     """Train mux and demux to give back every row's own hidden states, without labels.
 
-    loss = states * mean of |z - t|^2 / |t - mean t|^2 over all positions, and over the one
-           that the head reads
-         + mixed * the same of mixed rows between the layers, see `mixed_error`
-         + tokens * cross-entropy of the token at every position
-
-    with z the states taken apart at the end and t the dense model's. The last term is the
-    token retrieval of DataMUX: scores are products of z with the word embeddings.
+    Example: `mux{n=2},warm-up{epochs=5},distill`
     """
 
     name: ClassVar[str] = "warm-up"
     shapes: ClassVar[bool] = False
-    states: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
+    states: float = field(
+        default=1.0, metadata={"help": "weight of the error of hidden states"}
+    )
     tokens: float = field(default=0.0, metadata={"help": "weight of token retrieval"})
     mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
     text: str | None = field(
         default=None,
-        metadata={"help": "a file of unlabelled text to use in place of all these rows"},
+        metadata={
+            "help": "a file of unlabelled text to train on, in place of the training rows"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -54,18 +64,23 @@ class WarmUp(Trained):
             raise ValueError("states and tokens are both 0: nothing would be learnt")
 
     @property
+    def weights(self) -> RetrievalWeights:
+        """Weights of the terms of the loss."""
+        return RetrievalWeights(self.states, self.tokens, self.mixed)
+
+    @property
     def reads(self) -> tuple[Path, ...]:
-        """The file of text."""
+        """The file of text, if any."""
         return () if self.text is None else (Path(self.text),)
 
     def rows(self, ctx: Context) -> Encoded:
-        """The training rows and made-up ones, or pieces of the file of text."""
+        """Training rows and synthetic ones, or pieces of the file of text."""
         if self.text is None:
             return super().rows(ctx)
         return plain_rows(self.text, ctx.dense, ctx.fit, ctx.seed)
 
     def requires(self, model: Model) -> None:
-        """Only a multiplexed model needs it; after `mux{n=1}` there is nothing to do."""
+        """Refuse a model without mux; after `mux{n=1}` the pass does nothing."""
         if any(x.spec.startswith("mux") for x in model.history) and not model.encoder.mux:
             return
         if model.encoder.mux is None:
@@ -86,13 +101,13 @@ class WarmUp(Trained):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """The same sizes with other weights; embedding tables stay as they are."""
+        """Return the same sizes with other weights; embedding tables stay as they are."""
         if model.encoder.mux is None:
             return model
         from prumux.optimizer.model.source import digest
 
         rows = self.rows(ctx)
-        make = partial(Warmer, model, self, rows)
+        make = partial(RetrievalLearner, model, self.weights, self.lr, rows)
         learner = make(ctx=ctx)
         given = digest(model.weights, model.task, model.encoder)
         about = (self, given, model.masks.key(), rows.ids, ctx.seed, torch.__version__)

@@ -30,10 +30,10 @@ ORDER = (
 """Folders of the core: each may import those before it."""
 HELPERS = (
     "passes/training",
-    "passes/gates",
     "passes/multiplexing",
     "passes/refit",
     "passes/pruning",
+    "passes/gates",
     "export/graph",
     "export/trt",
     "export/runtime",

@@ -1,11 +1,12 @@
-"""What a model with random gates is expected to cost.
+"""The expected cost of a model with random gates, and the budget for it.
 
-With p the chance that a gate is open, all independent, a branch of a layer has
+Gates are independent. With p the probability that a gate is open, a branch of a layer has
 
-    n = p_block * sum p_unit     living units       a = p_block * (1 - prod (1 - p_unit))
+    n = p_block * sum p_unit                    expected living units
+    a = p_block * (1 - prod (1 - p_unit))       probability that it lives at all
 
-with a the chance that it lives at all. Under `pool-early` a layer runs at one position if no
-later layer attends, with chance prod (1 - a) over the attention blocks after it.
+Under `pool-early` a layer runs at one position if no later layer attends: with probability
+prod (1 - a) over the attention blocks after it.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from prumux.optimizer.model.cost import (
 from prumux.optimizer.model.sizes import KINDS, Branch, Encoder
 from prumux.optimizer.timing.cost_table import CostTable, Curve
 
-from .gates import Chances
+from .gates import OpenProbabilities
 
 
-class Budget(Protocol):
-    """A cost and how much of it may be spent."""
+class CostBudget(Protocol):
+    """A cost function and a limit."""
 
     @property
     def limit(self) -> float:
-        """What may be spent."""
+        """The largest cost of the result, in the unit of `cost`."""
 
     @property
-    def whole(self) -> float:
-        """What the dense model costs."""
+    def dense(self) -> float:
+        """Cost of the dense model."""
 
-    def expected(self, chances: Chances) -> Tensor:
-        """Mean cost of a model with these gates, a scalar with gradients."""
+    def expected(self, p: OpenProbabilities) -> Tensor:
+        """Expected cost of a model with these gates, a scalar with gradients."""
 
-    def real(self, sizes: Encoder) -> float:
+    def cost(self, sizes: Encoder) -> float:
         """Cost of a model of these sizes."""
 
 
-class Counted:
-    """Weights or multiply-adds of the layers; `share` of the dense model's may be spent."""
+class CountedBudget:
+    """Weights or multiply-adds of the layers, up to `share` of the dense model's."""
 
     def __init__(
         self,
@@ -61,33 +62,33 @@ class Counted:
         length: int,
     ) -> None:
         self.encoder, self.of, self.length = encoder, of, length
-        self.whole = self.real(dense)
-        self.limit = share * self.whole
+        self.dense = self.cost(dense)
+        self.limit = share * self.dense
         self.units, self.blocks = self._affine(unit_weights), self._affine(block_weights)
         self.wide = self._affine(lambda e, b: unit_macs_at(e, b, length, length))
         self.narrow = self._affine(lambda e, b: unit_macs_at(e, b, 1, length))
 
-    def real(self, sizes: Encoder) -> float:
-        """Counted as `prune` counts."""
+    def cost(self, sizes: Encoder) -> float:
+        """The count that `prune` uses."""
         return branch_cost(sizes, self.length, self.of)
 
-    def expected(self, chances: Chances) -> Tensor:
+    def expected(self, p: OpenProbabilities) -> Tensor:
         """Exact: all gates are independent."""
-        half, d = len(chances.blocks) // 2, chances.hidden.sum()
-        n = chances.blocks * torch.stack([p.sum() for p in chances.units])
+        half, d = len(p.blocks) // 2, p.hidden.sum()
+        n = p.blocks * torch.stack([x.sum() for x in p.units])
         if self.of == "weights":
-            living = chances.alive() * _at(self.blocks, d)
+            living = p.alive() * _at(self.blocks, d)
             return (n * _at(self.units, d)).sum() + living.sum()
-        narrow, none = (x * self.encoder.pool_early for x in chances.narrow())
+        narrow, none = (x * self.encoder.pool_early for x in p.narrow())
         rows = torch.tensor([sharing(self.encoder, i) for i in range(half)]).to(n)
         share = torch.cat([narrow, narrow - none])  # attention, then FFN
         wide, small = _at(self.wide, d), _at(self.narrow, d)
         return (n / rows.repeat(2) * (wide + share * (small - wide))).sum()
 
     def _affine(self, of: Callable[[Encoder, Branch], int]) -> Tensor:
-        """Prices of every branch, all attention then all FFN: at hidden size 0, and a slope.
+        """Cost of one unit of every branch, attention first: at hidden size 0, and the slope.
 
-        Every price is affine in the hidden size.
+        Every cost is affine in the hidden size.
         """
         depth = range(len(self.encoder.layers))
         branches = [Branch(i, kind) for kind in KINDS for i in depth]
@@ -99,15 +100,15 @@ class Counted:
         return torch.stack([found[0], found[1] - found[0]])
 
 
-def _at(prices: Tensor, hidden: Tensor) -> Tensor:
-    """Prices at a hidden size that may be fractional."""
-    found: Tensor = prices.to(hidden)[0] + prices.to(hidden)[1] * hidden
+def _at(costs: Tensor, hidden: Tensor) -> Tensor:
+    """Costs at a hidden size that may be fractional."""
+    found: Tensor = costs.to(hidden)[0] + costs.to(hidden)[1] * hidden
     return found
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Measured milliseconds; the table knows no hidden sizes."""
+class TimedBudget:
+    """Measured milliseconds. The cost table has no hidden sizes."""
 
     table: CostTable
     limit: float
@@ -115,28 +116,28 @@ class Timed:
     """Whether the model has `pool_early`."""
 
     @property
-    def whole(self) -> float:
-        """The dense model's time."""
+    def dense(self) -> float:
+        """The dense model's time, ms."""
         return self.table.dense_ms
 
-    def real(self, sizes: Encoder) -> float:
-        """What the table says."""
+    def cost(self, sizes: Encoder) -> float:
+        """The time that the cost table predicts, ms."""
         return self.table.predict_ms(sizes)
 
-    def expected(self, chances: Chances) -> Tensor:
-        """base + sum over branches of p_block * curve(sum p_unit)."""
-        half, wide, small = len(chances.blocks) // 2, self.table.wide, self.table.narrow
-        narrow, none = chances.narrow()
-        total = chances.blocks.new_tensor(self.table.base_ms)
-        for i, p in enumerate(chances.units):
+    def expected(self, p: OpenProbabilities) -> Tensor:
+        """base + sum over branches of p_block * curve(sum p_unit), in ms."""
+        half, wide, small = len(p.blocks) // 2, self.table.wide, self.table.narrow
+        narrow, none = p.narrow()
+        total = p.blocks.new_tensor(self.table.base_ms)
+        for i, units in enumerate(p.units):
             attends, layer = i < half, i % half
-            ms = _interpolate(wide.attention if attends else wide.ffn, p.sum())
+            ms = _interpolate(wide.attention if attends else wide.ffn, units.sum())
             if self.early:
-                short = _interpolate(small.attention if attends else small.ffn, p.sum())
-                # With no attention left there is no block to narrow at.
+                short = _interpolate(small.attention if attends else small.ffn, units.sum())
+                # With no attention left, no block gathers the other positions.
                 share = narrow[layer] if attends else narrow[layer] - none
                 ms = ms + share * (short - ms)
-            total = total + chances.blocks[i] * ms
+            total = total + p.blocks[i] * ms
         return total
 
 

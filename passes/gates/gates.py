@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .hard_concrete import HIGH, LOW, binary_sample, chance, open_value, sample
+from .hard_concrete import HIGH, LOW, binary_sample, open_probability, open_value, sample
 
 
 @dataclass(frozen=True, eq=False)
-class Chances:
-    """P(z != 0), or exact 0 and 1 once it is decided."""
+class OpenProbabilities:
+    """P(z != 0) of every gate; 0 and 1 for gates that are fixed."""
 
     units: tuple[Tensor, ...]
     """Per branch [H] or [F]; all attention branches, then all FFN."""
@@ -22,11 +22,11 @@ class Chances:
     """[D]."""
 
     def alive(self) -> Tensor:
-        """The chance of every branch to live, [branches]."""
+        """The probability of every branch to have a living unit, [branches]."""
         return self.blocks * torch.stack([1 - (1 - p).prod() for p in self.units])
 
     def narrow(self) -> tuple[Tensor, Tensor]:
-        """The chance of every layer that no later one attends, and that none does at all."""
+        """P(no layer after it attends), [layers], and P(no layer at all attends), []."""
         gone = 1 - self.alive()[: len(self.blocks) // 2]
         after = gone.flip(0).cumprod(0).flip(0)  # from this layer on
         return torch.cat([after[1:], after.new_ones(1)]), after[0]
@@ -48,7 +48,7 @@ class Gates:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is learnt."""
+        """The trained parameters."""
         return [p for p in (self.units, self.blocks, self.hidden) if p is not None]
 
     def to(self, device: str) -> Gates:
@@ -70,13 +70,15 @@ class Gates:
         for p in self.parameters:
             p.data.clamp_(LOW, HIGH)
 
-    def chances(self) -> Chances:
-        """With gradients."""
+    def probabilities(self) -> OpenProbabilities:
+        """P(z != 0) of every gate, with gradients."""
         ones = self.units.new_ones
-        return Chances(
-            units=self.branches(chance(self.units)),
-            blocks=ones(len(self.widths)) if self.blocks is None else chance(self.blocks),
-            hidden=ones(self.dims) if self.hidden is None else chance(self.hidden),
+        return OpenProbabilities(
+            units=self.branches(open_probability(self.units)),
+            blocks=ones(len(self.widths))
+            if self.blocks is None
+            else open_probability(self.blocks),
+            hidden=ones(self.dims) if self.hidden is None else open_probability(self.hidden),
         )
 
     def branches(self, units: Tensor) -> tuple[Tensor, ...]:
@@ -84,11 +86,11 @@ class Gates:
         return torch.split(units, list(self.widths))
 
     def spread(self, blocks: Tensor) -> Tensor:
-        """A value per branch for each of its units: [branches] to [sum of widths]."""
+        """Repeat every branch's value for its units: [branches] to [sum of widths]."""
         return blocks.repeat_interleave(torch.tensor(self.widths, device=blocks.device))
 
     def draw(self, random: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Sampled factors per branch, the block's multiplied in, and binary hidden ones."""
+        """Sampled factors per branch, times the block's; binary ones of hidden dimensions."""
 
         def uniform(p: Tensor) -> Tensor:
             return torch.rand(p.shape, generator=random).to(p.device)
@@ -101,7 +103,7 @@ class Gates:
         return self.branches(z), binary_sample(self.hidden, uniform(self.hidden))
 
     def values(self) -> tuple[Tensor, ...]:
-        """E[z | z != 0] per branch, the block's multiplied in."""
+        """E[z | z != 0] of every unit per branch, times the block's."""
         z = open_value(self.units)
         if self.blocks is not None:
             z = z * self.spread(open_value(self.blocks))

@@ -1,11 +1,12 @@
-"""Hard-concrete gates: random factors in [0, 1] that are exactly 0 or 1 with some chance.
+"""Hard-concrete gates: random factors in [0, 1] that are exactly 0 or 1 with some probability.
 
 With gamma = -0.1, zeta = 1.1, beta = 2/3, u ~ U(0, 1):
 
     s = sigmoid((ln u - ln(1 - u) + log_alpha) / beta)      z = clip(s (zeta - gamma) + gamma)
     P(z > t) = sigmoid(log_alpha - beta logit((t - gamma) / (zeta - gamma))),   0 <= t < 1
 
-so that how many gates are open has a gradient (Louizos et al., 2018; CoFi, 2022).
+so the expected number of open gates has a gradient (Louizos et al.,
+https://arxiv.org/abs/1712.01312).
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from torch import Tensor
 
 GAMMA, ZETA, BETA = -0.1, 1.1, 2 / 3
 LOW, HIGH = math.log(0.01), math.log(100)
-"""Bounds of log_alpha: beyond them its gradient is lost."""
+"""Bounds of log_alpha: beyond them its gradient vanishes."""
 FLOOR = 1e-6
 POINTS = 32
 
 
-def chance_above(log_alpha: Tensor, t: float) -> Tensor:
+def probability_above(log_alpha: Tensor, t: float) -> Tensor:
     """P(z > t) for 0 <= t < 1, elementwise."""
     share = (t - GAMMA) / (ZETA - GAMMA)
     return torch.sigmoid(log_alpha - BETA * math.log(share / (1 - share)))
 
 
-def chance(log_alpha: Tensor) -> Tensor:
+def open_probability(log_alpha: Tensor) -> Tensor:
     """P(z != 0), elementwise."""
-    return chance_above(log_alpha, 0.0)
+    return probability_above(log_alpha, 0.0)
 
 
 def mean(log_alpha: Tensor) -> Tensor:
     """E[z], the integral of P(z > t) over [0, 1] by Gauss-Legendre, elementwise."""
     at, weights = np.polynomial.legendre.leggauss(POINTS)
     parts = [
-        float(w) / 2 * chance_above(log_alpha, (float(x) + 1) / 2)
+        float(w) / 2 * probability_above(log_alpha, (float(x) + 1) / 2)
         for x, w in zip(at, weights, strict=True)
     ]
     return torch.stack(parts).sum(0)
 
 
 def open_value(log_alpha: Tensor) -> Tensor:
-    """E[z | z != 0]: what a gate that is kept for good multiplies with, in (0, 1)."""
-    return mean(log_alpha) / chance(log_alpha)
+    """E[z | z != 0], in (0, 1): the factor of a unit that is kept."""
+    return mean(log_alpha) / open_probability(log_alpha)
 
 
 def sample(log_alpha: Tensor, u: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def binary_sample(log_alpha: Tensor, u: Tensor) -> Tensor:
 
 def keep_expected(log_alpha: Tensor) -> Tensor:
     """Bool [N]: the round(sum P(z != 0)) gates of highest log_alpha."""
-    count = round(float(chance(log_alpha).sum()))
+    count = round(float(open_probability(log_alpha).sum()))
     kept = torch.zeros_like(log_alpha, dtype=torch.bool)
     kept[log_alpha.argsort(descending=True, stable=True)[:count]] = True
     return kept

@@ -1,1 +1,1 @@
-"""Importance scores and the joint choice of what to prune."""
+"""Importance scores, and the choice of units to prune over all layers together."""

@@ -1,8 +1,8 @@
-"""Chooses how much of every branch to keep: the most importance that a cost limit buys.
+"""Choose how many units every branch keeps: the most importance within a cost limit.
 
-Each branch (attention or FFN of one layer) offers counts n with a value, the summed importance
-of its n best units, and a cost. Whole branches go when their first units do not pay for what
-the branch costs by merely being there.
+A branch is the attention or the FFN of one layer. Keeping its n best units has a value, their
+summed importance, and a cost. This is a knapsack with one choice per branch. Whole branches go
+where the first units are not worth the fixed cost of the branch.
 """
 
 from __future__ import annotations
@@ -21,50 +21,55 @@ from .importance import Scores
 
 
 @dataclass(frozen=True)
-class Offer:
-    """Counts that a branch may keep, rising from 0, with value and cost of each."""
+class BranchOptions:
+    """The counts of units that a branch may keep, with value and cost of each."""
 
     counts: tuple[int, ...]
+    """Rising from 0."""
     values: tuple[float, ...]
     costs: tuple[float, ...]
 
 
-def allocate(offers: Sequence[Offer], limit: float) -> list[int]:
+def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
     """Counts per branch of greatest total value whose total cost is at most `limit`.
 
-    Walks the upper hull of every branch from its cheapest point, best value per cost first:
-    the optimum of the relaxed knapsack, off by less than one step of one branch. What is left
-    of the limit then goes to counts between the hull's, where they fit.
+    Walks the upper convex hull of every branch from its cheapest point, best value per cost
+    first. That is the optimum of the relaxed knapsack, and off by less than one step of one
+    branch. The rest of the limit goes to counts between those of the hull, where they fit.
 
     Raises:
         ValueError: even keeping nothing costs more than `limit`.
     """
-    hulls = [_hull(offer) for offer in offers]
-    at = [0] * len(offers)
-    spent = sum(o.costs[h[0]] for o, h in zip(offers, hulls, strict=True))
+    hulls = [_hull(branch) for branch in branches]
+    at = [0] * len(branches)
+    spent = sum(o.costs[h[0]] for o, h in zip(branches, hulls, strict=True))
     if spent > limit:
         raise ValueError(
             f"the limit {limit:.4g} is below the cost {spent:.4g} of an empty model"
         )
     queue = [
-        (-_slope(offers[b], hulls[b], 0), b) for b in range(len(offers)) if len(hulls[b]) > 1
+        (-_slope(branches[b], hulls[b], 0), b)
+        for b in range(len(branches))
+        if len(hulls[b]) > 1
     ]
     heapq.heapify(queue)
     while queue:
         _, b = heapq.heappop(queue)
-        offer, hull = offers[b], hulls[b]
-        step = offer.costs[hull[at[b] + 1]] - offer.costs[hull[at[b]]]
+        branch, hull = branches[b], hulls[b]
+        step = branch.costs[hull[at[b] + 1]] - branch.costs[hull[at[b]]]
         if spent + step > limit:
             continue  # another branch may still have a step that fits
         spent += step
         at[b] += 1
         if at[b] + 1 < len(hull):
-            heapq.heappush(queue, (-_slope(offer, hull, at[b]), b))
+            heapq.heappush(queue, (-_slope(branch, hull, at[b]), b))
     reached = [h[i] for h, i in zip(hulls, at, strict=True)]
-    return [o.counts[i] for o, i in zip(offers, _fill(offers, reached, limit), strict=True)]
+    return [
+        o.counts[i] for o, i in zip(branches, _fill(branches, reached, limit), strict=True)
+    ]
 
 
-def best(
+def keep_best(
     scores: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor]
 ) -> list[Tensor]:
     """Masks that keep the `counts` most important living units of each branch."""
@@ -77,7 +82,9 @@ def best(
     return masks
 
 
-def values(score: Tensor, alive: Tensor, counts: Sequence[int]) -> tuple[float, ...]:
+def summed_importance(
+    score: Tensor, alive: Tensor, counts: Sequence[int]
+) -> tuple[float, ...]:
     """Summed importance of the n best living units, for every n in `counts`."""
     ordered = score[alive].double().sort(descending=True).values
     total = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
@@ -85,18 +92,21 @@ def values(score: Tensor, alive: Tensor, counts: Sequence[int]) -> tuple[float, 
 
 
 def with_counts(masks: Masks, scores: Scores, counts: Sequence[int]) -> Masks:
-    """Masks that keep the best units; `counts` lists all attention branches, then all FFN."""
+    """Masks that keep the best units of every branch.
+
+    `counts` lists all attention branches, then all FFN branches.
+    """
     half = len(masks.heads)
-    heads = best(scores.heads, counts[:half], masks.heads)
-    ffn = best(scores.ffn, counts[half:], masks.ffn)
+    heads = keep_best(scores.heads, counts[:half], masks.heads)
+    ffn = keep_best(scores.ffn, counts[half:], masks.ffn)
     return Masks(heads=tuple(heads), ffn=tuple(ffn), hidden=masks.hidden)
 
 
-def _fill(offers: Sequence[Offer], at: Sequence[int], limit: float) -> list[int]:
-    """Indices after the steps that still fit, best value per cost first."""
+def _fill(branches: Sequence[BranchOptions], at: Sequence[int], limit: float) -> list[int]:
+    """Take the steps that still fit, best value per cost first; return the new indices."""
     at = list(at)
-    values = [np.array(offer.values) for offer in offers]
-    costs = [np.array(offer.costs) for offer in offers]
+    values = [np.array(branch.values) for branch in branches]
+    costs = [np.array(branch.costs) for branch in branches]
     left = limit - sum(c[i] for c, i in zip(costs, at, strict=True))
     while True:
         best, step = 0.0, (0, 0)
@@ -113,24 +123,28 @@ def _fill(offers: Sequence[Offer], at: Sequence[int], limit: float) -> list[int]
         at[b] = j
 
 
-def _hull(offer: Offer) -> list[int]:
+def _hull(branch: BranchOptions) -> list[int]:
     """Indices of the upper concave hull of (cost, value), cheapest first."""
-    order = sorted(range(len(offer.counts)), key=lambda i: (offer.costs[i], -offer.values[i]))
+    order = sorted(
+        range(len(branch.counts)), key=lambda i: (branch.costs[i], -branch.values[i])
+    )
     hull: list[int] = []
     for i in order:
-        if hull and offer.values[i] <= offer.values[hull[-1]]:
+        if hull and branch.values[i] <= branch.values[hull[-1]]:
             continue
-        while len(hull) > 1 and _rise(offer, hull[-2], hull[-1]) <= _rise(offer, hull[-1], i):
+        while len(hull) > 1 and _rise(branch, hull[-2], hull[-1]) <= _rise(
+            branch, hull[-1], i
+        ):
             hull.pop()
         hull.append(i)
     return hull
 
 
-def _rise(offer: Offer, i: int, j: int) -> float:
-    run = offer.costs[j] - offer.costs[i]
-    gain = offer.values[j] - offer.values[i]
+def _rise(branch: BranchOptions, i: int, j: int) -> float:
+    run = branch.costs[j] - branch.costs[i]
+    gain = branch.values[j] - branch.values[i]
     return gain / run if run > 0 else float("inf")
 
 
-def _slope(offer: Offer, hull: list[int], at: int) -> float:
-    return _rise(offer, hull[at], hull[at + 1])
+def _slope(branch: BranchOptions, hull: list[int], at: int) -> float:
+    return _rise(branch, hull[at], hull[at + 1])

@@ -1,10 +1,10 @@
-"""What every branch offers for its cost, counted or measured; `allocate` chooses among them.
+"""The options of every branch, with counted or measured costs, and the choice among them.
 
-With `pool-early` the last layer that attends and all after it run at the pooled position
-only. Where the choice drops the last attention block, another layer becomes that layer, costs
-change, and the choice is made again with that layer as the last. Which layer that should be is
-not left to the summed worth: worth is of units taken one by one, and would trade all later
-attention for FFN units that cost next to nothing.
+With `pool-early` the last layer that attends and all after it run at the pooled position only.
+Where the choice drops the last attention block, another layer becomes that layer and costs
+change. So the choice is made twice, the second time with that layer fixed as the last. Summed
+importance may not move it again: importance is of single units, and would trade all later
+attention for FFN units that cost almost nothing.
 """
 
 from __future__ import annotations
@@ -19,47 +19,53 @@ from prumux.optimizer.model.sizes import Branch, BranchKind, Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.timing.cost_table import CostTable
 
-from .allocate import Offer, allocate
+from .allocate import BranchOptions, allocate
 
 GRID = 16
-"""FFN widths tried under a measured time: the table is not finer than this."""
+"""Step of FFN widths under a measured time: the cost table is not finer."""
 
-Worth = Sequence[tuple[float, ...]]
-"""Per branch, all attention then all FFN, what keeping 0, 1, ... units is worth."""
-Price = Callable[[Encoder, int, int], float]
-"""Cost of a branch, from the encoder, the layer and how many units are kept."""
+BranchImportance = Sequence[tuple[float, ...]]
+"""Per branch, all attention then all FFN: the importance that 0, 1, ... kept units have."""
+BranchCost = Callable[[Encoder, int, int], float]
+"""Cost of a branch, from the encoder, the layer and the number of kept units."""
 
 
-def choose(
-    model: Model, worth: Worth, prices: tuple[Price, Price], limit: float, grid: int = 1
+def choose_counts(
+    model: Model,
+    importance: BranchImportance,
+    costs: tuple[BranchCost, BranchCost],
+    limit: float,
+    grid: int = 1,
 ) -> list[int]:
-    """Counts per branch of greatest worth within the limit, all attention then all FFN.
+    """Counts per branch of greatest importance within the limit, all attention then all FFN.
 
     Args:
-        model: what is pruned; its masks say what is left.
-        worth: of every count of every branch.
-        prices: of attention and of FFN branches.
-        limit: the most that all branches may cost.
+        model: the model to prune; its masks say which units are left.
+        importance: of every count of every branch.
+        costs: of an attention branch and of an FFN branch.
+        limit: the largest cost of all branches together, in the unit of `costs`.
         grid: FFN widths are multiples of this, or the full width.
 
     Raises:
         ValueError: nothing fits the limit; the message has both numbers.
     """
     half = len(model.encoder.layers)
-    counts = allocate(_offers(model, worth, prices, grid, half), limit)
+    counts = allocate(_options(model, importance, costs, grid, half), limit)
     living = [i for i, mask in enumerate(model.masks.heads) if bool(mask.any())]
     if not model.encoder.pool_early or not living:
         return counts
-    # What comes after the last attention is cheap, so there is more to be had for the rest.
+    # Layers after the last attention are cheap, so the limit allows more units elsewhere.
     last = max((i for i in range(half) if counts[i]), default=living[-1])
-    return allocate(_offers(model, worth, prices, grid, last), limit)
+    return allocate(_options(model, importance, costs, grid, last), limit)
 
 
-def counted(ctx: Context, of: Literal["weights", "macs"]) -> tuple[Price, Price]:
-    """Prices in weights or multiply-adds."""
+def counted_costs(
+    ctx: Context, of: Literal["weights", "macs"]
+) -> tuple[BranchCost, BranchCost]:
+    """Costs of attention and FFN branches, in weights or multiply-adds."""
     length = ctx.length
 
-    def price(kind: BranchKind) -> Price:
+    def price(kind: BranchKind) -> BranchCost:
         if of == "macs":
             return lambda e, i, n: n * unit_macs(e, Branch(i, kind), length)
 
@@ -72,24 +78,25 @@ def counted(ctx: Context, of: Literal["weights", "macs"]) -> tuple[Price, Price]
     return price("attention"), price("ffn")
 
 
-def timed(table: CostTable) -> tuple[Price, Price]:
-    """Prices in measured milliseconds."""
+def measured_costs(table: CostTable) -> tuple[BranchCost, BranchCost]:
+    """Costs of attention and FFN branches, in measured milliseconds."""
 
     def at(e: Encoder) -> CostTable:
         return replace(table, narrow_from=e.narrow_from)
 
-    return (
-        lambda e, i, n: at(e).attention_ms(i, n),
-        lambda e, i, n: at(e).ffn_ms(i, n),
-    )
+    return (lambda e, i, n: at(e).attention_ms(i, n), lambda e, i, n: at(e).ffn_ms(i, n))
 
 
-def _offers(
-    model: Model, worth: Worth, prices: tuple[Price, Price], grid: int, last: int
-) -> list[Offer]:
-    """The offers of all branches; `last` attends and no layer after it does.
+def _options(
+    model: Model,
+    importance: BranchImportance,
+    costs: tuple[BranchCost, BranchCost],
+    grid: int,
+    last: int,
+) -> list[BranchOptions]:
+    """The options of all branches; layer `last` attends and no layer after it does.
 
-    With `last` past the last layer there is no such bound, and prices are as things stand.
+    With `last` past the last layer any layer may attend, and costs are those of the model.
     """
     cut = model.masks.sizes(model.encoder)  # hidden dimensions may be masked already
     layers = tuple(
@@ -97,21 +104,26 @@ def _offers(
         for i, x in enumerate(model.encoder.layers)
     )
     view = replace(model.encoder, hidden=cut.hidden, embedding=cut.embedding, layers=layers)
-    half, (head, unit) = len(layers), prices
-    heads = [
-        _offer(v, range(i == last, len(v) if i <= last else 1), head, view, i)
-        for i, v in enumerate(worth[:half])
+    half, (attention, ffn) = len(layers), costs
+    found = [
+        _branch(v, range(i == last, len(v) if i <= last else 1), attention, view, i)
+        for i, v in enumerate(importance[:half])
     ]
-    ffn = [_offer(v, _widths(len(v), grid), unit, view, i) for i, v in enumerate(worth[half:])]
-    return heads + ffn
+    for i, v in enumerate(importance[half:]):
+        found.append(_branch(v, _widths(len(v), grid), ffn, view, i))
+    return found
 
 
 def _widths(counts: int, grid: int) -> tuple[int, ...]:
     return (*range(0, counts - 1, grid), counts - 1)
 
 
-def _offer(
-    value: Sequence[float], counts: Sequence[int], price: Price, encoder: Encoder, layer: int
-) -> Offer:
-    costs = tuple(float(price(encoder, layer, n)) for n in counts)
-    return Offer(tuple(counts), tuple(value[n] for n in counts), costs)
+def _branch(
+    values: Sequence[float],
+    counts: Sequence[int],
+    cost: BranchCost,
+    encoder: Encoder,
+    layer: int,
+) -> BranchOptions:
+    costs = tuple(float(cost(encoder, layer, n)) for n in counts)
+    return BranchOptions(tuple(counts), tuple(values[n] for n in counts), costs)

@@ -1,14 +1,14 @@
-"""Importance scores that the prune passes share.
+"""Fisher importance of units, which all prune passes share.
 
-A mask factor z is put on every head and FFN unit, or on every hidden dimension; its importance
-is the Fisher information
+After Kwon et al., https://arxiv.org/abs/2204.09656: every head and FFN unit, or every hidden
+dimension, gets a mask factor z. Its importance is the Fisher information
 
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
-over R rows and C classes, p being the model's own prediction, so no labels are needed. To
-second order, removing the unit costs I(z) / 2 nats of KL divergence from the dense prediction.
-The gradient is taken for every row on its own (the factor carries a row axis).
-For regression, with unit variance, it is the squared derivative of the output.
+over R rows and C classes. p is the model's own prediction, so no labels are needed. To second
+order, removing the unit costs I(z) / 2 nats of KL divergence from the dense prediction. The
+gradient is taken for every row on its own: the factor has a row axis. For regression, with
+unit variance, it is the squared derivative of the output.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Importance per layer: heads [H], ffn [F]."""
+    """Importance of every unit, per layer: heads [H], ffn [F]."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -46,31 +46,31 @@ def fisher(model: Model, ctx: Context) -> Scores:
     def put(own: Factors, z: list[Tensor]) -> Factors:
         return Factors(tuple(z[:half]), tuple(z[half:]), own.hidden)
 
-    found = _kept("fisher", model, (*masks.heads, *masks.ffn), put, ctx)
+    found = _stored("fisher", model, (*masks.heads, *masks.ffn), put, ctx)
     return Scores(heads=tuple(found[:half]), ffn=tuple(found[half:]))
 
 
 def hidden_fisher(model: Model, ctx: Context) -> Tensor:
     """Fisher importance of every hidden dimension, [D], on the first `ROWS` fit rows.
 
-    The derivative is that of the masked function (`optimizer.module`): through every write to
-    the residual stream and through LayerNorm's statistics.
+    The derivative is that of the masked model: through every write to the residual stream and
+    through LayerNorm's statistics.
     """
 
     def put(own: Factors, z: list[Tensor]) -> Factors:
         return Factors(own.heads, own.ffn, z[0])
 
-    return _kept("hidden-fisher", model, (model.masks.hidden,), put, ctx)[0]
+    return _stored("hidden-fisher", model, (model.masks.hidden,), put, ctx)[0]
 
 
 Put = Callable[[Factors, list[Tensor]], Factors]
-"""The module's own factors with those under test, each [B, W], in their places."""
+"""Returns the module's factors with some replaced by tensors [B, W]."""
 
 
-def _kept(
+def _stored(
     name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
 ) -> list[Tensor]:
-    """Importance of the factors on `alive`, from the store if it is there."""
+    """Importance of the factors on `alive`; kept in the store."""
     from prumux.optimizer.model.source import digest
 
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))

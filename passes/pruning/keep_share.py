@@ -1,4 +1,4 @@
-"""What `prune-heads` and `prune-ffn` share: keep a share of the units of one kind."""
+"""Keep a share of the units of one kind: the code of `prune-heads` and `prune-ffn`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .importance import fisher
 
 @dataclass(frozen=True)
 class RankedPrune(Pass):
-    """Marks the least important units of one kind."""
+    """A pass that marks the least important units of one kind for removal."""
 
     marks: ClassVar[bool] = True
     units: ClassVar[Literal["heads", "ffn"]]
     ratio: float = field(metadata={"help": "share of all units to remove, in [0, 1]"})
     scope: Literal["global", "layer"] = field(
-        default="global", metadata={"help": "rank all layers together, or each on its own"}
+        default="global", metadata={"help": "rank units over all layers, or within each layer"}
     )
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class RankedPrune(Pass):
             raise ValueError(f"ratio must be in [0, 1], not {self.ratio}")
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """By Fisher importance; units that are masked already count as removed."""
+        """Return masks by Fisher importance; masked units already count as removed."""
         if self.ratio == 0:
             return model
         scores = getattr(fisher(model, ctx), self.units)
@@ -45,7 +45,7 @@ class RankedPrune(Pass):
 def keep_ratio(
     scores: Sequence[Tensor], alive: Sequence[Tensor], share: float, scope: str
 ) -> tuple[Tensor, ...]:
-    """Masks that keep `share` of the units, the most important of those still alive."""
+    """Masks that keep `share` of all units: the most important of those still alive."""
     if scope == "layer":
         return tuple(_top([s], [m], share)[0] for s, m in zip(scores, alive, strict=True))
     return _top(scores, alive, share)

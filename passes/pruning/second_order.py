@@ -1,13 +1,14 @@
-"""Second-order removal, one unit at a time with compensation, as a value of every count.
+"""Second-order importance: remove a branch's units one at a time, with compensation.
 
-Within a branch the cheapest unit goes first and the others take over what they can of its
-work (`removal.py`), under the branch's curvature (`curvature.py`): two units that do the same
-cost little once and much twice, which importance of single units cannot see. The output
-bias takes over the mean, so H is taken about it; with the last unit the bias goes too.
+Within a branch the cheapest unit goes first and the others are moved to compensate for it
+(`optimal_brain_surgeon.py`), under the branch's K-FAC curvature (`refit/curvature.py`). Of two
+units with the same output, removing one costs little and removing both costs much; importance
+of single units cannot show that. The output bias absorbs the mean of the removed inputs, so H
+is centred; with the last unit the bias goes as well.
 
-Curvature leaves out how positions act together. So every branch is scaled until taking units
-away one by one, nothing compensated, costs in sum what their Fisher importance says: values
-of all branches, like importance, are twice the KL divergence in nats.
+Curvature ignores correlations between positions. So every branch is scaled until its single
+removals without compensation sum to its Fisher importance. Values of all branches are then
+twice the KL divergence in nats, as importance is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.passes.refit.curvature import Curvature, curvature
 
 from .importance import Scores, fisher
-from .surgeon import compensated, removal
+from .optimal_brain_surgeon import compensated, removal
 
 ROWS = 1024
 BATCH = 32
@@ -36,17 +37,15 @@ DAMPING = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Removals:
-    """What goes in which order in every branch, and how the others make up for it.
-
-    found: per living branch `order` int64 [N], units that were masked before first; `loss`
-    float64 [N + 1] after so many have gone; `gram` [M, M], damped, and `mean` [M] of the
-    inputs that were not masked before.
-    """
+    """The order of removals of every branch, their losses, and data for compensation."""
 
     found: Mapping[str, Tensor]
+    """Keys `branch.part`, for every living branch: `order`, int64 [N], units that were masked
+    before first; `loss`, float64 [N + 1], after n removals; `gram` [M, M], damped, and `mean`
+    [M], of the inputs that were not masked before."""
 
     def values(self, masks: Masks) -> list[tuple[float, ...]]:
-        """Per branch, all attention then all FFN, what keeping 0, 1, ... units is worth."""
+        """The importance of 0, 1, ... kept units, per branch: all attention, then all FFN."""
         losses = [
             self.found.get(f"{branch.name}.loss", torch.zeros(len(mask) + 1))
             for branch, mask in _branches(masks)
@@ -54,9 +53,9 @@ class Removals:
         return [tuple((loss[-1] - loss.flip(0)).tolist()) for loss in losses]
 
     def keep(self, model: Model, counts: Sequence[int]) -> Model:
-        """The model with masks that keep so many units, attention branches first, then FFN.
+        """The model with masks that keep `counts` units, all attention branches, then all FFN.
 
-        Output maps and their biases are moved; columns of units that go become zero.
+        Output maps and their biases are moved; columns of removed units become zero.
         """
         weights, half = dict(model.weights), len(model.masks.heads)
         kept: list[Tensor] = []
@@ -84,7 +83,7 @@ class Removals:
 
 
 def second_order(model: Model, ctx: Context) -> Removals:
-    """The removals of every branch, from the first `ROWS` fit rows; kept in `ctx.store`."""
+    """The removals of every branch, from the first `ROWS` fit rows; kept in the store."""
     from prumux.optimizer.model.source import digest
 
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
@@ -114,7 +113,7 @@ def _branches(masks: Masks) -> list[tuple[Branch, Tensor]]:
 
 
 def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict[str, Tensor]:
-    """Order and losses of one branch, and what `keep` needs to compensate."""
+    """Order and losses of one branch, and the data that `keep` needs to compensate."""
     kind = "heads" if branch.kind == "attention" else "ffn"
     mask: Tensor = getattr(model.masks, kind)[branch.index]
     importance, size = float(getattr(scores, kind)[branch.index].sum()), _width(model, branch)
@@ -141,7 +140,7 @@ def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict
 
 
 def _scale(weight: Tensor, gram: Tensor, size: int, importance: float) -> float:
-    """Fisher importance over the summed cost of single removals without compensation."""
+    """The ratio of Fisher importance to the summed loss of single uncompensated removals."""
     groups = len(gram) // size
     own = (weight.T @ weight) * gram
     blocks = own.view(groups, size, groups, size).diagonal(dim1=0, dim2=2)

@@ -1,1 +1,1 @@
-"""Least-squares refit of pruned branches."""
+"""Least-squares refit of pruned branches, and the curvature of their outputs."""

@@ -1,16 +1,19 @@
-r"""What a change of a branch's output map costs, in two small matrices a branch (K-FAC).
+r"""The curvature of the loss in a branch's output map, as two small matrices (K-FAC).
 
-Moving the map of one branch by dW moves its output at position t by dW x_t. To second order
-the KL divergence from the model's own prediction p becomes half of
+After Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of a branch by dW
+changes its output at position t by dW x_t. To second order the KL divergence from the model's
+own prediction p is then half of
 
     1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt
 
-Positions are taken not to correlate, and the shape of g not to depend on the position, only
-its size w_rt = sum_c p_rc |g_rct|^2 does. That leaves tr(G dW H dW^T) with
+Two assumptions make this small: positions are not correlated, and the direction of g does not
+depend on the position, only its size w_rt = sum_c p_rc |g_rct|^2 does. What remains is
+tr(G dW H dW^T) with
 
     G = 1/R * sum_rct p_rc g_rct g_rct^T      H = sum_rt w_rt x_rt x_rt^T / sum_rt w_rt
 
-so a position that nobody reads counts for (nearly) nothing. No labels are needed.
+so a position that the rest of the model does not read counts for almost nothing. No labels are
+needed.
 """
 
 from __future__ import annotations
@@ -30,26 +33,27 @@ from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import losses
 
-AROUND = 0.05
-"""Weight that a row's positions share evenly: it steadies H where one position counts."""
+SHARED_WEIGHT = 0.05
+"""Part of the weight that a row's positions share evenly; stabilises H where one position has
+all of the weight."""
 FLOOR = 1e-20
-"""Weight of a position whose gradient is zero, so that H is defined all the same."""
+"""Least weight of a position, so that H is defined where all gradients are 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """Of one branch, float32 on the CPU. M: inputs of its output map, D: its outputs."""
+    """The curvature of one branch, float32 on the CPU, of an output map [D, M]."""
 
     inputs: Tensor
     """H, [M, M]."""
     mean: Tensor
     """Weighted mean input, [M]."""
     root: Tensor
-    """The symmetric root of G, [D, D]: rows of `root @ W` count alike."""
+    """The symmetric root of G, [D, D]: errors of all rows of `root @ W` have equal weight."""
 
 
 def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
-    """Both factors for every living branch, from one forward pass over `groups`."""
+    """The curvature of every living branch, from one forward pass over `groups`."""
     module = _Tapped(model).to(ctx.device).eval()
     sums = {branch: _Sums() for branch in module.alive}
     random = torch.Generator().manual_seed(ctx.seed)
@@ -65,7 +69,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]
-                # Of a mixed row a position is real where some member has a token.
+                # A position of a mixed row is real where any member has a token.
                 mixed = real.view(len(tap), -1, real.shape[1]).any(1)
                 sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
             step()
@@ -74,7 +78,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
 
 
 class _TappedOps(TorchOps):
-    """Keeps each output map's input, and a zero beside its output that takes the gradient."""
+    """Keeps every output map's input, and adds a zero to its output that gets the gradient."""
 
     def write(self, branch: Branch, inner: Tensor, x: Tensor) -> Tensor:
         """See `TorchOps.write`."""
@@ -103,11 +107,11 @@ class _Sums:
         self.weight = 0.0
 
     def add(self, inner: Tensor, grads: Sequence[Tensor], real: Tensor) -> None:
-        """Add rows: inner [B, T, M], gradients [B, T, D] one a loss, real [B, T]."""
+        """Add rows: inner [B, T, M], gradients [B, T, D] of each loss, real bool [B, T]."""
         each = [g * real[..., None] for g in grads]
         weight = torch.stack([g.square().sum(-1) for g in each]).sum(0)
         shared = weight.sum(1, keepdim=True) / real.sum(1, keepdim=True)
-        weight = (weight + AROUND * shared + FLOOR)[real]
+        weight = (weight + SHARED_WEIGHT * shared + FLOOR)[real]
         x = inner[real] * weight.sqrt()[:, None]
         self.inputs = self.inputs + (x.T @ x).cpu()
         self.mean = self.mean + (weight @ inner[real]).cpu()

@@ -1,4 +1,4 @@
-"""Weighted ridge regression on streamed activations."""
+"""Weighted ridge regression on activations that arrive in batches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-class Fit:
-    """Collects normal equations of `missing ~ dW inner + db`, then solves them in float64."""
+class RidgeRegression:
+    """Sums the normal equations of `missing ~ dW inner + db`, then solves them in float64."""
 
     def __init__(self) -> None:
         self.gram: Tensor | None = None
@@ -15,7 +15,7 @@ class Fit:
         self.power = 0.0
 
     def add(self, inner: Tensor, missing: Tensor, weight: Tensor) -> None:
-        """Add positions: inner [B, T, M], missing [B, T, D], weight [B, T] (0 = skip)."""
+        """Add positions: inner [B, T, M], missing [B, T, D], weight [B, T], 0 to skip."""
         used = weight > 0
         root = weight[used].sqrt()[:, None]
         x = torch.cat([inner[used], torch.ones_like(root)], dim=1) * root
@@ -26,7 +26,7 @@ class Fit:
         self.power += float(y.double().square().sum())
 
     def solve(self, ridge: float, *, intercept: bool = True) -> tuple[Tensor, Tensor, float]:
-        """The change of weight [D, M] and bias [D], and the share of error power left.
+        """The change of weight [D, M] and bias [D], and the share of squared error left.
 
         Args:
             ridge: damping, relative to the mean of the Gram diagonal, over inputs that are

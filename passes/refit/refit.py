@@ -1,6 +1,6 @@
-"""The refit itself: both models, branch by branch, and the maps that are moved.
+"""The refit of `reconstruct`: both models run branch by branch, and output maps are moved.
 
-Where the small model mixes rows, it is compared with the dense rows mixed likewise.
+Where the small model mixes rows, its target is the dense states, multiplexed.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from prumux.optimizer.model.sizes import Branch, Encoder
 from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.passes.multiplexing.mixed_state_loss import mixed_target
 
-from .least_squares import Fit
+from .least_squares import RidgeRegression
 
-AROUND = 0.05
-"""Weight of other positions where only the first one is read: it steadies the solution."""
+UNREAD_WEIGHT = 0.05
+"""Weight of unread positions where the head reads one; stabilises the solution."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
 
 
 @dataclass(eq=False)
 class _RecordingOps(TorchOps):
-    """Keeps what goes into every linear map and what comes out of it."""
+    """Records inputs and outputs of the head's linear maps."""
 
     maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -53,8 +53,8 @@ class _Recorded(EncoderModule):
         return ops
 
 
-class Streams:
-    """The residual streams of the dense and the small model, moving up together."""
+class ResidualStreams:
+    """The residual streams of the dense and the small model, advanced branch by branch."""
 
     def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
         self.dense = _Recorded(replace(dense, encoder=_wide(dense))).to(device).eval()
@@ -79,15 +79,16 @@ class Streams:
         self.now: list[Tensor] = [ops.embed() for ops in self.small_ops]
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
-        """Move both streams past a branch, refitting it first where the small model has it.
+        """Move both streams past a branch, and refit it where the small model has it.
 
-        Returns the share of the branch's missing output that is left after the refit.
+        Returns:
+            The share of the squared error of its output that is left; None without the branch.
         """
         alive, mux = branch in self.alive, self.small.sizes.mux
         first = bool(mux and not self.mixes and alive and branch.index >= mux.at)
         if first:
             self._mix()
-        inners, fit = [], Fit()
+        inners, fit = [], RidgeRegression()
         for i, (dense, small) in enumerate(zip(self.dense_ops, self.small_ops, strict=True)):
             inner = forward.inner(dense, branch, self.aim[i])
             y = dense.write(branch, inner, self.aim[i])
@@ -111,7 +112,11 @@ class Streams:
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, then the last where the first lost outputs."""
+        """Refit the head's first map, and the last where the first lost outputs.
+
+        Returns:
+            The share of the squared error that is left.
+        """
         if self.small.sizes.mux and not self.mixes:
             self._mix()
         if self.small.sizes.reads_first:
@@ -127,7 +132,7 @@ class Streams:
 
     def _refit_map(self, name: str, ridge: float) -> float:
         """Refit one map of the head to what the dense model's map of that name gives."""
-        fit, inner_map = Fit(), name != "head.output"
+        fit, inner_map = RidgeRegression(), name != "head.output"
         there, left = (self.there, self.left) if inner_map else (EVERY, 1.0)
         for (dense, aim), (small, now) in zip(self._dense(), self._small(), strict=True):
             for ops, x in ((dense, aim), (small, now)):
@@ -141,7 +146,7 @@ class Streams:
         return self._move(name, fit, ridge)
 
     def weights(self) -> dict[str, Tensor]:
-        """The small model's weights, moved maps included."""
+        """The small model's weights after the refit."""
         return {
             name: p.detach().to("cpu").clone() for name, p in self.small.named_parameters()
         }
@@ -158,20 +163,20 @@ class Streams:
         return list(zip(self.small_ops, self.now, strict=True))
 
     def _mix(self) -> None:
-        """The small model's rows share a pass from here on."""
+        """Mix the small model's rows."""
         self.now = [ops.mix(x) for ops, x in self._small()]
         self.mixes = True
 
     def _positions(self, branch: Branch, mask: Tensor) -> Tensor:
-        """Weight of every position, [B, T]: padding none; little where nobody reads it."""
+        """Weight of every position, [B, T]: 0 for padding, little where it is not read."""
         weight = mask.float()
         sizes = self.small.sizes
         if sizes.reads_first and branch.index >= sizes.last_attention:
-            weight = weight * AROUND
+            weight = weight * UNREAD_WEIGHT
             weight[:, 0] = 1.0
         return weight
 
-    def _move(self, name: str, fit: Fit, ridge: float) -> float:
+    def _move(self, name: str, fit: RidgeRegression, ridge: float) -> float:
         known = dict(self.small.named_parameters())
         bias = known.get(f"{name}.bias")
         weight, shift, left = fit.solve(ridge, intercept=bias is not None)
@@ -182,5 +187,5 @@ class Streams:
 
 
 def _wide(model: Model) -> Encoder:
-    """Sizes with every position computed, so that all of them can be fitted."""
+    """Sizes without `pool_early`, so that every position is computed and can be fitted."""
     return replace(model.encoder, pool_early=False)

@@ -1,9 +1,10 @@
-"""Rows that are made up from others, for the dense model to teach on.
+"""Synthetic training rows without labels, made from real ones, for the teacher to label.
 
-The dense model knows the training rows by heart, so what it says of them shows little of how
-it judges new ones. What it says of rows that it has never seen shows more: a student that
-learns from both comes nearer to it on other data. Where a row is one text they are as long as
-what is served, which training texts need not be (SST-2 trains on phrases).
+The dense model has memorised the training rows, so its outputs there say little about how it
+treats new ones. Its outputs on rows that it has never seen say more, and a student that learns
+from both agrees with it better on held-out data (TinyBERT augments for the same reason,
+https://arxiv.org/abs/1909.10351). Where a row is one text, synthetic rows have the lengths of
+served rows, which training texts need not have: SST-2 trains on phrases.
 """
 
 from __future__ import annotations
@@ -18,36 +19,36 @@ from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.tasks.metrics import IGNORE
 
 REPLACED = 0.12
-"""Share of a made-up row's tokens that are replaced by tokens of other rows."""
+"""Share of a synthetic row's tokens that are replaced by tokens of other rows."""
 Ints = NDArray[np.int64]
 Labels = NDArray[Any] | tuple[Ints, ...]
 
 
 @functools.lru_cache(maxsize=1)
 def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
-    """The rows, and `share` times as many that are made up from them, without labels.
+    """The rows, followed by `share` times as many synthetic ones without labels.
 
-    The same object for the same arguments: a teacher remembers what it said of it.
+    Cached, because the teacher keeps its outputs for the very same object.
 
     Args:
-        rows: real rows; the first and the last token of each are taken for marks.
-        like: rows as long as those that are served.
+        rows: real rows; the first and the last token of each count as special tokens.
+        like: rows with the lengths of served rows.
         share: 0 = none, 1 = as many as there are rows.
-        seed: draws all of it.
+        seed: of all draws.
     """
     count = round(share * len(rows))
     if not count:
         return rows
     random = np.random.default_rng(seed)
     tokens = np.concatenate([np.array(x, dtype=np.int64) for x in rows.ids])
-    marks = np.array(sorted({x[0] for x in rows.ids} | {x[-1] for x in rows.ids}))
-    words = tokens[~np.isin(tokens, marks)]
+    special = np.array(sorted({x[0] for x in rows.ids} | {x[-1] for x in rows.ids}))
+    words = tokens[~np.isin(tokens, special)]
     first = random.permutation(np.resize(np.arange(len(rows)), count))
     lengths = random.choice(like.lengths, count)
     ids, types = [], []
     for i, length in zip(first.tolist(), lengths.tolist(), strict=True):
         made, kinds = _joined(rows, i, length, random)
-        swap = (random.random(len(made)) < REPLACED) & ~np.isin(made, marks)
+        swap = (random.random(len(made)) < REPLACED) & ~np.isin(made, special)
         if len(words):
             made = np.where(swap, random.choice(words, len(made)), made)
         ids.append(tuple(made.tolist()))
@@ -63,7 +64,7 @@ def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
 def _joined(
     rows: Encoded, i: int, length: int, random: np.random.Generator
 ) -> tuple[Ints, tuple[int, ...]]:
-    """Row i, with others after it up to a length if each is one text; and the token types."""
+    """Tokens and token types of row i; of one text, rows follow it up to `length` tokens."""
     given = rows.ids[i]
     kinds = (0,) * len(given) if rows.types is None else rows.types[i]
     *made, end = given
@@ -71,14 +72,14 @@ def _joined(
         return np.array(given), kinds
     while len(made) + 1 < length:
         other = rows.ids[int(random.integers(len(rows)))]
-        made += other[1:-1] or (end,)  # a row of nothing must not keep this going
+        made += other[1:-1] or (end,)  # an empty row must not loop for ever
     return np.array([*made[: length - 1], end]), (kinds[0],) * length
 
 
 def _labels(
     rows: Encoded, lengths: list[int]
 ) -> NDArray[np.generic] | tuple[Ints, ...] | None:
-    """The rows' labels, and none for those that are made up."""
+    """The rows' labels, then "no label" for every synthetic row."""
     if rows.labels is None:
         return None
     if isinstance(rows.labels, tuple):

@@ -1,4 +1,4 @@
-"""Where a training run is: parameters, moments, the best so far; saved and read back."""
+"""The state of a training run, saved to and loaded from checkpoints."""
 
 from __future__ import annotations
 
@@ -12,55 +12,61 @@ from torch import Tensor, nn
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store
 
-from .team import Team
+from .data_parallel import DataParallel
 
-CLIP = 1.0
+MAX_GRADIENT_NORM = 1.0
+"""Gradients of a parameter group are clipped to this L2 norm."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
-class Run:
-    """Where a run is. `best` holds the parameters that were least harmful so far."""
+class TrainingState:
+    """How far a run is, and the parameters with the least validation loss so far."""
 
     trained: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     best: list[Tensor]
     step: int = 0
     seconds: float = 0.0
-    harm: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    """At every check, the one before the first step included."""
 
-    def descend(self, team: Team, loss: Tensor, rate: float) -> None:
-        """One step, at a share of every group's highest learning rate."""
-        team.backward(loss, self.trained)
+    def update(self, parallel: DataParallel, loss: Tensor, rate: float) -> None:
+        """Take one step; `rate` is a factor on every group's highest learning rate."""
+        parallel.backward(loss, self.trained)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate
-            nn.utils.clip_grad_norm_(group["params"], CLIP)
+            nn.utils.clip_grad_norm_(group["params"], MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.step += 1
 
     def facts(self) -> dict[str, Any]:
         """Plain values, for receipts and checkpoints."""
-        return {"step": self.step, "seconds": self.seconds, "harm": self.harm}
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "validation_loss": self.validation_loss,
+        }
 
-    def keep(self, harm: float) -> None:
-        """Note how harmful the parameters are now, and remember them if they are the best.
+    def check(self, validation_loss: float) -> None:
+        """Record a validation loss, and keep the parameters if it is the least so far.
 
         Raises:
-            PassError: the harm is not a number.
+            PassError: the loss is not finite.
         """
-        if not math.isfinite(harm):
+        if not math.isfinite(validation_loss):
             raise PassError(
-                f"training diverged: the loss is {harm} after {self.step} steps\n"
+                f"training diverged: the loss is {validation_loss} after {self.step} steps\n"
                 "use a smaller lr, such as lr=1e-4",
                 exit_code=2,
             )
-        self.harm.append(harm)
-        if harm == min(self.harm):
+        self.validation_loss.append(validation_loss)
+        if validation_loss == min(self.validation_loss):
             self.best = [p.detach().clone() for p in self.trained]
 
     def save(self, store: Store, name: str) -> None:
         """Write a checkpoint."""
-        moments = [self.optimizer.state.get(p) or _unmoved(p) for p in self.trained]
+        moments = [self.optimizer.state.get(p) or _zero_moments(p) for p in self.trained]
         found: dict[str, Tensor] = {}
         for i, (p, best, state) in enumerate(
             zip(self.trained, self.best, moments, strict=True)
@@ -70,7 +76,7 @@ class Run:
         store.save(name, found, self.facts())
 
     def load(self, store: Store, name: str) -> None:
-        """Go on from a checkpoint, if there is one."""
+        """Continue from a checkpoint; without one nothing changes."""
         saved = store.load(name)
         if saved is None:
             return
@@ -81,10 +87,11 @@ class Run:
             self.optimizer.state[p] = {
                 part: found[f"{part}.{i}"].to(p.device) for part in MOMENTS
             }
-        self.step, self.seconds, self.harm = facts["step"], facts["seconds"], facts["harm"]
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.validation_loss = facts["validation_loss"]
 
 
-def _unmoved(p: nn.Parameter) -> dict[str, Tensor]:
+def _zero_moments(p: nn.Parameter) -> dict[str, Tensor]:
     """The moments of a parameter that has had no gradient yet."""
     return {
         part: torch.zeros(()) if part == "step" else torch.zeros_like(p) for part in MOMENTS

@@ -1,4 +1,8 @@
-"""Which layer of a student is compared with which of the teacher."""
+"""Pairs of a student's and the teacher's layers, whose states the losses compare.
+
+Fixed pairs for `distill` and `warm-up`; for `learn-masks`, whose layers come and go, the
+matching of least error as in CoFi (Xia et al., https://arxiv.org/abs/2204.00408).
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,32 @@ from torch import Tensor
 
 from prumux.optimizer.model.ir import Encoder
 
+from .data_parallel import ALONE, DataParallel
 from .losses import state_error
-from .teacher import Seen
-from .team import ALONE, Team
+from .teacher import ModelOutputs
 
 
 def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
-    """Of these layers those whose states belong to one row: all before rows are mixed, and
-    the last, in whose place `observe` gives the states that were taken apart."""
+    """Select the `living` layers whose states belong to single rows.
+
+    They are all layers before rows are mixed, and the last one, for which `observe` gives the
+    demultiplexed states.
+    """
     at = sizes.mux.at if sizes.mux else len(sizes.layers)
     return [i for i in living if i < at or i == max(living)]
 
 
 def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """Which layer of the teacher each comparable layer of the student should agree with."""
+    """The teacher's layer that each comparable layer of the student should agree with."""
     pairs = all_pairs(student, teacher)
     return {i: pairs[i] for i in comparable(list(pairs), student)}
 
 
 def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """For each living layer of the student: what stands before its next one should be what
-    that one saw in the dense model; what the head reads should be what it read there.
+    """The teacher's layer that each living layer of the student should agree with.
+
+    Every living layer should read the states that it read in the dense model. So the layer
+    before it is paired with the dense layer before it, and the last one with the dense last.
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
@@ -37,45 +46,54 @@ def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
 
 
 def matched_error(
-    found: Seen,
-    aim: Seen,
+    found: ModelOutputs,
+    aim: ModelOutputs,
     living: list[int],
     real: Tensor,
     at: int | None = None,
     *,
-    team: Team = ALONE,
+    parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Mean error of the teacher's layers, each against the student layer it is matched to.
+    """Mean error of the teacher's layers, each against the student layer matched to it.
 
-    Where rows are mixed before layer `at`, layers before it are matched with each other, and
-    the last, whose states are taken apart, with the teacher's last. A team's share of a batch
-    is matched as all of it.
+    Args:
+        found, aim: outputs of student and teacher.
+        living: layers of the student that may be matched.
+        real: bool [B, T], True on real tokens.
+        at: the layer before which rows are mixed, or None. Layers before it are matched with
+            each other, and the last one, which is demultiplexed, with the teacher's last.
+        parallel: the processes that share the batch; layers are matched by the whole batch.
     """
     if at is not None and living and aim.states:
         last = max(aim.states)
-        early = Seen(aim.logits, {i: x for i, x in aim.states.items() if i < min(at, last)})
+        states = {i: x for i, x in aim.states.items() if i < min(at, last)}
+        early = ModelOutputs(aim.logits, states)
         below = [i for i in living if i < at and i != max(living)]
-        apart = state_error(found.states[max(living)], aim.states[last], real, team)
+        apart = state_error(found.states[max(living)], aim.states[last], real, parallel)
         if not below or not early.states:
             return apart
-        return (matched_error(found, early, below, real, team=team) + apart) / 2
+        return (matched_error(found, early, below, real, parallel=parallel) + apart) / 2
     if not living or not aim.states:
         return found.logits.new_zeros((), dtype=torch.float32)
     with torch.no_grad():
         errors = torch.tensor(
             [
-                [float(state_error(found.states[i], t, real, team)) for i in living]
+                [float(state_error(found.states[i], t, real, parallel)) for i in living]
                 for t in aim.states.values()
             ]
         )
-    pairs = zip(ordered_match(team.total(errors)), aim.states.values(), strict=True)
+    pairs = zip(ordered_match(parallel.total(errors)), aim.states.values(), strict=True)
     return torch.stack(
-        [state_error(found.states[living[i]], t, real, team) for i, t in pairs]
+        [state_error(found.states[living[i]], t, real, parallel) for i, t in pairs]
     ).mean()
 
 
 def ordered_match(errors: Tensor) -> list[int]:
-    """For every row of [N, M] a column, never falling, so that the sum is least."""
+    """A column for every row of [N, M], never falling, of least total error.
+
+    Dynamic programming: best[j] is the least total of all rows so far with the last one in
+    column j or before.
+    """
     best, steps = errors[0], []
     for row in errors[1:]:
         least, at = best.cummin(0)

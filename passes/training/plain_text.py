@@ -1,4 +1,4 @@
-"""Unlabelled text as rows to train on, as long as those that the task has."""
+"""Training rows from unlabelled text, with the lengths of the task's rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 COLUMNS = ("text", "sentence")
 MOST_ROWS = 100_000
-"""What comes after so many pieces is not read."""
+"""The rest of a file is not read."""
 
 
 def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
-    """Pieces of the texts in a file, between the tokens that mark a row's ends.
+    """Rows of pieces of a file's texts, each with the special tokens around it.
 
     Args:
         path: parquet, jsonl, csv or tsv with a column `text` or `sentence`.
         model: has the tokenizer.
-        like: rows whose lengths the pieces get, in a random order.
-        seed: draws the lengths.
+        like: rows of the task; the length of every piece is drawn from theirs.
+        seed: of the draws.
 
     Raises:
         DataError: the file cannot be read or holds no text.
@@ -52,7 +52,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
             table.fail(i, f"'{name}' is {text!r:.40}, not text: write a string")
     random = np.random.default_rng(seed)
     ids: list[tuple[int, ...]] = []
-    with _plainly(model.tokenizer):
+    with _without_padding(model.tokenizer):
         before, after = _ends(model.tokenizer)
         room = np.maximum(1, like.lengths - len(before) - len(after))
         for words in _tokens([x for x in texts if x], model.tokenizer):
@@ -67,7 +67,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
 
 
 def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterator[list[int]]:
-    """A text in pieces whose lengths are drawn from `room`."""
+    """Cut a text's tokens into pieces whose lengths are drawn from `room`."""
     at = 0
     while at < len(words):
         size = int(random.choice(room))
@@ -76,7 +76,7 @@ def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterat
 
 
 def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of each text, without the tokens that mark its ends."""
+    """Token ids of each text, without special tokens."""
     for start in range(0, len(texts), 1000):
         found = tokenizer.backend_tokenizer.encode_batch(
             texts[start : start + 1000], add_special_tokens=False
@@ -85,8 +85,8 @@ def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[li
 
 
 @contextmanager
-def _plainly(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Nothing is cut off or filled up; the tokenizer's own settings come back afterwards."""
+def _without_padding(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Turn truncation and padding off; restore the tokenizer's settings afterwards."""
     backend = tokenizer.backend_tokenizer
     cut, padded = backend.truncation, backend.padding
     backend.no_truncation()
@@ -101,7 +101,7 @@ def _plainly(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens before and after a row's text."""
+    """The special tokens before and after a row's text."""
     found = tokenizer.backend_tokenizer.encode("a")
     inner = [i for i, special in enumerate(found.special_tokens_mask) if not special]
     first, last = (inner[0], inner[-1]) if inner else (len(found.ids), len(found.ids))

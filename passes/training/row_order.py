@@ -1,4 +1,4 @@
-"""The order in which rows are trained on."""
+"""The order of training rows: shuffled batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -11,25 +11,31 @@ from prumux.optimizer.data.tokenize import Batch, Encoded, collate
 from prumux.optimizer.model.row_groups import batch_rows
 
 POOL = 64
-"""So many batches are sorted by length together, then shuffled."""
+"""Batches whose rows are sorted by length together, before the batches are shuffled."""
 MULTIPLE = 8
-"""Rows are padded to multiples of this, so that few shapes occur."""
+"""Lengths are padded to multiples of this, in tokens, so that few shapes occur."""
 
 
 def steps_of_epoch(rows: int, size: int, slots: int) -> int:
-    """Batches in which every row is seen once, but those that fill no group."""
+    """Number of batches of an epoch; rows that fill no whole group are left out.
+
+    Args:
+        rows: number of rows.
+        size: rows of a batch, rounded to whole groups.
+        slots: rows of a group that the model mixes into one.
+    """
     return -(-(rows // slots * slots) // batch_rows(size, slots))
 
 
 def stream(
     rows: Encoded, size: int, seed: int, start: int = 0, slots: int = 1
 ) -> Iterator[Batch]:
-    """Batches without end, rows of like length together, from batch number `start` on.
+    """Endless batches of rows of similar length, from batch number `start` on.
 
-    Every epoch is a new shuffle that depends on seed and epoch only, so that a resumed run
-    sees what an uninterrupted one would have. Where `slots` rows are mixed into one, all
-    groups are whole: an epoch leaves out the rows that would fill none, and who is mixed with
-    whom, and where, is drawn from the batch.
+    Every epoch is a new shuffle that depends on seed and epoch only, so a resumed run sees
+    the same batches as an uninterrupted one. Where `slots` rows are mixed into one, all groups
+    are whole: an epoch leaves out the rows that fill none, and a random order within the batch
+    decides which rows are mixed and in which slots.
 
     Raises:
         UsageError: there are too few rows for one group.

@@ -1,7 +1,7 @@
-"""What the dense model says of the rows that a smaller one is trained on, computed once.
+"""The teacher: the dense model's outputs on the training rows, computed once.
 
-Many candidates learn from the same rows, each of them many times, so on a CPU what was
-computed is kept in memory, up to a limit.
+Many candidates learn from the same rows, each of them many times, so on a CPU the outputs are
+kept in memory, up to a limit.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
 LIMIT_BYTES = 8 << 30
-"""Of what is remembered; less where memory is short."""
+"""Most memory for outputs that are kept; less where memory is short."""
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class ModelOutputs:
     """A model's outputs for one batch."""
 
     logits: Tensor
     """[B, C], or [B, T, C] for token tasks."""
     states: Mapping[int, Tensor]
-    """The residual stream after each layer: [B, T, D], or [B, 1, D] once it is narrowed."""
+    """The residual stream after each layer: [B, T, D], or [B, 1, D] where only the pooled
+    position is computed."""
     mixed: Mapping[int, Tensor] = field(default_factory=dict)
-    """The same of mixed rows, [B/n, T, D], for the layers that run on them."""
+    """The residual stream of mixed rows, [B/n, T, D], after the layers that run on them."""
 
-    def narrowed(self, dims: Tensor) -> Seen:
-        """Only these hidden dimensions of the states of rows."""
+    def narrowed(self, dims: Tensor) -> ModelOutputs:
+        """The same with only these hidden dimensions of `states`."""
         return replace(self, states={i: x[..., dims] for i, x in self.states.items()})
 
 
 def observe(
     module: EncoderForward, batch: Batch, device: str, everywhere: bool = False
-) -> Seen:
-    """Run a batch and keep what a student is compared with.
+) -> ModelOutputs:
+    """Run a batch and keep the outputs that a student is compared by.
 
-    Where rows are mixed, the states from there on are those that were taken apart at the end:
-    where the head reads them, or `everywhere`.
+    Where rows are mixed, the states of all later layers are the demultiplexed ones of the last
+    layer: at the position that the head reads, or `everywhere`.
     """
     inputs: dict[str, Any] = {
         k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()
@@ -71,34 +72,36 @@ def observe(
     elif family.pre_norm:  # the stream has no norm: what the head reads is compared
         x = family.final(ops, x)
         states |= dict.fromkeys(range(last, depth), x)
-    return Seen(family.head(ops, ops.pool(x)), states, mixed)
+    return ModelOutputs(family.head(ops, ops.pool(x)), states, mixed)
 
 
 @dataclass(eq=False)
 class Teacher:
-    """The dense model on some rows, remembering what it said."""
+    """The dense model, with the outputs that it has computed for its rows."""
 
     module: EncoderModule
     layers: tuple[int, ...]
+    """Layers whose states are wanted."""
     device: str
     held: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By row: logits, then the states after each of `layers`, without padding."""
     held_bytes: int = 0
     limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 3))
 
-    def teach(self, batch: Batch) -> Seen:
-        """Logits and the states after the wanted layers, for rows of this teacher."""
+    def teach(self, batch: Batch) -> ModelOutputs:
+        """Logits and the states after `layers`, for a batch of this teacher's rows."""
         if all(int(row) in self.held for row in batch.rows):
             return self._recall(batch)
         with torch.no_grad(), autocast(self.device):
             found = observe(self.module, batch, self.device)
-        found = Seen(
+        found = ModelOutputs(
             found.logits.float(), {i: found.states[i].bfloat16() for i in self.layers}
         )
         if self.device == "cpu" and self.held_bytes < self.limit_bytes:
             self._remember(batch, found)
         return found
 
-    def _remember(self, batch: Batch, found: Seen) -> None:
+    def _remember(self, batch: Batch, found: ModelOutputs) -> None:
         for i, row in enumerate(batch.rows):
             length = int(batch.attention_mask[i].sum())
             logits = found.logits[i] if self.module.sizes.pooled else found.logits[i, :length]
@@ -106,14 +109,14 @@ class Teacher:
             self.held[int(row)] = tuple(part.clone() for part in parts)
             self.held_bytes += sum(x.numel() * x.element_size() for x in parts)
 
-    def _recall(self, batch: Batch) -> Seen:
+    def _recall(self, batch: Batch) -> ModelOutputs:
         rows = [self.held[int(row)] for row in batch.rows]
         length = batch.input_ids.shape[1]
         first, *states = zip(*rows, strict=True)
         logits = torch.stack(first) if self.module.sizes.pooled else _padded(first, length)
-        # A row of one token looks narrow, too: only all of them tell.
+        # One row of one token looks narrow, too; rows are narrow only if all of them are.
         narrow = {i: all(map(_single, x)) for i, x in zip(self.layers, states, strict=True)}
-        return Seen(
+        return ModelOutputs(
             logits,
             {
                 i: torch.stack(x) if narrow[i] else _padded(x, length)
@@ -137,11 +140,11 @@ def _padded(rows: tuple[Tensor, ...], length: int) -> Tensor:
 def teacher(
     dense: Model, rows: Encoded, layers: tuple[int, ...], device: str, everywhere: bool = False
 ) -> Teacher:
-    """The teacher for these rows; the same one for every candidate of a run.
+    """The teacher for these rows; cached, so that all candidates of a run share it.
 
-    With `everywhere` it tells the last states at every position, not at the pooled one only.
+    With `everywhere` its last states are those of every position, not of the pooled one only.
     """
-    del rows  # a part of the key: what is remembered is numbered by its rows
+    del rows  # a part of the cache key: outputs are kept by row number
     narrow = dense.encoder.reads_first and not everywhere
     early = replace(dense, encoder=replace(dense.encoder, pool_early=narrow))
     return Teacher(EncoderModule(early).to(device).eval(), layers, device)

@@ -1,4 +1,4 @@
-"""What passes that train have in common: how long, how fast, what the dense model teaches."""
+"""The options that all training passes share: length, learning rate, rows and temperature."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 
 from .augment import augmented
-from .loop import Length
+from .loop import TrainingSchedule
 
 EPOCHS = 3.0
 
 
 @dataclass(frozen=True)
-class Trained(Pass):
-    """Trains for some epochs or minutes."""
+class TrainingPass(Pass):
+    """A pass that trains for some epochs or minutes."""
 
     trains: ClassVar[bool] = True
     epochs: float | None = field(
         default=None,
-        metadata={"help": f"passes over the rows, made-up ones too; {EPOCHS:g} if not said"},
+        metadata={
+            "help": f"passes over the rows, synthetic ones included; {EPOCHS:g} by default"
+        },
     )
-    minutes: float | None = field(default=None, metadata={"help": "in place of epochs"})
+    minutes: float | None = field(
+        default=None, metadata={"help": "length in minutes, in place of epochs"}
+    )
     lr: float = field(default=3e-4, metadata={"help": "highest learning rate"})
     batch: int = field(default=64, metadata={"help": "rows per step"})
-    augment: float = field(
-        default=1.0, metadata={"help": "rows made up from others, for each real one"}
-    )
+    augment: float = field(default=1.0, metadata={"help": "synthetic rows for each real one"})
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.minutes is not None:
@@ -38,10 +40,10 @@ class Trained(Pass):
         self.check_not_below_zero("augment")
 
     def check_above_zero(self, *names: str) -> None:
-        """For `__post_init__`.
+        """Check options in `__post_init__`.
 
         Raises:
-            ValueError: names the first option that is given and not above 0.
+            ValueError: an option is given and not above 0.
         """
         for name in names:
             value = getattr(self, name)
@@ -49,30 +51,36 @@ class Trained(Pass):
                 raise ValueError(f"{name} must be above 0, not {value}")
 
     def check_not_below_zero(self, *names: str) -> None:
-        """The same for what may be 0."""
+        """Check options in `__post_init__`.
+
+        Raises:
+            ValueError: an option is below 0.
+        """
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
     @property
-    def length(self) -> Length:
+    def length(self) -> TrainingSchedule:
         """How long to train."""
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
-        return Length(epochs, self.minutes, self.batch)
+        return TrainingSchedule(epochs, self.minutes, self.batch)
 
     def rows(self, ctx: Context) -> Encoded:
-        """What is trained on: real rows and those that are made up."""
+        """The training rows: real ones, then synthetic ones."""
         real = ctx.fit if ctx.train is None else ctx.train
         return augmented(real, ctx.fit, self.augment, ctx.seed)
 
 
 @dataclass(frozen=True)
-class Taught(Trained):
-    """Trains against the dense model's logits and hidden states."""
+class DistillationPass(TrainingPass):
+    """A pass that trains against the dense model's logits and hidden states."""
 
-    temperature: float = field(default=2.0, metadata={"help": "T of the logits' softmax"})
-    hidden: float = field(default=1.0, metadata={"help": "weight of the hidden states"})
-    logits: float = field(default=1.0, metadata={"help": "weight of the logits"})
+    temperature: float = field(default=2.0, metadata={"help": "T of the softmax over logits"})
+    hidden: float = field(
+        default=1.0, metadata={"help": "weight of the error of hidden states"}
+    )
+    logits: float = field(default=1.0, metadata={"help": "weight of the divergence of logits"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

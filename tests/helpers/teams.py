@@ -18,12 +18,12 @@ from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.metrics import IGNORE
 from prumux.passes.distill import Distill, Student
-from prumux.passes.gates.expected_cost import Counted
+from prumux.passes.gates.expected_cost import CountedBudget
 from prumux.passes.gates.mask_learner import MaskLearner
 from prumux.passes.learn_masks import LearnMasks
-from prumux.passes.multiplexing.retrieval import Warmer
+from prumux.passes.multiplexing.retrieval import RetrievalLearner
 from prumux.passes.pruning.importance import fisher
-from prumux.passes.training.team import Team
+from prumux.passes.training.data_parallel import DataParallel
 from prumux.passes.warm_up import WarmUp
 from tests.helpers.factory import make_context, multiplexed, random_batch, random_model
 from tests.helpers.masking import masked
@@ -52,30 +52,34 @@ class Several:
         tokens = random_model(**SIZES, task="token-classification", seed=1)
         small = masked(model, seed=1)
         soft = Distill(labels=0)
-        masks = LearnMasks(sparsity=0.5)
-        budget = Counted(model.encoder, model.encoder, 0.5, "weights", 8)
+        masks, warm_up = LearnMasks(sparsity=0.5), WarmUp(tokens=1.0)
+        budget = CountedBudget(model.encoder, model.encoder, 0.5, "weights", 8)
         scores = fisher(model, ctx)
-        self.parts: dict[str, Student | MaskLearner | Warmer] = {
+        self.parts: dict[str, Student | MaskLearner | RetrievalLearner] = {
             "plain": Student(small, Distill(), rows, ctx),
             "tokens": Student(masked(tokens, seed=2), soft, rows, replace(ctx, dense=tokens)),
             "mixed": Student(multiplexed(model, at=1), Distill(), rows, ctx),
-            "masks": MaskLearner(model, masks, budget, rows=rows, scores=scores, ctx=ctx),
-            "warm-up": Warmer(multiplexed(model), WarmUp(tokens=1.0), rows, ctx),
+            "masks": MaskLearner(
+                model, masks, masks.gating, budget, rows=rows, scores=scores, ctx=ctx
+            ),
+            "warm-up": RetrievalLearner(
+                multiplexed(model), warm_up.weights, warm_up.lr, rows, ctx
+            ),
         }
         self.stop_at = self.steps = -1
 
     def groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts.values() for group in part.groups()]
 
-    def loss(self, batch: Batch, share: float, team: Team) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel) -> Tensor:
         self.steps += 1
         if self.steps == self.stop_at:
             raise KeyboardInterrupt
-        losses = [part.loss(batch, share, team) for part in self.parts.values()]
+        losses = [part.loss(batch, progress, parallel) for part in self.parts.values()]
         return torch.stack(losses).sum()
 
-    def harm(self) -> float:
-        return sum(part.harm() for part in self.parts.values())
+    def validation_loss(self) -> float:
+        return sum(part.validation_loss() for part in self.parts.values())
 
 
 def elsewhere(*, ctx: Context) -> Several:
@@ -95,15 +99,15 @@ class Faulty:
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.value], "lr": 0.1}]
 
-    def loss(self, batch: Batch, share: float, team: Team) -> Tensor:
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel) -> Tensor:
         self.steps += 1
         if self.steps == 3 and self.fault == "raises":
             raise ValueError("the loss is out of range\nsecond line")
         if self.steps == 3 and self.fault == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        return team.mean((self.value - 1).square().sum(), len(batch.rows))
+        return parallel.mean((self.value - 1).square().sum(), len(batch.rows))
 
-    def harm(self) -> float:
+    def validation_loss(self) -> float:
         return abs(self.value.item() - 1)
 
 
@@ -112,7 +116,6 @@ def broken(*, ctx: Context) -> Faulty:
     raise ValueError(f"no {ctx.device} will do")
 
 
-def faulty(fault: str, *, ctx: Context) -> Faulty:
-    """One that fails so in the other process."""
-    del ctx
-    return Faulty(fault)
+def faulty(fault: str, device: str = "", *, ctx: Context) -> Faulty:
+    """One that fails so in other processes: in all of them, or in the one for `device`."""
+    return Faulty(fault if device in ("", ctx.device) else "")

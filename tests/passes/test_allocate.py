@@ -7,29 +7,34 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.passes.pruning.allocate import Offer, allocate, best, values
+from prumux.passes.pruning.allocate import (
+    BranchOptions,
+    allocate,
+    keep_best,
+    summed_importance,
+)
 
 CALM = settings(max_examples=150, deadline=None, derandomize=True)
 GAINS = st.lists(st.floats(0.01, 10), min_size=1, max_size=5)
 
 
-def offer(gains: list[float], costs: list[float]) -> Offer:
+def offer(gains: list[float], costs: list[float]) -> BranchOptions:
     """Concave values: units in falling order of importance."""
     ordered = sorted(gains, reverse=True)
     total = [0.0]
     for gain in ordered:
         total.append(total[-1] + gain)
-    return Offer(tuple(range(len(total))), tuple(total), tuple(costs))
+    return BranchOptions(tuple(range(len(total))), tuple(total), tuple(costs))
 
 
-def exhaustive(offers: list[Offer], limit: float) -> float:
+def exhaustive(offers: list[BranchOptions], limit: float) -> float:
     points = product(*(list(zip(o.values, o.costs, strict=True)) for o in offers))
     return max(
         (sum(v for v, _ in x) for x in points if sum(c for _, c in x) <= limit), default=0
     )
 
 
-def total(offers: list[Offer], counts: list[int]) -> tuple[float, float]:
+def total(offers: list[BranchOptions], counts: list[int]) -> tuple[float, float]:
     value = sum(o.values[o.counts.index(n)] for o, n in zip(offers, counts, strict=True))
     return value, sum(o.costs[o.counts.index(n)] for o, n in zip(offers, counts, strict=True))
 
@@ -92,13 +97,13 @@ def test_what_is_left_is_spent_between_the_steps() -> None:
 
 def test_a_limit_below_the_empty_model() -> None:
     with pytest.raises(ValueError, match=r"the limit 1 is below the cost 2 of an empty model"):
-        allocate([Offer((0, 1), (0.0, 1.0), (2.0, 3.0))], 1)
+        allocate([BranchOptions((0, 1), (0.0, 1.0), (2.0, 3.0))], 1)
 
 
 def test_values_and_masks_count_living_units_only() -> None:
     score, alive = torch.tensor([5.0, 1.0, 3.0, 2.0]), torch.tensor([0, 1, 1, 1]).bool()
-    assert values(score, alive, (0, 1, 2, 3, 4)) == (0, 3, 5, 6, 6)
-    (kept,) = best([score], [2], [alive])
+    assert summed_importance(score, alive, (0, 1, 2, 3, 4)) == (0, 3, 5, 6, 6)
+    (kept,) = keep_best([score], [2], [alive])
     assert kept.tolist() == [False, False, True, True]
-    (kept,) = best([score], [4], [alive])
+    (kept,) = keep_best([score], [4], [alive])
     assert torch.equal(kept, alive)

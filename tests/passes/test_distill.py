@@ -14,10 +14,11 @@ from prumux.optimizer.data.tokenize import Encoded, collate
 from prumux.optimizer.model.ir import Encoder, Kind, Layer, Model, Task
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.passes.distill import TABLES, Distill
+from prumux.passes.distill import Distill
 from prumux.passes.slice import slice_model
 from prumux.passes.training.layer_matching import layer_pairs
 from prumux.passes.training.teacher import Teacher, observe, teacher
+from prumux.passes.training.trainable import TABLES
 from tests.helpers.factory import Family, make_context, random_batch, random_model
 from tests.helpers.masking import masked
 
@@ -36,7 +37,7 @@ def prepared(
 
 
 def harms(model: Model) -> list[float]:
-    return list(model.history[-1].notes["harm"])
+    return list(model.history[-1].notes["validation_loss"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +83,7 @@ def test_labels_count() -> None:
     after = distill.run(model, ctx)
     # Agreement with the dense model is what the checkpoint is picked by, so it stays put.
     assert all(torch.equal(v, after.weights[k]) for k, v in model.weights.items())
-    assert after.notes["harm"][-1] > after.notes["harm"][0] + 0.1
+    assert after.notes["validation_loss"][-1] > after.notes["validation_loss"][0] + 0.1
 
 
 def test_twice_the_same_and_nothing_given_changes() -> None:
@@ -167,7 +168,7 @@ def test_an_empty_model_still_trains() -> None:
     )
     empty = slice_model(replace(model, masks=masks))
     after = Distill(epochs=5, lr=0.01, batch=16).run(empty, ctx)
-    assert min(after.notes["harm"]) < after.notes["harm"][0]
+    assert min(after.notes["validation_loss"]) < after.notes["validation_loss"][0]
 
 
 def test_states_of_a_layer_that_is_gone_are_those_before_it() -> None:
@@ -201,4 +202,4 @@ def test_rows_without_select_are_checked_on_what_is_there() -> None:
     assert isinstance(bare.fit, Encoded)
     small = Pipeline.parse(PRUNE).run(model, bare)
     after = Distill(epochs=1, batch=8).run(small, bare)
-    assert len(after.notes["harm"]) > 2
+    assert len(after.notes["validation_loss"]) > 2

@@ -11,11 +11,11 @@ from prumux.passes.gates.hard_concrete import (
     HIGH,
     LOW,
     binary_sample,
-    chance,
-    chance_above,
     keep_expected,
     mean,
+    open_probability,
     open_value,
+    probability_above,
     sample,
 )
 
@@ -32,9 +32,11 @@ def drawn(log_alpha: float) -> torch.Tensor:
 @pytest.mark.parametrize("log_alpha", POINTS.tolist())
 def test_chances_and_mean_are_those_of_the_samples(log_alpha: float) -> None:
     z, at = drawn(log_alpha), torch.tensor(log_alpha, dtype=torch.float64)
-    assert float((z != 0).double().mean()) == pytest.approx(float(chance(at)), abs=2e-5)
+    assert float((z != 0).double().mean()) == pytest.approx(
+        float(open_probability(at)), abs=2e-5
+    )
     assert float((z > 0.4).double().mean()) == pytest.approx(
-        float(chance_above(at, 0.4)), abs=2e-5
+        float(probability_above(at, 0.4)), abs=2e-5
     )
     assert float(z.mean()) == pytest.approx(float(mean(at)), abs=2e-5)
     assert float(z[z != 0].mean()) == pytest.approx(float(open_value(at)), abs=1e-3)
@@ -50,10 +52,10 @@ def test_some_samples_are_exactly_zero_and_one() -> None:
 
 def test_the_chance_is_the_formula_and_rises() -> None:
     expected = 1 - torch.sigmoid(2 / 3 * math.log(0.1 / 1.1) - POINTS)
-    torch.testing.assert_close(chance(POINTS), expected)
-    assert (chance(POINTS).diff() > 0).all()
-    assert float(chance(POINTS[-1])) == pytest.approx(0.998, abs=1e-3)
-    assert float(chance(POINTS[0])) == pytest.approx(0.047, abs=1e-3)
+    torch.testing.assert_close(open_probability(POINTS), expected)
+    assert (open_probability(POINTS).diff() > 0).all()
+    assert float(open_probability(POINTS[-1])) == pytest.approx(0.998, abs=1e-3)
+    assert float(open_probability(POINTS[0])) == pytest.approx(0.047, abs=1e-3)
 
 
 def test_gradients_flow_through_open_gates_only() -> None:
@@ -74,7 +76,7 @@ def test_the_expected_number_is_kept_highest_first() -> None:
     for size in (1, 7, 40):
         log_alpha = torch.randn(size, generator=random) * 3
         kept = keep_expected(log_alpha)
-        assert int(kept.sum()) == round(float(chance(log_alpha).sum()))
+        assert int(kept.sum()) == round(float(open_probability(log_alpha).sum()))
         if kept.any() and not kept.all():
             assert log_alpha[kept].min() >= log_alpha[~kept].max()
 
@@ -101,7 +103,7 @@ def test_what_is_drawn_follows_the_generator_and_the_chances() -> None:
     assert (draw(3) == draw(3)).all()
     assert not (draw(3) == draw(4)).all()
     share = torch.stack([draw(i) != 0 for i in range(4000)]).double().mean(0)
-    c = found.chances()
+    c = found.probabilities()
     expected = torch.cat([torch.cat(c.units) * found.spread(c.blocks), c.hidden]).detach()
     assert float((share - expected).abs().max()) < 0.04
     assert set(draw(5)[-8:].tolist()) <= {0.0, 1.0}
@@ -118,7 +120,7 @@ def test_a_closed_block_closes_all_of_its_units() -> None:
 
 def test_gates_that_are_not_learnt_are_open() -> None:
     found = gates(blocks=False, hidden=False)
-    chances = found.chances()
+    chances = found.probabilities()
     assert chances.blocks.tolist() == [1] * 4
     assert chances.hidden.tolist() == [1] * 8
     assert found.parameters == [found.units]

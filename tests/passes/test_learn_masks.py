@@ -20,16 +20,16 @@ from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes import learn_masks
-from prumux.passes.gates.expected_cost import Counted
-from prumux.passes.gates.gates import Chances
+from prumux.passes.gates.expected_cost import CountedBudget
+from prumux.passes.gates.gates import OpenProbabilities
 from prumux.passes.gates.hard_concrete import LOW
 from prumux.passes.gates.mask_learner import PENALTY, MaskLearner
 from prumux.passes.learn_masks import LearnMasks
 from prumux.passes.pruning.importance import fisher
 from prumux.passes.slice import slice_model
+from prumux.passes.training.data_parallel import DataParallel
 from prumux.passes.training.layer_matching import matched_error, ordered_match
-from prumux.passes.training.teacher import Seen, observe
-from prumux.passes.training.team import Team
+from prumux.passes.training.teacher import ModelOutputs, observe
 from tests.helpers.factory import Family, make_context, random_batch
 from tests.helpers.gating import small, some_gates, table
 from tests.helpers.masking import logits, random_masks, worst
@@ -61,15 +61,15 @@ def test_everything_may_go() -> None:
 class Line:
     """A budget whose expected cost is given."""
 
-    cost: float
+    mean: float
     limit: float = 0.5
-    whole: float = 1.0
+    dense: float = 1.0
 
-    def expected(self, chances: Chances) -> Tensor:
-        return self.cost + 0 * chances.units[0].sum() + chances.units[0].mean() * 1e-6
+    def expected(self, p: OpenProbabilities) -> Tensor:
+        return self.mean + 0 * p.units[0].sum() + p.units[0].mean() * 1e-6
 
-    def real(self, sizes: Encoder) -> float:
-        return self.cost
+    def cost(self, sizes: Encoder) -> float:
+        return self.mean
 
 
 @pytest.mark.parametrize(("cost", "sign"), [(0.9, 1), (0.1, -1)])
@@ -78,7 +78,13 @@ def test_the_multipliers_push_towards_the_target(cost: float, sign: int) -> None
     options = LearnMasks(sparsity=0.5, warmup=0, **QUICK)
     ctx = context(model)
     learner = MaskLearner(
-        model, options, Line(cost), rows=ctx.fit, scores=fisher(model, ctx), ctx=ctx
+        model,
+        options,
+        options.gating,
+        Line(cost),
+        rows=ctx.fit,
+        scores=fisher(model, ctx),
+        ctx=ctx,
     )
     optimizer = torch.optim.AdamW(learner.groups(), fused=True)
     for _ in range(3):
@@ -103,7 +109,9 @@ def test_states_are_compared_where_the_dimensions_were() -> None:
     losses = []
     for left in (narrow.kept_hidden, narrow.kept_hidden.roll(1)):
         one = replace(narrow, kept_hidden=left)
-        learner = MaskLearner(one, options, Line(0.5), rows=ctx.fit, scores=scores, ctx=ctx)
+        learner = MaskLearner(
+            one, options, options.gating, Line(0.5), rows=ctx.fit, scores=scores, ctx=ctx
+        )
         losses.append(float(learner.loss(batch, 1.0).detach()))
     assert losses[0] < 0.9 * losses[1]
 
@@ -112,16 +120,22 @@ def test_the_target_rises_from_what_the_model_costs_at_the_start() -> None:
     model = small()
     ctx = context(model)
     options = LearnMasks(sparsity=0.6, warmup=0.5, **QUICK)
-    budget = Counted(model.encoder, model.encoder, 0.4, "weights", 8)
+    budget = CountedBudget(model.encoder, model.encoder, 0.4, "weights", 8)
     learner = MaskLearner(
-        model, options, budget, rows=ctx.fit, scores=fisher(model, ctx), ctx=ctx
+        model,
+        options,
+        options.gating,
+        budget,
+        rows=ctx.fit,
+        scores=fisher(model, ctx),
+        ctx=ctx,
     )
-    assert 0.96 * budget.whole < learner.start_cost < budget.whole
+    assert 0.96 * budget.dense < learner.start_cost < budget.dense
     learner.multipliers.data.copy_(torch.tensor([1.0, 0.0]))
     assert learner.excess(0.0).item() == pytest.approx(0, abs=1e-6)
     halfway, end = learner.excess(0.25).item(), learner.excess(0.5).item()
     assert end == pytest.approx(
-        budget.limit / budget.whole - learner.start_cost / budget.whole
+        budget.limit / budget.dense - learner.start_cost / budget.dense
     )
     assert halfway == pytest.approx(end / 2)
     assert learner.excess(1.0).item() == end
@@ -151,7 +165,7 @@ def test_hidden_masks_can_close_and_stay_binary(monkeypatch: pytest.MonkeyPatch)
     model = small()
     ctx = context(model)
     falling = iter(range(100, 0, -1))  # so that the last state is the best
-    monkeypatch.setattr(MaskLearner, "harm", lambda self: float(next(falling)))
+    monkeypatch.setattr(MaskLearner, "validation_loss", lambda self: float(next(falling)))
     options = LearnMasks(sparsity=0.7, hidden_masks=True, mask_lr=0.5, epochs=20, batch=8)
     after = options.run(model, ctx)
     assert 1 <= int(after.masks.hidden.sum()) < model.encoder.hidden
@@ -164,9 +178,15 @@ def test_the_result_is_the_trained_function_with_its_factors(hidden_masks: bool)
     model = small()
     ctx = context(model)
     options = LearnMasks(sparsity=0.5, hidden_masks=hidden_masks, **QUICK)
-    budget = Counted(model.encoder, model.encoder, 0.5, "weights", 8)
+    budget = CountedBudget(model.encoder, model.encoder, 0.5, "weights", 8)
     learner = MaskLearner(
-        model, options, budget, rows=ctx.fit, scores=fisher(model, ctx), ctx=ctx
+        model,
+        options,
+        options.gating,
+        budget,
+        rows=ctx.fit,
+        scores=fisher(model, ctx),
+        ctx=ctx,
     )
     learner.gates.units.data.copy_(some_gates(model.encoder, 2).units)
     if learner.gates.hidden is not None:
@@ -186,9 +206,15 @@ def test_a_closed_block_is_skipped_as_in_the_sliced_model() -> None:
     model = small()
     ctx = context(model)
     options = LearnMasks(sparsity=0.5, **QUICK)
-    budget = Counted(model.encoder, model.encoder, 0.5, "weights", 8)
+    budget = CountedBudget(model.encoder, model.encoder, 0.5, "weights", 8)
     learner = MaskLearner(
-        model, options, budget, rows=ctx.fit, scores=fisher(model, ctx), ctx=ctx
+        model,
+        options,
+        options.gating,
+        budget,
+        rows=ctx.fit,
+        scores=fisher(model, ctx),
+        ctx=ctx,
     )
     full = Masks.full(model.encoder)
     gone = replace(
@@ -234,11 +260,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     whole = options.run(model, context(model))
     plain, steps = MaskLearner.loss, []
 
-    def killed(self: MaskLearner, batch: Any, share: float, team: Team) -> Tensor:
+    def killed(self: MaskLearner, batch: Any, share: float, parallel: DataParallel) -> Tensor:
         steps.append(share)
         if len(steps) == 10:
             raise KeyboardInterrupt
-        return plain(self, batch, share, team)
+        return plain(self, batch, share, parallel)
 
     monkeypatch.setattr(MaskLearner, "loss", killed)
     ctx = context(model, store=Store(tmp_path))
@@ -280,7 +306,7 @@ def test_training_brings_the_decided_model_nearer_to_the_dense_one() -> None:
     ctx = context(model)
     # Gentle steps: at higher rates the last bits, so the processor, decide the ratio.
     after = LearnMasks(sparsity=0.5, epochs=40, batch=8, lr=3e-3).run(model, ctx)
-    harm = after.notes["harm"]
+    harm = after.notes["validation_loss"]
     assert min(harm[1:]) < 0.9 * harm[0]
 
 
@@ -344,7 +370,7 @@ def test_matching_without_a_living_layer_costs_nothing() -> None:
     model = small()
     batch = random_batch(model)
     found = observe(EncoderModule(model), batch, "cpu")
-    seen = Seen(found.logits, {i: found.states[i] for i in range(3)})
+    seen = ModelOutputs(found.logits, {i: found.states[i] for i in range(3)})
     real = torch.as_tensor(batch.attention_mask).bool()
     assert float(matched_error(seen, seen, [], real)) == 0
     assert float(matched_error(seen, seen, [0, 1, 2], real)) == pytest.approx(0)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from prumux.optimizer.model.ir import Layer
 from prumux.optimizer.model.module import EncoderModule
 from prumux.passes.multiplexing.mixed_state_loss import (
-    Between,
+    MixedStateLoss,
     mixed_error,
     mixed_target,
-    together,
+    multiplex,
 )
-from prumux.passes.training.teacher import Seen, observe
+from prumux.passes.training.teacher import ModelOutputs, observe
 from tests.helpers.factory import multiplexed, random_batch, random_model
 
 ALL = slice(None), slice(None)
@@ -54,7 +54,7 @@ def test_after_the_norm_a_target_is_the_members_norms_mixed() -> None:
     real = torch.ones(4, 5, dtype=torch.bool)
     real[1, 3:] = False
     each = F.layer_norm(y, (512,))
-    aim = together(each, keys, real)
+    aim = multiplex(each, keys, real)
     for first in (False, True):
         found = F.layer_norm(mixed_target(y, keys, real, first), (512,))
         assert torch.nn.functional.cosine_similarity(found, aim, dim=-1).min() > 0.9999
@@ -66,15 +66,15 @@ def test_after_the_norm_a_target_is_the_members_norms_mixed() -> None:
 def test_which_layers_are_compared() -> None:
     dense = random_model().encoder
     pairs = [
-        Between.of(multiplexed(random_model(), at=at).encoder, dense, ALL, 1.0).pairs
+        MixedStateLoss.of(multiplexed(random_model(), at=at).encoder, dense, ALL, 1.0).pairs
         for at in range(4)
     ]
     assert pairs == [{0: 0, 1: 1, 2: 2}, {1: 1, 2: 2}, {2: 2}, {}]
-    assert Between.of(dense, dense, ALL, 1.0).pairs == {}
-    assert not Between.of(multiplexed(random_model()).encoder, dense, ALL, 0.0).pairs
+    assert MixedStateLoss.of(dense, dense, ALL, 1.0).pairs == {}
+    assert not MixedStateLoss.of(multiplexed(random_model()).encoder, dense, ALL, 0.0).pairs
     gone = multiplexed(random_model()).encoder
     gone = replace(gone, layers=(*gone.layers[:1], Layer(0, 0), *gone.layers[2:]))
-    assert Between.of(gone, dense, ALL, 1.0).pairs == {0: 1, 2: 2}
+    assert MixedStateLoss.of(gone, dense, ALL, 1.0).pairs == {0: 1, 2: 2}
 
 
 def test_training_towards_it_descends() -> None:
@@ -84,13 +84,13 @@ def test_training_towards_it_descends() -> None:
     student = EncoderModule(model)
     for p in student.parameters():
         p.requires_grad = True
-    between = Between.of(model.encoder, teacher.sizes, ALL, 1.0)
+    between = MixedStateLoss.of(model.encoder, teacher.sizes, ALL, 1.0)
     real = torch.as_tensor(np.asarray(batch.attention_mask)).bool()
     with torch.no_grad():
         aim = observe(teacher, batch, "cpu", everywhere=True)
 
     def error() -> torch.Tensor:
-        found: Seen = observe(student, batch, "cpu", everywhere=True)
+        found: ModelOutputs = observe(student, batch, "cpu", everywhere=True)
         assert set(found.mixed) >= set(between.pairs)
         return between.error(student, found, aim, real)
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pipe
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,13 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.run.job import Request
 from prumux.passes.distill import Distill
 from prumux.passes.training import loop as training
-from prumux.passes.training import parallel
+from prumux.passes.training import worker_processes
+from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import matched_error
-from prumux.passes.training.link import Link, started
-from prumux.passes.training.loop import Length, train
-from prumux.passes.training.parallel import CODE, Job, devices
+from prumux.passes.training.loop import TrainingSchedule, train
 from prumux.passes.training.row_order import stream
-from prumux.passes.training.teacher import Seen
-from prumux.passes.training.team import ALONE, Team
+from prumux.passes.training.teacher import ModelOutputs
+from prumux.passes.training.worker_processes import ParallelJob, Worker, devices, started
 from tests.helpers.factory import make_context, random_batch, random_model
 from tests.helpers.masking import worst
 from tests.helpers.teams import (
@@ -50,25 +49,25 @@ from tests.helpers.teams import (
     faulty,
 )
 
-LENGTH = Length(3.0, None, BATCH)
+LENGTH = TrainingSchedule(3.0, None, BATCH)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two() -> Iterator[list[Link]]:
-    """Two processes for every training, and the pipes to the second ones."""
-    links: list[Link] = []
+def two() -> Iterator[list[Worker]]:
+    """Two processes for every training; the list gets the second ones."""
+    workers: list[Worker] = []
 
-    def kept(*arguments: Any) -> Link:
-        links.append(started(*arguments))
-        return links[-1]
+    def kept(*arguments: Any) -> Worker:
+        workers.append(started(*arguments))
+        return workers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2])
-        patch.setattr(parallel, "devices", lambda _: ("cpu", "cpu"))
-        patch.setattr(parallel, "started", kept)
+        patch.setattr(worker_processes, "devices", lambda _: ("cpu", "cpu"))
+        patch.setattr(worker_processes, "started", kept)
         patch.setattr(training, "LEAST_STEPS", 0)
         patch.setattr(precision, "fast_bf16", lambda _: False)
-        yield links
+        yield workers
 
 
 @dataclass
@@ -116,7 +115,9 @@ def test_gradients_are_those_of_the_whole_batch(alone: Trained, together: Traine
             if x is not None and y is not None:
                 assert worst(x, y) <= 1e-4 * most
     assert (alone.facts.get("devices"), together.facts["devices"]) == (None, 2)
-    assert together.facts["harm"] == pytest.approx(alone.facts["harm"], rel=1e-5)
+    assert together.facts["validation_loss"] == pytest.approx(
+        alone.facts["validation_loss"], rel=1e-5
+    )
 
 
 def test_weights_are_those_of_one_process(alone: Trained, together: Trained) -> None:
@@ -133,18 +134,18 @@ def test_weights_are_those_of_one_process(alone: Trained, together: Trained) -> 
 
 
 def test_a_killed_run_goes_on_to_the_same_result(
-    two: list[Link], together: Trained, tmp_path: Path
+    two: list[Worker], together: Trained, tmp_path: Path
 ) -> None:
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         trained(context(store=store), together=True, stop_at=11)
-    (killed,) = (x.process for x in two[-1:])
-    assert killed is not None
-    assert killed.returncode == -9
+    assert two[-1].process.returncode == -9
     again = trained(context(store=store), together=True)
     assert 0 < again.learner.steps < together.learner.steps
     # Not to the last bit: sums may be taken in another order where memory lies otherwise.
-    assert again.facts["harm"] == pytest.approx(together.facts["harm"], rel=1e-5)
+    assert again.facts["validation_loss"] == pytest.approx(
+        together.facts["validation_loss"], rel=1e-5
+    )
     for group, expected in zip(again.learner.groups(), together.learner.groups(), strict=True):
         for p, q in zip(group["params"], expected["params"], strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
@@ -158,15 +159,30 @@ def test_a_killed_run_goes_on_to_the_same_result(
     ],
 )
 def test_a_fault_elsewhere_ends_the_run_and_says_so(
-    fault: str, message: str, two: list[Link]
+    fault: str, message: str, two: list[Worker]
 ) -> None:
     ctx, start = context(), time.monotonic()
     with pytest.raises(LostError, match=f"(?s){message}\nrepeat.*--resume"):
         train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=partial(faulty, fault))
     assert time.monotonic() - start < 60
-    process = two[-1].process
-    assert process is not None
-    assert process.returncode is not None
+    assert two[-1].process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises", "cpu:1 ended: ValueError: the loss is out of range"),
+        ("dies", "cpu:1 ended with code -9"),
+    ],
+)
+def test_of_three_processes_the_one_at_fault_is_named(
+    fault: str, message: str, two: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "devices", lambda _: ("cpu", "cpu:0", "cpu:1"))
+    ctx = context()
+    with pytest.raises(LostError, match=f"(?s){message}\nrepeat.*--resume"):
+        train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=partial(faulty, fault, "cpu:1"))
+    assert all(x.process.returncode is not None for x in two[-2:])
 
 
 def test_what_cannot_be_built_elsewhere_is_said() -> None:
@@ -175,11 +191,18 @@ def test_what_cannot_be_built_elsewhere_is_said() -> None:
         train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=broken)
 
 
-def test_nobody_is_left_where_the_main_process_is_gone() -> None:
-    link = started(CODE, "cpu", 0)
-    link.pipe.close()
-    assert link.process is not None
-    assert link.process.wait(60) == 1
+def test_nobody_is_left_where_the_main_process_is_gone(tmp_path: Path) -> None:
+    ctx = context()
+    packed = ParallelJob(partial(faulty, ""), ctx.fit, BATCH, ctx).packed()
+    (tmp_path / "job").write_bytes(pickle.dumps((packed, ("cpu", "cpu"), 1)))
+    worker = started(str(tmp_path), 1, "cpu", 0)
+    end = time.monotonic() + 60
+    while not (tmp_path / "ready-1").exists():  # then it waits for the main process
+        assert time.monotonic() < end
+        assert worker.why_ended(0.05) is None
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(60) == 1
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -189,21 +212,29 @@ def test_layers_are_matched_by_the_whole_batch(seed: int) -> None:
     real = torch.ones(4, 3, dtype=torch.bool)
     real[0, 1:] = False
 
-    def error(rows: slice, team: Team) -> float:
+    def error(rows: slice, parallel: DataParallel) -> float:
         states, wanted = (dict(enumerate(x[:, rows])) for x in (found, aim))
         none = torch.zeros(0)
-        seen, told = Seen(none, states), Seen(none, wanted)
-        return float(matched_error(seen, told, [0, 1, 2], real[rows], team=team))
+        student, teacher = ModelOutputs(none, states), ModelOutputs(none, wanted)
+        return float(matched_error(student, teacher, [0, 1, 2], real[rows], parallel=parallel))
 
-    pipes = Pipe()
-    main, other = (Team(i, 2, (Link(pipe),)) for i, pipe in enumerate(pipes))
+    meeting, shares = Barrier(2), dict[int, Tensor]()
+
+    class InThread(DataParallel):
+        """One of two threads in place of processes."""
+
+        def total(self, x: Tensor) -> Tensor:
+            shares[self.rank] = x.detach()
+            meeting.wait(60)
+            found = shares[0] + shares[1]
+            meeting.wait(60)
+            return found
+
     with ThreadPoolExecutor(1) as threads:
-        later = threads.submit(error, slice(1, 4), other)
-        assert error(slice(0, 1), main) + later.result() == pytest.approx(
+        later = threads.submit(error, slice(1, 4), InThread(1, 2))
+        assert error(slice(0, 1), InThread(0, 2)) + later.result() == pytest.approx(
             error(slice(0, 4), ALONE), rel=1e-5
         )
-    for pipe in pipes:
-        pipe.close()
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
@@ -213,7 +244,7 @@ def test_shares_are_whole_groups_and_make_up_the_batch(slots: int, size: int) ->
     batches = stream(rows, 12, seed=0, slots=slots)
     for _ in range(2 * ROWS // 12):
         batch = next(batches)
-        parts = [Team(i, size).part(batch, slots) for i in range(size)]
+        parts = [DataParallel(i, size).part(batch, slots) for i in range(size)]
         if len(batch.rows) // slots < size:
             assert all(part is batch for part in parts)
             continue
@@ -234,11 +265,11 @@ def test_every_training_can_be_built_elsewhere(
     jobs = []
 
     @contextmanager
-    def crew(job: Job) -> Iterator[Team]:
+    def processes(job: ParallelJob) -> Iterator[DataParallel]:
         jobs.append(pickle.loads(job.packed()))
         yield ALONE
 
-    monkeypatch.setattr(training, "crew", crew)
+    monkeypatch.setattr(training, "processes", processes)
     Pipeline.parse(text).run(random_model(heads=(3, 2), ffn=(8, 8), hidden=12), context())
     (job,) = jobs
     batch = next(stream(job.rows, job.batch, job.ctx.seed, slots=2))
@@ -258,7 +289,7 @@ def test_a_lost_process_is_no_fault_of_the_pass(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cuda_is_all_gpus_and_one_alone_starts_nothing(
-    two: list[Link], monkeypatch: pytest.MonkeyPatch
+    two: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
@@ -267,7 +298,7 @@ def test_cuda_is_all_gpus_and_one_alone_starts_nothing(
     assert devices("cuda:1") == ("cuda:1",)
     assert devices("cpu") == ("cpu",)
     before, ctx = len(two), context()
-    monkeypatch.setattr(parallel, "devices", lambda _: ("cpu",))
+    monkeypatch.setattr(worker_processes, "devices", lambda _: ("cpu",))
     train(Faulty(), ctx.fit, LENGTH, ctx, "x", make=partial(faulty, ""))
     assert len(two) == before
 
@@ -275,17 +306,17 @@ def test_cuda_is_all_gpus_and_one_alone_starts_nothing(
 @pytest.mark.parametrize(
     ("length", "short"),
     [
-        (Length(3.0, None, 8), True),
-        (Length(50.0, None, 8), False),
-        (Length(None, 0.5, 8), True),
-        (Length(None, 5.0, 8), False),
+        (TrainingSchedule(3.0, None, 8), True),
+        (TrainingSchedule(50.0, None, 8), False),
+        (TrainingSchedule(None, 0.5, 8), True),
+        (TrainingSchedule(None, 5.0, 8), False),
     ],
 )
 def test_short_runs_start_nothing(
-    length: Length, short: bool, monkeypatch: pytest.MonkeyPatch
+    length: TrainingSchedule, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LEAST_STEPS", 500)
-    assert length.short(each=20) is short
+    assert length.short(epoch_steps=20) is short
 
 
 def test_one_gpu_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

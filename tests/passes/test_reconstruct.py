@@ -16,8 +16,8 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes import reconstruct
 from prumux.passes.reconstruct import Reconstruct
-from prumux.passes.refit.least_squares import Fit
-from prumux.passes.refit.refit import AROUND
+from prumux.passes.refit.least_squares import RidgeRegression
+from prumux.passes.refit.refit import UNREAD_WEIGHT
 from prumux.passes.slice import slice_model
 from tests.helpers.factory import Family, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, worst
@@ -131,7 +131,7 @@ def test_one_layer_equals_an_explicit_solution(task: Kind) -> None:
     (batch,) = batches(ctx.fit, 64)
     real = torch.as_tensor(batch.attention_mask).bool()
     pooled = task == "text-classification"
-    weight = torch.full(real.shape, AROUND if pooled else 1.0)
+    weight = torch.full(real.shape, UNREAD_WEIGHT if pooled else 1.0)
     weight[:, 0] = 1.0
     ids, types = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.token_type_ids)
     x = EncoderModule(dense).ops(ids, real.long(), types).embed()
@@ -230,4 +230,4 @@ def test_a_hidden_size_of_unknown_dimensions_is_refused() -> None:
 
 def test_a_fit_of_nothing_is_a_fault() -> None:
     with pytest.raises(ValueError, match=r"solve\(\) before add\(\)"):
-        Fit().solve(0.01)
+        RidgeRegression().solve(0.01)

@@ -21,12 +21,12 @@ from prumux.optimizer.model.ir import Encoder, Kind, Masks, Model, Task
 from prumux.optimizer.model.module import Branch, EncoderModule
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.prune import Prune
-from prumux.passes.pruning import surgeon as removal_module
+from prumux.passes.pruning import optimal_brain_surgeon as removal_module
 from prumux.passes.pruning.importance import fisher
+from prumux.passes.pruning.optimal_brain_surgeon import compensated, removal
 from prumux.passes.pruning.second_order import _scale, second_order
-from prumux.passes.pruning.surgeon import compensated, removal
 from prumux.passes.refit import curvature as curvature_module
-from prumux.passes.refit.curvature import AROUND, curvature
+from prumux.passes.refit.curvature import SHARED_WEIGHT, curvature
 from prumux.passes.slice import slice_model
 from tests.helpers.factory import Family, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, worst
@@ -152,7 +152,7 @@ def by_hand(model: Model, branch: Branch, rows: int) -> tuple[Tensor, Tensor, Te
             (grad,) = torch.autograd.grad(target, y, retain_graph=True)
             weight += q * grad[0].square().sum(-1)
             g = g + q * grad[0].T @ grad[0] / rows
-        weight = weight + AROUND * weight.mean()
+        weight = weight + SHARED_WEIGHT * weight.mean()
         h, mean = h + (inner[0].T * weight) @ inner[0], mean + weight @ inner[0]
         total += float(weight.sum())
     return h / total, mean / total, g

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.passes.training.loop import CHECKS, Length, train
+from prumux.passes.training.data_parallel import ALONE, DataParallel
+from prumux.passes.training.loop import CHECKS, TrainingSchedule, train
 from prumux.passes.training.row_order import stream
-from prumux.passes.training.team import ALONE, Team
 from tests.helpers.factory import make_context, random_model
 
 
@@ -37,9 +37,9 @@ class Line:
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": [self.value], "lr": 0.5}]
 
-    def loss(self, batch: Batch, share: float, team: Team) -> Tensor:
-        assert team is ALONE
-        assert 0 <= share < 1
+    def loss(self, batch: Batch, progress: float, parallel: DataParallel) -> Tensor:
+        assert parallel is ALONE
+        assert 0 <= progress < 1
         self.calls += 1
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
@@ -47,7 +47,7 @@ class Line:
         scale = float("nan") if self.calls >= self.spoil_at else 1.0
         return (self.value - aim).square().sum() * scale
 
-    def harm(self) -> float:
+    def validation_loss(self) -> float:
         return abs(self.value.item() - 12.0)
 
 
@@ -81,24 +81,34 @@ def test_rows_of_like_length_share_a_batch() -> None:
 
 
 def test_epochs_and_minutes() -> None:
-    assert Length(2.0, None, 10).share(step=5, seconds=1e9, each=10) == 0.25
-    assert Length(3.0, None, 1000).share(step=1, seconds=0.0, each=1) == 1 / 3
-    assert Length(None, 2.0, 10).share(step=5, seconds=30.0, each=10) == 0.25
-    assert Length(None, 2.0, 10).share(step=5, seconds=300.0, each=10) == 1.0
+    assert (
+        TrainingSchedule(2.0, None, 10).progress(step=5, seconds=1e9, epoch_steps=10) == 0.25
+    )
+    assert (
+        TrainingSchedule(3.0, None, 1000).progress(step=1, seconds=0.0, epoch_steps=1) == 1 / 3
+    )
+    assert (
+        TrainingSchedule(None, 2.0, 10).progress(step=5, seconds=30.0, epoch_steps=10) == 0.25
+    )
+    assert (
+        TrainingSchedule(None, 2.0, 10).progress(step=5, seconds=300.0, epoch_steps=10) == 1.0
+    )
 
 
 def test_trains_so_many_steps_and_keeps_the_best() -> None:
     line = Line()
-    facts = train(line, rows(), Length(16.0, None, 8), make_context(random_model()), "x")
+    facts = train(
+        line, rows(), TrainingSchedule(16.0, None, 8), make_context(random_model()), "x"
+    )
     assert facts["step"] == 112  # 16 epochs of 7 batches, the last of them with two rows
-    assert len(facts["harm"]) == CHECKS + 1
-    assert abs(line.value.item() - 12.0) == min(facts["harm"])
-    assert facts["harm"][0] == 12.0 > min(facts["harm"])
+    assert len(facts["validation_loss"]) == CHECKS + 1
+    assert abs(line.value.item() - 12.0) == min(facts["validation_loss"])
+    assert facts["validation_loss"][0] == 12.0 > min(facts["validation_loss"])
 
 
 @pytest.mark.parametrize("stop_at", [3, 51, 98])
 def test_a_killed_run_goes_on_to_the_same_result(stop_at: int, tmp_path: Path) -> None:
-    length, data, model = Length(16.0, None, 8), rows(), random_model()
+    length, data, model = TrainingSchedule(16.0, None, 8), rows(), random_model()
     whole = Line()
     expected = train(whole, data, length, make_context(model), "x")
     ctx = make_context(model, store=Store(tmp_path))
@@ -107,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_result(stop_at: int, tmp_path: Path) -
     again = Line()
     found = train(again, data, length, ctx, "x")
     assert torch.equal(again.value, whole.value)
-    assert found["harm"] == expected["harm"]
+    assert found["validation_loss"] == expected["validation_loss"]
     assert again.calls == {3: 112, 51: 70, 98: 28}[stop_at]  # it was checked 8 times
     at_the_end = Line()  # killed before what came out was stored
     assert train(at_the_end, data, length, ctx, "x") == found
@@ -122,7 +132,11 @@ def test_divergence_is_said_with_its_remedy() -> None:
     message = r"training diverged: the loss is nan after 14 steps\nuse a smaller lr"
     with pytest.raises(PassError, match=message):
         train(
-            Line(spoil_at=9), rows(), Length(16.0, None, 8), make_context(random_model()), "x"
+            Line(spoil_at=9),
+            rows(),
+            TrainingSchedule(16.0, None, 8),
+            make_context(random_model()),
+            "x",
         )
 
 

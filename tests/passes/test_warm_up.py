@@ -32,7 +32,7 @@ def trained(model: Model, text: str, rows: int = 65) -> Model:
 
 
 def harm(model: Model) -> list[float]:
-    found: list[float] = model.history[-1].notes["harm"]
+    found: list[float] = model.history[-1].notes["validation_loss"]
     return found
 
 
@@ -97,7 +97,7 @@ def test_masks_are_learnt_on_mixed_rows() -> None:
 
 def harm_of(model: Model, name: str) -> list[float]:
     receipt = next(x for x in model.history if x.spec.startswith(name))
-    found: list[float] = receipt.notes["harm"]
+    found: list[float] = receipt.notes["validation_loss"]
     return found
 
 

@@ -1,4 +1,7 @@
-"""How gates start, and which to keep for good: those expected, corrected to the real cost."""
+"""The gates before training, and the binary masks after it.
+
+The masks keep the expected number of units, corrected until the real cost meets the budget.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ from torch import Tensor, nn
 from prumux.optimizer.model.ir import Encoder, Masks
 from prumux.passes.pruning.importance import Scores
 
-from .expected_cost import Budget
+from .expected_cost import CostBudget
 from .gates import Gates
-from .hard_concrete import HIGH, chance, keep_expected
+from .hard_concrete import HIGH, keep_expected, open_probability
 
 START = 2.0
-"""log_alpha of the least important unit at the start; the most important one has the highest.
-Open with chance 0.97, so the start removes nothing to speak of."""
+"""Initial log_alpha of the least important unit; the most important one has `HIGH`.
+A gate is open with probability 0.97 at this value, so almost nothing is removed at first."""
 
 
-def start(
-    encoder: Encoder, budget: Budget, scores: Scores, blocks: bool, hidden: bool
+def initial_gates(
+    encoder: Encoder, budget: CostBudget, scores: Scores, blocks: bool, hidden: bool
 ) -> Gates:
-    """Gates that are all but open, units ranked by importance over cost.
+    """Gates that are almost surely open, with log_alpha by rank of importance over cost.
 
     Args:
         encoder: the sizes.
-        budget: what a unit costs is the slope of its expected cost.
+        budget: the cost of a unit is the derivative of the expected cost.
         scores: importance of every unit.
         blocks: whether whole blocks have gates.
         hidden: whether hidden dimensions have gates.
@@ -35,11 +38,11 @@ def start(
     layers, dims = encoder.layers, encoder.hidden
     widths = (*(x.heads for x in layers), *(x.ffn for x in layers))
     units = nn.Parameter(torch.full_like(score, HIGH))
-    chances = Gates(widths, dims, units, None, None).chances()
-    (price,) = torch.autograd.grad(budget.expected(chances), units)
-    # A measured time can be flat; such units are cheap, not free.
-    worth = score / price.clamp_min(1e-3 * float(price.mean()))
-    rank = worth.argsort().argsort() / max(1, len(worth) - 1)
+    open_units = Gates(widths, dims, units, None, None).probabilities()
+    (cost,) = torch.autograd.grad(budget.expected(open_units), units)
+    # Where a measured time is flat a unit seems free; it counts as cheap instead.
+    value = score / cost.clamp_min(1e-3 * float(cost.mean()))
+    rank = value.argsort().argsort() / max(1, len(value) - 1)
     return Gates(
         widths,
         dims,
@@ -49,11 +52,12 @@ def start(
     )
 
 
-def decide(gates: Gates, budget: Budget, encoder: Encoder) -> Masks:
-    """Keep the expected number of each group, then as much as the limit buys, no more.
+def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
+    """Masks with the expected number of units, then as many as the budget allows.
 
-    Units go, or come back, in the order of their chance to be open, block included; those of
-    blocks that are expected to live come back first. In the end no branch can have one more.
+    Units are removed, or restored, in the order of their probability to be open, times that
+    of their block; units of blocks that are expected to live are restored first. In the end no
+    branch could have one unit more.
     """
     rank, kept, living, dims = _expected(gates)
     half = len(gates.widths) // 2
@@ -65,7 +69,7 @@ def decide(gates: Gates, budget: Budget, encoder: Encoder) -> Masks:
         return Masks(parts[:half], parts[half:], dims)
 
     def fits(units: Tensor) -> bool:
-        return budget.real(masks(units).sizes(encoder)) <= budget.limit
+        return budget.cost(masks(units).sizes(encoder)) <= budget.limit
 
     def moved(pool: Tensor, n: int, value: bool) -> Tensor:
         found = kept.clone()
@@ -82,22 +86,22 @@ def decide(gates: Gates, budget: Budget, encoder: Encoder) -> Masks:
                 range(len(pool)), True, key=lambda n: not fits(moved(pool, n + 1, True))
             )
             kept = moved(pool, least, True)
-            # What does not fit does not fit from its whole branch; others may be cheaper.
+            # No other unit of this branch fits either; other branches may be cheaper.
             left = pool[least:]
             pool = left[branch[left] != branch[left[:1]]]
     return masks(kept)
 
 
 def _expected(gates: Gates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log chance, whether kept, whether the block is kept, per unit; hidden mask [D]."""
+    """Per unit: log probability, whether it is kept, whether its block is; hidden mask [D]."""
     with torch.no_grad():
-        rank = chance(gates.units).log().cpu()
+        rank = open_probability(gates.units).log().cpu()
         parts = [keep_expected(x) for x in gates.branches(gates.units)]
         kept = torch.cat(parts).cpu()
         living = torch.ones_like(kept)
         if gates.blocks is not None:
             half = len(gates.widths) // 2
-            rank = rank + gates.spread(chance(gates.blocks).log()).cpu()
+            rank = rank + gates.spread(open_probability(gates.blocks).log()).cpu()
             blocks = [keep_expected(x) for x in torch.split(gates.blocks, half)]
             living = gates.spread(torch.cat(blocks)).cpu()
         dims = torch.ones(gates.dims, dtype=torch.bool)

@@ -1,13 +1,15 @@
-"""Optimal brain surgeon algebra: which inputs of a linear map go first, and what that costs.
+"""Optimal Brain Surgeon: the order in which a linear map loses inputs, and the loss of each.
 
-For y = W x with second moments H = E[x x^T], taking the columns S of W away and moving all
-others by the best step costs, with H^-1 over the columns that are left,
+After Optimal Brain Compression (Frantar and Alistarh, https://arxiv.org/abs/2208.11580). For
+y = W x with second moments H = E[x x^T], removing the columns S of W and moving all others by
+the best step costs, with H^-1 over the remaining columns,
 
     rho_S = tr( W_S ([H^-1]_SS)^-1 W_S^T ) = min over dW, W_S + dW_S = 0, of tr(dW H dW^T)
     dW    = -W_S ([H^-1]_SS)^-1 [H^-1]_S,:
 
 after which H^-1 <- H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:. One group of columns goes at a
-time, the cheapest first, so that of two alike the second is dear once the first is gone.
+time, the cheapest first. So of two equal groups the second becomes expensive once the first is
+gone.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Single columns that go between two rewrites of the matrices; does not change results."""
+"""Single columns removed between two updates of the matrices; does not change results."""
 
 
 def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor]:
-    """Groups of columns in the order in which they go, and the summed cost.
+    """The order in which groups of columns are removed, and the cumulative loss.
 
     Args:
-        weight: the map [D, N * size]; scale its rows where outputs do not count alike.
-        gram: H, [N * size, N * size], positive definite but for rounding.
-        size: columns of a group; groups lie side by side.
+        weight: the map [D, N * size]; scale its rows to weigh outputs.
+        gram: H, [N * size, N * size], positive definite up to rounding.
+        size: columns of a group; groups are contiguous.
 
     Returns:
-        order: int64 [N], the first to go first.
-        loss: float64 [N + 1], rising from 0: the summed rho once the first n are gone.
+        order: int64 [N], the first removed group first.
+        loss: float64 [N + 1], rising from 0: the summed rho of the first n removals.
     """
     weight, gram = weight.double(), gram.double()
     inverse = torch.cholesky_inverse(_factor(gram))
@@ -39,9 +41,9 @@ def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor
 
 
 def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
-    """The map [D, M] with the columns outside of `kept` (bool [M]) zero, the others moved.
+    """The map [D, M] with zero columns outside of `kept` (bool [M]) and the others moved.
 
-    All dW of a removal added up: W_K + W_R H_RK H_KK^-1, the least-squares refit of y = W x.
+    The sum of all dW of the removals, W_K + W_R H_RK H_KK^-1: the least-squares refit of W x.
     """
     h, w = gram.double(), weight.double()
     step = torch.cholesky_solve(h[kept][:, ~kept] @ w[:, ~kept].T, _factor(h[kept][:, kept])).T
@@ -51,7 +53,7 @@ def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
 
 
 def _factor(h: Tensor) -> Tensor:
-    """The Cholesky factor; where rounding left `h` indefinite, damped until there is one."""
+    """The Cholesky factor of `h`; of a damped `h` where rounding made it indefinite."""
     more, eye = 0.0, torch.eye(len(h), dtype=h.dtype)
     while True:
         found: Tensor
@@ -62,7 +64,7 @@ def _factor(h: Tensor) -> Tensor:
 
 
 def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
-    """The equations as they stand, [D, N * size] and H^-1."""
+    """Remove groups one at a time by the equations of the module's docstring."""
     left = list(range(weight.shape[1] // size))
     order: list[int] = []
     steps: list[Tensor] = []
@@ -86,9 +88,9 @@ def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list
 def _columns(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
     """The same for single columns, with late updates.
 
-    Of W and H^-1 only the column norms and the diagonal are kept current; what has been taken
-    off them, V^T U and U^T U with one row of U [k, M] and V [k, D] a column gone, is
-    subtracted once a block.
+    Only the column norms of W and the diagonal of H^-1 are updated at every removal. Each
+    removal adds a row to U [k, M] and V [k, D]; V^T U is subtracted from W and U^T U from H^-1
+    once a block.
     """
     del size
     left = torch.arange(weight.shape[1])
