@@ -62,10 +62,12 @@ def _main(arguments: list[str]) -> int:
     if options.json:
         print_json(result.report)
     else:
-        from prumux.optimizer.report.report import print_table, summary
+        from prumux.optimizer.report.encoding import report_of
+        from prumux.optimizer.report.terminal import print_table, summary
 
-        print_table(result.report, sys.stdout)
-        print("\n".join(summary(result.report, result.folder)))  # noqa: T201
+        report = report_of(result.report, str(result.folder / "report.json"))
+        print_table(report, sys.stdout)
+        print("\n".join(summary(report, result.folder)))  # noqa: T201
     if not result.met:
         progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3

@@ -98,7 +98,9 @@ class Request:
     def folder(self) -> Path:
         """Where the result goes: `--out`, else `MODEL-prumux` in the current folder."""
         path = Path(self.model)
-        name = path.stem if path.is_file() else path.name
+        if path.name in ("", ".."):  # such as `.`, the current folder
+            path = path.resolve()
+        name = path.stem if path.is_file() else path.name or "model"
         return self.out if self.out is not None else Path(f"{name}-prumux")
 
 
@@ -286,7 +288,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     """Choose, ship and report."""
     import torch
 
-    from prumux.optimizer.report.report import build_report, write_report
+    from prumux.optimizer.report.build import build_report, write_report
     from prumux.optimizer.search.precision_choice import lowered, unlowered
     from prumux.optimizer.search.shape_timing import predicted
     from prumux.optimizer.workers.scheduler import trial_threads
@@ -308,7 +310,17 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
         if found.winner is None:
             todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
-    report = build_report(todo, found, shipped, time.monotonic() - started)
+    report = build_report(
+        todo.bench,
+        found,
+        shipped,
+        budget=None if todo.request.budget is None else str(todo.request.budget),
+        limit=todo.limit,
+        serving=todo.bench.serving(),
+        facts=todo.bench.facts(todo.space),
+        command=todo.request.command,
+        seconds=time.monotonic() - started,
+    )
     written = write_report(report, workspace.staging)
     workspace.publish()
     return Result(todo.request.folder, written)

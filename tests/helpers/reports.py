@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prumux.optimizer.report.contents import Report
+from prumux.optimizer.report.encoding import report_of
+
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 SPEED = (
     "rows_per_second", "rows_per_second_low", "rows_per_second_high",
@@ -19,6 +22,11 @@ def recorded(name: str = "sst2-standard-2cpu") -> dict[str, Any]:
     """A report.json of a real run."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return found
+
+
+def as_report(values: dict[str, Any]) -> Report:
+    """The report of the values of a report.json."""
+    return report_of(values, "report.json")
 
 
 def engine(pipeline: str, target: str, ratio: float) -> dict[str, Any]:
