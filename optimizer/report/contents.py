@@ -322,3 +322,10 @@ class Report:
         """The certificate of the shipped model, None if none holds."""
         held = (x for x in self.proofs if x.pipeline == self.pipeline and x.holds)
         return next(held, None)
+
+    def model_name(self, pipeline: str) -> str:
+        """What the model of a pipeline text is in this run, in a word or two."""
+        names = {"": "dense", self.pipeline: "shipped"} if self.pipeline else {"": "dense"}
+        if self.dropped is not None:
+            names[self.dropped.pipeline] = "dropped"
+        return names.get(pipeline, "other candidate")

@@ -198,10 +198,7 @@ def layer_bars(report: Report) -> LayerBars:
 
 def engine_name(engine: OtherEngine, report: Report) -> str:
     """Which model an engine runs, and in which precision."""
-    if not engine.pipeline:
-        model = "dense"
-    else:
-        model = "shipped" if engine.pipeline == report.pipeline else "other candidate"
+    model = report.model_name(engine.pipeline)
     precision = re.search(r"precision=(\w+)", engine.target)
     return f"{model}, {precision[1]}" if precision else model
 

@@ -39,7 +39,7 @@ def table_rows(report: Report) -> list[Row]:
                 f"{report.metric}, {role} ({score.rows} rows)",
                 points(score.score_dense),
                 f"{points(score.score)}  [{points(low)}, {points(high)}]",
-                f"{-100 * score.loss:+.2f} points",
+                f"{100 * (0 - score.loss):+.2f} points",
             )
         )
     return [*rows, *_mux_rows(report.mux), *_speed_rows(report), *_size_rows(report)]
@@ -49,10 +49,8 @@ def summary(report: Report, folder: Path) -> list[str]:
     """The lines below the table."""
     lines = [("pipeline", report.pipeline or "(dense)"), ("target", report.target)]
     for engine in report.beside:
-        name = "the same pipeline" if engine.pipeline == report.pipeline else "dense"
-        lines.append(
-            ("also timed", f"{name} on {engine.target}: {engine.throughput_ratio:.2f}x")
-        )
+        text = f"{report.model_name(engine.pipeline)} on {engine.target}"
+        lines.append(("also timed", f"{text}: {engine.throughput_ratio:.2f}x"))
     if report.budget is not None:
         lines += _budget_lines(report)
     if report.dropped is not None:
@@ -98,7 +96,7 @@ def _mux_rows(mux: MuxRecord | None) -> list[Row]:
     share = f"{100 * mux.depends_on_partners:.1f}%"
     return [
         (f"  mean of {len(mux.scores)} draws of partners", "", mean, ""),
-        ("  rows whose answer depends on partners", "", share, ""),
+        ("  rows that depend on partners", "", share, ""),
     ]
 
 

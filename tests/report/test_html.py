@@ -122,6 +122,15 @@ def test_the_frontier_has_a_mark_for_all_that_was_measured(kind: str) -> None:
         assert 'class="budget"' in render(as_report(report))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_legend_explains_each_mark_of_the_frontier(kind: str) -> None:
+    page = render(as_report(changed(kind)))
+    start = page.index('<ul class="legend">')
+    legend = Parsed(page[start : page.index("</ul>", start) + 5])
+    for mark in ("dense", "trial", "holds", "fails", "shipped", "test"):
+        assert legend.marks(mark) == (frontier_of(page).marks(mark) > 0), mark
+
+
 def test_all_figures_stand_on_the_page() -> None:
     report = recorded()
     text = Parsed(render(as_report(report))).said()
