@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.store import write_atomic
@@ -16,9 +16,12 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.certificate import interval
 from prumux.optimizer.timing.cores import WATCH
 
+from .class_scores import class_scores, result_warnings
 from .contents import (
     SCHEMA_VERSION,
+    ByRole,
     CertificateRecord,
+    ClassScores,
     DataRecord,
     EngineTiming,
     Interval,
@@ -30,7 +33,6 @@ from .contents import (
     PassRecord,
     Report,
     Score,
-    Scores,
     ServingPoint,
     TaskRecord,
     TrialRecord,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from prumux.optimizer.search.evaluator import Bench
     from prumux.optimizer.timing.serving_point import Speed
 
+T = TypeVar("T")
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
 
@@ -97,6 +100,7 @@ def build_report(
     facts: Mapping[str, Any],
     command: str,
     seconds: float,
+    warnings: Sequence[str] = (),
 ) -> Report:
     """Everything a reader needs to believe or to repeat the result.
 
@@ -110,10 +114,14 @@ def build_report(
         facts: what a run must have in common with this one to resume it.
         command: the command line.
         seconds: wall-clock time of the run so far.
+        warnings: what was found about metric, budget and rows before the search.
     """
     shipped, dense = engines.optimised, engines.dense
     model, pipeline, given = shipped.model, shipped.pipeline, evaluator.model
     length = evaluator.ctx.length
+    scores = _by_role(evaluator, lambda role: _score(evaluator, shipped, limit or 0.0, role))
+    classes = _by_role(evaluator, lambda role: _class_scores(evaluator, shipped, role))
+    certificates = () if found is None else tuple(_certificate(*x) for x in found.proofs)
     return Report(
         schema_version=SCHEMA_VERSION,
         met=found is None or found.winner is not None,
@@ -125,7 +133,9 @@ def build_report(
         limit=limit,
         metric=evaluator.metric,
         task=TaskRecord(**asdict(given.task)),
-        scores=_scores(evaluator, shipped, limit or 0.0),
+        scores=scores,
+        classes=classes,
+        warnings=(*warnings, *result_warnings(scores.certify, certificates, classes)),
         throughput_ratio=shipped.speed.throughput_ratio,
         speed=Pair(_timing(dense), _timing(shipped)),
         beside=tuple(_other_engine(x) for x in engines.beside),
@@ -138,7 +148,7 @@ def build_report(
         export=Pair(dict(dense.emitted.notes), dict(shipped.emitted.notes)),
         engine=dict(shipped.engine.describe()),
         trials=() if found is None else tuple(_trial(x) for x in found.trials),
-        proofs=() if found is None else tuple(_certificate(*x) for x in found.proofs),
+        proofs=certificates,
         data=DataRecord(evaluator.data_digest, tuple(evaluator.notes)),
         source=dict(given.source),
         facts=facts,
@@ -175,11 +185,18 @@ def write_html(report: Report, folder: Path) -> None:
     write_atomic(folder / HTML_NAME, render(report).encode())
 
 
-def _scores(evaluator: Bench, shipped: MeasuredEngine, limit: float) -> Scores:
-    certify = _score(evaluator, shipped, limit, "certify")
-    if evaluator.test_rows is None:
-        return Scores(certify)
-    return Scores(certify, _score(evaluator, shipped, limit, "test"))
+def _by_role(evaluator: Bench, measure: Callable[[str], T]) -> ByRole[T]:
+    test = None if evaluator.test_rows is None else measure("test")
+    return ByRole(measure("certify"), test)
+
+
+def _class_scores(evaluator: Bench, shipped: MeasuredEngine, role: str) -> ClassScores:
+    """Both models on the rows of a role, class by class."""
+    dense = evaluator.outputs(Pipeline(()), role)[0]
+    answers = evaluator.outputs(shipped.pipeline, role, shipped.target)[0]
+    rows = evaluator.certify_rows if role == "certify" else evaluator.test_rows
+    labels = None if rows is None else rows.labels
+    return class_scores(dense, answers, labels, evaluator.model.task)
 
 
 def _score(evaluator: Bench, shipped: MeasuredEngine, limit: float, role: str) -> Score:

@@ -25,6 +25,7 @@ class Unit:
     name: str = ""
     """Empty for a count of what the field's text names."""
     minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     below: float | None = None
 
@@ -43,6 +44,7 @@ Milliseconds = Annotated[float, Unit("milliseconds", above=0)]
 RowsPerSecond = Annotated[float, Unit("rows per second", above=0)]
 Times = Annotated[float, Unit("times", above=0)]
 Share = Annotated[float, Unit("share, where 0.01 is one point")]
+Fraction = Annotated[float, Unit("share, where 0.01 is one point", minimum=0, maximum=1)]
 Probability = Annotated[float, Unit("probability", above=0, below=1)]
 Interval = tuple[float, float]
 """Lower and upper end, in the unit of what they bound."""
@@ -55,6 +57,23 @@ class Pair(Generic[T]):
 
     dense: Annotated[T, "Of the given model, unpruned and in fp32."]
     optimised: Annotated[T, "Of the model that the artifact folder holds."]
+
+
+@dataclass(frozen=True)
+class ByRole(Generic[T]):
+    """The same measurement on two sets of rows that no choice was made on."""
+
+    certify: Annotated[T, "On the rows that the certificate is computed on."]
+    test: Annotated[T | None, "On the test rows, if there are any.", OMIT_NONE] = None
+
+    def items(self) -> list[tuple[str, T]]:
+        """Role of the rows and measurement, `test` only if there are test rows."""
+        test = [] if self.test is None else [("test", self.test)]
+        return [("certify", self.certify), *test]
+
+    def values(self) -> list[T]:
+        """The measurements."""
+        return [x for _, x in self.items()]
 
 
 @dataclass(frozen=True)
@@ -97,15 +116,29 @@ class Score(Comparison):
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores on rows that no choice was made on."""
+class ClassRecord:
+    """The answers of both models on the rows of one class."""
 
-    certify: Annotated[Score, "On the rows that the certificate is computed on."]
-    test: Annotated[Score | None, "On the test rows, if there are any.", OMIT_NONE] = None
+    label: Annotated[str, "Name of the class."]
+    rows: Annotated[Count, "Rows of this class. In token tasks, positions."]
+    found: Annotated[Pair[Count], "Rows of this class that the model answers with it."]
+    answered: Annotated[Pair[Count], "Rows of any class that the model answers with it."]
+    recall: Annotated[Pair[Fraction | None], "found divided by rows. Null without rows."]
 
-    def by_role(self) -> dict[str, Score]:
-        """Role of the rows to score, `test` only if there are test rows."""
-        return {"certify": self.certify} | ({"test": self.test} if self.test else {})
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How often both models agree, overall and class by class."""
+
+    agreement: Annotated[
+        Share, "Share of rows with the same answer. For regression, the correlation."
+    ]
+    against: Annotated[
+        Literal["labels", "given model"] | None,
+        "What the recalls are computed against. Without labels, the given model's answers. "
+        "Null for regression.",
+    ]
+    classes: Annotated[tuple[ClassRecord, ...], "Every class. Empty for regression."]
 
 
 @dataclass(frozen=True)
@@ -260,7 +293,7 @@ class Report:
     ]
     limit: Annotated[Share | None, "The loss that the budget allows. Null without a budget."]
     metric: Annotated[str, "Name of the metric of scores and losses."]
-    scores: Annotated[Scores, "The given model against the shipped model, by role of rows."]
+    scores: Annotated[ByRole[Score], "The given model against the shipped model."]
     throughput_ratio: Annotated[
         Times, "speed.optimised.throughput_ratio: throughput divided by the dense engine's."
     ]
@@ -312,6 +345,12 @@ class Report:
     task: Annotated[TaskRecord | None, "What the labels mean.", OMIT_NONE] = None
     beside: Annotated[
         tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
+    ] = ()
+    classes: Annotated[
+        ByRole[ClassScores] | None, "The same comparison, class by class.", OMIT_NONE
+    ] = None
+    warnings: Annotated[
+        tuple[str, ...], "Reasons to doubt the result or to choose another metric."
     ] = ()
     files: Annotated[
         tuple[str, ...], "Names of the files of the result, report.json among them."

@@ -119,7 +119,7 @@ def frontier(report: Report) -> Frontier:
     """The frontier: trials on the select rows, certificates, the shipped model's scores."""
     gains, predicted = _gains(report)
     losses = [t.loss for t in report.trials if t.loss is not None]
-    compared = [*report.proofs, *report.scores.by_role().values()]
+    compared = [*report.proofs, *report.scores.values()]
     largest = _largest_loss_drawn(report, losses)
     gain = -min(0.0, *losses, *(x.loss for x in compared))
     x = LogScale(
@@ -164,7 +164,7 @@ def throughput_rows(report: Report) -> ValueRows:
 def score_rows(report: Report) -> ValueRows:
     """Scores of both models with their 95 % confidence intervals, in points."""
     rows = []
-    for role, score in report.scores.by_role().items():
+    for role, score in report.scores.items():
         rows += [
             ValueRow(
                 "dense",
@@ -238,7 +238,7 @@ def _frontier_marks(
         title = f"{_lost(proof, 'certify')}; {proof.pipeline}"
         yield _at_loss(kind, x, y, proof.loss, title, bound=proof.loss_upper)
     certified = any(p.pipeline == report.pipeline for p in report.proofs)
-    for role, score in report.scores.by_role().items():
+    for role, score in report.scores.items():
         if role == "certify" and certified:
             continue  # the certificate is drawn already
         kind, steps = ("test", 2) if role == "test" else ("shipped", 1)
@@ -253,7 +253,7 @@ def _largest_loss_drawn(report: Report, losses: Sequence[float]) -> float:
     All scores and certificates are inside. Trials far beyond the budget are not, so that the
     others can be told apart.
     """
-    bounds = [x.loss_upper for x in (*report.proofs, *report.scores.by_role().values())]
+    bounds = [x.loss_upper for x in (*report.proofs, *report.scores.values())]
     limit = report.limit
     if limit is None:
         return 1.1 * max(0.005, *bounds, *losses)

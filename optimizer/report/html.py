@@ -81,7 +81,7 @@ def verdict(report: Report) -> str:
             f"{ratio}, at most {bound} points of {report.metric} lost "
             f"({confidence} confidence, budget {report.budget})."
         )
-    role, score = list(report.scores.by_role().items())[-1]
+    role, score = report.scores.items()[-1]
     change = "lost" if score.loss >= 0 else "gained"
     return (
         f"{ratio}, {points(abs(score.loss))} points of {report.metric} {change} on the "

@@ -59,6 +59,7 @@ def _field(hint: Any, definitions: dict[str, Schema]) -> Schema:
         words += [f"Unit: {unit.name}."] if unit.name else []
         bounds = {
             "minimum": unit.minimum,
+            "maximum": unit.maximum,
             "exclusiveMinimum": unit.above,
             "exclusiveMaximum": unit.below,
         }
@@ -81,7 +82,7 @@ def _value(hint: Any, omit_none: bool, definitions: dict[str, Schema]) -> Schema
     schema = _single(plain(members[0]), definitions)
     if not nullable:
         return schema
-    if "$ref" in schema:
+    if "type" not in schema:
         return {"oneOf": [{"type": "null"}, schema]}
     return {**schema, "type": [schema["type"], "null"]}
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TextIO
 
-from .contents import MuxRecord, Report
+from .contents import ClassRecord, ClassScores, MuxRecord, Report
 from .formats import duration, millions, percent, points
 
 Row = tuple[str, str, str, str]
 """What was measured, the dense model, the optimised model, and the two compared."""
 LABEL_WIDTH = 11
+MAX_CLASSES = 20
+"""The table shows all classes, if there are no more."""
+WORST_CLASSES = 5
+"""Of more classes it shows so many."""
 
 
 def print_table(report: Report, stream: TextIO) -> None:
@@ -19,7 +23,7 @@ def print_table(report: Report, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100)
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("dense", "optimised", "optimised vs dense"):
@@ -32,7 +36,7 @@ def print_table(report: Report, stream: TextIO) -> None:
 def table_rows(report: Report) -> list[Row]:
     """The rows of the table."""
     rows = []
-    for role, score in report.scores.by_role().items():
+    for role, score in report.scores.items():
         low, high = score.interval
         rows.append(
             (
@@ -42,6 +46,8 @@ def table_rows(report: Report) -> list[Row]:
                 f"{100 * (0 - score.loss):+.2f} points",
             )
         )
+        if report.classes is not None:
+            rows += class_rows(dict(report.classes.items())[role])
     return [*rows, *_mux_rows(report.mux), *_speed_rows(report), *_size_rows(report)]
 
 
@@ -57,9 +63,37 @@ def summary(report: Report, folder: Path) -> list[str]:
         ratio = report.dropped.throughput_ratio
         text = f"its engine ran at {ratio:.2f}x the dense engine's throughput"
         lines.append(("dropped", f"{report.dropped.pipeline}: {text}"))
+    lines += [("warning", x) for x in report.warnings]
     since = " since --resume" if "--resume" in report.command else ""
     lines.append(("written", f"{folder}/  ({duration(report.seconds)}{since})"))
     return [f"{name:<{LABEL_WIDTH}}{text}" for name, text in lines]
+
+
+def class_rows(found: ClassScores) -> list[Row]:
+    """Rows below a score: agreement of both models, and the recall of each class.
+
+    Of more than `MAX_CLASSES` classes only those whose recall fell most are shown.
+    """
+    rows = [("  agreement with the given model", "", points(found.agreement), "")]
+    classes = [(x, *_recalls(x)) for x in found.classes if x.rows]
+    if len(classes) > MAX_CLASSES:
+        rows.append((f"  {WORST_CLASSES} of {len(classes)} classes, largest loss", "", "", ""))
+        classes = sorted(classes, key=lambda x: x[2] - x[1])[:WORST_CLASSES]
+    for x, dense, ours in classes:
+        name = "agreement on" if found.against == "given model" else "recall of"
+        rows.append(
+            (
+                f"  {name} '{x.label}'",
+                f"{points(dense)}  ({x.found.dense}/{x.rows})",
+                f"{points(ours)}  ({x.found.optimised}/{x.rows})",
+                f"{100 * (ours - dense):+.2f} points",
+            )
+        )
+    return rows
+
+
+def _recalls(found: ClassRecord) -> tuple[float, float]:
+    return found.recall.dense or 0.0, found.recall.optimised or 0.0
 
 
 def _budget_lines(report: Report) -> list[tuple[str, str]]:

@@ -179,6 +179,10 @@ def test_other_kinds_say_what_they_are() -> None:
     assert "out of reach" in texts["failed"]
     assert "AutoModelForTokenClassification" in texts["tokens"]
     assert "[88.00, 91.00]" in texts["tokens"]
+    assert "Warning: the optimised model never answers '<positive>'" in texts["classes"]
+    for words in ("<positive>", "88.51", "86.71", "-1.80", "+2.57", "no rows"):
+        assert words in texts["classes"]
+    assert "against the given model's answers" in texts["classes"]
 
 
 def put(value: Any, text: str) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from prumux.optimizer.report.terminal import print_table, summary, table_rows
+from prumux.optimizer.model.ir import Task
+from prumux.optimizer.report.class_scores import class_scores
+from prumux.optimizer.report.terminal import class_rows, print_table, summary, table_rows
 from tests.helpers.reports import KINDS, as_report, changed
 
 
@@ -37,6 +40,29 @@ def test_figures_compare_the_optimised_model_with_the_dense_one() -> None:
     assert rows["accuracy, certify (872 rows)"][2] == f"{-100 * certify.loss:+.2f} points"
     same = {row[0]: row for row in table_rows(as_report(changed("refused")))}
     assert same["accuracy, test (1821 rows)"][3] == "+0.00 points"
+
+
+def test_classes_stand_below_the_score_of_their_rows() -> None:
+    rows = table_rows(as_report(changed("classes")))
+    assert rows[1] == ("  agreement with the given model", "", "95.00", "")
+    assert rows[2] == (
+        "  recall of 'negative'",
+        "91.12  (390/428)",
+        "93.69  (401/428)",
+        "+2.57 points",
+    )
+    assert not any("unseen" in name for name, *_ in rows)
+    assert "warning    the optimised model never answers" in lines("classes")
+
+
+def test_of_many_classes_the_table_shows_those_that_lost_most() -> None:
+    y = np.arange(300) % 30
+    task = Task("text-classification", "classification", tuple(f"c{i}" for i in range(30)))
+    rows = class_rows(class_scores(y, np.where(y == 17, 0, y), y, task))
+    assert len(rows) == 7
+    assert rows[1][0] == "  5 of 30 classes, largest loss"
+    lost = ("  recall of 'c17'", "100.00  (10/10)", "0.00  (0/10)", "-100.00 points")
+    assert rows[2] == lost
 
 
 def test_each_kind_of_result_says_what_it_is() -> None:
