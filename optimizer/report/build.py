@@ -132,7 +132,7 @@ def build_report(
         budget=budget,
         limit=limit,
         metric=evaluator.metric,
-        task=TaskRecord(**asdict(given.task)),
+        task=TaskRecord(given.task.kind, given.task.problem, given.task.labels),
         scores=scores,
         classes=classes,
         warnings=(*warnings, *result_warnings(scores.certify, certificates, classes)),

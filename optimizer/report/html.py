@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from . import drawings
-from .contents import CertificateRecord, Report, TrialRecord
+from .contents import CertificateRecord, Report, TaskRecord, TrialRecord
 from .formats import TIMES, duration, millions, percent, plain, points
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 VARIANT_FACTS = ("parity", "agreement", "workload_ms")
 """Facts of an export that hold one value for each variant of the graph."""
-TOKEN_TASK = "token-classification"
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def render(report: Report) -> str:
         numbers={t.pipeline: i for i, t in enumerate(report.trials, 1)},
         exports=[export_facts(*x) for x in vars(report.export).items()],
         beside=[(drawings.engine_name(x, report), x) for x in report.beside],
-        token_task=report.task is not None and report.task.kind == TOKEN_TASK,
-        regression=report.task is not None and report.task.problem == "regression",
+        **_task_words(report.task),
     )
 
 
@@ -112,6 +110,20 @@ def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
         variants=tuple((v, {k: x.get(v) for k, x in tables.items()}) for v in variants),
         other={k: v for k, v in facts.items() if k not in (*tables, "kept") and v != {}},
     )
+
+
+def _task_words(task: TaskRecord | None) -> dict[str, Any]:
+    """What the page says differently for each task."""
+    reads_words = task is not None and task.kind == "token-classification"
+    regression = task is not None and task.problem == "regression"
+    head = "TokenClassification" if reads_words else "SequenceClassification"
+    return {
+        "auto_class": f"AutoModelFor{head}",
+        "reads_words": reads_words,
+        "instability_meaning": "deviation of a row's answers / deviation between rows"
+        if regression
+        else "rows whose answer depends on their partners",
+    }
 
 
 def _environment() -> Environment:
