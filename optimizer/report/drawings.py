@@ -145,12 +145,12 @@ def frontier(report: Report) -> Frontier:
 def throughput_rows(report: Report) -> ValueRows:
     """Predicted and measured throughput of the shipped engine, in times the dense engine's."""
     macs = max(report.cost.optimised.macs, 1)
-    rows = [ValueRow("predicted", "predicted, multiply-adds", report.cost.dense.macs / macs)]
+    rows = [ValueRow("predicted", "from multiply-adds", report.cost.dense.macs / macs)]
     # `prune{speedup=}` checks the speed-up that was asked for by timing shapes.
     asked = re.findall(r"speedup=([0-9.e+]+)", report.pipeline)
-    rows += [ValueRow("predicted", "asked for by speedup=", float(x)) for x in asked[-1:]]
+    rows += [ValueRow("predicted", "asked for (speedup=)", float(x)) for x in asked[-1:]]
     rows += [
-        ValueRow("predicted", "predicted, shape timed", t.predicted_ratio)
+        ValueRow("predicted", "from timing its shape", t.predicted_ratio)
         for t in report.trials
         if t.pipeline == report.pipeline and t.predicted_ratio
     ]
