@@ -99,7 +99,8 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         train=options.train,
         validation=options.validation,
         test=options.test,
-        columns=_columns(options.columns),
+        columns=_pairs("--columns", options.columns, "text_a=question"),
+        labels=_pairs("--labels", options.labels, "0=positive"),
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -148,7 +149,11 @@ def _add_search_options(add: Add) -> None:
         help="default quick, which trains nothing",
     )
     add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
-    add("--metric", metavar="NAME", help="accuracy, f1, matthews_correlation, pearson, ...")
+    add(
+        "--metric",
+        metavar="NAME",
+        help="accuracy, balanced-accuracy, macro-f1, f1, pearson, ...",
+    )
     add("--demo", action="store_true", help="make a small model and data, and optimise it")
 
 
@@ -163,6 +168,13 @@ def _add_data_options(add: Add) -> None:
         default=[],
         metavar="KEY=NAME",
         help="names of columns: text_a=q label=y",
+    )
+    add(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="VALUE=CLASS",
+        help="the model's classes of the data's labels: 0=positive 1=negative",
     )
 
 
@@ -228,14 +240,13 @@ def _list_passes(as_json: bool) -> int:
     return 0
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
+def _pairs(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:
     found = {}
     for pair in pairs:
         name, equals, column = pair.partition("=")
         if not equals or not name or not column:
             raise UsageError(
-                f"--columns takes KEY=NAME, not '{pair}'\n"
-                "write, say, --columns text_a=question"
+                f"{option} takes KEY=NAME, not '{pair}'\nwrite, say, {option} {example}"
             )
         found[name] = column
     return found

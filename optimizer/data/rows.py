@@ -25,6 +25,7 @@ from .files import (
     listed,
     read_file,
 )
+from .label_names import LabelMap, resolved, resolved_tags
 from .tokenize import class_ids, float_scores, tag_ids
 
 Labels = NDArray[Any] | tuple[NDArray[Any], ...]
@@ -51,6 +52,10 @@ class Rows:
     labels: Labels | None = None
     """int64 class ids [N]; float64 scores [N] for regression; per row int64 ids, -100 = not
     scored, for token tasks; None = unlabelled."""
+    notes: tuple[str, ...] = ()
+    """What the labels were taken for, in plain words."""
+    labels_used: frozenset[str] = frozenset()
+    """Which keys of `--labels` occurred."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -122,6 +127,7 @@ def read_rows(
     task: Task,
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Rows:
     """Read one split.
 
@@ -132,6 +138,7 @@ def read_rows(
         columns: names for `text_a`, `text_b`, `label`, `score`, `tokens`, `tags` where the
             file does not use the usual ones.
         split: which split of a folder or hub data set, `train` where not given.
+        labels: what values of the label column mean, see `LabelMap`.
 
     Returns:
         The rows; unlabelled where there is no label column or each label is empty or -1.
@@ -143,7 +150,8 @@ def read_rows(
     named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
     for key in named.keys() - set(_KEYS):
         raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
-    return _rows(_table(source, named, split, task), task, named)
+    chosen = LabelMap(labels or {}, task.labels)
+    return _rows(_table(source, named, split), task, named, chosen)
 
 
 def read_texts(
@@ -153,14 +161,13 @@ def read_texts(
 
     Arguments and errors are those of `read_rows`.
     """
-    return _unlabelled(_table(source, {}, split, task), task)
+    return _unlabelled(_table(source, {}, split), task)
 
 
 def _table(
     source: str | Path | Sequence[Path],
     named: Mapping[str, str],
     split: str | None,
-    task: Task,
 ) -> Table:
     """The columns of one split that may be of use."""
     wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
@@ -171,13 +178,13 @@ def _table(
         files = find_files(path)
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
-        return _table(files[split], named, None, task)
+        return _table(files[split], named, None)
     if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
         return read_file(path, wanted)
     found = hub_splits(source)
     if split not in found:
         raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
-    return hub_table(f"{source} {split}", found[split], wanted, task)
+    return hub_table(f"{source} {split}", found[split], wanted)
 
 
 def _texts(table: Table, name: str) -> tuple[str, ...]:
@@ -240,7 +247,7 @@ def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None
     return Rows(_texts(table, a), None if b is None else _texts(table, b))
 
 
-def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
+def _rows(table: Table, task: Task, named: Mapping[str, str], chosen: LabelMap) -> Rows:
     for key, name in named.items():
         if name not in table.names:
             text = f"no column '{name}' (--columns {key}={name}); the columns are: "
@@ -260,13 +267,17 @@ def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
     rows = _unlabelled(table, task, named)
     if label is None or _all_empty(table, label):
         return rows
-    return replace(rows, labels=_labels(table, label, rows, task))
+    return _labelled(table, label, rows, task, chosen)
 
 
-def _labels(table: Table, name: str, rows: Rows, task: Task) -> Labels | None:
-    values = table.columns[name]
-    if rows.words is not None:
-        return tag_ids(values, rows.words, task.labels, table.fail)
+def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:
+    values, classes = table.columns[name], table.classes.get(name, ())
     if task.problem == "regression":
-        return float_scores(values, table.fail)
-    return class_ids(values, task.labels, table.fail)
+        return replace(rows, labels=float_scores(values, table.fail))
+    if rows.words is not None:
+        found = resolved_tags(values, classes, chosen, table.fail)
+        labels: Labels | None = tag_ids(found.values, rows.words, task.labels, table.fail)
+    else:
+        found = resolved(values, classes, chosen, table.fail)
+        labels = class_ids(found.values, task.labels, table.fail)
+    return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)

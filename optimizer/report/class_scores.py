@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.model.ir import Task
-from prumux.optimizer.tasks.metrics import IGNORE, Predictions, score
+from prumux.optimizer.search.baselines import flat
+from prumux.optimizer.tasks.metrics import Predictions, score
 
 from .contents import ByRole, CertificateRecord, ClassRecord, ClassScores, Pair, Score
 from .formats import points
@@ -39,7 +40,7 @@ def class_scores(
     agreement = score("agreement", optimised, dense, task)
     if task.problem == "regression":
         return ClassScores(agreement, None, ())
-    truth, p, q = (_flat(x) for x in (dense if labels is None else labels, dense, optimised))
+    truth, p, q = (flat(x) for x in (dense if labels is None else labels, dense, optimised))
 
     def counts(answers: NDArray[Any]) -> list[int]:
         return [int(n) for n in np.bincount(answers, minlength=len(task.labels))]
@@ -108,10 +109,3 @@ def _recall(found: Pair[int], rows: int) -> Pair[float | None]:
     if not rows:
         return Pair(None, None)
     return Pair(found.dense / rows, found.optimised / rows)
-
-
-def _flat(answers: Predictions) -> NDArray[Any]:
-    """All answers in one array; of token tasks, those of the scored positions."""
-    if isinstance(answers, tuple):
-        return np.concatenate([x[x != IGNORE] for x in answers]).astype(np.int64)
-    return np.asarray(answers)

@@ -99,7 +99,9 @@ class Comparison:
     ]
     confidence: Annotated[Probability, "Confidence level of loss_upper."]
     method: Annotated[
-        str, "How the bound is computed: tango, clopper-pearson or bootstrap (approximate)."
+        str,
+        "How the bound is computed: tango, stratified tango, clopper-pearson or bootstrap "
+        "(approximate).",
     ]
 
 

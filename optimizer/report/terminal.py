@@ -74,7 +74,7 @@ def class_rows(found: ClassScores) -> list[Row]:
 
     Of more than `MAX_CLASSES` classes only those whose recall fell most are shown.
     """
-    rows = [("  agreement with the given model", "", points(found.agreement), "")]
+    rows = [("  agreement with dense", "", points(found.agreement), "")]
     classes = [(x, *_recalls(x)) for x in found.classes if x.rows]
     if len(classes) > MAX_CLASSES:
         rows.append((f"  {WORST_CLASSES} of {len(classes)} classes, largest loss", "", "", ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from prumux.optimizer.model.ir import Task
 from prumux.optimizer.tasks.metrics import IGNORE, Predictions, Scorer, score, scorer
 
 from .design_effect import Ints, design_effect, resamples
+from .stratified import stratified_upper
 
 CONFIDENCE = 0.95
 
@@ -64,9 +66,10 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
 ) -> Certificate:
     """Bound the loss of the optimised model from above, rows paired.
 
-    accuracy: Tango's score bound, corrected, see `accuracy_upper`. agreement of sequence
-    tasks: Clopper-Pearson on the share of changed rows. All else, token tasks included:
-    paired bootstrap over rows, see `_bootstrap_upper`.
+    accuracy: Tango's score bound, corrected, see `accuracy_upper`. balanced-accuracy: that
+    of each class, combined, see `stratified_upper`. agreement of sequence tasks:
+    Clopper-Pearson on the share of changed rows. All else, token tasks included: paired
+    bootstrap over rows, see `_bootstrap_upper`.
 
     Args:
         metric: one of `metrics_of(task)`.
@@ -93,7 +96,7 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
     score_dense = 1.0 if metric == "agreement" else score(metric, dense, truth, task)
     score_optimised = score(metric, optimised, truth, task)
     loss = score_dense - score_optimised
-    if _per_row(metric, task):
+    if _per_row(metric, task) or metric == "balanced-accuracy":
         upper, method = _exact_upper(metric, dense, optimised, truth, confidence, groups)
     else:
         paired = _Paired(metric, dense, optimised, truth, task)
@@ -115,6 +118,9 @@ def _exact_upper(  # noqa: PLR0917 - as `certify`
     """The bound of a metric that counts rows, and its name."""
     y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
     lost, won = (p == y) & (q != y), (p != y) & (q == y)
+    if metric == "balanced-accuracy":
+        bound = partial(accuracy_upper, confidence=confidence)
+        return stratified_upper(y, lost, won, bound, groups), "stratified tango"
     shrink = 1.0 if groups is None else design_effect(lost.astype(float) - won, groups)
     rows, worse, better = (float(x) / shrink for x in (len(y), lost.sum(), won.sum()))
     if metric == "accuracy":

@@ -24,7 +24,16 @@ Scorer = Callable[[Floats], Floats]
 IGNORE = -100
 """The label of a position that is not scored."""
 
-METRICS = ("accuracy", "f1", "matthews_correlation", "pearson", "spearmanr", "agreement")
+METRICS = (
+    "accuracy",
+    "balanced-accuracy",
+    "macro-f1",
+    "f1",
+    "matthews_correlation",
+    "pearson",
+    "spearmanr",
+    "agreement",
+)
 
 _SPAN_TAG = re.compile(r"O|[BIES]-.+")
 
@@ -42,7 +51,14 @@ def metrics_of(task: Task) -> tuple[str, ...]:
         return ("accuracy", "f1", "agreement") if bio_like(task) else ("accuracy", "agreement")
     if task.problem == "regression":
         return ("pearson", "spearmanr", "agreement")
-    return ("accuracy", "f1", "matthews_correlation", "agreement")
+    return (
+        "accuracy",
+        "balanced-accuracy",
+        "macro-f1",
+        "f1",
+        "matthews_correlation",
+        "agreement",
+    )
 
 
 def default_metric(task: Task) -> str:
@@ -136,10 +152,15 @@ def _class_scorer(metric: str, p: NDArray[Any], y: NDArray[Any], classes: int) -
 
     def scores(weights: Floats) -> Floats:
         hits, found, true = weights @ in_both, weights @ in_p, weights @ in_y  # (R, C)
-        if metric == "f1":
+        # As scikit-learn: a mean over classes is over those that occur, as a label for
+        # recalls, as a label or an answer for F1.
+        if metric == "balanced-accuracy":
+            return _ratio(_ratio(hits, true).sum(1), (true > 0).sum(1))
+        if metric in ("f1", "macro-f1"):
             f1 = _ratio(2 * hits, found + true)
-            # As scikit-learn: the macro mean is over the classes that occur at all.
-            return f1[:, 1] if classes == 2 else _ratio(f1.sum(1), (found + true > 0).sum(1))
+            if metric == "f1" and classes == 2:
+                return f1[:, 1]
+            return _ratio(f1.sum(1), (found + true > 0).sum(1))
         total = weights.sum(1)
         top = hits.sum(1) * total - (found * true).sum(1)
         spread = (total**2 - (found**2).sum(1)) * (total**2 - (true**2).sum(1))

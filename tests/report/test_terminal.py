@@ -44,7 +44,7 @@ def test_figures_compare_the_optimised_model_with_the_dense_one() -> None:
 
 def test_classes_stand_below_the_score_of_their_rows() -> None:
     rows = table_rows(as_report(changed("classes")))
-    assert rows[1] == ("  agreement with the given model", "", "95.00", "")
+    assert rows[1] == ("  agreement with dense", "", "95.00", "")
     assert rows[2] == (
         "  recall of 'negative'",
         "91.12  (390/428)",

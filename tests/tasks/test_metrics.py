@@ -43,12 +43,26 @@ def test_classification_equals_sklearn(task: Task) -> None:
     assert score("matthews_correlation", p, y, task) == pytest.approx(
         sklearn.metrics.matthews_corrcoef(y, p)
     )
+    assert score("macro-f1", p, y, task) == pytest.approx(
+        sklearn.metrics.f1_score(y, p, average="macro")
+    )
+    assert score("balanced-accuracy", p, y, task) == pytest.approx(
+        sklearn.metrics.balanced_accuracy_score(y, p)
+    )
 
 
 def test_macro_f1_is_over_the_classes_that_occur() -> None:
     p, y = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 1])
     expected = sklearn.metrics.f1_score(y, p, average="macro", zero_division=0)
     assert score("f1", p, y, FIVE) == pytest.approx(expected)
+    assert score("macro-f1", p, y, FIVE) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_over_the_classes_of_the_labels() -> None:
+    p, y = np.array([0, 1, 2, 1, 3]), np.array([0, 1, 1, 1, 0])
+    expected = sklearn.metrics.balanced_accuracy_score(y, p)
+    assert score("balanced-accuracy", p, y, FIVE) == pytest.approx(expected)
 
 
 def test_regression_equals_scipy() -> None:
