@@ -23,7 +23,7 @@ def print_table(report: Report, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 120)
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("dense", "optimised", "optimised vs dense"):
@@ -83,9 +83,9 @@ def class_rows(found: ClassScores) -> list[Row]:
         name = "agreement on" if found.against == "given model" else "recall of"
         rows.append(
             (
-                f"  {name} '{x.label}'",
-                f"{points(dense)}  ({x.found.dense}/{x.rows})",
-                f"{points(ours)}  ({x.found.optimised}/{x.rows})",
+                f"  {name} '{x.label}' ({x.rows})",
+                points(dense),
+                points(ours),
                 f"{100 * (ours - dense):+.2f} points",
             )
         )
