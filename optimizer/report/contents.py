@@ -277,7 +277,7 @@ class DataRecord:
     roles: Annotated[tuple[str, ...], "Which rows were used for what, in words."]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What one run of prumux measured."""
 
@@ -295,11 +295,21 @@ class Report:
     ]
     limit: Annotated[Share | None, "The loss that the budget allows. Null without a budget."]
     metric: Annotated[str, "Name of the metric of scores and losses."]
+    task: Annotated[TaskRecord | None, "What the labels mean.", OMIT_NONE] = None
     scores: Annotated[ByRole[Score], "The given model against the shipped model."]
+    classes: Annotated[
+        ByRole[ClassScores] | None, "The same comparison, class by class.", OMIT_NONE
+    ] = None
+    warnings: Annotated[
+        tuple[str, ...], "Reasons to doubt the result or to choose another metric."
+    ] = ()
     throughput_ratio: Annotated[
         Times, "speed.optimised.throughput_ratio: throughput divided by the dense engine's."
     ]
     speed: Annotated[Pair[EngineTiming], "Both engines at the serving point."]
+    beside: Annotated[
+        tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
+    ] = ()
     serving: Annotated[ServingPoint, "The serving point."]
     cost: Annotated[Pair[ModelCost], "Size and computation of both models, counted."]
     file_bytes: Annotated[Pair[Bytes], "Size of the engines' files, in bytes."]
@@ -344,16 +354,6 @@ class Report:
         "number of processors. thread_join_us: median, least and most microseconds to join "
         "two threads, before timed rounds.",
     ]
-    task: Annotated[TaskRecord | None, "What the labels mean.", OMIT_NONE] = None
-    beside: Annotated[
-        tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
-    ] = ()
-    classes: Annotated[
-        ByRole[ClassScores] | None, "The same comparison, class by class.", OMIT_NONE
-    ] = None
-    warnings: Annotated[
-        tuple[str, ...], "Reasons to doubt the result or to choose another metric."
-    ] = ()
     files: Annotated[
         tuple[str, ...], "Names of the files of the result, report.json among them."
     ] = ()
