@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # An editable install links files one by one: a new or renamed module needs new links.
 LINKS  := $(VENV)/.links-$(shell find optimizer passes export -name '*.*' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test quick matrix check format clean
+.PHONY: help demo test quick matrix check format schema clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,9 @@ check: $(LINKS) ## Lint and types
 format: $(LINKS) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schema: $(LINKS) ## Write report.schema.json from the dataclasses of a report
+	$(BIN)/python -m prumux.optimizer.report.json_schema
 
 clean: ## Remove what was built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,1 +1,1 @@
-"""The command line of prumux-opt, and the demo."""
+"""The command line prumux-opt, its demo, and the command that writes report.html again."""

@@ -1,4 +1,4 @@
-"""What all commands share: usage errors in our own way, exit codes, no traceback."""
+"""Shared by all commands: option types, usage errors, and exit codes without tracebacks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from typing import Any, NoReturn
 from prumux.optimizer.base.devices import DEVICE
 from prumux.optimizer.base.errors import INTERRUPTED, PrumuxError, UsageError
 
-MOST = 999_999_999
-"""The largest number that an option takes."""
+LARGEST_NUMBER = 999_999_999
+"""The largest value of a numeric option."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports usage errors as prumux does; takes no short forms."""
+    """An argument parser that raises UsageError and takes no abbreviated options."""
 
-    def __init__(self, prog: str, description: str, epilog: str) -> None:
+    def __init__(
+        self, prog: str, description: str, epilog: str, usage: str | None = None
+    ) -> None:
         super().__init__(
             prog=prog,
+            usage=usage,
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,13 +43,13 @@ class Parser(argparse.ArgumentParser):
 def guarded(
     program: str, run: Callable[[list[str]], int], argv: Sequence[str] | None, again: str
 ) -> int:
-    """Run a command; returns the exit code and never lets a traceback out.
+    """Run a command and return its exit code. Errors become messages, not tracebacks.
 
     Args:
-        program: its name, for messages.
-        run: does the work and returns the exit code.
-        argv: its arguments, those of this process when left out.
-        again: what a user does after an interruption.
+        program: name of the command, for messages.
+        run: takes the arguments, does the work, returns the exit code.
+        argv: the arguments; default: those of this process.
+        again: how to go on after an interruption, for messages.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-vv" in arguments
@@ -59,13 +62,12 @@ def guarded(
     except (Exception, KeyboardInterrupt) as error:
         if verbose:
             traceback.print_exception(error)
-        code, text = _told(error, again)
+        code, text = _exit_code_and_message(error, again)
     print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
     return code
 
 
-def _told(error: BaseException, again: str) -> tuple[int, str]:
-    """The exit code of what went wrong, and what is said of it."""
+def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
     match error:
         case PrumuxError():
             return error.exit_code, str(error)
@@ -77,7 +79,7 @@ def _told(error: BaseException, again: str) -> tuple[int, str]:
             text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
             full = f"\nmake room and {again}" if error.errno == errno.ENOSPC else ""
             return 2, text + full
-    # A fault of prumux: one line, the traceback with -vv.
+    # A bug in prumux. -vv shows the traceback.
     lines = str(error).splitlines() or [""]
     return 1, (
         f"internal error: {type(error).__name__}: {lines[0]:.200}\n"
@@ -86,23 +88,25 @@ def _told(error: BaseException, again: str) -> tuple[int, str]:
 
 
 def device_name(text: str) -> str:
-    """`auto`, `cpu`, `cuda` or `cuda:N`, for argparse."""
+    """Option type: `auto`, `cpu`, `cuda` or `cuda:N`."""
     if not re.fullmatch(DEVICE, text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not auto, cpu, cuda or such as cuda:0")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no device: write auto, cpu, cuda or cuda:0"
+        )
     return text
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Option type: a whole number above 0."""
     if not re.fullmatch("[0-9]+", text) or not text.strip("0"):
         raise argparse.ArgumentTypeError(f"'{text:.40}' is not a whole number above 0")
-    if len(text.lstrip("0")) > len(str(MOST)):
-        raise argparse.ArgumentTypeError(f"{text:.40} is over the limit of {MOST}")
+    if len(text.lstrip("0")) > len(str(LARGEST_NUMBER)):
+        raise argparse.ArgumentTypeError(f"{text:.40} is over the limit of {LARGEST_NUMBER}")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A time such as 90s, 30m or 2h, for argparse."""
+    """Option type: a time such as 90s, 30m or 2h, in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text)
     if found is None or float(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a time: write 90s, 30m or 2h")
@@ -110,12 +114,12 @@ def seconds(text: str) -> float:
 
 
 def version() -> str:
-    """For `--version`."""
+    """The text of `--version`."""
     from importlib import metadata
 
     return f"prumux {metadata.version('prumux')}"
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document to stdout."""
     print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201

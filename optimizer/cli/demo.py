@@ -1,7 +1,7 @@
-"""`--demo`: a small real model and real data, made from what is installed, without a network.
+"""`--demo`: a small real model and real data, made from installed packages without a network.
 
-The texts are docstrings of installed Python packages, the label is the package; the packages'
-own names are blanked out. The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
+Task: given a docstring, name the package that it is from. The names of the packages are
+removed from the texts. The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "numpy", "scipy", "pyarrow", "onnx")
 FILES_EACH = 250
 ROWS_EACH = 1500
 SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
-"""Share of each package's rows below which a row belongs to the split."""
+"""Name of a split, and the share of each package's rows at which it ends."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
 STEPS = 120
@@ -39,10 +39,10 @@ Texts = list[tuple[str, int]]
 
 
 def prepare(progress: Progress, folder: Path = FOLDER) -> tuple[str, str]:
-    """Model folder and data folder of the demo, made now unless they are there already.
+    """Model folder and data folder of the demo. They are made if they do not exist.
 
     Raises:
-        MissingError: the extra with the pretrained model is not installed.
+        MissingError: the pretrained model (extra `demo`) is not installed.
     """
     model, data = folder / "model", folder / "data"
     if not (model / "config.json").exists():
@@ -64,27 +64,30 @@ def pretrained() -> Path:
 
 
 def collect(progress: Progress) -> dict[str, Texts]:
-    """Texts and labels by split, the same on every run with the same packages installed."""
+    """Texts and labels of each split. The same packages give the same rows."""
     rows: dict[str, Texts] = {name: [] for name, _ in SPLITS}
     with progress.task("reading docstrings", len(PACKAGES)) as step:
         for label, package in enumerate(PACKAGES):
-            unique = {text: _draw(text) for text in docstrings(package)}
+            unique = {text: _random_key(text) for text in docstrings(package)}
             chosen = sorted(unique, key=lambda text: unique[text])[:ROWS_EACH]
             for i, text in enumerate(chosen):
                 split = next(name for name, end in SPLITS if i < end * len(chosen))
                 rows[split].append((text, label))
             step()
-    return {name: sorted(found, key=lambda row: _draw(row[0])) for name, found in rows.items()}
+    return {
+        name: sorted(found, key=lambda row: _random_key(row[0]))
+        for name, found in rows.items()
+    }
 
 
 def docstrings(package: str) -> Iterator[str]:
-    """First paragraphs of a package's docstrings; its files are parsed, never run."""
+    """First paragraphs of a package's docstrings. Its files are parsed and not run."""
     found = importlib.util.find_spec(package)
     names = re.compile("|".join(PACKAGES), re.IGNORECASE)
     for root in (found.submodule_search_locations or []) if found else []:
         files = sorted(p.relative_to(root).as_posix() for p in Path(root).rglob("*.py"))
         own = [name for name in files if "test" not in name]
-        for path in (Path(root) / name for name in sorted(own, key=_draw)[:FILES_EACH]):
+        for path in (Path(root) / name for name in sorted(own, key=_random_key)[:FILES_EACH]):
             for text in _docstrings_of(path):
                 words = names.sub("it", text.split("\n\n")[0]).split()
                 if len(words) >= 6:
@@ -104,8 +107,8 @@ def _docstrings_of(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _draw(text: str) -> bytes:
-    """An order that is random but the same everywhere."""
+def _random_key(text: str) -> bytes:
+    """Key for an order that is random and the same on every machine."""
     return hashlib.sha256(text.encode(errors="replace")).digest()
 
 
@@ -139,7 +142,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
         label2id={name: i for i, name in enumerate(PACKAGES)},
         problem_type="single_label_classification",
     )
-    model.bert.embeddings.requires_grad_(False)  # half of the time for nothing gained
+    model.bert.embeddings.requires_grad_(False)  # saves half of the time, costs no accuracy
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     head = [p for n, p in trained if n.startswith("classifier")]
     body = [p for n, p in trained if not n.startswith("classifier")]
@@ -152,7 +155,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
             batch = list(itertools.islice(stream, BATCH))
             inputs: BatchEncoding = tokenizer(
                 [text for text, _ in batch],
-                padding="max_length",  # one shape, so that kernels are prepared once
+                padding="max_length",  # one shape: kernels are prepared once
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from prumux.optimizer.search.presets import EFFORTS
 
 from .console import Parser, device_name, guarded, positive, print_json, seconds, version
 
+DESCRIPTION = """\
+Make the fastest engine of a trained text encoder that stays within a loss budget.
+"""
+DATA_TEXT = "Default: train.*, validation.* and test.* files in the folder of MODEL."
 EPILOG = """\
 examples:
   prumux-opt my-model --data my-data --budget 2%
@@ -24,13 +28,21 @@ examples:
   prumux-opt my-model --data my-data --passes 'prune{sparsity=0.4|0.6},slice' --budget 2%
   prumux-opt --demo
 
-exit codes: 0 done, 1 the tool failed, 2 bad usage, file or config, 3 no candidate met the
-budget, 4 a parity or safety gate failed, 5 something needed is missing, 130 interrupted
+exit codes:
+  0  done
+  1  prumux failed
+  2  bad usage, file or configuration
+  3  no candidate met the budget; the folder holds the unpruned engine
+  4  a parity or safety check failed
+  5  something needed is missing; the message says how to get it
+  130  interrupted; go on with --resume
 """
+Add = Callable[..., object]
+"""`add_argument` of a parser or of a group of options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code and never lets a traceback out."""
+    """Run the command line and return the exit code. Errors are printed, not raised."""
     return guarded("prumux-opt", _main, argv, "repeat the command with --resume to go on")
 
 
@@ -54,7 +66,7 @@ def _main(arguments: list[str]) -> int:
     if options.dry_run:
         from prumux.optimizer.run.time_estimate import estimate
 
-        # Nothing is written, so what lies in the folder is in nobody's way.
+        # Nothing is written, so an earlier result in the folder does no harm.
         plan = job.plan(replace(request, force=True), progress)
         print_json({**plan.describe(), "estimate": estimate(plan)})
         return 0
@@ -62,10 +74,12 @@ def _main(arguments: list[str]) -> int:
     if options.json:
         print_json(result.report)
     else:
-        from prumux.optimizer.report.report import print_table, summary
+        from prumux.optimizer.report.encoding import report_of
+        from prumux.optimizer.report.terminal import print_table, summary
 
-        print_table(result.report, sys.stdout)
-        print("\n".join(summary(result.report, result.folder)))  # noqa: T201
+        report = report_of(result.report, str(result.folder / "report.json"))
+        print_table(report, sys.stdout)
+        print("\n".join(summary(report, result.folder)))  # noqa: T201
     if not result.met:
         progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3
@@ -105,61 +119,103 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="prumux-opt",
-        description="Make the fastest engine of a trained encoder that keeps a loss budget.",
+        description=DESCRIPTION,
         epilog=EPILOG,
+        usage="prumux-opt MODEL --budget 2%% [options]",
     )
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="Hugging Face folder or id, or model.pt")
-    add("--budget", metavar="2%", help="points the metric may fall; 2%%rel = of the score")
-    add("--passes", metavar="TEXT", help="run this pipeline; with a|b and --budget, search it")
-    add("--data", metavar="DIR", help="folder with train.*, validation.*, test.*; or a hub id")
-    add("--train", metavar="FILE", help="parquet, jsonl, csv or tsv")
-    add("--validation", metavar="FILE", help="rows that the loss is certified on")
-    add("--test", metavar="FILE", help="rows that are only reported")
-    add("--columns", nargs="+", default=[], metavar="KEY=NAME", help="text_a=q label=y ...")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Hugging Face folder or hub id, model.pt, or an earlier result of prumux-opt",
+    )
+    _add_search_options(parser.add_argument_group("what to make").add_argument)
+    _add_data_options(parser.add_argument_group("data", DATA_TEXT).add_argument)
+    _add_engine_options(parser.add_argument_group("engine").add_argument)
+    _add_run_options(parser.add_argument_group("the run").add_argument)
+    _add_output_options(parser.add_argument_group("output").add_argument)
+    return parser
+
+
+def _add_search_options(add: Add) -> None:
     add(
-        "--labels",
-        nargs="+",
-        default=[],
-        metavar="VALUE=CLASS",
-        help="what the data's labels mean: 0=positive 1=negative; classes are the model's",
+        "--budget", metavar="2%", help="points the metric may fall; 2%%rel: share of the score"
     )
-    add("--out", type=Path, metavar="DIR", help="result folder (default MODEL-prumux)")
-    add("--target", default="onnx", metavar="TEXT", help="such as 'onnx{fusion=none}'")
+    add("--passes", metavar="TEXT", help="run this pipeline; with a|b and --budget, search it")
+    add(
+        "--effort",
+        choices=EFFORTS,
+        default="quick",
+        help="default quick, which trains nothing",
+    )
+    add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
     add(
         "--metric",
         metavar="NAME",
         help="accuracy, balanced-accuracy, macro-f1, f1, pearson, ...",
     )
-    add("--effort", choices=EFFORTS, default="quick", help="quick trains nothing")
-    add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
-    add("--batch", type=positive, default=32, metavar="N", help="serving batch (default 32)")
-    add("--length", type=positive, metavar="N", help="serving length (default: the data's)")
+    add("--demo", action="store_true", help="make a small model and data, and optimise it")
+
+
+def _add_data_options(add: Add) -> None:
+    add("--data", metavar="DIR", help="folder with train.*, validation.*, test.*; or a hub id")
+    add("--train", metavar="FILE", help="rows to train on: parquet, jsonl, json, csv or tsv")
+    add("--validation", metavar="FILE", help="rows to certify the loss on")
+    add("--test", metavar="FILE", help="rows for the report only, used for no choice")
+    add(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="names of columns: text_a=q label=y",
+    )
+    add(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="VALUE=CLASS",
+        help="the model's classes of the data's labels: 0=positive 1=negative",
+    )
+
+
+def _add_engine_options(add: Add) -> None:
+    add("--target", default="onnx", metavar="TEXT", help="default onnx; see --list-passes")
+    add("--batch", type=positive, default=32, metavar="N", help="rows in a batch, default 32")
+    add(
+        "--length", type=positive, metavar="N", help="tokens in a row, default: as in the data"
+    )
+
+
+def _add_run_options(add: Add) -> None:
+    add("--out", type=Path, metavar="DIR", help="result folder, default MODEL-prumux")
+    add("--resume", action="store_true", help="go on where an interrupted run stopped")
+    add("--force", action="store_true", help="replace an earlier result")
+    add("--seed", type=int, default=0, metavar="N", help="of every random choice, default 0")
     add(
         "--device",
         type=device_name,
         default="auto",
-        metavar="cuda",
-        help="for scores and training: cpu, cuda (trains on all GPUs), cuda:0; default auto",
+        metavar="NAME",
+        help="to train and score on: auto (default), cpu, cuda (all GPUs), cuda:0",
     )
-    add("--seed", type=int, default=0, metavar="N")
     add(
         "--workers",
         default="1",
         metavar="4",
-        help="or ray://HOST:PORT: build the candidates of a space (quick, or --passes with "
-        "a|b) side by side, with the same result; other efforts gain nothing by it",
+        help="or ray://HOST:PORT: build candidates side by side, with the same result. Of use "
+        "for effort quick and for --passes with a|b",
     )
-    add("--resume", action="store_true", help="go on where an interrupted run stopped")
-    add("--force", action="store_true", help="replace an earlier result")
-    add("--dry-run", action="store_true", help="print the resolved plan and do nothing")
-    add("--demo", action="store_true", help="make a small real model and data, then run")
-    add("--list-passes", action="store_true", help="every pass and target with its options")
-    add("--json", action="store_true", help="one JSON document on stdout, logs on stderr")
-    add("-q", "--quiet", action="store_true", help="errors only")
-    add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
+
+
+def _add_output_options(add: Add) -> None:
+    add("--dry-run", action="store_true", help="print the plan and a time estimate, then stop")
+    add("--list-passes", action="store_true", help="print every pass and target with options")
+    add(
+        "--json", action="store_true", help="print one JSON document to stdout, logs to stderr"
+    )
+    add("-q", "--quiet", action="store_true", help="print errors only")
+    add("-v", "--verbose", action="count", default=0, help="print more; -vv: tracebacks too")
     add("--version", action="version", version=version())
-    return parser
 
 
 def _list_passes(as_json: bool) -> int:

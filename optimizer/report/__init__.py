@@ -1,1 +1,1 @@
-"""report.json and report.html."""
+"""What a run measured: report.json, report.html and the table on the terminal."""

@@ -103,7 +103,9 @@ class Request:
     def folder(self) -> Path:
         """Where the result goes: `--out`, else `MODEL-prumux` in the current folder."""
         path = Path(self.model)
-        name = path.stem if path.is_file() else path.name
+        if path.name in ("", ".."):  # such as `.`, the current folder
+            path = path.resolve()
+        name = path.stem if path.is_file() else path.name or "model"
         return self.out if self.out is not None else Path(f"{name}-prumux")
 
 
@@ -311,7 +313,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     """Choose, ship and report."""
     import torch
 
-    from prumux.optimizer.report.report import build_report, write_report
+    from prumux.optimizer.report.build import build_report, write_report
     from prumux.optimizer.search.precision_choice import lowered, unlowered
     from prumux.optimizer.search.shape_timing import predicted
     from prumux.optimizer.workers.scheduler import trial_threads
@@ -333,8 +335,19 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
         if found.winner is None:
             todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
-    report = build_report(todo, found, shipped, time.monotonic() - started)
-    for warning in report["warnings"][len(todo.warnings) :]:
+    report = build_report(
+        todo.bench,
+        found,
+        shipped,
+        budget=None if todo.request.budget is None else str(todo.request.budget),
+        limit=todo.limit,
+        serving=todo.bench.serving(),
+        facts=todo.bench.facts(todo.space),
+        command=todo.request.command,
+        seconds=time.monotonic() - started,
+        warnings=todo.warnings,
+    )
+    for warning in report.warnings[len(todo.warnings) :]:
         bench.ctx.progress.say(f"warning: {warning}")
     written = write_report(report, workspace.staging)
     workspace.publish()

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.data.predict import predict, torch_run
-from prumux.optimizer.report.html import duration
+from prumux.optimizer.report.formats import duration
 from prumux.optimizer.search.presets import LIMIT_S
 from prumux.optimizer.timing.serving_point import ROUNDS
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 from .baselines import Judged, check, flat, select_warnings
 from .certificate import accuracy_upper
-from .class_scores import class_scores
 from .stratified import stratified_upper
 
 if TYPE_CHECKING:
-    from prumux.optimizer.pipeline.target import Target
     from prumux.optimizer.tasks.metrics import Predictions
 
     from .evaluator import Bench
@@ -40,13 +38,6 @@ def provable_by_class(bench: Bench, limit: float) -> str:
     least = stratified_upper(labels, none, none, accuracy_upper)
     said = f"with no changed answer they prove {100 * least:.2f}"
     return f": too few of the rarest class, even {said}" if least > limit else f"; {said}"
-
-
-def by_class(bench: Bench, pipeline: Pipeline, role: str, target: Target) -> dict[str, Any]:
-    """Dense against a candidate on the rows of a role, class by class."""
-    dense, labels = bench.outputs(Pipeline(()), role)[0], _labels(bench, role)
-    found = bench.outputs(pipeline, role, target)[0]
-    return class_scores(dense, found, labels, bench.model.task)
 
 
 def _judged(bench: Bench, role: str) -> Judged:

@@ -14,6 +14,7 @@ import torch
 import prumux
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.model.source import load_model
+from prumux.optimizer.run.job import Request
 from tests.helpers import jobs
 from tests.helpers.checkpoints import config
 
@@ -194,6 +195,37 @@ def test_dry_run_writes_nothing(
     assert len(plan["candidates"]) > 5
     assert plan["limit"] == 0.02
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_result_of_the_current_folder_is_named_after_it(
+    job: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(job[0])
+    assert main([".", *job[1:], "--budget", "2%", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == "model-prumux"
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        (".", "here-prumux"),
+        ("./", "here-prumux"),
+        ("..", "above-prumux"),
+        ("sub/..", "here-prumux"),
+        ("sub/", "sub-prumux"),
+        ("../model.pt", "model-prumux"),
+        ("organisation/name", "name-prumux"),
+        ("/", "model-prumux"),
+    ],
+)
+def test_the_name_of_the_result_folder(
+    model: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "above" / "here"
+    (here / "sub").mkdir(parents=True)
+    (tmp_path / "above" / "model.pt").touch()
+    monkeypatch.chdir(here)
+    assert Request(model).folder == Path(folder)
 
 
 def test_list_passes(capsys: pytest.CaptureFixture[str]) -> None:

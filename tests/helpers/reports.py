@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prumux.optimizer.report.contents import Report
+from prumux.optimizer.report.encoding import report_of
+
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
+TASK = {"kind": "text-classification", "problem": "classification"}
 SPEED = (
     "rows_per_second", "rows_per_second_low", "rows_per_second_high",
     "latency_ms_p50", "latency_ms_p90", "latency_ms_p99",
@@ -21,6 +25,11 @@ def recorded(name: str = "sst2-standard-2cpu") -> dict[str, Any]:
     return found
 
 
+def as_report(values: dict[str, Any]) -> Report:
+    """The report of the values of a report.json."""
+    return report_of(values, "report.json")
+
+
 def engine(pipeline: str, target: str, ratio: float) -> dict[str, Any]:
     """An engine that was timed and not shipped."""
     return {
@@ -28,6 +37,18 @@ def engine(pipeline: str, target: str, ratio: float) -> dict[str, Any]:
         "target": target,
         "file_bytes": 10_000_000,
         **dict.fromkeys(SPEED, ratio),
+    }
+
+
+def one_class(label: str, rows: int, found: tuple[int, int]) -> dict[str, Any]:
+    """A class of which the given and the shipped model found so many rows."""
+    both = ("dense", "optimised")
+    return {
+        "label": label,
+        "rows": rows,
+        "found": dict(zip(both, found, strict=True)),
+        "answered": dict(zip(both, (found[0] + 3, found[1] + 5), strict=True)),
+        "recall": {k: n / rows if rows else None for k, n in zip(both, found, strict=True)},
     }
 
 
@@ -69,6 +90,20 @@ def changed(name: str) -> dict[str, Any]:
         kind = {"kind": "token-classification", "problem": "classification"}
         report["task"] = {**kind, "labels": labels}
         report["scores"]["test"]["interval_dense"] = [0.88, 0.91]
+    elif name == "classes":
+        labels = ["negative", "<positive>", "unseen"]
+        report["task"] = {**TASK, "labels": labels}
+        report["classes"] = {
+            "certify": {"agreement": 0.95, "against": "labels", "classes": []}
+        }
+        report["classes"]["certify"]["classes"] = [
+            one_class(label, rows, found)
+            for label, rows, found in zip(
+                labels, (428, 444, 0), ((390, 401), (393, 385), (0, 0)), strict=True
+            )
+        ]
+        report["classes"]["test"] = {"agreement": 0.9, "against": "given model", "classes": []}
+        report["warnings"] = ["the optimised model never answers '<positive>'"]
     else:
         assert name == "plain", name
     return report
@@ -76,5 +111,5 @@ def changed(name: str) -> dict[str, Any]:
 
 KINDS = (
     "plain", "refused", "no budget", "dropped", "mux", "beside", "predicted", "failed",
-    "tokens",
+    "tokens", "classes",
 )  # fmt: skip

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.report.html import duration, main, plain, render, verdict
-from prumux.optimizer.report.plot_axes import TIMES
+from prumux.optimizer.cli.report import main
+from prumux.optimizer.report.formats import TIMES, duration, plain
+from prumux.optimizer.report.html import render, verdict
 from tests.helpers.chromium import browser, opened
-from tests.helpers.reports import KINDS, changed, recorded
+from tests.helpers.reports import KINDS, as_report, changed, recorded
 
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 SECTIONS = (
@@ -68,7 +69,7 @@ class Parsed(HTMLParser):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_report_is_a_whole_page(kind: str) -> None:
     report = changed(kind)
-    page = render(report)
+    page = render(as_report(report))
     found = Parsed(page)
     ids = found.ids()
     assert len(set(ids)) == len(ids)
@@ -83,12 +84,12 @@ def test_every_kind_of_report_is_a_whole_page(kind: str) -> None:
         if tag == "th":
             assert attrs["scope"] in ("row", "col")
     assert "nan" not in re.findall(r"[a-z]+", found.text.lower())
-    assert verdict(report) in found.text
+    assert verdict(as_report(report)) in found.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_asked_of_a_network(kind: str) -> None:
-    page = render(changed(kind))
+    page = render(as_report(changed(kind)))
     for tag, attrs in Parsed(page).found:
         assert tag not in ("script", "iframe", "object", "img")
         assert "src" not in attrs
@@ -106,7 +107,7 @@ def frontier_of(page: str) -> Parsed:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_frontier_has_a_mark_for_all_that_was_measured(kind: str) -> None:
     report = changed(kind)
-    found = frontier_of(render(report))
+    found = frontier_of(render(as_report(report)))
     assert found.marks("dense") == 1
     assert found.marks("trial") == len([t for t in report["trials"] if t["loss"] is not None])
     holds = [p["holds"] for p in report["proofs"]]
@@ -118,12 +119,21 @@ def test_the_frontier_has_a_mark_for_all_that_was_measured(kind: str) -> None:
         for name, most in (("x", width), ("cx", width), ("y", height), ("cy", height)):
             assert 0 <= float(attrs.get(name, 0)) <= most
     if report["limit"] is not None:
-        assert 'class="budget"' in render(report)
+        assert 'class="budget"' in render(as_report(report))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_legend_explains_each_mark_of_the_frontier(kind: str) -> None:
+    page = render(as_report(changed(kind)))
+    start = page.index('<ul class="legend">')
+    legend = Parsed(page[start : page.index("</ul>", start) + 5])
+    for mark in ("dense", "trial", "holds", "fails", "shipped", "test"):
+        assert legend.marks(mark) == (frontier_of(page).marks(mark) > 0), mark
 
 
 def test_all_figures_stand_on_the_page() -> None:
     report = recorded()
-    text = Parsed(render(report)).said()
+    text = Parsed(render(as_report(report))).said()
     dense, ours = report["speed"]["dense"], report["speed"]["optimised"]
     test = report["scores"]["test"]
     bound = 100 * report["scores"]["certify"]["loss_upper"]
@@ -154,13 +164,13 @@ def test_all_figures_stand_on_the_page() -> None:
 
 
 def test_other_kinds_say_what_they_are() -> None:
-    texts = {kind: Parsed(render(changed(kind))).said() for kind in KINDS}
-    assert "No candidate met the budget. What was shipped is the unpruned" in texts["refused"]
+    texts = {kind: Parsed(render(as_report(changed(kind)))).said() for kind in KINDS}
+    assert "No candidate met the budget. The unpruned model is shipped" in texts["refused"]
     assert "at most 2.03 with 95% confidence" in texts["refused"]
     assert "Nothing was certified" in texts["no budget"]
     assert "no test rows" in texts["no budget"]
     assert "Run from Python" in texts["no budget"]
-    assert "ran at 0.80x of the dense one and was dropped" in texts["dropped"]
+    assert "was dropped: it ran at 0.80x the dense engine's throughput" in texts["dropped"]
     assert "90.00 [89.00, 91.00]" in texts["mux"]
     assert "too few rows" in texts["mux"]
     assert "multiple of 2 rows" in texts["mux"]
@@ -169,6 +179,10 @@ def test_other_kinds_say_what_they_are() -> None:
     assert "out of reach" in texts["failed"]
     assert "AutoModelForTokenClassification" in texts["tokens"]
     assert "[88.00, 91.00]" in texts["tokens"]
+    assert "Warning: the optimised model never answers '<positive>'" in texts["classes"]
+    for words in ("<positive>", "88.51", "86.71", "-1.80", "+2.57", "no rows"):
+        assert words in texts["classes"]
+    assert "against the given model's answers" in texts["classes"]
 
 
 def put(value: Any, text: str) -> Any:
@@ -189,7 +203,8 @@ def test_what_users_wrote_is_never_code() -> None:
         k: {f"{HOSTILE}{n}": v for n, v in x.items()} for k, x in recorded()["export"].items()
     }
     report["files"] = [f"{HOSTILE}.onnx"]
-    page = render(report)
+    report["serving"] = recorded()["serving"]  # `data` or a number: no text of a user
+    page = render(as_report(report))
     found = Parsed(page)
     assert {"script", "img"}.isdisjoint({tag for tag, _ in found.found})
     assert "<script" not in page
@@ -201,7 +216,9 @@ def test_the_page_is_made_again_of_report_json(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(recorded()))
     assert main([str(path)]) == 0
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(recorded())
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render(
+        as_report(recorded())
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}'])
@@ -228,7 +245,7 @@ def test_numbers_in_words() -> None:
 def test_a_browser_shows_it(kind: str, tmp_path: Path) -> None:
     report = changed(kind)
     path = tmp_path / "report.html"
-    path.write_text(render(report), encoding="utf-8")
+    path.write_text(render(as_report(report)), encoding="utf-8")
     program = browser()
     assert program is not None
     with opened(program, tmp_path / "profile") as page:

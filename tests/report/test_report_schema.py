@@ -17,8 +17,9 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker
 
 from prumux.optimizer.cli.opt import main
+from prumux.optimizer.report.json_schema import text
 from tests.helpers import jobs
-from tests.helpers.reports import KINDS, changed, recorded
+from tests.helpers.reports import KINDS, as_report, changed, recorded
 
 ROOT = Path(__file__).parents[2]
 SCHEMA: dict[str, Any] = json.loads(
@@ -43,6 +44,11 @@ def described(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dic
     inner += [(f"{path}[]", schema["items"])] if "items" in schema else []
     for name, value in inner:
         yield from described(value, name)
+
+
+def test_the_schema_is_the_one_of_the_dataclasses() -> None:
+    file = files("prumux").joinpath("report.schema.json")
+    assert file.read_text(encoding="utf-8") == text(), "write it again: make schema"
 
 
 def test_the_schema_is_one() -> None:
@@ -115,7 +121,7 @@ def test_a_run_writes_what_the_schema_says(out: Path) -> None:
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert wrong(report) == []
     assert report.keys() >= SCHEMA["properties"].keys()
-    trial = SCHEMA["$defs"]["trial"]["properties"].keys()
+    trial = SCHEMA["$defs"]["TrialRecord"]["properties"].keys()
     assert report["trials"][0].keys() >= trial - LATER
     assert report["task"]["labels"]
     low, high = report["scores"]["test"]["interval_dense"]
@@ -127,7 +133,7 @@ def test_a_run_writes_the_page_of_its_report(out: Path) -> None:
 
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert "report.html" in report["files"]
-    assert (out / "report.html").read_text(encoding="utf-8") == render(report)
+    assert (out / "report.html").read_text(encoding="utf-8") == render(as_report(report))
 
 
 def test_a_wheel_holds_schema_and_templates(tmp_path: Path) -> None:
@@ -141,9 +147,7 @@ def test_a_wheel_holds_schema_and_templates(tmp_path: Path) -> None:
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    data = [
-        x for x in (ROOT / "optimizer" / "report").iterdir() if x.suffix in (".jinja", ".css")
-    ]
+    data = [x for x in (ROOT / "optimizer").rglob("*") if x.suffix in (".jinja", ".css")]
     assert len(data) == 3
-    assert held >= {f"prumux/optimizer/report/{x.name}" for x in data}
+    assert held >= {f"prumux/{x.relative_to(ROOT).as_posix()}" for x in data}
     assert held >= {"prumux/report.schema.json", "prumux/py.typed"}

@@ -1,0 +1,263 @@
+"""Collects what a run measured into a `Report`, and writes report.json and report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from prumux.optimizer.base.environment import device, versions
+from prumux.optimizer.base.store import write_atomic
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search.certificate import interval
+from prumux.optimizer.timing.cores import WATCH
+
+from .class_scores import class_scores, result_warnings
+from .contents import (
+    SCHEMA_VERSION,
+    ByRole,
+    CertificateRecord,
+    ClassScores,
+    DataRecord,
+    EngineTiming,
+    Interval,
+    LayerSizes,
+    ModelCost,
+    MuxRecord,
+    OtherEngine,
+    Pair,
+    PassRecord,
+    Report,
+    Score,
+    ServingPoint,
+    TaskRecord,
+    TrialRecord,
+)
+from .encoding import from_json, to_json
+from .html import render
+
+if TYPE_CHECKING:
+    from prumux.optimizer.model.ir import Encoder, Model
+    from prumux.optimizer.pipeline.target import Emitted, Engine, Target
+    from prumux.optimizer.search.bisection import Found
+    from prumux.optimizer.search.evaluator import Bench
+    from prumux.optimizer.timing.serving_point import Speed
+
+T = TypeVar("T")
+JSON_NAME = "report.json"
+HTML_NAME = "report.html"
+
+
+class MeasuredEngine(Protocol):
+    """A model, exported to a target and timed."""
+
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def target(self) -> Target: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def emitted(self) -> Emitted: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def speed(self) -> Speed: ...
+
+
+class MeasuredEngines(Protocol):
+    """Engines that were timed in the same rounds."""
+
+    @property
+    def dense(self) -> MeasuredEngine: ...
+    @property
+    def optimised(self) -> MeasuredEngine:
+        """The engine that is shipped."""
+
+    @property
+    def dropped(self) -> MeasuredEngine | None:
+        """The chosen engine, if it was slower than the dense one."""
+
+    @property
+    def beside(self) -> Sequence[MeasuredEngine]:
+        """Other engines."""
+
+
+def build_report(
+    evaluator: Bench,
+    found: Found | None,
+    engines: MeasuredEngines,
+    *,
+    budget: str | None,
+    limit: float | None,
+    serving: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    command: str,
+    seconds: float,
+    warnings: Sequence[str] = (),
+) -> Report:
+    """Everything a reader needs to believe or to repeat the result.
+
+    Args:
+        evaluator: scores the shipped model on the certify and the test rows.
+        found: what the search found; None if one pipeline was asked for.
+        engines: what was timed.
+        budget: as the user wrote it.
+        limit: the loss that it allows, a share.
+        serving: the fields of `ServingPoint`.
+        facts: what a run must have in common with this one to resume it.
+        command: the command line.
+        seconds: wall-clock time of the run so far.
+        warnings: what was found about metric, budget and rows before the search.
+    """
+    shipped, dense = engines.optimised, engines.dense
+    model, pipeline, given = shipped.model, shipped.pipeline, evaluator.model
+    length = evaluator.ctx.length
+    scores = _by_role(evaluator, lambda role: _score(evaluator, shipped, limit or 0.0, role))
+    classes = _by_role(evaluator, lambda role: _class_scores(evaluator, shipped, role))
+    certificates = () if found is None else tuple(_certificate(*x) for x in found.proofs)
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        met=found is None or found.winner is not None,
+        reason="the pipeline that was asked for" if found is None else found.reason,
+        pipeline=str(pipeline),
+        dropped=None if engines.dropped is None else _other_engine(engines.dropped),
+        target=str(shipped.target),
+        budget=budget,
+        limit=limit,
+        metric=evaluator.metric,
+        task=TaskRecord(given.task.kind, given.task.problem, given.task.labels),
+        scores=scores,
+        classes=classes,
+        warnings=(*warnings, *result_warnings(scores.certify, certificates, classes)),
+        throughput_ratio=shipped.speed.throughput_ratio,
+        speed=Pair(_timing(dense), _timing(shipped)),
+        beside=tuple(_other_engine(x) for x in engines.beside),
+        serving=ServingPoint(**serving),
+        cost=Pair(_cost(dense.model.encoder, length), _cost(model.encoder, length)),
+        file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
+        layers=_layer_sizes(given.encoder, model.encoder),
+        mux=_mux(evaluator, shipped),
+        passes=tuple(PassRecord(**asdict(x)) for x in model.history),
+        export=Pair(dict(dense.emitted.notes), dict(shipped.emitted.notes)),
+        engine=dict(shipped.engine.describe()),
+        trials=() if found is None else tuple(_trial(x) for x in found.trials),
+        proofs=certificates,
+        data=DataRecord(evaluator.data_digest, tuple(evaluator.notes)),
+        source=dict(given.source),
+        facts=facts,
+        seed=evaluator.ctx.seed,
+        command=command,
+        seconds=seconds,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        device={**device(), **WATCH.told()},
+    )
+
+
+def write_report(report: Report, folder: Path) -> dict[str, Any]:
+    """Write report.json and report.html beside the other files of the result.
+
+    Returns:
+        The JSON values of report.json, which lists the files of the result as well.
+    """
+    written = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
+    names = written | {HTML_NAME, JSON_NAME}
+    if report.trials:
+        names.add("trials.jsonl")  # the run moves it here when all is done
+    text = json.dumps(
+        to_json(replace(report, files=tuple(sorted(names)))), indent=2, allow_nan=False
+    )
+    values: dict[str, Any] = json.loads(text)
+    write_html(from_json(Report, values), folder)
+    write_atomic(folder / JSON_NAME, f"{text}\n".encode())
+    return values
+
+
+def write_html(report: Report, folder: Path) -> None:
+    """Write report.html."""
+    write_atomic(folder / HTML_NAME, render(report).encode())
+
+
+def _by_role(evaluator: Bench, measure: Callable[[str], T]) -> ByRole[T]:
+    test = None if evaluator.test_rows is None else measure("test")
+    return ByRole(measure("certify"), test)
+
+
+def _class_scores(evaluator: Bench, shipped: MeasuredEngine, role: str) -> ClassScores:
+    """Both models on the rows of a role, class by class."""
+    dense = evaluator.outputs(Pipeline(()), role)[0]
+    answers = evaluator.outputs(shipped.pipeline, role, shipped.target)[0]
+    rows = evaluator.certify_rows if role == "certify" else evaluator.test_rows
+    labels = None if rows is None else rows.labels
+    return class_scores(dense, answers, labels, evaluator.model.task)
+
+
+def _score(evaluator: Bench, shipped: MeasuredEngine, limit: float, role: str) -> Score:
+    """The given model against the shipped one on the rows of a role."""
+    pipeline, target = shipped.pipeline, shipped.target
+    values = asdict(evaluator.compare(pipeline, role, limit, target=target))
+    del values["limit"]
+    dense = evaluator.metric != "agreement"
+    return Score(
+        **values,
+        interval=_interval(evaluator, role, pipeline, target),
+        interval_dense=_interval(evaluator, role, Pipeline(())) if dense else None,
+    )
+
+
+def _interval(
+    evaluator: Bench, role: str, pipeline: Pipeline, target: Target | None = None
+) -> Interval:
+    predictions, labels = evaluator.outputs(pipeline, role, target)
+    task, seed = evaluator.model.task, evaluator.ctx.seed
+    return interval(evaluator.metric, predictions, labels, task, seed=seed)
+
+
+def _mux(evaluator: Bench, shipped: MeasuredEngine) -> MuxRecord | None:
+    if not shipped.model.encoder.mux:
+        return None
+    values = evaluator.mixed(shipped.pipeline, "certify")
+    return from_json(MuxRecord, to_json(values))
+
+
+def _timing(engine: MeasuredEngine) -> EngineTiming:
+    return EngineTiming(**asdict(engine.speed))
+
+
+def _other_engine(engine: MeasuredEngine) -> OtherEngine:
+    return OtherEngine(
+        **asdict(engine.speed),
+        pipeline=str(engine.pipeline),
+        target=str(engine.target),
+        file_bytes=engine.size_bytes,
+    )
+
+
+def _cost(encoder: Encoder, length: int) -> ModelCost:
+    return ModelCost(**asdict(count(encoder, length)))
+
+
+def _layer_sizes(given: Encoder, shipped: Encoder) -> LayerSizes:
+    return LayerSizes(
+        heads=tuple(x.heads for x in shipped.layers),
+        ffn=tuple(x.ffn for x in shipped.layers),
+        hidden=shipped.hidden,
+        heads_dense=tuple(x.heads for x in given.layers),
+        ffn_dense=tuple(x.ffn for x in given.layers),
+        hidden_dense=given.hidden,
+    )
+
+
+def _trial(trial: Any) -> TrialRecord:
+    return TrialRecord(**{**asdict(trial), "pipeline": str(trial.pipeline)})
+
+
+def _certificate(pipeline: Pipeline, certificate: Any) -> CertificateRecord:
+    return CertificateRecord(**certificate.to_json(), pipeline=str(pipeline))

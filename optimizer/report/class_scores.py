@@ -1,0 +1,111 @@
+"""Both models class by class, and warnings about results to doubt.
+
+One number for all rows hides a model that gives up a rare class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.model.ir import Task
+from prumux.optimizer.search.baselines import flat
+from prumux.optimizer.tasks.metrics import Predictions, score
+
+from .contents import ByRole, CertificateRecord, ClassRecord, ClassScores, Pair, Score
+from .formats import points
+
+MAX_NAMED = 5
+"""A warning names at most so many classes."""
+MIN_ANSWERS = 3
+"""A class that the given model answers at least so often and the shipped model never gets a
+warning. With fewer answers it may be chance."""
+
+
+def class_scores(
+    dense: Predictions, optimised: Predictions, labels: Predictions | None, task: Task
+) -> ClassScores:
+    """Agreement of both models and, for classification, answers and recall of each class.
+
+    Args:
+        dense: answers of the given model: class numbers [N], numbers [N], or for token tasks
+            an array of class numbers for each row.
+        optimised: answers of the shipped model on the same rows.
+        labels: same form. None means unlabelled: recalls are then computed against `dense`.
+        task: names the classes.
+    """
+    agreement = score("agreement", optimised, dense, task)
+    if task.problem == "regression":
+        return ClassScores(agreement, None, ())
+    truth, p, q = (flat(x) for x in (dense if labels is None else labels, dense, optimised))
+
+    def counts(answers: NDArray[Any]) -> list[int]:
+        return [int(n) for n in np.bincount(answers, minlength=len(task.labels))]
+
+    columns = (
+        task.labels,
+        counts(truth),
+        map(Pair, counts(truth[p == truth]), counts(truth[q == truth])),
+        map(Pair, counts(p), counts(q)),
+    )
+    classes = tuple(
+        ClassRecord(label, rows, found, answered, _recall(found, rows))
+        for label, rows, found, answered in zip(*columns, strict=True)
+    )
+    return ClassScores(agreement, "given model" if labels is None else "labels", classes)
+
+
+def result_warnings(
+    certify: Score, certificates: Sequence[CertificateRecord], classes: ByRole[ClassScores]
+) -> list[str]:
+    """Warnings about the result: lost classes, and gains that chance does not explain."""
+    lost = [line for role, found in classes.items() for line in lost_classes(found, role)]
+    return lost + unlikely_gains(certify, certificates)
+
+
+def lost_classes(found: ClassScores, role: str) -> list[str]:
+    """A warning if the shipped model answers a constant, or never answers some classes."""
+    dense = [x for x in found.classes if x.answered.dense]
+    ours = [x for x in found.classes if x.answered.optimised]
+    if len(ours) == 1 < len(dense):
+        return [
+            f"the optimised model answers '{ours[0].label}' on all {role} rows, the given "
+            f"model gives {len(dense)} different answers: it is of no use"
+        ]
+    lost = [
+        f"'{x.label}' ({x.answered.dense} times by the given model)"
+        for x in dense
+        if x.answered.dense >= MIN_ANSWERS and not x.answered.optimised
+    ]
+    if not lost:
+        return []
+    more = f" and {len(lost) - MAX_NAMED} more" if len(lost) > MAX_NAMED else ""
+    return [
+        f"the optimised model never answers {', '.join(lost[:MAX_NAMED])}{more} on the "
+        f"{role} rows"
+    ]
+
+
+def unlikely_gains(certify: Score, certificates: Sequence[CertificateRecord]) -> list[str]:
+    """A warning if a candidate is better than the given model even at its upper bound."""
+    better = [x for x in (certify, *certificates) if x.loss_upper < 0]
+    if not better:
+        return []
+    most = min(better, key=lambda x: x.loss)
+    name = f" ({most.pipeline})" if isinstance(most, CertificateRecord) else ""
+    return [
+        f"a candidate{name} scores {points(most.score)} {most.metric} on the certify rows, "
+        f"the given model {points(most.score_dense)}: a smaller model is seldom better, so "
+        "look for labels in another order (--labels), a wrong label or text column "
+        "(--columns), other text than the given model was trained on, or a given model that "
+        "was not trained for this task"
+    ]
+
+
+def _recall(found: Pair[int], rows: int) -> Pair[float | None]:
+    if not rows:
+        return Pair(None, None)
+    return Pair(found.dense / rows, found.optimised / rows)

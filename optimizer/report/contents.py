@@ -1,0 +1,372 @@
+"""What report.json holds, field by field, with units.
+
+These dataclasses are the one description of a report. `encoding` writes and reads them as
+JSON, `json_schema` makes report.schema.json of them, and `html` and `terminal` show them.
+
+A field's type says its unit (`Seconds`, `Share`); the text in `Annotated` says what it is.
+To add a field: add it here with a default, fill it in `build`, show it where users need it,
+and write the schema again (`make schema`). A field with a default may be missing in a report
+that an earlier version wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+SCHEMA_VERSION: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Unit and range of a number, for the type of a field."""
+
+    name: str = ""
+    """Empty for a count of what the field's text names."""
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+class _OmitNone:
+    """Marks a field that report.json leaves out where it is None."""
+
+
+OMIT_NONE = _OmitNone()
+
+Count = Annotated[int, Unit(minimum=0)]
+Positive = Annotated[int, Unit(minimum=1)]
+Bytes = Annotated[int, Unit("bytes", minimum=0)]
+Seconds = Annotated[float, Unit("seconds", minimum=0)]
+Milliseconds = Annotated[float, Unit("milliseconds", above=0)]
+RowsPerSecond = Annotated[float, Unit("rows per second", above=0)]
+Times = Annotated[float, Unit("times", above=0)]
+Share = Annotated[float, Unit("share, where 0.01 is one point")]
+Fraction = Annotated[float, Unit("share, where 0.01 is one point", minimum=0, maximum=1)]
+Probability = Annotated[float, Unit("probability", above=0, below=1)]
+Interval = tuple[float, float]
+"""Lower and upper end, in the unit of what they bound."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pair(Generic[T]):
+    """The same measurement of two models."""
+
+    dense: Annotated[T, "Of the given model, unpruned and in fp32."]
+    optimised: Annotated[T, "Of the model that the artifact folder holds."]
+
+
+@dataclass(frozen=True)
+class ByRole(Generic[T]):
+    """The same measurement on two sets of rows that no choice was made on."""
+
+    certify: Annotated[T, "On the rows that the certificate is computed on."]
+    test: Annotated[T | None, "On the test rows, if there are any.", OMIT_NONE] = None
+
+    def items(self) -> list[tuple[str, T]]:
+        """Role of the rows and measurement, `test` only if there are test rows."""
+        test = [] if self.test is None else [("test", self.test)]
+        return [("certify", self.certify), *test]
+
+    def values(self) -> list[T]:
+        """The measurements."""
+        return [x for _, x in self.items()]
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What the labels mean."""
+
+    kind: Annotated[str, "text-classification or token-classification."]
+    problem: Annotated[str, "classification or regression."]
+    labels: Annotated[tuple[str, ...], "Label names in the order of the logits."]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The given model and another one, scored on the same rows, in pairs."""
+
+    metric: Annotated[str, "Name of the metric."]
+    rows: Annotated[Positive, "Rows that were compared."]
+    score_dense: Annotated[Share, "Score of the given model, in [-1, 1]."]
+    score: Annotated[Share, "Score of the other model on the same rows, in [-1, 1]."]
+    loss: Annotated[Share, "score_dense - score. Below 0, the other model is better."]
+    loss_upper: Annotated[
+        Share, "Upper confidence bound of the true loss, one-sided, with `confidence`."
+    ]
+    confidence: Annotated[Probability, "Confidence level of loss_upper."]
+    method: Annotated[
+        str,
+        "How the bound is computed: tango, stratified tango, clopper-pearson or bootstrap "
+        "(approximate).",
+    ]
+
+
+@dataclass(frozen=True)
+class Score(Comparison):
+    """The given model against the shipped model."""
+
+    interval: Annotated[Interval, "Two-sided 95 % confidence interval of `score`."]
+    interval_dense: Annotated[
+        Interval | None,
+        "Two-sided 95 % confidence interval of `score_dense`. Missing for agreement.",
+        OMIT_NONE,
+    ] = None
+
+
+@dataclass(frozen=True)
+class ClassRecord:
+    """The answers of both models on the rows of one class."""
+
+    label: Annotated[str, "Name of the class."]
+    rows: Annotated[Count, "Rows of this class. In token tasks, positions."]
+    found: Annotated[Pair[Count], "Rows of this class that the model answers with it."]
+    answered: Annotated[Pair[Count], "Rows of any class that the model answers with it."]
+    recall: Annotated[Pair[Fraction | None], "found divided by rows. Null without rows."]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How often both models agree, overall and class by class."""
+
+    agreement: Annotated[
+        Share, "Share of rows with the same answer. For regression, the correlation."
+    ]
+    against: Annotated[
+        Literal["labels", "given model"] | None,
+        "What the recalls are computed against. Without labels, the given model's answers. "
+        "Null for regression.",
+    ]
+    classes: Annotated[tuple[ClassRecord, ...], "Every class. Empty for regression."]
+
+
+@dataclass(frozen=True)
+class CertificateRecord(Comparison):
+    """One certificate: is the upper bound of a candidate's loss within the budget?"""
+
+    pipeline: Annotated[str, "Pipeline text of the candidate."]
+    limit: Annotated[Share, "The loss that the budget allows."]
+    holds: Annotated[bool, "Whether loss_upper is at most `limit`."]
+
+
+@dataclass(frozen=True)
+class EngineTiming:
+    """One engine at the serving point, timed in the same rounds as the dense engine."""
+
+    rows_per_second: Annotated[RowsPerSecond, "Throughput in the median round."]
+    rows_per_second_low: Annotated[RowsPerSecond, "Throughput in the slowest round."]
+    rows_per_second_high: Annotated[RowsPerSecond, "Throughput in the fastest round."]
+    latency_ms_p50: Annotated[Milliseconds, "Latency of one row alone, 50th percentile."]
+    latency_ms_p90: Annotated[Milliseconds, "Latency of one row alone, 90th percentile."]
+    latency_ms_p99: Annotated[Milliseconds, "Latency of one row alone, 99th percentile."]
+    throughput_ratio: Annotated[
+        Times, "Throughput divided by the dense engine's, median over rounds."
+    ]
+    throughput_ratio_low: Annotated[Times, "The lowest throughput ratio of any round."]
+    throughput_ratio_high: Annotated[Times, "The highest throughput ratio of any round."]
+
+
+@dataclass(frozen=True)
+class OtherEngine(EngineTiming):
+    """An engine that was timed and is not shipped."""
+
+    pipeline: Annotated[str, "Pipeline text. Empty for the given model."]
+    target: Annotated[str, "Target text."] = ""
+    file_bytes: Annotated[Bytes | None, "Size of the engine's files.", OMIT_NONE] = None
+
+
+@dataclass(frozen=True)
+class ServingPoint:
+    """The batches that engines are timed on."""
+
+    batch: Annotated[Positive, "Rows in a batch."]
+    length: Annotated[
+        Positive | Literal["data"], "Tokens in a row, or `data` for the lengths of the data."
+    ]
+    mean_tokens: Annotated[Positive, "Mean number of tokens in a row."]
+    threads: Annotated[Positive, "CPU threads of an engine."]
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Size and computation of one model, counted from its shapes."""
+
+    parameters: Annotated[Count, "Number of weights."]
+    encoder_parameters: Annotated[Count, "Number of weights without embeddings and head."]
+    macs: Annotated[Count, "Multiply-adds for one row of serving.mean_tokens tokens."]
+    size_bytes: Annotated[Bytes, "Size of the weights in float32."]
+    mux_parameters: Annotated[Count, "Part of `parameters` that mixes and separates rows."]
+    mux_macs: Annotated[Count, "Part of `macs` that mixes and separates rows."]
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """Sizes of the shipped model and of the given one."""
+
+    heads: Annotated[
+        tuple[Count, ...], "Attention heads of each layer. 0 means that the block is removed."
+    ]
+    ffn: Annotated[
+        tuple[Count, ...], "FFN units of each layer. 0 means that the block is removed."
+    ]
+    hidden: Annotated[Positive, "Hidden dimensions."]
+    heads_dense: Annotated[tuple[Count, ...], "Attention heads of each layer, given model."]
+    ffn_dense: Annotated[tuple[Count, ...], "FFN units of each layer, given model."]
+    hidden_dense: Annotated[Positive | None, "Hidden dimensions, given model.", OMIT_NONE] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class MuxRecord:
+    """How much a row's answer depends on the rows that share its forward pass."""
+
+    scores: Annotated[tuple[Share, ...], "Score with each random draw of partners."]
+    mean: Annotated[Share, "Mean of `scores`."]
+    slots: Annotated[
+        tuple[float | None, ...],
+        "Mean score of the rows in each slot, null for a slot with too few rows. "
+        "There are as many slots as rows in one forward pass.",
+    ]
+    depends_on_partners: Annotated[
+        float,
+        Unit(minimum=0),
+        "Share of rows (in token tasks, of words) whose answer is not the same in all draws. "
+        "For regression, the deviation of a row's answers divided by that of the rows.",
+    ]
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """Receipt of one pass."""
+
+    spec: Annotated[str, "The pass as pipeline text."]
+    seconds: Annotated[Seconds, "Wall-clock time."]
+    parameters_before: Annotated[Count, "Number of weights before the pass."]
+    parameters_after: Annotated[Count, "Number of weights after the pass."]
+    notes: Annotated[Mapping[str, Any], "What the pass reports. Each pass has its own fields."]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One candidate, scored on the select rows."""
+
+    pipeline: Annotated[str, "Pipeline text."]
+    score: Annotated[Share | None, "Score on the select rows, in [-1, 1]. Null if it failed."]
+    loss: Annotated[
+        Share | None, "The given model's score on the select rows - score. Null if it failed."
+    ]
+    seconds: Annotated[Seconds, "Wall-clock time of building and scoring."]
+    macs: Annotated[Count | None, "Multiply-adds for one row of serving.mean_tokens tokens."]
+    predicted_ratio: Annotated[
+        Times | None,
+        "Throughput divided by the dense engine's, predicted from timing the untrained shape. "
+        "Null if it was not timed.",
+    ] = None
+    error: Annotated[str | None, "Why the candidate failed, if it did.", OMIT_NONE] = None
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Where the rows come from."""
+
+    digest: Annotated[str, "SHA-256 of all rows and their roles, in hex."]
+    roles: Annotated[tuple[str, ...], "Which rows were used for what, in words."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one run of prumux measured."""
+
+    schema_version: Annotated[Literal[1], "Version of this schema."]
+    met: Annotated[bool, "True if a candidate was certified or no budget was given."]
+    reason: Annotated[str, "Why this model was chosen, in words."]
+    pipeline: Annotated[str, "Pipeline text of the shipped model. Empty for the given model."]
+    dropped: Annotated[
+        OtherEngine | None,
+        "The chosen engine, if it was slower than the dense engine and was not shipped.",
+    ]
+    target: Annotated[str, "Target text of the shipped engine."]
+    budget: Annotated[
+        str | None, "As given: 2% (points) or 2%rel (of the score). Null without a budget."
+    ]
+    limit: Annotated[Share | None, "The loss that the budget allows. Null without a budget."]
+    metric: Annotated[str, "Name of the metric of scores and losses."]
+    task: Annotated[TaskRecord | None, "What the labels mean.", OMIT_NONE] = None
+    scores: Annotated[ByRole[Score], "The given model against the shipped model."]
+    classes: Annotated[
+        ByRole[ClassScores] | None, "The same comparison, class by class.", OMIT_NONE
+    ] = None
+    warnings: Annotated[
+        tuple[str, ...], "Reasons to doubt the result or to choose another metric."
+    ] = ()
+    throughput_ratio: Annotated[
+        Times, "speed.optimised.throughput_ratio: throughput divided by the dense engine's."
+    ]
+    speed: Annotated[Pair[EngineTiming], "Both engines at the serving point."]
+    beside: Annotated[
+        tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
+    ] = ()
+    serving: Annotated[ServingPoint, "The serving point."]
+    cost: Annotated[Pair[ModelCost], "Size and computation of both models, counted."]
+    file_bytes: Annotated[Pair[Bytes], "Size of the engines' files, in bytes."]
+    layers: Annotated[LayerSizes, "Sizes of both models, layer by layer."]
+    mux: Annotated[
+        MuxRecord | None,
+        "How much answers depend on mixed rows, on the certify rows. Null without mux.",
+    ]
+    passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
+    export: Annotated[
+        Pair[Mapping[str, Any]],
+        "What the target reports of its graphs, in its own fields. `parity`: largest "
+        "difference of a logit; `agreement`: share of same answers; `_ms`: milliseconds.",
+    ]
+    engine: Annotated[
+        Mapping[str, str],
+        "The shipped engine: library, version, provider, device, threads, precision.",
+    ]
+    trials: Annotated[tuple[TrialRecord, ...], "Every candidate that was built, in order."]
+    proofs: Annotated[
+        tuple[CertificateRecord, ...],
+        "Every certificate, in the order of testing. Only the last one can have failed.",
+    ]
+    data: Annotated[DataRecord, "Where the rows come from."]
+    source: Annotated[
+        Mapping[str, str],
+        "The given model: name, model_type, digest (SHA-256 of weights and sizes).",
+    ]
+    facts: Annotated[
+        Mapping[str, Any], "What a run must have in common with this run to resume it."
+    ]
+    seed: Annotated[Count, "Seed of every random choice."]
+    command: Annotated[str, "The exact command line. Empty for a run from Python."]
+    seconds: Annotated[Seconds, "Wall-clock time of the whole run."]
+    date: Annotated[str, "When the run ended, ISO 8601 with time zone."]
+    versions: Annotated[
+        Mapping[str, str], "Versions of Python and of the libraries that results depend on."
+    ]
+    device: Annotated[
+        Mapping[str, str],
+        "The machine: processor, its instructions for int8 and bf16, architecture, system, "
+        "number of processors. thread_join_us: median, least and most microseconds to join "
+        "two threads, before timed rounds.",
+    ]
+    files: Annotated[
+        tuple[str, ...], "Names of the files of the result, report.json among them."
+    ] = ()
+
+    @property
+    def certificate(self) -> CertificateRecord | None:
+        """The certificate of the shipped model, None if none holds."""
+        held = (x for x in self.proofs if x.pipeline == self.pipeline and x.holds)
+        return next(held, None)
+
+    def model_name(self, pipeline: str) -> str:
+        """What the model of a pipeline text is in this run, in a word or two."""
+        names = {"": "dense", self.pipeline: "shipped"} if self.pipeline else {"": "dense"}
+        if self.dropped is not None:
+            names[self.dropped.pipeline] = "dropped"
+        return names.get(pipeline, "other candidate")

@@ -1,0 +1,170 @@
+"""The table and the lines that prumux-opt prints at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+from .contents import ClassRecord, ClassScores, MuxRecord, Report
+from .formats import duration, millions, percent, points
+
+Row = tuple[str, str, str, str]
+"""What was measured, the dense model, the optimised model, and the two compared."""
+LABEL_WIDTH = 11
+MAX_CLASSES = 20
+"""The table shows all classes, if there are no more."""
+WORST_CLASSES = 5
+"""Of more classes it shows so many."""
+
+
+def print_table(report: Report, stream: TextIO) -> None:
+    """Print the dense model and the optimised model side by side."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("dense", "optimised", "optimised vs dense"):
+        table.add_column(name, justify="right")
+    for row in table_rows(report):
+        table.add_row(*row)
+    console.print(table)
+
+
+def table_rows(report: Report) -> list[Row]:
+    """The rows of the table."""
+    rows = []
+    for role, score in report.scores.items():
+        low, high = score.interval
+        rows.append(
+            (
+                f"{report.metric}, {role} ({score.rows} rows)",
+                points(score.score_dense),
+                f"{points(score.score)}  [{points(low)}, {points(high)}]",
+                f"{100 * (0 - score.loss):+.2f} points",
+            )
+        )
+        if report.classes is not None:
+            rows += class_rows(dict(report.classes.items())[role])
+    return [*rows, *_mux_rows(report.mux), *_speed_rows(report), *_size_rows(report)]
+
+
+def summary(report: Report, folder: Path) -> list[str]:
+    """The lines below the table."""
+    lines = [("pipeline", report.pipeline or "(dense)"), ("target", report.target)]
+    for engine in report.beside:
+        text = f"{report.model_name(engine.pipeline)} on {engine.target}"
+        lines.append(("also timed", f"{text}: {engine.throughput_ratio:.2f}x"))
+    if report.budget is not None:
+        lines += _budget_lines(report)
+    if report.dropped is not None:
+        ratio = report.dropped.throughput_ratio
+        text = f"its engine ran at {ratio:.2f}x the dense engine's throughput"
+        lines.append(("dropped", f"{report.dropped.pipeline}: {text}"))
+    lines += [("warning", x) for x in report.warnings]
+    since = " since --resume" if "--resume" in report.command else ""
+    lines.append(("written", f"{folder}/  ({duration(report.seconds)}{since})"))
+    return [f"{name:<{LABEL_WIDTH}}{text}" for name, text in lines]
+
+
+def class_rows(found: ClassScores) -> list[Row]:
+    """Rows below a score: agreement of both models, and the recall of each class.
+
+    Of more than `MAX_CLASSES` classes only those whose recall fell most are shown.
+    """
+    rows = [("  agreement with dense", "", points(found.agreement), "")]
+    classes = [(x, *_recalls(x)) for x in found.classes if x.rows]
+    if len(classes) > MAX_CLASSES:
+        rows.append((f"  {WORST_CLASSES} of {len(classes)} classes, largest loss", "", "", ""))
+        classes = sorted(classes, key=lambda x: x[2] - x[1])[:WORST_CLASSES]
+    for x, dense, ours in classes:
+        name = "agreement on" if found.against == "given model" else "recall of"
+        rows.append(
+            (
+                f"  {name} '{x.label}' ({x.rows})",
+                points(dense),
+                points(ours),
+                f"{100 * (ours - dense):+.2f} points",
+            )
+        )
+    return rows
+
+
+def _recalls(found: ClassRecord) -> tuple[float, float]:
+    return found.recall.dense or 0.0, found.recall.optimised or 0.0
+
+
+def _budget_lines(report: Report) -> list[tuple[str, str]]:
+    """Whether the budget is kept, and why this model was chosen."""
+    lines, certify, test = [], report.scores.certify, report.scores.test
+    if report.dropped is not None:
+        lines.append(("budget", f"{report.budget}: kept, because the given model is shipped"))
+    elif not report.limit:
+        lines.append(("budget", f"{report.budget}: only exact passes, nothing to certify"))
+    elif report.met:
+        text = (
+            f"{report.budget} of {report.metric}: loss at most {points(certify.loss_upper)} "
+            f"points with {certify.confidence:.0%} confidence "
+            f"({certify.rows} certify rows, {certify.method} bound)"
+        )
+        lines += [("budget", text), ("why", report.reason)]
+    if test is not None:
+        text = (
+            f"{points(test.loss)} points lost, at most {points(test.loss_upper)} with "
+            f"{test.confidence:.0%} confidence ({test.rows} rows that no choice was made on)"
+        )
+        lines.append(("test", text))
+    if not report.met:
+        lines.append(("not met", report.reason))
+        lines.append(("", f"the folder holds the unpruned engine, {report.target}"))
+    return lines
+
+
+def _mux_rows(mux: MuxRecord | None) -> list[Row]:
+    if mux is None:
+        return []
+    low, high = min(mux.scores), max(mux.scores)
+    mean = f"{points(mux.mean)}  [{points(low)}, {points(high)}]"
+    share = f"{100 * mux.depends_on_partners:.1f}%"
+    return [
+        (f"  mean of {len(mux.scores)} draws of partners", "", mean, ""),
+        ("  rows that depend on partners", "", share, ""),
+    ]
+
+
+def _speed_rows(report: Report) -> list[Row]:
+    dense, ours, serving = report.speed.dense, report.speed.optimised, report.serving
+    spread = f"[{ours.throughput_ratio_low:.2f}, {ours.throughput_ratio_high:.2f}]"
+    rows = [
+        (
+            f"rows/s (batch {serving.batch}, {serving.mean_tokens} tokens)",
+            f"{dense.rows_per_second:.0f}",
+            f"{ours.rows_per_second:.0f}",
+            f"{ours.throughput_ratio:.2f}x  {spread}",
+        )
+    ]
+    for name, a, b in (
+        ("p50", dense.latency_ms_p50, ours.latency_ms_p50),
+        ("p99", dense.latency_ms_p99, ours.latency_ms_p99),
+    ):
+        rows.append((f"latency {name}, one row (ms)", f"{a:.2f}", f"{b:.2f}", percent(b, a)))
+    return rows
+
+
+def _size_rows(report: Report) -> list[Row]:
+    dense, ours, files = report.cost.dense, report.cost.optimised, report.file_bytes
+    return [
+        (name, millions(a), millions(b), percent(b, a))
+        for name, a, b in (
+            ("parameters (M)", dense.parameters, ours.parameters),
+            (
+                "encoder parameters (M)",
+                dense.encoder_parameters,
+                ours.encoder_parameters,
+            ),
+            ("multiply-adds a row (M)", dense.macs, ours.macs),
+            ("engine file (MB)", files.dense, files.optimised),
+        )
+    ]
