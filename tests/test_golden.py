@@ -151,7 +151,16 @@ def test_texts_read_the_same() -> None:
 
 
 def test_the_list_of_passes_is_the_same() -> None:
-    assert adapter.list_passes() == (GOLDEN / "list-passes.txt").read_text(encoding="utf-8")
+    """Names, types and defaults. The words after them were rewritten for 0.2.0."""
+
+    def options(text: str) -> list[str]:
+        return [
+            line.split(". ")[0] if line.startswith("    ") else line.split(": ")[0]
+            for line in text.splitlines()
+        ]
+
+    expected = (GOLDEN / "list-passes.txt").read_text(encoding="utf-8")
+    assert options(adapter.list_passes()) == options(expected)
 
 
 def test_a_run_reports_the_same(tmp_path: Path) -> None:
@@ -159,11 +168,11 @@ def test_a_run_reports_the_same(tmp_path: Path) -> None:
 
 
 def same(found: Any, expected: Any, tolerance: float, where: str = "") -> None:
-    """Equal values, floats within the tolerance; new fields may stand between the old."""
+    """Equal values, floats within the tolerance; new fields may stand beside the old."""
     if isinstance(expected, float) and isinstance(found, float):
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance), where
     elif isinstance(expected, dict) and isinstance(found, dict):
-        assert [k for k in found if k in expected] == list(expected), where
+        assert expected.keys() <= found.keys(), where
         for name, value in expected.items():
             same(found[name], value, tolerance, f"{where}/{name}")
     elif isinstance(expected, list) and isinstance(found, list):
