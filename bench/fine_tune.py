@@ -31,7 +31,6 @@ from prumux.optimizer.data.rows import read_rows
 from prumux.optimizer.data.tokenize import Batch, Encoded, batches, encode
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.metrics import score
 from prumux.passes.training.loop import Length, train
 from prumux.passes.training.team import ALONE, Team
 
@@ -118,7 +117,7 @@ def main() -> None:
     tuned, test = load_model(str(options.out)), coded["validation"]
     labels = test.labels
     assert labels is not None
-    found = score("accuracy", predict(torch_run(tuned), test, tuned.task), labels, tuned.task)
+    found = tuned.task.score("accuracy", predict(torch_run(tuned), test, tuned.task), labels)
     print(f"accuracy on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
 
 

@@ -302,7 +302,7 @@ class _Reference:
     """The torch module's logits on the workload, computed once."""
 
     def __init__(self, model: Model, workload: Sequence[Batch]) -> None:
-        self.kind = model.task.kind
+        self.task = model.task
         self.inputs = [batch.inputs() for batch in workload]
         module = EncoderModule(model).eval()
         self.logits = [run(module, inputs) for inputs in self.inputs]
@@ -311,7 +311,7 @@ class _Reference:
         """The parity of an engine."""
         found = [engine.run(inputs) for inputs in self.inputs]
         masks = [inputs["attention_mask"] for inputs in self.inputs]
-        return compare(self.logits, found, self.kind, masks)
+        return compare(self.logits, found, self.task, masks)
 
 
 def attention_blocks(encoder: Encoder) -> int:

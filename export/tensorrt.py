@@ -220,7 +220,7 @@ class TensorRt(Target):
         reference = [run(module, x) for x in inputs]
         masks = [x["attention_mask"] for x in inputs]
         found = [engine.run(x) for x in inputs]
-        parity = compare(reference, found, model.task.kind, masks)
+        parity = compare(reference, found, model.task, masks)
         limit = self.limit(reference)
         if not parity.max_abs_diff <= limit:
             raise GateError(self._off(parity, limit))

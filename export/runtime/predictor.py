@@ -18,11 +18,13 @@ from prumux.optimizer.base.errors import GateError, MissingError, ModelError, Us
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config, load_artifact
-from prumux.optimizer.model.ir import Encoder, Model, Task
+from prumux.optimizer.model.ir import Encoder, Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.source import read_json, read_tokenizer
 from prumux.optimizer.pipeline.target import Engine
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE
+from prumux.optimizer.tasks.prediction import Answer
+from prumux.optimizer.tasks.task import Task
 
 from .engine_match import check_belongs
 from .grouping import Direct, Job, Together
@@ -35,18 +37,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Text = str | tuple[str, str] | Sequence[str]
 """A text; a pair of texts; for token tasks a list of words."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text, or for one word of a token task."""
-
-    label: str | None
-    """None for regression."""
-    score: float
-    """The label's probability in [0, 1]; for regression the value itself."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """The probability of every label; empty for regression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +64,7 @@ class Predictor:
         batch_size: int = 32,
         copies: int = 1,
         isolate: Hashable | Sequence[Hashable] = None,
-    ) -> list[Prediction] | list[tuple[Prediction, ...]]:
+    ) -> list[Answer]:
         """One prediction a text, in the order of the texts.
 
         A multiplexed model mixes rows of like length. A group that is not full is filled with
@@ -96,10 +86,7 @@ class Predictor:
             UsageError: not such a list, or a number out of range.
             GateError: the engine's logits are not finite, as where fp16 overflows.
         """
-        logits = self.predict_logits(texts, batch_size, copies, isolate)
-        if self.task.kind == "token-classification":
-            return [tuple(_predictions(row, self.task)) for row in logits]
-        return _predictions(np.asarray(logits), self.task)
+        return self.task.answers(self.predict_logits(texts, batch_size, copies, isolate))
 
     def predict_logits(
         self,
@@ -119,7 +106,7 @@ class Predictor:
             raise UsageError(
                 f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
             )
-        if self.task.kind == "token-classification":
+        if self.task.reads_words:
             rows = word_rows(texts)
             return self._word_logits(
                 rows, _Options(batch_size, copies, owners_of(isolate, rows))
@@ -340,17 +327,3 @@ def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
             "numbers overflow in this model; make it again with --target "
             "'onnx{precision=fp32}'"
         )
-
-
-def _predictions(logits: Floats, task: Task) -> list[Prediction]:
-    """One prediction a row of [N, C]."""
-    if task.problem == "regression":
-        return [Prediction(None, float(row[0])) for row in logits]
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(-1, keepdims=True))
-    shares = powers / powers.sum(-1, keepdims=True)
-    found = []
-    for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
-        scores = dict(zip(task.labels, row, strict=True))
-        found.append(Prediction(task.labels[best], row[best], scores))
-    return found

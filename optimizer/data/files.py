@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prumux.optimizer.base.errors import DataError, MissingError
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.task import Task
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 MIN_ROWS = 8

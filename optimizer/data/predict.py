@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.ir import Model, Task
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.row_groups import Run, batch_rows
-from prumux.optimizer.tasks.metrics import Predictions, predictions_of
+from prumux.optimizer.tasks.metrics import Predictions
+from prumux.optimizer.tasks.task import Task
 
 from .tokenize import Batch, Encoded, batches
 
@@ -49,14 +50,12 @@ def predict(
     for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
-            token = task.kind == "token-classification"
-            found[row] = logits[i, : len(rows.ids[row])] if token else logits[i]
+            each = logits[i]
+            found[row] = each if each.ndim == 1 else each[: len(rows.ids[row])]
         if tick is not None:
             tick()
-    if task.kind == "token-classification":
-        scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
-        return predictions_of(found, task, scored)
-    return predictions_of(np.stack(found), task)
+    scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
+    return task.predictions(found, scored)
 
 
 def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.labels import Labels
+from prumux.optimizer.tasks.task import Task
 
 from .files import (
     Table,
@@ -25,9 +25,6 @@ from .files import (
     listed,
     read_file,
 )
-from .tokenize import class_ids, float_scores, tag_ids
-
-Labels = NDArray[Any] | tuple[NDArray[Any], ...]
 
 _PAIRS = (
     ("text_a", "text_b"),
@@ -163,7 +160,8 @@ def _table(
     task: Task,
 ) -> Table:
     """The columns of one split that may be of use."""
-    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
+    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS}
+    wanted |= set(task.columns) | set(task.other_columns)
     if not isinstance(source, str | Path):
         return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
@@ -227,7 +225,7 @@ def _all_empty(table: Table, name: str) -> bool:
 
 def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
     """Texts, or words; `named` = None where the user cannot name columns."""
-    if task.kind == "token-classification":
+    if task.reads_words:
         tokens = (named or {}).get("tokens", "tokens")
         if tokens not in table.names:
             cure = "name it 'tokens'"
@@ -246,27 +244,10 @@ def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
             text = f"no column '{name}' (--columns {key}={name}); the columns are: "
             table.fail(None, text + listed(table.names))
 
-    def first(*keys: str) -> str | None:
-        usual = ("ner_tags",) if "tags" in keys else ()
-        names = [named[k] for k in keys if k in named] or [*keys, *usual]
-        return next((x for x in names if x in table.names), None)
-
-    if task.kind == "token-classification":
-        label = first("tags")
-    elif task.problem == "regression":
-        label = first("score", "label")
-    else:
-        label = first("label")
+    renamed = [named[k] for k in task.columns if k in named]
+    names = renamed or [*task.columns, *task.other_columns]
+    label = next((x for x in names if x in table.names), None)
     rows = _unlabelled(table, task, named)
     if label is None or _all_empty(table, label):
         return rows
-    return replace(rows, labels=_labels(table, label, rows, task))
-
-
-def _labels(table: Table, name: str, rows: Rows, task: Task) -> Labels | None:
-    values = table.columns[name]
-    if rows.words is not None:
-        return tag_ids(values, rows.words, task.labels, table.fail)
-    if task.problem == "regression":
-        return float_scores(values, table.fail)
-    return class_ids(values, task.labels, table.fail)
+    return replace(rows, labels=task.read_labels(table.columns[label], rows.words, table.fail))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.task import Task
 
 from .files import MIN_ROWS, find_files, hub_splits, is_hub_id, listed
 from .rows import Rows, Splits, read_rows

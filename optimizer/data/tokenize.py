@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE, Ints
+from prumux.optimizer.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .rows import Rows
-
-Ints = NDArray[np.int64]
-Fail = Callable[[int | None, str], NoReturn]
-"""Raises DataError with the file, the row (None = the whole file) and a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,98 +242,3 @@ def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
         if isinstance(labels, tuple)
         else (None if labels is None else labels[rows]),
     )
-
-
-def class_ids(values: Sequence[Any], names: Sequence[str], fail: Fail) -> Ints | None:
-    """Class ids [N] of ids or label names; None if every value is -1 (hidden labels).
-
-    A column is read as names if each value is one, else as ids.
-    """
-    ids = _ids(values, names, fail, allowed=-1)
-    if (ids == -1).all():
-        return None
-    if (ids == -1).any():
-        row = int(np.flatnonzero(ids == -1)[0])
-        fail(row, f"label -1 is not in 0..{len(names) - 1}: remove the row")
-    if len(names) > 1 and (ids == ids[0]).all():
-        fail(
-            None,
-            f"all {len(ids)} rows have the label {ids[0]} ('{names[ids[0]]}'), the model "
-            f"knows {len(names)}: give rows of at least 2 classes",
-        )
-    return ids
-
-
-def tag_ids(
-    values: Sequence[Any], words: Sequence[Sequence[str]], names: Sequence[str], fail: Fail
-) -> tuple[Ints, ...]:
-    """Per row the class ids of its words, from ids (-100 = not scored) or label names."""
-    row_of: list[int] = []
-    for i, (tags, row) in enumerate(zip(values, words, strict=True)):
-        if not isinstance(tags, list):
-            fail(i, f"the tags are {tags!r:.40}, not a list: use jsonl or parquet")
-        if len(tags) != len(row):
-            fail(i, f"{len(row)} tokens but {len(tags)} tags: give each token one tag")
-        row_of += [i] * len(row)
-    flat = [x for tags in values for x in tags]
-
-    def fail_at(at: int | None, text: str) -> NoReturn:
-        fail(None if at is None else row_of[at], text)
-
-    ids = _ids(flat, names, fail_at, allowed=IGNORE)
-    return tuple(np.split(ids, np.cumsum([len(x) for x in words])[:-1]))
-
-
-def _ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
-    known = {x.casefold(): i for i, x in enumerate(names)}
-    if len(known) < len(names):
-        known = {x: i for i, x in enumerate(names)}
-    texts = [x.strip() if isinstance(x, str) else x for x in values]
-    by_name = [_find(known, x) for x in texts]
-    if None not in by_name:
-        return np.array(by_name, dtype=np.int64)
-    ids = [_integer(x) for x in texts]
-    named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
-    for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
-        if value is None:
-            fail(i, "the label is empty: fill it in or remove the row")
-        if found is None and by_name[i] is not None:
-            continue  # a column of names: the row to report is one without a name
-        if found is None or named:
-            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-            fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
-        if found != allowed and not 0 <= found < len(names):
-            fail(
-                i,
-                f"label {found} is out of range, the model has {len(names)} labels "
-                f"(0..{len(names) - 1}): use its ids or names",
-            )
-    return np.array(ids, dtype=np.int64)
-
-
-def _find(known: dict[str, int], value: Any) -> int | None:
-    if not isinstance(value, str):
-        return None
-    return known.get(value, known.get(value.casefold()))
-
-
-def _integer(value: Any) -> int | None:
-    try:
-        number = float(value) if isinstance(value, str | int | float) else 0.5
-    except (ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() else None
-
-
-def float_scores(values: Sequence[Any], fail: Fail) -> NDArray[np.float64] | None:
-    """Scores [N] as float64; None if every value is -1 (hidden labels)."""
-    scores = np.empty(len(values))
-    for i, value in enumerate(values):
-        try:
-            number = isinstance(value, str | int | float) and not isinstance(value, bool)
-            scores[i] = float(value) if number else np.nan
-        except (ValueError, OverflowError):
-            scores[i] = np.nan
-        if not np.isfinite(scores[i]):
-            fail(i, f"score {value!r:.40} is not a finite number: mend or remove the row")
-    return None if (scores == -1).all() else scores

@@ -19,10 +19,11 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.tasks.registry import kind_of
 
-from .artifact import ARCHITECTURES, from_config
+from .artifact import from_config
 from .hf_config import PrumuxConfig
-from .ir import Encoder, Kind, expected_shapes
+from .ir import Encoder, expected_shapes
 from .module import Branch, EncoderForward, Factors, attach
 from .row_groups import filled
 
@@ -41,7 +42,8 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
-    kind: ClassVar[Kind]
+    class_ending: ClassVar[str]
+    """`Task.head` of the tasks that it is for."""
 
     def __init__(self, config: PrumuxConfig) -> None:
         """Empty weights in the sizes of the config.
@@ -50,7 +52,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
             ModelError: the config has no sizes, or those of another task.
         """
         PreTrainedModel.__init__(self, config)
-        self.sizes = _sizes(config, self.kind)
+        self.sizes = _sizes(config, self.class_ending)
         shapes = expected_shapes(self.sizes)
         attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
         self.requires_grad_(True)
@@ -146,7 +148,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-call]
     """An optimised text classifier or regressor."""
 
-    kind = "text-classification"
+    class_ending = "ForSequenceClassification"
 
     def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
         self,
@@ -173,7 +175,7 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
 class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call]
     """An optimised tagger."""
 
-    kind = "token-classification"
+    class_ending = "ForTokenClassification"
 
     def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
         self,
@@ -199,19 +201,20 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
         return self.keyed(TokenClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
-def _sizes(config: PrumuxConfig, kind: Kind) -> Encoder:
+def _sizes(config: PrumuxConfig, head: str) -> Encoder:
     if config.encoder is None:
         raise ModelError(
             "this PrumuxConfig has no sizes; load one: AutoConfig.from_pretrained('folder')"
         )
     described = config.to_dict() | {
-        "architectures": config.architectures or [ARCHITECTURES[kind]],
+        "architectures": config.architectures or [f"Prumux{head}"],
         "id2label": {str(i): name for i, name in (config.id2label or {}).items()},
     }
     encoder, task = from_config(described)
-    if task.kind != kind:
-        auto = ARCHITECTURES[task.kind].replace("Prumux", "AutoModel")
-        raise ModelError(f"this is a {task.kind} model, not a {kind} one: use {auto}")
+    if task.head != head:
+        raise ModelError(
+            f"this is a {task.kind} model, not a {kind_of(head)} one: use {task.auto_class()}"
+        )
     return encoder
 
 

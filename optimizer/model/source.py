@@ -20,9 +20,10 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
+from prumux.optimizer.tasks.task import Task
 
 from .frontends import read_config, read_weights
-from .ir import Encoder, Masks, Model, Task
+from .ir import Encoder, Masks, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

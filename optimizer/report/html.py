@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.tasks import registry
 
 from . import charts
 from .frontier import frontier
@@ -26,7 +27,6 @@ Report = Mapping[str, Any]
 PAGE = "report.html"
 PER_GRAPH = ("parity", "agreement", "workload_ms")
 """Facts of an export that hold one value for each variant of the graph."""
-CLASSES = {"token-classification": "AutoModelForTokenClassification"}
 
 
 def render(report: Report) -> str:
@@ -50,9 +50,7 @@ def render(report: Report) -> str:
             numbers={t["pipeline"]: i for i, t in enumerate(report["trials"], 1)},
             engines=engines(report),
             beside=[(charts.engine_name(x, report), x) for x in report.get("beside", [])],
-            auto_class=CLASSES.get(
-                report.get("task", {}).get("kind", ""), "AutoModelForSequenceClassification"
-            ),
+            task=registry.from_report(report.get("task", {})),
         )
     )
 

@@ -46,7 +46,7 @@ def build_report(
         "budget": None if request.budget is None else str(request.budget),
         "limit": todo.limit,
         "metric": bench.metric,
-        "task": asdict(bench.model.task),
+        "task": bench.model.task.to_json(),
         "scores": _scores(bench, chosen, todo.limit or 0.0),
         "throughput_ratio": chosen.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},

@@ -26,7 +26,7 @@ from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import Branch, EncoderModule, Factors
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.fisher import losses
+from prumux.optimizer.tasks.fisher import signs
 
 AROUND = 0.05
 """Weight that a row's positions share evenly: it steadies H where one position counts."""
@@ -59,7 +59,8 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             real = inputs["attention_mask"].bool()
             taps = [tap for _, tap in module.taps.values()]
             scored = None if model.encoder.pooled else real
-            each_loss = losses(model, logits, scored, random)
+            weight = signs(logits, scored, model.encoder.slots > 1, random)
+            each_loss = model.task.fisher_scalars(logits, weight, random)
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import Encoded, groups_of
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.model.module import EncoderModule
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.task import Task
 
 from .teacher import Teacher, observe
 from .team import ALONE, Team
@@ -28,24 +27,18 @@ def divergence(
     *,
     team: Team = ALONE,
 ) -> Tensor:
-    """T^2 KL(aim at T || found at T), or squared error, per row or real position.
+    """Distance of a student's logits from the teacher's, mean per row or real position.
 
     Args:
         found, aim: logits, [B, C] or [B, T, C].
         real: bool [B, T], True on real tokens.
-        task: regression takes the squared error.
-        temperature: T.
+        task: chooses the distance: see `Task.logit_loss`.
+        temperature: softens both predictions.
         team: whose share of a batch it is; see `Team.mean`. So in all that follows.
     """
     if found.dim() == 3:
         found, aim = found[real], aim[real]
-    if task.problem == "regression":
-        return team.mean(F.mse_loss(found.float(), aim.float()), len(found))
-    t = temperature
-    wanted = torch.log_softmax(aim.float() / t, -1)
-    got = torch.log_softmax(found.float() / t, -1)
-    nats = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
-    return team.mean(t * t * nats, len(found))
+    return team.mean(task.logit_loss(found, aim, temperature), len(found))
 
 
 def state_error(found: Tensor, aim: Tensor, real: Tensor, team: Team = ALONE) -> Tensor:
@@ -78,20 +71,8 @@ def state_parts(
 
 
 def label_error(logits: Tensor, labels: Any, task: Task, team: Team = ALONE) -> Tensor:
-    """Cross-entropy of labels, or squared error; [B], for token tasks [B, T].
-
-    Rows without a label (NaN for regression) do not count; 0 if none has one.
-    """
-    labels = torch.as_tensor(labels).to(logits.device).flatten()
-    found = logits.float().flatten(0, -2)
-    known = labels.isfinite() if task.problem == "regression" else labels != IGNORE
-    count = int(known.sum())
-    if not count:
-        error = found.sum() * 0.0
-    elif task.problem == "regression":
-        error = F.mse_loss(found[known].squeeze(-1), labels[known].float())
-    else:
-        error = F.cross_entropy(found[known], labels[known])
+    """Loss of logits against labels, [B] or [B, T], over all processes: `Task.label_loss`."""
+    error, count = task.label_loss(logits, torch.as_tensor(labels).to(logits.device))
     return team.mean(error, count)
 
 
