@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.tasks.losses import hugging_face_loss
 from prumux.optimizer.tasks.registry import kind_of
 
 from .artifact import from_config
@@ -168,7 +169,7 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
             return_dict: False = a tuple `([loss,] logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
-        loss = None if labels is None else _loss(logits, labels, self.config.problem_type)
+        loss = None if labels is None else hugging_face_loss(logits, labels, self.config.problem_type)
         return self.keyed(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
@@ -222,21 +223,6 @@ def _two(names: list[str]) -> str:
     if not names:
         return "none"
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
-
-
-def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
-    """Hugging Face's choice of loss by `problem_type`, or by labels where that is not set."""
-    classes = logits.shape[-1]
-    whole = labels.dtype in (torch.long, torch.int)
-    guess = "single_label_classification" if whole else "multi_label_classification"
-    problem = problem or ("regression" if classes == 1 else guess)
-    if problem == "regression":
-        if classes == 1:
-            logits, labels = logits.squeeze(), labels.squeeze()
-        return F.mse_loss(logits, labels)
-    if problem == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
-    return F.cross_entropy(logits, labels.view(-1))
 
 
 AutoModelForSequenceClassification.register(

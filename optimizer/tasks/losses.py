@@ -37,3 +37,24 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     if not count:
         return found.sum() * 0.0, 0
     return F.cross_entropy(found[known], ids[known]), count
+
+
+def hugging_face_loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
+    """The loss of Hugging Face's sequence classifiers, chosen by `problem_type`.
+
+    Args:
+        logits: [B, C].
+        labels: int64 [B]; float [B] for regression, [B, C] for several labels a row.
+        problem: as in `config.json`; None = guessed from the labels, as Hugging Face does.
+    """
+    classes = logits.shape[-1]
+    whole = labels.dtype in (torch.long, torch.int)
+    guess = "single_label_classification" if whole else "multi_label_classification"
+    problem = problem or ("regression" if classes == 1 else guess)
+    if problem == "regression":
+        if classes == 1:
+            logits, labels = logits.squeeze(), labels.squeeze()
+        return F.mse_loss(logits, labels)
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits, labels.view(-1))

@@ -79,9 +79,8 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
     if not own:
         raise ValueError(f"architectures is {architectures!r:.60}")
     names = config["id2label"]
-    chosen = next((x for x in own if x.reads(problem, labels)), None)
-    if chosen is None:
-        raise ValueError(f"problem_type is {problem!r:.60}")
+    # A user may train such a model on with another `problem_type`, for the sake of its loss.
+    chosen = next((x for x in own if x.reads(problem, labels)), own[0])
     task = chosen(tuple(names[str(i)] for i in range(len(names))))
     task.check(labels)
     return task

@@ -320,7 +320,7 @@ def test_import_orders(code: str, folder: Path) -> None:
 def test_the_hook_is_installed_once_and_survives_a_failed_import(folder: Path) -> None:
     code = f"""
 import threading, prumux
-from prumux.optimizer import autoclass
+from prumux.optimizer.model import autoclass
 for _ in range(3): autoclass.install()
 assert sum(type(x) is autoclass._Finder for x in sys.meta_path) == 1
 sys.modules['huggingface_hub'] = None
