@@ -100,7 +100,7 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     model = load_model(str(options.out))
     given = {x: read_rows(options.data, model.task, split=x) for x in ("train", "validation")}
-    coded = {x: encode(y, tokenizer, model.encoder, model.task) for x, y in given.items()}
+    coded = {x: encode(y, tokenizer, model.encoder) for x, y in given.items()}
     rows = coded["train"]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     held = len(rows) // 20

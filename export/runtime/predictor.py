@@ -118,7 +118,7 @@ class Predictor:
 
     def _encode(self, rows: Rows) -> Encoded:
         with self._lock:  # a tokenizer holds its truncation as state
-            return encode(rows, self.tokenizer, self.encoder, self.task)
+            return encode(rows, self.tokenizer, self.encoder)
 
     def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
         """Logits of each row, padding removed, [C] or [T, C]; `texts`: where each is from."""

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled text: the columns of a table in, rows out."""
+"""Rows of text, words and labels, read from the columns of a table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.labels import Labels
+from prumux.optimizer.tasks.registry import task_types
 from prumux.optimizer.tasks.task import Task
 
 from .files import (
@@ -34,20 +35,18 @@ _PAIRS = (
     ("question1", "question2"),
 )
 _SINGLES = ("text", "sentence", "text_a")
-_KEYS = ("text_a", "text_b", "label", "score", "tokens", "tags")
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Text with or without labels."""
+    """Texts, pairs of texts or lists of words, with or without labels."""
 
     text_a: tuple[str, ...]
     text_b: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
-    """Token tasks only; `text_a` is empty then."""
+    """The words of each row, for tasks that read words; `text_a` is empty then."""
     labels: Labels | None = None
-    """int64 class ids [N]; float64 scores [N] for regression; per row int64 ids, -100 = not
-    scored, for token tasks; None = unlabelled."""
+    """What `Task.read_labels` returned; None = unlabelled."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -68,7 +67,7 @@ class Rows:
         )
 
     def contents(self) -> list[str]:
-        """One text per row that tells its content, labels aside."""
+        """One string a row, equal for rows of equal texts or words."""
         if self.words is not None:
             return [json.dumps(x) for x in self.words]
         # As json.dumps([a, b]), but several times as fast.
@@ -78,24 +77,27 @@ class Rows:
         return [f"[{json.dumps(a)}, {json.dumps(b)}]" for a, b in pairs]
 
     def digest(self) -> str:
-        """sha256 of texts and labels, in hex."""
+        """SHA-256 of texts and labels, in hex."""
         return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows by role: weights and scores are computed on `fit`, candidates are compared on
-    `select`, the budget is certified on `certify`, and `test` is only reported."""
+    """Rows by role.
+
+    Weights and importance are computed on `fit`, candidates are compared on `select`, the
+    budget is certified on `certify`, and the report shows scores on `test`.
+    """
 
     fit: Rows
     select: Rows
     certify: Rows
     test: Rows | None
     notes: tuple[str, ...]
-    """How the rows got their roles, in plain words."""
+    """How the rows got their roles, in words."""
 
     def digest(self) -> str:
-        """sha256 over all roles, in hex."""
+        """SHA-256 of all roles, in hex."""
         roles = (self.fit, self.select, self.certify, self.test)
         return _sha256(["" if x is None else x.digest() for x in roles])
 
@@ -126,8 +128,7 @@ def read_rows(
         source: a file, the shards of one split, a folder, or a hub id (`name` or
             `owner/name`, with `:config` where the data set has several).
         task: which labels are expected.
-        columns: names for `text_a`, `text_b`, `label`, `score`, `tokens`, `tags` where the
-            file does not use the usual ones.
+        columns: for keys of `known_columns` the names that the file uses instead.
         split: which split of a folder or hub data set, `train` where not given.
 
     Returns:
@@ -138,15 +139,24 @@ def read_rows(
         MissingError: a hub id, and the `datasets` library is not installed.
     """
     named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
-    for key in named.keys() - set(_KEYS):
-        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
+    known = known_columns()
+    for key in named.keys() - set(known):
+        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
     return _rows(_table(source, named, split, task), task, named)
+
+
+def known_columns() -> tuple[str, ...]:
+    """Names of columns that some task reads, and that `--columns` may rename."""
+    names = ["text_a", "text_b"]
+    for task in task_types():
+        names += ["tokens"] * task.reads_words + [*task.columns]
+    return tuple(dict.fromkeys(names))
 
 
 def read_texts(
     source: str | Path | Sequence[Path], task: Task, split: str | None = None
 ) -> Rows:
-    """The texts of one split under their usual names, or the words; labels are not looked at.
+    """Read the texts, or words, of one split under their usual names, without labels.
 
     Arguments and errors are those of `read_rows`.
     """
@@ -159,9 +169,9 @@ def _table(
     split: str | None,
     task: Task,
 ) -> Table:
-    """The columns of one split that may be of use."""
-    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS}
-    wanted |= set(task.columns) | set(task.other_columns)
+    """The columns of one split that a task may read."""
+    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *known_columns()}
+    wanted |= set(task.other_columns)
     if not isinstance(source, str | Path):
         return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
@@ -219,12 +229,12 @@ def _text_columns(table: Table, named: Mapping[str, str] | None) -> tuple[str, s
 
 
 def _all_empty(table: Table, name: str) -> bool:
-    """A test split often keeps the label column with nothing in it."""
+    """Whether a column holds no value, as the label column of many a test split."""
     return all(x is None for x in table.columns[name])
 
 
 def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
-    """Texts, or words; `named` = None where the user cannot name columns."""
+    """Rows without labels; `named` is None where the user cannot name columns."""
     if task.reads_words:
         tokens = (named or {}).get("tokens", "tokens")
         if tokens not in table.names:

@@ -1,4 +1,4 @@
-"""Which rows are for what: fitting, selecting, certifying, reporting."""
+"""Give rows their roles: fit, select, certify and test."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Read all that is given and assign the rows to roles.
+    """Read the data that is given and assign its rows to roles.
 
     Args:
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
         train, validation, test: files; each wins over the same split of `data`.
-        beside: the model's file or folder; its data files are used where nothing is given.
+        beside: the model's file or folder; its data files are read if nothing else is given.
         task, columns: see `read_rows`.
-        seed: which random parts of one file get which role; row order has no influence.
+        seed: draws the parts of a file that get different roles; row order has no influence.
 
     Raises:
         DataError: nothing is given, a file is wrong, or a role has fewer than 8 rows.
@@ -62,7 +62,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
 
 
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
-    """Give rows of `train`, `validation`, `test` their roles; see `Splits`."""
+    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`."""
     notes: list[str] = []
     labelled = {k: v for k, v in rows.items() if v.labels is not None}
     if labelled and len(labelled) < len(rows):
@@ -106,7 +106,7 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:
-    """Each row once: a repeated row is no further evidence."""
+    """Drop repeated rows, which are no independent evidence; and how many were dropped."""
     first = {text: i for i, text in reversed(list(enumerate(rows.contents())))}
     return rows.take(sorted(first.values())), len(rows) - len(first)
 

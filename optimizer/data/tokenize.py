@@ -1,4 +1,7 @@
-"""Text to token ids and batches, label values to numbers."""
+"""Tokenise rows, and cut them into padded batches.
+
+Axis letters: N rows, B rows of a batch, T tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
 from prumux.optimizer.tasks.labels import IGNORE, Ints
-from prumux.optimizer.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,24 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Token ids without padding."""
+    """Tokenised rows without padding."""
 
     ids: tuple[tuple[int, ...], ...]
+    """Token ids of each row."""
     types: tuple[tuple[int, ...], ...] | None
-    """Token type ids, where the model takes them."""
+    """Token type ids of each row; None where the model takes none."""
     labels: NDArray[Any] | tuple[Ints, ...] | None
-    """As in `Rows`; for token tasks per row int64 [T], -100 on special tokens, on all but a
-    word's first sub-word, and on what was cut off."""
+    """Labels of the rows, or None. One label a row as in `Rows`; or, where words have labels,
+    per row int64 [T] with -100 on special tokens and on all but a word's first sub-word."""
     pad_id: int
+    """The id that fills rows up."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
-    """Token tasks: per row bool [T], True on each word's first sub-word, labelled or not."""
+    """Rows of words: per row bool [T], True on each word's first sub-word, labelled or not."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def lengths(self) -> Ints:
-        """Number of tokens of each row, specials included: [N]."""
+        """Number of tokens of each row with special tokens, [N]."""
         return np.array([len(x) for x in self.ids], dtype=np.int64)
 
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
@@ -62,7 +66,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows padded on the right to one length. B rows, T positions."""
+    """Rows padded on the right to one length."""
 
     rows: Ints
     """Indices into the `Encoded`: [B]."""
@@ -70,7 +74,7 @@ class Batch:
     attention_mask: Ints
     token_type_ids: Ints | None
     labels: NDArray[Any] | None
-    """[B]; for token tasks [B, T] with -100 on padding."""
+    """[B]; where words have labels [B, T] with -100 on padding."""
 
     def inputs(self) -> dict[str, Ints]:
         """The arrays [B, T] under their ONNX names, in the ONNX order."""
@@ -84,12 +88,18 @@ def encode(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
-    task: Task,
     max_length: int | None = None,
 ) -> Encoded:
-    """Tokenise, cutting off what is longer than `max_length` tokens.
+    """Tokenise rows and cut off tokens after the first `max_length`.
 
-    The tokenizer is left as it was. Default length: all that model and tokenizer take.
+    The tokenizer's own settings do not change.
+
+    Args:
+        rows: texts, pairs or words, with or without labels.
+        tokenizer: the model's.
+        encoder: the model's sizes.
+        max_length: tokens a row, special tokens included; None = as many as model and
+            tokenizer take.
 
     Raises:
         UsageError: `max_length` does not fit the model or leaves no room for text.
@@ -140,7 +150,7 @@ def encode(
 def row_limit(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
 ) -> int:
-    """The most tokens a row may have: `asked`, or all that model and tokenizer take.
+    """The largest number of tokens of a row: `asked`, or as many as model and tokenizer take.
 
     Raises:
         UsageError: `asked` does not fit the model or leaves no room for text.
@@ -193,14 +203,16 @@ def batches(
     pad_to: int | None = None,
     seed: int | None = None,
 ) -> list[Batch]:
-    """Cut into batches of `size` rows, the last may be smaller; always the same ones.
+    """Cut rows into batches of `size` rows; the last may be smaller.
+
+    The same arguments give the same batches.
 
     Args:
         encoded: the rows.
         size: rows per batch.
-        by_length: put rows of like length together, short ones first.
+        by_length: sort the rows by length, short ones first, to pad less.
         pad_to: pad every batch to this length; None = to its own longest row.
-        seed: draws the order among rows of one length; None = as they come.
+        seed: draws the order of rows of equal length; None = the order of the rows.
 
     Raises:
         UsageError: `size` is below 1, or a row is longer than `pad_to`.
@@ -219,7 +231,10 @@ def batches(
 
 
 def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
-    """As `batches`, by length, each batch filled to whole groups of n rows with its own."""
+    """Batches by length for a model that mixes n rows, filled up to whole groups of n.
+
+    A batch is filled up with its own rows (see `model/row_groups.py`).
+    """
     found = batches(encoded, batch_rows(size, n))
     if n == 1:
         return found
@@ -227,7 +242,7 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
 
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
-    """These rows as one batch, padded to `pad_to` or to the longest of them."""
+    """Make one batch of the rows at these indices, padded to `pad_to` or the longest row."""
     lengths = np.array([len(encoded.ids[i]) for i in rows])
     length = int(lengths.max()) if pad_to is None else pad_to
     labels = encoded.labels

@@ -169,7 +169,11 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
             return_dict: False = a tuple `([loss,] logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
-        loss = None if labels is None else hugging_face_loss(logits, labels, self.config.problem_type)
+        loss = (
+            None
+            if labels is None
+            else hugging_face_loss(logits, labels, self.config.problem_type)
+        )
         return self.keyed(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
 
 

@@ -67,7 +67,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         "test": splits.test,
     }
     coded = {
-        role: encode(rows, model.tokenizer, model.encoder, model.task)
+        role: encode(rows, model.tokenizer, model.encoder)
         for role, rows in given.items()
         if rows is not None
     }

@@ -52,7 +52,7 @@ def fail(row: int | None, text: str) -> NoReturn:
 
 def test_single_text() -> None:
     rows = Rows(("good film", "bad playing", ""), labels=np.array([1, 0, 1]))
-    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids == ((2, 4, 6, 3), (2, 5, 7, 8, 3), (2, 3))
     assert found.types == ((0,) * 4, (0,) * 5, (0,) * 2)
     assert found.lengths.tolist() == [4, 5, 2]
@@ -62,10 +62,10 @@ def test_single_text() -> None:
 
 def test_pairs_and_no_token_types() -> None:
     rows = Rows(("good",), ("bad film",))
-    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids == ((2, 4, 3, 5, 6, 3),)
     assert found.types == ((0, 0, 0, 1, 1, 1),)
-    assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0), TASK).types is None
+    assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0)).types is None
 
 
 def test_words_carry_their_label_on_the_first_subword() -> None:
@@ -74,14 +74,14 @@ def test_words_carry_their_label_on_the_first_subword() -> None:
         words=(("good", "playing", "film"), ("bad",)),
         labels=(np.array([0, 1, 0]), np.array([1])),
     )
-    found = encode(rows, make_tokenizer(), ENCODER, TAGS)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids[0] == (2, 4, 7, 8, 6, 3)
     assert isinstance(found.labels, tuple)
     assert [x.tolist() for x in found.labels] == [[-100, 0, 1, -100, 0, -100], [-100, 1, -100]]
-    short = encode(rows, make_tokenizer(), ENCODER, TAGS, max_length=4)
+    short = encode(rows, make_tokenizer(), ENCODER, max_length=4)
     assert isinstance(short.labels, tuple)
     assert short.labels[0].tolist() == [-100, 0, 1, -100]
-    bare = encode(replace(rows, labels=None), make_tokenizer(), ENCODER, TAGS)
+    bare = encode(replace(rows, labels=None), make_tokenizer(), ENCODER)
     assert bare.labels is None
     assert bare.scored is not None
     assert bare.scored[0].tolist() == [False, True, True, False, True, False]
@@ -98,7 +98,7 @@ def test_words_carry_their_label_on_the_first_subword() -> None:
 def test_default_length(encoder: Encoder, model_max_length: int, expected: int) -> None:
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = model_max_length
-    found = encode(Rows(("good " * 50,)), tokenizer, encoder, TASK)
+    found = encode(Rows(("good " * 50,)), tokenizer, encoder)
     assert found.lengths.tolist() == [expected]
 
 
@@ -109,41 +109,41 @@ def test_silent_and_leaves_the_tokenizer_as_it_was(
     tokenizer.backend_tokenizer.enable_padding(length=20)
     before = tokenizer.backend_tokenizer.to_str()
     with caplog.at_level(logging.DEBUG):
-        encode(Rows(("good " * 600,), ("bad " * 600,)), tokenizer, ENCODER, TASK)
+        encode(Rows(("good " * 600,), ("bad " * 600,)), tokenizer, ENCODER)
     assert caplog.records == []
     assert capsys.readouterr() == ("", "")
     assert tokenizer.backend_tokenizer.to_str() == before
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.no_padding()
     before = tokenizer.backend_tokenizer.to_str()
-    assert encode(Rows(("good " * 9,)), tokenizer, ENCODER, TASK).lengths.tolist() == [11]
+    assert encode(Rows(("good " * 9,)), tokenizer, ENCODER).lengths.tolist() == [11]
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
 def test_no_rows() -> None:
-    assert len(encode(Rows(()), make_tokenizer(), ENCODER, TASK)) == 0
+    assert len(encode(Rows(()), make_tokenizer(), ENCODER)) == 0
 
 
 def test_errors() -> None:
     rows, tokenizer = Rows(("good film",)), make_tokenizer()
     with pytest.raises(UsageError, match=r"length 17 is over the model's 16 .*: --length 16"):
-        encode(rows, tokenizer, ENCODER, TASK, max_length=17)
+        encode(rows, tokenizer, ENCODER, max_length=17)
     with pytest.raises(
         UsageError, match=r"length 2 leaves no room .* 2 special .*--length 16"
     ):
-        encode(rows, tokenizer, ENCODER, TASK, max_length=2)
+        encode(rows, tokenizer, ENCODER, max_length=2)
     with pytest.raises(UsageError, match=r"length 2 .*: the model has 2 positions, give one"):
-        encode(rows, tokenizer, replace(ENCODER, positions=2), TASK)
+        encode(rows, tokenizer, replace(ENCODER, positions=2))
     tokenizer.model_max_length = 2
     with pytest.raises(UsageError, match=r"length 2 .*: write model_max_length 16 into tok"):
-        encode(rows, tokenizer, ENCODER, TASK)
+        encode(rows, tokenizer, ENCODER)
     tokenizer = make_tokenizer()
     with pytest.raises(DataError, match=r"ids up to 6, .* vocabulary of size 6: they do not"):
-        encode(rows, tokenizer, replace(ENCODER, vocab=6), TASK)
+        encode(rows, tokenizer, replace(ENCODER, vocab=6))
     with pytest.raises(
         DataError, match="type ids up to 1, the model has token types of size 1"
     ):
-        encode(Rows(("a",), ("b",)), tokenizer, replace(ENCODER, token_types=1), TASK)
+        encode(Rows(("a",), ("b",)), tokenizer, replace(ENCODER, token_types=1))
 
 
 def encoded() -> Encoded:

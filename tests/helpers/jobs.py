@@ -73,7 +73,7 @@ def rows_of(given: Model, count: int, seed: int, pairs: bool = False) -> Rows:
 def coded_by(given: Model, rows: Rows) -> Encoded:
     """Rows as the model takes them."""
     assert given.tokenizer is not None
-    return encode(rows, given.tokenizer, given.encoder, given.task)
+    return encode(rows, given.tokenizer, given.encoder)
 
 
 def texts(rows: int, seed: int) -> list[str]:
