@@ -81,10 +81,10 @@ class Classification(Task):
     def metrics(self) -> tuple[Metric, ...]:
         """Accuracy, F1, Matthews correlation and agreement with the dense model."""
         return (
-            Metric("accuracy", "paired"),
+            Metric("accuracy", "paired", counts_answers=True),
             Metric("f1"),
             Metric("matthews_correlation"),
-            Metric(AGREEMENT, "paired", needs_labels=False),
+            Metric(AGREEMENT, "paired", needs_labels=False, counts_answers=True),
         )
 
     @property
@@ -127,10 +127,6 @@ class Classification(Task):
             np.concatenate([y, classes]),
             weights,
         )
-
-    def chance(self, metric: str) -> float:
-        """1 / C for the metrics that count rows."""
-        return 1 / len(self.labels) if self.metric(metric).statistic == "paired" else 0.0
 
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """KL divergence of the softened predictions, in nats."""

@@ -37,6 +37,8 @@ class Metric:
     statistic: Statistic = "bootstrap"
     needs_labels: bool = True
     """False: the dense model's predictions take the labels' place, so its own score is 1."""
+    counts_answers: bool = False
+    """Whether the score is the share of answers that are right: rare classes hardly count."""
 
 
 AGREEMENT = "agreement"

@@ -15,7 +15,7 @@ from torch import Tensor
 from .labels import Fail
 from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer, pearson, spearman
 from .prediction import Answer, Prediction
-from .task import Pooling, Task, WorstCase
+from .task import ConstantAnswer, Pooling, Task, WorstCase
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Regression(Task):
     problem_type: ClassVar[str] = "regression"
     head: ClassVar[str] = "ForSequenceClassification"
     pooling: ClassVar[Pooling] = "first"
+    has_classes: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("score", "label")
     instability_meaning: ClassVar[str] = "deviation of a row's answers over that of the rows"
 
@@ -101,6 +102,11 @@ class Regression(Task):
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
         mirrored = np.concatenate([q, 2 * q.mean() - q])
         return WorstCase(np.tile(p, 2), mirrored, np.tile(y, 2), weights)
+
+    def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
+        """A constant correlates with nothing."""
+        del metric, truth
+        return ConstantAnswer("one number", 0.0)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
         """Mean standard deviation of a row's values over that of the rows."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import DataError, UsageError
 
-from .labels import Fail, Labels
+from .labels import IGNORE, Fail, Labels
 from .metrics import Floats, Metric, Predictions, Scorer
 from .prediction import Answer
 
@@ -32,6 +32,13 @@ class WorstCase(NamedTuple):
     labels: Predictions
     weights: Floats
     """How often each row counts: [R, N]; the loss of the worst of the R weightings counts."""
+
+
+class ConstantAnswer(NamedTuple):
+    """The best answer that a model without knowledge of its rows can give, and its score."""
+
+    answer: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Task(ABC):
     """Whether a row is a list of words instead of a text or a pair of texts."""
     ragged: ClassVar[bool] = False
     """Whether a row has an array of predictions instead of one prediction."""
+    has_classes: ClassVar[bool] = True
+    """Whether an answer is one of the labels, so that answers can be counted by class."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
     """What `instability` measures, for reports."""
 
@@ -224,9 +233,33 @@ class Task(ABC):
         """
 
     def chance(self, metric: str) -> float:
-        """The score of a model that guesses."""
-        del metric
-        return 0.0
+        """The score of a model that guesses: 1 / C where right answers are counted."""
+        return 1 / len(self.labels) if self.metric(metric).counts_answers else 0.0
+
+    def all_answers(self, predictions: Predictions) -> NDArray[Any]:
+        """The answers of all rows in one array, without positions labelled -100."""
+        if isinstance(predictions, tuple):
+            kept = [x[x != IGNORE] for x in predictions]
+            return np.concatenate(kept) if kept else np.zeros(0, np.int64)
+        return np.asarray(predictions)
+
+    def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
+        """The constant answer with the best score against some labels or predictions.
+
+        Metrics that count answers, or weigh classes alike, are best for the most frequent
+        class; F1 of one class, or of spans, may be best for any.
+        """
+        counts = np.bincount(self.all_answers(truth), minlength=len(self.labels))
+        every = metric == "f1"
+        answers = range(len(counts)) if every else [int(counts.argmax())]
+        scores = [self.score(metric, self._always(c, truth), truth) for c in answers]
+        best = int(np.argmax(scores))
+        return ConstantAnswer(f"'{self.labels[answers[best]]}'", scores[best])
+
+    def _always(self, answer: int, truth: Predictions) -> Predictions:
+        if isinstance(truth, tuple):
+            return tuple(np.full(int((x != IGNORE).sum()), answer) for x in truth)
+        return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
         """How much answers change between predictions of the same rows.

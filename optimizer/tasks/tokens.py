@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -98,7 +98,8 @@ class Tokens(Task):
         Rows are the independent draws, not words, so all are certified by bootstrap.
         """
         spans_f1 = (Metric("f1"),) if self.has_spans else ()
-        return (Metric("accuracy"), *spans_f1, Metric(AGREEMENT, needs_labels=False))
+        accuracy = Metric("accuracy", counts_answers=True)
+        return (accuracy, *spans_f1, replace(accuracy, name=AGREEMENT, needs_labels=False))
 
     @property
     def default_metric(self) -> str:
@@ -137,10 +138,6 @@ class Tokens(Task):
         if metric == "f1" and "O" in self.labels:
             return np.full(len(labels), self.labels.index("O"))
         return (labels + 1) % len(self.labels)
-
-    def chance(self, metric: str) -> float:
-        """1 / C for the metrics that count tags."""
-        return 0.0 if metric == "f1" else 1 / len(self.labels)
 
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """KL divergence of the softened predictions at each position, in nats."""

@@ -197,6 +197,25 @@ def test_instability(task: Task, seed: int) -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**32))
+def test_no_constant_answer_is_better_than_the_best(seed: int) -> None:
+    for task, metric in CASES:
+        rows = draw(task, seed)
+        best = task.best_constant(metric, rows.labels)
+        if isinstance(task, Regression):
+            constants: list[Any] = [np.full(12, 0.5)]
+        elif task.ragged:
+            real = [int((y != IGNORE).sum()) for y in rows.labels]
+            constants = [tuple(np.full(n, c) for n in real) for c in range(len(task.labels))]
+        else:
+            constants = [np.full(12, c) for c in range(len(task.labels))]
+        scores = [task.score(metric, x, rows.labels) for x in constants]
+        assert best.score == pytest.approx(max(scores))
+        answers = ["one number"] if isinstance(task, Regression) else task.labels
+        assert best.answer.strip("'") in answers
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32))
 def test_the_score_of_guessing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     y = rng.integers(5, size=4000)
