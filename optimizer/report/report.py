@@ -105,7 +105,7 @@ def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
         entry = proof.to_json()
         del entry["limit"], entry["holds"]
         entry["interval"] = list(_interval(bench, role, shipped.pipeline, shipped.target))
-        if bench.metric != "agreement":
+        if bench.model.task.metric(bench.metric).needs_labels:
             entry["interval_dense"] = list(_interval(bench, role, Pipeline(())))
         found[role] = entry
     return found
