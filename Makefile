@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # An editable install links files one by one: a new or renamed module needs new links.
 LINKS  := $(VENV)/.links-$(shell find optimizer passes export -name '*.*' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test quick check format clean
+.PHONY: help demo test quick matrix check format clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,6 +19,9 @@ test: check ## All checks and tests
 
 quick: $(LINKS) ## Tests without the slow ones
 	$(BIN)/pytest -q -m "not slow"
+
+matrix: $(LINKS) ## Every family with every kind of cut, precision and task
+	PRUMUX_MATRIX=1 $(BIN)/pytest -q tests/test_golden.py
 
 check: $(LINKS) ## Lint and types
 	$(BIN)/ruff check .

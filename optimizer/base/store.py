@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,23 @@ class Store:
         return self.folder is not None and any(
             (self.folder / f"{name}.{kind}").exists() for kind in ("json", "safetensors")
         )
+
+
+@dataclass(frozen=True)
+class Memory(Store):
+    """Remembers tensors in memory, for a run whose folder does not exist yet."""
+
+    values: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def tensors(
+        self, name: str, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """As `Store.tensors`, without a file."""
+        if name not in self.values:
+            self.values[name] = owned(make())
+        return self.values[name]
+
+    def give(self, store: Store) -> None:
+        """Put all that is remembered into a store with files."""
+        for name, value in self.values.items():
+            store.tensors(name, lambda value=value: value)  # type: ignore[misc]

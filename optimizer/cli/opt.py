@@ -85,7 +85,8 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         train=options.train,
         validation=options.validation,
         test=options.test,
-        columns=_columns(options.columns),
+        columns=_pairs("--columns", options.columns, "text_a=question"),
+        labels=_pairs("--labels", options.labels, "0=positive"),
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -116,9 +117,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--validation", metavar="FILE", help="rows that the loss is certified on")
     add("--test", metavar="FILE", help="rows that are only reported")
     add("--columns", nargs="+", default=[], metavar="KEY=NAME", help="text_a=q label=y ...")
+    add(
+        "--labels",
+        nargs="+",
+        default=[],
+        metavar="VALUE=CLASS",
+        help="what the data's labels mean: 0=positive 1=negative; classes are the model's",
+    )
     add("--out", type=Path, metavar="DIR", help="result folder (default MODEL-prumux)")
     add("--target", default="onnx", metavar="TEXT", help="such as 'onnx{fusion=none}'")
-    add("--metric", metavar="NAME", help="accuracy, f1, matthews_correlation, pearson, ...")
+    add(
+        "--metric",
+        metavar="NAME",
+        help="accuracy, balanced-accuracy, macro-f1, f1, pearson, ...",
+    )
     add("--effort", choices=EFFORTS, default="quick", help="quick trains nothing")
     add("--time-limit", type=seconds, metavar="30m", help="finish in about this time")
     add("--batch", type=positive, default=32, metavar="N", help="serving batch (default 32)")
@@ -172,14 +184,13 @@ def _list_passes(as_json: bool) -> int:
     return 0
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
+def _pairs(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:
     found = {}
     for pair in pairs:
         name, equals, column = pair.partition("=")
         if not equals or not name or not column:
             raise UsageError(
-                f"--columns takes KEY=NAME, not '{pair}'\n"
-                "write, say, --columns text_a=question"
+                f"{option} takes KEY=NAME, not '{pair}'\nwrite, say, {option} {example}"
             )
         found[name] = column
     return found

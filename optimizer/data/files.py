@@ -12,12 +12,13 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from prumux.optimizer.base.errors import DataError, MissingError
-from prumux.optimizer.tasks.task import Task
+
+from .label_names import class_names
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 MIN_ROWS = 8
@@ -40,6 +41,8 @@ class Table:
     names: tuple[str, ...]
     columns: Mapping[str, Sequence[Any]]
     """The values of the columns that were asked for; None = null."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By column the data's own names of classes, in the order of their ids."""
 
     @property
     def title(self) -> str:
@@ -112,7 +115,8 @@ def joined(tables: Sequence[Table]) -> Table:
                 f"{listed(first.names)}: the shards of one split must agree"
             )
     merged = {k: [v for x in tables for v in x.columns[k]] for k in first.columns}
-    return Table(tuple(p for x in tables for p in x.parts), first.names, merged)
+    parts = tuple(p for x in tables for p in x.parts)
+    return Table(parts, first.names, merged, first.classes)
 
 
 def read_file(path: Path, wanted: set[str]) -> Table:
@@ -149,13 +153,14 @@ def _read_parquet(path: Path, wanted: set[str]) -> Table:
             names = tuple(file.schema_arrow.names)
             data = file.read(columns=[x for x in names if x in wanted])
             rows = file.metadata.num_rows
+            classes = class_names((file.schema_arrow.metadata or {}).get(b"huggingface"))
         columns = {x: data.column(x).to_pylist() for x in data.column_names}
     except (OSError, ValueError, pyarrow.ArrowException) as e:
         raise DataError(
             f"{path} cannot be read as parquet ({str(e).splitlines()[0][:200]}): "
             "it may be cut off, copy it again"
         ) from e
-    return Table(((str(path), rows),), names, columns)
+    return Table(((str(path), rows),), names, columns, classes)
 
 
 def _read_json(path: Path, text: str) -> Table:
@@ -254,15 +259,13 @@ def hub_splits(source: str) -> dict[str, Any]:
     return {alias.get(k, k): v for k, v in found.items()}
 
 
-def hub_table(title: str, split: Any, wanted: set[str], task: Task) -> Table:
-    """Read one split of `hub_splits`.
-
-    Class ids become names where the data set and the model have the same names, since they may
-    number them differently.
-    """
+def hub_table(title: str, split: Any, wanted: set[str]) -> Table:
+    """Read one split of `hub_splits`."""
     columns = {x: list(split[x]) for x in split.column_names if x in wanted}
-    for name, values in columns.items():
-        classes = getattr(split.features[name], "names", None)
-        if classes and {x.casefold() for x in classes} == {x.casefold() for x in task.labels}:
-            columns[name] = [v if v is None or v < 0 else classes[v] for v in values]
-    return Table(((title, len(split)),), tuple(split.column_names), columns)
+    classes = {}
+    for name in columns:
+        feature = split.features[name]
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if names:
+            classes[name] = tuple(names)
+    return Table(((title, len(split)),), tuple(split.column_names), columns, classes)

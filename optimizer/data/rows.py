@@ -26,6 +26,7 @@ from .files import (
     listed,
     read_file,
 )
+from .label_names import LabelMap, resolved, resolved_tags
 
 _PAIRS = (
     ("text_a", "text_b"),
@@ -47,6 +48,10 @@ class Rows:
     """The words of each row, for tasks that read words; `text_a` is empty then."""
     labels: Labels | None = None
     """What `Task.read_labels` returned; None = unlabelled."""
+    notes: tuple[str, ...] = ()
+    """What the values of the label column were taken for, in words."""
+    labels_used: frozenset[str] = frozenset()
+    """Keys of `--labels` that occurred."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -121,6 +126,7 @@ def read_rows(
     task: Task,
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Rows:
     """Read one split.
 
@@ -130,6 +136,7 @@ def read_rows(
         task: which labels are expected.
         columns: for keys of `known_columns` the names that the file uses instead.
         split: which split of a folder or hub data set, `train` where not given.
+        labels: what values of the label column mean, see `LabelMap`.
 
     Returns:
         The rows; unlabelled where there is no label column or each label is empty or -1.
@@ -142,7 +149,8 @@ def read_rows(
     known = known_columns()
     for key in named.keys() - set(known):
         raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
-    return _rows(_table(source, named, split, task), task, named)
+    chosen = LabelMap(labels or {}, task.labels)
+    return _rows(_table(source, named, split), task, named, chosen)
 
 
 def known_columns() -> tuple[str, ...]:
@@ -160,18 +168,17 @@ def read_texts(
 
     Arguments and errors are those of `read_rows`.
     """
-    return _unlabelled(_table(source, {}, split, task), task)
+    return _unlabelled(_table(source, {}, split), task)
 
 
 def _table(
     source: str | Path | Sequence[Path],
     named: Mapping[str, str],
     split: str | None,
-    task: Task,
 ) -> Table:
     """The columns of one split that a task may read."""
     wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *known_columns()}
-    wanted |= set(task.other_columns)
+    wanted |= {x for task in task_types() for x in task.other_columns}
     if not isinstance(source, str | Path):
         return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
@@ -179,13 +186,13 @@ def _table(
         files = find_files(path)
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
-        return _table(files[split], named, None, task)
+        return _table(files[split], named, None)
     if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
         return read_file(path, wanted)
     found = hub_splits(source)
     if split not in found:
         raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
-    return hub_table(f"{source} {split}", found[split], wanted, task)
+    return hub_table(f"{source} {split}", found[split], wanted)
 
 
 def _texts(table: Table, name: str) -> tuple[str, ...]:
@@ -248,7 +255,7 @@ def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None
     return Rows(_texts(table, a), None if b is None else _texts(table, b))
 
 
-def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
+def _rows(table: Table, task: Task, named: Mapping[str, str], chosen: LabelMap) -> Rows:
     for key, name in named.items():
         if name not in table.names:
             text = f"no column '{name}' (--columns {key}={name}); the columns are: "
@@ -260,4 +267,14 @@ def _rows(table: Table, task: Task, named: Mapping[str, str]) -> Rows:
     rows = _unlabelled(table, task, named)
     if label is None or _all_empty(table, label):
         return rows
-    return replace(rows, labels=task.read_labels(table.columns[label], rows.words, table.fail))
+    return _labelled(table, label, rows, task, chosen)
+
+
+def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:
+    values, classes = table.columns[name], table.classes.get(name, ())
+    if not task.has_classes:
+        return replace(rows, labels=task.read_labels(values, rows.words, table.fail))
+    resolve = resolved if rows.words is None else resolved_tags
+    found = resolve(values, classes, chosen, table.fail)
+    labels = task.read_labels(found.values, rows.words, table.fail)
+    return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)

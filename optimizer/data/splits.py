@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.task import Task
 
 from .files import MIN_ROWS, find_files, hub_splits, is_hub_id, listed
+from .label_names import unused
 from .rows import Rows, Splits, read_rows
 
 MAX_SELECT_ROWS = 2048
@@ -25,6 +27,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     task: Task,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
+    labels: Mapping[str, str] | None = None,
 ) -> Splits:
     """Read the data that is given and assign its rows to roles.
 
@@ -32,7 +35,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
         train, validation, test: files; each wins over the same split of `data`.
         beside: the model's file or folder; its data files are read if nothing else is given.
-        task, columns: see `read_rows`.
+        task, columns, labels: see `read_rows`.
         seed: draws the parts of a file that get different roles; row order has no influence.
 
     Raises:
@@ -51,14 +54,21 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
         sources = {k: data for k in hub_splits(data) if k in given} | sources
     elif folder is not None:
         sources = dict(find_files(folder)) | sources
-    rows = {k: read_rows(v, task, columns, k) for k, v in sources.items()}
+    rows = {k: read_rows(v, task, columns, k, labels) for k, v in sources.items()}
     if not rows:
         where = f"{folder} holds no data" if folder else "no data is given"
         raise DataError(
             f"{where}: use --data DIR with train.* and validation.* "
             "(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE"
         )
-    return assign(rows, seed)
+    splits = assign(rows, seed)
+    for key in unused(labels or {}, [x.labels_used for x in rows.values()]):
+        raise DataError(
+            f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
+            f"the model's classes are: {', '.join(task.labels[:8])}"
+        )
+    notes = dict.fromkeys(note for x in rows.values() for note in x.notes)
+    return replace(splits, notes=(*splits.notes, *notes))
 
 
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,8 @@ from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.certificate import interval
+from prumux.optimizer.search.class_scores import suspicious_gains, table_rows, vanished
+from prumux.optimizer.search.score_checks import by_class
 from prumux.optimizer.timing.cores import WATCH
 
 from .html import PAGE, write_html
@@ -36,6 +38,9 @@ def build_report(
     both = {"dense": shipped.dense, "optimised": shipped.optimised}
     chosen = shipped.optimised
     model, pipeline = chosen.model, chosen.pipeline
+    scores = _scores(bench, chosen, todo.limit or 0.0)
+    classes = {x: by_class(bench, pipeline, x, chosen.target) for x in scores}
+    proofs = [] if found is None else [_proof(p, c) for p, c in found.proofs]
     return {
         "schema_version": SCHEMA_VERSION,
         "met": found is None or found.winner is not None,
@@ -47,7 +52,9 @@ def build_report(
         "limit": todo.limit,
         "metric": bench.metric,
         "task": bench.model.task.to_json(),
-        "scores": _scores(bench, chosen, todo.limit or 0.0),
+        "scores": scores,
+        "classes": classes,
+        "warnings": [*todo.warnings, *_warnings(scores, classes, proofs)],
         "throughput_ratio": chosen.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},
         "beside": [_engine(x) for x in shipped.beside],
@@ -69,7 +76,7 @@ def build_report(
         "export": {name: dict(x.emitted.notes) for name, x in both.items()},
         "engine": dict(chosen.engine.describe()),
         "trials": [] if found is None else [_trial(t) for t in found.trials],
-        "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
+        "proofs": proofs,
         "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
         "source": dict(bench.model.source),
         "facts": bench.facts(todo.space),
@@ -109,6 +116,14 @@ def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
             entry["interval_dense"] = list(_interval(bench, role, Pipeline(())))
         found[role] = entry
     return found
+
+
+def _warnings(
+    scores: Mapping[str, Any], classes: Mapping[str, Any], proofs: Sequence[Any]
+) -> list[str]:
+    """What the results give to doubt."""
+    gone = [line for role, x in classes.items() for line in vanished(x, role)]
+    return gone + suspicious_gains(scores, proofs)
 
 
 def _interval(
@@ -197,6 +212,7 @@ def summary(report: Mapping[str, Any], folder: Path) -> list[str]:
             f"dropped    {lost['pipeline']}: its engine ran at "
             f"{lost['throughput_ratio']:.2f}x of the dense one"
         )
+    lines += [f"warning    {x}" for x in report["warnings"]]
     since = " since --resume" if "--resume" in report["command"] else ""
     lines.append(f"written    {folder}/  ({report['seconds']:.0f} s{since})")
     return lines
@@ -215,6 +231,7 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
                 f"{-100 * x['loss']:+.2f}",
             )
         )
+        rows += table_rows(report["classes"][role])
     if mux := report["mux"]:
         low, high = min(mux["scores"]), max(mux["scores"])
         mean = f"{100 * mux['mean']:.2f}  [{100 * low:.2f}, {100 * high:.2f}]"

@@ -58,6 +58,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         model.task,
         dict(request.columns),
         request.seed,
+        request.labels,
     )
     row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
     given = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Memory
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.search.budget import Budget
@@ -51,6 +52,8 @@ class Request:
     validation: str | None = None
     test: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What values of the label column mean: the data's value to the model's class."""
     target: str = "onnx"
     metric: str | None = None
     batch: int = 32
@@ -88,6 +91,8 @@ class Request:
             raise UsageError(f"time_limit_s is {limit!r}, give seconds, such as 1800")
         if not isinstance(self.columns, Mapping):
             raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")
+        if not isinstance(self.labels, Mapping):
+            raise UsageError(f"labels is {self.labels!r}, write {{'0': 'positive'}}")
 
     @property
     def climbs(self) -> bool:
@@ -111,6 +116,10 @@ class Plan:
     target: Target
     space: tuple[Pipeline, ...]
     limit: float | None
+    warnings: tuple[str, ...] = ()
+    """What was found about metric, budget and rows."""
+    known: Memory = field(default_factory=Memory)
+    """The given model's answers, as far as they were needed already."""
 
     def provable(self) -> str:
         """What the rows can and cannot prove, said before the search starts."""
@@ -123,7 +132,12 @@ class Plan:
         )
         if limit == 0:
             return f"{said}: exact passes only, nothing to certify"
-        if self.bench.metric != "accuracy":
+        metric = self.bench.model.task.metric(self.bench.metric)
+        if metric.statistic == "stratified":
+            from prumux.optimizer.search.score_checks import provable_by_class
+
+            return f"{said}{provable_by_class(self.bench, limit)}"
+        if not (metric.counts_answers and metric.needs_labels):
             return said
         loss = provable_loss(rows, limit)
         if loss < 0:
@@ -152,6 +166,7 @@ class Plan:
             "budget": None if request.budget is None else str(request.budget),
             "limit": self.limit,
             "provable": self.provable(),
+            "warnings": list(self.warnings),
             "candidates": [str(p) for p in self.space],
             **more,
             "target": str(self.target),
@@ -192,9 +207,9 @@ def optimize(
         budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`; None
             is 2 points, or with `passes` no budget: exactly that pipeline is run.
         progress: True shows progress on stderr.
-        options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`, `out`,
-            `passes`, `target`, `metric`, `batch`, `length`, `device`, `effort`,
-            `time_limit_s`, `seed`, `workers`, `resume`, `force`.
+        options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
+            `labels`, `out`, `passes`, `target`, `metric`, `batch`, `length`, `device`,
+            `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. A budget that no
@@ -218,6 +233,8 @@ def optimize(
             options[name] = make(options[name])
     if isinstance(options.get("validation"), Path):
         options["validation"] = str(options["validation"])
+    if isinstance(options.get("labels"), Mapping):
+        options["labels"] = {str(k): str(v) for k, v in options["labels"].items()}
     request = Request(model=str(model), budget=share, **options)
     shown = Progress(1) if progress is True else progress or Progress()
     return run(request, shown)
@@ -242,13 +259,19 @@ def plan(request: Request, progress: Progress) -> Plan:
     Workers.parse(request.workers).check()
     inputs = (request.model, request.data, request.train, request.validation, request.test)
     check_out(request.folder, inputs, request.resume, request.force)
+    from prumux.optimizer.search.evaluator import nowhere
+    from prumux.optimizer.search.score_checks import before
+
     from .inputs import open_bench
 
     bench = open_bench(request, target, progress)
+    known = Memory()
+    watched = bench.with_store(known, nowhere)
+    warnings = before(watched)
     limit = None
     if request.budget is not None:
         # The score is only needed, and only then worth its time, for a relative budget.
-        score = bench.dense_score("certify") if request.budget.relative else 1.0
+        score = watched.dense_score("certify") if request.budget.relative else 1.0
         if score <= 0:
             raise UsageError(
                 f"the given model scores {score:.4f}, so a relative budget means nothing\n"
@@ -258,7 +281,7 @@ def plan(request: Request, progress: Progress) -> Plan:
         if request.passes is None:
             points, limit_s = request.budget.limit(1.0), request.time_limit_s
             space = default_space(request.effort, points, limit_s, bench.model)
-    return Plan(bench.request, bench, target, space, limit)
+    return Plan(bench.request, bench, target, space, limit, warnings, known)
 
 
 def run(request: Request, progress: Progress) -> Result:
@@ -269,6 +292,8 @@ def run(request: Request, progress: Progress) -> Result:
     """
     started = time.monotonic()
     todo = plan(request, progress)
+    for warning in todo.warnings:
+        progress.say(f"warning: {warning}")
     progress.say(todo.provable())
     facts = todo.bench.facts(todo.space)
     workspace = open_workspace(request.folder, facts, request.resume, request.force)
@@ -276,6 +301,7 @@ def run(request: Request, progress: Progress) -> Result:
         progress.say(f"'{request.folder}' holds the finished result of this very run")
         return Result(request.folder, finished(request.folder) or {})
     try:
+        todo.known.give(workspace.store)
         bench = todo.bench.with_store(workspace.store, workspace.record)
         return _work(replace(todo, bench=bench), workspace, started)
     finally:
@@ -309,6 +335,8 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
             todo = replace(todo, bench=unlowered(todo.bench))
     shipped = ship(todo.bench, chosen, workspace)
     report = build_report(todo, found, shipped, time.monotonic() - started)
+    for warning in report["warnings"][len(todo.warnings) :]:
+        bench.ctx.progress.say(f"warning: {warning}")
     written = write_report(report, workspace.staging)
     workspace.publish()
     return Result(todo.request.folder, written)

@@ -195,6 +195,13 @@ def open_workspace(
 
 
 def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> None:
+    then, now = (x.get("versions", {}).get("prumux") for x in (before, facts))
+    if then != now:  # first: what else differs may follow from it
+        raise UsageError(
+            f"{whose} was begun by prumux {then}, this is prumux {now}: "
+            "the steps of one version are of no use to another\n"
+            f"go on with prumux {then}, or start again with --force"
+        )
     differs = sorted(k for k in facts.keys() | before.keys() if facts.get(k) != before.get(k))
     if differs:
         name = differs[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from prumux.optimizer.tasks.metrics import Metric, Predictions, Scorer
 from prumux.optimizer.tasks.task import Task
 
 from .design_effect import Ints, design_effect, resamples
+from .stratified import stratified_upper
 
 CONFIDENCE = 0.95
 
@@ -65,7 +67,8 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
 
     The metric's statistic decides how. `paired` with labels: Tango's score bound, corrected,
     see `accuracy_upper`. `paired` with the dense model's predictions as labels:
-    Clopper-Pearson on the share of changed rows. `bootstrap`: paired bootstrap over rows, see
+    Clopper-Pearson on the share of changed rows. `stratified`: the first bound for each class,
+    combined, see `stratified_upper`. `bootstrap`: paired bootstrap over rows, see
     `_bootstrap_upper`.
 
     Args:
@@ -95,7 +98,7 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
     score_optimised = task.score(metric, optimised, truth)
     loss = score_dense - score_optimised
     paired = _Paired(metric, dense, optimised, truth, task)
-    if chosen.statistic == "paired":
+    if chosen.statistic != "bootstrap":
         upper, method = _exact_upper(chosen, paired, confidence, groups)
     else:
         upper = _bootstrap_upper(paired, loss, confidence, seed, groups)
@@ -113,6 +116,10 @@ def _exact_upper(
         paired.task.right_rows(x, paired.labels) for x in (paired.dense, paired.optimised)
     )
     lost, won = before & ~after, ~before & after
+    if metric.statistic == "stratified":
+        bound = partial(accuracy_upper, confidence=confidence)
+        classes = np.asarray(paired.labels)
+        return stratified_upper(classes, lost, won, bound, groups), "stratified tango"
     shrink = 1.0 if groups is None else design_effect(lost.astype(float) - won, groups)
     rows, worse, better = (float(x) / shrink for x in (len(lost), lost.sum(), won.sum()))
     if metric.needs_labels:

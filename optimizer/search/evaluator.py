@@ -79,6 +79,7 @@ class Bench:
             },
             "budget": None if budget is None else str(budget),
             "metric": self.metric,
+            "labels": dict(self.request.labels),
             "target": str(self.target),
             "batch": self.request.batch,
             "length": self.request.length,

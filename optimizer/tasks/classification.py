@@ -14,7 +14,17 @@ from torch import Tensor
 from .fisher import class_scalars
 from .labels import Fail, Ints, label_ids
 from .losses import cross_entropy, kl_divergence
-from .metrics import AGREEMENT, Metric, Predictions, Scorer, class_f1, matthews, share
+from .metrics import (
+    AGREEMENT,
+    Metric,
+    Predictions,
+    Scorer,
+    balanced_accuracy,
+    f1_of_one,
+    macro_f1,
+    matthews,
+    share,
+)
 from .prediction import Answer, class_predictions
 from .task import Pooling, Task, WorstCase
 
@@ -79,9 +89,14 @@ class Classification(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Accuracy, F1, Matthews correlation and agreement with the dense model."""
+        """Accuracy, metrics for classes that are not alike frequent, and agreement.
+
+        F1 is that of class 1 of two, else the macro mean, as scikit-learn has it.
+        """
         return (
             Metric("accuracy", "paired", counts_answers=True),
+            Metric("balanced-accuracy", "stratified", classes_alike=True),
+            Metric("macro-f1", classes_alike=True),
             Metric("f1"),
             Metric("matthews_correlation"),
             Metric(AGREEMENT, "paired", needs_labels=False, counts_answers=True),
@@ -93,11 +108,15 @@ class Classification(Task):
         return "accuracy"
 
     def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
-        p, y = np.asarray(predictions), np.asarray(labels)
-        if metric == "f1":
-            return class_f1(p, y, len(self.labels))
+        p, y, classes = np.asarray(predictions), np.asarray(labels), len(self.labels)
+        if metric == "f1" and classes == 2:
+            return f1_of_one(p, y)
+        if metric in ("f1", "macro-f1"):
+            return macro_f1(p, y, classes)
+        if metric == "balanced-accuracy":
+            return balanced_accuracy(p, y, classes)
         if metric == "matthews_correlation":
-            return matthews(p, y, len(self.labels))
+            return matthews(p, y, classes)
         return share(p == y)
 
     def worst_case(

@@ -36,7 +36,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
     by_name = [_find(known, x) for x in texts]
     if None not in by_name:
         return np.array(by_name, dtype=np.int64)
-    ids = [_integer(x) for x in texts]
+    ids = [integer(x) for x in texts]
     named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
     for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
         if value is None:
@@ -61,7 +61,20 @@ def _find(known: dict[str, int], value: Any) -> int | None:
     return known.get(value, known.get(value.casefold()))
 
 
-def _integer(value: Any) -> int | None:
+def class_of(value: Any, names: Sequence[str]) -> int | None:
+    """The class that a value names, by its name first, else by its id; None = none."""
+    found = {x.casefold(): i for i, x in enumerate(names)}
+    if len(found) < len(names):
+        found = {x: i for i, x in enumerate(names)}
+    text = value.strip() if isinstance(value, str) else value
+    named, number = _find(found, text), integer(text)
+    if named is not None or number is None:
+        return named
+    return number if 0 <= number < len(names) else None
+
+
+def integer(value: Any) -> int | None:
+    """A whole number, also of a text or a float; None = it is none."""
     try:
         number = float(value) if isinstance(value, str | int | float) else 0.5
     except (ValueError, OverflowError):

@@ -20,12 +20,14 @@ Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
 """Weights [R, N] -> scores [R]."""
 
-Statistic = Literal["paired", "bootstrap"]
+Statistic = Literal["paired", "stratified", "bootstrap"]
 """How a certificate bounds the loss of a metric (see `search/certificate.py`).
 
 paired: the score is the share of rows that are right, and two models are compared on the same
-rows; the bound follows from the numbers of rows that only one of them has right. bootstrap:
-any other score; resamples of the rows bound its loss approximately.
+rows; the bound follows from the numbers of rows that only one of them has right. stratified:
+the score is the mean over classes of the share of their rows that are right; every class has a
+paired bound of its own. bootstrap: any other score; resamples of the rows bound its loss
+approximately.
 """
 
 
@@ -39,6 +41,8 @@ class Metric:
     """False: the dense model's predictions take the labels' place, so its own score is 1."""
     counts_answers: bool = False
     """Whether the score is the share of answers that are right: rare classes hardly count."""
+    classes_alike: bool = False
+    """Whether every class counts as much as any other, however rare it is."""
 
 
 AGREEMENT = "agreement"
@@ -67,8 +71,20 @@ def f1_of_counts(counts: Floats) -> Scorer:
     return scores
 
 
-def class_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    """F1 of class 1 of two; of more classes the macro mean, as scikit-learn has it.
+def f1_of_one(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
+    """F1 of class 1 of two; arguments as `macro_f1`."""
+    counted = _class_counts(p, y, 2)
+
+    def scores(weights: Floats) -> Floats:
+        hits, found, true = counted(weights)
+        f1: Floats = ratio(2 * hits, found + true)[:, 1]
+        return f1
+
+    return scores
+
+
+def macro_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
+    """Mean F1 of the classes that occur as a label or as an answer, as scikit-learn has it.
 
     Args:
         p, y: predicted and true class ids, [N].
@@ -79,14 +95,24 @@ def class_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
     def scores(weights: Floats) -> Floats:
         hits, found, true = counted(weights)
         f1 = ratio(2 * hits, found + true)
-        # As scikit-learn: the macro mean is over the classes that occur at all.
-        return f1[:, 1] if classes == 2 else ratio(f1.sum(1), (found + true > 0).sum(1))
+        return ratio(f1.sum(1), (found + true > 0).sum(1))
+
+    return scores
+
+
+def balanced_accuracy(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
+    """Mean recall of the classes that occur as a label; arguments as `macro_f1`."""
+    counted = _class_counts(p, y, classes)
+
+    def scores(weights: Floats) -> Floats:
+        hits, _, true = counted(weights)
+        return ratio(ratio(hits, true).sum(1), (true > 0).sum(1))
 
     return scores
 
 
 def matthews(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    """Matthews correlation of any number of classes; arguments as `class_f1`."""
+    """Matthews correlation of any number of classes; arguments as `macro_f1`."""
     counted = _class_counts(p, y, classes)
 
     def scores(weights: Floats) -> Floats:

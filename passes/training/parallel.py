@@ -33,7 +33,7 @@ from .team import ALONE, Team
 if TYPE_CHECKING:
     from .loop import Learner
 
-CODE = "from prumux.passes.parallel import follow; follow({})"
+CODE = "from prumux.passes.training.parallel import follow; follow({})"
 
 
 class Make(Protocol):

@@ -46,6 +46,20 @@ def test_resume_needs_the_same_facts(tmp_path: Path) -> None:
     leave(open_workspace(out, {"seed": 0, "budget": "2%"}, resume=True))
 
 
+def test_resume_names_the_versions_of_prumux(tmp_path: Path) -> None:
+    def facts(version: str) -> dict[str, object]:
+        return {"seed": version, "versions": {"prumux": version, "torch": version}}
+
+    out = tmp_path / "out"
+    leave(open_workspace(out, facts("0.1.0"), resume=False))
+    said = r"the interrupted run in .* was begun by prumux 0\.1\.0, this is prumux 0\.2\.0"
+    with pytest.raises(UsageError, match=said):
+        open_workspace(out, facts("0.2.0"), resume=True)
+    finish(tmp_path / "done", facts=facts("0.1.0"))
+    with pytest.raises(UsageError, match=r"go on with prumux 0\.1\.0, or .* --force"):
+        open_workspace(tmp_path / "done", facts("0.2.0"), resume=True)
+
+
 def test_interrupted_run_asks_what_to_do(tmp_path: Path) -> None:
     out = tmp_path / "out"
     leave(opened(out))

@@ -38,12 +38,26 @@ def test_classification_equals_sklearn(task: Task) -> None:
     assert task.score("matthews_correlation", p, y) == pytest.approx(
         sklearn.metrics.matthews_corrcoef(y, p)
     )
+    assert task.score("macro-f1", p, y) == pytest.approx(
+        sklearn.metrics.f1_score(y, p, average="macro")
+    )
+    assert task.score("balanced-accuracy", p, y) == pytest.approx(
+        sklearn.metrics.balanced_accuracy_score(y, p)
+    )
 
 
 def test_macro_f1_is_over_the_classes_that_occur() -> None:
     p, y = np.array([0, 1, 2, 1]), np.array([0, 1, 1, 1])
     expected = sklearn.metrics.f1_score(y, p, average="macro", zero_division=0)
     assert FIVE.score("f1", p, y) == pytest.approx(expected)
+    assert FIVE.score("macro-f1", p, y) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_over_the_classes_of_the_labels() -> None:
+    p, y = np.array([0, 1, 2, 1, 3]), np.array([0, 1, 1, 1, 0])
+    expected = sklearn.metrics.balanced_accuracy_score(y, p)
+    assert FIVE.score("balanced-accuracy", p, y) == pytest.approx(expected)
 
 
 def test_regression_equals_scipy() -> None:

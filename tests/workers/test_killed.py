@@ -23,7 +23,7 @@ ONE_CORE = """\
 import os, sys
 if hasattr(os, "sched_setaffinity"):  # two threads of a tiny model only wait for each other
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from prumux.optimizer.cli import main
+from prumux.optimizer.cli.opt import main
 sys.exit(main())
 """
 AT_WORK = "rows to certify"

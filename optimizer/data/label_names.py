@@ -1,0 +1,177 @@
+"""What the values of a label column mean: by `--labels`, by the data's names, or as read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.tasks.labels import Fail, class_of, integer
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """`--labels READ=MEANT`: READ is a value of the data, or the class that it is read as."""
+
+    pairs: Mapping[str, str]
+    names: tuple[str, ...]
+    """The model's classes."""
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Class ids that values mean, by the values' folded text.
+
+        Raises:
+            UsageError: a class that the model does not have.
+        """
+        found = {}
+        for read, meant in self.pairs.items():
+            target = class_of(meant, self.names)
+            if target is None:
+                shown = ", ".join(self.names[:8]) + (", ..." if self.names[8:] else "")
+                raise UsageError(
+                    f"--labels {read}={meant}: the model has no class '{meant}'\n"
+                    f"its classes are: {shown}"
+                )
+            found[folded(read)] = target
+        return found
+
+
+class Resolved(NamedTuple):
+    """A label column whose meaning is settled, as far as anything says what it is."""
+
+    values: Sequence[Any]
+    used: frozenset[str]
+    """Keys of the map that occurred, folded."""
+    notes: tuple[str, ...]
+
+
+def folded(value: Any) -> str:
+    """One text for a value however a file spells it: 0, 0.0 and '0' are the same."""
+    number = integer(value)
+    return str(value).strip().casefold() if number is None else str(number)
+
+
+def resolved(
+    values: Sequence[Any], classes: Sequence[str], chosen: LabelMap, fail: Fail
+) -> Resolved:
+    """Give integer labels the data's class names, then apply the map.
+
+    Args:
+        values: the column, or all tags of all rows.
+        classes: the data's own class names by integer label, empty where it has none.
+        chosen: the model's classes and what the user said.
+        fail: raises for a value that can mean nothing.
+    """
+    named, notes = _by_name(values, classes, chosen)
+    if not chosen.pairs:
+        return Resolved(named, frozenset(), notes)
+    ids, used = chosen.ids, set()
+    out: list[Any] = []
+    for i, (raw, value) in enumerate(zip(values, named, strict=True)):
+        if raw is None or integer(raw) in (-1, -100):
+            out.append(raw)
+            continue
+        target = class_of(value, chosen.names)
+        keys = [folded(raw), folded(_class_name(raw, classes))]
+        keys += [] if target is None else [folded(chosen.names[target])]
+        key = next((k for k in keys if k in ids), None)
+        if key is None and target is None:
+            shown = ", ".join(chosen.names[:8])
+            fail(
+                i, f"label {raw!r:.60} is neither in --labels nor one of the model's: {shown}"
+            )
+        used |= set() if key is None else {key}
+        out.append(target if key is None else ids[key])
+    told = ", ".join(f"'{k}' = '{chosen.names[v]}'" for k, v in ids.items())
+    return Resolved(out, frozenset(used), (*notes, f"labels as --labels says: {told}"))
+
+
+def resolved_tags(
+    values: Sequence[Any],
+    classes: Sequence[str],
+    chosen: LabelMap,
+    fail: Fail,
+) -> Resolved:
+    """As `resolved`, for a list of tags in each row."""
+    if not all(isinstance(x, list) for x in values):
+        return Resolved(values, frozenset(), ())  # refused by row where tags are counted
+    row_of = [i for i, tags in enumerate(values) for _ in tags]
+
+    def fail_at(at: int | None, text: str) -> NoReturn:
+        fail(None if at is None else row_of[at], text)
+
+    found = resolved([x for tags in values for x in tags], classes, chosen, fail_at)
+    rest = iter(found.values)
+    return found._replace(values=[[next(rest) for _ in tags] for tags in values])
+
+
+def _by_name(
+    values: Sequence[Any], classes: Sequence[str], chosen: LabelMap
+) -> tuple[Sequence[Any], tuple[str, ...]]:
+    """Integer labels as names, where the model knows all of the data's names."""
+    if not classes or any(isinstance(x, str) for x in values):
+        return values, ()
+    model = [x.casefold() for x in chosen.names]
+    data = [x.casefold() for x in classes]
+    if not set(data) <= set(model):
+        if chosen.pairs:
+            return values, ()
+        return values, (
+            f"labels by number: the data's {_numbered(classes)} are taken for the model's "
+            f"{_numbered(chosen.names)}; if that is wrong: --labels {classes[0]}=NAME ...",
+        )
+    if data == model[: len(data)]:
+        return values, ()
+    note = (
+        f"labels by name: the data has {_numbered(classes)}, "
+        f"the model {_numbered(chosen.names)}"
+    )
+    return [_class_name(x, classes) for x in values], (note,)
+
+
+def _class_name(value: Any, classes: Sequence[str]) -> Any:
+    known = (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes)
+    )
+    return classes[value] if known else value
+
+
+def _numbered(names: Sequence[str]) -> str:
+    shown = ", ".join(f"{i} = {x}" for i, x in enumerate(names[:4]))
+    return shown + (", ..." if names[4:] else "")
+
+
+def unused(chosen: Mapping[str, str], used: Sequence[frozenset[str]]) -> list[str]:
+    """Keys of `--labels` that no split has."""
+    seen = frozenset[str]().union(*used)
+    return [k for k in map(str, chosen) if folded(k) not in seen]
+
+
+def class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """Names of classes by column, of the `huggingface` entry of a parquet file's schema.
+
+    What is not as the `datasets` library writes it is no name of a class.
+    """
+    try:
+        features = json.loads(metadata or b"{}")["info"]["features"]
+        columns = dict(features.items())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
+    found = {name: _names_of(x) for name, x in columns.items()}
+    return {name: x for name, x in found.items() if x}
+
+
+def _names_of(feature: Any) -> tuple[str, ...]:
+    if isinstance(feature, list) and len(feature) == 1:
+        return _names_of(feature[0])
+    if not isinstance(feature, Mapping):
+        return ()
+    if isinstance(feature.get("feature"), Mapping):
+        return _names_of(feature["feature"])
+    names = feature.get("names")
+    if feature.get("_type") != "ClassLabel" or not isinstance(names, list):
+        return ()
+    return tuple(names) if all(isinstance(x, str) for x in names) else ()
