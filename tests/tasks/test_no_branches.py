@@ -22,6 +22,13 @@ TEMPLATES = [file for top in TOPS for file in sorted((ROOT / top).rglob("*.jinja
 NAMES = {name for x in task_types() for name in (x.name, x.kind, x.problem, x.__name__)}
 PROBLEM_TYPES = {x.problem_type for x in task_types()} | {"multi_label_classification"}
 """May be written into a config.json anywhere, but not be compared."""
+METRICS = {
+    metric.name
+    for x in task_types()
+    for labels in (("no", "yes"), ("O", "B-X"))
+    for metric in x(labels).metrics
+}
+"""Outside, a metric is asked for its statistic, not for its name."""
 MODULES = {x.__module__ for x in task_types()}
 
 
@@ -37,7 +44,9 @@ def branches(source: str) -> Iterator[str]:
             parts = list(ast.walk(subject))
             asked = {_asked(x) for x in parts}
             if isinstance(node, ast.Compare):
-                asked |= {repr(v) for x in parts if (v := _constant(x)) in PROBLEM_TYPES}
+                asked |= {
+                    repr(v) for x in parts if (v := _constant(x)) in PROBLEM_TYPES | METRICS
+                }
             for name in sorted(asked - {""}):
                 yield f"{line}: {name}"
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -81,6 +90,7 @@ def test_no_template_asks_for_the_kind_of_a_task(file: Path) -> None:
         'is_it = found == "token-classification"',
         'CLASSES = {"regression": 1}',
         "if problem in ('multi_label_classification',): pass",
+        'if metric in ("accuracy", "f1"): pass',
         "match model.task.kind:\n    case 'x': pass",
         "from prumux.optimizer.tasks.tokens import Tokens",
     ],
@@ -107,3 +117,4 @@ def test_all_files_are_read() -> None:
     assert len(FILES) > 100
     assert TEMPLATES
     assert {"regression", "token-classification", "Tokens"} <= NAMES
+    assert {"balanced-accuracy", "f1", "pearson", "agreement"} <= METRICS
