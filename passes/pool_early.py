@@ -18,12 +18,12 @@ class PoolEarly(Pass):
     preserves: ClassVar[bool] = True
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Nothing to do where the head reads every position, or where it is done already.
+        """Nothing to do where the head reads other positions, or where it is done already.
 
-        The classifier of a sequence task reads one position. Once the last attention block has
-        gathered from the others, nothing reads them again.
+        The classifier of most sequence tasks reads one position. Once the last attention block
+        has gathered from the others, nothing reads them again.
         """
         del ctx
-        if not model.encoder.pooled or model.encoder.pool_early:
+        if not model.encoder.reads_first or model.encoder.pool_early:
             return model
         return replace(model, encoder=replace(model.encoder, pool_early=True))

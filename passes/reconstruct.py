@@ -64,7 +64,7 @@ class Reconstruct(Pass):
             )
         groups = groups_of(_sample(ctx.fit, self.rows), BATCH, model.encoder.slots)
         streams = Streams(dense, model, groups, ctx.device)
-        wanted = EncoderModule(dense).branches()
+        wanted = EncoderModule(dense).alive
         notes = {}
         with ctx.progress.task("refit", len(wanted) + 1) as step:
             for branch in wanted:

@@ -9,8 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from prumux.optimizer.base.errors import GateError
-from prumux.optimizer.model.ir import Encoder, Masks, Model, expected_shapes
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.weights import weights_of
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 
@@ -56,7 +58,7 @@ def slice_model(model: Model) -> Model:
     masks, before = model.masks, model.encoder
     after = masks.sizes(before)
     weights = {
-        name: _cut(name, model.weights[name], before, masks) for name in expected_shapes(after)
+        x.name: _cut(model.weights[x.name], x.kept(before, masks)) for x in weights_of(after)
     }
     notes = {
         "heads": [x.heads for x in after.layers],
@@ -74,39 +76,9 @@ def slice_model(model: Model) -> Model:
     )
 
 
-def _cut(name: str, tensor: Tensor, encoder: Encoder, masks: Masks) -> Tensor:
+def _cut(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
     """The survivors of one weight along each of its axes."""
-    for axis, mask in enumerate(_axes(name, encoder, masks)):
+    for axis, mask in enumerate(kept):
         if mask is not None and not bool(mask.all()):
             tensor = tensor.index_select(axis, mask.nonzero()[:, 0])
     return tensor.contiguous()
-
-
-def _axes(name: str, encoder: Encoder, masks: Masks) -> tuple[Tensor | None, ...]:
-    """What masks each axis of a weight; linear maps are [out, in]."""
-    part, _, kind = name.rpartition(".")
-    hidden = masks.hidden
-    out: Tensor | None = hidden
-    into: Tensor | None = hidden
-    if part.startswith("embeddings."):
-        in_hidden = None if encoder.projected else hidden
-        if part == "embeddings.project":
-            into = None
-        elif part == "embeddings.norm":
-            return (in_hidden,)
-        else:
-            return (None, in_hidden)
-    elif part == "head.output":
-        out = None
-    elif part in ("mux", "demux"):
-        return (None, hidden)  # one row a slot
-    elif part.startswith("layers."):
-        _, index, branch, inner = part.split(".")
-        units = masks.ffn[int(index)]
-        if branch == "attention":
-            units = masks.heads[int(index)].repeat_interleave(encoder.head_dim)
-        if inner in ("query", "key", "value", "up"):
-            out = units
-        elif inner in ("output", "down"):
-            into = units
-    return (out,) if kind == "bias" or part.endswith("norm") else (out, into)

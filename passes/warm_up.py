@@ -74,7 +74,7 @@ class WarmUp(Trained):
                 "put mux before it: mux{n=2},warm-up",
                 exit_code=2,
             )
-        if not EncoderModule(model).branches():
+        if not EncoderModule(model).alive:
             raise PassError(
                 "no block is left to train mux and demux with; prune less", exit_code=2
             )

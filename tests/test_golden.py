@@ -159,11 +159,11 @@ def test_a_run_reports_the_same(tmp_path: Path) -> None:
 
 
 def same(found: Any, expected: Any, tolerance: float, where: str = "") -> None:
-    """Equal values, floats within the tolerance."""
+    """Equal values, floats within the tolerance; new fields may stand between the old."""
     if isinstance(expected, float) and isinstance(found, float):
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance), where
     elif isinstance(expected, dict) and isinstance(found, dict):
-        assert list(found) == list(expected), where
+        assert [k for k in found if k in expected] == list(expected), where
         for name, value in expected.items():
             same(found[name], value, tolerance, f"{where}/{name}")
     elif isinstance(expected, list) and isinstance(found, list):

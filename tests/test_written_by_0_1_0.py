@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import prumux
-from prumux.optimizer import environment
-from prumux.optimizer.cli import main
+from prumux.optimizer.base import environment
+from prumux.optimizer.cli.opt import main
 
 DATA = Path(__file__).parent / "data" / "0.1.0"
 ARTIFACTS = ("pruned-bert", "mixed-roberta", "tokens-distilbert")
@@ -104,7 +104,7 @@ def test_a_run_of_another_version_is_not_resumed(
     command += ["--target", "onnx{fusion=none}", "-q", "--resume"]
     known = environment.versions()
     later = {**known, "prumux": "0.1.1" if known["prumux"] == "0.1.0" else known["prumux"]}
-    monkeypatch.setattr("prumux.optimizer.trials.versions", lambda: later)
+    monkeypatch.setattr("prumux.optimizer.search.evaluator.versions", lambda: later)
     assert main(command) == 2
     said = capsys.readouterr().err
     assert f"begun by prumux 0.1.0, this is prumux {later['prumux']}" in said

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from prumux.optimizer.base.errors import VerifyError
-from prumux.optimizer.model.ir import Encoder
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -25,10 +23,10 @@ _TYPES: dict[Precision, tuple[int, torch.dtype]] = {
 }
 
 
-class Tape:
+class GraphBuilder:
     """Nodes and constants in the order in which they are written.
 
-    The tape knows the type of the graph's floats; who writes on it need not.
+    The builder knows the type of the graph's floats; who writes on it need not.
     """
 
     def __init__(
@@ -37,7 +35,7 @@ class Tape:
         precision: Precision = "fp32",
         portable: bool = False,
     ) -> None:
-        """An empty tape.
+        """An empty builder.
 
         Args:
             weights: float32 tensors by name.
@@ -68,7 +66,7 @@ class Tape:
         return name
 
     def floats(self, name: str, value: Tensor) -> str:
-        """An initializer in the type of the tape, stored once a name.
+        """An initializer in the type of the builder, stored once a name.
 
         Raises:
             VerifyError: a value is beyond what the type can hold.
@@ -127,25 +125,41 @@ class Tape:
         """[..., in] -> [..., out]; the node has the name of its weights unless told.
 
         A factor of the result is multiplied into the weights, which then have another name.
+        Without a bias the product has the node's name as its output.
         """
-        weight, bias = (self.weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         stored = name
         if factor != 1:
-            weight, bias, stored = weight * factor, bias * factor, f"{name}.scaled"
+            weight, stored = weight * factor, f"{name}.scaled"
+            bias = None if bias is None else bias * factor
+        node = node or name
         transposed = self.floats(f"{stored}.weight", weight.T)
-        y = self.op("MatMul", f"{node or name}.matmul", x, transposed)
-        return self.op("Add", node or name, y, self.floats(f"{stored}.bias", bias))
+        if bias is None:
+            product = helper.make_node("MatMul", [x, transposed], [node], f"{node}.matmul")
+            self.nodes.append(product)
+            return node
+        y = self.op("MatMul", f"{node}.matmul", x, transposed)
+        return self.op("Add", node, y, self.floats(f"{stored}.bias", bias))
 
     def norm(self, name: str, x: str, eps: float, node: str = "") -> str:
         """LayerNorm over the last axis; named as `linear` is."""
-        parts = (self.weights[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        parts = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         return self.normalised(node or name, name, x, *parts, eps=eps)
 
     def normalised(
-        self, node: str, stored: str, x: str, weight: Tensor, bias: Tensor, *, eps: float
+        self,
+        node: str,
+        stored: str,
+        x: str,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        eps: float,
     ) -> str:
         """LayerNorm with a scale and a shift that are stored under a name."""
-        names = self.floats(f"{stored}.weight", weight), self.floats(f"{stored}.bias", bias)
+        names = [self.floats(f"{stored}.weight", weight)]
+        if bias is not None:
+            names.append(self.floats(f"{stored}.bias", bias))
         if self.low:  # its statistics are float32 whatever the type: so the operator's default
             return self.op(
                 "LayerNormalization", node, x, *names, axis=-1, epsilon=eps, stash_type=1
@@ -161,56 +175,3 @@ class Tape:
         """Every n-th row from row i on."""
         ends = self.integers(i), self.integers(2**62), self.integers(0), self.integers(n)
         return self.op("Slice", name, x, *ends)
-
-
-def attention_bias(tape: Tape, attention_mask: str) -> str:
-    """0 at real positions and a very low float at padding, [B, 1, 1, T]."""
-    prefix = "" if attention_mask == INPUTS[1] else "mux."
-    x = tape.op("Unsqueeze", f"{prefix}mask.heads", attention_mask, tape.integers(1))
-    x = tape.op("Unsqueeze", f"{prefix}mask.queries", x, tape.integers(2))
-    x = tape.op("Cast", f"{prefix}mask.float", x, to=tape.element)
-    x = tape.op("Sub", f"{prefix}mask.padding", tape.number(1.0), x)
-    return tape.op("Mul", f"{prefix}mask.bias", x, tape.number(tape.lowest))
-
-
-def close(tape: Tape, e: Encoder, at: str, y: str, x: str) -> str:
-    """Residual and LayerNorm of a block."""
-    # y first: the fusion takes the first Add for the block, and ELECTRA's x is one as well.
-    return tape.norm(f"{at}.norm", tape.op("Add", f"{at}.residual", y, x), e.norm_eps)
-
-
-def activate(tape: Tape, kind: str, at: str, x: str) -> str:
-    """An activation function by its name in `Encoder`."""
-    return _ACTIVATIONS[kind](tape, f"{at}.{kind}", x)
-
-
-def _gelu(tape: Tape, at: str, x: str) -> str:
-    if tape.low:  # 1 + erf(x) would lose what is left of it below 0
-        return tape.op("Gelu", at, x)
-    y = tape.op("Div", f"{at}.div", x, tape.number(math.sqrt(2)))
-    y = tape.op("Add", f"{at}.add", tape.op("Erf", f"{at}.erf", y), tape.number(1.0))
-    return tape.op("Mul", at, tape.op("Mul", f"{at}.mul", x, y), tape.number(0.5))
-
-
-def _gelu_tanh(tape: Tape, at: str, x: str) -> str:
-    if tape.low:  # x ** 3 is beyond fp16 from 41 on
-        return tape.op("Gelu", at, x, approximate="tanh")
-    y = tape.op("Pow", f"{at}.cube", x, tape.number(3.0))
-    y = tape.op("Mul", f"{at}.small", y, tape.number(0.044715))
-    y = tape.op("Add", f"{at}.inner", x, y)
-    y = tape.op("Mul", f"{at}.scaled", y, tape.number(math.sqrt(2 / math.pi)))
-    y = tape.op("Add", f"{at}.add", tape.op("Tanh", f"{at}.tanh", y), tape.number(1.0))
-    return tape.op("Mul", at, tape.op("Mul", f"{at}.half", x, tape.number(0.5)), y)
-
-
-def _silu(tape: Tape, at: str, x: str) -> str:
-    return tape.op("Mul", at, x, tape.op("Sigmoid", f"{at}.sigmoid", x))
-
-
-_ACTIVATIONS: dict[str, Callable[[Tape, str, str], str]] = {
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "silu": _silu,
-    "relu": lambda tape, at, x: tape.op("Relu", at, x),
-    "tanh": lambda tape, at, x: tape.op("Tanh", at, x),
-}

@@ -6,7 +6,6 @@ the embedding sums) is what ONNX Runtime's transformer fusions look for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +13,12 @@ import onnx
 from onnx import TensorProto, helper
 
 from prumux.optimizer.base.errors import VerifyError
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model import forward
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.sizes import Encoder
 
-from .builder import INPUTS, Precision, Tape, activate, attention_bias, close
-from .embedding import embed
-from .mixing import demux, mix
+from .builder import INPUTS, GraphBuilder, Precision
+from .onnx_ops import OnnxOps
 
 OUTPUT = "logits"
 SLOTS = "prumux.slots"
@@ -66,13 +66,14 @@ def build(
             "only a dense model can be exported; end the passes with `slice`"
         )
     e = model.encoder
-    tape = Tape(model.weights, precision, portable)
-    _network(tape, e)
+    builder = GraphBuilder(model.weights, precision, portable)
+    ops = OnnxOps(e, builder)
+    ops.result(forward.logits(ops, e.branches()), OUTPUT)
     ints = [_value(name, TensorProto.INT64, AXES) for name in input_names(e)]
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
     output = _value(OUTPUT, TensorProto.FLOAT, axes)
-    graph = helper.make_graph(tape.nodes, "encoder", ints, [output], tape.constants)
-    opsets = [helper.make_opsetid("", max(opset, LOW_OPSET) if tape.low else opset)]
+    graph = helper.make_graph(builder.nodes, "encoder", ints, [output], builder.constants)
+    opsets = [helper.make_opsetid("", max(opset, LOW_OPSET) if builder.low else opset)]
     made = helper.make_model(
         graph,
         producer_name="prumux",
@@ -97,60 +98,6 @@ def origin(source: Mapping[str, Any]) -> str:
 def input_names(encoder: Encoder) -> tuple[str, ...]:
     """Names of the graph's inputs, in order."""
     return INPUTS if encoder.token_types else INPUTS[:2]
-
-
-def _network(tape: Tape, e: Encoder) -> None:
-    last, mixed_at = e.last_attention, e.mux.at if e.mux else -1
-    x = "" if mixed_at == 0 else embed(tape, e)  # [B, T, D]
-    mask = attention_bias(tape, INPUTS[1]) if last >= 0 and mixed_at != 0 else ""
-    for i, layer in enumerate(e.layers):
-        if i == mixed_at:
-            x, mask = mix(tape, e, x)  # [B/n, T, D]
-        if layer.heads:
-            x = _attention(tape, e, i, x, mask, narrow=e.pool_early and i == last)
-        if layer.ffn:
-            at = f"layers.{i}.ffn"
-            inner = activate(tape, e.activation, at, tape.linear(f"{at}.up", x))
-            x = close(tape, e, at, tape.linear(f"{at}.down", inner), x)
-    if e.pooled:
-        x = tape.op("Gather", "head.first", x, tape.integer(0), axis=1)  # [B, D]
-    if e.mux:
-        x = demux(tape, e, x)
-    if e.pooled:
-        x = activate(tape, e.head, "head", tape.linear("head.dense", x))
-    tape.linear("head.output", x)
-    if e.mux and not e.pooled:  # [B/n, n, T, C]
-        shape = tape.op("Shape", "rows.shape", INPUTS[0])
-        shape = tape.op("Concat", "rows.logits", shape, tape.integers(e.labels), axis=0)
-        tape.op("Reshape", "rows", "head.output", shape)
-    if tape.low:
-        tape.op("Cast", "head.float", tape.nodes[-1].output[0], to=TensorProto.FLOAT)
-    tape.nodes[-1].output[0] = OUTPUT
-
-
-def _attention(tape: Tape, e: Encoder, i: int, x: str, mask: str, *, narrow: bool) -> str:
-    at, heads = f"layers.{i}.attention", e.layers[i].heads
-    rows = tape.first(f"{at}.first", x) if narrow else x
-    root = math.sqrt(e.head_dim)
-
-    def split(part: str, source: str, perm: tuple[int, ...], factor: float = 1.0) -> str:
-        shape = tape.integers(0, 0, heads, e.head_dim)
-        y = tape.linear(f"{at}.{part}", source, factor=factor)
-        y = tape.op("Reshape", f"{at}.{part}.split", y, shape)
-        return tape.op("Transpose", f"{at}.{part}.heads", y, perm=perm)
-
-    q = split("query", rows, (0, 2, 1, 3), 1 / root if tape.low else 1.0)  # [B, H, T, K]
-    k = split("key", x, (0, 2, 3, 1))  # [B, H, K, T]
-    v = split("value", x, (0, 2, 1, 3))
-    scores = tape.op("MatMul", f"{at}.scores", q, k)
-    if not tape.low:
-        scores = tape.op("Div", f"{at}.scaled", scores, tape.number(root))
-    scores = tape.op("Add", f"{at}.masked", scores, mask)
-    share = tape.op("Softmax", f"{at}.share", scores, axis=-1)
-    y = tape.op("MatMul", f"{at}.context", share, v)
-    y = tape.op("Transpose", f"{at}.rows", y, perm=(0, 2, 1, 3))
-    y = tape.op("Reshape", f"{at}.joined", y, tape.integers(0, 0, heads * e.head_dim))
-    return close(tape, e, at, tape.linear(f"{at}.output", y), rows)
 
 
 def _value(name: str, kind: int, axes: tuple[str | int, ...]) -> onnx.ValueInfoProto:

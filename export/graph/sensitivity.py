@@ -21,6 +21,7 @@ from prumux.optimizer.base.environment import int8_saturates
 from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import signs
 
@@ -34,26 +35,31 @@ class _Seen:
     error: Tensor
 
 
-class _Watched(EncoderModule):
+class _WatchedOps(TorchOps):
     """Remembers what every linear map gives, and how far int8 would be off."""
+
+    def apply(self, name: str, x: Tensor) -> Tensor:
+        """As it is, and watched."""
+        y, host = super().apply(name, x), self.weights
+        assert isinstance(host, _Watched)
+        if name not in host.names:
+            return y
+        if not y.requires_grad:
+            y.requires_grad_()
+        with torch.no_grad():
+            weight = self.p(f"{name}.weight")
+            error = _activations(x) @ _weights(weight).T - x @ weight.T
+        host.seen[name] = _Seen(y, error)
+        return y
+
+
+class _Watched(EncoderModule):
+    reading = _WatchedOps
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__(model)
         self.names = frozenset(names)
         self.seen: dict[str, _Seen] = {}
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """As it is, and watched."""
-        y = super().linear(name, x)
-        if name not in self.names:
-            return y
-        if not y.requires_grad:
-            y.requires_grad_()
-        with torch.no_grad():
-            weight = self.get_parameter(f"{name}.weight")
-            error = _activations(x) @ _weights(weight).T - x @ weight.T
-        self.seen[name] = _Seen(y, error)
-        return y
 
 
 def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, float]:

@@ -15,9 +15,13 @@ from prumux.optimizer.base.store import owned
 from prumux.optimizer.tasks.registry import from_own_config
 from prumux.optimizer.tasks.task import Task
 
-from .ir import Encoder, Layer, Masks, Model, Mux
+from .families.registry import families
+from .ir import Model
+from .masks import Masks
+from .sizes import Constant, Encoder, Layer, Mux
 
-FORMAT = 1
+FORMAT = 2
+"""1: prumux 0.1.0, which knew no families and no pooling."""
 LIMIT = 2**24
 """No size of a model comes near it; a damaged one may."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
@@ -28,6 +32,7 @@ def to_config(model: Model) -> dict[str, Any]:
     """What `config.json` holds; `from_config` is its inverse."""
     encoder = asdict(model.encoder)
     layers, mux = encoder.pop("layers"), encoder.pop("mux")
+    encoder["constants"] = dict(model.encoder.constants)
     return {
         "model_type": "prumux",
         "architectures": [model.task.own_class()],
@@ -53,15 +58,18 @@ def from_config(
     Raises:
         ModelError: a field is missing or wrong, or the format is newer than this prumux.
     """
-    if config.get("prumux_format") != FORMAT:
+    if config.get("prumux_format") not in (1, FORMAT):
         found = config.get("prumux_format", "missing")
         raise ModelError(
-            f"{where}: prumux_format is {found}, this prumux reads {FORMAT}\n"
+            f"{where}: prumux_format is {found}, this prumux reads 1 and {FORMAT}\n"
             "update prumux, or write the folder again with prumux-opt"
         )
     try:
         known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
         sizes = {k: v for k, v in config["encoder"].items() if k in known}
+        if config["prumux_format"] == 1:
+            sizes["pooling"] = "all" if sizes["head"] == "linear" else "first"
+        sizes["constants"] = _constants(sizes.get("constants", {}))
         pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
         layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
         mux = None if config.get("mux") is None else Mux(**config["mux"])
@@ -79,6 +87,8 @@ def from_config(
 def _check_sizes(encoder: Encoder) -> None:
     """Every field is of its type and range; weights are compared with the sizes later."""
     _check_fields(encoder)
+    if encoder.family not in families():
+        raise ValueError(f"family is {encoder.family!r:.40}")
     wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
     if wrong:
         raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")
@@ -86,6 +96,17 @@ def _check_sizes(encoder: Encoder) -> None:
         _check_fields(encoder.mux)
         if encoder.mux.at >= len(encoder.layers):
             raise ValueError(f"rows mixed at {encoder.mux.at} of {len(encoder.layers)} layers")
+
+
+def _constants(given: Mapping[str, Any]) -> tuple[tuple[str, Constant], ...]:
+    """The family's own facts; JSON has lists for tuples."""
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    wrong = [
+        k for k, v in found.items() if not isinstance(v, float | int | str | bool | tuple)
+    ]
+    if wrong:
+        raise ValueError(f"constant {wrong[0]} is {found[wrong[0]]!r:.40}")
+    return tuple(sorted(found.items()))
 
 
 def _check_fields(sizes: Encoder | Mux) -> None:

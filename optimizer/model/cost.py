@@ -1,11 +1,20 @@
-"""What a model costs, counted. Measured costs are in `table.py`."""
+"""What a model costs, counted: parameters, bytes and multiply-adds.
+
+`CountOps` reads the forward pass and counts. Measured costs are in `timing/cost_table.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from math import prod
 from typing import Literal
 
-from .ir import Encoder, expected_shapes
+from . import forward
+from .families.registry import family_of
+from .ops import Relative, Rotary
+from .sizes import Branch, Encoder, Layer
+from .weights import branch_parameters, expected_shapes
 
 
 @dataclass(frozen=True)
@@ -27,42 +36,140 @@ class Cost:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """What `CountOps` hands from operator to operator: positions of a row, and a width."""
+
+    positions: int
+    width: int
+
+
+@dataclass
+class CountOps:
+    """`Ops` that counts the multiply-adds of one row of `length` tokens.
+
+    Linear maps, attention and multiplexing count; norms, activations and sums do not.
+    """
+
+    encoder: Encoder
+    length: int
+    macs: int = 0
+    mux_macs: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        self.shapes = expected_shapes(self.encoder)
+
+    def embed(self) -> Extent:
+        """See `Ops.embed`."""
+        declared = family_of(self.encoder).embeddings(self.encoder)
+        x = Extent(self.length, self.encoder.embedding)
+        return self.linear(declared.project, x) if declared.project else x
+
+    def linear(self, name: str, x: Extent) -> Extent:
+        """See `Ops.linear`."""
+        out, into = self.shapes[f"{name}.weight"]
+        self.macs += x.positions * out * into
+        return Extent(x.positions, out)
+
+    def norm(self, name: str, x: Extent) -> Extent:
+        """See `Ops.norm`."""
+        del name
+        return x
+
+    def activation(self, kind: str, x: Extent) -> Extent:
+        """See `Ops.activation`."""
+        del kind
+        return x
+
+    def multiply(self, x: Extent, y: Extent) -> Extent:
+        """See `Ops.multiply`."""
+        del y
+        return x
+
+    def attention(
+        self,
+        branch: Branch,
+        query: Extent,
+        key: Extent,
+        value: Extent,
+        *,
+        rotary: Rotary | None = None,
+        relative: Relative | None = None,
+        window: int | None = None,
+    ) -> Extent:
+        """See `Ops.attention`. Scores are computed for all positions, windows or not."""
+        del branch, rotary, relative, window
+        self.macs += query.positions * key.positions * (query.width + value.width)
+        return Extent(query.positions, value.width)
+
+    def gate(self, branch: Branch, units: Extent) -> Extent:
+        """See `Ops.gate`."""
+        del branch
+        return units
+
+    def write(self, branch: Branch, inner: Extent, x: Extent) -> Extent:
+        """See `Ops.write`."""
+        del x
+        return self.linear(branch.output, inner)
+
+    def first(self, x: Extent) -> Extent:
+        """See `Ops.first`."""
+        return replace(x, positions=1)
+
+    def pool(self, x: Extent) -> Extent:
+        """See `Ops.pool`."""
+        return self.first(x) if self.encoder.pooled else x
+
+    def mix(self, x: Extent) -> Extent:
+        """See `Ops.mix`: every state is multiplied by its key once."""
+        self._count_mux(x.positions * x.width)
+        return x
+
+    def unmix(self, x: Extent) -> Extent:
+        """See `Ops.unmix`."""
+        mux = self.encoder.mux
+        assert mux is not None
+        self._count_mux(x.positions * x.width * (1 + 2 * mux.demux * x.width))
+        return x
+
+    def _count_mux(self, macs: int) -> None:
+        self.macs += macs
+        self.mux_macs += macs
+
+
 def count(encoder: Encoder, length: int) -> Cost:
     """Count an encoder's parameters, bytes in float32, and multiply-adds at `length`."""
-    sizes = {name: _product(shape) for name, shape in expected_shapes(encoder).items()}
+    sizes = {name: prod(shape) for name, shape in expected_shapes(encoder).items()}
     parameters = sum(sizes.values())
-    head = sum(v for k, v in sizes.items() if k.startswith("head.") and k.endswith("weight"))
-    macs = head * (1 if encoder.pooled else length)
-    if encoder.projected:
-        macs += encoder.embedding * encoder.hidden * length
-    for i, layer in enumerate(encoder.layers):
-        macs += layer.heads * head_macs(encoder, i, length)
-        macs += layer.ffn * ffn_macs(encoder, i, length)
     mux = {k: v for k, v in sizes.items() if k.startswith(("mux.", "demux."))}
-    mux_macs = _mux_macs(encoder, length)
-    macs += mux_macs
+    # Branches are added below: those on mixed rows cost each member a share.
+    ops = CountOps(encoder, length)
+    forward.answer(ops, _outside_branches(ops))
     return Cost(
         parameters=parameters,
         encoder_parameters=sum(v for k, v in sizes.items() if k.startswith("layers.")),
-        macs=macs,
+        macs=ops.macs + branch_cost(encoder, length, "macs"),
         size_bytes=4 * parameters,
         mux_parameters=sum(mux.values()),
-        mux_macs=mux_macs,
+        mux_macs=ops.mux_macs,
     )
 
 
-def head_macs(encoder: Encoder, index: int, length: int) -> int:
-    """Multiply-adds of one head of layer `index` per row: its maps, scores and context."""
-    d, k = encoder.hidden, encoder.head_dim
-    rows = _rows(encoder, index, length)
-    macs = 2 * d * k * length + 2 * d * k * rows + 2 * rows * length * k
-    return macs // sharing(encoder, index)
+@lru_cache(maxsize=4096)
+def unit_macs(encoder: Encoder, branch: Branch, length: int) -> int:
+    """Multiply-adds of one head or FFN unit of a branch, per row."""
+    rows = 1 if branch.index >= encoder.narrow_from else length
+    return unit_macs_at(encoder, branch, rows, length) // sharing(encoder, branch.index)
 
 
-def ffn_macs(encoder: Encoder, index: int, length: int) -> int:
-    """Multiply-adds of one FFN unit of layer `index`, per row."""
-    macs = 2 * encoder.hidden * _rows(encoder, index, length)
-    return macs // sharing(encoder, index)
+@lru_cache(maxsize=4096)
+def unit_macs_at(encoder: Encoder, branch: Branch, rows: int, length: int) -> int:
+    """The same for a branch computed at `rows` of `length` positions, of an unshared pass."""
+    ops = CountOps(_one_unit(encoder), length)
+    x = Extent(length, encoder.hidden)
+    units = forward.inner(ops, branch, x, narrow=rows < length)
+    ops.write(branch, units, replace(x, positions=rows))
+    return ops.macs
 
 
 def sharing(encoder: Encoder, index: int) -> int:
@@ -70,47 +177,38 @@ def sharing(encoder: Encoder, index: int) -> int:
     return encoder.slots if encoder.mux and index >= encoder.mux.at else 1
 
 
-def _mux_macs(encoder: Encoder, length: int) -> int:
-    """Mixing multiplies every state once; demultiplexing runs where the head reads."""
-    if encoder.mux is None:
-        return 0
-    maps = 1 + 2 * encoder.mux.demux * encoder.hidden
-    mixed = 1 if encoder.mux.at > encoder.narrow_from else length
-    return encoder.hidden * (mixed + maps * (1 if encoder.pooled else length))
-
-
-def _rows(encoder: Encoder, index: int, length: int) -> int:
-    """Positions at which a layer runs; without any attention nothing is narrowed."""
-    return 1 if index >= encoder.narrow_from else length
-
-
 def branch_cost(encoder: Encoder, length: int, of: Literal["weights", "macs"]) -> int:
     """What all layers cost, in weights or in multiply-adds of a row: what sparsity counts."""
     if of == "weights":
-        return count(encoder, length).encoder_parameters
-    return sum(
-        x.heads * head_macs(encoder, i, length) + x.ffn * ffn_macs(encoder, i, length)
-        for i, x in enumerate(encoder.layers)
-    )
+        shapes = expected_shapes(encoder).items()
+        return sum(prod(shape) for name, shape in shapes if name.startswith("layers."))
+    branches = encoder.branches()
+    return sum(encoder.units(x) * unit_macs(encoder, x, length) for x in branches)
 
 
-def head_weights(encoder: Encoder) -> int:
-    """Weights of one head: query, key, value, output, with the biases it owns."""
-    return 4 * encoder.hidden * encoder.head_dim + 3 * encoder.head_dim
+@lru_cache(maxsize=4096)
+def unit_weights(encoder: Encoder, branch: Branch) -> int:
+    """Weights of one head (query, key, value, output) or FFN unit, with biases it owns."""
+    return branch_parameters(_one_unit(encoder), branch)[0]
 
 
-def block_weights(encoder: Encoder) -> int:
-    """Weights of a branch that lives, whatever its width: output bias and LayerNorm."""
-    return 3 * encoder.hidden
+@lru_cache(maxsize=4096)
+def block_weights(encoder: Encoder, branch: Branch) -> int:
+    """Weights of a branch that lives, whatever its width: output bias and norm."""
+    return branch_parameters(_one_unit(encoder), branch)[1]
 
 
-def ffn_weights(encoder: Encoder) -> int:
-    """Weights of one FFN unit: its row up, its column down, its bias."""
-    return 2 * encoder.hidden + 1
+def _one_unit(encoder: Encoder) -> Encoder:
+    """The sizes with one unit in every branch, which all run on every position of a row."""
+    layers = (Layer(1, 1),) * len(encoder.layers)
+    return replace(encoder, layers=layers, pool_early=False, mux=None)
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _outside_branches(ops: CountOps) -> Extent:
+    """Embeddings, and the mixing of rows, where it stands."""
+    e = ops.encoder
+    x = ops.embed()
+    if e.mux is None:
+        return x
+    ops.mix(ops.first(x) if e.mux.at > e.narrow_from else x)
+    return x

@@ -25,8 +25,9 @@ from prumux.optimizer.tasks.registry import kind_of
 from .artifact import from_config
 from .hf_config import PrumuxConfig
 from .ir import Encoder, expected_shapes
-from .module import Branch, EncoderForward, Factors, attach
+from .module import EncoderForward, attach
 from .row_groups import filled
+from .torch_ops import Factors, TorchOps
 
 __all__ = [
     "PrumuxConfig",
@@ -38,11 +39,23 @@ __all__ = [
 INITIAL_STD = 0.02
 
 
+class _AnyTypeOps(TorchOps):
+    """`TorchOps` in half precision, too."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """See `TorchOps.attend`."""
+        if bias.dtype != q.dtype:
+            # The lowest float32 would become -inf, and a row without real tokens nan.
+            bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
+        return super().attend(q, k, v, bias)
+
+
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
     """What both tasks share; use one of the subclasses. Parameter names are the artifact's."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
+    reading = _AnyTypeOps
     class_ending: ClassVar[str]
     """`Task.head` of the tasks that it is for."""
 
@@ -57,8 +70,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         shapes = expected_shapes(self.sizes)
         attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
         self.requires_grad_(True)
-        self.alive_attention = [layer.heads > 0 for layer in self.sizes.layers]
-        self.alive_ffn = [layer.ffn > 0 for layer in self.sizes.layers]
+        self.alive = self.sizes.branches()
         self.factors = Factors((), (), None)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -115,21 +127,6 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         total = found.new_zeros(rows, *found.shape[1:]).index_add(0, index, found)
         return total / copies.view(-1, *(1 for _ in found.shape[1:]))
 
-    def inner(
-        self,
-        branch: Branch,
-        x: Tensor,
-        bias: Tensor,
-        *,
-        rows: Tensor | None = None,
-        factors: Factors | None = None,
-    ) -> Tensor:
-        """As in `EncoderForward`, in half precision too."""
-        if bias.dtype != x.dtype:
-            # The lowest float32 would become -inf, and a row without real tokens nan.
-            bias = bias.clamp(min=torch.finfo(x.dtype).min).to(x.dtype)
-        return super().inner(branch, x, bias, rows=rows, factors=factors)
-
     def keyed(self, output: Any, return_dict: bool | None) -> Any:
         """The output, or its tuple where that is asked for."""
         asked = self.config.return_dict if return_dict is None else return_dict
@@ -169,11 +166,9 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
             return_dict: False = a tuple `([loss,] logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
-        loss = (
-            None
-            if labels is None
-            else hugging_face_loss(logits, labels, self.config.problem_type)
-        )
+        loss, problem = None, self.config.problem_type
+        if labels is not None:
+            loss = hugging_face_loss(logits, labels, problem)
         return self.keyed(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
 
 

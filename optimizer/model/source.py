@@ -22,7 +22,8 @@ from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
 from prumux.optimizer.tasks.task import Task
 
-from .frontends import read_config, read_weights
+from .checkpoint import read_weights
+from .frontends import read_config
 from .ir import Encoder, Masks, Model
 
 if TYPE_CHECKING:

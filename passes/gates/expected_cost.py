@@ -21,13 +21,11 @@ from torch import Tensor
 from prumux.optimizer.model.cost import (
     block_weights,
     branch_cost,
-    ffn_macs,
-    ffn_weights,
-    head_macs,
-    head_weights,
     sharing,
+    unit_macs_at,
+    unit_weights,
 )
-from prumux.optimizer.model.ir import Encoder, Layer
+from prumux.optimizer.model.sizes import KINDS, Branch, Encoder
 from prumux.optimizer.timing.cost_table import CostTable, Curve
 
 from .gates import Chances
@@ -65,6 +63,9 @@ class Counted:
         self.encoder, self.of, self.length = encoder, of, length
         self.whole = self.real(dense)
         self.limit = share * self.whole
+        self.units, self.blocks = self._affine(unit_weights), self._affine(block_weights)
+        self.wide = self._affine(lambda e, b: unit_macs_at(e, b, length, length))
+        self.narrow = self._affine(lambda e, b: unit_macs_at(e, b, 1, length))
 
     def real(self, sizes: Encoder) -> float:
         """Counted as `prune` counts."""
@@ -75,30 +76,33 @@ class Counted:
         half, d = len(chances.blocks) // 2, chances.hidden.sum()
         n = chances.blocks * torch.stack([p.sum() for p in chances.units])
         if self.of == "weights":
-            units = n[:half].sum() * self._price(head_weights, d)
-            units = units + n[half:].sum() * self._price(ffn_weights, d)
-            return units + chances.alive().sum() * self._price(block_weights, d)
+            living = chances.alive() * _at(self.blocks, d)
+            return (n * _at(self.units, d)).sum() + living.sum()
         narrow, none = (x * self.encoder.pool_early for x in chances.narrow())
         rows = torch.tensor([sharing(self.encoder, i) for i in range(half)]).to(n)
-        total = d.new_zeros(())
-        kinds = ((head_macs, n[:half], narrow), (ffn_macs, n[half:], narrow - none))
-        for macs, units, share in kinds:
-            wide, small = (self._price(self._macs(macs, early), d) for early in (False, True))
-            total = total + (units / rows * (wide + share * (small - wide))).sum()
-        return total
+        share = torch.cat([narrow, narrow - none])  # attention, then FFN
+        wide, small = _at(self.wide, d), _at(self.narrow, d)
+        return (n / rows.repeat(2) * (wide + share * (small - wide))).sum()
 
-    def _macs(
-        self, macs: Callable[[Encoder, int, int], int], early: bool
-    ) -> Callable[[Encoder], int]:
-        """The price of a unit of a layer that runs at one position, or at all."""
-        return lambda e: macs(
-            replace(e, layers=(Layer(1, 1),), pool_early=early, mux=None), 0, self.length
+    def _affine(self, of: Callable[[Encoder, Branch], int]) -> Tensor:
+        """Prices of every branch, all attention then all FFN: at hidden size 0, and a slope.
+
+        Every price is affine in the hidden size.
+        """
+        depth = range(len(self.encoder.layers))
+        branches = [Branch(i, kind) for kind in KINDS for i in depth]
+        none, one = (
+            [of(replace(self.encoder, hidden=d), branch) for branch in branches]
+            for d in (0, 1)
         )
+        found = torch.tensor([none, one], dtype=torch.float64)
+        return torch.stack([found[0], found[1] - found[0]])
 
-    def _price(self, of: Callable[[Encoder], int], dims: Tensor) -> Tensor:
-        """Every price is affine in the hidden size."""
-        none, one = (of(replace(self.encoder, hidden=d)) for d in (0, 1))
-        return none + (one - none) * dims
+
+def _at(prices: Tensor, hidden: Tensor) -> Tensor:
+    """Prices at a hidden size that may be fractional."""
+    found: Tensor = prices.to(hidden)[0] + prices.to(hidden)[1] * hidden
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.ir import Masks, Model
-from prumux.optimizer.model.module import Factors
+from prumux.optimizer.model.torch_ops import Factors
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.distill import check_rows, groups, trainable, weights_of
 from prumux.passes.pruning.importance import Scores
@@ -87,8 +87,8 @@ class MaskLearner:
         o, task = self.options, self.model.task
         off = divergence(found.logits, aim.logits, real, task, o.temperature, team=team)
         total = o.logits * off
-        pairs = zip(self.module.alive_attention, self.module.alive_ffn, strict=True)
-        living = comparable([i for i, x in enumerate(pairs) if any(x)], self.model.encoder)
+        living = sorted({branch.index for branch in self.module.alive})
+        living = comparable(living, self.model.encoder)
         at = self.model.encoder.mux.at if self.model.encoder.mux else None
         matched = matched_error(found, aim, living, real, at, team=team)
         # Every process has all of the gates: each adds its part of what they cost.
@@ -106,8 +106,11 @@ class MaskLearner:
         """Run with these factors; a branch whose factors are all 0 is skipped."""
         half = len(factors) // 2
         self.module.factors = Factors(factors[:half], factors[half:], hidden)
-        alive = [bool((z != 0).any()) for z in factors]
-        self.module.alive_attention, self.module.alive_ffn = alive[:half], alive[half:]
+        places = {"attention": 0, "ffn": half}
+        branches = self.model.encoder.branches()
+        self.module.alive = [
+            b for b in branches if bool((factors[places[b.kind] + b.index] != 0).any())
+        ]
 
     def harm(self) -> float:
         """Mean divergence of the decided model from the dense one on the select rows."""
@@ -130,11 +133,8 @@ class MaskLearner:
         masks = self.settle()
         found = weights_of(self.module)
         z, k = self.module.factors, self.model.encoder.head_dim
-        for i, (heads, ffn) in enumerate(zip(z.heads, z.ffn, strict=True)):
-            if self.module.alive_attention[i]:
-                found[f"layers.{i}.attention.output.weight"] *= heads.cpu().repeat_interleave(
-                    k
-                )
-            if self.module.alive_ffn[i]:
-                found[f"layers.{i}.ffn.down.weight"] *= ffn.cpu()
+        for branch in self.module.alive:
+            factor = (z.heads if branch.kind == "attention" else z.ffn)[branch.index].cpu()
+            wide = factor.repeat_interleave(k) if branch.kind == "attention" else factor
+            found[f"{branch.output}.weight"] *= wide
         return replace(self.model, weights=found, masks=masks)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Encoder, Model, Mux, expected_shapes
-from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import living
+from prumux.optimizer.model.sizes import Encoder, Mux
+from prumux.optimizer.model.weights import expected_shapes
 
 INITIAL_STD = 0.02
 
@@ -41,7 +44,9 @@ def initial(
         return keys.clone()
     shape = expected_shapes(encoder)[name]
     if ".norm." in name:
-        last = model.weights[last_norm(model) + name.rpartition(".")[2]]
+        last = model.weights.get(f"{last_norm(model)}.{name.rpartition('.')[2]}")
+        if last is None:  # a norm without a shift
+            return torch.zeros(shape)
         return last.clone() if tuple(last.shape) == shape else torch.ones(shape)
     if len(shape) == 1 or name == "demux.shift":
         return torch.zeros(shape)
@@ -49,6 +54,6 @@ def initial(
 
 
 def last_norm(model: Model) -> str:
-    """The prefix of the LayerNorm whose output the head was trained on."""
-    living = EncoderModule(model).branches()
-    return f"{living[-1].name}.norm." if living else "embeddings.norm."
+    """The prefix of the norm whose output the head was trained on."""
+    left = living(model)
+    return family_of(model.encoder).final_norm(model.encoder, left[-1] if left else None)

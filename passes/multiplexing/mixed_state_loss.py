@@ -83,7 +83,9 @@ def mixed_error(
     return state_error(found, together(aim, keys, real), anywhere, team)
 
 
-def mixed_target(y: Tensor, keys: Tensor, real: Tensor, first: bool) -> Tensor:
+def mixed_target(
+    y: Tensor, keys: Tensor, real: Tensor, first: bool, *, spread: bool = True
+) -> Tensor:
     """What a mixed row should be before a LayerNorm, given what its members should be.
 
     The LayerNorm has one deviation for all members, so each enters with its own taken out:
@@ -96,15 +98,18 @@ def mixed_target(y: Tensor, keys: Tensor, real: Tensor, first: bool) -> Tensor:
         real: bool [B, T], True on real tokens.
         first: whether what comes in is a mean, as before the first block that runs on mixed
             rows; from there on it is as `together`.
+        spread: whether a norm follows. Without one the stream stays a mean of its members.
 
     Returns:
         [B/n, T, D].
     """
     count = real.view(-1, len(keys), real.shape[1], 1).sum(1).clamp(min=1)
-    spread = y.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
-    each = (spread.square() * real[..., None]).view(-1, len(keys), real.shape[1], 1)
+    if not spread:
+        return together(y, keys, real) / count.sqrt()
+    deviation = y.std(-1, correction=0, keepdim=True).clamp(min=1e-6)
+    each = (deviation.square() * real[..., None]).view(-1, len(keys), real.shape[1], 1)
     common = (each.sum(1) / count).sqrt()
-    found = common * together((y - y.mean(-1, keepdim=True)) / spread, keys, real)
+    found = common * together((y - y.mean(-1, keepdim=True)) / deviation, keys, real)
     return found / count.sqrt() if first else found
 
 

@@ -19,7 +19,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, expected_shapes
+from prumux.optimizer.model.axes import WIDE, Weight
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.sizes import Encoder, Layer, Mux
+from prumux.optimizer.model.weights import weights_of
 
 from .initial_weights import added_weights, last_norm
 
@@ -53,8 +57,10 @@ def side_by_side(model: Model, mux: Mux, random: torch.Generator) -> Model:
         model,
         encoder=encoder,
         weights={
-            name: added[name] if name in added else _widened(name, given[name], n)
-            for name in expected_shapes(encoder)
+            x.name: added[x.name]
+            if x.name in added
+            else _widened(x, encoder, given[x.name], n)
+            for x in weights_of(encoder)
         },
         masks=Masks(
             heads=tuple(m.repeat(n) for m in masks.heads),
@@ -66,18 +72,17 @@ def side_by_side(model: Model, mux: Mux, random: torch.Generator) -> Model:
     )
 
 
-def _widened(name: str, given: Tensor, n: int) -> Tensor:
+def _widened(weight: Weight, encoder: Encoder, given: Tensor, n: int) -> Tensor:
     """A weight of n models: what they read comes from their own block."""
-    if name.startswith("embeddings.project."):
+    wide = [kind in WIDE for kind in weight.kinds(encoder)]
+    if weight.name.startswith("embeddings.project."):
         return torch.cat([given] * n) * math.sqrt(n)  # mixing takes a mean, keys are root n
-    if name.startswith("embeddings.") or name == "head.output.bias":
-        return given
-    if given.dim() == 1:
-        return given.repeat(n)
-    if name.startswith("head."):
-        return given.repeat(1 if name == "head.output.weight" else n, n) / n
-    found: Tensor = torch.block_diag(*[given] * n)  # type: ignore[no-untyped-call]
-    return found
+    if weight.name.startswith("head.") and len(wide) > 1:  # reads the mean of all blocks
+        return given.repeat(*(n if x else 1 for x in wide)) / n
+    if all(wide) and len(wide) > 1:
+        found: Tensor = torch.block_diag(*[given] * n)  # type: ignore[no-untyped-call]
+        return found
+    return given.repeat(*(n if x else 1 for x in wide))
 
 
 def _taken_apart(
@@ -87,7 +92,8 @@ def _taken_apart(
     n, each = mux.n, model.encoder.hidden
     blocks = torch.eye(n).repeat_interleave(each, 1)  # [n, n * D]
     norm = last_norm(model)
-    scale, shift = (model.weights[f"{norm}{x}"] for x in ("weight", "bias"))
+    scale = model.weights[f"{norm}.weight"]
+    shift = model.weights.get(f"{norm}.bias", torch.zeros_like(scale))
     mean, power = shift.mean(), (scale.square().mean() + shift.var(correction=0)).sqrt()
     found = added_weights(blocks * math.sqrt(n), encoder, model, random)
     for i in range(mux.demux):

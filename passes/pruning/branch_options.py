@@ -13,14 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from prumux.optimizer.model.cost import (
-    block_weights,
-    ffn_macs,
-    ffn_weights,
-    head_macs,
-    head_weights,
-)
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.cost import block_weights, unit_macs, unit_weights
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.sizes import Branch, BranchKind, Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.timing.cost_table import CostTable
 
@@ -63,15 +58,18 @@ def choose(
 def counted(ctx: Context, of: Literal["weights", "macs"]) -> tuple[Price, Price]:
     """Prices in weights or multiply-adds."""
     length = ctx.length
-    if of == "macs":
-        return (
-            lambda e, i, n: n * head_macs(e, i, length),
-            lambda e, i, n: n * ffn_macs(e, i, length),
-        )
-    return (
-        lambda e, _, n: n * head_weights(e) + block_weights(e) * (n > 0),
-        lambda e, _, n: n * ffn_weights(e) + block_weights(e) * (n > 0),
-    )
+
+    def price(kind: BranchKind) -> Price:
+        if of == "macs":
+            return lambda e, i, n: n * unit_macs(e, Branch(i, kind), length)
+
+        def weights(e: Encoder, i: int, n: int) -> float:
+            branch = Branch(i, kind)
+            return n * unit_weights(e, branch) + block_weights(e, branch) * (n > 0)
+
+        return weights
+
+    return price("attention"), price("ffn")
 
 
 def timed(table: CostTable) -> tuple[Price, Price]:

@@ -126,7 +126,9 @@ def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict
     weight = model.weights[f"{branch.output}.weight"][:, alive].double()
     root = at.root.double()
     order, loss = removal(root @ weight, gram, size)
-    whole = weight @ mean.double() + model.weights[f"{branch.output}.bias"].double()
+    whole = weight @ mean.double()
+    bias = model.weights.get(f"{branch.output}.bias")
+    whole = whole if bias is None else whole + bias.double()
     loss[-1] += (root @ whole).square().sum()
     scale = _scale(root @ weight, raw, size, importance)
     gone = (~mask).nonzero()[:, 0]

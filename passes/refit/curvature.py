@@ -24,7 +24,9 @@ from torch import Tensor
 from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import Branch, EncoderModule, Factors
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Branch
+from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import signs
 
@@ -49,7 +51,7 @@ class Curvature:
 def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
     """Both factors for every living branch, from one forward pass over `groups`."""
     module = _Tapped(model).to(ctx.device).eval()
-    sums = {branch: _Sums() for branch in module.branches()}
+    sums = {branch: _Sums() for branch in module.alive}
     random = torch.Generator().manual_seed(ctx.seed)
     with ctx.progress.task("curvature", len(groups)) as step:
         for batch in groups:
@@ -72,20 +74,24 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
     return {branch: x.result(rows) for branch, x in sums.items()}
 
 
-class _Tapped(EncoderModule):
+class _TappedOps(TorchOps):
     """Keeps each output map's input, and a zero beside its output that takes the gradient."""
+
+    def write(self, branch: Branch, inner: Tensor, x: Tensor) -> Tensor:
+        """See `TorchOps.write`."""
+        y = super().write(branch, inner, x)
+        tap = torch.zeros_like(y, requires_grad=True)
+        assert isinstance(self.weights, _Tapped)
+        self.weights.taps[branch] = (inner.detach(), tap)
+        return y + tap
+
+
+class _Tapped(EncoderModule):
+    reading = _TappedOps
 
     def __init__(self, model: Model) -> None:
         super().__init__(model)
         self.taps: dict[Branch, tuple[Tensor, Tensor]] = {}
-
-    def residual(
-        self, branch: Branch, inner: Tensor, rows: Tensor, *, factors: Factors | None = None
-    ) -> Tensor:
-        y = super().residual(branch, inner, rows, factors=factors)
-        tap = torch.zeros_like(y, requires_grad=True)
-        self.taps[branch] = (inner.detach(), tap)
-        return y + tap
 
 
 class _Sums:

@@ -25,13 +25,18 @@ class Fit:
         self.cross = cross if self.cross is None else self.cross + cross
         self.power += float(y.double().square().sum())
 
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+    def solve(self, ridge: float, *, intercept: bool = True) -> tuple[Tensor, Tensor, float]:
         """The change of weight [D, M] and bias [D], and the share of error power left.
 
-        `ridge` is relative to the mean of the Gram diagonal, over inputs that are ever on.
+        Args:
+            ridge: damping, relative to the mean of the Gram diagonal, over inputs that are
+                ever on.
+            intercept: whether the map has a bias; without one its change is 0.
         """
         if self.gram is None or self.cross is None:
             raise ValueError("solve() before add(): there is nothing to fit")
+        if not intercept:
+            self.gram[-1], self.gram[:, -1], self.cross[-1] = 0, 0, 0
         size = len(self.gram)
         power = self.gram.diagonal()
         damping = ridge * power[power > 0].mean()

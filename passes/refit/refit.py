@@ -5,48 +5,78 @@ Where the small model mixes rows, it is compared with the dense rows mixed likew
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Encoder, Model
-from prumux.optimizer.model.module import ACTIVATIONS, Branch, EncoderModule, attention_bias
+from prumux.optimizer.model import forward
+from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Branch, Encoder
+from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.passes.multiplexing.mixed_state_loss import mixed_target
 
 from .least_squares import Fit
 
 AROUND = 0.05
-"""Weight of other positions where only the pooled one is read: it steadies the solution."""
+"""Weight of other positions where only the first one is read: it steadies the solution."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
+
+
+@dataclass(eq=False)
+class _RecordingOps(TorchOps):
+    """Keeps what goes into every linear map and what comes out of it."""
+
+    maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def apply(self, name: str, x: Tensor) -> Tensor:
+        """See `TorchOps.apply`."""
+        y = super().apply(name, x)
+        if name.startswith("head."):
+            self.maps[name] = x, y
+        return y
+
+
+class _Recorded(EncoderModule):
+    reading = _RecordingOps
+
+    def recording(self, inputs: Mapping[str, Any]) -> _RecordingOps:
+        """The operators for one batch."""
+        ops = self.ops(**inputs)
+        assert isinstance(ops, _RecordingOps)
+        return ops
 
 
 class Streams:
     """The residual streams of the dense and the small model, moving up together."""
 
     def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
-        self.dense = EncoderModule(replace(dense, encoder=_wide(dense))).to(device).eval()
+        self.dense = _Recorded(replace(dense, encoder=_wide(dense))).to(device).eval()
         copied = {name: tensor.clone() for name, tensor in small.weights.items()}
-        self.small = EncoderModule(replace(small, encoder=_wide(small), weights=copied))
+        self.small = _Recorded(replace(small, encoder=_wide(small), weights=copied))
         self.small.to(device).eval()
-        self.alive = set(self.small.branches())
+        self.alive = set(self.small.alive)
+        self.family = family_of(small.encoder)
         hidden = self.small.factors.hidden
         self.left: Tensor | float = 1.0 if hidden is None else hidden
         cut = small.kept_hidden
         self.there = EVERY if cut is None else cut.to(device)
-        self.rows = [torch.as_tensor(b.attention_mask).to(device) for b in groups]
-        self.masks = self.rows
-        """Where the small model has a token: of mixed rows, once it mixes."""
         self.mixes = False
-        self.aim: list[Tensor] = []
-        self.now: list[Tensor] = []
-        for batch in groups:
-            inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
-            ids, types = inputs["input_ids"], inputs.get("token_type_ids")
-            self.aim.append(self.dense.embed(ids, types, None))
-            self.now.append(self.small.embed(ids, types, hidden))
+        inputs = [
+            {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
+            for batch in groups
+        ]
+        self.dense_ops = [self.dense.recording(x) for x in inputs]
+        self.small_ops = [self.small.recording(x) for x in inputs]
+        """The small model's masks are those of mixed rows, once it mixes."""
+        self.aim: list[Tensor] = [ops.embed() for ops in self.dense_ops]
+        self.now: list[Tensor] = [ops.embed() for ops in self.small_ops]
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
         """Move both streams past a branch, refitting it first where the small model has it.
@@ -58,56 +88,56 @@ class Streams:
         if first:
             self._mix()
         inners, fit = [], Fit()
-        for i, rows in enumerate(self.rows):
-            inner = self.dense.inner(branch, self.aim[i], attention_bias(rows))
-            y = self.dense.residual(branch, inner, self.aim[i])
-            self.aim[i] = self.dense.normalise(branch, y)
+        for i, (dense, small) in enumerate(zip(self.dense_ops, self.small_ops, strict=True)):
+            inner = forward.inner(dense, branch, self.aim[i])
+            y = dense.write(branch, inner, self.aim[i])
+            self.aim[i] = forward.finish(dense, branch, y)
             if alive:
-                inner = self.small.inner(branch, self.now[i], attention_bias(self.masks[i]))
+                inner = forward.inner(small, branch, self.now[i])
                 wanted = y[..., self.there]
                 if self.mixes:
-                    wanted = mixed_target(wanted, self.keys, rows.bool(), first)
-                missing = wanted - self.small.residual(branch, inner, self.now[i])
-                fit.add(inner, missing * self.left, self._positions(branch, i))
+                    real = small.row_mask.bool()
+                    spread = not self.family.pre_norm
+                    wanted = mixed_target(wanted, self.keys, real, first, spread=spread)
+                missing = wanted - small.write(branch, inner, self.now[i])
+                fit.add(inner, missing * self.left, self._positions(branch, small.mask))
                 inners.append(inner)
         if not alive:
             return None
         error = self._move(branch.output, fit, ridge)
         for i, inner in enumerate(inners):
-            self.now[i] = self.small.close(branch, inner, self.now[i])
+            y = self.small_ops[i].write(branch, inner, self.now[i])
+            self.now[i] = forward.finish(self.small_ops[i], branch, y)
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, then the second where the first lost outputs."""
-        pooled = self.small.sizes.pooled
+        """Refit the head's first map, then the last where the first lost outputs."""
         if self.small.sizes.mux and not self.mixes:
             self._mix()
-        if pooled:
-            self.rows, self.aim = ([x[:, :1] for x in y] for y in (self.rows, self.aim))
-            self.now = [x[:, :1] for x in self.now]
-        if self.mixes:
-            self.now = [self.small.unmix(x, self.small.factors.hidden) for x in self.now]
-        if not pooled:
-            return self._refit_map("head.output", ridge)
-        error = self._refit_map("head.dense", ridge, self.there, self.left)
-        if isinstance(self.left, Tensor) or isinstance(self.there, Tensor):
-            g = ACTIVATIONS[self.small.sizes.head]
-            self.aim = [g(self.dense.linear("head.dense", x)) for x in self.aim]
-            self.now = [g(self.small.linear("head.dense", x)) * self.left for x in self.now]
-            error = self._refit_map("head.output", ridge)
-        return error
+        if self.small.sizes.reads_first:
+            self.aim, self.now = ([x[:, :1] for x in y] for y in (self.aim, self.now))
+        self.aim = [forward.taken_apart(o, x) for o, x in self._dense()]
+        self.now = [forward.taken_apart(o, x) for o, x in self._small()]
+        first = "head.output" if self.small.sizes.head == "linear" else "head.dense"
+        error = self._refit_map(first, ridge)
+        cut = isinstance(self.left, Tensor) or isinstance(self.there, Tensor)
+        return (
+            self._refit_map("head.output", ridge) if first == "head.dense" and cut else error
+        )
 
-    def _refit_map(
-        self,
-        name: str,
-        ridge: float,
-        there: Tensor | slice = EVERY,
-        left: Tensor | float = 1.0,
-    ) -> float:
-        fit = Fit()
-        for mask, aim, now in zip(self.rows, self.aim, self.now, strict=True):
-            y = self.dense.linear(name, aim)[..., there]
-            fit.add(now, (y - self.small.linear(name, now)) * left, mask.float())
+    def _refit_map(self, name: str, ridge: float) -> float:
+        """Refit one map of the head to what the dense model's map of that name gives."""
+        fit, inner_map = Fit(), name != "head.output"
+        there, left = (self.there, self.left) if inner_map else (EVERY, 1.0)
+        for (dense, aim), (small, now) in zip(self._dense(), self._small(), strict=True):
+            for ops, x in ((dense, aim), (small, now)):
+                self.family.head(ops, ops.pool(x))
+            (_, wanted), (read, found) = dense.maps[name], small.maps[name]
+            weight = (
+                small.row_mask.float() if wanted.dim() == 3 else torch.ones_like(wanted[:, 0])
+            )
+            missing = (wanted[..., there] - found) * left
+            fit.add(read, missing, weight)
         return self._move(name, fit, ridge)
 
     def weights(self) -> dict[str, Tensor]:
@@ -121,25 +151,33 @@ class Streams:
         """The keys of mixed rows, [n, D]."""
         return self.small.get_parameter("mux.keys")
 
+    def _dense(self) -> list[tuple[_RecordingOps, Tensor]]:
+        return list(zip(self.dense_ops, self.aim, strict=True))
+
+    def _small(self) -> list[tuple[_RecordingOps, Tensor]]:
+        return list(zip(self.small_ops, self.now, strict=True))
+
     def _mix(self) -> None:
         """The small model's rows share a pass from here on."""
-        pairs = [self.small.mix(*x) for x in zip(self.now, self.masks, strict=True)]
-        self.now, self.masks = [x for x, _ in pairs], [mask for _, mask in pairs]
+        self.now = [ops.mix(x) for ops, x in self._small()]
         self.mixes = True
 
-    def _positions(self, branch: Branch, i: int) -> Tensor:
+    def _positions(self, branch: Branch, mask: Tensor) -> Tensor:
         """Weight of every position, [B, T]: padding none; little where nobody reads it."""
-        weight = self.masks[i].float()
+        weight = mask.float()
         sizes = self.small.sizes
-        if sizes.pooled and branch.index >= sizes.last_attention:
+        if sizes.reads_first and branch.index >= sizes.last_attention:
             weight = weight * AROUND
             weight[:, 0] = 1.0
         return weight
 
     def _move(self, name: str, fit: Fit, ridge: float) -> float:
-        weight, bias, left = fit.solve(ridge)
-        self.small.get_parameter(f"{name}.weight").add_(weight)
-        self.small.get_parameter(f"{name}.bias").add_(bias)
+        known = dict(self.small.named_parameters())
+        bias = known.get(f"{name}.bias")
+        weight, shift, left = fit.solve(ridge, intercept=bias is not None)
+        known[f"{name}.weight"].add_(weight)
+        if bias is not None:
+            bias.add_(shift)
         return round(left, 4)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.base.environment import free_bytes
 from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model import forward
+from prumux.optimizer.model.families.registry import family_of
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
@@ -47,22 +50,28 @@ def observe(
     Where rows are mixed, the states from there on are those that were taken apart at the end:
     where the head reads them, or `everywhere`.
     """
-    inputs = {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
-    hidden = module.factors.hidden
-    x = module.embed(inputs["input_ids"], inputs.get("token_type_ids"), hidden)
-    states = dict.fromkeys(range(-1, len(module.sizes.layers)), x)
+    inputs: dict[str, Any] = {
+        k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()
+    }
+    ops, sizes = module.ops(**inputs), module.sizes
+    family, depth = family_of(sizes), len(sizes.layers)
+    x: Any = ops.embed()
+    states = dict.fromkeys(range(-1, depth), x)
     mixed = {}
-    for branch, x in module.states(x, inputs["attention_mask"]):  # noqa: B020
+    for branch, x in module.states(ops, x):  # noqa: B020
         if len(x) < len(inputs["input_ids"]):
             mixed[branch.index] = x
-        states |= dict.fromkeys(range(branch.index, len(module.sizes.layers)), x)
-    sizes = module.sizes
+        states |= dict.fromkeys(range(branch.index, depth), x)
+    last = max((branch.index for branch in module.alive), default=-1)
     if sizes.mux:
-        x = module.unmix(x[:, :1] if sizes.pooled and not everywhere else x, hidden)
-        last = max((branch.index for branch in module.branches()), default=sizes.mux.at)
-        states |= dict.fromkeys(range(min(sizes.mux.at, last), len(sizes.layers)), x)
-    logits = module.classify(x[:, 0] if sizes.pooled else x, hidden)
-    return Seen(logits, states, mixed)
+        first = sizes.reads_first and not everywhere
+        x = forward.taken_apart(ops, ops.first(x) if first else x)
+        start = min(sizes.mux.at, last) if module.alive else sizes.mux.at
+        states |= dict.fromkeys(range(start, depth), x)
+    elif family.pre_norm:  # the stream has no norm: what the head reads is compared
+        x = family.final(ops, x)
+        states |= dict.fromkeys(range(last, depth), x)
+    return Seen(family.head(ops, ops.pool(x)), states, mixed)
 
 
 @dataclass(eq=False)
@@ -133,6 +142,6 @@ def teacher(
     With `everywhere` it tells the last states at every position, not at the pooled one only.
     """
     del rows  # a part of the key: what is remembered is numbered by its rows
-    narrow = dense.encoder.pooled and not everywhere
+    narrow = dense.encoder.reads_first and not everywhere
     early = replace(dense, encoder=replace(dense.encoder, pool_early=narrow))
     return Teacher(EncoderModule(early).to(device).eval(), layers, device)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.frontends import hf_name, read_config
+from prumux.optimizer.model.checkpoint import hf_source
+from prumux.optimizer.model.frontends import read_config
 from prumux.optimizer.model.ir import expected_shapes
 
 _SIZES = {"vocab_size": 31, "max_position_embeddings": 20, "pad_token_id": 0}
@@ -49,7 +50,7 @@ def state(of: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     family, encoder, _ = read_config(of)
     random = torch.Generator().manual_seed(seed)
     return {
-        hf_name(family, name): 0.2 * torch.randn(shape, generator=random)
+        hf_source(family, encoder, name).tensor: 0.2 * torch.randn(shape, generator=random)
         for name, shape in expected_shapes(encoder).items()
     }
 

@@ -70,6 +70,8 @@ def random_model(
         pad_id=1 if family == "roberta" else 0,
         positions_from="padding" if family == "roberta" else "index",
         projected=family == "electra",
+        pooling="all" if task == "token-classification" else "first",
+        family=family,
     )
     encoder = replace(encoder, **fields)
     return Model(

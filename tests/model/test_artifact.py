@@ -120,7 +120,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda x: (x / "model.safetensors").unlink(), "cannot be read"),
     "truncated": (truncate, "model.safetensors' cannot be read"),
     "not finite": (poison, "weight 'head.output.bias' holds values that are not finite"),
-    "newer": (edit(prumux_format=2), "prumux_format is 2, this prumux reads 1"),
+    "newer": (edit(prumux_format=3), "prumux_format is 3, this prumux reads 1 and 2"),
     "no encoder": (edit(encoder=None), "config.json is not one that prumux wrote"),
     "encoder": (edit(encoder=[1]), "config.json is not one that prumux wrote"),
     "no size": (edit(hidden=None), "config.json is not one that prumux wrote"),

@@ -12,12 +12,11 @@ from prumux.optimizer.base.errors import VerifyError
 from prumux.optimizer.model.cost import (
     block_weights,
     count,
-    ffn_macs,
-    ffn_weights,
-    head_macs,
-    head_weights,
+    unit_macs,
+    unit_weights,
 )
 from prumux.optimizer.model.ir import Layer, Masks, Model, expected_shapes
+from prumux.optimizer.model.sizes import Branch
 from tests.helpers.factory import Family, random_model
 from tests.helpers.masking import masked, random_masks
 
@@ -154,12 +153,16 @@ def test_counts_are_those_of_the_weights(family: Family) -> None:
     cost, e = count(model.encoder, length=7), model.encoder
     assert cost.parameters == sum(x.numel() for x in model.weights.values())
     assert cost.size_bytes == 4 * cost.parameters == cost.to_json()["size_bytes"]
-    units = 5 * head_weights(e) + 12 * ffn_weights(e) + 4 * block_weights(e)
+    units = (
+        5 * unit_weights(e, Branch(0, "attention"))
+        + 12 * unit_weights(e, Branch(0, "ffn"))
+        + 4 * block_weights(e, Branch(0, "ffn"))
+    )
     assert cost.encoder_parameters == units
     smaller = replace(e, layers=(Layer(0, e.layers[0].ffn), *e.layers[1:]))
-    assert count(smaller, 7).macs == cost.macs - 3 * head_macs(e, 0, 7)
+    assert count(smaller, 7).macs == cost.macs - 3 * unit_macs(e, Branch(0, "attention"), 7)
     smaller = replace(e, layers=(Layer(e.layers[0].heads, 0), *e.layers[1:]))
-    assert count(smaller, 7).macs == cost.macs - 5 * ffn_macs(e, 0, 7)
+    assert count(smaller, 7).macs == cost.macs - 5 * unit_macs(e, Branch(0, "ffn"), 7)
     early = replace(e, pool_early=True)
     saved = cost.macs - count(early, 7).macs
     assert saved == 2 * (2 * 12 * 4 + 2 * 7 * 4) * 6

@@ -190,6 +190,6 @@ def test_zero_factors_equal_masks() -> None:
 
 def test_branches_are_those_that_are_left() -> None:
     model = random_model(heads=(3, 0), ffn=(0, 5), hidden=12)
-    left = EncoderModule(model).branches()
+    left = EncoderModule(model).alive
     assert left == [Branch(0, "attention"), Branch(1, "ffn")]
     assert [b.output for b in left] == ["layers.0.attention.output", "layers.1.ffn.down"]

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from prumux.optimizer.model.cost import count, ffn_weights, head_weights
+from prumux.optimizer.model.cost import count, unit_weights
 from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.gates.decide import START, decide, start
 from prumux.passes.gates.expected_cost import Budget, Counted, Timed
@@ -102,7 +103,9 @@ def test_what_is_decided_spends_the_limit_within_one_unit(of: Any, share: float)
         spent = budget.real(masks.sizes(e))
         assert spent <= budget.limit
         if of == "weights":
-            assert spent > budget.limit - head_weights(e) - 3 * e.hidden
+            assert (
+                spent > budget.limit - unit_weights(e, Branch(0, "attention")) - 3 * e.hidden
+            )
         for mask in (*masks.heads, *masks.ffn):  # one more unit of any branch is too much
             if not bool(mask.all()):
                 added = int(mask.int().argmin())
@@ -135,7 +138,8 @@ def test_gates_start_open_in_the_order_of_importance_over_cost() -> None:
     assert gates.units.min().item() == pytest.approx(START)
     assert gates.units.max().item() == pytest.approx(HIGH)
     price = torch.tensor(
-        [head_weights(model.encoder)] * 12 + [ffn_weights(model.encoder)] * 48
+        [unit_weights(model.encoder, Branch(0, "attention"))] * 12
+        + [unit_weights(model.encoder, Branch(0, "ffn"))] * 48
     )
     worth = torch.cat([*scores.heads, *scores.ffn]) / price
     # Blocks' own weights are shared by all units alike, so the order may differ a little.

@@ -13,9 +13,10 @@ from torch import Tensor
 from prumux.optimizer.base.errors import MissingError, PassError, SpecError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.cost import count, head_weights
+from prumux.optimizer.model.cost import count, unit_weights
 from prumux.optimizer.model.ir import Encoder, Masks, Model
 from prumux.optimizer.model.module import EncoderModule, Factors
+from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.tasks.regression import Regression
@@ -133,7 +134,7 @@ def test_masked_is_sliced_and_the_target_is_met(family: Family, hidden_masks: bo
     model = small(family)
     ctx = context(model)
     whole = count(model.encoder, 8).encoder_parameters
-    unit = head_weights(model.encoder) + 3 * model.encoder.hidden
+    unit = unit_weights(model.encoder, Branch(0, "attention")) + 3 * model.encoder.hidden
     for sparsity in (0.3, 0.75):
         chosen = LearnMasks(sparsity=sparsity, hidden_masks=hidden_masks, **QUICK)
         after = chosen.run(model, ctx)
@@ -195,7 +196,8 @@ def test_a_closed_block_is_skipped_as_in_the_sliced_model() -> None:
         full, heads=(full.heads[0], torch.zeros(4, dtype=torch.bool), full.heads[2])
     )
     learner.apply(tuple(m.float() for m in (*gone.heads, *gone.ffn)), None)
-    assert learner.module.alive_attention == [True, False, True]
+    attends = [b.index for b in learner.module.alive if b.kind == "attention"]
+    assert attends == [0, 2]
     batch = random_batch(model)
     with torch.no_grad():
         found = observe(learner.module, batch, "cpu").logits
@@ -291,7 +293,7 @@ def test_a_model_that_is_small_enough_already_stays_as_it_is() -> None:
     assert LearnMasks(sparsity=0).run(model, ctx) is model
     assert LearnMasks(speedup=1).run(model, ctx) is model
     again = LearnMasks(sparsity=0.8, **QUICK).run(small_one, ctx)  # blocks may be gone
-    unit = head_weights(model.encoder) + 3 * model.encoder.hidden
+    unit = unit_weights(model.encoder, Branch(0, "attention")) + 3 * model.encoder.hidden
     left = count(again.masks.sizes(again.encoder), 8).encoder_parameters
     limit = 0.2 * count(model.encoder, 8).encoder_parameters
     assert limit - unit < left <= limit

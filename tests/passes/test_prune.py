@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from prumux.optimizer.base.errors import MissingError, PassError, SpecError
-from prumux.optimizer.model.cost import count, ffn_macs, ffn_weights, head_macs, head_weights
+from prumux.optimizer.model.cost import count, unit_macs, unit_weights
 from prumux.optimizer.model.ir import Encoder, Masks, Model
+from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.align import Align
 from prumux.passes.prune import Prune
@@ -36,7 +37,8 @@ def widths(masks: Masks) -> list[int]:
 
 def macs(encoder: Encoder, length: int) -> int:
     return sum(
-        x.heads * head_macs(encoder, i, length) + x.ffn * ffn_macs(encoder, i, length)
+        x.heads * unit_macs(encoder, Branch(i, "attention"), length)
+        + x.ffn * unit_macs(encoder, Branch(i, "ffn"), length)
         for i, x in enumerate(encoder.layers)
     )
 
@@ -49,7 +51,10 @@ def test_sparsity_in_weights_is_reached_within_one_unit(family: Family) -> None:
         after = Prune(sparsity=sparsity).run(model, ctx)
         left = count(after.masks.sizes(model.encoder), 8).encoder_parameters
         limit = (1 - sparsity) * dense
-        unit = max(head_weights(model.encoder), ffn_weights(model.encoder))
+        unit = max(
+            unit_weights(model.encoder, Branch(0, "attention")),
+            unit_weights(model.encoder, Branch(0, "ffn")),
+        )
         assert limit - unit < left <= limit
         sliced = slice_model(after)
         assert count(sliced.encoder, 8).encoder_parameters == left
@@ -64,7 +69,7 @@ def test_sparsity_in_multiply_adds_is_reached_within_one_unit(early: bool) -> No
         after = Prune(sparsity=sparsity, of="macs").run(model, ctx)
         left = macs(after.masks.sizes(model.encoder), length)
         limit = (1 - sparsity) * macs(model.encoder, length)
-        assert limit - head_macs(model.encoder, 0, length) < left <= limit
+        assert limit - unit_macs(model.encoder, Branch(0, "attention"), length) < left <= limit
 
 
 @pytest.mark.parametrize("of", ["weights", "macs"])
@@ -111,7 +116,9 @@ def test_sparsity_counts_from_the_dense_model() -> None:
     twice = Pipeline.parse("prune{sparsity=0.3},slice,prune{sparsity=0.6},slice")
     left = count(twice.run(model, ctx).encoder, 8).encoder_parameters
     dense = count(model.encoder, 8).encoder_parameters
-    assert 0.4 * dense - head_weights(model.encoder) < left <= 0.4 * dense
+    assert (
+        0.4 * dense - unit_weights(model.encoder, Branch(0, "attention")) < left <= 0.4 * dense
+    )
 
 
 def test_nothing_to_do_is_the_same_object() -> None:

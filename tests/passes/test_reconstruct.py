@@ -134,7 +134,7 @@ def test_one_layer_equals_an_explicit_solution(task: Kind) -> None:
     weight = torch.full(real.shape, AROUND if pooled else 1.0)
     weight[:, 0] = 1.0
     ids, types = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.token_type_ids)
-    x = EncoderModule(dense).embed(ids, types, None)
+    x = EncoderModule(dense).ops(ids, real.long(), types).embed()
 
     def block(w: Any) -> tuple[Tensor, Tensor]:
         up = F.linear(x, w["layers.0.ffn.up.weight"], w["layers.0.ffn.up.bias"])

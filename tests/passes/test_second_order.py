@@ -15,9 +15,10 @@ from torch import Tensor
 from prumux.optimizer.base.errors import SpecError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.cost import count, ffn_macs, head_macs
+from prumux.optimizer.model import forward
+from prumux.optimizer.model.cost import count, unit_macs
 from prumux.optimizer.model.ir import Encoder, Masks, Model
-from prumux.optimizer.model.module import Branch, EncoderModule, attention_bias
+from prumux.optimizer.model.module import Branch, EncoderModule
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.prune import Prune
@@ -122,7 +123,7 @@ def test_blocks_of_columns_do_not_change_results(
 def by_hand(model: Model, branch: Branch, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """H, mean and G of a branch: row by row, class by class, the rest of the model rerun."""
     ctx, module = context(model, rows), EncoderModule(model)
-    order = module.branches()
+    order = module.alive
     h: Any = 0.0
     mean: Any = 0.0
     g: Any = 0.0
@@ -131,15 +132,17 @@ def by_hand(model: Model, branch: Branch, rows: int) -> tuple[Tensor, Tensor, Te
         (batch,) = batches(ctx.fit.take([i]), 1)
         ids, mask = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.attention_mask)
         types = torch.as_tensor(batch.token_type_ids)
-        bias, x = attention_bias(mask), module.embed(ids, types, None)
-        for b in order[: order.index(branch)]:
-            x = module.close(b, module.inner(b, x, bias), x)
-        inner = module.inner(branch, x, bias)
-        y = module.residual(branch, inner, x).requires_grad_()
-        after = module.normalise(branch, y)
-        for b in order[order.index(branch) + 1 :]:
-            after = module.close(b, module.inner(b, after, bias), after)
-        out = module.classify(after[:, 0])[0]
+        ops = module.ops(ids, mask, types)
+        x = ops.embed()
+        for _, x in forward.states(ops, x, order[: order.index(branch)]):  # noqa: B007, B020
+            pass
+        inner = forward.inner(ops, branch, x)
+        y = ops.write(branch, inner, x).requires_grad_()
+        after = forward.finish(ops, branch, y)
+        later = order[order.index(branch) + 1 :]
+        for _, after in forward.states(ops, after, later):  # noqa: B007, B020
+            pass
+        out = forward.answer(ops, after)[0]
         if isinstance(model.task, Regression):
             parts = [(1.0, out[0])]
         else:
@@ -164,7 +167,7 @@ def regression() -> Model:
 def test_curvature_is_that_of_an_explicit_loop(model: Model) -> None:
     ctx = context(model, 7)
     found = curvature(model, batches(ctx.fit, 3), ctx)
-    assert set(found) == set(EncoderModule(model).branches())
+    assert set(found) == set(EncoderModule(model).alive)
     for branch, at in found.items():
         h, mean, g = by_hand(model, branch, 7)
         assert torch.allclose(at.inputs, h, rtol=1e-3, atol=1e-5)
@@ -288,8 +291,8 @@ def test_compensation_brings_the_model_nearer(task: Kind) -> None:
 
 def macs(encoder: Encoder, masks: Masks, length: int) -> int:
     return sum(
-        int(h.sum()) * head_macs(encoder, i, length)
-        + int(f.sum()) * ffn_macs(encoder, i, length)
+        int(h.sum()) * unit_macs(encoder, Branch(i, "attention"), length)
+        + int(f.sum()) * unit_macs(encoder, Branch(i, "ffn"), length)
         for i, (h, f) in enumerate(zip(masks.heads, masks.ffn, strict=True))
     )
 
@@ -307,7 +310,11 @@ def test_limits_are_met_within_one_unit(tmp_path: Path, early: bool) -> None:
         masks = by(sparsity, of="macs").run(model, ctx).masks
         limit = (1 - sparsity) * macs(model.encoder, full, ctx.length)
         left = macs(model.encoder, masks, ctx.length)
-        assert limit - head_macs(model.encoder, 0, ctx.length) < left <= limit
+        assert (
+            limit - unit_macs(model.encoder, Branch(0, "attention"), ctx.length)
+            < left
+            <= limit
+        )
     assert len(list(tmp_path.iterdir())) == 2  # Fisher and removals, once each
 
 

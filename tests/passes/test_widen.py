@@ -33,11 +33,13 @@ def apart(model: Model, n: int = 2, demux: int = 1) -> Model:
 
 
 def last_states(model: Model, batch: Batch, copies: int = 1) -> Tensor:
-    inputs = {k: torch.as_tensor(x.repeat(copies, 0)) for k, x in batch.inputs().items()}
+    inputs: dict[str, Any] = {
+        k: torch.as_tensor(x.repeat(copies, 0)) for k, x in batch.inputs().items()
+    }
     module = EncoderModule(model)
-    x = module.embed(inputs["input_ids"], inputs.get("token_type_ids"), None)
+    ops = module.ops(**inputs)
     with torch.no_grad():
-        *_, (_, x) = module.states(x, inputs["attention_mask"])
+        *_, (_, x) = module.states(ops, ops.embed())
     return x
 
 
@@ -55,9 +57,12 @@ def test_copies_of_a_row_pass_through_as_the_row_did(family: Any, n: int) -> Non
 def test_taking_apart_begins_with_the_own_block(demux: int) -> None:
     given = uneven()
     wide = apart(given, 3, demux)
-    states = last_states(given, random_batch(given, rows=6, length=7))[:, 0]
+    batch = random_batch(given, rows=6, length=7)
+    states = last_states(given, batch)[:, 0]
+    mask: dict[str, Any] = {k: torch.as_tensor(x) for k, x in batch.inputs().items()}
     with torch.no_grad():
-        found = EncoderModule(wide).unmix(states.reshape(2, -1)).view(6, 3, 16)
+        ops = EncoderModule(wide).ops(**mask)
+        found = ops.unmix(states.reshape(2, -1)).view(6, 3, 16)
     if not demux:
         found = found.sum(1, keepdim=True) / 3
     error = (found - states[:, None]).square().mean((0, 2)) / states.var()

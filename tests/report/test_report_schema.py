@@ -141,7 +141,9 @@ def test_a_wheel_holds_schema_and_templates(tmp_path: Path) -> None:
     )
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    data = [x for x in (ROOT / "optimizer" / "report").iterdir() if x.suffix in (".jinja", ".css")]
+    data = [
+        x for x in (ROOT / "optimizer" / "report").iterdir() if x.suffix in (".jinja", ".css")
+    ]
     assert len(data) == 3
     assert held >= {f"prumux/optimizer/report/{x.name}" for x in data}
     assert held >= {"prumux/report.schema.json", "prumux/py.typed"}

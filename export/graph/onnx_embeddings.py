@@ -1,0 +1,92 @@
+"""The declared embeddings as a graph: of all rows, or of the rows of one slot."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+from torch import Tensor
+
+from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.ops import Lookup, Source
+from prumux.optimizer.model.sizes import Encoder
+
+from .builder import INPUTS, GraphBuilder
+
+IDS, _, TOKEN_TYPES = INPUTS
+
+
+def look_up(b: GraphBuilder, e: Encoder) -> str:
+    """Embeddings of all rows, [B, T, D]."""
+    declared = family_of(e).embeddings(e)
+    x = ""
+    for lookup in declared.lookups:
+        table = b.weight(f"{lookup.table}.weight")
+        if lookup.source == "positions":
+            index = _positions(b, e, IDS, "embeddings")
+        else:
+            index = IDS if lookup.source == "ids" else TOKEN_TYPES
+        y = b.op("Gather", lookup.table, table, index)
+        x = b.op("Add", f"{lookup.table}.sum", x, y) if x else y
+    if declared.norm:
+        x = b.norm(declared.norm, x, e.norm_eps)
+    return b.linear(declared.project, x) if declared.project else x
+
+
+def look_up_slot(b: GraphBuilder, e: Encoder, i: int, key: Tensor) -> str:
+    """Embeddings of the rows of slot i times its key, [B/n, T, D], in few steps.
+
+    This is what no pruning of layers makes cheaper, so positions and token types are looked up
+    as one, and the key is folded into the norm's scale and shift.
+    """
+    declared, at = family_of(e).embeddings(e), f"mux.{i}.embeddings"
+    ids = b.slot(f"{at}.ids", IDS, i, e.slots)
+    words = next(x for x in declared.lookups if x.source == "ids")
+    x = b.op("Gather", f"{at}.word", b.weight(f"{words.table}.weight"), ids)
+    places: dict[Source, Lookup] = {x.source: x for x in declared.lookups if x.source != "ids"}
+    if places:
+        x = b.op("Add", f"{at}.sum", x, _placed(b, e, places, i, ids))
+    if declared.norm and not declared.project:
+        parts = (b.weights.get(f"{declared.norm}.{kind}") for kind in ("weight", "bias"))
+        scale, shift = (None if x is None else x * key for x in parts)
+        assert scale is not None
+        return b.normalised(f"{at}.norm", at, x, scale, shift, eps=e.norm_eps)
+    if declared.norm:
+        x = b.norm(declared.norm, x, e.norm_eps, f"{at}.norm")
+    if declared.project:
+        x = b.linear(declared.project, x, f"{at}.project")
+    return b.op("Mul", f"{at}.keyed", x, b.floats(f"{at}.key", key))
+
+
+def _placed(
+    b: GraphBuilder, e: Encoder, places: dict[Source, Lookup], i: int, ids: str
+) -> str:
+    """Position and token type embeddings of slot i, looked up in the table of their sums."""
+    at = f"mux.{i}.embeddings"
+    if "positions" not in places:
+        types = b.slot(f"{at}.types", TOKEN_TYPES, i, e.slots)
+        name = f"{places['token_types'].table}.weight"
+        return b.op("Gather", f"{at}.placed", b.weight(name), types)
+    place = _positions(b, e, ids, at)
+    table = b.weights[f"{places['positions'].table}.weight"]
+    if "token_types" in places:
+        kinds = b.weights[f"{places['token_types'].table}.weight"]
+        table = (table[:, None] + kinds).flatten(0, 1)
+        types = b.slot(f"{at}.types", TOKEN_TYPES, i, e.slots)
+        first = b.op("Mul", f"{at}.first", place, b.integer(len(kinds)))
+        place = b.op("Add", f"{at}.place", first, types)
+    return b.op("Gather", f"{at}.placed", b.floats("embeddings.places", table), place)
+
+
+def _positions(b: GraphBuilder, e: Encoder, ids: str, prefix: str) -> str:
+    """Rows of the position table: [1, T], or [B, T] where padding counts."""
+    at = f"{prefix}.positions"
+    if e.positions_from == "padding":
+        pad = b.op("Equal", f"{at}.pad", ids, b.integer(e.pad_id))
+        real = b.op("Not", f"{at}.not_pad", pad)
+        real = b.op("Cast", f"{at}.real", real, to=TensorProto.INT64)
+        count = b.count(f"{at}.count", real, b.integer(1))
+        count = b.op("Mul", f"{at}.counted", count, real)
+        return b.op("Add", at, count, b.integer(e.pad_id))
+    shape = b.op("Shape", f"{at}.shape", ids)
+    length = b.op("Gather", f"{at}.length", shape, b.integer(1))
+    row = b.op("Range", f"{at}.range", b.integer(0), length, b.integer(1))
+    return b.op("Unsqueeze", at, row, b.integers(0))

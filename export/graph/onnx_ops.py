@@ -1,0 +1,367 @@
+"""`Ops` as a graph: writes the forward pass in standard ONNX operators.
+
+The shape of every pattern (constant head counts, the two Unsqueezes of the mask, the order of
+the embedding sums, the block before the residual in its Add) is what ONNX Runtime's
+transformer fusions look for. In fp16 and bf16 delicate steps are one operator, scores are
+scaled before their product and not after it, and padding is hidden by half of the lowest
+number, so that nothing overflows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from onnx import TensorProto
+
+from prumux.optimizer.model.ops import Relative, Rotary
+from prumux.optimizer.model.sizes import Branch, Encoder
+
+from .activations import activate
+from .builder import INPUTS, GraphBuilder
+from .onnx_embeddings import look_up, look_up_slot
+
+IDS, MASK = INPUTS[:2]
+EMBEDDED = "embeddings"
+"""Stands for embeddings that are not written yet: mixing may fold its keys into them."""
+
+
+@dataclass(eq=False)
+class OnnxOps:
+    """Writes on a `GraphBuilder`. Values are names of the graph's values."""
+
+    encoder: Encoder
+    build: GraphBuilder
+    mask: str = MASK
+    """The attention mask that holds now: of single rows, or of mixed ones."""
+    pending: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Linear maps that are not written yet, because a factor may be folded into them."""
+    shared: dict[object, str] = field(default_factory=dict)
+    """Biases and rotary angles, which all layers share."""
+
+    def embed(self) -> str:
+        """See `Ops.embed`."""
+        if self._mixes_first:
+            return EMBEDDED
+        x = look_up(self.build, self.encoder)
+        if self.encoder.last_attention >= 0:
+            self._padding()
+        return x
+
+    @property
+    def _mixes_first(self) -> bool:
+        return self.encoder.mux is not None and self.encoder.mux.at == 0
+
+    def linear(self, name: str, x: str) -> str:
+        """See `Ops.linear`."""
+        self.pending[name] = (name, self._use(x))
+        return name
+
+    def norm(self, name: str, x: str) -> str:
+        """See `Ops.norm`."""
+        return self.build.norm(name, self._use(x), self.encoder.norm_eps)
+
+    def activation(self, kind: str, x: str) -> str:
+        """See `Ops.activation`."""
+        at = x.rpartition(".")[0]
+        return activate(self.build, kind, at, self._use(x))
+
+    def multiply(self, x: str, y: str) -> str:
+        """See `Ops.multiply`."""
+        return self.build.op("Mul", f"{x}.product", self._use(x), self._use(y))
+
+    def attention(
+        self,
+        branch: Branch,
+        query: str,
+        key: str,
+        value: str,
+        *,
+        rotary: Rotary | None = None,
+        relative: Relative | None = None,
+        window: int | None = None,
+    ) -> str:
+        """See `Ops.attention`."""
+        at, b, e = branch.name, self.build, self.encoder
+        heads, root = e.layers[branch.index].heads, math.sqrt(e.head_dim)
+        turned = (0, 2, 3, 1) if rotary is None else (0, 2, 1, 3)
+        q = self._split(branch, "query", query, factor=1 / root if b.low else 1.0)
+        k = self._split(branch, "key", key, turned)  # [B, H, K, T]
+        v = self._split(branch, "value", value)
+        if rotary is not None:
+            angles = self._angles(rotary)
+            q = self._rotated(f"{at}.query", q, rotary, angles)
+            k = self._rotated(f"{at}.key", k, rotary, angles)
+            k = b.op("Transpose", f"{at}.key.turned", k, perm=(0, 1, 3, 2))
+        scores = b.op("MatMul", f"{at}.scores", q, k)
+        if not b.low:
+            scores = b.op("Div", f"{at}.scaled", scores, b.number(root))
+        if relative is not None:
+            bias = self._relative(relative, q)
+            scores = b.op("Add", f"{at}.relative", scores, bias)
+        bias = self._padding()
+        if window is not None:
+            bias = self._windowed(bias, window, q)
+        scores = b.op("Add", f"{at}.masked", scores, bias)
+        share = b.op("Softmax", f"{at}.share", scores, axis=-1)
+        y = b.op("MatMul", f"{at}.context", share, v)
+        y = b.op("Transpose", f"{at}.rows", y, perm=(0, 2, 1, 3))
+        return b.op("Reshape", f"{at}.joined", y, b.integers(0, 0, heads * e.head_dim))
+
+    def gate(self, branch: Branch, units: str) -> str:
+        """See `Ops.gate`: a graph has no masks."""
+        del branch
+        return units
+
+    def write(self, branch: Branch, inner: str, x: str) -> str:
+        """See `Ops.write`."""
+        # y first: fusion takes the first Add for the block, and ELECTRA's x is one as well.
+        y = self._use(self.linear(branch.output, inner))
+        return self.build.op("Add", f"{branch.name}.residual", y, self._use(x))
+
+    def first(self, x: str) -> str:
+        """See `Ops.first`."""
+        name = f"{x}.first"
+        if name not in self.shared:
+            self.shared[name] = self.build.first(name, self._use(x))
+        return name
+
+    def pool(self, x: str) -> str:
+        """See `Ops.pool`."""
+        b, x = self.build, self._use(x)
+        match self.encoder.pooling:
+            case "first":
+                return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
+            case "mean":
+                real = b.op("Unsqueeze", "head.mask", MASK, b.integers(2))
+                real = b.op("Cast", "head.real", real, to=b.element)
+                total = b.op("ReduceSum", "head.tokens", real, b.integers(1), keepdims=0)
+                total = b.op("Max", "head.count", total, b.number(1.0))
+                x = b.op("Mul", "head.kept", x, real)
+                x = b.op("ReduceSum", "head.sum", x, b.integers(1), keepdims=0)
+                return b.op("Div", "head.mean", x, total)
+            case "all":
+                return x
+
+    def mix(self, x: str) -> str:
+        """See `Ops.mix`."""
+        b, e, n = self.build, self.encoder, self.encoder.slots
+        masks = self._slot_masks(n)
+        together = b.op("Max", "mux.mask", *masks)
+        real = []
+        for i, mask in enumerate(masks):
+            wide = b.op("Unsqueeze", f"mux.{i}.wide", mask, b.integers(2))
+            if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
+                wide = b.first(f"mux.{i}.first", wide)
+            real.append(b.op("Cast", f"mux.{i}.real", wide, to=b.element))
+        total = b.op("Max", "mux.members", b.op("Sum", "mux.real", *real), b.number(1.0))
+        parts = []
+        for i in range(n):
+            share = b.op("Div", f"mux.{i}.share", real[i], total)
+            parts.append(b.op("Mul", f"mux.{i}", self._keyed(x, i), share))
+        self.mask = together
+        self.shared.clear()
+        x = b.op("Sum", "mux", *parts)
+        self._padding()
+        return x
+
+    def unmix(self, x: str) -> str:
+        """See `Ops.unmix`: [B, D] of [B/n, D], or [B/n, n, T, D] of [B/n, T, D]."""
+        b, e = self.build, self.encoder
+        assert e.mux is not None
+        x = b.op("Unsqueeze", "demux.slots", self._use(x), b.integers(1))
+        shape = (e.slots, e.hidden) if e.reads_first else (e.slots, 1, e.hidden)
+        scale, shift = (
+            b.floats(name, b.weights[name].reshape(shape))
+            for name in ("demux.scale", "demux.shift")
+        )
+        x = b.op("Mul", "demux.scaled", x, scale)
+        x = b.op("Add", "demux.shifted", x, shift)
+        if e.reads_first:
+            x = b.op("Reshape", "demux.rows", x, b.integers(-1, e.hidden))
+        elif e.pooled:
+            x = self._single_rows("demux.rows", x, e.hidden)
+        for i in range(e.mux.demux):
+            at = f"demux.{i}"
+            inner = self.activation("gelu", self.linear(f"{at}.up", x))
+            y = self._use(self.linear(f"{at}.down", inner))
+            x = self.norm(f"{at}.norm", b.op("Add", f"{at}.residual", y, x))
+        return x
+
+    def result(self, x: str, name: str) -> None:
+        """Make the logits the graph's output, in float32, a row for every row that came in."""
+        b, e = self.build, self.encoder
+        x = self._use(x)
+        if e.mux and not e.pooled:  # [B/n, n, T, C]
+            x = self._single_rows("rows", x, e.labels)
+        if b.low:
+            b.op("Cast", "head.float", x, to=TensorProto.FLOAT)
+        b.nodes[-1].output[0] = name
+
+    def _single_rows(self, name: str, x: str, width: int) -> str:
+        """[B/n, n, T, W] as [B, T, W]."""
+        b = self.build
+        shape = b.op("Shape", f"{name}.shape", IDS)
+        shape = b.op("Concat", f"{name}.sizes", shape, b.integers(width), axis=0)
+        return b.op("Reshape", name, x, shape)
+
+    def _use(self, x: str) -> str:
+        """A value that is about to be read: written, if it was not yet."""
+        if x not in self.pending:
+            return x
+        name, source = self.pending.pop(x)
+        return self.build.linear(name, source)
+
+    def _split(
+        self,
+        branch: Branch,
+        part: str,
+        x: str,
+        perm: tuple[int, ...] = (0, 2, 1, 3),
+        *,
+        factor: float = 1.0,
+    ) -> str:
+        """[B, T, H*K] as [B, H, T, K], or as `perm` says, times a factor."""
+        b, at, e = self.build, f"{branch.name}.{part}", self.encoder
+        if factor != 1 and x in self.pending:
+            name, source = self.pending.pop(x)
+            x = b.linear(name, source, factor=factor)
+        elif factor != 1:
+            x = b.op("Mul", f"{at}.factor", x, b.number(factor))
+        shape = b.integers(0, 0, e.layers[branch.index].heads, e.head_dim)
+        y = b.op("Reshape", f"{at}.split", self._use(x), shape)
+        return b.op("Transpose", f"{at}.heads", y, perm=perm)
+
+    def _padding(self) -> str:
+        """0 at real positions and a very low float at padding, [B, 1, 1, T]."""
+        if "padding" not in self.shared:
+            b, at = self.build, "" if self.mask == MASK else "mux."
+            x = b.op("Unsqueeze", f"{at}mask.heads", self.mask, b.integers(1))
+            x = b.op("Unsqueeze", f"{at}mask.queries", x, b.integers(2))
+            x = b.op("Cast", f"{at}mask.float", x, to=b.element)
+            x = b.op("Sub", f"{at}mask.padding", b.number(1.0), x)
+            self.shared["padding"] = b.op("Mul", f"{at}mask.bias", x, b.number(b.lowest))
+        return self.shared["padding"]
+
+    def _positions(self, axis: int, of: str, at: str) -> str:
+        """0, 1, ... along an axis of a value, int64."""
+        b = self.build
+        shape = b.op("Shape", f"{at}.shape", of)
+        length = b.op("Gather", f"{at}.length", shape, b.integer(axis))
+        return b.op("Range", f"{at}.range", b.integer(0), length, b.integer(1))
+
+    def _distances(self, q: str) -> str:
+        """Key position minus query position, int64 [Tq, T]; q is [B, H, Tq, K]."""
+        key = ("distances", self._query_key(q))
+        if key not in self.shared:
+            b, at = self.build, f"distance.{len(self.shared)}"
+            queries = self._positions(2, q, f"{at}.query")
+            keys = self._positions(1, self.mask, f"{at}.key")
+            column = b.op("Unsqueeze", f"{at}.column", queries, b.integers(1))
+            self.shared[key] = b.op("Sub", at, keys, column)
+        return self.shared[key]
+
+    def _query_key(self, q: str) -> str:
+        """Tells queries at all positions from those at the first one."""
+        layer = int(q.split(".")[1])
+        return "first" if layer >= self.encoder.narrow_from else "all"
+
+    def _windowed(self, bias: str, window: int, q: str) -> str:
+        """The lower of padding and window: their sum would be -inf, and rows of those nan."""
+        key = ("window", window, self._query_key(q))
+        if key not in self.shared:
+            b, at = self.build, f"window.{window}.{self._query_key(q)}.{self.mask}"
+            far = b.op("Abs", f"{at}.distance", self._distances(q))
+            far = b.op("Greater", f"{at}.far", far, b.integer(window))
+            far = b.op("Cast", f"{at}.float", far, to=b.element)
+            far = b.op("Mul", f"{at}.bias", far, b.number(b.lowest))
+            self.shared[key] = b.op("Min", at, bias, far)
+        return self.shared[key]
+
+    def _relative(self, of: Relative, q: str) -> str:
+        """[1, H, Tq, T]: the table's entry for every distance; equal tables are shared."""
+        b = self.build
+        table = b.weights[f"{of.table}.weight"][torch.as_tensor(of.buckets)]
+        key = ("relative", table.numpy().tobytes(), self._query_key(q))
+        if key not in self.shared:
+            at = of.table
+            middle = b.integer(len(of.buckets) // 2)
+            index = b.op("Add", f"{at}.index", self._distances(q), middle)
+            rows = b.op("Gather", f"{at}.rows", b.floats(f"{at}.distances", table), index)
+            rows = b.op("Transpose", f"{at}.heads", rows, perm=(2, 0, 1))
+            self.shared[key] = b.op("Unsqueeze", at, rows, b.integers(0))
+        return self.shared[key]
+
+    def _angles(self, rotary: Rotary) -> tuple[str, str]:
+        """Cosine and sine of every position's angles, [T, K/2], computed in float32."""
+        keys = [(rotary, part) for part in ("Cos", "Sin")]
+        if keys[0] not in self.shared:
+            b, at = self.build, f"rotary.{rotary.base:g}.{self.mask}"
+            place = self._positions(1, self.mask, at)
+            place = b.op("Cast", f"{at}.float", place, to=TensorProto.FLOAT)
+            place = b.op("Unsqueeze", f"{at}.column", place, b.integers(1))
+            size = self.encoder.head_dim
+            powers = np.arange(0, size, 2, dtype=np.float32) / size
+            values = (1.0 / rotary.base**powers).astype(np.float32)
+            rates = b.constant(f"rotary.{rotary.base:g}.rates", values)
+            angle = b.op("Mul", f"{at}.angle", place, rates)
+            for key in keys:
+                found = b.op(key[1], f"{at}.{key[1].lower()}", angle)
+                if b.low:
+                    found = b.op("Cast", f"{found}.low", found, to=b.element)
+                self.shared[key] = found
+        return self.shared[keys[0]], self.shared[keys[1]]
+
+    def _rotated(self, at: str, x: str, rotary: Rotary, angles: tuple[str, str]) -> str:
+        """[B, H, T, K] turned by positions; at the first position alone nothing turns."""
+        if self._query_key(x) == "first" and at.endswith(".query"):
+            return x  # angle 0
+        b, size = self.build, self.encoder.head_dim
+        cos, sin = angles
+        half, step = size // 2, 2 if rotary.interleaved else 1
+        starts = (0, 1) if rotary.interleaved else (0, half)
+        ends = (size, size) if rotary.interleaved else (half, size)
+        one, two = (
+            b.op(
+                "Slice",
+                f"{at}.half{i}",
+                x,
+                *(b.integers(v) for v in (starts[i], ends[i], 3, step)),
+            )
+            for i in range(2)
+        )
+        parts = []
+        for i, (kind, left, right) in enumerate((("Sub", one, two), ("Add", two, one))):
+            a = b.op("Mul", f"{at}.cos{i}", left, cos)
+            c = b.op("Mul", f"{at}.sin{i}", right, sin)
+            parts.append(b.op(kind, f"{at}.turned{i}", a, c))
+        if not rotary.interleaved:
+            return b.op("Concat", f"{at}.rotated", *parts, axis=-1)
+        wide = [
+            b.op("Unsqueeze", f"{x}.wide", x, b.integers(4)) for x in parts
+        ]  # [B, H, T, K/2, 1]
+        joined = b.op("Concat", f"{at}.pairs", *wide, axis=-1)
+        return b.op("Reshape", f"{at}.rotated", joined, b.integers(0, 0, 0, size))
+
+    def _slot_masks(self, n: int) -> list[str]:
+        """The attention masks of each slot's rows, [B/n, T].
+
+        They are not sliced, as rows are, but reshaped, so that a number of rows which is no
+        multiple of n is an error; slices of unequal size would give a wrong number of answers.
+        """
+        b = self.build
+        turned = b.op("Transpose", "mux.mask.turned", MASK, perm=[1, 0])
+        name = f"rows_must_be_a_multiple_of_{n}"  # what the engine names when it refuses
+        groups = b.op("Reshape", name, turned, b.integers(0, -1, n))
+        slots = b.op("Transpose", "mux.mask.slots", groups, perm=[2, 1, 0])
+        return [b.op("Gather", f"mux.{i}.mask", slots, b.integer(i), axis=0) for i in range(n)]
+
+    def _keyed(self, x: str, i: int) -> str:
+        """The rows of slot i times its key, [B/n, T, D]."""
+        b, key = self.build, self.build.weights["mux.keys"][i]
+        if x == EMBEDDED:
+            return look_up_slot(b, self.encoder, i, key)
+        part = b.slot(f"mux.{i}.rows", self._use(x), i, self.encoder.slots)
+        return b.op("Mul", f"mux.{i}.keyed", part, b.floats(f"mux.{i}.key", key))

@@ -1,0 +1,74 @@
+"""Fields of a Hugging Face config, read strictly."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.sizes import Activation
+
+from .family import Config
+
+LIMIT_LAYERS = 1000
+"""Beyond this a config.json is taken for damaged, before anything of that size is made."""
+
+_SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+
+
+def size(
+    config: Config, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31
+) -> int:
+    """A whole number.
+
+    Raises:
+        ModelError: it is missing, of another type or out of range; names it and the range.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        shown = "missing" if value is None else repr(value)[:40]
+        raise ModelError(
+            f"config.json: {key} is {shown}, it must be a whole number from {least} to {most}"
+        )
+    return value
+
+
+def layer_count(config: Config, key: str) -> int:
+    """The number of layers."""
+    return size(config, key, most=LIMIT_LAYERS)
+
+
+def norm_eps(config: Config, key: str, default: float) -> float:
+    """LayerNorm's epsilon.
+
+    Raises:
+        ModelError: it is not between 0 and 1.
+    """
+    value = config.get(key, default)
+    if not isinstance(value, float | int) or not 0 < value < 1:
+        raise ModelError(f"config.json: {key} is {value!r}, it must be between 0 and 1")
+    return float(value)
+
+
+def head_dim(hidden: int, heads: int) -> int:
+    """Dimensions of a head.
+
+    Raises:
+        ModelError: heads do not divide the hidden size.
+    """
+    if hidden % heads:
+        raise ModelError(f"hidden size {hidden} does not divide into {heads} heads")
+    return hidden // heads
+
+
+def activation(name: object) -> Activation:
+    """An activation by Hugging Face's name.
+
+    Raises:
+        ModelError: it is not supported; lists those that are.
+    """
+    known = _SPELLINGS.get(str(name), str(name))
+    if known not in get_args(Activation):
+        supported = ", ".join(get_args(Activation))
+        raise ModelError(f"activation '{name}' is not supported; supported: {supported}")
+    return known  # type: ignore[return-value]

@@ -1,0 +1,131 @@
+"""The operators that an architecture is written in.
+
+A family describes its forward pass once, over `Ops`. Several readings carry it out: `TorchOps`
+runs it and gives gradients, also those of mask factors; `OnnxOps` (in prumux.export) writes it
+as a graph; `CountOps` counts multiply-adds. Operators are coarse and named by their weights.
+The reading decides layout, number types, masks and folding: a family writes no Reshape, no
+Transpose and no mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .axes import Weight
+from .sizes import Branch, Encoder
+
+Value = Any
+"""What flows between operators: a tensor, the name of a graph's value, or a count."""
+Source = Literal["ids", "positions", "token_types"]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One table of the embeddings, and what is looked up in it."""
+
+    table: str
+    source: Source
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of a family: the sum of lookups, then a norm and a linear map.
+
+    A reading may join tables, or fold the keys of mixed rows into the norm.
+    """
+
+    lookups: tuple[Lookup, ...]
+    weights: tuple[Weight, ...]
+    norm: str | None = None
+    project: str | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: dimensions j and j + K/2 of a head turn by position * base^(-2j/K).
+
+    `interleaved` pairs dimensions 2j and 2j + 1 instead. RoFormer, Su et al. 2021,
+    https://arxiv.org/abs/2104.09864
+    """
+
+    base: float
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Relative:
+    """A learnt bias of every head for the distance from query to key, added to the scores.
+
+    The table has one row a bucket and one column a head: T5, Raffel et al. 2020,
+    https://arxiv.org/abs/1910.10683
+    """
+
+    table: str
+    buckets: NDArray[np.int64]
+    """Bucket of distance d (key position minus query position) at index d + size // 2."""
+
+
+class Ops(Protocol):
+    """The operators. Shapes are those of the plain layout, [B, T, width]."""
+
+    encoder: Encoder
+
+    def embed(self) -> Value:
+        """The embeddings of the inputs, [B, T, D]."""
+
+    def linear(self, name: str, x: Value) -> Value:
+        """The linear map of a name, with a bias where it has one."""
+
+    def norm(self, name: str, x: Value) -> Value:
+        """LayerNorm over the last axis, with a shift where it has one."""
+
+    def activation(self, kind: str, x: Value) -> Value:
+        """An activation function by its name in `Encoder`."""
+
+    def multiply(self, x: Value, y: Value) -> Value:
+        """The product, element by element."""
+
+    def attention(
+        self,
+        branch: Branch,
+        query: Value,
+        key: Value,
+        value: Value,
+        *,
+        rotary: Rotary | None = None,
+        relative: Relative | None = None,
+        window: int | None = None,
+    ) -> Value:
+        """Scaled dot-product attention over real tokens, [B, T, H*K] in and out.
+
+        Args:
+            branch: tells the number of heads.
+            query: may have fewer positions than key and value: then the first ones.
+            key: of all positions.
+            value: of all positions.
+            rotary: turns query and key by their positions first.
+            relative: bias of the scores.
+            window: attend only where positions differ by at most this.
+        """
+
+    def gate(self, branch: Branch, units: Value) -> Value:
+        """What the output map reads, times the mask factors where there are any."""
+
+    def write(self, branch: Branch, inner: Value, x: Value) -> Value:
+        """The output map of a branch plus the residual stream x."""
+
+    def first(self, x: Value) -> Value:
+        """The first position, kept as an axis: [B, 1, D]."""
+
+    def pool(self, x: Value) -> Value:
+        """What the head reads, as `Encoder.pooling` says: [B, D], or x itself."""
+
+    def mix(self, x: Value) -> Value:
+        """Mixed rows [B/n, T, D] of rows [B, T, D]; masks follow."""
+
+    def unmix(self, x: Value) -> Value:
+        """States [B, ..., D] of the members of mixed rows [B/n, ..., D]."""

@@ -1,0 +1,52 @@
+"""Every weight of an encoder: names, axes and shapes. The one source of truth."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .axes import HIDDEN, Weight, fixed, linear, norm
+from .families.registry import family_of
+from .sizes import Branch, Encoder, Mux
+
+
+@lru_cache(maxsize=512)
+def weights_of(encoder: Encoder) -> tuple[Weight, ...]:
+    """All weights, in the order in which checkpoints of training count them."""
+    family = family_of(encoder)
+    found = [*family.embeddings(encoder).weights]
+    for branch in encoder.branches():
+        found += family.branch_weights(encoder, branch)
+    found += family.final_weights(encoder)
+    if encoder.mux:
+        found += _mux_weights(encoder.mux)
+    return (*found, *family.head_weights(encoder))
+
+
+@lru_cache(maxsize=512)
+def weight_table(encoder: Encoder) -> dict[str, Weight]:
+    """All weights by name."""
+    return {x.name: x for x in weights_of(encoder)}
+
+
+def expected_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
+    """Every weight's name and shape. Loader, verifier, slicer and exporter use this."""
+    return {x.name: x.shape(encoder) for x in weights_of(encoder)}
+
+
+def branch_parameters(encoder: Encoder, branch: Branch) -> tuple[int, int]:
+    """Parameters of one head or FFN unit of a branch, and those of the branch itself."""
+    weights = family_of(encoder).branch_weights(encoder, branch)
+    counts = [x.per_unit(encoder) for x in weights]
+    return sum(a for a, _ in counts), sum(b for _, b in counts)
+
+
+def _mux_weights(mux: Mux) -> list[Weight]:
+    found = [
+        Weight(name, (fixed(mux.n), HIDDEN))
+        for name in ("mux.keys", "demux.scale", "demux.shift")
+    ]
+    for i in range(mux.demux):
+        at = f"demux.{i}"
+        found += linear(f"{at}.up", HIDDEN, HIDDEN) + linear(f"{at}.down", HIDDEN, HIDDEN)
+        found += norm(f"{at}.norm", HIDDEN)
+    return found
