@@ -31,7 +31,6 @@ from prumux.optimizer.data.rows import read_rows
 from prumux.optimizer.data.tokenize import Batch, Encoded, batches, encode
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.metrics import score
 from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.loop import TrainingSchedule, train
 
@@ -103,7 +102,7 @@ def main() -> None:
     tokenizer.save_pretrained(options.out)
     model = load_model(str(options.out))
     given = {x: read_rows(options.data, model.task, split=x) for x in ("train", "validation")}
-    coded = {x: encode(y, tokenizer, model.encoder, model.task) for x, y in given.items()}
+    coded = {x: encode(y, tokenizer, model.encoder) for x, y in given.items()}
     rows = coded["train"]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     held = len(rows) // 20
@@ -120,7 +119,7 @@ def main() -> None:
     tuned, test = load_model(str(options.out)), coded["validation"]
     labels = test.labels
     assert labels is not None
-    found = score("accuracy", predict(torch_run(tuned), test, tuned.task), labels, tuned.task)
+    found = tuned.task.score("accuracy", predict(torch_run(tuned), test, tuned.task), labels)
     print(f"accuracy on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
 
 

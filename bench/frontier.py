@@ -96,7 +96,7 @@ def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
 
 def divergence(bench: Bench, model: Model) -> float | None:
     """Mean KL divergence from the dense model's predictions on the select rows, in nats."""
-    if not model.encoder.pooled or model.task.problem == "regression":
+    if not model.task.output_labels:
         return None
     given = _log_p(bench, bench.model)
     found = _log_p(bench, model)

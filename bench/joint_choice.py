@@ -33,7 +33,6 @@ from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.run.inputs import match_lengths, open_bench
 from prumux.optimizer.run.job import Request
 from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.tasks.metrics import score
 from prumux.optimizer.timing.calibration import speedup
 from prumux.optimizer.timing.cost_table import cost_table
 from prumux.passes.pruning.allocate import keep_best, summed_importance, with_counts
@@ -127,9 +126,8 @@ def measure(bench: Bench, method: str, asked: float, seed: int) -> dict[str, Any
     rows = bench.certify_rows if bench.test_rows is None else bench.test_rows
     labels = rows.labels
     assert labels is not None
-    found = score(
-        bench.metric, predict(torch_run(small), rows, model.task), labels, model.task
-    )
+    answers = predict(torch_run(small), rows, model.task)
+    found = model.task.score(bench.metric, answers, labels)
     return {
         "method": method,
         "speedup_asked": asked,

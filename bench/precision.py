@@ -44,7 +44,6 @@ from prumux.optimizer.pipeline.target import Engine
 from prumux.optimizer.run.inputs import open_bench
 from prumux.optimizer.run.job import Request
 from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.tasks.metrics import score
 from prumux.optimizer.timing.interleave import interleave, ratio
 from prumux.optimizer.timing.serving_point import Inputs
 
@@ -86,7 +85,7 @@ def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
         reference.append(run(inputs))
         found.append(engine.run(inputs))
         masks.append(inputs["attention_mask"])
-    result = compare(reference, found, model.task.kind, masks)
+    result = compare(reference, found, model.task, masks)
     return {"max_abs_diff": result.max_abs_diff, "agreement": result.agreement}
 
 
@@ -94,7 +93,7 @@ def scored(bench: Bench, rows: Encoded, model: Model, engine: Engine) -> float:
     """The engine's score on these rows."""
     found = predict(engine.run, rows, model.task, None, **bench.mixing(model))
     assert rows.labels is not None
-    return score(bench.metric, found, rows.labels, model.task)
+    return model.task.score(bench.metric, found, rows.labels)
 
 
 def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> None:

@@ -37,10 +37,11 @@ from prumux.optimizer.base.environment import cpu_threads, provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, Task, expected_shapes
+from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
+from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.timing.calibration import random_model
 from prumux.optimizer.timing.interleave import Timing, interleave, ratio, wall_ms
 from prumux.passes.prune import Prune
@@ -155,7 +156,7 @@ def dense_model(shape: str, length: int, pool_early: bool) -> Model:
         name: 0.02 * torch.randn(size, generator=generator) + name.endswith("norm.weight")
         for name, size in expected_shapes(encoder).items()
     }
-    task = Task("text-classification", "classification", ("no", "yes"))
+    task = Classification(("no", "yes"))
     return Model(encoder, weights, task, Masks.full(encoder))
 
 

@@ -197,7 +197,7 @@ def _texts(opened: Sequence[OpenedModel], data: str) -> Encoded:
             if path.is_dir():
                 split = "validation" if "validation" in find_files(path) else None
             rows = read_texts(path if path.exists() else data, x.task, split)
-            return encode(rows, x.tokenizer, x.encoder, x.task)
+            return encode(rows, x.tokenizer, x.encoder)
     raise UsageError(
         "--length data needs a tokenizer, and none of the models has one\n"
         "name a folder first, or give --length 128"

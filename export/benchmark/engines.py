@@ -19,10 +19,11 @@ from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
-from prumux.optimizer.model.ir import Encoder, Kind, Model, Task
+from prumux.optimizer.model.ir import Encoder, Model
 from prumux.optimizer.model.source import load_model, read_json, read_tokenizer
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.target import Engine, Target
+from prumux.optimizer.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ def open_engine(
     elif model.source.get("model_type") == "prumux" or path.is_file():
         run = TorchEngine(model)
     else:
-        run = HfEngine(name, model.task.kind, torch_device(device), compiled)
+        run = HfEngine(name, model.task.auto_class(), torch_device(device), compiled)
     e = model.encoder
     types = e.token_types > 0
     return OpenedModel(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
@@ -148,18 +149,13 @@ def _size_bytes(graph: Path) -> int:
 class HfEngine:
     """A Hugging Face classifier in torch, run as in transformers' documentation."""
 
-    def __init__(self, name: str, kind: Kind, device: str, compiled: bool) -> None:
+    def __init__(self, name: str, auto_class: str, device: str, compiled: bool) -> None:
         import torch
-        from transformers import (
-            AutoModelForSequenceClassification,
-            AutoModelForTokenClassification,
-        )
+        import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        auto: Any = AutoModelForSequenceClassification
-        if kind == "token-classification":
-            auto = AutoModelForTokenClassification
+        auto: Any = getattr(transformers, auto_class)
         module = auto.from_pretrained(name, dtype=torch.float32).to(device).eval()
         self._module: Any = torch.compile(module) if compiled else module
         self._device, self._compiled = device, compiled

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import GateError
-from prumux.optimizer.model.ir import Kind
+from prumux.optimizer.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Parity:
     max_abs_diff: float
     """Largest absolute difference of a logit; nan or inf if a logit is."""
     agreement: float
-    """Share of rows (for token tasks of real positions) with the same largest logit, 0..1."""
+    """Share of rows (for token tasks of real positions) with the same answer."""
     rows: int
     """Number of rows that were compared; of real positions for token tasks."""
     broken: int = 0
@@ -30,7 +30,7 @@ class Parity:
 def compare(
     reference: Sequence[NDArray[Any]],
     found: Sequence[NDArray[Any]],
-    kind: Kind,
+    task: Task,
     masks: Sequence[NDArray[Any]] | None = None,
 ) -> Parity:
     """Compare logits batch by batch.
@@ -38,7 +38,7 @@ def compare(
     Args:
         reference: logits of each batch, [B, C] or [B, T, C].
         found: the other engine's logits of the same batches.
-        kind: for token tasks only positions with a nonzero mask are compared.
+        task: says which logits count, and which answers are the same.
         masks: attention masks [B, T] of each batch, needed for token tasks.
 
     Raises:
@@ -47,10 +47,10 @@ def compare(
     for a, b in zip(reference, found, strict=True):
         if a.shape != b.shape:
             raise GateError(f"logits of shape {b.shape}, expected {a.shape}")
-    a, b = (_rows(x, kind, masks) for x in (reference, found))
+    a, b = (task.answer_logits(x, masks) for x in (reference, found))
     with np.errstate(invalid="ignore"):
         largest = float(np.abs(a - b).max(initial=0.0))
-    same = a.argmax(axis=-1) == b.argmax(axis=-1)
+    same = task.same_answers(a, b)
     broken = int((~np.isfinite(b).all(axis=-1)).sum())
     return Parity(largest, float(same.mean()) if len(a) else 1.0, len(a), broken)
 
@@ -96,14 +96,3 @@ def above(value: float) -> float:
         0.01
     """
     return float(10.0 ** np.ceil(np.log10(value)))
-
-
-def _rows(
-    logits: Sequence[NDArray[Any]], kind: Kind, masks: Sequence[NDArray[Any]] | None
-) -> NDArray[np.float64]:
-    """The logits that are compared, [N, C]: one row for each label that is predicted."""
-    if kind == "token-classification":
-        if masks is None:
-            raise ValueError("token tasks need the attention masks")
-        logits = [x[m != 0] for x, m in zip(logits, masks, strict=True)]
-    return np.concatenate([np.asarray(x, dtype=np.float64) for x in logits])

@@ -24,7 +24,7 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.fisher import losses
+from prumux.optimizer.tasks.fisher import signs
 
 ROWS = 128
 """Fit rows on which the divergence is estimated."""
@@ -84,7 +84,8 @@ def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, fl
             real = None if model.encoder.pooled else inputs["attention_mask"].bool()
             seen = {k: module.seen[k] for k in names if k in module.seen}
             outputs = [x.output for x in seen.values()]
-            for loss in losses(model, logits, real, random):
+            weight = signs(logits, real, model.encoder.slots > 1, random)
+            for loss in model.task.fisher_scalars(logits, weight, random):
                 grads = torch.autograd.grad(loss, outputs, retain_graph=True)
                 for (name, x), grad in zip(seen.items(), grads, strict=True):
                     along = (grad * x.error).flatten(1).sum(1)

@@ -7,7 +7,7 @@ model.predict(["a charming journey"])  # [Prediction(label='positive', score=0.9
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config
-from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.source import read_tokenizer
 from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.tasks.prediction import Answer
+from prumux.optimizer.tasks.task import Task
 
 from .artifact_engine import artifact_path, open_artifact_engine, read_config
 from .engine_match import check_belongs
@@ -37,18 +39,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Text = str | tuple[str, str] | Sequence[str]
 """A text, a pair of texts, or for token tasks a list of words."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one text, or for one word of a token task."""
-
-    label: str | None
-    """None for regression."""
-    score: float
-    """The label's probability, 0 to 1; for regression the predicted value."""
-    scores: Mapping[str, float] = field(default_factory=dict)
-    """The probability of every label; empty for regression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +86,7 @@ class Predictor:
         batch_size: int = 32,
         copies: int = 1,
         isolate: Hashable | Sequence[Hashable] = None,
-    ) -> list[Prediction] | list[tuple[Prediction, ...]]:
+    ) -> list[Answer]:
         """Predict one label, or one value, for each text, in the order of the texts.
 
         A multiplexed model runs n rows of similar length in one forward pass. If a group has
@@ -123,10 +113,7 @@ class Predictor:
             >>> model.predict(["a charming journey"])  # doctest: +SKIP
             [Prediction(label='positive', score=0.99, scores={...})]
         """
-        logits = self.predict_logits(texts, batch_size, copies, isolate)
-        if self.task.kind == "token-classification":
-            return [tuple(_predictions(row, self.task)) for row in logits]
-        return _predictions(np.asarray(logits), self.task)
+        return self.task.answers(self.predict_logits(texts, batch_size, copies, isolate))
 
     def predict_logits(
         self,
@@ -146,7 +133,7 @@ class Predictor:
             raise UsageError(
                 f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
             )
-        if self.task.kind == "token-classification":
+        if self.task.reads_words:
             rows = word_rows(texts)
             return self._word_logits(
                 rows, _Options(batch_size, copies, owners_of(isolate, rows))
@@ -158,7 +145,7 @@ class Predictor:
 
     def _encode(self, rows: Rows) -> Encoded:
         with self._lock:  # a tokenizer holds its truncation as state
-            return encode(rows, self.tokenizer, self.encoder, self.task)
+            return encode(rows, self.tokenizer, self.encoder)
 
     def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
         """Logits of each row without padding, [C] or [T, C].
@@ -279,17 +266,3 @@ def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
             "numbers overflow in this model; make it again with --target "
             "'onnx{precision=fp32}'"
         )
-
-
-def _predictions(logits: Floats, task: Task) -> list[Prediction]:
-    """One prediction for each row of logits [N, C]."""
-    if task.problem == "regression":
-        return [Prediction(None, float(row[0])) for row in logits]
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(-1, keepdims=True))
-    shares = powers / powers.sum(-1, keepdims=True)
-    found = []
-    for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
-        scores = dict(zip(task.labels, row, strict=True))
-        found.append(Prediction(task.labels[best], row[best], scores))
-    return found

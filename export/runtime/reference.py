@@ -21,7 +21,7 @@ class TorchReference:
             model: a model without masks.
             workload: at least one batch.
         """
-        self.kind = model.task.kind
+        self.task = model.task
         self.inputs = [batch.inputs() for batch in workload]
         module = EncoderModule(model).eval()
         self.logits = [run(module, inputs) for inputs in self.inputs]
@@ -31,4 +31,4 @@ class TorchReference:
         """Run an engine on the same batches and compare its logits with the torch module's."""
         found = [engine.run(inputs) for inputs in self.inputs]
         masks = [inputs["attention_mask"] for inputs in self.inputs]
-        return compare(self.logits, found, self.kind, masks)
+        return compare(self.logits, found, self.task, masks)

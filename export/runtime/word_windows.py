@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE
 
 Floats = NDArray[np.float32]
 RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, list[Floats]]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from prumux.export.graph.graph import OUTPUT, input_names
-from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.tasks.task import Task
 
 from .packer import TENANT
 

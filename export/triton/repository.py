@@ -21,7 +21,8 @@ from prumux.export.graph.graph_file import DATA
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model import row_groups as slots
-from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.tasks.task import Task
 
 from . import packer
 from .guide import guide
@@ -104,20 +105,20 @@ def write_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     name = serving.name if encoder.slots == 1 else f"{serving.name}_engine"
     _engine_files(engine, folder / name)
-    _write(folder / name / "config.pbtxt", engine_config(encoder, backend, serving))
+    _write(folder / name / "config.pbtxt", engine_config(encoder, task, backend, serving))
     if encoder.slots > 1:
         _packer_files(folder / serving.name / "1")
-        _write(folder / serving.name / "config.pbtxt", packer_config(encoder, serving))
+        _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
     # The output names this file, for Triton's classification extension.
-    if _has_labels(encoder):
-        lines = "".join(" ".join(x.split()) + "\n" for x in task.labels)
+    if task.output_labels:
+        lines = "".join(" ".join(x.split()) + "\n" for x in task.output_labels)
         _write(folder / serving.name / "labels.txt", lines)
     text = guide(encoder, task, serving.name, _rows(encoder, serving), backend == "tensorrt")
     _write(folder / "README.md", text)
     return tuple(sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()))
 
 
-def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
+def engine_config(encoder: Encoder, task: Task, backend: str, serving: Serving) -> str:
     """`config.pbtxt` of the engine, which takes token ids of any length."""
     alone, rows = encoder.slots == 1, _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
@@ -135,7 +136,7 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
         "default_model_filename": "model.onnx" if backend == "onnxruntime" else "model.plan",
         "max_batch_size": rows,
         "input": _inputs(encoder),
-        "output": [_output(encoder, labelled=alone)],
+        "output": [_output(encoder, task if alone else None)],
     }
     if alone:
         fields["dynamic_batching"] = _batching(encoder, serving)
@@ -151,7 +152,7 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     return _text(comments, fields)
 
 
-def packer_config(encoder: Encoder, serving: Serving) -> str:
+def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
     """`config.pbtxt` of the packer, the model that clients of a multiplexed model call."""
     rows = _rows(encoder, serving)
     comments = [
@@ -180,7 +181,7 @@ def packer_config(encoder: Encoder, serving: Serving) -> str:
         "max_batch_size": rows,
         # Ragged: one batch holds requests of different lengths; each group is padded alone.
         "input": [*({**x, "allow_ragged_batch": True} for x in _inputs(encoder)), tenant],
-        "output": [_output(encoder, labelled=True)],
+        "output": [_output(encoder, task)],
         "dynamic_batching": _batching(encoder, serving),
         "instance_group": [{"count": PACKER_INSTANCES, "kind": Word("KIND_CPU")}],
         "parameters": [
@@ -217,20 +218,17 @@ def _inputs(encoder: Encoder) -> list[dict[str, Any]]:
     ]
 
 
-def _output(encoder: Encoder, *, labelled: bool) -> dict[str, Any]:
+def _output(encoder: Encoder, task: Task | None) -> dict[str, Any]:
+    """The logits; named by the labels where a task is given whose answer is the largest."""
     dims = [encoder.labels] if encoder.pooled else [-1, encoder.labels]
     found: dict[str, Any] = {
         "name": OUTPUT,
         "data_type": Word("TYPE_FP32"),
         "dims": dims,
     }
-    if labelled and _has_labels(encoder):
+    if task is not None and task.output_labels:
         found["label_filename"] = "labels.txt"
     return found
-
-
-def _has_labels(encoder: Encoder) -> bool:
-    return encoder.pooled and encoder.labels > 1
 
 
 def _warm_up(encoder: Encoder, rows: int, tokens: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Tables out of files (parquet, jsonl, csv, tsv) and hub data sets: columns of plain values.
+"""Read tables from files (parquet, jsonl, csv, tsv) and from data sets of the hub.
 
-Nothing in a data file is executed. Row numbers in messages count from 1, header aside.
+Reading executes no code of a data file. Row numbers in messages count from 1, without the
+header.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .label_names import class_names
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 MIN_ROWS = 8
-"""The fewest rows that a role may have."""
+"""Smallest number of rows of a role."""
 
 _SPLIT_NAMES = {"dev": "validation", "valid": "validation"}
 _FILE = re.compile(
@@ -33,23 +34,23 @@ _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?")
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One split as it was stored."""
+    """The columns of one split."""
 
     parts: tuple[tuple[str, int], ...]
-    """Where the rows are from: name and number of rows."""
+    """Names and numbers of rows of the files that it was read from."""
     names: tuple[str, ...]
     columns: Mapping[str, Sequence[Any]]
-    """The values of the columns that are wanted; None = null."""
+    """The values of the columns that were asked for; None = null."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The data's own names of classes by integer label, where it has any, by column."""
+    """By column the data's own names of classes, in the order of their ids."""
 
     @property
     def title(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         return self.parts[0][0] + (f" (+ {len(self.parts) - 1})" if self.parts[1:] else "")
 
     def fail(self, row: int | None, text: str) -> NoReturn:
-        """Raise DataError for this row (from 0; None = the whole table)."""
+        """Raise DataError for a row, counted from 0, or for the whole table (None)."""
         if row is None:
             raise DataError(f"{self.title}: {text}")
         for name, rows in self.parts:
@@ -60,7 +61,7 @@ class Table:
 
 
 def find_files(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The files of each split in `folder` or `folder/data`: one, or all shards in order.
+    """Find the files of each split in `folder` and `folder/data`: one file, or all its shards.
 
     Raises:
         DataError: no such folder, two files for one split, or a shard is missing.
@@ -91,7 +92,7 @@ def find_files(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether this may be `name`, `owner/name` or either with `:config`, not a file."""
+    """Whether a text may name a data set: `name`, `owner/name`, or either with `:config`."""
     return _HUB_ID.fullmatch(text) is not None and Path(text).suffix not in FORMATS
 
 
@@ -101,7 +102,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def joined(tables: Sequence[Table]) -> Table:
-    """The rows of all shards in order.
+    """Join the shards of one split, in order.
 
     Raises:
         DataError: the shards' columns differ.
@@ -119,7 +120,7 @@ def joined(tables: Sequence[Table]) -> Table:
 
 
 def read_file(path: Path, wanted: set[str]) -> Table:
-    """Read one file; of parquet the `wanted` columns only.
+    """Read one file; of a parquet file only the columns `wanted`.
 
     Raises:
         DataError: no such file, another format, damaged, or without rows.
@@ -231,7 +232,7 @@ def _parse_csv(path: Path, text: str) -> list[list[str]]:
 
 
 def hub_splits(source: str) -> dict[str, Any]:
-    """The splits of a hub data set by our names.
+    """The splits of a hub data set: `train`, `validation`, `test`.
 
     Raises:
         DataError: the look-up failed.
@@ -259,7 +260,7 @@ def hub_splits(source: str) -> dict[str, Any]:
 
 
 def hub_table(title: str, split: Any, wanted: set[str]) -> Table:
-    """One split of `hub_splits`."""
+    """Read one split of `hub_splits`."""
     columns = {x: list(split[x]) for x in split.column_names if x in wanted}
     classes = {}
     for name in columns:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from prumux.optimizer.base.errors import UsageError
-
-from .tokenize import Fail, class_of, integer
+from prumux.optimizer.tasks.labels import Fail, class_of, integer
 
 
 @dataclass(frozen=True)

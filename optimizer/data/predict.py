@@ -1,4 +1,4 @@
-"""Running a model over rows and turning its logits into predictions."""
+"""Run a model over rows, and make the batches that stand for its workload."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.ir import Model, Task
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.row_groups import Run, batch_rows
-from prumux.optimizer.tasks.metrics import Predictions, predictions_of
+from prumux.optimizer.tasks.metrics import Predictions
+from prumux.optimizer.tasks.task import Task
 
 from .tokenize import Batch, Encoded, batches
 
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
-"""Where in the data's length distribution the workload's batches are taken."""
+"""Quantiles of the rows' lengths at which the workload's batches are taken."""
 
 
 def torch_run(model: Model) -> Run:
-    """The reference module as a function of numpy inputs."""
+    """The torch module of a model as a function of numpy inputs."""
     module = EncoderModule(model).eval()
     return lambda inputs: run(module, inputs)
 
@@ -35,32 +36,30 @@ def predict(
     slots: int = 1,
     seed: int | None = None,
 ) -> Predictions:
-    """Predictions in the order of the rows.
+    """Predict rows; the predictions are in the order of the rows.
 
     Args:
-        run: gives the logits.
-        rows: what to predict; rows of like length are batched, and mixed, together.
-        task: tells what the logits mean.
+        run: computes the logits of a batch.
+        rows: the rows; rows of similar length are batched, and mixed, together.
+        task: turns logits into predictions.
         tick: called after each batch.
-        slots: rows that the model mixes into one.
-        seed: draws who is mixed with whom.
+        slots: number of rows that the model mixes into one.
+        seed: draws the order of rows of equal length, and so which rows are mixed.
     """
     found: list[Any] = [None] * len(rows)
     for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
-            token = task.kind == "token-classification"
-            found[row] = logits[i, : len(rows.ids[row])] if token else logits[i]
+            each = logits[i]
+            found[row] = each if each.ndim == 1 else each[: len(rows.ids[row])]
         if tick is not None:
             tick()
-    if task.kind == "token-classification":
-        scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
-        return predictions_of(found, task, scored)
-    return predictions_of(np.stack(found), task)
+    scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
+    return task.predictions(found, scored)
 
 
 def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | None:
-    """Which rows `predict` mixes together: numbers of groups, [N]; None if none are."""
+    """The number of the group that `predict` mixes each row in, [N]; None without mixing."""
     if slots == 1:
         return None
     groups, start = np.empty(len(rows), np.int64), 0
@@ -71,10 +70,13 @@ def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | 
 
 
 def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]:
-    """The serving point: a few batches that stand for all.
+    """Make the batches at which a model is timed.
 
-    Without `length` they are taken at quantiles of the rows' own lengths and padded to the
-    longest row in each; with it every row is filled up, or cut, to exactly that many tokens.
+    Args:
+        rows: where the batches are taken from.
+        batch: rows of a batch.
+        length: tokens of every row, which is filled up or cut; None = batches at `QUANTILES`
+            of the rows' own lengths, each padded to its longest row.
     """
     if length is not None:
         filled = Encoded(
@@ -96,7 +98,7 @@ def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]
 
 
 def _fill(ids: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """Repeat the inner tokens until the row is full; its last token stays last."""
+    """A row of exactly `length` tokens: its inner tokens repeated between first and last."""
     inner = list(ids[1:-1]) or list(ids)
     repeats = -(-length // len(inner))
     return (ids[0], *(inner * repeats)[: length - 2], ids[-1])[:length]

@@ -1,4 +1,4 @@
-"""Labelled and unlabelled text: the columns of a table in, rows out."""
+"""Rows of text, words and labels, read from the columns of a table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.labels import Labels
+from prumux.optimizer.tasks.registry import task_types
+from prumux.optimizer.tasks.task import Task
 
 from .files import (
     Table,
@@ -26,9 +27,6 @@ from .files import (
     read_file,
 )
 from .label_names import LabelMap, resolved, resolved_tags
-from .tokenize import class_ids, float_scores, tag_ids
-
-Labels = NDArray[Any] | tuple[NDArray[Any], ...]
 
 _PAIRS = (
     ("text_a", "text_b"),
@@ -38,24 +36,22 @@ _PAIRS = (
     ("question1", "question2"),
 )
 _SINGLES = ("text", "sentence", "text_a")
-_KEYS = ("text_a", "text_b", "label", "score", "tokens", "tags")
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Text with or without labels."""
+    """Texts, pairs of texts or lists of words, with or without labels."""
 
     text_a: tuple[str, ...]
     text_b: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
-    """Token tasks only; `text_a` is empty then."""
+    """The words of each row, for tasks that read words; `text_a` is empty then."""
     labels: Labels | None = None
-    """int64 class ids [N]; float64 scores [N] for regression; per row int64 ids, -100 = not
-    scored, for token tasks; None = unlabelled."""
+    """What `Task.read_labels` returned; None = unlabelled."""
     notes: tuple[str, ...] = ()
-    """What the labels were taken for, in plain words."""
+    """What the values of the label column were taken for, in words."""
     labels_used: frozenset[str] = frozenset()
-    """Which keys of `--labels` occurred."""
+    """Keys of `--labels` that occurred."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -76,7 +72,7 @@ class Rows:
         )
 
     def contents(self) -> list[str]:
-        """One text per row that tells its content, labels aside."""
+        """One string a row, equal for rows of equal texts or words."""
         if self.words is not None:
             return [json.dumps(x) for x in self.words]
         # As json.dumps([a, b]), but several times as fast.
@@ -86,24 +82,27 @@ class Rows:
         return [f"[{json.dumps(a)}, {json.dumps(b)}]" for a, b in pairs]
 
     def digest(self) -> str:
-        """sha256 of texts and labels, in hex."""
+        """SHA-256 of texts and labels, in hex."""
         return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows by role: weights and scores are computed on `fit`, candidates are compared on
-    `select`, the budget is certified on `certify`, and `test` is only reported."""
+    """Rows by role.
+
+    Weights and importance are computed on `fit`, candidates are compared on `select`, the
+    budget is certified on `certify`, and the report shows scores on `test`.
+    """
 
     fit: Rows
     select: Rows
     certify: Rows
     test: Rows | None
     notes: tuple[str, ...]
-    """How the rows got their roles, in plain words."""
+    """How the rows got their roles, in words."""
 
     def digest(self) -> str:
-        """sha256 over all roles, in hex."""
+        """SHA-256 of all roles, in hex."""
         roles = (self.fit, self.select, self.certify, self.test)
         return _sha256(["" if x is None else x.digest() for x in roles])
 
@@ -135,8 +134,7 @@ def read_rows(
         source: a file, the shards of one split, a folder, or a hub id (`name` or
             `owner/name`, with `:config` where the data set has several).
         task: which labels are expected.
-        columns: names for `text_a`, `text_b`, `label`, `score`, `tokens`, `tags` where the
-            file does not use the usual ones.
+        columns: for keys of `known_columns` the names that the file uses instead.
         split: which split of a folder or hub data set, `train` where not given.
         labels: what values of the label column mean, see `LabelMap`.
 
@@ -148,16 +146,25 @@ def read_rows(
         MissingError: a hub id, and the `datasets` library is not installed.
     """
     named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
-    for key in named.keys() - set(_KEYS):
-        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(_KEYS)}")
+    known = known_columns()
+    for key in named.keys() - set(known):
+        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
     chosen = LabelMap(labels or {}, task.labels)
     return _rows(_table(source, named, split), task, named, chosen)
+
+
+def known_columns() -> tuple[str, ...]:
+    """Names of columns that some task reads, and that `--columns` may rename."""
+    names = ["text_a", "text_b"]
+    for task in task_types():
+        names += ["tokens"] * task.reads_words + [*task.columns]
+    return tuple(dict.fromkeys(names))
 
 
 def read_texts(
     source: str | Path | Sequence[Path], task: Task, split: str | None = None
 ) -> Rows:
-    """The texts of one split under their usual names, or the words; labels are not looked at.
+    """Read the texts, or words, of one split under their usual names, without labels.
 
     Arguments and errors are those of `read_rows`.
     """
@@ -169,8 +176,9 @@ def _table(
     named: Mapping[str, str],
     split: str | None,
 ) -> Table:
-    """The columns of one split that may be of use."""
-    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *_KEYS, "ner_tags"}
+    """The columns of one split that a task may read."""
+    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *known_columns()}
+    wanted |= {x for task in task_types() for x in task.other_columns}
     if not isinstance(source, str | Path):
         return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
@@ -228,13 +236,13 @@ def _text_columns(table: Table, named: Mapping[str, str] | None) -> tuple[str, s
 
 
 def _all_empty(table: Table, name: str) -> bool:
-    """A test split often keeps the label column with nothing in it."""
+    """Whether a column holds no value, as the label column of many a test split."""
     return all(x is None for x in table.columns[name])
 
 
 def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
-    """Texts, or words; `named` = None where the user cannot name columns."""
-    if task.kind == "token-classification":
+    """Rows without labels; `named` is None where the user cannot name columns."""
+    if task.reads_words:
         tokens = (named or {}).get("tokens", "tokens")
         if tokens not in table.names:
             cure = "name it 'tokens'"
@@ -253,17 +261,9 @@ def _rows(table: Table, task: Task, named: Mapping[str, str], chosen: LabelMap) 
             text = f"no column '{name}' (--columns {key}={name}); the columns are: "
             table.fail(None, text + listed(table.names))
 
-    def first(*keys: str) -> str | None:
-        usual = ("ner_tags",) if "tags" in keys else ()
-        names = [named[k] for k in keys if k in named] or [*keys, *usual]
-        return next((x for x in names if x in table.names), None)
-
-    if task.kind == "token-classification":
-        label = first("tags")
-    elif task.problem == "regression":
-        label = first("score", "label")
-    else:
-        label = first("label")
+    renamed = [named[k] for k in task.columns if k in named]
+    names = renamed or [*task.columns, *task.other_columns]
+    label = next((x for x in names if x in table.names), None)
     rows = _unlabelled(table, task, named)
     if label is None or _all_empty(table, label):
         return rows
@@ -272,12 +272,9 @@ def _rows(table: Table, task: Task, named: Mapping[str, str], chosen: LabelMap) 
 
 def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:
     values, classes = table.columns[name], table.classes.get(name, ())
-    if task.problem == "regression":
-        return replace(rows, labels=float_scores(values, table.fail))
-    if rows.words is not None:
-        found = resolved_tags(values, classes, chosen, table.fail)
-        labels: Labels | None = tag_ids(found.values, rows.words, task.labels, table.fail)
-    else:
-        found = resolved(values, classes, chosen, table.fail)
-        labels = class_ids(found.values, task.labels, table.fail)
+    if not task.has_classes:
+        return replace(rows, labels=task.read_labels(values, rows.words, table.fail))
+    resolve = resolved if rows.words is None else resolved_tags
+    found = resolve(values, classes, chosen, table.fail)
+    labels = task.read_labels(found.values, rows.words, table.fail)
     return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)

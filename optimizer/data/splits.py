@@ -1,4 +1,4 @@
-"""Which rows are for what: fitting, selecting, certifying, reporting."""
+"""Give rows their roles: fit, select, certify and test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.task import Task
 
 from .files import MIN_ROWS, find_files, hub_splits, is_hub_id, listed
 from .label_names import unused
@@ -29,14 +29,14 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     seed: int = 0,
     labels: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Read all that is given and assign the rows to roles.
+    """Read the data that is given and assign its rows to roles.
 
     Args:
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
         train, validation, test: files; each wins over the same split of `data`.
-        beside: the model's file or folder; its data files are used where nothing is given.
+        beside: the model's file or folder; its data files are read if nothing else is given.
         task, columns, labels: see `read_rows`.
-        seed: which random parts of one file get which role; row order has no influence.
+        seed: draws the parts of a file that get different roles; row order has no influence.
 
     Raises:
         DataError: nothing is given, a file is wrong, or a role has fewer than 8 rows.
@@ -72,7 +72,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
 
 
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
-    """Give rows of `train`, `validation`, `test` their roles; see `Splits`."""
+    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`."""
     notes: list[str] = []
     labelled = {k: v for k, v in rows.items() if v.labels is not None}
     if labelled and len(labelled) < len(rows):
@@ -116,7 +116,7 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:
-    """Each row once: a repeated row is no further evidence."""
+    """Drop repeated rows, which are no independent evidence; and how many were dropped."""
     first = {text: i for i, text in reversed(list(enumerate(rows.contents())))}
     return rows.take(sorted(first.values())), len(rows) - len(first)
 

@@ -1,49 +1,50 @@
-"""Text to token ids and batches, label values to numbers."""
+"""Tokenise rows, and cut them into padded batches.
+
+Axis letters: N rows, B rows of a batch, T tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Encoder, Task
+from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE, Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .rows import Rows
 
-Ints = NDArray[np.int64]
-Fail = Callable[[int | None, str], NoReturn]
-"""Raises DataError with the file, the row (None = the whole file) and a text."""
-
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Token ids without padding."""
+    """Tokenised rows without padding."""
 
     ids: tuple[tuple[int, ...], ...]
+    """Token ids of each row."""
     types: tuple[tuple[int, ...], ...] | None
-    """Token type ids, where the model takes them."""
+    """Token type ids of each row; None where the model takes none."""
     labels: NDArray[Any] | tuple[Ints, ...] | None
-    """As in `Rows`; for token tasks per row int64 [T], -100 on special tokens, on all but a
-    word's first sub-word, and on what was cut off."""
+    """Labels of the rows, or None. One label a row as in `Rows`; or, where words have labels,
+    per row int64 [T] with -100 on special tokens and on all but a word's first sub-word."""
     pad_id: int
+    """The id that fills rows up."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
-    """Token tasks: per row bool [T], True on each word's first sub-word, labelled or not."""
+    """Rows of words: per row bool [T], True on each word's first sub-word, labelled or not."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def lengths(self) -> Ints:
-        """Number of tokens of each row, specials included: [N]."""
+        """Number of tokens of each row with special tokens, [N]."""
         return np.array([len(x) for x in self.ids], dtype=np.int64)
 
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
@@ -65,7 +66,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows padded on the right to one length. B rows, T positions."""
+    """Rows padded on the right to one length."""
 
     rows: Ints
     """Indices into the `Encoded`: [B]."""
@@ -73,7 +74,7 @@ class Batch:
     attention_mask: Ints
     token_type_ids: Ints | None
     labels: NDArray[Any] | None
-    """[B]; for token tasks [B, T] with -100 on padding."""
+    """[B]; where words have labels [B, T] with -100 on padding."""
 
     def inputs(self) -> dict[str, Ints]:
         """The arrays [B, T] under their ONNX names, in the ONNX order."""
@@ -87,12 +88,18 @@ def encode(
     rows: Rows,
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
-    task: Task,
     max_length: int | None = None,
 ) -> Encoded:
-    """Tokenise, cutting off what is longer than `max_length` tokens.
+    """Tokenise rows and cut off tokens after the first `max_length`.
 
-    The tokenizer is left as it was. Default length: all that model and tokenizer take.
+    The tokenizer's own settings do not change.
+
+    Args:
+        rows: texts, pairs or words, with or without labels.
+        tokenizer: the model's.
+        encoder: the model's sizes.
+        max_length: tokens a row, special tokens included; None = as many as model and
+            tokenizer take.
 
     Raises:
         UsageError: `max_length` does not fit the model or leaves no room for text.
@@ -143,7 +150,7 @@ def encode(
 def row_limit(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
 ) -> int:
-    """The most tokens a row may have: `asked`, or all that model and tokenizer take.
+    """The largest number of tokens of a row: `asked`, or as many as model and tokenizer take.
 
     Raises:
         UsageError: `asked` does not fit the model or leaves no room for text.
@@ -196,14 +203,16 @@ def batches(
     pad_to: int | None = None,
     seed: int | None = None,
 ) -> list[Batch]:
-    """Cut into batches of `size` rows, the last may be smaller; always the same ones.
+    """Cut rows into batches of `size` rows; the last may be smaller.
+
+    The same arguments give the same batches.
 
     Args:
         encoded: the rows.
         size: rows per batch.
-        by_length: put rows of like length together, short ones first.
+        by_length: sort the rows by length, short ones first, to pad less.
         pad_to: pad every batch to this length; None = to its own longest row.
-        seed: draws the order among rows of one length; None = as they come.
+        seed: draws the order of rows of equal length; None = the order of the rows.
 
     Raises:
         UsageError: `size` is below 1, or a row is longer than `pad_to`.
@@ -222,7 +231,10 @@ def batches(
 
 
 def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
-    """As `batches`, by length, each batch filled to whole groups of n rows with its own."""
+    """Batches by length for a model that mixes n rows, filled up to whole groups of n.
+
+    A batch is filled up with its own rows (see `model/row_groups.py`).
+    """
     found = batches(encoded, batch_rows(size, n))
     if n == 1:
         return found
@@ -230,7 +242,7 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
 
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
-    """These rows as one batch, padded to `pad_to` or to the longest of them."""
+    """Make one batch of the rows at these indices, padded to `pad_to` or the longest row."""
     lengths = np.array([len(encoded.ids[i]) for i in rows])
     length = int(lengths.max()) if pad_to is None else pad_to
     labels = encoded.labels
@@ -245,111 +257,3 @@ def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
         if isinstance(labels, tuple)
         else (None if labels is None else labels[rows]),
     )
-
-
-def class_ids(values: Sequence[Any], names: Sequence[str], fail: Fail) -> Ints | None:
-    """Class ids [N] of ids or label names; None if every value is -1 (hidden labels).
-
-    A column is read as names if each value is one, else as ids.
-    """
-    ids = _ids(values, names, fail, allowed=-1)
-    if (ids == -1).all():
-        return None
-    if (ids == -1).any():
-        row = int(np.flatnonzero(ids == -1)[0])
-        fail(row, f"label -1 is not in 0..{len(names) - 1}: remove the row")
-    if len(names) > 1 and (ids == ids[0]).all():
-        fail(
-            None,
-            f"all {len(ids)} rows have the label {ids[0]} ('{names[ids[0]]}'), the model "
-            f"knows {len(names)}: give rows of at least 2 classes",
-        )
-    return ids
-
-
-def tag_ids(
-    values: Sequence[Any], words: Sequence[Sequence[str]], names: Sequence[str], fail: Fail
-) -> tuple[Ints, ...]:
-    """Per row the class ids of its words, from ids (-100 = not scored) or label names."""
-    row_of: list[int] = []
-    for i, (tags, row) in enumerate(zip(values, words, strict=True)):
-        if not isinstance(tags, list):
-            fail(i, f"the tags are {tags!r:.40}, not a list: use jsonl or parquet")
-        if len(tags) != len(row):
-            fail(i, f"{len(row)} tokens but {len(tags)} tags: give each token one tag")
-        row_of += [i] * len(row)
-    flat = [x for tags in values for x in tags]
-
-    def fail_at(at: int | None, text: str) -> NoReturn:
-        fail(None if at is None else row_of[at], text)
-
-    ids = _ids(flat, names, fail_at, allowed=IGNORE)
-    return tuple(np.split(ids, np.cumsum([len(x) for x in words])[:-1]))
-
-
-def _ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
-    known = {x.casefold(): i for i, x in enumerate(names)}
-    if len(known) < len(names):
-        known = {x: i for i, x in enumerate(names)}
-    texts = [x.strip() if isinstance(x, str) else x for x in values]
-    by_name = [_find(known, x) for x in texts]
-    if None not in by_name:
-        return np.array(by_name, dtype=np.int64)
-    ids = [integer(x) for x in texts]
-    named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
-    for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
-        if value is None:
-            fail(i, "the label is empty: fill it in or remove the row")
-        if found is None and by_name[i] is not None:
-            continue  # a column of names: the row to report is one without a name
-        if found is None or named:
-            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-            fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
-        if found != allowed and not 0 <= found < len(names):
-            fail(
-                i,
-                f"label {found} is out of range, the model has {len(names)} labels "
-                f"(0..{len(names) - 1}): use its ids or names",
-            )
-    return np.array(ids, dtype=np.int64)
-
-
-def _find(known: dict[str, int], value: Any) -> int | None:
-    if not isinstance(value, str):
-        return None
-    return known.get(value, known.get(value.casefold()))
-
-
-def class_of(value: Any, known: Sequence[str]) -> int | None:
-    """The class that a value names, by its name first, else by its id; None = none."""
-    found = {x.casefold(): i for i, x in enumerate(known)}
-    if len(found) < len(known):
-        found = {x: i for i, x in enumerate(known)}
-    text = value.strip() if isinstance(value, str) else value
-    named, number = _find(found, text), integer(text)
-    if named is not None or number is None:
-        return named
-    return number if 0 <= number < len(known) else None
-
-
-def integer(value: Any) -> int | None:
-    """A whole number, also as a text or a float; None = it is none."""
-    try:
-        number = float(value) if isinstance(value, str | int | float) else 0.5
-    except (ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() else None
-
-
-def float_scores(values: Sequence[Any], fail: Fail) -> NDArray[np.float64] | None:
-    """Scores [N] as float64; None if every value is -1 (hidden labels)."""
-    scores = np.empty(len(values))
-    for i, value in enumerate(values):
-        try:
-            number = isinstance(value, str | int | float) and not isinstance(value, bool)
-            scores[i] = float(value) if number else np.nan
-        except (ValueError, OverflowError):
-            scores[i] = np.nan
-        if not np.isfinite(scores[i]):
-            fail(i, f"score {value!r:.40} is not a finite number: mend or remove the row")
-    return None if (scores == -1).all() else scores

@@ -12,9 +12,11 @@ import torch
 
 from prumux.optimizer.base.errors import ModelError, VerifyError
 from prumux.optimizer.base.store import owned
+from prumux.optimizer.tasks.registry import from_own_config
+from prumux.optimizer.tasks.task import Task
 
 from .families.registry import families
-from .ir import Kind, Model, Task
+from .ir import Model
 from .masks import Masks
 from .sizes import Constant, Encoder, Layer, Mux
 
@@ -24,10 +26,6 @@ LIMIT = 2**24
 """No size of a model comes near it; a damaged one may."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
 """Of a number; 1 where nothing is said."""
-ARCHITECTURES: dict[Kind, str] = {
-    "text-classification": "PrumuxForSequenceClassification",
-    "token-classification": "PrumuxForTokenClassification",
-}
 
 
 def to_config(model: Model) -> dict[str, Any]:
@@ -35,16 +33,15 @@ def to_config(model: Model) -> dict[str, Any]:
     encoder = asdict(model.encoder)
     layers, mux = encoder.pop("layers"), encoder.pop("mux")
     encoder["constants"] = dict(model.encoder.constants)
-    problem = {"classification": "single_label_classification", "regression": "regression"}
     return {
         "model_type": "prumux",
-        "architectures": [ARCHITECTURES[model.task.kind]],
+        "architectures": [model.task.own_class()],
         "prumux_format": FORMAT,
         "encoder": encoder,
         "heads_per_layer": [layer["heads"] for layer in layers],
         "ffn_per_layer": [layer["ffn"] for layer in layers],
         "mux": mux,
-        "problem_type": problem[model.task.problem],
+        "problem_type": model.task.problem_type,
         "id2label": {str(i): name for i, name in enumerate(model.task.labels)},
         "label2id": {name: i for i, name in enumerate(model.task.labels)},
         "pad_token_id": model.encoder.pad_id,
@@ -78,29 +75,13 @@ def from_config(
         mux = None if config.get("mux") is None else Mux(**config["mux"])
         encoder = Encoder(layers=layers, mux=mux, **sizes)
         _check_sizes(encoder)
-        return encoder, _task(config, encoder.labels)
+        return encoder, from_own_config(config, encoder.labels)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ModelError(
             f"{where} is not one that prumux wrote: {why}\n"
             "write the folder again with prumux-opt"
         ) from error
-
-
-def _task(config: Mapping[str, Any], labels: int) -> Task:
-    """The task of a model with so many labels."""
-    kinds = [k for k, v in ARCHITECTURES.items() if v in config["architectures"]]
-    if not kinds:
-        raise ValueError(f"architectures is {config['architectures']!r:.60}")
-    names = config["id2label"]
-    regression = config.get("problem_type") == "regression"
-    task = Task(
-        kind=kinds[0],
-        problem="regression" if regression else "classification",
-        labels=tuple(names[str(i)] for i in range(len(names))),
-    )
-    task.check(labels)
-    return task
 
 
 def _check_sizes(encoder: Encoder) -> None:

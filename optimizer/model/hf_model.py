@@ -19,10 +19,12 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.tasks.losses import hugging_face_loss
+from prumux.optimizer.tasks.registry import kind_of
 
-from .artifact import ARCHITECTURES, from_config
+from .artifact import from_config
 from .hf_config import PrumuxConfig
-from .ir import Encoder, Kind, expected_shapes
+from .ir import Encoder, expected_shapes
 from .module import EncoderForward, attach
 from .row_groups import filled
 from .torch_ops import Factors, TorchOps
@@ -54,7 +56,8 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
     config_class = PrumuxConfig
     main_input_name = "input_ids"
     reading = _AnyTypeOps
-    kind: ClassVar[Kind]
+    class_ending: ClassVar[str]
+    """`Task.head` of the tasks that it is for."""
 
     def __init__(self, config: PrumuxConfig) -> None:
         """Empty weights in the sizes of the config.
@@ -63,7 +66,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
             ModelError: the config has no sizes, or those of another task.
         """
         PreTrainedModel.__init__(self, config)
-        self.sizes = _sizes(config, self.kind)
+        self.sizes = _sizes(config, self.class_ending)
         shapes = expected_shapes(self.sizes)
         attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
         self.requires_grad_(True)
@@ -143,7 +146,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-call]
     """An optimised text classifier or regressor."""
 
-    kind = "text-classification"
+    class_ending = "ForSequenceClassification"
 
     def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
         self,
@@ -163,14 +166,16 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
             return_dict: False = a tuple `([loss,] logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
-        loss = None if labels is None else _loss(logits, labels, self.config.problem_type)
+        loss, problem = None, self.config.problem_type
+        if labels is not None:
+            loss = hugging_face_loss(logits, labels, problem)
         return self.keyed(SequenceClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
 class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call]
     """An optimised tagger."""
 
-    kind = "token-classification"
+    class_ending = "ForTokenClassification"
 
     def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
         self,
@@ -196,19 +201,20 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
         return self.keyed(TokenClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
-def _sizes(config: PrumuxConfig, kind: Kind) -> Encoder:
+def _sizes(config: PrumuxConfig, head: str) -> Encoder:
     if config.encoder is None:
         raise ModelError(
             "this PrumuxConfig has no sizes; load one: AutoConfig.from_pretrained('folder')"
         )
     described = config.to_dict() | {
-        "architectures": config.architectures or [ARCHITECTURES[kind]],
+        "architectures": config.architectures or [f"Prumux{head}"],
         "id2label": {str(i): name for i, name in (config.id2label or {}).items()},
     }
     encoder, task = from_config(described)
-    if task.kind != kind:
-        auto = ARCHITECTURES[task.kind].replace("Prumux", "AutoModel")
-        raise ModelError(f"this is a {task.kind} model, not a {kind} one: use {auto}")
+    if task.head != head:
+        raise ModelError(
+            f"this is a {task.kind} model, not a {kind_of(head)} one: use {task.auto_class()}"
+        )
     return encoder
 
 
@@ -216,21 +222,6 @@ def _two(names: list[str]) -> str:
     if not names:
         return "none"
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
-
-
-def _loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
-    """Hugging Face's choice of loss by `problem_type`, or by labels where that is not set."""
-    classes = logits.shape[-1]
-    whole = labels.dtype in (torch.long, torch.int)
-    guess = "single_label_classification" if whole else "multi_label_classification"
-    problem = problem or ("regression" if classes == 1 else guess)
-    if problem == "regression":
-        if classes == 1:
-            logits, labels = logits.squeeze(), labels.squeeze()
-        return F.mse_loss(logits, labels)
-    if problem == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
-    return F.cross_entropy(logits, labels.view(-1))
 
 
 AutoModelForSequenceClassification.register(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import VerifyError
+from prumux.optimizer.tasks.task import Task
 
 from .masks import Masks
 from .sizes import Activation, Encoder, HeadKind, Keys, Layer, Mux
@@ -24,42 +25,12 @@ __all__ = [
     "Encoder",
     "HeadKind",
     "Keys",
-    "Kind",
     "Layer",
     "Masks",
     "Model",
     "Mux",
-    "Problem",
-    "Task",
     "expected_shapes",
 ]
-
-Kind = Literal["text-classification", "token-classification"]
-Problem = Literal["classification", "regression"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the labels mean."""
-
-    kind: Kind
-    problem: Problem
-    labels: tuple[str, ...]
-
-    def check(self, labels: int) -> None:
-        """See that each of the model's labels has a name of its own.
-
-        Raises:
-            ValueError: there are more or fewer names, one is no text, or two are the same.
-        """
-        if len(self.labels) != labels:
-            raise ValueError(f"{len(self.labels)} names of {labels} labels")
-        first: dict[str, int] = {}
-        for i, name in enumerate(self.labels):
-            if not isinstance(name, str):
-                raise ValueError(f"label {i} is {name!r:.40}, not a text")
-            if first.setdefault(name, i) != i:
-                raise ValueError(f"labels {first[name]} and {i} are both '{name:.40}'")
 
 
 @dataclass(frozen=True)

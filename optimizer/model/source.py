@@ -20,10 +20,11 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
+from prumux.optimizer.tasks.task import Task
 
 from .checkpoint import read_weights
 from .frontends import read_config
-from .ir import Encoder, Masks, Model, Task
+from .ir import Encoder, Masks, Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from prumux.optimizer.model.autoclass import install as _install
 
 if TYPE_CHECKING:
-    from prumux.export.runtime.predictor import Prediction, Predictor, load
+    from prumux.export.runtime.predictor import Predictor, load
     from prumux.optimizer.base.errors import PrumuxError
     from prumux.optimizer.pipeline.pipeline import Pipeline
     from prumux.optimizer.run.job import Result, optimize
+    from prumux.optimizer.tasks.prediction import Prediction
 
     __version__: str
 
@@ -34,7 +35,7 @@ __all__ = [
 
 _HOMES = {
     "Pipeline": "prumux.optimizer.pipeline.pipeline",
-    "Prediction": "prumux.export.runtime.predictor",
+    "Prediction": "prumux.optimizer.tasks.prediction",
     "Predictor": "prumux.export.runtime.predictor",
     "PrumuxError": "prumux.optimizer.base.errors",
     "Result": "prumux.optimizer.run.job",

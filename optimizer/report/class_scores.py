@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.ir import Task
-from prumux.optimizer.search.baselines import flat
-from prumux.optimizer.tasks.metrics import Predictions, score
+from prumux.optimizer.tasks.metrics import AGREEMENT, Predictions
+from prumux.optimizer.tasks.task import Task
 
 from .contents import ByRole, CertificateRecord, ClassRecord, ClassScores, Pair, Score
 from .formats import points
@@ -37,10 +36,12 @@ def class_scores(
         labels: same form. None means unlabelled: recalls are then computed against `dense`.
         task: names the classes.
     """
-    agreement = score("agreement", optimised, dense, task)
-    if task.problem == "regression":
+    agreement = task.score(AGREEMENT, optimised, dense)
+    if not task.has_classes:
         return ClassScores(agreement, None, ())
-    truth, p, q = (flat(x) for x in (dense if labels is None else labels, dense, optimised))
+    truth, p, q = (
+        task.all_answers(x) for x in (dense if labels is None else labels, dense, optimised)
+    )
 
     def counts(answers: NDArray[Any]) -> list[int]:
         return [int(n) for n in np.bincount(answers, minlength=len(task.labels))]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from prumux.optimizer.tasks import registry
+
 from . import drawings
-from .contents import CertificateRecord, Report, TaskRecord, TrialRecord
+from .contents import CertificateRecord, Report, TrialRecord
 from .formats import TIMES, duration, millions, percent, plain, points
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def render(report: Report) -> str:
         numbers={t.pipeline: i for i, t in enumerate(report.trials, 1)},
         exports=[export_facts(*x) for x in vars(report.export).items()],
         beside=[(drawings.engine_name(x, report), x) for x in report.beside],
-        **_task_words(report.task),
+        task=registry.from_report({} if report.task is None else vars(report.task)),
     )
 
 
@@ -110,20 +112,6 @@ def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
         variants=tuple((v, {k: x.get(v) for k, x in tables.items()}) for v in variants),
         other={k: v for k, v in facts.items() if k not in (*tables, "kept") and v != {}},
     )
-
-
-def _task_words(task: TaskRecord | None) -> dict[str, Any]:
-    """What the page says differently for each task."""
-    reads_words = task is not None and task.kind == "token-classification"
-    regression = task is not None and task.problem == "regression"
-    head = "TokenClassification" if reads_words else "SequenceClassification"
-    return {
-        "auto_class": f"AutoModelFor{head}",
-        "reads_words": reads_words,
-        "instability_meaning": "deviation of a row's answers / deviation between rows"
-        if regression
-        else "rows whose answer depends on their partners",
-    }
 
 
 def _environment() -> Environment:

@@ -18,11 +18,11 @@ from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.tasks.metrics import check_metric, default_metric
+from prumux.optimizer.tasks.metrics import AGREEMENT
+from prumux.optimizer.tasks.task import Task
 
 if TYPE_CHECKING:
     from prumux.optimizer.pipeline.target import Target
@@ -68,7 +68,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         "test": splits.test,
     }
     coded = {
-        role: encode(rows, model.tokenizer, model.encoder, model.task)
+        role: encode(rows, model.tokenizer, model.encoder)
         for role, rows in given.items()
         if rows is not None
     }
@@ -104,9 +104,8 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
 
 def _metric(request: Request, task: Task, labelled: bool) -> str:
     """The metric that was asked for, or the one that fits task and data."""
-    metric = request.metric or (default_metric(task) if labelled else "agreement")
-    check_metric(metric, task)
-    if not labelled and metric != "agreement":
+    metric = request.metric or (task.default_metric if labelled else AGREEMENT)
+    if task.metric(metric).needs_labels and not labelled:
         raise UsageError(
             f"metric '{metric}' needs labels and the data has none\n"
             "name the label column with --columns label=NAME, or leave --metric out to keep "

@@ -134,11 +134,12 @@ class Plan:
         )
         if limit == 0:
             return f"{said}: exact passes only, nothing to certify"
-        if self.bench.metric == "balanced-accuracy":
+        metric = self.bench.model.task.metric(self.bench.metric)
+        if metric.statistic == "stratified":
             from prumux.optimizer.search.score_checks import provable_by_class
 
             return f"{said}{provable_by_class(self.bench, limit)}"
-        if self.bench.metric != "accuracy":
+        if not (metric.counts_answers and metric.needs_labels):
             return said
         loss = provable_loss(rows, limit)
         if loss < 0:

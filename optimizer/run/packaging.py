@@ -16,7 +16,7 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.tasks.metrics import score
+from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
 from .workspace import Workspace
@@ -121,7 +121,7 @@ def _check_answers(bench: Bench, exported: Exported) -> None:
         found = predict(exported.engine.run, rows, task, step, **bench.mixing(exported.model))
     certified = bench.answers(exported.pipeline, exported.target)
     answers = sum(np.size(x) for x in found)
-    other = round((1 - score("agreement", found, certified, task)) * answers)
+    other = round((1 - task.score(AGREEMENT, found, certified)) * answers)
     if other > max(1, OTHER_ANSWERS * answers):
         raise GateError(
             f"{other} of {answers} answers of the engine are not the certified ones, "

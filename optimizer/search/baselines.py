@@ -11,15 +11,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.tasks.label_order import LabelOrder, explained, sign_test
-from prumux.optimizer.tasks.metrics import IGNORE, Predictions, metrics_of, score
+from prumux.optimizer.tasks.metrics import Predictions
+from prumux.optimizer.tasks.task import ConstantAnswer, Task
 
 from .budget import Budget
 
@@ -31,13 +31,6 @@ FEW_ROWS = 30
 MISFIT = 0.01
 """A model that is no worse than each constant answer is called a misfit in at most 1 % of
 draws."""
-
-
-class Constant(NamedTuple):
-    """The best constant answer and its score in [-1, 1]."""
-
-    answer: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -54,37 +47,35 @@ class Judged:
     @property
     def truth(self) -> Predictions:
         """What predictions are scored against."""
-        if self.metric == "agreement" or self.labels is None:
-            return self.dense
-        return self.labels
+        needs_labels = self.task.metric(self.metric).needs_labels
+        return self.dense if self.labels is None or not needs_labels else self.labels
 
     @property
     def score(self) -> float:
         """The given model's score."""
-        if self.metric == "agreement":
+        if not self.task.metric(self.metric).needs_labels:
             return 1.0
-        return score(self.metric, self.dense, self.truth, self.task)
+        return self.task.score(self.metric, self.dense, self.truth)
+
+    @property
+    def answers(self) -> NDArray[Any]:
+        """All answers of the model in one array."""
+        return self.task.all_answers(self.dense)
+
+    @property
+    def flat_labels(self) -> NDArray[Any]:
+        """All labels in one array; there must be some."""
+        assert self.labels is not None
+        return self.task.all_answers(self.labels)
 
     def by(self, metric: str) -> Judged:
         """The same by another metric."""
         return Judged(self.dense, self.labels, self.task, metric, self.role)
 
 
-def best_constant(judged: Judged) -> Constant:
-    """The constant answer that scores best: over classes or tags; numbers correlate with none.
-
-    Only the most frequent class can win, by any metric but the F1 of one class or of spans.
-    """
-    task, truth = judged.task, judged.truth
-    if task.problem == "regression":
-        return Constant("one number", 0.0)
-    counts = np.bincount(flat(truth), minlength=len(task.labels))
-    answers = [int(counts.argmax())]
-    if judged.metric == "f1":
-        answers = list(range(len(counts)))
-    scores = [score(judged.metric, _always(c, truth), truth, task) for c in answers]
-    best = int(np.argmax(scores))
-    return Constant(f"'{task.labels[answers[best]]}'", scores[best])
+def best_constant(judged: Judged) -> ConstantAnswer:
+    """The constant answer with the best score by the metric, against labels or predictions."""
+    return judged.task.best_constant(judged.metric, judged.truth)
 
 
 def check(judged: Judged, budget: Budget | None, confirmed: bool = False) -> list[str]:
@@ -120,16 +111,20 @@ def check(judged: Judged, budget: Budget | None, confirmed: bool = False) -> lis
     return warnings + _rare(judged)
 
 
-def _order(judged: Judged, constant: Constant, useless: bool, confirmed: bool) -> list[str]:
+def _order(
+    judged: Judged, constant: ConstantAnswer, useless: bool, confirmed: bool
+) -> list[str]:
     """Stop, or warn, where the labels fit the model far better in another order."""
-    if judged.labels is None or judged.task.problem == "regression":
+    if judged.labels is None or not judged.task.has_classes:
         return []
-    order = explained(flat(judged.dense), _flat_labels(judged), judged.task)
+    order = explained(judged.answers, judged.flat_labels, judged.task)
     if order is None:
         return []
     # Half of the mistakes gone: a model that is merely weak on other data has no such order.
     halved = 2 * (1 - order.accuracy) <= 1 - order.accuracy_as_read
-    if judged.metric != "agreement" and (useless or (halved and not confirmed)):
+    if judged.task.metric(judged.metric).needs_labels and (
+        useless or (halved and not confirmed)
+    ):
         raise UsageError(_reordered(judged, constant, order))
     return [_maybe_reordered(judged, order, confirmed)]
 
@@ -145,24 +140,6 @@ def select_warnings(judged: Judged, budget: Budget) -> list[str]:
     ]
 
 
-def flat(predictions: Predictions) -> NDArray[Any]:
-    """All answers in one array, those of scored positions for token tasks."""
-    if isinstance(predictions, tuple):
-        return np.concatenate([x[x != IGNORE] for x in predictions]).astype(np.int64)
-    return np.asarray(predictions)
-
-
-def _flat_labels(judged: Judged) -> NDArray[Any]:
-    assert judged.labels is not None
-    return flat(judged.labels)
-
-
-def _always(answer: int, truth: Predictions) -> Predictions:
-    if isinstance(truth, tuple):
-        return tuple(np.full(int((x != IGNORE).sum()), answer) for x in truth)
-    return np.full(len(truth), answer)
-
-
 def _misfit(judged: Judged) -> bool:
     """Whether the model is certainly worse than a constant answer, and knows nothing else.
 
@@ -170,9 +147,9 @@ def _misfit(judged: Judged) -> bool:
     number. A model that finds rare classes may well be worse by accuracy, so it must not be
     related to the labels either.
     """
-    if judged.labels is None or judged.task.problem == "regression":
+    if judged.labels is None or not judged.task.has_classes:
         return judged.score < 0
-    answers, labels = flat(judged.dense), _flat_labels(judged)
+    answers, labels = judged.answers, judged.flat_labels
     right, classes = answers == labels, np.unique(labels)
     worse = any(
         sign_test(int((~right & (labels == c)).sum()), int((right & (labels != c)).sum()))
@@ -203,7 +180,7 @@ def _points(share: float) -> str:
     return f"{100 * share:.2f}"
 
 
-def _both(judged: Judged, constant: Constant) -> str:
+def _both(judged: Judged, constant: ConstantAnswer) -> str:
     rows = f"{len(judged.dense)} {judged.role} rows"
     return (
         f"always answering {constant.answer} scores {_points(constant.score)} "
@@ -211,20 +188,20 @@ def _both(judged: Judged, constant: Constant) -> str:
     )
 
 
-def _telling(judged: Judged, budget: Budget) -> list[tuple[str, float, Constant]]:
+def _telling(judged: Judged, budget: Budget) -> list[tuple[str, float, ConstantAnswer]]:
     """Metrics by which a constant answer does not keep the budget, with both scores."""
     found = []
-    for metric in metrics_of(judged.task):
-        other = judged.by(metric)
-        if metric == judged.metric or (judged.labels is None and metric != "agreement"):
+    for metric in judged.task.metrics:
+        other = judged.by(metric.name)
+        if metric.name == judged.metric or (judged.labels is None and metric.needs_labels):
             continue
         constant, dense = best_constant(other), other.score
         if dense - constant.score > budget.limit(dense):
-            found.append((metric, dense, constant))
+            found.append((metric.name, dense, constant))
     return found
 
 
-def _refused(judged: Judged, constant: Constant, budget: Budget) -> str:
+def _refused(judged: Judged, constant: ConstantAnswer, budget: Budget) -> str:
     said = f"{_both(judged, constant)}, so it keeps --budget {budget}"
     if judged.score < constant.score and not _knows(judged):
         return _no_better(judged, constant)
@@ -245,9 +222,9 @@ def _refused(judged: Judged, constant: Constant, budget: Budget) -> str:
 
 def _knows(judged: Judged) -> bool:
     """Whether the model's answers are related to the labels at all."""
-    if judged.labels is None or judged.task.problem == "regression":
+    if judged.labels is None or not judged.task.has_classes:
         return judged.score > 0
-    return _related(flat(judged.dense), _flat_labels(judged), len(judged.task.labels))
+    return _related(judged.answers, judged.flat_labels, len(judged.task.labels))
 
 
 def _instead(judged: Judged, budget: Budget | None) -> str:
@@ -255,18 +232,16 @@ def _instead(judged: Judged, budget: Budget | None) -> str:
     return f"; consider --metric {found[0][0]}" if found else ""
 
 
-def _no_better(judged: Judged, constant: Constant) -> str:
-    columns = "label" if judged.task.kind == "text-classification" else "tags"
-    if judged.task.problem == "regression":
-        columns = "score"
+def _no_better(judged: Judged, constant: ConstantAnswer) -> str:
+    column = judged.task.columns[0]
     return (
         f"{_both(judged, constant)}: the labels do not fit the model's answers\n"
-        f"name the right columns (--columns {columns}=NAME text_a=NAME) or say what the "
+        f"name the right columns (--columns {column}=NAME text_a=NAME) or say what the "
         "labels mean (--labels 0=NAME ...);\nto leave the labels alone: --metric agreement"
     )
 
 
-def _reordered(judged: Judged, constant: Constant, order: LabelOrder) -> str:
+def _reordered(judged: Judged, constant: ConstantAnswer, order: LabelOrder) -> str:
     same = " ".join(shlex.quote(f"{read}={read}") for read, _ in order.moved)
     return (
         f"{_both(judged, constant)}\nthe classes seem to have another order: the model is "
@@ -286,34 +261,33 @@ def _maybe_reordered(judged: Judged, order: LabelOrder, confirmed: bool) -> str:
 
 def _classes_that_may_go(judged: Judged, limit: float) -> list[str]:
     """Classes that are so rare that the budget is kept without a right answer of them."""
-    if (
-        judged.metric not in ("accuracy", "agreement")
-        or judged.task.problem != "classification"
-    ):
+    if not judged.task.metric(judged.metric).counts_answers:
         return []
-    answers, truth = flat(judged.dense), flat(judged.truth)
+    answers, truth = (
+        judged.answers,
+        judged.task.all_answers(judged.truth),
+    )
     right = np.bincount(truth[answers == truth], minlength=len(judged.task.labels))
     gone = [c for c in np.argsort(right, kind="stable") if 0 < right[c] <= limit * len(truth)]
     if not gone:
         return []
     names = _named([f"'{judged.task.labels[c]}' ({right[c]} right answers)" for c in gone])
-    cure = "balanced-accuracy or macro-f1 count all classes alike"
-    if judged.task.kind == "token-classification":
-        cure = "see the recall of each"
+    alike = [x.name for x in judged.task.metrics if x.classes_alike]
+    cure = f"{' or '.join(alike)} count all classes alike" if alike else ""
     return [
         f"{judged.metric} stays inside the budget even if one of these classes is never "
-        f"found: {names}; {cure}"
+        f"found: {names}; {cure or 'see the recall of each'}"
     ]
 
 
 def _rare(judged: Judged) -> list[str]:
     """Classes with few rows or none, where the metric counts classes alike."""
-    by_row = judged.metric in ("accuracy", "agreement")
-    if by_row or not isinstance(judged.labels, np.ndarray):
+    metric = judged.task.metric(judged.metric)
+    if metric.counts_answers or not judged.task.has_classes:
         return []
-    if judged.task.problem == "regression":
+    if not isinstance(judged.labels, np.ndarray):
         return []
-    counts = np.bincount(_flat_labels(judged), minlength=len(judged.task.labels))
+    counts = np.bincount(judged.flat_labels, minlength=len(judged.task.labels))
     few = [c for c in np.argsort(counts, kind="stable") if 0 < counts[c] < FEW_ROWS]
     none = [f"'{judged.task.labels[c]}'" for c in np.flatnonzero(counts == 0)]
     found = []
@@ -321,7 +295,7 @@ def _rare(judged: Judged) -> list[str]:
         rows = _named([f"'{judged.task.labels[c]}' {counts[c]}" for c in few])
         rough = (
             "the bound is wide for that"
-            if judged.metric == "balanced-accuracy"
+            if metric.statistic == "stratified"
             else f"the bound of {judged.metric} is approximate and may be too low"
         )
         found.append(f"few {judged.role} rows of some classes ({rows}): {rough}")

@@ -14,11 +14,10 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Task
-from prumux.optimizer.tasks.metrics import IGNORE, Predictions, Scorer, score, scorer
+from prumux.optimizer.tasks.metrics import Metric, Predictions, Scorer
+from prumux.optimizer.tasks.task import Task
 
 from .design_effect import Ints, design_effect, resamples
 from .stratified import stratified_upper
@@ -66,15 +65,16 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
 ) -> Certificate:
     """Bound the loss of the optimised model from above, rows paired.
 
-    accuracy: Tango's score bound, corrected, see `accuracy_upper`. balanced-accuracy: that
-    of each class, combined, see `stratified_upper`. agreement of sequence tasks:
-    Clopper-Pearson on the share of changed rows. All else, token tasks included: paired
-    bootstrap over rows, see `_bootstrap_upper`.
+    The metric's statistic decides how. `paired` with labels: Tango's score bound, corrected,
+    see `accuracy_upper`. `paired` with the dense model's predictions as labels:
+    Clopper-Pearson on the share of changed rows. `stratified`: the first bound for each class,
+    combined, see `stratified_upper`. `bootstrap`: paired bootstrap over rows, see
+    `_bootstrap_upper`.
 
     Args:
-        metric: one of `metrics_of(task)`.
+        metric: name of one of `task.metrics`.
         dense, optimised: predictions on the same N rows.
-        labels: same form; not used for `agreement`.
+        labels: same form; not used by metrics that need none.
         task: what the labels mean.
         limit: the allowed loss in the metric's units; relative budgets are converted already.
         confidence: one-sided.
@@ -86,20 +86,21 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
         UsageError: the metric does not fit the task.
         DataError: no rows, numbers of rows differ, or no labels where they are needed.
     """
-    truth = dense if metric == "agreement" else labels
+    chosen = task.metric(metric)
+    truth = labels if chosen.needs_labels else dense
     if truth is None:
         raise DataError(
             f"certifying '{metric}' needs labels, the rows have none: use --metric agreement"
         )
     _same_rows(dense, optimised, truth)
     rows = len(dense)
-    score_dense = 1.0 if metric == "agreement" else score(metric, dense, truth, task)
-    score_optimised = score(metric, optimised, truth, task)
+    score_dense = task.score(metric, dense, truth) if chosen.needs_labels else 1.0
+    score_optimised = task.score(metric, optimised, truth)
     loss = score_dense - score_optimised
-    if _per_row(metric, task) or metric == "balanced-accuracy":
-        upper, method = _exact_upper(metric, dense, optimised, truth, confidence, groups)
+    paired = _Paired(metric, dense, optimised, truth, task)
+    if chosen.statistic != "bootstrap":
+        upper, method = _exact_upper(chosen, paired, confidence, groups)
     else:
-        paired = _Paired(metric, dense, optimised, truth, task)
         upper = _bootstrap_upper(paired, loss, confidence, seed, groups)
         method = "bootstrap"
     return Certificate(
@@ -107,30 +108,23 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
     )
 
 
-def _exact_upper(  # noqa: PLR0917 - as `certify`
-    metric: str,
-    dense: Predictions,
-    optimised: Predictions,
-    truth: Predictions,
-    confidence: float,
-    groups: Ints | None,
+def _exact_upper(
+    metric: Metric, paired: _Paired, confidence: float, groups: Ints | None
 ) -> tuple[float, str]:
     """The bound of a metric that counts rows, and its name."""
-    y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
-    lost, won = (p == y) & (q != y), (p != y) & (q == y)
-    if metric == "balanced-accuracy":
+    before, after = (
+        paired.task.right_rows(x, paired.labels) for x in (paired.dense, paired.optimised)
+    )
+    lost, won = before & ~after, ~before & after
+    if metric.statistic == "stratified":
         bound = partial(accuracy_upper, confidence=confidence)
-        return stratified_upper(y, lost, won, bound, groups), "stratified tango"
+        classes = np.asarray(paired.labels)
+        return stratified_upper(classes, lost, won, bound, groups), "stratified tango"
     shrink = 1.0 if groups is None else design_effect(lost.astype(float) - won, groups)
-    rows, worse, better = (float(x) / shrink for x in (len(y), lost.sum(), won.sum()))
-    if metric == "accuracy":
+    rows, worse, better = (float(x) / shrink for x in (len(lost), lost.sum(), won.sum()))
+    if metric.needs_labels:
         return accuracy_upper(rows, worse, better, confidence), "tango"
     return clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
-
-
-def _per_row(metric: str, task: Task) -> bool:
-    whole = task.kind == "text-classification" and task.problem == "classification"
-    return whole and metric in ("accuracy", "agreement")
 
 
 def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:
@@ -209,8 +203,8 @@ class _Paired(NamedTuple):
     task: Task
 
     def loss_scorer(self) -> Scorer:
-        before = scorer(self.metric, self.dense, self.labels, self.task)
-        after = scorer(self.metric, self.optimised, self.labels, self.task)
+        before = self.task.scorer(self.metric, self.dense, self.labels)
+        after = self.task.scorer(self.metric, self.optimised, self.labels)
         return lambda weights: before(weights) - after(weights)
 
 
@@ -236,51 +230,11 @@ def _bootstrap_upper(
 
 
 def _imagined(paired: _Paired, extra: float) -> float:
-    """The loss with `extra` more rows that only the dense model has right, the worst case.
-
-    For accuracy without a changed row this would be z^2 / (n + z^2), as Tango's bound is.
-    Classes: rows of the class where it costs most, so that a rare class counts. Token tasks:
-    rows as they are, with all spans or labels lost. Regression: rows as they are, mirrored.
-    """
+    """The loss with `extra` more rows that only the dense model has right, the worst case."""
     metric, dense, optimised, labels, task = paired
-    rows = len(dense)
-    if task.kind == "text-classification" and task.problem == "classification":
-        return _imagined_classes(paired, extra)
-    if task.problem == "regression":
-        p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
-        mirrored = np.concatenate([q, 2 * q.mean() - q])
-        both = _Paired(metric, np.tile(p, 2), mirrored, np.tile(y, 2), task)
-    else:
-        lost = tuple(_lost(metric, y[y != IGNORE], task) for y in labels)
-        d, o, y2 = tuple(dense), tuple(optimised), tuple(labels)
-        both = _Paired(metric, d + d, o + lost, y2 + y2, task)
-    weights = np.concatenate([np.ones(rows), np.full(rows, extra / rows)])[None]
-    return float(both.loss_scorer()(weights)[0])
-
-
-def _imagined_classes(paired: _Paired, extra: float) -> float:
-    p, q, y = (np.asarray(x) for x in paired[1:4])
-    counts = np.bincount(y, minlength=len(paired.task.labels))
-    # A macro mean is over the classes that occur; with two classes both are in the score.
-    classes = np.arange(len(counts)) if len(counts) == 2 else np.flatnonzero(counts)
-    # Mistaken for the rarest other class, where a false positive costs most.
-    rarest = [*classes[np.argsort(counts[classes], kind="stable")], *range(len(counts))]
-    wrong = [next(c for c in rarest if c != k) for k in classes]
-    more = _Paired(
-        paired.metric,
-        np.concatenate([p, classes]),
-        np.concatenate([q, wrong]),
-        np.concatenate([y, classes]),
-        paired.task,
-    )
-    weights = np.hstack([np.ones((len(classes), len(y))), extra * np.eye(len(classes))])
-    return float(more.loss_scorer()(weights).max())
-
-
-def _lost(metric: str, labels: NDArray[Any], task: Task) -> NDArray[Any]:
-    if metric == "f1" and "O" in task.labels:
-        return np.full(len(labels), task.labels.index("O"))
-    return (labels + 1) % len(task.labels)
+    worst = task.worst_case(metric, dense, optimised, labels, extra)
+    more = _Paired(metric, worst.dense, worst.optimised, worst.labels, task)
+    return float(more.loss_scorer()(worst.weights).max())
 
 
 def interval(  # noqa: PLR0917 - as `certify`
@@ -293,17 +247,17 @@ def interval(  # noqa: PLR0917 - as `certify`
 ) -> tuple[float, float]:
     """Two-sided confidence interval of one score, for reports.
 
-    Wilson for shares of rows (accuracy, agreement of sequence tasks), else the percentiles of
-    a bootstrap over rows. Arguments and errors as `score`.
+    Wilson's for metrics with the statistic `paired`, which are shares of rows, else the
+    percentiles of a bootstrap over rows. Arguments and errors as `Task.scorer`.
     """
     _same_rows(predictions, predictions, labels)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    if _per_row(metric, task):
-        n, share = len(predictions), score(metric, predictions, labels, task)
+    if task.metric(metric).statistic == "paired":
+        n, share = len(predictions), task.score(metric, predictions, labels)
         centre = (share + z * z / (2 * n)) / (1 + z * z / n)
         spread = math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n) * z
         return max(centre - spread, 0.0), min(centre + spread, 1.0)
-    one = scorer(metric, predictions, labels, task)
+    one = task.scorer(metric, predictions, labels)
     scores = np.concatenate([one(w) for w in resamples(len(predictions), seed)])
     low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

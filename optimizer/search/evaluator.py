@@ -22,7 +22,7 @@ from prumux.optimizer.model.ir import Applied, Masks, Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target, on_engine
-from prumux.optimizer.tasks.metrics import Predictions, score
+from prumux.optimizer.tasks.metrics import Predictions
 
 from .bisection import Trial
 from .certificate import CONFIDENCE, Certificate, certify
@@ -296,7 +296,7 @@ class Bench:
     ) -> tuple[Predictions, Predictions]:
         """Predictions and what they are scored against: labels, or the dense predictions."""
         labels = self._rows(role).labels
-        if self.metric == "agreement" or labels is None:
+        if labels is None or not self.model.task.metric(self.metric).needs_labels:
             labels = self._predict(Pipeline(()), role)
         return self._predict(pipeline, role, target), labels
 
@@ -345,7 +345,7 @@ class Bench:
 
     def _score(self, pipeline: Pipeline, role: str, target: Target | None = None) -> float:
         found, labels = self.outputs(pipeline, role, target)
-        return score(self.metric, found, labels, self.model.task)
+        return self.model.task.score(self.metric, found, labels)
 
     def predictions_name(
         self, pipeline: Pipeline, role: str, target: Target | None = None
@@ -377,7 +377,7 @@ class Bench:
 
         kept = self.ctx.store.tensors(self.predictions_name(pipeline, role, target), make)
         arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
-        return arrays if self.model.task.kind == "token-classification" else arrays[0]
+        return arrays if self.model.task.ragged else arrays[0]
 
 
 def _engines(target: Target | None) -> tuple[Target, ...]:

@@ -12,7 +12,7 @@ from prumux.optimizer.data.predict import predict, torch_run
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.row_groups import like_length
-from prumux.optimizer.tasks.metrics import Predictions, score
+from prumux.optimizer.tasks.metrics import Predictions
 
 DRAWS = 5
 
@@ -28,8 +28,7 @@ class Drawn:
     """Per slot, the mean over draws of the score of the rows that were in it; None if those
     were too few."""
     depends_on_partners: float
-    """Share of rows (for token tasks, of words) whose answer is not the same in all draws; for
-    regression the mean standard deviation of a row's answers over that of the rows."""
+    """How much answers change between draws: see `Task.instability`."""
 
 
 def drawn(
@@ -57,13 +56,13 @@ def drawn(
     for seed in range(draws):
         made = predict(run, rows, model.task, slots=n, seed=seed)
         found.append(made)
-        scores.append(score(metric, made, labels, model.task))
+        scores.append(model.task.score(metric, made, labels))
         order = like_length(rows.lengths, seed)
         for slot, kept in enumerate(per_slot):
             members = order[slot::n]
             if len(members) > 1:
                 kept.append(
-                    score(metric, _take(made, members), _take(labels, members), model.task)
+                    model.task.score(metric, _take(made, members), _take(labels, members))
                 )
         if tick is not None:
             tick()
@@ -71,7 +70,7 @@ def drawn(
         tuple(scores),
         fmean(scores),
         tuple(fmean(kept) if kept else None for kept in per_slot),
-        _changing(found, model.task.problem == "regression"),
+        model.task.instability(found),
     )
 
 
@@ -80,13 +79,3 @@ def _take(values: Predictions, index: np.ndarray) -> Predictions:
         return tuple(values[i] for i in index)
     found: Predictions = values[index]
     return found
-
-
-def _changing(found: list[Predictions], regression: bool) -> float:
-    """How much answers change between draws; see `Drawn`."""
-    flat = [np.concatenate(x) if isinstance(x, tuple) else x for x in found]
-    together = np.stack(flat)
-    if regression:
-        spread = float(together.mean(0).std())
-        return float(together.std(0).mean()) / spread if spread else 0.0
-    return float((together != together[0]).any(0).mean())

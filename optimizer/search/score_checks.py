@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
-from .baselines import Judged, check, flat, select_warnings
+from .baselines import Judged, check, select_warnings
 from .certificate import accuracy_upper
 from .stratified import stratified_upper
 
@@ -33,7 +33,7 @@ def provable_by_class(bench: Bench, limit: float) -> str:
     """What the rows of each class prove of balanced accuracy where no answer changes."""
     given = _labels(bench, "certify")
     assert given is not None, "this metric needs labels"
-    labels = flat(given)
+    labels = bench.model.task.all_answers(given)
     none = labels < 0
     least = stratified_upper(labels, none, none, accuracy_upper)
     said = f"with no changed answer they prove {100 * least:.2f}"

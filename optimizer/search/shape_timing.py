@@ -70,8 +70,7 @@ def predicted(bench: Bench, trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 def fitter(bench: Bench) -> Fit:
     """What learns from trials on this bench what candidates lose."""
-    classes = len(bench.model.task.labels) if bench.metric in ("accuracy", "agreement") else 0
-    lost = bench.dense_score("select") - (1 / classes if classes else 0.0)  # by guessing
+    lost = bench.dense_score("select") - bench.model.task.chance(bench.metric)
     return partial(fit, rows=len(bench.select_rows), ceiling=lost if lost > 0 else 1.0)
 
 

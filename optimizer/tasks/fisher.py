@@ -1,34 +1,52 @@
-"""Scalars whose squared gradients are the Fisher information of a model's predictions."""
+"""Fisher information of a model's predictions: what the tasks share.
+
+The Fisher information of a row is the expected outer product of the gradients of log p(y) when
+y is drawn from the model's own prediction. Its diagonal is a sum of squared gradients, and so
+are the importance scores of masks: see https://arxiv.org/abs/1905.10650 and
+https://arxiv.org/abs/2204.09656.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Model
-
 EXACT_CLASSES = 3
 DRAWS = 2
 """Above `EXACT_CLASSES`, so many classes are drawn for each row from its prediction."""
 
 
-def losses(
-    model: Model, logits: Tensor, real: Tensor | None, random: torch.Generator
-) -> list[Tensor]:
-    """Scalars whose squared gradients sum to the Fisher information of each row.
+def signs(logits: Tensor, real: Tensor | None, mixed: bool, random: torch.Generator) -> Tensor:
+    """The factor of each prediction in a Fisher scalar, [B] or [B, T].
 
-    For token tasks a row's positions are summed, each with a random sign: the cross terms
-    vanish on average, so one backward pass estimates the sum over positions. The same holds
-    for the members of a mixed row.
+    Predictions that share gradients, the positions of a row and the rows of a mixed row, are
+    summed, each with a random sign: the cross terms of the square vanish on average, so one
+    backward pass estimates the sum. Predictions of separate rows need no sign.
+
+    Args:
+        logits: [B, C] or [B, T, C].
+        real: bool [B, T], True on positions that count; None = one prediction a row.
+        mixed: whether rows share a forward pass.
+        random: draws the signs.
     """
-    weight = torch.ones_like(logits[..., 0])  # [B] or [B, T]
-    if real is not None or model.encoder.mux:
+    weight = torch.ones_like(logits[..., 0])
+    if real is not None or mixed:
         weight = torch.randint(0, 2, weight.shape, generator=random).to(logits) * 2 - 1
-    if real is not None:
-        weight = weight * real
-    if model.task.problem == "regression":
-        return [(logits[..., 0] * weight).sum()]
-    log_p = torch.log_softmax(logits, dim=-1)  # [B, C] or [B, T, C]
+    return weight if real is None else weight * real
+
+
+def class_scalars(logits: Tensor, weight: Tensor, random: torch.Generator) -> list[Tensor]:
+    """Fisher scalars of softmax predictions.
+
+    With few classes one scalar a class, sqrt(p(c)) log p(c), so that the sum of squares is the
+    exact expectation; with many, `DRAWS` classes are drawn from p.
+
+    Args:
+        logits: [..., C].
+        weight: [...], see `signs`.
+        random: draws the classes.
+    """
+    log_p = torch.log_softmax(logits, dim=-1)
     if logits.shape[-1] <= EXACT_CLASSES:
         root = log_p.detach().exp().sqrt()
         return [(log_p[..., c] * root[..., c] * weight).sum() for c in range(log_p.shape[-1])]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.ir import Task
+from .task import Task
 
 LEVEL = 0.01
 """Error of naming another order where the order is right, over all orders that move so many

@@ -1,177 +1,151 @@
-"""Scores of predictions. One weighted form serves plain scores and the bootstrap alike.
+"""Metrics: what a metric is, and the arithmetic of scores that tasks choose from.
 
-Axis letters: N rows, R resamples, C classes, T positions of a row.
+One weighted form serves plain scores and the bootstrap alike: a `Scorer` maps weights of the
+rows to scores. Axis letters: N rows, R weightings, C classes.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Task
 
 Predictions = NDArray[Any] | tuple[NDArray[Any], ...]
 """Class ids [N], float scores [N], or per row the class ids at its labelled positions."""
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
+"""Weights [R, N] -> scores [R]."""
 
-IGNORE = -100
-"""The label of a position that is not scored."""
+Statistic = Literal["paired", "stratified", "bootstrap"]
+"""How a certificate bounds the loss of a metric (see `search/certificate.py`).
 
-METRICS = (
-    "accuracy",
-    "balanced-accuracy",
-    "macro-f1",
-    "f1",
-    "matthews_correlation",
-    "pearson",
-    "spearmanr",
-    "agreement",
-)
-
-_SPAN_TAG = re.compile(r"O|[BIES]-.+")
+paired: the score is the share of rows that are right, and two models are compared on the same
+rows; the bound follows from the numbers of rows that only one of them has right. stratified:
+the score is the mean over classes of the share of their rows that are right; every class has a
+paired bound of its own. bootstrap: any other score; resamples of the rows bound its loss
+approximately.
+"""
 
 
-def bio_like(task: Task) -> bool:
-    """Whether the labels are BIO or IOBES tags, so that spans can be scored."""
-    return all(_SPAN_TAG.fullmatch(x) for x in task.labels) and any(
-        x != "O" for x in task.labels
-    )
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a task."""
+
+    name: str
+    statistic: Statistic = "bootstrap"
+    needs_labels: bool = True
+    """False: the dense model's predictions take the labels' place, so its own score is 1."""
+    counts_answers: bool = False
+    """Whether the score is the share of answers that are right: rare classes hardly count."""
+    classes_alike: bool = False
+    """Whether every class counts as much as any other, however rare it is."""
 
 
-def metrics_of(task: Task) -> tuple[str, ...]:
-    """The metrics that fit the task."""
-    if task.kind == "token-classification":
-        return ("accuracy", "f1", "agreement") if bio_like(task) else ("accuracy", "agreement")
-    if task.problem == "regression":
-        return ("pearson", "spearmanr", "agreement")
-    return (
-        "accuracy",
-        "balanced-accuracy",
-        "macro-f1",
-        "f1",
-        "matthews_correlation",
-        "agreement",
-    )
+AGREEMENT = "agreement"
+"""The metric of every task that needs no labels."""
 
 
-def default_metric(task: Task) -> str:
-    """Accuracy; pearson for regression; span F1 for BIO-like token tasks."""
-    if task.problem == "regression":
-        return "pearson"
-    return "f1" if task.kind == "token-classification" and bio_like(task) else "accuracy"
+def ratio(top: Floats, bottom: NDArray[Any]) -> Floats:
+    """`top / bottom`; 0 where the bottom is not above 0."""
+    out: Floats = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
+    return out
 
 
-def check_metric(metric: str, task: Task) -> None:
-    """Raise UsageError if the metric does not fit the task."""
-    fit = metrics_of(task)
-    if metric not in fit:
-        what = "regression" if task.problem == "regression" else task.kind
-        raise UsageError(
-            f"metric '{metric}' does not fit {what} with {len(task.labels)} labels; "
-            f"these do: {', '.join(fit)}: write, say, --metric {default_metric(task)}"
-        )
+def share(hits: NDArray[Any]) -> Scorer:
+    """The weighted mean of values a row, [N]."""
+    values = hits.astype(np.float64)
+    return lambda w: ratio(w @ values, w.sum(1))
 
 
-def predictions_of(
-    logits: NDArray[Any] | Sequence[NDArray[Any]],
-    task: Task,
-    labels: Sequence[NDArray[Any]] | None = None,
-) -> Predictions:
-    """Turn logits into predictions.
-
-    Args:
-        logits: [N, C]; for token tasks per row [T, C].
-        task: what the labels mean.
-        labels: token tasks: per row [T] label ids (-100 = not scored) or a bool mask of
-            the positions that count; None = all positions.
-    """
-    if task.kind == "token-classification":
-        rows = [np.asarray(x).argmax(-1) for x in logits]
-        if labels is None:
-            return tuple(rows)
-        pairs = zip(rows, labels, strict=True)
-        return tuple(r[: len(x)][x if x.dtype == bool else x != IGNORE] for r, x in pairs)
-    values = np.asarray(logits)
-    if task.problem == "regression":
-        return np.asarray(values.reshape(len(values), -1)[:, 0], dtype=np.float64)
-    return np.asarray(values.argmax(-1))
-
-
-def score(metric: str, predictions: Predictions, labels: Predictions, task: Task) -> float:
-    """The score in [-1, 1].
-
-    Args:
-        metric: one of `metrics_of(task)`.
-        predictions: see `Predictions`.
-        labels: the same form; for token tasks -100 may still be in it. For `agreement`
-            the dense model's predictions.
-        task: what the labels mean.
-
-    Raises:
-        UsageError: the metric does not fit the task.
-        DataError: there are more or fewer predictions than labels.
-    """
-    return float(scorer(metric, predictions, labels, task)(np.ones((1, len(predictions))))[0])
-
-
-def scorer(metric: str, predictions: Predictions, labels: Predictions, task: Task) -> Scorer:
-    """As `score`, for many weightings of the same rows: a function of weights [R, N] -> [R].
-
-    Row i counts `weights[r, i]` times; a resample with replacement is such a weighting.
-    """
-    check_metric(metric, task)
-    if len(predictions) != len(labels):
-        raise DataError(f"{len(predictions)} predictions for {len(labels)} labels")
-    if task.kind == "token-classification":
-        return _token_scorer(metric, predictions, labels, task)
-    p, y = np.asarray(predictions), np.asarray(labels)
-    if task.problem == "regression":
-        if metric == "spearmanr":
-            p_rank, y_rank = _ranker(p), _ranker(y)
-            return lambda w: _correlation(p_rank(w), y_rank(w), w)
-        p, y = _centred(p)[None], _centred(y)[None]
-        return lambda w: _correlation(p, y, w)
-    if metric in ("accuracy", "agreement"):
-        same = (p == y).astype(np.float64)
-        return lambda w: _ratio(w @ same, w.sum(1))
-    return _class_scorer(metric, p, y, len(task.labels))
-
-
-def _class_scorer(metric: str, p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    ids = np.arange(classes)
-    in_p = (p[:, None] == ids).astype(np.float64)  # (N, C)
-    in_y = (y[:, None] == ids).astype(np.float64)
-    in_both = in_p * in_y
+def f1_of_counts(counts: Floats) -> Scorer:
+    """2 hits / (found + true), summed over rows first; counts [N, 3] in that order."""
 
     def scores(weights: Floats) -> Floats:
-        hits, found, true = weights @ in_both, weights @ in_p, weights @ in_y  # (R, C)
-        # As scikit-learn: a mean over classes is over those that occur, as a label for
-        # recalls, as a label or an answer for F1.
-        if metric == "balanced-accuracy":
-            return _ratio(_ratio(hits, true).sum(1), (true > 0).sum(1))
-        if metric in ("f1", "macro-f1"):
-            f1 = _ratio(2 * hits, found + true)
-            if metric == "f1" and classes == 2:
-                return f1[:, 1]
-            return _ratio(f1.sum(1), (found + true > 0).sum(1))
-        total = weights.sum(1)
-        top = hits.sum(1) * total - (found * true).sum(1)
-        spread = (total**2 - (found**2).sum(1)) * (total**2 - (true**2).sum(1))
-        return _ratio(top, np.sqrt(np.maximum(spread, 0)))
+        sums = weights @ counts
+        return ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2])
 
     return scores
 
 
-def _ratio(top: Floats, bottom: NDArray[Any]) -> Floats:
-    out: Floats = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
-    return out
+def f1_of_one(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
+    """F1 of class 1 of two; arguments as `macro_f1`."""
+    counted = _class_counts(p, y, 2)
+
+    def scores(weights: Floats) -> Floats:
+        hits, found, true = counted(weights)
+        f1: Floats = ratio(2 * hits, found + true)[:, 1]
+        return f1
+
+    return scores
+
+
+def macro_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
+    """Mean F1 of the classes that occur as a label or as an answer, as scikit-learn has it.
+
+    Args:
+        p, y: predicted and true class ids, [N].
+        classes: C.
+    """
+    counted = _class_counts(p, y, classes)
+
+    def scores(weights: Floats) -> Floats:
+        hits, found, true = counted(weights)
+        f1 = ratio(2 * hits, found + true)
+        return ratio(f1.sum(1), (found + true > 0).sum(1))
+
+    return scores
+
+
+def balanced_accuracy(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
+    """Mean recall of the classes that occur as a label; arguments as `macro_f1`."""
+    counted = _class_counts(p, y, classes)
+
+    def scores(weights: Floats) -> Floats:
+        hits, _, true = counted(weights)
+        return ratio(ratio(hits, true).sum(1), (true > 0).sum(1))
+
+    return scores
+
+
+def matthews(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
+    """Matthews correlation of any number of classes; arguments as `macro_f1`."""
+    counted = _class_counts(p, y, classes)
+
+    def scores(weights: Floats) -> Floats:
+        hits, found, true = counted(weights)
+        total = weights.sum(1)
+        top = hits.sum(1) * total - (found * true).sum(1)
+        spread = (total**2 - (found**2).sum(1)) * (total**2 - (true**2).sum(1))
+        return ratio(top, np.sqrt(np.maximum(spread, 0)))
+
+    return scores
+
+
+def _class_counts(
+    p: NDArray[Any], y: NDArray[Any], classes: int
+) -> Callable[[Floats], tuple[Floats, Floats, Floats]]:
+    """Weights [R, N] -> how often each class was hit, predicted and true: [R, C] each."""
+    ids = np.arange(classes)
+    in_p = (p[:, None] == ids).astype(np.float64)  # (N, C)
+    in_y = (y[:, None] == ids).astype(np.float64)
+    in_both = in_p * in_y
+    return lambda w: (w @ in_both, w @ in_p, w @ in_y)
+
+
+def pearson(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
+    """Pearson's correlation of two columns [N]; 0 where either is constant."""
+    p, y = _centred(p)[None], _centred(y)[None]
+    return lambda w: _correlation(p, y, w)
+
+
+def spearman(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
+    """Spearman's rank correlation of two columns [N]; 0 where either is constant."""
+    p_rank, y_rank = _ranker(p), _ranker(y)
+    return lambda w: _correlation(p_rank(w), y_rank(w), w)
 
 
 def _centred(x: NDArray[Any]) -> Floats:
@@ -182,12 +156,12 @@ def _centred(x: NDArray[Any]) -> Floats:
 def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Weighted Pearson of x, y [R or 1, N]; 0 where either is constant."""
     total = weights.sum(1, keepdims=True)
-    dx = x - _ratio((weights * x).sum(1, keepdims=True), total)
-    dy = y - _ratio((weights * y).sum(1, keepdims=True), total)
+    dx = x - ratio((weights * x).sum(1, keepdims=True), total)
+    dy = y - ratio((weights * y).sum(1, keepdims=True), total)
     sxx, syy = (weights * dx * dx).sum(1), (weights * dy * dy).sum(1)
     # Rounding leaves a constant column a spread that is not quite zero.
     real = (sxx > 1e-20 * (weights * x * x).sum(1)) & (syy > 1e-20 * (weights * y * y).sum(1))
-    r = _ratio((weights * dx * dy).sum(1), np.where(real, np.sqrt(sxx) * np.sqrt(syy), 0.0))
+    r = ratio((weights * dx * dy).sum(1), np.where(real, np.sqrt(sxx) * np.sqrt(syy), 0.0))
     return np.clip(r, -1.0, 1.0)
 
 
@@ -204,39 +178,3 @@ def _ranker(x: NDArray[Any]) -> Scorer:
         return np.asarray(mean_rank[:, group] - centre)
 
     return ranks
-
-
-def _token_scorer(
-    metric: str, predictions: Predictions, labels: Predictions, task: Task
-) -> Scorer:
-    counts = np.zeros((len(labels), 3))  # hits, found, true of each row
-    for i, (p, y) in enumerate(zip(predictions, labels, strict=True)):
-        kept = y[y != IGNORE]
-        if len(p) != len(kept):
-            raise DataError(f"row {i + 1}: {len(p)} predictions for {len(kept)} labels")
-        if metric == "f1":
-            found, true = spans(p, task.labels), spans(kept, task.labels)
-            counts[i] = len(found & true), len(found), len(true)
-        else:
-            counts[i] = int((p == kept).sum()), len(p), len(kept)
-
-    def scores(weights: Floats) -> Floats:
-        sums = weights @ counts
-        return _ratio(2 * sums[:, 0], sums[:, 1] + sums[:, 2])
-
-    return scores
-
-
-def spans(ids: NDArray[Any], labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """The (type, first, last) spans of one row, by the rules of conlleval and seqeval."""
-    tags = [labels[int(x)] for x in ids]
-    found: set[tuple[str, int, int]] = set()
-    previous, kind, start = "O", "", 0
-    for i, tag in enumerate([*tags, "O"]):
-        mark, _, name = tag.partition("-")
-        if previous != "O" and (previous in "ES" or mark in "BSO" or name != kind):
-            found.add((kind, start, i - 1))
-        if mark != "O" and (mark in "BS" or previous in "ESO" or name != kind):
-            start = i
-        previous, kind = mark, name
-    return found

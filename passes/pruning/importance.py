@@ -25,7 +25,7 @@ from prumux.optimizer.data.tokenize import Encoded, groups_of
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, Factors
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.fisher import losses
+from prumux.optimizer.tasks.fisher import signs
 
 ROWS = 1024
 BATCH = 64
@@ -103,7 +103,8 @@ def _fisher(
             with autocast(ctx.device):
                 logits = module(**inputs, factors=put(module.factors, masked)).float()
             real = None if model.encoder.pooled else inputs["attention_mask"].bool()
-            for loss in losses(model, logits, real, random):
+            weight = signs(logits, real, model.encoder.slots > 1, random)
+            for loss in model.task.fisher_scalars(logits, weight, random):
                 grads = torch.autograd.grad(loss, ones, retain_graph=True, allow_unused=True)
                 for i, grad in enumerate(grads):
                     if grad is not None:

@@ -31,7 +31,7 @@ from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.fisher import losses
+from prumux.optimizer.tasks.fisher import signs
 
 SHARED_WEIGHT = 0.05
 """Part of the weight that a row's positions share evenly; stabilises H where one position has
@@ -65,7 +65,8 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             real = inputs["attention_mask"].bool()
             taps = [tap for _, tap in module.taps.values()]
             scored = None if model.encoder.pooled else real
-            each_loss = losses(model, logits, scored, random)
+            weight = signs(logits, scored, model.encoder.slots > 1, random)
+            each_loss = model.task.fisher_scalars(logits, weight, random)
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]

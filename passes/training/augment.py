@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE
 
 REPLACED = 0.12
 """Share of a synthetic row's tokens that are replaced by tokens of other rows."""

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import Encoded, groups_of
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.model.module import EncoderModule
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.task import Task
 
 from .data_parallel import ALONE, DataParallel
 from .teacher import Teacher, observe
@@ -32,24 +31,18 @@ def divergence(
     *,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Mean T^2 KL(aim at T || found at T) over rows or real positions; or squared error.
+    """Distance of a student's logits from the teacher's, mean per row or real position.
 
     Args:
         found, aim: logits of student and teacher, [B, C] or [B, T, C].
         real: bool [B, T], True on real tokens, False on padding.
-        task: for regression the loss is the squared error.
-        temperature: T, above 0.
+        task: chooses the distance, see `Task.logit_loss`.
+        temperature: T, above 0; softens both predictions.
         parallel: the processes that share the batch.
     """
     if found.dim() == 3:
         found, aim = found[real], aim[real]
-    if task.problem == "regression":
-        return parallel.mean(F.mse_loss(found.float(), aim.float()), len(found))
-    t = temperature
-    wanted = torch.log_softmax(aim.float() / t, -1)
-    got = torch.log_softmax(found.float() / t, -1)
-    nats = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
-    return parallel.mean(t * t * nats, len(found))
+    return parallel.mean(task.logit_loss(found, aim, temperature), len(found))
 
 
 def state_error(
@@ -93,25 +86,15 @@ def state_parts(
 def label_error(
     logits: Tensor, labels: Any, task: Task, parallel: DataParallel = ALONE
 ) -> Tensor:
-    """Mean cross-entropy of the labels, or for regression the mean squared error.
+    """Mean loss against the labels, see `Task.label_loss`.
 
     Args:
         logits: [B, C], for token tasks [B, T, C].
-        labels: [B], for token tasks [B, T]. Rows without a label (`IGNORE`, NaN for
-            regression) do not count; the loss is 0 if none has one.
-        task: see above.
+        labels: [B], for token tasks [B, T]. Rows without a label do not count.
+        task: chooses the loss.
         parallel: the processes that share the batch.
     """
-    labels = torch.as_tensor(labels).to(logits.device).flatten()
-    found = logits.float().flatten(0, -2)
-    known = labels.isfinite() if task.problem == "regression" else labels != IGNORE
-    count = int(known.sum())
-    if not count:
-        error = found.sum() * 0.0
-    elif task.problem == "regression":
-        error = F.mse_loss(found[known].squeeze(-1), labels[known].float())
-    else:
-        error = F.cross_entropy(found[known], labels[known])
+    error, count = task.label_loss(logits, torch.as_tensor(labels).to(logits.device))
     return parallel.mean(error, count)
 
 

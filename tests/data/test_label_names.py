@@ -14,12 +14,13 @@ from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.data.label_names import class_names
 from prumux.optimizer.data.rows import Rows, read_rows
 from prumux.optimizer.data.splits import load_splits
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.tokens import Tokens
 from tests.helpers.datafiles import TASK, ids, write
 
 SWAPPED = {"negative": "positive", "positive": "negative"}
-NER = Task("token-classification", "classification", ("O", "B-PER", "I-PER"))
-PLAIN = Task("text-classification", "classification", ("LABEL_0", "LABEL_1"))
+NER = Tokens(("O", "B-PER", "I-PER"))
+PLAIN = Classification(("LABEL_0", "LABEL_1"))
 
 
 def named(path: Path, feature: Any, column: str = "label", **columns: list[Any]) -> Path:

@@ -8,11 +8,13 @@ import pytest
 
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.data.rows import Rows, read_rows, read_texts
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.regression import Regression
+from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.tasks.tokens import Tokens
 from tests.helpers.datafiles import FORMATS, TASK, ids, labelled, text, write
 
-SCORE = Task("text-classification", "regression", ("score",))
-TAGS = Task("token-classification", "classification", ("O", "B-X"))
+SCORE = Regression(("score",))
+TAGS = Tokens(("O", "B-X"))
 
 
 @pytest.mark.parametrize(

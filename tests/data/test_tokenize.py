@@ -14,17 +14,16 @@ from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import (
     Encoded,
     batches,
-    class_ids,
     encode,
-    float_scores,
-    tag_ids,
 )
-from prumux.optimizer.model.ir import Encoder, Layer, Task
+from prumux.optimizer.model.ir import Encoder, Layer
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.tokens import Tokens
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = ["good", "bad", "film", "play", "##ing", "##er"]
-TASK = Task("text-classification", "classification", ("no", "yes"))
-TAGS = Task("token-classification", "classification", ("O", "B-X"))
+TASK = Classification(("no", "yes"))
+TAGS = Tokens(("O", "B-X"))
 ENCODER = Encoder(
     vocab=10, positions=16, token_types=2, embedding=8, hidden=8, head_dim=4,
     layers=(Layer(2, 8),), labels=2,
@@ -53,7 +52,7 @@ def fail(row: int | None, text: str) -> NoReturn:
 
 def test_single_text() -> None:
     rows = Rows(("good film", "bad playing", ""), labels=np.array([1, 0, 1]))
-    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids == ((2, 4, 6, 3), (2, 5, 7, 8, 3), (2, 3))
     assert found.types == ((0,) * 4, (0,) * 5, (0,) * 2)
     assert found.lengths.tolist() == [4, 5, 2]
@@ -63,10 +62,10 @@ def test_single_text() -> None:
 
 def test_pairs_and_no_token_types() -> None:
     rows = Rows(("good",), ("bad film",))
-    found = encode(rows, make_tokenizer(), ENCODER, TASK)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids == ((2, 4, 3, 5, 6, 3),)
     assert found.types == ((0, 0, 0, 1, 1, 1),)
-    assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0), TASK).types is None
+    assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0)).types is None
 
 
 def test_words_carry_their_label_on_the_first_subword() -> None:
@@ -75,14 +74,14 @@ def test_words_carry_their_label_on_the_first_subword() -> None:
         words=(("good", "playing", "film"), ("bad",)),
         labels=(np.array([0, 1, 0]), np.array([1])),
     )
-    found = encode(rows, make_tokenizer(), ENCODER, TAGS)
+    found = encode(rows, make_tokenizer(), ENCODER)
     assert found.ids[0] == (2, 4, 7, 8, 6, 3)
     assert isinstance(found.labels, tuple)
     assert [x.tolist() for x in found.labels] == [[-100, 0, 1, -100, 0, -100], [-100, 1, -100]]
-    short = encode(rows, make_tokenizer(), ENCODER, TAGS, max_length=4)
+    short = encode(rows, make_tokenizer(), ENCODER, max_length=4)
     assert isinstance(short.labels, tuple)
     assert short.labels[0].tolist() == [-100, 0, 1, -100]
-    bare = encode(replace(rows, labels=None), make_tokenizer(), ENCODER, TAGS)
+    bare = encode(replace(rows, labels=None), make_tokenizer(), ENCODER)
     assert bare.labels is None
     assert bare.scored is not None
     assert bare.scored[0].tolist() == [False, True, True, False, True, False]
@@ -99,7 +98,7 @@ def test_words_carry_their_label_on_the_first_subword() -> None:
 def test_default_length(encoder: Encoder, model_max_length: int, expected: int) -> None:
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = model_max_length
-    found = encode(Rows(("good " * 50,)), tokenizer, encoder, TASK)
+    found = encode(Rows(("good " * 50,)), tokenizer, encoder)
     assert found.lengths.tolist() == [expected]
 
 
@@ -110,41 +109,41 @@ def test_silent_and_leaves_the_tokenizer_as_it_was(
     tokenizer.backend_tokenizer.enable_padding(length=20)
     before = tokenizer.backend_tokenizer.to_str()
     with caplog.at_level(logging.DEBUG):
-        encode(Rows(("good " * 600,), ("bad " * 600,)), tokenizer, ENCODER, TASK)
+        encode(Rows(("good " * 600,), ("bad " * 600,)), tokenizer, ENCODER)
     assert caplog.records == []
     assert capsys.readouterr() == ("", "")
     assert tokenizer.backend_tokenizer.to_str() == before
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.no_padding()
     before = tokenizer.backend_tokenizer.to_str()
-    assert encode(Rows(("good " * 9,)), tokenizer, ENCODER, TASK).lengths.tolist() == [11]
+    assert encode(Rows(("good " * 9,)), tokenizer, ENCODER).lengths.tolist() == [11]
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
 def test_no_rows() -> None:
-    assert len(encode(Rows(()), make_tokenizer(), ENCODER, TASK)) == 0
+    assert len(encode(Rows(()), make_tokenizer(), ENCODER)) == 0
 
 
 def test_errors() -> None:
     rows, tokenizer = Rows(("good film",)), make_tokenizer()
     with pytest.raises(UsageError, match=r"length 17 is over the model's 16 .*: --length 16"):
-        encode(rows, tokenizer, ENCODER, TASK, max_length=17)
+        encode(rows, tokenizer, ENCODER, max_length=17)
     with pytest.raises(
         UsageError, match=r"length 2 leaves no room .* 2 special .*--length 16"
     ):
-        encode(rows, tokenizer, ENCODER, TASK, max_length=2)
+        encode(rows, tokenizer, ENCODER, max_length=2)
     with pytest.raises(UsageError, match=r"length 2 .*: the model has 2 positions, give one"):
-        encode(rows, tokenizer, replace(ENCODER, positions=2), TASK)
+        encode(rows, tokenizer, replace(ENCODER, positions=2))
     tokenizer.model_max_length = 2
     with pytest.raises(UsageError, match=r"length 2 .*: write model_max_length 16 into tok"):
-        encode(rows, tokenizer, ENCODER, TASK)
+        encode(rows, tokenizer, ENCODER)
     tokenizer = make_tokenizer()
     with pytest.raises(DataError, match=r"ids up to 6, .* vocabulary of size 6: they do not"):
-        encode(rows, tokenizer, replace(ENCODER, vocab=6), TASK)
+        encode(rows, tokenizer, replace(ENCODER, vocab=6))
     with pytest.raises(
         DataError, match="type ids up to 1, the model has token types of size 1"
     ):
-        encode(Rows(("a",), ("b",)), tokenizer, replace(ENCODER, token_types=1), TASK)
+        encode(Rows(("a",), ("b",)), tokenizer, replace(ENCODER, token_types=1))
 
 
 def encoded() -> Encoded:
@@ -202,82 +201,3 @@ def test_batch_errors() -> None:
         UsageError, match="a row has 4 tokens, more than the fixed length 3: use"
     ):
         batches(encoded(), 2, pad_to=3)
-
-
-NAMES = ("Bad", "good")
-
-
-@pytest.mark.parametrize(
-    "values",
-    [[0, 1], ["0", "1"], ["bad", " Good "], [0.0, 1.0], ["0.0", "1.0"], [False, True]],
-)
-def test_class_ids(values: list[object]) -> None:
-    found = class_ids(values, NAMES, fail)
-    assert found is not None
-    assert found.dtype == np.int64
-    assert found.tolist() == [0, 1]
-
-
-def test_names_that_look_like_ids() -> None:
-    stars = ("1", "2", "3")
-    assert class_ids(["1", "3"], stars, fail).tolist() == [0, 2]  # type: ignore[union-attr]
-    assert class_ids(["0", "1"], stars, fail).tolist() == [0, 1]  # type: ignore[union-attr]
-    assert class_ids([1, 2], stars, fail).tolist() == [1, 2]  # type: ignore[union-attr]
-
-
-def test_names_that_differ_in_case_only() -> None:
-    assert class_ids(["a", "A"], ("A", "a"), fail).tolist() == [1, 0]  # type: ignore[union-attr]
-
-
-def test_hidden_labels() -> None:
-    assert class_ids([-1, -1], NAMES, fail) is None
-    assert float_scores([-1.0, -1.0], fail) is None
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ([0, 2], r"row 1: label 2 is out of range, the model has 2 labels \(0..1\)"),
-        ([0, -1], r"row 1: label -1 is not in 0..1: remove the row"),
-        ([0, None], "row 1: the label is empty"),
-        ([0, 0.5], "row 1: label 0.5 is neither an id nor one of the model's: Bad, good"),
-        (["good", "ugly"], "row 1: label 'ugly' is neither"),
-        ([0, [1]], r"row 1: label \[1\] is neither"),
-        ([0, float("inf")], "row 1: label inf is neither"),
-        ([1, 1], r"row None: all 2 rows have the label 1 \('good'\), the model knows 2"),
-    ],
-)
-def test_bad_class_ids(values: list[object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        class_ids(values, NAMES, fail)
-
-
-def test_scores() -> None:
-    assert float_scores(["2.5", 3, 1.0], fail).tolist() == [2.5, 3.0, 1.0]  # type: ignore[union-attr]
-    for bad in ("x", None, float("nan"), "inf", True, [1], 10**400):
-        with pytest.raises(DataError, match=r"row 1: score .* is not a finite number"):
-            float_scores([1.0, bad], fail)
-
-
-def test_tags() -> None:
-    words = (("a", "b"), ("c",))
-    found = tag_ids([[0, -100], [1]], words, TAGS.labels, fail)
-    assert [x.tolist() for x in found] == [[0, -100], [1]]
-    named = tag_ids([["O", "B-X"], ["O"]], words, TAGS.labels, fail)
-    assert [x.tolist() for x in named] == [[0, 1], [0]]
-    with pytest.raises(DataError, match="row 1: label 7 is out of range"):
-        tag_ids([[0, 1], [7]], words, TAGS.labels, fail)
-    with pytest.raises(DataError, match="row 0: 2 tokens but 1 tags: give each token one tag"):
-        tag_ids([[0], [1]], words, TAGS.labels, fail)
-    with pytest.raises(DataError, match="row 1: the tags are 'O', not a list"):
-        tag_ids([[0, 1], "O"], words, TAGS.labels, fail)
-
-
-def test_the_row_without_a_known_name_is_reported() -> None:
-    def fail(row: int | None, text: str) -> NoReturn:
-        raise DataError(f"row {row}: {text}")
-
-    with pytest.raises(DataError, match="row 2: label 'ugly' is neither an id nor one of"):
-        class_ids(["good", "bad", "ugly", "good"], ("bad", "good"), fail)
-    with pytest.raises(DataError, match="row 1: label 1 is neither an id nor one of"):
-        class_ids(["good", 1], ("bad", "good"), fail)

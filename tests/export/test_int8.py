@@ -18,9 +18,16 @@ from prumux.export.onnx import Onnx
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base import environment
 from prumux.optimizer.base.errors import SpecError
-from prumux.optimizer.model.ir import Kind, Model
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.language import parse_one
-from tests.helpers.factory import Family, make_context, multiplexed, random_batch, random_model
+from tests.helpers.factory import (
+    Family,
+    Kind,
+    make_context,
+    multiplexed,
+    random_batch,
+    random_model,
+)
 
 WIDE: dict[str, Any] = {"hidden": 64, "head_dim": 8}
 

@@ -18,13 +18,15 @@ from prumux.export.benchmark.engines import open_engine
 from prumux.export.graph.graph import build
 from prumux.export.graph.graph_file import save
 from prumux.export.onnx import Onnx
-from prumux.export.runtime.predictor import Prediction, Predictor, load
+from prumux.export.runtime.predictor import Predictor, load
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
-from prumux.optimizer.model.ir import Model, Task
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.tasks.prediction import Prediction
+from prumux.optimizer.tasks.regression import Regression
 from tests.helpers.factory import (
     Family,
     make_context,
@@ -145,7 +147,7 @@ def test_many_threads(predictor: Predictor) -> None:
 
 def test_regression(tmp_path: Path) -> None:
     model = make_model(labels=1)
-    model = replace(model, task=Task("text-classification", "regression", ("score",)))
+    model = replace(model, task=Regression(("score",)))
     predictor = load(emit(model, tmp_path))
     (found,) = predictor.predict(["good film"])
     assert isinstance(found, Prediction)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.model.ir import Task
+from prumux.optimizer.tasks.classification import Classification
 
-TASK = Task("text-classification", "classification", ("negative", "positive"))
+TASK = Classification(("negative", "positive"))
 FORMATS = ("parquet", "jsonl", "json", "csv", "tsv")
 
 

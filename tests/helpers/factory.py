@@ -15,17 +15,23 @@ from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.ir import (
     Encoder,
     HeadKind,
-    Kind,
     Layer,
     Masks,
     Model,
     Mux,
-    Task,
     expected_shapes,
 )
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.tasks.tokens import Tokens
 
 Family = Literal["bert", "roberta", "distilbert", "electra"]
+Kind = Literal["text-classification", "token-classification"]
+TASKS: dict[Kind, type[Task]] = {
+    "text-classification": Classification,
+    "token-classification": Tokens,
+}
 HEADS: dict[Family, HeadKind] = {
     "bert": "tanh",
     "roberta": "tanh",
@@ -71,7 +77,7 @@ def random_model(
     return Model(
         encoder=encoder,
         weights=random_weights(encoder, seed),
-        task=Task(task, "classification", tuple(f"LABEL_{i}" for i in range(labels))),
+        task=TASKS[task](tuple(f"LABEL_{i}" for i in range(labels))),
         masks=Masks.full(encoder),
         source={"name": f"random-{family}", "model_type": family, "digest": f"seed-{seed}"},
     )

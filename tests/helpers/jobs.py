@@ -13,6 +13,8 @@ from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.source import load_model
+from prumux.optimizer.tasks.regression import Regression
+from prumux.optimizer.tasks.tokens import Tokens
 from tests.helpers.checkpoints import config, state, write
 from tests.helpers.datafiles import write as write_rows
 from tests.helpers.factory import tiny_tokenizer
@@ -44,7 +46,7 @@ def model_folder(folder: Path, of: dict[str, Any] = CONFIG) -> Path:
 def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = False) -> Path:
     """Texts labelled with the model's own answers, so that the dense score is 100 %."""
     given = load_model(str(model))
-    token = given.task.kind == "token-classification"
+    token = isinstance(given.task, Tokens)
     for seed, (name, count) in enumerate(SIZES.items()):
         rows = rows_of(given, count, seed, pairs)
         columns: dict[str, list[Any]] = {"text": list(rows.text_a)}
@@ -54,7 +56,7 @@ def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = 
             columns = {"text_a": list(rows.text_a), "text_b": list(rows.text_b)}
         if labelled:
             answers = predict(torch_run(given), coded_by(given, rows), given.task)
-            key = "score" if given.task.problem == "regression" else "label"
+            key = "score" if isinstance(given.task, Regression) else "label"
             columns["tags" if token else key] = [np.asarray(x).tolist() for x in answers]
         write_rows(folder / f"{name}.jsonl", **columns)
     return folder
@@ -63,7 +65,7 @@ def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = 
 def rows_of(given: Model, count: int, seed: int, pairs: bool = False) -> Rows:
     """Unlabelled rows of the kind that the model takes."""
     first = texts(count, seed)
-    if given.task.kind == "token-classification":
+    if isinstance(given.task, Tokens):
         return Rows((), words=tuple(tuple(text.split()) for text in first))
     return Rows(tuple(first), tuple(texts(count, seed + 10)) if pairs else None)
 
@@ -71,7 +73,7 @@ def rows_of(given: Model, count: int, seed: int, pairs: bool = False) -> Rows:
 def coded_by(given: Model, rows: Rows) -> Encoded:
     """Rows as the model takes them."""
     assert given.tokenizer is not None
-    return encode(rows, given.tokenizer, given.encoder, given.task)
+    return encode(rows, given.tokenizer, given.encoder)
 
 
 def texts(rows: int, seed: int) -> list[str]:

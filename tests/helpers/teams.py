@@ -16,7 +16,7 @@ from prumux.optimizer.base import bfloat16 as precision
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.labels import IGNORE
 from prumux.passes.distill import Distill, Student
 from prumux.passes.gates.expected_cost import CountedBudget
 from prumux.passes.gates.mask_learner import MaskLearner

@@ -16,11 +16,11 @@ from prumux.optimizer.model.artifact import (
     save_artifact,
     to_config,
 )
-from prumux.optimizer.model.ir import Kind, Masks, Model
+from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.model.source import build, digest, load_model
 from prumux.passes.slice import slice_model
 from tests.helpers.checkpoints import config, state
-from tests.helpers.factory import Family, multiplexed, random_batch, random_model
+from tests.helpers.factory import Family, Kind, multiplexed, random_batch, random_model
 from tests.helpers.masking import logits, masked, random_masks
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

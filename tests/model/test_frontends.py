@@ -8,8 +8,9 @@ import torch
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.checkpoint import read_weights
 from prumux.optimizer.model.families.registry import families
-from prumux.optimizer.model.frontends import read_config, read_task
+from prumux.optimizer.model.frontends import read_config
 from prumux.optimizer.model.ir import Layer, expected_shapes
+from prumux.optimizer.tasks.registry import from_config
 from tests.helpers.checkpoints import CONFIGS, config, state
 
 
@@ -85,13 +86,13 @@ def test_other_precisions_load_as_float32(dtype: torch.dtype) -> None:
 
 
 def test_a_task_is_read_from_the_config() -> None:
-    assert read_task(config(num_labels=1, id2label=None)).problem == "regression"
-    assert read_task(config(id2label={"0": "x"}, problem_type="regression")).labels == ("x",)
-    assert read_task(config(id2label=None)).labels == ("LABEL_0", "LABEL_1")
-    assert read_task(config(id2label={0: "a", 1: "b"})).labels == ("a", "b")
-    one = read_task(config(task="TokenClassification", num_labels=1, id2label=None))
+    assert from_config(config(num_labels=1, id2label=None)).problem == "regression"
+    assert from_config(config(id2label={"0": "x"}, problem_type="regression")).labels == ("x",)
+    assert from_config(config(id2label=None)).labels == ("LABEL_0", "LABEL_1")
+    assert from_config(config(id2label={0: "a", 1: "b"})).labels == ("a", "b")
+    one = from_config(config(task="TokenClassification", num_labels=1, id2label=None))
     assert (one.kind, one.problem) == ("token-classification", "classification")
-    assert read_task(config(architectures=None)).kind == "text-classification"
+    assert from_config(config(architectures=None)).kind == "text-classification"
 
 
 def test_an_unsupported_architecture_lists_what_is_supported() -> None:

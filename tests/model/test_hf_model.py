@@ -32,9 +32,10 @@ from prumux.optimizer.model.hf_model import (
     PrumuxForSequenceClassification,
     PrumuxForTokenClassification,
 )
-from prumux.optimizer.model.ir import Kind, Model, Task, expected_shapes
+from prumux.optimizer.model.ir import Model, expected_shapes
 from prumux.optimizer.model.module import EncoderModule, run
-from tests.helpers.factory import Family, random_batch, random_model, tiny_tokenizer
+from prumux.optimizer.tasks.regression import Regression
+from tests.helpers.factory import Family, Kind, random_batch, random_model, tiny_tokenizer
 
 AUTO: dict[Kind, Any] = {
     "text-classification": AutoModelForSequenceClassification,
@@ -277,7 +278,7 @@ def test_an_engine_is_not_left_with_old_weights(folder: Path) -> None:
 
 
 def test_regression_config(tmp_path: Path) -> None:
-    task = Task("text-classification", "regression", ("score",))
+    task = Regression(("score",))
     save_artifact(replace(make_model(labels=1), task=task), tmp_path)
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert (found.config.problem_type, found.config.id2label) == ("regression", {0: "score"})

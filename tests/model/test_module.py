@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Kind, Model
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import Branch, EncoderModule, Factors, position_ids, run
-from tests.helpers.factory import Family, random_batch, random_model
+from tests.helpers.factory import Family, Kind, random_batch, random_model
 from tests.helpers.masking import logits, masked, random_masks, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Task
-from prumux.optimizer.tasks.metrics import IGNORE
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.labels import IGNORE
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.training.augment import augmented
 from prumux.passes.training.losses import label_error
 
-CLASSES = Task("text-classification", "classification", ("no", "yes"))
-SCORES = Task("text-classification", "regression", ("score",))
+CLASSES = Classification(("no", "yes"))
+SCORES = Regression(("score",))
 
 
 def coded(count: int = 200, pairs: bool = False) -> Encoded:

@@ -11,15 +11,16 @@ import torch
 
 from prumux.optimizer.base.errors import SpecError
 from prumux.optimizer.data.tokenize import Encoded, collate
-from prumux.optimizer.model.ir import Encoder, Kind, Layer, Model, Task
+from prumux.optimizer.model.ir import Encoder, Layer, Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.distill import Distill
 from prumux.passes.slice import slice_model
 from prumux.passes.training.layer_matching import layer_pairs
 from prumux.passes.training.teacher import Teacher, observe, teacher
 from prumux.passes.training.trainable import TABLES
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import masked
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -58,7 +59,7 @@ def test_comes_nearer_to_the_dense_model(family: Family, task: Kind) -> None:
 
 def test_regression_learns_scores() -> None:
     model, ctx = prepared(labels=np.linspace(0.0, 5.0, 48))
-    task = Task("text-classification", "regression", ("score",))
+    task = Regression(("score",))
     weights = {
         **model.weights,
         "head.output.weight": model.weights["head.output.weight"][:1],

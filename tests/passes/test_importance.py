@@ -12,8 +12,9 @@ from torch import Tensor
 
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.ir import Model, Task
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, Factors
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.pruning import importance
 from prumux.passes.pruning.importance import Scores, fisher, hidden_fisher
 from tests.helpers.factory import Family, make_context, random_batch, random_model
@@ -51,7 +52,7 @@ def by_hand(model: Model, rows: int = 7) -> list[Tensor]:
             factors = Factors(tuple(alive[:half]), tuple(alive[half:]), module.factors.hidden)
             logits = module(**inputs, factors=factors)[0]
             p = torch.softmax(logits, dim=0)
-            if model.task.problem == "regression":
+            if isinstance(model.task, Regression):
                 target, weight = logits[0], 1.0
             else:
                 target, weight = p[c].log(), float(p[c].detach())
@@ -77,7 +78,7 @@ def test_importance_is_that_of_an_explicit_loop(family: Family) -> None:
 
 def test_importance_of_a_regression() -> None:
     model = tiny(labels=1)
-    agree(replace(model, task=Task("text-classification", "regression", ("score",))))
+    agree(replace(model, task=Regression(("score",))))
 
 
 def test_importance_of_a_masked_model() -> None:

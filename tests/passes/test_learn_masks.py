@@ -19,6 +19,7 @@ from prumux.optimizer.model.module import EncoderModule, Factors
 from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes import learn_masks
 from prumux.passes.gates.expected_cost import CountedBudget
 from prumux.passes.gates.gates import OpenProbabilities
@@ -43,7 +44,7 @@ def loud() -> Model:
     model = small(labels=1)
     output = {"head.output.weight": 5 * model.weights["head.output.weight"]}
     weights = {**model.weights, **output}
-    return replace(model, weights=weights, task=replace(model.task, problem="regression"))
+    return replace(model, weights=weights, task=Regression(model.task.labels))
 
 
 def context(model: Model, **fields: Any) -> Context:
@@ -292,7 +293,7 @@ def test_other_tasks(problem: str) -> None:
         model = small(task="token-classification", labels=3)
     else:
         model = small(labels=1)
-        model = replace(model, task=replace(model.task, problem="regression"))
+        model = replace(model, task=Regression(model.task.labels))
     ctx = context(model)
     assert ctx.fit.labels is None
     after = LearnMasks(sparsity=0.5, **QUICK).run(model, ctx)

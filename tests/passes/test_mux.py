@@ -23,14 +23,16 @@ from prumux.optimizer.base.errors import ModelError, PassError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
 from prumux.optimizer.model.cost import branch_cost, count
-from prumux.optimizer.model.ir import Keys, Kind, Model
+from prumux.optimizer.model.ir import Keys, Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.partner_sensitivity import drawn
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.mux import Mux
 from prumux.passes.slice import slice_model
 from tests.helpers.factory import (
     Family,
+    Kind,
     make_context,
     multiplexed,
     random_batch,
@@ -345,7 +347,7 @@ def test_hugging_face_and_fused_graphs_agree_with_torch(task: Kind, tmp_path: Pa
 
 def test_a_regression_model_mixes_rows_too() -> None:
     model = random_model(heads=(4, 4), hidden=16, labels=1)
-    model = replace(model, task=replace(model.task, problem="regression"))
+    model = replace(model, task=Regression(model.task.labels))
     ctx = make_context(model, random_batch(model, rows=9))
     pruned = Pipeline.parse("mux{n=2 at=1},prune-heads{ratio=0.5},slice").run(model, ctx)
     batch = random_batch(model, rows=5)

@@ -9,7 +9,7 @@ import torch
 
 from prumux.optimizer.base.errors import MissingError, PassError, SpecError
 from prumux.optimizer.model.cost import count, unit_macs, unit_weights
-from prumux.optimizer.model.ir import Encoder, Kind, Masks, Model
+from prumux.optimizer.model.ir import Encoder, Masks, Model
 from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.align import Align
@@ -19,7 +19,7 @@ from prumux.passes.prune_heads import PruneHeads
 from prumux.passes.prune_layers import PruneLayers
 from prumux.passes.pruning.importance import fisher
 from prumux.passes.slice import slice_model
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -10,7 +10,7 @@ import torch
 from prumux.export.graph.graph import build
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import PassError, SpecError
-from prumux.optimizer.model.ir import Kind, Model
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -18,7 +18,7 @@ from prumux.passes.prune_hidden import PruneHidden
 from prumux.passes.pruning.importance import hidden_fisher
 from prumux.passes.reconstruct import Reconstruct
 from prumux.passes.slice import slice_model
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

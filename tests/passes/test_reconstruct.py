@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.ir import Kind, Model
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -19,7 +19,7 @@ from prumux.passes.reconstruct import Reconstruct
 from prumux.passes.refit.least_squares import RidgeRegression
 from prumux.passes.refit.refit import UNREAD_WEIGHT
 from prumux.passes.slice import slice_model
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -17,9 +17,10 @@ from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.cost import count, unit_macs
-from prumux.optimizer.model.ir import Encoder, Kind, Masks, Model, Task
+from prumux.optimizer.model.ir import Encoder, Masks, Model
 from prumux.optimizer.model.module import Branch, EncoderModule
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.prune import Prune
 from prumux.passes.pruning import optimal_brain_surgeon as removal_module
 from prumux.passes.pruning.importance import fisher
@@ -28,7 +29,7 @@ from prumux.passes.pruning.second_order import _scale, second_order
 from prumux.passes.refit import curvature as curvature_module
 from prumux.passes.refit.curvature import SHARED_WEIGHT, curvature
 from prumux.passes.slice import slice_model
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -142,7 +143,7 @@ def by_hand(model: Model, branch: Branch, rows: int) -> tuple[Tensor, Tensor, Te
         for _, after in forward.states(ops, after, later):  # noqa: B007, B020
             pass
         out = forward.answer(ops, after)[0]
-        if model.task.problem == "regression":
+        if isinstance(model.task, Regression):
             parts = [(1.0, out[0])]
         else:
             p = torch.softmax(out, 0)
@@ -159,7 +160,7 @@ def by_hand(model: Model, branch: Branch, rows: int) -> tuple[Tensor, Tensor, Te
 
 
 def regression() -> Model:
-    return replace(tiny(labels=1), task=Task("text-classification", "regression", ("score",)))
+    return replace(tiny(labels=1), task=Regression(("score",)))
 
 
 @pytest.mark.parametrize("model", [tiny(), tiny(labels=3), regression()])

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prumux.optimizer.base.errors import GateError, PassError
-from prumux.optimizer.model.ir import Kind, Masks, Model
+from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes import slice as slice_module
 from prumux.passes.slice import Slice, slice_model
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, random_masks, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -12,11 +12,17 @@ import torch
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Keys, Kind, Model
+from prumux.optimizer.model.ir import Keys, Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.training.plain_text import plain_rows
 from tests.helpers.datafiles import write
-from tests.helpers.factory import make_context, random_batch, random_model, tiny_tokenizer
+from tests.helpers.factory import (
+    Kind,
+    make_context,
+    random_batch,
+    random_model,
+    tiny_tokenizer,
+)
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -18,6 +18,7 @@ from prumux.optimizer.pipeline import registry
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline, count_parameters
+from prumux.optimizer.tasks.classification import Classification
 
 # The toy passes consult nothing.
 CTX = cast(Context, None)
@@ -114,7 +115,7 @@ def model() -> Model:
             name: torch.randn(shape, generator=generator)
             for name, shape in ir.expected_shapes(encoder).items()
         },
-        task=ir.Task("text-classification", "classification", ("no", "yes")),
+        task=Classification(("no", "yes")),
         masks=ir.Masks.full(encoder),
     )
 

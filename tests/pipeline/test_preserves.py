@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.optimizer.model.ir import Kind
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import all_passes
-from tests.helpers.factory import Family, make_context, random_batch, random_model
+from tests.helpers.factory import Family, Kind, make_context, random_batch, random_model
 from tests.helpers.masking import logits, masked, worst
 
 FAMILIES: tuple[Family, ...] = get_args(Family)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.report.class_scores import class_scores, lost_classes, unlikely_gains
 from prumux.optimizer.report.contents import CertificateRecord, Score
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.tokens import Tokens
 
-BINARY = Task("text-classification", "classification", ("negative", "positive"))
-MANY = Task("text-classification", "classification", tuple(f"c{i}" for i in range(30)))
-NER = Task("token-classification", "classification", ("O", "B-PER", "I-PER"))
+BINARY = Classification(("negative", "positive"))
+MANY = Classification(tuple(f"c{i}" for i in range(30)))
+NER = Tokens(("O", "B-PER", "I-PER"))
 
 
 def test_recalls_equal_sklearn() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.report.class_scores import class_scores
 from prumux.optimizer.report.terminal import class_rows, print_table, summary, table_rows
+from prumux.optimizer.tasks.classification import Classification
 from tests.helpers.reports import KINDS, as_report, changed
 
 
@@ -57,7 +57,7 @@ def test_classes_stand_below_the_score_of_their_rows() -> None:
 
 def test_of_many_classes_the_table_shows_those_that_lost_most() -> None:
     y = np.arange(300) % 30
-    task = Task("text-classification", "classification", tuple(f"c{i}" for i in range(30)))
+    task = Classification(tuple(f"c{i}" for i in range(30)))
     rows = class_rows(class_scores(y, np.where(y == 17, 0, y), y, task))
     assert len(rows) == 7
     assert rows[1][0] == "  5 of 30 classes, largest loss"

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.search.baselines import Judged, best_constant, check, select_warnings
 from prumux.optimizer.search.budget import Budget
-from prumux.optimizer.tasks.metrics import metrics_of, score
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.regression import Regression
+from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.tasks.tokens import Tokens
 
-BINARY = Task("text-classification", "classification", ("negative", "positive"))
-THREE = Task("text-classification", "classification", ("yes", "maybe", "no"))
-TWENTY = Task("text-classification", "classification", tuple(f"c{i}" for i in range(20)))
-SCORE = Task("text-classification", "regression", ("score",))
-NER = Task("token-classification", "classification", ("O", "B-PER", "I-PER"))
-POS = Task("token-classification", "classification", ("NOUN", "VERB"))
+BINARY = Classification(("negative", "positive"))
+THREE = Classification(("yes", "maybe", "no"))
+TWENTY = Classification(tuple(f"c{i}" for i in range(20)))
+SCORE = Regression(("score",))
+NER = Tokens(("O", "B-PER", "I-PER"))
+POS = Tokens(("NOUN", "VERB"))
 TWO = Budget.parse("2%")
 
 
@@ -82,14 +84,14 @@ def test_near_the_budget_is_warned_of() -> None:
 def test_no_constant_answer_is_better(task: Task) -> None:
     rng = np.random.default_rng(0)
     labels: Any
-    if task.kind == "token-classification":
+    if isinstance(task, Tokens):
         labels = tuple(rng.integers(len(task.labels), size=5) for _ in range(50))
         labels[0][0] = -100
     elif task is SCORE:
         labels = rng.random(50)
     else:
         labels = rng.integers(len(task.labels), size=50)
-    for metric in metrics_of(task):
+    for metric in (x.name for x in task.metrics):
         best = best_constant(Judged(labels, labels, task, metric, "certify")).score
         for c in range(len(task.labels)):
             constant: Any = np.full(50, c)
@@ -98,7 +100,7 @@ def test_no_constant_answer_is_better(task: Task) -> None:
             truth = labels
             if metric == "agreement" and isinstance(labels, tuple):
                 truth = tuple(x[x != -100] for x in labels)
-            assert score(metric, constant, truth, task) <= best + 1e-12, metric
+            assert task.score(metric, constant, truth) <= best + 1e-12, metric
 
 
 def test_tags_that_are_nearly_all_outside() -> None:

@@ -11,7 +11,6 @@ import pytest
 from scipy.stats import binom, multinomial
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.search.certificate import (
     Certificate,
     accuracy_upper,
@@ -23,12 +22,15 @@ from prumux.optimizer.search.certificate import (
     rows_needed,
     tango_upper,
 )
-from prumux.optimizer.tasks.metrics import metrics_of, score
+from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.regression import Regression
+from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.tasks.tokens import Tokens
 
-BINARY = Task("text-classification", "classification", ("no", "yes"))
-FIVE = Task("text-classification", "classification", tuple("abcde"))
-SCORE = Task("text-classification", "regression", ("score",))
-NER = Task("token-classification", "classification", ("O", "B-PER", "I-PER"))
+BINARY = Classification(("no", "yes"))
+FIVE = Classification(tuple("abcde"))
+SCORE = Regression(("score",))
+NER = Tokens(("O", "B-PER", "I-PER"))
 Z = 1.6448536269514722
 
 
@@ -38,11 +40,11 @@ def sample(
     """Predictions of a dense and an optimised model, and labels."""
     rng = np.random.default_rng(seed)
     y: Any
-    if task.problem == "regression":
+    if isinstance(task, Regression):
         y = rng.normal(size=rows)
         dense = y + 0.3 * rng.normal(size=rows)
         return dense, dense + changed * rng.normal(size=rows), y
-    if task.kind == "token-classification":
+    if isinstance(task, Tokens):
         rows_of = [rng.integers(3, size=12) for _ in range(rows)]
         near = [np.where(rng.random(12) < changed, 0, x) for x in rows_of]
         return tuple(rows_of), tuple(near), tuple(rows_of)
@@ -153,7 +155,7 @@ def test_agreement_needs_no_labels() -> None:
     assert found.loss_upper == pytest.approx(clopper_pearson_upper(1000, changed))
 
 
-CASES = [(m, t) for t in (BINARY, FIVE, SCORE, NER) for m in metrics_of(t)]
+CASES = [(m.name, t) for t in (BINARY, FIVE, SCORE, NER) for m in t.metrics]
 
 
 @pytest.mark.parametrize(("metric", "task"), CASES)
@@ -189,7 +191,7 @@ def test_a_rare_class_counts() -> None:
 def test_bootstrap_covers(metric: str, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prumux.optimizer.search.design_effect.RESAMPLES", 300)
     dense, optimised, y = sample(task, 400_000, changed=0.1)
-    true = score(metric, dense, y, task) - score(metric, optimised, y, task)
+    true = task.score(metric, dense, y) - task.score(metric, optimised, y)
     uppers = [
         certify(metric, *sample(task, 300, seed, changed=0.1), task, limit=0.1).loss_upper
         for seed in range(200)
@@ -248,7 +250,7 @@ def test_interval() -> None:
     assert interval("accuracy", p, y, BINARY) == pytest.approx((0.8256, 0.9448), abs=1e-4)
     dense, _, labels = sample(SCORE, 300)
     low, high = interval("pearson", dense, labels, SCORE)
-    assert low < score("pearson", dense, labels, SCORE) < high
+    assert low < SCORE.score("pearson", dense, labels) < high
     assert interval("pearson", dense, labels, SCORE) == (low, high)
 
 

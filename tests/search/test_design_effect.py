@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.data.predict import mixed_together, predict
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.search import design_effect as clusters
 from prumux.optimizer.search.certificate import Certificate, certify
 from prumux.optimizer.search.design_effect import design_effect, resamples
-from prumux.optimizer.tasks.metrics import metrics_of
+from prumux.optimizer.tasks.classification import Classification
 from tests.helpers.factory import multiplexed, random_model
 
-FIVE = Task("text-classification", "classification", tuple("abcde"))
+FIVE = Classification(tuple("abcde"))
 PAIRS = np.repeat(np.arange(400), 2)
 
 
@@ -51,7 +50,7 @@ def test_the_bootstrap_draws_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (weights[:, ::2] == weights[:, 1::2]).all()
         assert (weights.sum(1) == 800).all()
     twice = [np.repeat(x, 2) for x in wrong(np.random.default_rng(0), 400, 0.05)]
-    metric = next(x for x in metrics_of(FIVE) if x.startswith("f1"))
+    metric = next(x.name for x in FIVE.metrics if x.name.startswith("f1"))
     assert bound(metric, twice, PAIRS).loss_upper > bound(metric, twice).loss_upper
 
 

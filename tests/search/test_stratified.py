@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from prumux.optimizer.model.ir import Task
 from prumux.optimizer.search.certificate import accuracy_upper, certify
 from prumux.optimizer.search.stratified import stratified_upper
+from prumux.optimizer.tasks.classification import Classification
 
-BINARY = Task("text-classification", "classification", ("negative", "positive"))
+BINARY = Classification(("negative", "positive"))
 
 
 def test_one_class_is_accuracy() -> None:

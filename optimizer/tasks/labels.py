@@ -1,0 +1,82 @@
+"""Label values of a data column as numbers: what the tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Labels = NDArray[Any] | tuple[NDArray[Any], ...]
+"""Of N rows: class ids int64 [N], float64 scores [N], or per row int64 ids of its words."""
+Fail = Callable[[int | None, str], NoReturn]
+"""Raises DataError with the file, the row (None = the whole file) and a text."""
+
+IGNORE = -100
+"""The label of a position that is not scored."""
+
+
+def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
+    """Class ids of ids or label names, [N].
+
+    A column is read as names if each value is one, else as ids.
+
+    Args:
+        values: as they were read.
+        names: the label names, in the order of their ids.
+        fail: raises DataError.
+        allowed: an id that is passed on, though no label has it.
+    """
+    known = {x.casefold(): i for i, x in enumerate(names)}
+    if len(known) < len(names):
+        known = {x: i for i, x in enumerate(names)}
+    texts = [x.strip() if isinstance(x, str) else x for x in values]
+    by_name = [_find(known, x) for x in texts]
+    if None not in by_name:
+        return np.array(by_name, dtype=np.int64)
+    ids = [integer(x) for x in texts]
+    named = any(name is not None and i is None for name, i in zip(by_name, ids, strict=True))
+    for i, (value, found) in enumerate(zip(texts, ids, strict=True)):
+        if value is None:
+            fail(i, "the label is empty: fill it in or remove the row")
+        if found is None and by_name[i] is not None:
+            continue  # a column of names: the row to report is one without a name
+        if found is None or named:
+            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+            fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
+        if found != allowed and not 0 <= found < len(names):
+            fail(
+                i,
+                f"label {found} is out of range, the model has {len(names)} labels "
+                f"(0..{len(names) - 1}): use its ids or names",
+            )
+    return np.array(ids, dtype=np.int64)
+
+
+def _find(known: dict[str, int], value: Any) -> int | None:
+    if not isinstance(value, str):
+        return None
+    return known.get(value, known.get(value.casefold()))
+
+
+def class_of(value: Any, names: Sequence[str]) -> int | None:
+    """The class that a value names, by its name first, else by its id; None = none."""
+    found = {x.casefold(): i for i, x in enumerate(names)}
+    if len(found) < len(names):
+        found = {x: i for i, x in enumerate(names)}
+    text = value.strip() if isinstance(value, str) else value
+    named, number = _find(found, text), integer(text)
+    if named is not None or number is None:
+        return named
+    return number if 0 <= number < len(names) else None
+
+
+def integer(value: Any) -> int | None:
+    """A whole number, also of a text or a float; None = it is none."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) else 0.5
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None

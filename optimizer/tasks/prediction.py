@@ -1,0 +1,38 @@
+"""The answers that users get from `Predictor.predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text, or for one word of a token task."""
+
+    label: str | None
+    """None for regression."""
+    score: float
+    """The label's probability in [0, 1]; for regression the value itself."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """The probability of every label; empty for regression."""
+
+
+Answer = Prediction | tuple[Prediction, ...]
+"""One prediction a row, or one a word of the row."""
+
+
+def class_predictions(logits: NDArray[Any], labels: Sequence[str]) -> list[Prediction]:
+    """The likeliest class of each row of logits [N, C], with the softmax of all classes."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max(-1, keepdims=True))
+    shares = powers / powers.sum(-1, keepdims=True)
+    found = []
+    for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
+        scores = dict(zip(labels, row, strict=True))
+        found.append(Prediction(labels[best], row[best], scores))
+    return found

@@ -1,0 +1,123 @@
+"""Finds the tasks in this folder, and reads a model's task from its `config.json`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prumux.optimizer.base.errors import ModelError
+
+from .task import Task
+
+MAX_LABELS = 100_000
+"""Beyond this a config.json is taken for damaged, before anything of that size is made."""
+DEFAULT_HEAD = "ForSequenceClassification"
+"""Where `architectures` is missing."""
+
+
+@functools.cache
+def task_types() -> tuple[type[Task], ...]:
+    """Every task that a module of this folder defines, in the order of the modules' names."""
+    found: list[type[Task]] = []
+    package = __package__ or ""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        for value in vars(importlib.import_module(f"{package}.{module.name}")).values():
+            own = inspect.isclass(value) and value.__module__ == f"{package}.{module.name}"
+            if own and issubclass(value, Task) and not inspect.isabstract(value):
+                found.append(value)
+    return tuple(found)
+
+
+def from_config(config: Mapping[str, Any]) -> Task:
+    """The task of a Hugging Face model, from `architectures`, `problem_type` and `id2label`.
+
+    Raises:
+        ModelError: no task reads such a model, or the label names are wrong.
+    """
+    named = config.get("architectures") or [""]
+    architecture = str(named[0] if isinstance(named, list | tuple) else named)
+    head = architecture or DEFAULT_HEAD
+    fitting = [x for x in task_types() if head.endswith(x.head)]
+    if not fitting:
+        classes = dict.fromkeys(x.auto_class() for x in task_types())
+        raise ModelError(
+            f"architecture '{architecture}' has no classification head\n"
+            f"give a model fine-tuned with {' or '.join(classes)}"
+        )
+    labels, problem = _label_names(config), config.get("problem_type")
+    chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)
+    if chosen is None:
+        raise ModelError(f"problem_type '{problem!s:.60}' is not supported yet")
+    task = chosen(labels)
+    try:
+        task.check(len(labels))
+    except ValueError as error:
+        raise ModelError(
+            f"config.json: {error}\ngive every label in id2label a name of its own"
+        ) from error
+    return task
+
+
+def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
+    """The task of a model that prumux wrote.
+
+    Args:
+        config: `config.json`.
+        labels: how many labels the model's head has.
+
+    Raises:
+        ValueError: no task writes such a model, or the label names are wrong.
+        LookupError: a field is missing.
+    """
+    architectures, problem = config["architectures"], config.get("problem_type")
+    own = [x for x in task_types() if x.own_class() in architectures]
+    if not own:
+        raise ValueError(f"architectures is {architectures!r:.60}")
+    names = config["id2label"]
+    # A user may train such a model on with another `problem_type`, for the sake of its loss.
+    chosen = next((x for x in own if x.reads(problem, labels)), own[0])
+    task = chosen(tuple(names[str(i)] for i in range(len(names))))
+    task.check(labels)
+    return task
+
+
+def from_report(shown: Mapping[str, Any]) -> type[Task]:
+    """The task that `Task.to_json` shows; of an incomplete report the first that may be it."""
+    wanted = shown.get("kind"), shown.get("problem")
+    ordinary = next(x for x in task_types() if x.head == DEFAULT_HEAD)
+    return next((x for x in task_types() if (x.kind, x.problem) == wanted), ordinary)
+
+
+def kind_of(head: str) -> str:
+    """The kind of the tasks whose model classes end so."""
+    return next(x.kind for x in task_types() if x.head == head)
+
+
+def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    names = config.get("id2label") or {}
+    if not isinstance(names, Mapping):
+        raise ModelError(
+            f"config.json: id2label is a {type(names).__name__}, not a map of names"
+        )
+    names = {str(i): str(name) for i, name in names.items()}
+    strange = next((x for x in names if not x.isdecimal()), None)
+    if strange is not None:
+        raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
+    count = len(names) or _label_count(config)
+    return tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
+
+
+def _label_count(config: Mapping[str, Any]) -> int:
+    count = config.get("num_labels")
+    count = 2 if count is None else count
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_LABELS:
+        raise ModelError(
+            f"config.json: num_labels is {count!r:.40}, it must be a whole number "
+            f"from 1 to {MAX_LABELS}"
+        )
+    return count

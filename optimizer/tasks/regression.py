@@ -1,0 +1,136 @@
+"""Regression: one number for each text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .labels import Fail
+from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer, pearson, spearman
+from .prediction import Answer, Prediction
+from .task import ConstantAnswer, Pooling, Task, WorstCase
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """One score a row; predictions are the values of the first logit, float64 [N]."""
+
+    name: ClassVar[str] = "regression"
+    kind: ClassVar[str] = "text-classification"
+    problem: ClassVar[str] = "regression"
+    problem_type: ClassVar[str] = "regression"
+    head: ClassVar[str] = "ForSequenceClassification"
+    pooling: ClassVar[Pooling] = "first"
+    has_classes: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ("score", "label")
+    instability_meaning: ClassVar[str] = "deviation of a row's answers over that of the rows"
+
+    @classmethod
+    def reads(cls, problem_type: str | None, labels: int) -> bool:
+        """With `problem_type` left out, every model of one label, as Hugging Face has it."""
+        return problem_type == cls.problem_type or (problem_type is None and labels == 1)
+
+    def read_labels(
+        self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
+    ) -> Floats | None:
+        """Scores [N] as float64; None if every value is -1 (hidden labels)."""
+        del words
+        scores = np.empty(len(values))
+        for i, value in enumerate(values):
+            try:
+                number = isinstance(value, str | int | float) and not isinstance(value, bool)
+                scores[i] = float(value) if number else np.nan
+            except (ValueError, OverflowError):
+                scores[i] = np.nan
+            if not np.isfinite(scores[i]):
+                fail(i, f"score {value!r:.40} is not a finite number: mend or remove the row")
+        return None if (scores == -1).all() else scores
+
+    def predictions(
+        self,
+        logits: NDArray[Any] | Sequence[NDArray[Any]],
+        scored: Sequence[NDArray[Any]] | None = None,
+    ) -> Floats:
+        """The first logit of each row, [N]."""
+        del scored
+        values = np.asarray(logits)
+        return np.asarray(values.reshape(len(values), -1)[:, 0], dtype=np.float64)
+
+    def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
+        """The value of each row, without a label."""
+        return [Prediction(None, float(row[0])) for row in logits]
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Pearson's and Spearman's correlation, and agreement with the dense model.
+
+        Agreement is Pearson's correlation with the dense model's values.
+        """
+        return (
+            Metric("pearson"),
+            Metric("spearmanr"),
+            Metric(AGREEMENT, needs_labels=False),
+        )
+
+    @property
+    def default_metric(self) -> str:
+        """Pearson's correlation."""
+        return "pearson"
+
+    def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
+        p, y = np.asarray(predictions), np.asarray(labels)
+        return spearman(p, y) if metric == "spearmanr" else pearson(p, y)
+
+    def worst_case(
+        self,
+        metric: str,
+        dense: Predictions,
+        optimised: Predictions,
+        labels: Predictions,
+        extra: float,
+    ) -> WorstCase:
+        """The rows themselves, with the optimised model's values mirrored at their mean."""
+        del metric
+        p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
+        weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
+        mirrored = np.concatenate([q, 2 * q.mean() - q])
+        return WorstCase(np.tile(p, 2), mirrored, np.tile(y, 2), weights)
+
+    def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
+        """A constant correlates with nothing."""
+        del metric, truth
+        return ConstantAnswer("one number", 0.0)
+
+    def instability(self, draws: Sequence[Predictions]) -> float:
+        """Mean standard deviation of a row's values over that of the rows."""
+        together = np.stack([np.asarray(x) for x in draws])
+        spread = float(together.mean(0).std())
+        return float(together.std(0).mean()) / spread if spread else 0.0
+
+    def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Mean squared error of the values; the temperature has no meaning here."""
+        del temperature
+        return F.mse_loss(student.float(), teacher.float())
+
+    def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        """Mean squared error; a row labelled NaN does not count."""
+        found, scores = logits.float().flatten(0, -2), labels.flatten()
+        known = scores.isfinite()
+        count = int(known.sum())
+        if not count:
+            return found.sum() * 0.0, 0
+        return F.mse_loss(found[known].squeeze(-1), scores[known].float()), count
+
+    def fisher_scalars(
+        self, logits: Tensor, weight: Tensor, random: torch.Generator
+    ) -> list[Tensor]:
+        """The value itself: the Fisher information of a normal distribution of variance 1."""
+        del random
+        return [(logits[..., 0] * weight).sum()]
