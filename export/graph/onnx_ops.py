@@ -100,7 +100,7 @@ class OnnxOps:
             scores = b.op("Div", f"{at}.scaled", scores, b.number(root))
         if relative is not None:
             bias = self._relative(relative, q)
-            scores = b.op("Add", f"{at}.relative", scores, bias)
+            scores = b.op("Add", f"{at}.biased", scores, bias)
         bias = self._padding()
         if window is not None:
             bias = self._windowed(bias, window, q)
@@ -256,7 +256,7 @@ class OnnxOps:
         """Key position minus query position, int64 [Tq, T]; q is [B, H, Tq, K]."""
         key = ("distances", self._query_key(q))
         if key not in self.shared:
-            b, at = self.build, f"distance.{len(self.shared)}"
+            b, at = self.build, f"distance.{self.mask}.{key[1]}"
             queries = self._positions(2, q, f"{at}.query")
             keys = self._positions(1, self.mask, f"{at}.key")
             column = b.op("Unsqueeze", f"{at}.column", queries, b.integers(1))

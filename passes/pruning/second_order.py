@@ -78,8 +78,10 @@ class Removals:
         gram, mean = (self.found[f"{branch.name}.{x}"] for x in ("gram", "mean"))
         new = old.clone()
         new[:, at] = compensated(old[:, at], gram, left[mask].repeat_interleave(size))
-        bias = model.weights[f"{name}.bias"] + (old - new)[:, at] @ mean
-        return {f"{name}.weight": new, f"{name}.bias": bias}
+        found, bias = {f"{name}.weight": new}, model.weights.get(f"{name}.bias")
+        if bias is not None:
+            found[f"{name}.bias"] = bias + (old - new)[:, at] @ mean
+        return found
 
 
 def second_order(model: Model, ctx: Context) -> Removals:
