@@ -21,7 +21,7 @@ from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.ir import Encoder, Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.target import Emitted, Target
-from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
+from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup
 
 from .graph import fusion as fusion_tool
 
@@ -352,8 +352,8 @@ def _fastest(found: Sequence[Candidate], timings: dict[str, Timing]) -> Candidat
     """The fastest; a more fused graph only where it clearly pays, round by round."""
     best = found[0]
     for other in found[1:]:
-        gain = ratio(timings[best.fusion], timings[other.fusion])
+        gain = speedup(timings[best.fusion], timings[other.fusion])
         # On a busy machine a median alone is luck: three rounds of four must be gains.
-        if gain.median_ms >= 1 / GAIN and percentile_ms(gain.rounds_ms, 0.25) > 1:
+        if gain.median >= 1 / GAIN and percentile_ms(gain.rounds, 0.25) > 1:
             best = other
     return best

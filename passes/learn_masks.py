@@ -6,10 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.base.store import key
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
@@ -36,7 +33,7 @@ class LearnMasks(Taught):
     """
 
     name: ClassVar[str] = "learn-masks"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     sparsity: float | None = field(
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
@@ -73,8 +70,13 @@ class LearnMasks(Taught):
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must be in [0, 1], not {self.warmup}")
 
-    def stand_in(self) -> Pass:
-        """What is learnt is not known before; how much goes is."""
+    @property
+    def measures(self) -> bool:
+        """A speed-up is measured on the target."""
+        return self.speedup is not None
+
+    def sketch(self) -> Pass:
+        """Masks of the same size, chosen by importance."""
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
@@ -93,8 +95,6 @@ class LearnMasks(Taught):
             PassError: the speed-up is out of reach; says how far it goes.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
-        from prumux.optimizer.model.source import digest
-
         if self.sparsity == 0 or self.speedup == 1:
             return model
         budget = self._budget(model, ctx)
@@ -104,9 +104,7 @@ class LearnMasks(Taught):
         scores = fisher(model, ctx)
         make = partial(MaskLearner, model, self, budget, rows=rows, scores=scores)
         learner = make(ctx=ctx)
-        given = digest(model.weights, model.task, model.encoder)
-        about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
-        name = "learn-masks-" + key(*about)
+        name = ctx.entry("learn-masks", self, model, budget.limit, ctx.length, len(rows))
         facts = train(learner, rows, self.length, ctx, name, make=make)
         found = learner.result()
         sizes = found.masks.sizes(found.encoder)

@@ -55,7 +55,7 @@ class Mux(Pass):
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
     @property
-    def mixes(self) -> int:
+    def slots(self) -> int:
         """See `n`."""
         return self.n
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.base.store import key
 from prumux.optimizer.model.cost import branch_cost
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.source import digest
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.optimizer.timing.calibration import speedup
+from prumux.optimizer.timing.calibration import measured_speedup
 from prumux.optimizer.timing.cost_table import cost_table
 from prumux.passes.pruning.allocate import values, with_counts
 from prumux.passes.pruning.branch_options import GRID, Price, Worth, choose, counted, timed
@@ -34,7 +32,7 @@ class Prune(Pass):
     """Mark heads, FFN units and blocks for removal, jointly, to a sparsity or speed-up."""
 
     name: ClassVar[str] = "prune"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     sparsity: float | None = field(
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
@@ -56,6 +54,11 @@ class Prune(Pass):
             raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity}")
         if self.speedup is not None and not self.speedup >= 1:
             raise ValueError(f"speedup must be 1 or more, not {self.speedup}")
+
+    @property
+    def measures(self) -> bool:
+        """A speed-up is measured on the target."""
+        return self.speedup is not None
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
@@ -85,12 +88,11 @@ class Prune(Pass):
 
     def _timed(self, model: Model, worth: Worth, keep: Keep, ctx: Context) -> list[int]:
         """Counts that reach the speed-up when they are timed, not only by the table."""
-        given = digest(model.weights, model.task, model.encoder)
         shapes = [b.input_ids.shape for b in ctx.workload]
-        name = key(self, given, model.masks.key(), ctx.target, ctx.threads, shapes)
-        # Kept, because a second timing might choose otherwise, and a resumed run must not.
-        found: list[int] = ctx.store.json(
-            f"timed-{name}", lambda: self._closest(model, worth, keep, ctx)
+        about = (self, model, ctx.target, ctx.threads, shapes)
+        # Stored, because a second timing might choose differently in a resumed run.
+        found: list[int] = ctx.cached_json(
+            "timed", about, lambda: self._closest(model, worth, keep, ctx)
         )
         return found
 
@@ -102,7 +104,7 @@ class Prune(Pass):
         for _ in range(TRIES):
             counts = self._within(model, worth, timed(table), limit - table.base_ms, GRID)
             kept = keep(counts)
-            reached = speedup(kept.masks.sizes(kept.encoder), ctx)
+            reached = measured_speedup(kept.masks.sizes(kept.encoder), ctx)
             found[abs(reached / asked - 1)] = counts
             if abs(reached / asked - 1) <= NEAR:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -23,7 +23,7 @@ class PruneHidden(Pass):
     """Mark the least important hidden dimensions for removal."""
 
     name: ClassVar[str] = "prune-hidden"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     keep: int | None = field(default=None, metadata={"help": "dimensions that stay"})
     ratio: float | None = field(
         default=None, metadata={"help": "share of the dimensions to remove, in [0, 1)"}

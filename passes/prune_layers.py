@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class PruneLayers(Pass):
     """Mark whole attention and FFN blocks for removal, one at a time, least harm first."""
 
     name: ClassVar[str] = "prune-layers"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     attention: int = field(default=0, metadata={"help": "attention blocks to remove"})
     ffn: int = field(default=0, metadata={"help": "FFN blocks to remove"})
 

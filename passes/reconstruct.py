@@ -36,11 +36,13 @@ class Reconstruct(Pass):
     """Refit the survivors to the dense model by least squares, without gradient steps."""
 
     name: ClassVar[str] = "reconstruct"
-    shapes: ClassVar[bool] = False
     rows: int = field(default=2048, metadata={"help": "fit rows to use at most"})
     ridge: float = field(
         default=0.01, metadata={"help": "damping, relative to the mean activation power"}
     )
+
+    def sketch(self) -> None:
+        """Shapes stay."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:

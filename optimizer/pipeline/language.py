@@ -7,7 +7,7 @@ r"""The pipeline language: text to nodes that know where they stood, and values 
     value    := NUMBER | STRING | NAME          true, false, none are values
 
 NUMBER is `1`, `-1`, `.4`, `1e-3`; STRING is `"..."` with the escapes \" \\ \n \r \t \uXXXX
-and \UXXXXXXXX. What a name or an option means is not known here: see `stage.py`.
+and \UXXXXXXXX. `configurable.py` gives names and options their meaning.
 """
 
 import difflib

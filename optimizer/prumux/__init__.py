@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prumux.export.runtime.predictor import Prediction, Predictor, load
     from prumux.optimizer.base.errors import PrumuxError
     from prumux.optimizer.pipeline.pipeline import Pipeline
-    from prumux.optimizer.run.job import Result, optimize
+    from prumux.optimizer.run.run import Result, optimize
 
     __version__: str
 
@@ -37,9 +37,9 @@ _HOMES = {
     "Prediction": "prumux.export.runtime.predictor",
     "Predictor": "prumux.export.runtime.predictor",
     "PrumuxError": "prumux.optimizer.base.errors",
-    "Result": "prumux.optimizer.run.job",
+    "Result": "prumux.optimizer.run.run",
     "load": "prumux.export.runtime.predictor",
-    "optimize": "prumux.optimizer.run.job",
+    "optimize": "prumux.optimizer.run.run",
 }
 
 

@@ -14,25 +14,30 @@ from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.certificate import interval
-from prumux.optimizer.timing.cores import WATCH
 
 from .html import PAGE, write_html
 
 if TYPE_CHECKING:
     from prumux.optimizer.pipeline.target import Target
-    from prumux.optimizer.run.job import Plan
-    from prumux.optimizer.run.packaging import Exported, Shipped
-    from prumux.optimizer.search.bisection import Found
-    from prumux.optimizer.search.evaluator import Bench
+    from prumux.optimizer.search.bisection import SearchResult
+    from prumux.optimizer.search.evaluator import Evaluator
 
 SCHEMA_VERSION = 1
 
 
 def build_report(
-    todo: Plan, found: Found | None, shipped: Shipped, seconds: float
+    evaluator: Evaluator,
+    found: SearchResult | None,
+    shipped: Any,
+    *,
+    budget: str | None,
+    limit: float | None,
+    serving: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    command: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Everything a reader needs to believe or repeat the result, as plain values."""
-    bench, request = todo.bench, todo.request
     both = {"dense": shipped.dense, "optimised": shipped.optimised}
     chosen = shipped.optimised
     model, pipeline = chosen.model, chosen.pipeline
@@ -43,42 +48,44 @@ def build_report(
         "pipeline": str(pipeline),
         "dropped": None if shipped.dropped is None else _engine(shipped.dropped),
         "target": str(chosen.target),
-        "budget": None if request.budget is None else str(request.budget),
-        "limit": todo.limit,
-        "metric": bench.metric,
-        "task": asdict(bench.model.task),
-        "scores": _scores(bench, chosen, todo.limit or 0.0),
+        "budget": budget,
+        "limit": limit,
+        "metric": evaluator.metric,
+        "task": asdict(evaluator.model.task),
+        "scores": _scores(evaluator, chosen, limit or 0.0),
         "throughput_ratio": chosen.speed.throughput_ratio,
         "speed": {name: asdict(x.speed) for name, x in both.items()},
         "beside": [_engine(x) for x in shipped.beside],
-        "serving": bench.serving(),
+        "serving": dict(serving),
         "cost": {
-            n: count(x.model.encoder, bench.ctx.length).to_json() for n, x in both.items()
+            n: count(x.model.encoder, evaluator.ctx.length).to_json() for n, x in both.items()
         },
         "file_bytes": {name: x.size_bytes for name, x in both.items()},
         "layers": {
             "heads": [x.heads for x in model.encoder.layers],
             "ffn": [x.ffn for x in model.encoder.layers],
             "hidden": model.encoder.hidden,
-            "heads_dense": [x.heads for x in bench.model.encoder.layers],
-            "ffn_dense": [x.ffn for x in bench.model.encoder.layers],
-            "hidden_dense": bench.model.encoder.hidden,
+            "heads_dense": [x.heads for x in evaluator.model.encoder.layers],
+            "ffn_dense": [x.ffn for x in evaluator.model.encoder.layers],
+            "hidden_dense": evaluator.model.encoder.hidden,
         },
-        "mux": bench.mixed(pipeline, "certify") if model.encoder.mux else None,
+        "mux": evaluator.predictor.partner_sensitivity(pipeline, "certify")
+        if model.encoder.mux
+        else None,
         "passes": [asdict(x) for x in model.history],
         "export": {name: dict(x.emitted.notes) for name, x in both.items()},
         "engine": dict(chosen.engine.describe()),
         "trials": [] if found is None else [_trial(t) for t in found.trials],
         "proofs": [] if found is None else [_proof(p, c) for p, c in found.proofs],
-        "data": {"digest": bench.data_digest, "roles": list(bench.notes)},
-        "source": dict(bench.model.source),
-        "facts": bench.facts(todo.space),
-        "seed": bench.ctx.seed,
-        "command": request.command,
+        "data": {"digest": evaluator.data_digest, "roles": list(evaluator.notes)},
+        "source": dict(evaluator.model.source),
+        "facts": dict(facts),
+        "seed": evaluator.ctx.seed,
+        "command": command,
         "seconds": seconds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "device": {**device(), **WATCH.told()},
+        "device": {**device(), **evaluator.ctx.cores.facts()},
     }
 
 
@@ -95,30 +102,32 @@ def write_report(report: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return whole
 
 
-def _scores(bench: Bench, shipped: Exported, limit: float) -> dict[str, Any]:
+def _scores(evaluator: Evaluator, shipped: Any, limit: float) -> dict[str, Any]:
     """Dense against shipped on every role that is reported, paired."""
     found = {}
     for role in ("certify", "test"):
-        if role == "test" and bench.test_rows is None:
+        if role == "test" and evaluator.test_rows is None:
             continue
-        proof = bench.compare(shipped.pipeline, role, limit, target=shipped.target)
+        proof = evaluator.compare(shipped.pipeline, role, limit, target=shipped.target)
         entry = proof.to_json()
         del entry["limit"], entry["holds"]
-        entry["interval"] = list(_interval(bench, role, shipped.pipeline, shipped.target))
-        if bench.metric != "agreement":
-            entry["interval_dense"] = list(_interval(bench, role, Pipeline(())))
+        entry["interval"] = list(_interval(evaluator, role, shipped.pipeline, shipped.target))
+        if evaluator.metric != "agreement":
+            entry["interval_dense"] = list(_interval(evaluator, role, Pipeline(())))
         found[role] = entry
     return found
 
 
 def _interval(
-    bench: Bench, role: str, pipeline: Pipeline, target: Target | None = None
+    evaluator: Evaluator, role: str, pipeline: Pipeline, target: Target | None = None
 ) -> tuple[float, float]:
-    predictions, labels = bench.outputs(pipeline, role, target)
-    return interval(bench.metric, predictions, labels, bench.model.task, seed=bench.ctx.seed)
+    predictions, labels = evaluator.predictor.with_labels(pipeline, role, target)
+    return interval(
+        evaluator.metric, predictions, labels, evaluator.model.task, seed=evaluator.ctx.seed
+    )
 
 
-def _engine(timed: Exported) -> dict[str, Any]:
+def _engine(timed: Any) -> dict[str, Any]:
     """An engine that is not shipped."""
     return {
         "pipeline": str(timed.pipeline),

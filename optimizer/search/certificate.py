@@ -1,7 +1,20 @@
-"""Does the loss stay inside the budget on data that nobody has looked at?
+"""Certificates: an upper confidence bound of the loss on unseen data.
 
-The promise is about unseen data, so it is the upper confidence bound of the loss that has to
-be inside the limit, not the loss that was observed.
+The budget is about unseen data, so the bound must be within the limit, not the observed loss:
+
+    P(true loss <= loss_upper) >= 1 - alpha,    certified if loss_upper <= limit.
+
+The loss is that of paired predictions, dense against optimised on the same rows. Bounds:
+
+- accuracy: Tango's score bound for the difference of paired shares (Tango 1998, Statistics in
+  Medicine 17, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B),
+  with a continuity correction, see `accuracy_upper`.
+- agreement of sequence tasks: Clopper-Pearson on the share of changed answers (Clopper and
+  Pearson 1934, https://doi.org/10.1093/biomet/26.4.404), exact.
+- all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
+
+Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
+(https://arxiv.org/abs/2110.01052), see `fixed_sequence`.
 """
 
 from __future__ import annotations
@@ -26,14 +39,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was found on `rows` rows that no choice was made on. Scores are in [-1, 1]."""
+    """The result on `rows` rows that no choice was made on. Scores are in [-1, 1]."""
 
     metric: str
     rows: int
     score_dense: float
     score: float
     loss: float
-    """`score_dense - score`; below 0 = the optimised model is better."""
+    """`score_dense - score`; negative if the optimised model is better."""
     loss_upper: float
     """The true loss is below this with `confidence`, one-sided."""
     confidence: float
@@ -42,7 +55,7 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Whether the budget is kept."""
+        """True if the bound is within the limit."""
         return self.loss_upper <= self.limit
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +63,7 @@ class Certificate:
         return {**asdict(self), "holds": self.holds}
 
 
-def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within what
+def certify(  # noqa: PLR0917 - a certificate depends on all of them
     metric: str,
     dense: Predictions,
     optimised: Predictions,
@@ -64,24 +77,22 @@ def certify(  # noqa: PLR0917 - who is compared on what, by which metric, within
 ) -> Certificate:
     """Bound the loss of the optimised model from above, rows paired.
 
-    accuracy: Tango's score bound, corrected, see `accuracy_upper`. agreement of sequence
-    tasks: Clopper-Pearson on the share of changed rows. All else, token tasks included:
-    paired bootstrap over rows, see `_bootstrap_upper`.
+    The module lists the bound of each metric.
 
     Args:
         metric: one of `metrics_of(task)`.
         dense, optimised: predictions on the same N rows.
         labels: same form; not used for `agreement`.
-        task: what the labels mean.
+        task: the meaning of the labels.
         limit: the allowed loss in the metric's units; relative budgets are converted already.
         confidence: one-sided.
         seed: of the bootstrap.
-        groups: which rows were mixed together, numbered from 0, [N]; those count as one
-            draw, or as the rows that they are worth (`design_effect`). None = none were.
+        groups: number of each row's group of multiplexed rows, from 0, [N]; a group counts
+            as one draw, or its rows are divided by the `design_effect`. None = no groups.
 
     Raises:
         UsageError: the metric does not fit the task.
-        DataError: no rows, numbers of rows differ, or no labels where they are needed.
+        DataError: no rows, different numbers of rows, or missing labels.
     """
     truth = dense if metric == "agreement" else labels
     if truth is None:
@@ -112,7 +123,7 @@ def _exact_upper(  # noqa: PLR0917 - as `certify`
     confidence: float,
     groups: Ints | None,
 ) -> tuple[float, str]:
-    """The bound of a metric that counts rows, and its name."""
+    """The bound of a metric that counts rows, and the bound's name."""
     y, p, q = (np.asarray(x) for x in (truth, dense, optimised))
     lost, won = (p == y) & (q != y), (p != y) & (q == y)
     shrink = 1.0 if groups is None else design_effect(lost.astype(float) - won, groups)
@@ -141,16 +152,18 @@ def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) 
 def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.95) -> float:
     """One-sided upper bound of the loss of accuracy, by Tango's score test (1998).
 
-    The loss d is not rejected while (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
-    with q the likeliest share of rows that got better, given d. With no row changed this is
-    z^2 / (n + z^2). The counts may be fractions, for planning.
+    The bound is the largest loss d that the test does not reject:
 
-    An approximation, that covers too rarely where no row gets better: see `accuracy_upper`.
+        (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
+
+    with q the maximum-likelihood share of improved rows, given d. If no row changed, the
+    bound is z^2 / (n + z^2). The counts may be fractions, for planning. The coverage is too
+    low where no row improves: use `accuracy_upper`.
 
     Args:
         rows: n, all rows.
-        worse: rows that only the dense model has right.
-        better: rows that only the optimised model has right.
+        worse: rows that only the dense model answers correctly.
+        better: rows that only the optimised model answers correctly.
         confidence: one-sided.
     """
     z = NormalDist().inv_cdf(confidence)
@@ -168,18 +181,27 @@ def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.
 def accuracy_upper(
     rows: float, worse: float, better: float, confidence: float = 0.95
 ) -> float:
-    """The bound that accuracy is certified by: `tango_upper` with half a row more of loss.
+    """The bound that certifies accuracy: `tango_upper` with half a row more of loss.
 
-    Where no row gets better, Tango's 95 % bound covers in as few as 92.8 % of runs at 50
-    rows, 93.2 % at 200 and 93.3 % at 872 (exact, the worst of all true losses up to 0.1).
-    With half a row more, a continuity correction, it is 96.5, 95.6 and 95.2 %, and at
-    least 95 % up to a true loss of 0.5. Arguments as `tango_upper`.
+    Exact coverage of the 95 % bound where no row improves, the lowest over all true losses
+    up to 0.1:
+
+    ====  =========  ======================
+    rows  Tango      with half a row more
+    ====  =========  ======================
+    50    92.8 %     96.5 %
+    200   93.2 %     95.6 %
+    872   93.3 %     95.2 %
+    ====  =========  ======================
+
+    With half a row more it is at least 95 % up to a true loss of 0.5. Arguments as
+    `tango_upper`.
     """
     return tango_upper(rows, min(worse + 0.5, rows), better, confidence)
 
 
 def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest x at which the monotone `above` turns true, never too small."""
+    """The smallest x at which the monotone `above` is true, rounded up."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if above(middle) else (middle, high)
@@ -187,7 +209,7 @@ def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95) -> float:
-    """Exact one-sided upper bound of a share."""
+    """Exact one-sided bound of a share, a quantile of Beta(changed + 1, rows - changed)."""
     from scipy.stats import beta
 
     if changed >= rows:
@@ -211,12 +233,12 @@ class _Paired(NamedTuple):
 def _bootstrap_upper(
     paired: _Paired, loss: float, confidence: float, seed: int, groups: Ints | None
 ) -> float:
-    """Upper bound of the loss by paired bootstrap over rows, or over groups of them.
+    """Upper bound of the loss by paired bootstrap over rows, or over groups of rows.
 
-    The percentile's distance from the loss is stretched by Student's t over the normal
-    quantile, since the percentile is too short for few rows. And it is never below the loss
-    with z^2 more rows that got worse (see `_imagined`): a bootstrap knows nothing of what did
-    not occur, so few rows, or rows that all agree, would certify any budget.
+    upper = loss + (percentile - loss) * t / z, with Student's t of n - 1 degrees of freedom,
+    because the percentile alone is too small for few rows. The bound is never below the loss
+    with z^2 more rows that got worse (see `_worst_case`): a bootstrap cannot see errors that
+    did not occur, so few rows, or rows that all agree, would certify any budget.
     """
     from scipy.stats import t
 
@@ -226,20 +248,21 @@ def _bootstrap_upper(
     z = NormalDist().inv_cdf(confidence)
     stretch = float(t.ppf(confidence, max(units - 1, 1))) / z
     upper = loss + max(float(np.quantile(losses, confidence)) - loss, 0.0) * stretch
-    return min(max(upper, _imagined(paired, z * z)), 2.0)
+    return min(max(upper, _worst_case(paired, z * z)), 2.0)
 
 
-def _imagined(paired: _Paired, extra: float) -> float:
-    """The loss with `extra` more rows that only the dense model has right, the worst case.
+def _worst_case(paired: _Paired, extra: float) -> float:
+    """The loss with `extra` more rows that only the dense model answers correctly.
 
-    For accuracy without a changed row this would be z^2 / (n + z^2), as Tango's bound is.
-    Classes: rows of the class where it costs most, so that a rare class counts. Token tasks:
-    rows as they are, with all spans or labels lost. Regression: rows as they are, mirrored.
+    For accuracy without a changed row this is z^2 / (n + z^2), equal to Tango's bound.
+    Classification adds rows of the class where they cost most, so that a rare class counts.
+    Token tasks add the given rows with all spans or labels lost, regression the given rows
+    with predictions mirrored at their mean.
     """
     metric, dense, optimised, labels, task = paired
     rows = len(dense)
     if task.kind == "text-classification" and task.problem == "classification":
-        return _imagined_classes(paired, extra)
+        return _worst_case_classes(paired, extra)
     if task.problem == "regression":
         p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
         mirrored = np.concatenate([q, 2 * q.mean() - q])
@@ -252,7 +275,7 @@ def _imagined(paired: _Paired, extra: float) -> float:
     return float(both.loss_scorer()(weights)[0])
 
 
-def _imagined_classes(paired: _Paired, extra: float) -> float:
+def _worst_case_classes(paired: _Paired, extra: float) -> float:
     p, q, y = (np.asarray(x) for x in paired[1:4])
     counts = np.bincount(y, minlength=len(paired.task.labels))
     # A macro mean is over the classes that occur; with two classes both are in the score.
@@ -287,8 +310,9 @@ def interval(  # noqa: PLR0917 - as `certify`
 ) -> tuple[float, float]:
     """Two-sided confidence interval of one score, for reports.
 
-    Wilson for shares of rows (accuracy, agreement of sequence tasks), else the percentiles of
-    a bootstrap over rows. Arguments and errors as `score`.
+    Wilson's interval (https://doi.org/10.1080/01621459.1927.10502953) for shares of rows
+    (accuracy, agreement of sequence tasks), else percentiles of a bootstrap over rows.
+    Arguments and errors as `score`.
     """
     _same_rows(predictions, predictions, labels)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -306,17 +330,17 @@ def interval(  # noqa: PLR0917 - as `certify`
 def provable_loss(
     rows: int, limit: float, disagreement: float = 0.05, confidence: float = 0.95
 ) -> float:
-    """The largest observed loss of accuracy that so many rows can certify, for planning.
+    """The largest observed loss of accuracy that `rows` rows can certify, for planning.
 
     Args:
-        rows: how many rows there are to certify on.
+        rows: number of certify rows.
         limit: the allowed loss.
-        disagreement: the share of rows that is right in one model only; at least the loss.
+        disagreement: share of rows that exactly one model answers correctly.
         confidence: one-sided.
 
     Returns:
-        The loss; below 0 = only a model that is better by so much can be certified; -1 =
-        none can.
+        The loss. Negative: only a model that is better by that much can be certified. -1: no
+        model can.
     """
 
     def fails(loss: float) -> bool:
@@ -333,10 +357,10 @@ def provable_loss(
 def rows_needed(
     limit: float, loss: float = 0.0, disagreement: float = 0.05, confidence: float = 0.95
 ) -> int:
-    """The fewest rows that can certify this observed loss of accuracy; see `provable_loss`.
+    """The fewest rows that can certify an observed loss of accuracy; see `provable_loss`.
 
     Raises:
-        UsageError: the loss is not below the limit, so that no number of rows is enough.
+        UsageError: the loss is not below the limit, so no number of rows is enough.
     """
     if loss >= limit:
         raise UsageError(
@@ -355,15 +379,15 @@ def rows_needed(
 
 
 def fixed_sequence(certificates: Iterable[Certificate]) -> int:
-    """Index of the last certificate before the first that does not hold, -1 if that is the
-    first one.
+    """Index of the last certificate before the first failure; -1 if the first one fails.
 
-    Order the candidates, on other rows, from the safest to the fastest. Shipping a bad one
-    takes passing the first bad one of that order: all before it are good, and testing stops
-    at a failure. That one test errs with at most 1 - confidence, however many are tested, so
-    no correction is due (fixed-sequence testing, as in Learn-then-Test). It holds only if
-    the order does not depend on these rows and nothing is tried again after a failure.
-    The certificates are consumed lazily, so that none is made after the first failure.
+    Fixed-sequence testing, as in Learn-then-Test (https://arxiv.org/abs/2110.01052): order the
+    candidates on other rows, from the safest to the fastest, and stop at the first failure.
+    To accept a bad candidate, the first bad one of the order must pass its test. That single
+    test errs with probability at most alpha = 1 - confidence, so the whole sequence does, and
+    no correction for the number of candidates is needed. This is valid only if the order does
+    not depend on these rows and no candidate is tested after a failure. The certificates are
+    consumed lazily, so none is made after the first failure.
     """
     last = -1
     for i, certificate in enumerate(certificates):
