@@ -30,7 +30,8 @@ from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.run.inputs import open_evaluator
 from prumux.optimizer.run.request import Request
 from prumux.optimizer.search.bisection import Trial, safe_loss, search_by_bisection
-from prumux.optimizer.search.certificate import Certificate, accuracy_upper
+from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.search.confidence_bounds import accuracy_upper
 from prumux.optimizer.search.presets import default_space
 
 Bools = NDArray[np.bool_]

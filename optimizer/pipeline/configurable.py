@@ -10,17 +10,8 @@ from typing import ClassVar, Literal, Self, Union, get_args, get_origin, get_typ
 
 from prumux.optimizer.base.errors import SpecError
 
-from .language import (
-    RESERVED,
-    Node,
-    Option,
-    Span,
-    Value,
-    did_you_mean,
-    shorten,
-    show_number,
-    show_text,
-)
+from .language import Node, Option, Value
+from .lexer import RESERVED, Span, did_you_mean, shorten, show_number, show_text
 
 _BASES: dict[object, Literal["int", "float", "bool", "text"]] = {
     int: "int",

@@ -11,8 +11,9 @@ from typing import Self
 from prumux.optimizer.base.errors import LostError, PassError, PrumuxError
 from prumux.optimizer.model.ir import Applied, Model
 
-from . import language as spec
 from .context import Context
+from .language import check_size, expand, parse
+from .lexer import shorten
 from .passes import Pass
 from .registry import pass_from
 
@@ -37,12 +38,12 @@ class Pipeline:
             SpecError: with the text and carets under what is wrong.
             MissingError: a pass needs a library that is not installed.
         """
-        nodes = spec.parse(text)
+        nodes = parse(text)
         for node in nodes:
             for option in node.options:
                 if (count := len(option.alternatives)) > 1:
                     raise node.error(
-                        f"{node.name}: option '{spec.shorten(option.name)}' has {count} "
+                        f"{node.name}: option '{shorten(option.name)}' has {count} "
                         "alternatives, so this is a search space\n"
                         "write one value, or search it: prumux-opt MODEL --passes TEXT "
                         "--budget 2%,\nor in Python Pipeline.space(text)",
@@ -55,14 +56,14 @@ class Pipeline:
         """Every point of a search space, once each, the first alternative varying slowest.
 
         Raises:
-            SpecError: also for more than `spec.LIMIT_POINTS` points, and where any single
+            SpecError: also for more than `LIMIT_POINTS` points, and where any single
                 point is wrong.
         """
-        nodes = spec.parse(text)
-        spec.check_size(nodes)
+        nodes = parse(text)
+        check_size(nodes)
         alternatives = []
         for node in nodes:
-            passes = (pass_from(point) for point in spec.expand(node))
+            passes = (pass_from(point) for point in expand(node))
             # Two texts of one value (1e-1|0.1) are one point.
             alternatives.append(list({str(x): x for x in passes}.values()))
         return tuple(cls(point) for point in product(*alternatives))

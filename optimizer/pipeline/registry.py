@@ -15,7 +15,8 @@ from typing import TypeVar, cast
 from prumux.optimizer.base.errors import MissingError, SpecError, UsageError
 
 from .configurable import ConfigurableStep
-from .language import Node, did_you_mean, parse_one, shorten
+from .language import Node, parse_one
+from .lexer import did_you_mean, shorten
 from .passes import Pass
 from .target import Target
 

@@ -9,9 +9,9 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.search.certificate import provable_loss, rows_needed
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.search.presets import default_space, progressive_schedule
+from prumux.optimizer.search.provable import provable_loss, rows_needed
 from prumux.optimizer.workers.workers import Workers
 
 from .inputs import open_evaluator

@@ -6,8 +6,8 @@
 with p = -log(remaining share of the multiply-adds of a pass), and m = log2(rows in a pass)
 times the share of the layers that run on multiplexed rows. The predicted loss never falls with
 p or m, and never exceeds c, the loss of guessing. The steps s_k lie half a factor of two
-before each trial. They model losses that rise abruptly, as where too little attention is left to tell
-rows apart: candidates at least as compressed as a failed trial are predicted to fail.
+before each trial. They model losses that rise abruptly, as where too little attention is left
+to tell rows apart: candidates at least as compressed as a failed trial are predicted to fail.
 
 The weights w and a have normal priors and are fitted by non-linear least squares (maximum a
 posteriori); log z is then normal with the Gauss-Newton covariance. A few trials are enough, as

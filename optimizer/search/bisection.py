@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
-from .certificate import CONFIDENCE, Certificate, fixed_sequence, provable_loss
+from .certificate import CONFIDENCE, Certificate, fixed_sequence
+from .provable import provable_loss
 
 Certify = Callable[[Pipeline, float], Certificate]
 """Certifies a candidate with a confidence."""

@@ -6,11 +6,10 @@ The budget is about unseen data, so the bound must be within the limit, not the 
 
 The loss is that of paired predictions, dense against optimised on the same rows. Bounds:
 
-- accuracy: Tango's score bound for the difference of paired shares (Tango 1998, Statistics in
-  Medicine 17, https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B),
-  with a continuity correction, see `accuracy_upper`.
-- agreement of sequence tasks: Clopper-Pearson on the share of changed answers (Clopper and
-  Pearson 1934, https://doi.org/10.1093/biomet/26.4.404), exact.
+- accuracy: Tango's score bound for the difference of paired shares, with a continuity
+  correction, see `accuracy_upper`.
+- agreement of sequence tasks: Clopper-Pearson on the share of changed answers, exact, see
+  `clopper_pearson_upper`.
 - all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
 
 Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
@@ -20,7 +19,7 @@ Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -28,10 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.model.ir import Task
 from prumux.optimizer.tasks.metrics import IGNORE, Predictions, Scorer, score, scorer
 
+from .confidence_bounds import accuracy_upper, clopper_pearson_upper
 from .design_effect import Ints, design_effect, resamples
 
 CONFIDENCE = 0.95
@@ -149,74 +149,6 @@ def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) 
         raise DataError("0 rows to certify on: give labelled rows, see --data")
 
 
-def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.95) -> float:
-    """One-sided upper bound of the loss of accuracy, by Tango's score test (1998).
-
-    The bound is the largest loss d that the test does not reject:
-
-        (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
-
-    with q the maximum-likelihood share of improved rows, given d. If no row changed, the
-    bound is z^2 / (n + z^2). The counts may be fractions, for planning. The coverage is too
-    low where no row improves: use `accuracy_upper`.
-
-    Args:
-        rows: n, all rows.
-        worse: rows that only the dense model answers correctly.
-        better: rows that only the optimised model answers correctly.
-        confidence: one-sided.
-    """
-    z = NormalDist().inv_cdf(confidence)
-
-    def rejected(d: float) -> bool:
-        b = -worse - better + (2 * rows - worse + better) * d
-        root = math.sqrt(max(b * b + 8 * rows * better * d * (1 - d), 0.0))
-        q = max((root - b) / (4 * rows), 0.0)
-        spread = math.sqrt(max(rows * (2 * q + d * (1 - d)), 0.0))
-        return worse - better - rows * d < -z * spread
-
-    return _crossing(rejected, (worse - better) / rows, 1.0)
-
-
-def accuracy_upper(
-    rows: float, worse: float, better: float, confidence: float = 0.95
-) -> float:
-    """The bound that certifies accuracy: `tango_upper` with half a row more of loss.
-
-    Exact coverage of the 95 % bound where no row improves, the lowest over all true losses
-    up to 0.1:
-
-    ====  =========  ======================
-    rows  Tango      with half a row more
-    ====  =========  ======================
-    50    92.8 %     96.5 %
-    200   93.2 %     95.6 %
-    872   93.3 %     95.2 %
-    ====  =========  ======================
-
-    With half a row more it is at least 95 % up to a true loss of 0.5. Arguments as
-    `tango_upper`.
-    """
-    return tango_upper(rows, min(worse + 0.5, rows), better, confidence)
-
-
-def _crossing(above: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest x at which the monotone `above` is true, rounded up."""
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if above(middle) else (middle, high)
-    return high
-
-
-def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95) -> float:
-    """Exact one-sided bound of a share, a quantile of Beta(changed + 1, rows - changed)."""
-    from scipy.stats import beta
-
-    if changed >= rows:
-        return 1.0
-    return float(beta.ppf(confidence, changed + 1, rows - changed))
-
-
 class _Paired(NamedTuple):
     metric: str
     dense: Predictions
@@ -325,57 +257,6 @@ def interval(  # noqa: PLR0917 - as `certify`
     scores = np.concatenate([one(w) for w in resamples(len(predictions), seed)])
     low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
-
-
-def provable_loss(
-    rows: int, limit: float, disagreement: float = 0.05, confidence: float = 0.95
-) -> float:
-    """The largest observed loss of accuracy that `rows` rows can certify, for planning.
-
-    Args:
-        rows: number of certify rows.
-        limit: the allowed loss.
-        disagreement: share of rows that exactly one model answers correctly.
-        confidence: one-sided.
-
-    Returns:
-        The loss. Negative: only a model that is better by that much can be certified. -1: no
-        model can.
-    """
-
-    def fails(loss: float) -> bool:
-        changed = max(disagreement, abs(loss))
-        worse, better = rows * (changed + loss) / 2, rows * (changed - loss) / 2
-        return rows < 1 or accuracy_upper(rows, worse, better, confidence) > limit
-
-    if fails(-1.0):
-        return -1.0
-    # From above the smallest loss that fails; a hair less is certified.
-    return max(_crossing(fails, -1.0, 1.0) - 1e-9, -1.0)
-
-
-def rows_needed(
-    limit: float, loss: float = 0.0, disagreement: float = 0.05, confidence: float = 0.95
-) -> int:
-    """The fewest rows that can certify an observed loss of accuracy; see `provable_loss`.
-
-    Raises:
-        UsageError: the loss is not below the limit, so no number of rows is enough.
-    """
-    if loss >= limit:
-        raise UsageError(
-            f"no number of rows certifies an observed loss of {loss:.2%} within {limit:.2%}: "
-            f"use a budget above {loss:.2%}"
-        )
-    enough = 1
-    while provable_loss(enough, limit, disagreement, confidence) < loss:
-        enough *= 2
-    low = enough // 2
-    while enough - low > 1:
-        middle = (low + enough) // 2
-        short = provable_loss(middle, limit, disagreement, confidence) < loss
-        low, enough = (middle, enough) if short else (low, middle)
-    return enough
 
 
 def fixed_sequence(certificates: Iterable[Certificate]) -> int:

@@ -27,9 +27,10 @@ from .bisection import (
     conclude,
     none_found,
 )
-from .certificate import CONFIDENCE, Certificate, fixed_sequence, provable_loss
+from .certificate import CONFIDENCE, Certificate, fixed_sequence
 from .presets import ProgressiveSchedule
 from .progressive import ProgressiveTrials, SearchActions, run_schedule
+from .provable import provable_loss
 
 FALLBACK_CONFIDENCE = 0.99
 """Confidence level for fallback candidates: alpha = 0.01 of the total 0.05."""

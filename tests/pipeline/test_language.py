@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from prumux.optimizer.base.errors import SpecError
 from prumux.optimizer.pipeline import language as spec
+from prumux.optimizer.pipeline import lexer
 from prumux.optimizer.pipeline.configurable import ConfigurableStep, Description, OptionHelp
 
 
@@ -230,7 +231,9 @@ def test_long_and_multiline_text_shows_a_window() -> None:
 
 
 def test_long_message_is_cut() -> None:
-    error = spec.error_at("\n".join(["x" * 999 + "\x00"] * 9), "y" * 999, spec.Span(998, 999))
+    error = lexer.error_at(
+        "\n".join(["x" * 999 + "\x00"] * 9), "y" * 999, lexer.Span(998, 999)
+    )
     check_shape(str(error))
 
 

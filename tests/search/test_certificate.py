@@ -12,17 +12,13 @@ from scipy.stats import binom, multinomial
 
 from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.model.ir import Task
-from prumux.optimizer.search.certificate import (
-    Certificate,
+from prumux.optimizer.search.certificate import Certificate, certify, fixed_sequence, interval
+from prumux.optimizer.search.confidence_bounds import (
     accuracy_upper,
-    certify,
     clopper_pearson_upper,
-    fixed_sequence,
-    interval,
-    provable_loss,
-    rows_needed,
     tango_upper,
 )
+from prumux.optimizer.search.provable import provable_loss, rows_needed
 from prumux.optimizer.tasks.metrics import metrics_of, score
 
 BINARY = Task("text-classification", "classification", ("no", "yes"))

@@ -12,7 +12,8 @@ import pytest
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.accuracy_model import fit
 from prumux.optimizer.search.bisection import Trial
-from prumux.optimizer.search.certificate import Certificate, accuracy_upper
+from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.search.confidence_bounds import accuracy_upper
 from prumux.optimizer.search.presets import progressive_schedule
 from prumux.optimizer.search.progressive import SearchActions
 from prumux.optimizer.search.progressive_certificates import search_progressively
