@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -39,7 +38,7 @@ def choose(
     Args:
         todo: its evaluator has concrete targets.
         started: when the run began, by `time.monotonic`.
-        workers: who builds candidates ahead.
+        workers: processes that build candidates ahead.
 
     Returns:
         The plan with the targets that the result is for, the outcome of the search (None if
@@ -97,21 +96,16 @@ def search(
     def out_of_time(pipeline: Pipeline) -> bool:
         return evaluator.builder.training_s(pipeline) > left_s()
 
-    if request.progressive:
-        found = _search_schedule(todo, limit, left_s)
+    if request.progressive and request.budget:
+        points, limit_s = request.budget.limit(1.0), request.time_limit_s
+        found = search_default_schedule(
+            evaluator, request.effort, points, limit, limit_s, left_s
+        )
     else:
         found = search_with_workers(
             _free_search(todo, limit), evaluator, limit, out_of_time, workers
         )
     return found, found.winner or exact
-
-
-def _search_schedule(todo: Plan, limit: float, left_s: Callable[[], float]) -> SearchResult:
-    request = todo.request
-    points = request.budget.limit(1.0) if request.budget else 0.0
-    return search_default_schedule(
-        todo.evaluator, request.effort, points, limit, request.time_limit_s, left_s
-    )
 
 
 def _free_search(todo: Plan, limit: float) -> Search:

@@ -1,11 +1,11 @@
 """Certifies the candidates of a progressive pruning schedule (see `progressive.py`).
 
 The total error is alpha = 0.05: over repeated runs the result exceeds the budget in at most
-5 % of them. It is divided by the fallback procedure (Wiens 2003,
-https://doi.org/10.1002/pst.64). The fallback candidates F are tested first, in a fixed
-sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained candidates
-are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything at 0.01,
-alpha_F is the full 0.05, and the trained candidates are tested only if all of F holds.
+5 % of them. The fallback procedure divides it (Wiens 2003, described in
+https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907): the fallback candidates F are tested first,
+in a fixed sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained
+candidates are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything
+at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ray as a `Cluster`: each item is a Ray task with a number of processors.
+"""Runs items on Ray: each item is a Ray task with a number of processors.
 
 If a process or machine dies, Ray runs its tasks again elsewhere. Tasks that Ray gives up or
 cannot place go back to the caller, who does them itself.
@@ -75,7 +75,7 @@ def connected(workers: Workers) -> Iterator[None]:
 
 
 class RayCluster:
-    """Items as Ray tasks; see `scheduler.Cluster`."""
+    """The machines that items run on, as Ray tasks."""
 
     def __init__(self, evaluator: Evaluator, workers: Workers, threads: int) -> None:
         import ray
@@ -92,14 +92,14 @@ class RayCluster:
         self._lost = False
 
     def slots(self) -> int:
-        """Number of items that can run at once on the living machines."""
+        """Number of items that can run at once on the living machines; 0 = none is left."""
         if self._lost:
             return 0
         fit = sum(self._fits(node) for node in _nodes())
         return fit if self._most is None else min(fit, self._most)
 
     def start(self, item: WorkItem, files: Mapping[str, Path]) -> Hashable:
-        """Start an item."""
+        """Start an item with these store entries; returns a handle."""
         import ray
 
         sent = {}
@@ -116,7 +116,7 @@ class RayCluster:
         return handle
 
     def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
-        """Wait until one has ended, or no machine is left."""
+        """Wait until some have ended: their new store entries, or why there are none."""
         import ray
 
         refs = list(handles)

@@ -7,9 +7,7 @@ the same kind; versions are compared, rounding cannot be.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Hashable
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -17,7 +15,9 @@ from prumux.optimizer.search.bisection import SearchResult, Trial
 from prumux.optimizer.search.certificate import Certificate
 from prumux.optimizer.search.evaluator import Evaluator
 
-from .payload import Files, needed
+from . import ray_cluster
+from .payload import needed
+from .ray_cluster import RayCluster
 from .speculation import Search, WorkItem, items_ahead
 from .workers import Workers
 
@@ -25,30 +25,11 @@ MOST_AHEAD = 64
 """Items that are looked for at once, because looking takes time too."""
 
 
-class Cluster(Protocol):
-    """The machines that items run on."""
-
-    def slots(self) -> int:
-        """Number of items that can run at once now; 0 = no machine is left."""
-
-    def start(self, item: WorkItem, files: Mapping[str, Path]) -> Hashable:
-        """Start an item with these store entries; returns a handle."""
-
-    def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
-        """Wait until some have ended: their new store entries, or why there are none."""
-
-    def cancel(self, handle: Hashable) -> None:
-        """End an item soon."""
-
-    def drain(self) -> None:
-        """Return when every cancelled item has ended."""
-
-
 class Scheduler:
     """A `trial` and a `certify` for a search; workers run ahead of both."""
 
     def __init__(
-        self, search: Search, evaluator: Evaluator, limit: float, cluster: Cluster
+        self, search: Search, evaluator: Evaluator, limit: float, cluster: RayCluster
     ) -> None:
         self._search, self._evaluator = search, evaluator
         self._limit, self._cluster = limit, cluster
@@ -147,12 +128,10 @@ class Scheduler:
         return self._evaluator.has_certified_predictions(item.pipeline)
 
     def _tried(self, pipeline: Pipeline) -> Trial | PassError | None:
-        if (
-            pipeline not in self._known
-            and (found := self._evaluator.tried(pipeline)) is not None
-        ):
+        found = self._known.get(pipeline) or self._evaluator.tried(pipeline)
+        if found is not None:
             self._known[pipeline] = found
-        return self._known.get(pipeline)
+        return found
 
     def _cancel(self, item: WorkItem) -> None:
         self._cluster.cancel(self._running.pop(item))
@@ -177,12 +156,10 @@ def search_with_workers(
         )
     import torch
 
-    from .ray_cluster import RayCluster, connected
-
     evaluator.dense_score("select")  # computed once here, not by each worker
     threads = torch.get_num_threads()
-    with connected(workers):
-        cluster = RayCluster(evaluator, workers, threads)
+    with ray_cluster.connected(workers):
+        cluster = ray_cluster.RayCluster(evaluator, workers, threads)
         evaluator.ctx.progress.say(
             f"{cluster.slots()} workers, {threads} threads each, build candidates ahead"
         )
@@ -199,9 +176,7 @@ def trial_threads(evaluator: Evaluator, workers: Workers) -> int:
         cores = evaluator.ctx.threads
         if workers.address is None:
             return {"trial": workers.threads(cores)}
-        from .ray_cluster import connected, smallest_machine
-
-        with connected(workers):
-            return {"trial": min(cores, smallest_machine())}
+        with ray_cluster.connected(workers):
+            return {"trial": min(cores, ray_cluster.smallest_machine())}
 
     return int(evaluator.ctx.store.json("threads", decide)["trial"])

@@ -385,4 +385,5 @@ def test_sizing_a_candidate_trains_nothing() -> None:
     *_, learn, _ = Pipeline.parse(text).passes
     assert str(learn.sketch()) == "prune{sparsity=0.6 of=macs}"
     sketch = learn.sketch()
+    assert sketch is not None
     assert sketch.sketch() == sketch
