@@ -5,7 +5,8 @@ The total error is alpha = 0.05: over repeated runs the result exceeds the budge
 https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907): the fallback candidates F are tested first,
 in a fixed sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained
 candidates are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything
-at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F holds.
+at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F
+holds.
 """
 
 from __future__ import annotations
