@@ -61,9 +61,7 @@ def connected(workers: Workers) -> Iterator[None]:
         with _own_signals(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray warns of a time-out before it tries again
             ray.init(workers.address or "local", **options)
-    except (
-        Exception
-    ) as error:  # Ray has no common error class for versions, time-outs, start-up
+    except Exception as error:  # Ray has no common class for its errors
         raise MissingError(
             f"Ray cannot be used, {workers.address or 'started on this machine'}: "
             f"{_first_line(error)}\ninstall the same versions there, or leave --workers out"

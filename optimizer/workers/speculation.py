@@ -41,15 +41,13 @@ class WorkItem:
         return f"{self.kind} of {self.pipeline}"
 
 
-@dataclass(frozen=True)
-class _Assumption:
-    """Assumed answers."""
-
-    losses: Mapping[Pipeline, float]
-    proved: frozenset[Pipeline] = frozenset()
+Answers = Mapping[WorkItem, float]
+"""Assumed answers: the loss of a trial; a certificate that is listed holds."""
 
 
 class _AskedError(Exception):
+    """A search asks for an unknown answer."""
+
     def __init__(self, item: WorkItem) -> None:
         super().__init__(str(item))
         self.item = item
@@ -72,30 +70,24 @@ def items_ahead(
         count: number of items, at most.
     """
     found = dict[WorkItem, None]()
-    branches = deque([_Assumption({})])
+    branches = deque[Answers]([{}])
     for _ in range(REPLAYS * count):
         if not branches or len(found) >= count:
             break
         assumed = branches.popleft()
-        item = _asked(search, tried, proofs, assumed, limit)
-        if item is None:
-            continue
-        found[item] = None
-        if item.kind == "proof":
-            branches.append(_Assumption(assumed.losses, assumed.proved | {item.pipeline}))
-        else:
-            branches += [
-                _Assumption({**assumed.losses, item.pipeline: share * limit}, assumed.proved)
-                for share in (LOST, KEPT)
-            ]
+        item = _next_item(search, tried, proofs, assumed, limit)
+        if item is not None:
+            found[item] = None
+            losses = (LOST * limit, KEPT * limit) if item.kind == "trial" else (0.0,)
+            branches += [{**assumed, item: loss} for loss in losses]
     return list(found)
 
 
-def _asked(
+def _next_item(
     search: Search,
     tried: Callable[[Pipeline], Trial | PassError | None],
     proofs: Mapping[Pipeline, Certificate],
-    assumed: _Assumption,
+    assumed: Answers,
     limit: float,
 ) -> WorkItem | None:
     """The first item that a search asks for and that is neither known nor assumed."""
@@ -106,15 +98,15 @@ def _asked(
             raise PassError(str(known), known.exit_code)
         if known is not None:
             return known
-        if (loss := assumed.losses.get(pipeline)) is None:
-            raise _AskedError(WorkItem("trial", pipeline))
+        if (loss := assumed.get(item := WorkItem("trial", pipeline))) is None:
+            raise _AskedError(item)
         return Trial(pipeline, 1 - loss, loss, 0.0, 0)
 
     def certify(pipeline: Pipeline, confidence: float) -> Certificate:
         if pipeline in proofs:
             return proofs[pipeline]
-        if pipeline not in assumed.proved:
-            raise _AskedError(WorkItem("proof", pipeline))
+        if (item := WorkItem("proof", pipeline)) not in assumed:
+            raise _AskedError(item)
         return Certificate("", 0, 1.0, 1.0, 0.0, -math.inf, confidence, limit, "assumed")
 
     try:
@@ -122,5 +114,5 @@ def _asked(
     except _AskedError as asked:
         return asked.item
     except PassError:  # the search itself would end here
-        return None
+        pass
     return None

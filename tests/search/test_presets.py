@@ -1,4 +1,4 @@
-"""The default families, and how they are climbed."""
+"""The default schedules, and how they are searched."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class World:
     def __post_init__(self) -> None:
         self.tried: list[str] = []
 
-    def climbed(self) -> SearchResult:
+    def searched(self) -> SearchResult:
         hands = SearchActions(self.trial, self.prove, self.look, self.granted)
         return search_progressively(self.given, hands, LIMIT, self.rows, FITTED)
 
@@ -173,7 +173,7 @@ def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
 
 def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -> None:
     world = World({2: 0.012, 3: 0.018, 4.2: 0.026, 5.5: 0.024, 7.5: 0.031})
-    found = world.climbed()
+    found = world.searched()
     ways = [cuts(x) for x in world.tried]
     deepest = [2, 3, 4.2, 5.5]
     assert ways == [[2], [2, 3], [2, 3, 4.2], deepest, [*deepest, 7.5], deepest]
@@ -184,32 +184,32 @@ def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -
 
 def test_the_first_cut_stays_whatever_it_loses() -> None:
     world = World({2: 0.2}, safe=(0.01, 0.03))
-    found = world.climbed()
+    found = world.searched()
     assert [cuts(x) for x in world.tried] == [[2], [2]]
     assert found.winner == found.proofs[-1][0]
 
 
 def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
     world = World({28: 0.004})
-    world.climbed()
+    world.searched()
     assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 28]
     world = World({20: 0.004, 28: 0.02}, most=20)
-    world.climbed()
+    world.searched()
     assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 20], "passed over, then in reach"
 
 
 def test_a_cut_that_rows_can_prove_easily_is_proved_before_the_last() -> None:
     losses = {2: 0.007, 3: 0.018, 4.2: 0.031}
     world = World(losses, refused=lambda x: 3 in cuts(x))
-    found = world.climbed()
+    found = world.searched()
     assert [cuts(x) for x, _ in found.proofs] == [[2], [2, 3]]
     assert cuts(found.winner) == [2]
-    found = World(losses, long=0.4).climbed()
+    found = World(losses, long=0.4).searched()
     assert [cuts(x) for x, _ in found.proofs] == [[2, 3]], "the last one can be, too"
 
 
 def test_half_an_hour_never_ends_with_nothing() -> None:
-    found = World({28: 0.015}, safe=(0.001, 0.015), refused=lambda _: True).climbed()
+    found = World({28: 0.015}, safe=(0.001, 0.015), refused=lambda _: True).searched()
     assert "distill" not in str(found.winner)
     assert found.certificate == found.proofs[0][1]
     assert "a safe candidate, without training" in found.reason
@@ -228,7 +228,7 @@ def test_half_an_hour_never_ends_with_nothing() -> None:
 def test_all_proofs_together_err_in_one_run_of_twenty(
     safe: tuple[float, float] | None, proofs: list[float]
 ) -> None:
-    found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).climbed()
+    found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).searched()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(proofs)
     assert cuts(found.winner) == [2, 3]
 
@@ -236,11 +236,11 @@ def test_all_proofs_together_err_in_one_run_of_twenty(
 def test_of_all_that_hold_the_fastest_is_shipped() -> None:
     """A first cut that was asked for by its time came out slower than the safe one."""
     world = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.5)
-    found = world.climbed()
+    found = world.searched()
     assert [x.holds for _, x in found.proofs] == [True, True]
     assert (found.winner, found.certificate) == found.proofs[0]
     assert found.reason.startswith("the fastest candidate that was certified")
-    found = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.0).climbed()
+    found = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.0).searched()
     assert cuts(found.winner) == [2], "as fast: the later one, which was trained"
 
 
@@ -250,10 +250,10 @@ def test_where_rows_are_few_the_safe_candidate_has_all_the_errors(
 ) -> None:
     assert fallback_confidence(rows, limit) == 0.95
     assert fallback_confidence(5 * rows, limit) == 0.99
-    found = World({28: 0.015}, safe=(0.001, 0.015), rows=rows // 5).climbed()
+    found = World({28: 0.015}, safe=(0.001, 0.015), rows=rows // 5).searched()
     assert [x.confidence for _, x in found.proofs] == [0.95, 0.95]
     assert "distill" in str(found.winner)
-    found = World({28: 0.015}, safe=(0.001, 0.025), rows=rows // 5).climbed()
+    found = World({28: 0.015}, safe=(0.001, 0.025), rows=rows // 5).searched()
     assert [x.confidence for _, x in found.proofs] == [0.95], "none is left for the others"
     assert found.winner is None
     assert "proved by 900 rows to be at most 2.50%" in found.reason
@@ -297,7 +297,7 @@ def test_what_is_safe_is_certified_one_after_the_other(  # noqa: PLR0917 - a tab
         rows=rows,
         refused=lambda _: not last,
     )
-    found = world.climbed()
+    found = world.searched()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(confidences)
     if not shipped:
         assert found.winner is None
@@ -307,7 +307,7 @@ def test_what_is_safe_is_certified_one_after_the_other(  # noqa: PLR0917 - a tab
 
 
 def test_nothing_within_the_limit_asks_no_certify_row() -> None:
-    found = World({28: 0.5}).climbed()
+    found = World({28: 0.5}).searched()
     assert found.winner is None
     assert not found.proofs, "another precision may do"
     assert "lost 30.00% on the select rows, above the limit 2.00%" in found.reason
@@ -318,7 +318,7 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
         return loss + 0.001
 
     world = World({2: 0.012, 3: 0.018, 4.2: 0.04}, mixed=mixed, mixing={2: 1.5, 5: 3, 10: 2})
-    found = world.climbed()
+    found = world.searched()
     mixes = [re.findall(r"mux{n=(\d+)", x) for x in world.tried]
     assert mixes == [[], [], [], ["2"], ["5"], ["5"]], "as fast is not faster"
     assert str(found.winner) == world.tried[-1] == f"{world.tried[-2]},distill{{minutes=99.0}}"
@@ -329,23 +329,23 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
 @pytest.mark.parametrize(("lost", "goes_on"), [(0.026, False), (0.024, True)])
 def test_mixing_that_loses_too_much_is_dropped(lost: float, goes_on: bool) -> None:
     losses = {2: 0.012, 3: 0.018, 4.2: 0.04}
-    found = World(losses, mixed=lambda _: lost, mixing={2: 1.5}).climbed()
+    found = World(losses, mixed=lambda _: lost, mixing={2: 1.5}).searched()
     assert ("mux" in str(found.winner)) is goes_on
     assert any("mux" in str(x.pipeline) for x in found.trials)
 
 
-def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
-    found = World({28: 0.011}, most=6.5).climbed()
+def test_a_cut_that_is_out_of_reach_ends_the_schedule() -> None:
+    found = World({28: 0.011}, most=6.5).searched()
     assert cuts(found.winner) == [2, 3, 4.2, 5.5]
     assert trained(found.winner)[-1] == 99
 
 
 def test_where_no_cut_is_in_reach_the_safe_candidate_is_shipped() -> None:
-    found = World({}, most=1.0, safe=(0.01, 0.015)).climbed()
+    found = World({}, most=1.0, safe=(0.01, 0.015)).searched()
     assert found.winner == GIVEN.fallbacks[0]
     assert [x.confidence for _, x in found.proofs] == [0.99]
     with pytest.raises(PassError, match="embeddings and head alone"):
-        World({}, most=1.0, safe=None).climbed()
+        World({}, most=1.0, safe=None).searched()
 
 
 def test_a_long_training_that_fails_leaves_what_was_there() -> None:
@@ -358,12 +358,12 @@ def test_a_long_training_that_fails_leaves_what_was_there() -> None:
         return real(pipeline)
 
     world.trial = trial  # type: ignore[method-assign]
-    assert cuts(world.climbed().winner) == [2, 3]
+    assert cuts(world.searched().winner) == [2, 3]
 
 
 def test_the_end_of_the_time_is_said() -> None:
     world = World({28: 0.015}, trials=3)
-    found = world.climbed()
+    found = world.searched()
     assert len(world.tried) == 3
     assert str(found.winner) == world.tried[-1]
     assert "stopped by the time limit after 4 trials" in found.reason
@@ -371,7 +371,7 @@ def test_the_end_of_the_time_is_said() -> None:
 
 def test_no_time_at_all_still_tries_one() -> None:
     world = World({28: 0.015}, trials=0)
-    assert cuts(world.climbed().winner) == [2]
+    assert cuts(world.searched().winner) == [2]
     assert len(world.tried) == 1
 
 
@@ -418,7 +418,7 @@ def test_mixing_without_a_fair_chance_is_not_tried(slots: int, tried: bool) -> N
     faster = {2: 0.5, 5: 0.5, 10: 0.5, slots: 3.0}
     found = World(
         {2: 0.012, 3: 0.024, 4.2: 0.036}, mixed=lambda _: 0.5, mixing=faster
-    ).climbed()
+    ).searched()
     assert any("mux" in str(x.pipeline) for x in found.trials) is tried
 
 
