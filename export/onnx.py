@@ -16,6 +16,7 @@ from prumux.export.graph.graph_file import FILE, is_large, save, verify
 from prumux.export.graph.int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from prumux.export.graph.parity import Parity, above, check, check_finite, compare
 from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.ir import Encoder, Model
@@ -170,7 +171,7 @@ class Onnx(Target):
             return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
         found, dropped = self._fused(plain, model.encoder, reference, ctx.threads)
         auto = self.fusion == "auto" and len(found) > 1
-        timings = _time(found, ctx.workload) if auto else {}
+        timings = _time(found, ctx.workload, ctx.cores) if auto else {}
         kept = _fastest(found, timings) if auto else found[-1]
         notes: dict[str, Any] = {
             "kept": kept.fusion,
@@ -335,7 +336,9 @@ def _first_line(error: Exception) -> str:
     return text if isinstance(error, PrumuxError) else f"{type(error).__name__} {text}".strip()
 
 
-def _time(found: Sequence[Candidate], workload: Sequence[Batch]) -> dict[str, Timing]:
+def _time(
+    found: Sequence[Candidate], workload: Sequence[Batch], cores: CoreMonitor
+) -> dict[str, Timing]:
     inputs = [batch.inputs() for batch in workload]
 
     def all_batches(engine: OrtEngine) -> None:
@@ -343,9 +346,10 @@ def _time(found: Sequence[Candidate], workload: Sequence[Batch]) -> dict[str, Ti
             engine.run(batch)
 
     runs = [lambda engine=c.engine: all_batches(engine) for c in found]
-    once_ms = interleave(runs[:1], rounds=1)[0].median_ms
+    once_ms = interleave(runs[:1], rounds=1, cores=cores)[0].median_ms
     rounds = int(min(11, max(7, 2000 / max(once_ms, 1))))
-    return {c.fusion: t for c, t in zip(found, interleave(runs, rounds=rounds), strict=True)}
+    timings = interleave(runs, rounds=rounds, cores=cores)
+    return {c.fusion: t for c, t in zip(found, timings, strict=True)}
 
 
 def _fastest(found: Sequence[Candidate], timings: dict[str, Timing]) -> Candidate:

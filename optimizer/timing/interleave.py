@@ -82,9 +82,9 @@ def interleave(
         tick: called after each round.
         clock: does a run and returns its milliseconds; None = the wall clock.
         repeat: a round's time is the mean of as many runs as fill `LEAST_MS`.
-        cores: waits for near cores; None = a monitor of this call only.
+        cores: waits for near cores before each run; None = no waiting.
     """
-    clock, cores = clock or wall_ms, cores or CoreMonitor()
+    clock = clock or wall_ms
     once_ms = [LEAST_MS] * len(runs)
     for _ in range(max(warmup, repeat)):
         once_ms = [clock(run) for run in runs]
@@ -93,10 +93,12 @@ def interleave(
     for r in range(rounds):
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
-            cores.wait()
+            if cores is not None:
+                cores.wait()
             _settle()
             took_ms = [clock(runs[i]) for _ in range(counts[i])]
-            cores.earn(sum(took_ms))
+            if cores is not None:
+                cores.earn(sum(took_ms))
             found[i].append(statistics.fmean(took_ms))
         if tick is not None:
             tick()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_an_entry_tells_inputs_apart(ctx: Context) -> None:
     masks = Masks.full(MODEL.encoder)
     gone = replace(masks, hidden=torch.zeros_like(masks.hidden))
     heavier = {k: x + 1 for k, x in MODEL.weights.items()}
-    prune = find_pass("prune")
+    prune: Any = find_pass("prune")
     many = [
         ctx.entry("a"),
         ctx.entry("b"),
