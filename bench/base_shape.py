@@ -27,8 +27,8 @@ from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
 from prumux.passes.pruning.importance import fisher
 
 PASSES = ("pool-early", "prune{sparsity=0.6 of=macs}", "slice", "reconstruct")
@@ -58,10 +58,10 @@ def main() -> None:
         tokenizer.save_pretrained(folder)
         request = Request(model=folder, data=options.data, passes="-", device=options.device)
         target = parse_target("onnx")
-        bench = timed(
-            "read model and data", seconds, lambda: open_bench(request, target, Progress())
+        evaluator = timed(
+            "read model and data", seconds, lambda: open_evaluator(request, target, Progress())
         )
-        ctx, model = bench.ctx, bench.model
+        ctx, model = evaluator.ctx, evaluator.model
         timed("scores (first)", seconds, lambda: fisher(model, ctx))
         for text in PASSES:
             model = timed(text, seconds, partial(Pipeline.parse(text).run, model, ctx))

@@ -26,8 +26,8 @@ from prumux.optimizer.base.store import Store
 from prumux.optimizer.model.ir import Encoder, Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
 from prumux.optimizer.timing.calibration import time_ms, uneven
 from prumux.optimizer.timing.cost_table import CostTable, cost_table
 from prumux.passes.prune import Prune
@@ -128,16 +128,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     request = Request(model=options.model, data=options.data, passes="-")
-    bench = open_bench(request, parse_target(options.target), Progress(1))
+    evaluator = open_evaluator(request, parse_target(options.target), Progress(1))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         # An empty store, so that the table is measured now.
         store = Store(Path(folder))
-        fit = bench.ctx.fit.take(range(min(ROWS, len(bench.ctx.fit))))
-        ctx = replace(bench.ctx, fit=fit, store=store, cache=store)
+        fit = evaluator.ctx.fit.take(range(min(ROWS, len(evaluator.ctx.fit))))
+        ctx = replace(evaluator.ctx, fit=fit, store=store, cache=store)
         for name, early in (("plain", False), ("pool-early", True)):
-            encoder = replace(bench.model.encoder, pool_early=early)
-            model = replace(bench.model, encoder=encoder)
+            encoder = replace(evaluator.model.encoder, pool_early=early)
+            model = replace(evaluator.model, encoder=encoder)
             found[name] = measure(model, ctx, options.shapes, options.rounds)
             _show(name, found[name])
     document = {
@@ -146,8 +146,8 @@ def main() -> None:
         "workload": [list(b.input_ids.shape) for b in ctx.workload],
         "threads": ctx.threads,
         "target": str(ctx.target),
-        "source": bench.model.source["digest"],
-        **provenance(),
+        "source": evaluator.model.source["digest"],
+        **provenance(evaluator.ctx.cores),
     }
     json.dump(document, sys.stdout, indent=2)
 

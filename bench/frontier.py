@@ -43,11 +43,11 @@ from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.search.shape_timing import candidates
-from prumux.optimizer.timing.interleave import interleave, ratio
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.search.shape_timing import time_candidates
+from prumux.optimizer.timing.interleave import interleave, speedup
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 METHODS = {
@@ -69,18 +69,21 @@ METHODS = {
 PRUNING = ("refit", "distill", "learn-masks")
 
 
-def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
+def measure(evaluator: Evaluator, method: str, text: str) -> dict[str, Any]:
     """Scores and cost of one pipeline."""
     pipeline = Pipeline.parse(text)
-    model = bench.build(pipeline)
-    role = "certify" if bench.test_rows is None else "test"
-    dense, left = count(bench.model.encoder, bench.ctx.length), count(model.encoder, 1)
-    score, mux = bench.compare(pipeline, role, 1.0), bench.mixed(pipeline, role)
+    model = evaluator.builder.build(pipeline)
+    role = "certify" if evaluator.test_rows is None else "test"
+    dense, left = count(evaluator.model.encoder, evaluator.ctx.length), count(model.encoder, 1)
+    score, mux = (
+        evaluator.compare(pipeline, role, 1.0),
+        evaluator.predictor.partner_sensitivity(pipeline, role),
+    )
     return {
         "method": method,
         "pipeline": text,
         "weights_share": left.encoder_parameters / dense.encoder_parameters,
-        "macs_share": count(model.encoder, bench.ctx.length).macs / dense.macs,
+        "macs_share": count(model.encoder, evaluator.ctx.length).macs / dense.macs,
         "minutes": sum(x.seconds for x in model.history) / 60,
         "hidden": model.encoder.hidden,
         "layers": [asdict(x) for x in model.encoder.layers],
@@ -88,24 +91,28 @@ def measure(bench: Bench, method: str, text: str) -> dict[str, Any]:
         # For multiplexed models the mean over several drawings of the groups.
         "loss": score.score_dense - mux["mean"] if mux else score.loss,
         "score": score.to_json(),
-        "select": bench.compare(pipeline, "select", 1.0).to_json(),
-        "divergence_nats": divergence(bench, model),
+        "select": evaluator.compare(pipeline, "select", 1.0).to_json(),
+        "divergence_nats": divergence(evaluator, model),
         "mux": mux,
     }
 
 
-def divergence(bench: Bench, model: Model) -> float | None:
+def divergence(evaluator: Evaluator, model: Model) -> float | None:
     """Mean KL divergence from the dense model's predictions on the select rows, in nats."""
     if not model.task.output_labels:
         return None
-    given = _log_p(bench, bench.model)
-    found = _log_p(bench, model)
+    given = _log_p(evaluator, evaluator.model)
+    found = _log_p(evaluator, model)
     return float((given.exp() * (given - found)).sum(-1).mean())
 
 
-def _log_p(bench: Bench, model: Model) -> Tensor:
+def _log_p(evaluator: Evaluator, model: Model) -> Tensor:
     """Log-probabilities [N, C] of the select rows; the groups of rows are drawn once."""
-    run, rows, mixing = torch_run(model), bench.select_rows, bench.mixing(model)
+    run, rows, mixing = (
+        torch_run(model),
+        evaluator.select_rows,
+        evaluator.predictor.mixing(model),
+    )
     size = batch_rows(BATCH, model.encoder.slots)
     found = torch.empty(len(rows), model.encoder.labels)
     for batch in batches(rows, size, seed=mixing.get("seed")):
@@ -113,22 +120,20 @@ def _log_p(bench: Bench, model: Model) -> Tensor:
     return torch.log_softmax(found, dim=-1)
 
 
-def time_all(bench: Bench, texts: list[str], rounds: int) -> list[dict[str, float]]:
+def time_all(evaluator: Evaluator, texts: list[str], rounds: int) -> list[dict[str, float]]:
     """Throughput of each pipeline's engine over the dense engine's, in one interleaved run."""
-    ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
+    ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         for i, text in enumerate(["", *texts]):
-            model = bench.build(Pipeline.parse(text)) if text else bench.model
+            model = evaluator.builder.build(Pipeline.parse(text)) if text else evaluator.model
             place = Path(folder) / str(i)
-            bench.target.draft().emit(model, ctx, place)
-            engine = bench.target.engine(place, ctx.threads)
+            evaluator.target.draft().emit(model, ctx, place)
+            engine = evaluator.target.engine(place, ctx.threads)
             runs.append(lambda engine=engine: [engine.run(x) for x in inputs])
-    dense, *others = interleave(runs, rounds, warmup=2, repeat=True)
-    gains = [ratio(dense, x) for x in others]
-    return [
-        {"throughput_ratio": x.median_ms, "low": x.low_ms, "high": x.high_ms} for x in gains
-    ]
+    dense, *others = interleave(runs, rounds, warmup=2, repeat=True, cores=ctx.cores)
+    gains = [speedup(dense, x) for x in others]
+    return [{"throughput_ratio": x.median, "low": x.low, "high": x.high} for x in gains]
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -177,37 +182,37 @@ def main() -> None:
         device=options.device,
         seed=options.seed,
     )
-    opened = open_bench(request, parse_target("onnx"), Progress(1))
+    opened = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, options.seed, versions())
     store = Store(options.out.with_suffix(f".{about}.parts"))
-    bench = replace(opened, ctx=replace(opened.ctx, store=store))
+    evaluator = replace(opened, ctx=replace(opened.ctx, store=store))
     epochs = options.epochs
     asked = options.passes or [
         (method, METHODS[method].format(s=sparsity, e=epochs, h=epochs / 2))
         for sparsity in options.sparsities
         for method in options.methods
     ]
-    untrained = candidates(bench, [Pipeline.parse(text) for _, text in asked])
+    untrained = time_candidates(evaluator, [Pipeline.parse(text) for _, text in asked])
     predicted = {x.pipeline: x.throughput for x in untrained}
     entries = []
     for method, text in asked:
-        entries.append(measure(bench, method, text))
+        entries.append(measure(evaluator, method, text))
         loss = 100 * entries[-1]["loss"]
         print(f"loss {loss:+.2f}  {method:12} {text}", file=sys.stderr)  # noqa: T201
-    speeds = time_all(bench, [x["pipeline"] for x in entries], options.rounds)
+    speeds = time_all(evaluator, [x["pipeline"] for x in entries], options.rounds)
     for entry, speed in zip(entries, speeds, strict=True):
         known = predicted.get(Pipeline.parse(entry["pipeline"]))
         entry["speed"] = {**speed, "predicted_ratio": known}
     found = {
         "schema_version": 1,
         "entries": entries,
-        "serving": bench.serving(),
+        "serving": evaluator.serving.to_json(),
         "seed": options.seed,
-        "source": bench.model.source["digest"],
-        **provenance(),
+        "source": evaluator.model.source["digest"],
+        **provenance(evaluator.ctx.cores),
     }
     options.out.write_text(json.dumps(found, indent=2) + "\n")
-    plot(entries, options.out.with_suffix(".png"), f"{bench.metric}, {device()['cpu']}")
+    plot(entries, options.out.with_suffix(".png"), f"{evaluator.metric}, {device()['cpu']}")
     for x in entries:
         line = f"{x['method']:12} {100 * x['macs_share']:5.1f} % of the multiply-adds"
         line += f" {100 * x['loss']:+6.2f} {x['speed']['throughput_ratio']:6.2f}x"

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.environment import provenance, versions
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.certificate.certificate import Certificate
+from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search.bisection import Trial, find, safe_loss
-from prumux.optimizer.search.certificate import Certificate, accuracy_upper
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.bisection import Trial, safe_loss, search_by_bisection
 from prumux.optimizer.search.presets import default_space
 
 Bools = NDArray[np.bool_]
@@ -91,7 +92,9 @@ def simulated_search(
         )
 
     safe = safe_loss(rows, limit)
-    winner = find(population.order, trial, prove, limit, lambda _: False, safe=safe).winner
+    winner = search_by_bisection(
+        population.order, trial, prove, limit, lambda _: False, safe=safe
+    ).winner
     if winner is None:
         return SimulatedResult(-1, 0.0)
     at = index[str(winner)]
@@ -123,17 +126,17 @@ def simulate(
 def record(options: argparse.Namespace) -> Population:
     """Every candidate's answers, kept beside the result so that a killed run can continue."""
     request = Request(model=options.model, data=options.data, passes="-")
-    opened = open_bench(request, parse_target("onnx"), Progress(1))
+    opened = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, versions())
     store = Store(options.out.with_suffix(f".{about}.parts"))
-    bench = replace(opened, ctx=replace(opened.ctx, store=store))
-    order = bench.order(default_space("quick", 0.02, None, opened.model))
+    evaluator = replace(opened, ctx=replace(opened.ctx, store=store))
+    order = evaluator.builder.by_cost(default_space("quick", 0.02, None, opened.model))
 
     def right(pipeline: Pipeline, roles: Sequence[str]) -> Bools:
-        found = [bench.outputs(pipeline, role) for role in roles]
+        found = [evaluator.predictor.with_labels(pipeline, role) for role in roles]
         return np.concatenate([np.asarray(a) == np.asarray(b) for a, b in found])
 
-    world = ("certify",) if bench.test_rows is None else ("certify", "test")
+    world = ("certify",) if evaluator.test_rows is None else ("certify", "test")
     dense = Pipeline(())
     return Population(
         tuple(order),

@@ -30,10 +30,10 @@ from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import match_lengths, open_bench
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.timing.calibration import speedup
+from prumux.optimizer.run.inputs import match_lengths, open_evaluator
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.timing.calibration import measured_speedup
 from prumux.optimizer.timing.cost_table import cost_table
 from prumux.passes.pruning.allocate import keep_best, summed_importance, with_counts
 from prumux.passes.pruning.branch_options import GRID, choose_counts, measured_costs
@@ -101,7 +101,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
         except ValueError:  # by the cost table no pruned shape is so fast
             break
         masked = replace(model, masks=masks)
-        reached = speedup(masks.sizes(model.encoder), ctx, ROUNDS)
+        reached = measured_speedup(masks.sizes(model.encoder), ctx, ROUNDS)
         found.append((abs(reached / asked - 1), masked, reached))
         if found[-1][0] <= NEAR:
             break
@@ -114,20 +114,20 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
     return masked, reached
 
 
-def measure(bench: Bench, method: str, asked: float, seed: int) -> dict[str, Any]:
+def measure(evaluator: Evaluator, method: str, asked: float, seed: int) -> dict[str, Any]:
     """One cell of the table."""
-    train = bench.ctx.train
+    train = evaluator.ctx.train
     assert train is not None
-    fit = match_lengths(train, bench.certify_rows, seed)
-    ctx = replace(bench.ctx, fit=fit, seed=seed)
-    model = Pipeline.parse("pool-early").run(bench.model, ctx)
+    fit = match_lengths(train, evaluator.certify_rows, seed)
+    ctx = replace(evaluator.ctx, fit=fit, seed=seed)
+    model = Pipeline.parse("pool-early").run(evaluator.model, ctx)
     masked, reached = at_speedup(model, ctx, method, asked)
     small = Reconstruct().run(slice_model(masked), ctx)
-    rows = bench.certify_rows if bench.test_rows is None else bench.test_rows
+    rows = evaluator.certify_rows if evaluator.test_rows is None else evaluator.test_rows
     labels = rows.labels
     assert labels is not None
     answers = predict(torch_run(small), rows, model.task)
-    found = model.task.score(bench.metric, answers, labels)
+    found = model.task.score(evaluator.metric, answers, labels)
     return {
         "method": method,
         "speedup_asked": asked,
@@ -147,21 +147,21 @@ def main() -> None:
     parser.add_argument("--speedups", type=float, nargs="+", default=SPEEDUPS)
     options = parser.parse_args()
     request = Request(model=options.model, data=options.data, passes="-")
-    bench = open_bench(request, parse_target("onnx"), Progress(1))
-    torch.set_num_threads(bench.ctx.threads)
+    evaluator = open_evaluator(request, parse_target("onnx"), Progress(1))
+    torch.set_num_threads(evaluator.ctx.threads)
     entries = [
-        measure(bench, method, asked, seed)
+        measure(evaluator, method, asked, seed)
         for asked in options.speedups
         for method in ("joint", "uniform", "magnitude")
         for seed in SEEDS
     ]
-    dense = bench.dense_score("certify" if bench.test_rows is None else "test")
+    dense = evaluator.dense_score("certify" if evaluator.test_rows is None else "test")
     found = {
         "schema_version": 1,
         "dense_score": dense,
         "entries": entries,
-        "serving": bench.serving(),
-        **provenance(),
+        "serving": evaluator.serving.to_json(),
+        **provenance(evaluator.ctx.cores),
     }
     json.dump(found, sys.stdout, indent=2)
     for asked in options.speedups:

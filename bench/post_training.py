@@ -19,9 +19,9 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.evaluator import Evaluator
 
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 METHODS = {
@@ -30,18 +30,18 @@ METHODS = {
 }
 
 
-def measure(bench: Bench, text: str) -> dict[str, Any]:
+def measure(evaluator: Evaluator, text: str) -> dict[str, Any]:
     """Scores and cost of one pipeline."""
     pipeline = Pipeline.parse(text)
-    model = bench.build(pipeline)
-    roles = ("certify",) if bench.test_rows is None else ("certify", "test")
+    model = evaluator.builder.build(pipeline)
+    roles = ("certify",) if evaluator.test_rows is None else ("certify", "test")
     return {
         "pipeline": text,
-        "macs_share": count(model.encoder, bench.ctx.length).macs
-        / count(bench.model.encoder, bench.ctx.length).macs,
+        "macs_share": count(model.encoder, evaluator.ctx.length).macs
+        / count(evaluator.model.encoder, evaluator.ctx.length).macs,
         "seconds": sum(x.seconds for x in model.history),
         "layers": [asdict(x) for x in model.encoder.layers],
-        **{role: bench.compare(pipeline, role, 1.0).to_json() for role in roles},
+        **{role: evaluator.compare(pipeline, role, 1.0).to_json() for role in roles},
     }
 
 
@@ -53,16 +53,16 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
     options = parser.parse_args()
     request = Request(model=options.model, data=options.data, passes="-")
-    bench = open_bench(request, parse_target("onnx"), Progress(1))
+    evaluator = open_evaluator(request, parse_target("onnx"), Progress(1))
     entries = [
-        {"method": method, "sparsity": s, **measure(bench, text.format(s=s))}
+        {"method": method, "sparsity": s, **measure(evaluator, text.format(s=s))}
         for s in options.sparsities
         for method, text in METHODS.items()
     ]
     found = {
         "schema_version": 1,
         "entries": entries,
-        "source": bench.model.source["digest"],
+        "source": evaluator.model.source["digest"],
         **provenance(),
     }
     json.dump(found, sys.stdout, indent=2)

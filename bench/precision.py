@@ -41,10 +41,10 @@ from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Engine
-from prumux.optimizer.run.inputs import open_bench
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.timing.interleave import interleave, ratio
+from prumux.optimizer.run.inputs import open_evaluator
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.timing.interleave import interleave, speedup
 from prumux.optimizer.timing.serving_point import Inputs
 
 ONE_LINE = "one-line"
@@ -53,15 +53,15 @@ PRUNED = "pool-early,prune{sparsity=0.6 of=macs},slice,reconstruct"
 
 
 @contextmanager
-def opened(bench: Bench, model: Model, target: str) -> Iterator[Engine]:
+def opened(evaluator: Evaluator, model: Model, target: str) -> Iterator[Engine]:
     """Export the model to a target and open the engine."""
     with tempfile.TemporaryDirectory() as folder:
         if target == ONE_LINE:
-            yield _one_line(model, Path(folder), bench.ctx.threads)
+            yield _one_line(model, Path(folder), evaluator.ctx.threads)
         else:
-            chosen = parse_target(target).tuned(model, bench.ctx)
-            chosen.emit(model, bench.ctx, Path(folder))
-            yield chosen.engine(Path(folder), bench.ctx.threads)
+            chosen = parse_target(target).tuned(model, evaluator.ctx)
+            chosen.emit(model, evaluator.ctx, Path(folder))
+            yield chosen.engine(Path(folder), evaluator.ctx.threads)
 
 
 def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
@@ -75,12 +75,12 @@ def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
     return OrtEngine(folder / "int8.onnx", threads)
 
 
-def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
+def parity(evaluator: Evaluator, model: Model, engine: Engine) -> dict[str, float]:
     """Parity with the torch module on the certify rows."""
     reference, found, masks = [], [], []
     run = torch_run(model)
     size = batch_rows(BATCH, model.encoder.slots)
-    for batch in batches(bench.certify_rows, size):
+    for batch in batches(evaluator.certify_rows, size):
         inputs = batch.inputs()
         reference.append(run(inputs))
         found.append(engine.run(inputs))
@@ -89,11 +89,11 @@ def parity(bench: Bench, model: Model, engine: Engine) -> dict[str, float]:
     return {"max_abs_diff": result.max_abs_diff, "agreement": result.agreement}
 
 
-def scored(bench: Bench, rows: Encoded, model: Model, engine: Engine) -> float:
+def scored(evaluator: Evaluator, rows: Encoded, model: Model, engine: Engine) -> float:
     """The engine's score on these rows."""
-    found = predict(engine.run, rows, model.task, None, **bench.mixing(model))
+    found = predict(engine.run, rows, model.task, None, **evaluator.predictor.mixing(model))
     assert rows.labels is not None
-    return model.task.score(bench.metric, found, rows.labels)
+    return model.task.score(evaluator.metric, found, rows.labels)
 
 
 def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> None:
@@ -101,33 +101,36 @@ def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> None:
         engine.run(x)
 
 
-def measure(bench: Bench, name: str, text: str, targets: list[str], rounds: int) -> list[Any]:
+def measure(
+    evaluator: Evaluator, name: str, text: str, targets: list[str], rounds: int
+) -> list[Any]:
     """One model on every target, beside the dense fp32 engine."""
-    model = bench.build(Pipeline.parse(text)) if text else bench.model
-    inputs = [b.inputs() for b in bench.ctx.workload]
+    model = evaluator.builder.build(Pipeline.parse(text)) if text else evaluator.model
+    inputs = [b.inputs() for b in evaluator.ctx.workload]
     entries, runs = [], []
     with tempfile.TemporaryDirectory() as folder:
-        save(build(bench.model), Path(folder))
-        dense = OrtEngine(Path(folder) / FILE, bench.ctx.threads)
+        save(build(evaluator.model), Path(folder))
+        dense = OrtEngine(Path(folder) / FILE, evaluator.ctx.threads)
         runs.append(partial(_pass_over, dense, inputs))
         for target in targets:
             entry: dict[str, Any] = {"model": name, "pipeline": text, "target": target}
             try:
-                with opened(bench, model, target) as engine:
-                    entry |= parity(bench, model, engine)
-                    entry["certify"] = scored(bench, bench.certify_rows, model, engine)
-                    if bench.test_rows is not None:
-                        entry["test"] = scored(bench, bench.test_rows, model, engine)
+                with opened(evaluator, model, target) as engine:
+                    entry |= parity(evaluator, model, engine)
+                    entry["certify"] = scored(evaluator, evaluator.certify_rows, model, engine)
+                    if evaluator.test_rows is not None:
+                        entry["test"] = scored(evaluator, evaluator.test_rows, model, engine)
             except PrumuxError as error:
                 entries.append(entry | {"failed": str(error)})
                 continue
             entries.append(entry)
             runs.append(partial(_pass_over, engine, inputs))
-        first, *others = interleave(runs, rounds, warmup=2, repeat=True)
+        cores = evaluator.ctx.cores
+        first, *others = interleave(runs, rounds, warmup=2, repeat=True, cores=cores)
     for entry, timing in zip((x for x in entries if "failed" not in x), others, strict=True):
-        gain = ratio(first, timing)
-        entry["throughput_ratio"] = gain.median_ms
-        entry["low"], entry["high"] = gain.low_ms, gain.high_ms
+        gain = speedup(first, timing)
+        entry["throughput_ratio"] = gain.median
+        entry["low"], entry["high"] = gain.low, gain.high
     return entries
 
 
@@ -150,27 +153,27 @@ def main() -> None:
         batch=options.batch,
         length=options.length,
     )
-    first = open_bench(request, parse_target("onnx"), Progress(1))
+    first = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(first.model.source["digest"], first.data_digest, versions())
     store = Store(options.out.with_suffix(f".{about}.parts"))
-    bench = replace(first, ctx=replace(first.ctx, store=store))
+    evaluator = replace(first, ctx=replace(first.ctx, store=store))
     asked = [("dense", ""), *(options.passes or [("pruned", PRUNED)])]
     entries = [
         entry
         for name, text in asked
-        for entry in measure(bench, name, text, options.targets, options.rounds)
+        for entry in measure(evaluator, name, text, options.targets, options.rounds)
     ]
     found = {
         "schema_version": 1,
-        "metric": bench.metric,
+        "metric": evaluator.metric,
         "dense": {
-            "certify": bench.dense_score("certify"),
-            "test": None if bench.test_rows is None else bench.dense_score("test"),
+            "certify": evaluator.dense_score("certify"),
+            "test": None if evaluator.test_rows is None else evaluator.dense_score("test"),
         },
         "entries": entries,
-        "serving": bench.serving(),
-        "source": bench.model.source["digest"],
-        **provenance(),
+        "serving": evaluator.serving.to_json(),
+        "source": evaluator.model.source["digest"],
+        **provenance(evaluator.ctx.cores),
     }
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     for x in entries:

@@ -33,8 +33,8 @@ import numpy as np
 
 from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.accuracy_model import Bilinear, Fit, Shape, fit
-from prumux.optimizer.search.acquisition import Candidate, proposed
+from prumux.optimizer.search.accuracy_model import BilinearModel, FitLosses, Shape, fit
+from prumux.optimizer.search.acquisition import TimedCandidate, next_candidate
 from prumux.optimizer.search.bisection import Trial
 
 NAME = re.compile(r"n(\d+)-s([\d.]+)")
@@ -47,7 +47,7 @@ class GridCell:
 
     slots: int
     sparsity: float
-    candidate: Candidate
+    candidate: TimedCandidate
     """With the throughput predicted before training, if it was recorded."""
     loss: float
     throughput: float
@@ -77,11 +77,11 @@ def cells_of(grid: dict[str, Any]) -> list[GridCell]:
         if sparsity not in left:
             continue
         pipeline = Pipeline.parse(entry["pipeline"])
-        at = [getattr(x, "at", 0) for x in pipeline.passes if x.mixes > 1]
+        at = [getattr(x, "at", 0) for x in pipeline.passes if x.slots > 1]
         mixed = 1 - at[0] / len(entry["layers"]) if at else 0.0
         measured = entry["speed"]["throughput_ratio"]
         predicted = entry["speed"].get("predicted_ratio") or measured
-        candidate = Candidate(pipeline, Shape(left[sparsity], slots, mixed), predicted)
+        candidate = TimedCandidate(pipeline, Shape(left[sparsity], slots, mixed), predicted)
         found.append(GridCell(slots, sparsity, candidate, entry["loss"], measured))
     each = Counter(x.sparsity for x in found)
     return [x for x in found if each[x.sparsity] == max(each.values())]
@@ -93,11 +93,11 @@ def _place(entry: dict[str, Any]) -> tuple[int, float]:
     return int(name[1]), float(name[2])
 
 
-def ours(cells: Sequence[GridCell], budget: float, fitted: Fit) -> Choice:
+def ours(cells: Sequence[GridCell], budget: float, fitted: FitLosses) -> Choice:
     """Train the cells that the search asks for; take the fastest within the budget."""
     candidates = [x.candidate for x in cells]
     tried: dict[int, Trial] = {}
-    while (at := proposed(candidates, tried, budget, fitted)) is not None:
+    while (at := next_candidate(candidates, tried, budget, fitted)) is not None:
         loss = cells[at].loss
         tried[at] = Trial(candidates[at].pipeline, 1 - loss, loss, 0.0, 0)
     kept = [cells[i] for i in tried if cells[i].loss <= budget]
@@ -110,7 +110,7 @@ def bilinear(cells: Sequence[GridCell], budget: float, corners: Sequence[GridCel
     sparsities = tuple(sorted({x.sparsity for x in corners}))
     known = {(x.slots, x.sparsity): x.loss for x in corners}
     losses = np.array([[known.get((n, s), 0.0) for s in sparsities] for n in slots])
-    model = Bilinear(slots, sparsities, losses)
+    model = BilinearModel(slots, sparsities, losses)
     kept = [x for x in cells if model.predict(x.slots, x.sparsity) <= budget]
     return Choice(max(kept, key=_speed, default=None), len(corners))
 
@@ -164,7 +164,7 @@ def broken(budget: float, choice: Choice) -> bool:
     return choice.cell is not None and choice.cell.loss > budget
 
 
-def left_out(cells: Sequence[GridCell], fitted: Fit) -> dict[str, float]:
+def left_out(cells: Sequence[GridCell], fitted: FitLosses) -> dict[str, float]:
     """Mean absolute error of a cell's loss, predicted from the other cells.
 
     Both are compared on the inner cells, since bilinear cannot extrapolate; ours on all cells
@@ -192,7 +192,7 @@ def bilinear_loss(cell: GridCell, others: Sequence[GridCell]) -> float:
     sparsities = tuple(sorted({x.sparsity for x in others}))
     known = {(x.slots, x.sparsity): x.loss for x in others}
     losses = np.array([[known.get((n, s), 0.0) for s in sparsities] for n in slots])
-    return Bilinear(slots, sparsities, losses).predict(cell.slots, cell.sparsity)
+    return BilinearModel(slots, sparsities, losses).predict(cell.slots, cell.sparsity)
 
 
 def throughput_off(grid: dict[str, Any]) -> dict[str, float]:

@@ -43,7 +43,7 @@ from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.timing.calibration import random_model
-from prumux.optimizer.timing.interleave import Timing, interleave, ratio, wall_ms
+from prumux.optimizer.timing.interleave import Speedup, Timing, interleave, speedup, wall_ms
 from prumux.passes.prune import Prune
 
 SHAPES = {  # layers, heads, hidden, FFN units, vocabulary
@@ -219,7 +219,8 @@ class ShapeTimer:
         for batch in (x * n for x in self.batches):
             try:
                 run = opened.prepare(inputs_of(encoder, batch, self.length))
-                ms = interleave([run], 2, 1, clock=self.clock)[0].low_ms / batch
+                ms = interleave([run], 2, 1, clock=self.clock, cores=self.ctx.cores)[0].low_ms
+                ms = ms / batch
             except Exception:  # engines raise different errors when memory runs out
                 if not best:
                     raise
@@ -232,17 +233,18 @@ class ShapeTimer:
         run, once_ms = opened.prepare(inputs), best * best_ms
         return Cell(encoder, run, best, once_ms, opened.shares(inputs))
 
-    def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Timing]]:
+    def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Speedup]]:
         """Milliseconds per row of each shape, and its speed-up over the dense one."""
         every = [dense, *cells]
         repeats = [max(1, round(self.least_ms / max(x.once_ms, 1e-3))) for x in every]
         runs = [partial(_repeated, x.run, r) for x, r in zip(every, repeats, strict=True)]
         rows = [x.batch * r for x, r in zip(every, repeats, strict=True)]
+        timings = interleave(runs, self.rounds, clock=self.clock, cores=self.ctx.cores)
         each = [
             Timing(tuple(ms / n for ms in t.rounds_ms))
-            for t, n in zip(interleave(runs, self.rounds, clock=self.clock), rows, strict=True)
+            for t, n in zip(timings, rows, strict=True)
         ]
-        return [(t, ratio(each[0], t)) for t in each[1:]]
+        return [(t, speedup(each[0], t)) for t in each[1:]]
 
 
 def _repeated(run: Run, times: int) -> None:
@@ -257,7 +259,7 @@ def ceiling_flops(device: str, precision: str, size: int, clock: Any) -> float:
     return 2 * size**3 / (best / 1000)
 
 
-def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) -> Inputs:
+def entry(cell: Cell, sparsity: float, each: Timing, gain: Speedup, length: int) -> Inputs:
     """The result of one shape."""
     encoder, cost = cell.encoder, count(cell.encoder, length)
     return {
@@ -266,9 +268,9 @@ def entry(cell: Cell, sparsity: float, each: Timing, gain: Timing, length: int) 
         "at": encoder.mux.at if encoder.mux else 0,
         "batch": cell.batch,
         "rows_per_second": 1000 / each.median_ms,
-        "throughput_ratio": gain.median_ms,
-        "low": gain.low_ms,
-        "high": gain.high_ms,
+        "throughput_ratio": gain.median,
+        "low": gain.low,
+        "high": gain.high,
         "macs_a_row": cost.macs,
         "mux_parameters": cost.mux_parameters,
         "mux_macs_share": cost.mux_macs / cost.macs,
@@ -389,7 +391,7 @@ def main() -> None:
         "ceiling": {"flops": flops, "matrix": size, "precision": options.precision},
         "entries": entries,
         "not_possible": refused,
-        **provenance(),
+        **provenance(ctx.cores),
     }
     print(json.dumps(found, indent=2))  # noqa: T201
     print("\n".join(map(_line, entries)), file=sys.stderr)  # noqa: T201

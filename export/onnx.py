@@ -226,7 +226,7 @@ class Onnx(Target):
                 for x in known
             }
             if len(found) > 1:
-                timings = time_graphs(found, ctx.workload)
+                timings = time_graphs(found, ctx.workload, ctx.cores)
                 slow.remember(timings)
         elif self.fusion != "none":
             found = [plain, fuse(plain, self.fusion, encoder, checker)]

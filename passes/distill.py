@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
@@ -48,7 +47,6 @@ class Distill(DistillationPass):
     """
 
     name: ClassVar[str] = "distill"
-    shapes: ClassVar[bool] = False
     labels: float = field(default=0.3, metadata={"help": "weight of the labels' error"})
     mixed: float = field(default=1.0, metadata={"help": MIXED_HELP})
 
@@ -58,16 +56,15 @@ class Distill(DistillationPass):
         if not self.hidden + self.logits + self.labels:
             raise ValueError("hidden, logits and labels are all 0: nothing would be learnt")
 
+    def sketch(self) -> None:
+        """Shapes stay."""
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Return the same sizes with other weights; embedding tables stay as they are."""
-        from prumux.optimizer.model.source import digest
-
         rows = self.rows(ctx)
         make = partial(Student, model, self, rows)
         student = make(ctx=ctx)
-        given = digest(model.weights, model.task, model.encoder)
-        about = (self, given, model.masks.key(), len(rows), ctx.seed, torch.__version__)
-        name = "distill-" + key(*about)
+        name = ctx.entry("distill", self, model, len(rows))
         facts = train(student, rows, self.length, ctx, name, make=make)
         return replace(model, weights=weights_of(student.module), notes=facts)
 

@@ -20,10 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
-
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.base.store import key
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
@@ -45,7 +42,7 @@ class LearnMasks(DistillationPass):
     """
 
     name: ClassVar[str] = "learn-masks"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     sparsity: float | None = field(
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
@@ -87,7 +84,12 @@ class LearnMasks(DistillationPass):
         """The options about gates."""
         return MaskOptions(self.mask_lr, self.warmup, self.blocks, self.hidden_masks)
 
-    def stand_in(self) -> Pass:
+    @property
+    def measures(self) -> bool:
+        """A speed-up is measured on the target."""
+        return self.speedup is not None
+
+    def sketch(self) -> Pass:
         """`prune` to the same target: sizes of about the same cost, without training."""
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
@@ -107,8 +109,6 @@ class LearnMasks(DistillationPass):
             PassError: the speed-up is out of reach; the message has the largest one.
             MissingError: a speed-up is asked for and there is no target to measure on.
         """
-        from prumux.optimizer.model.source import digest
-
         if self.sparsity == 0 or self.speedup == 1:
             return model
         budget = self._budget(model, ctx)
@@ -119,9 +119,7 @@ class LearnMasks(DistillationPass):
         args = (model, self, self.gating, budget)
         make = partial(MaskLearner, *args, rows=rows, scores=scores)
         learner = make(ctx=ctx)
-        given = digest(model.weights, model.task, model.encoder)
-        about = (self, given, budget.limit, ctx.length, len(rows), ctx.seed, torch.__version__)
-        name = "learn-masks-" + key(*about)
+        name = ctx.entry("learn-masks", self, model, budget.limit, ctx.length, len(rows))
         facts = train(learner, rows, self.length, ctx, name, make=make)
         found = learner.result()
         sizes = found.masks.sizes(found.encoder)

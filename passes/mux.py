@@ -61,7 +61,7 @@ class Mux(Pass):
                 raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
     @property
-    def mixes(self) -> int:
+    def slots(self) -> int:
         """The option n."""
         return self.n
 

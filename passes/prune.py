@@ -14,13 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.base.store import key
 from prumux.optimizer.model.cost import branch_cost
 from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.source import digest
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.optimizer.timing.calibration import speedup
+from prumux.optimizer.timing.calibration import measured_speedup
 from prumux.optimizer.timing.cost_table import cost_table
 from prumux.passes.pruning.branch_importance import KeepCounts, branch_importance
 from prumux.passes.pruning.branch_options import (
@@ -46,7 +44,7 @@ class Prune(Pass):
     """
 
     name: ClassVar[str] = "prune"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     sparsity: float | None = field(
         default=None, metadata={"help": "share of the dense encoder to remove, in [0, 1)"}
     )
@@ -68,6 +66,11 @@ class Prune(Pass):
             raise ValueError(f"sparsity must be in [0, 1), not {self.sparsity}")
         if self.speedup is not None and not self.speedup >= 1:
             raise ValueError(f"speedup must be 1 or more, not {self.speedup}")
+
+    @property
+    def measures(self) -> bool:
+        """A speed-up is measured on the target."""
+        return self.speedup is not None
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
@@ -99,12 +102,11 @@ class Prune(Pass):
         self, model: Model, importance: BranchImportance, keep: KeepCounts, ctx: Context
     ) -> list[int]:
         """Counts that reach the speed-up when timed, not only by the cost table."""
-        given = digest(model.weights, model.task, model.encoder)
         shapes = [b.input_ids.shape for b in ctx.workload]
-        name = key(self, given, model.masks.key(), ctx.target, ctx.threads, shapes)
+        about = (self, model, ctx.target, ctx.threads, shapes)
         # Stored: a second timing might lead to other counts, and a resumed run must not.
-        found: list[int] = ctx.store.json(
-            f"timed-{name}", lambda: self._closest(model, importance, keep, ctx)
+        found: list[int] = ctx.cached_json(
+            "timed", about, lambda: self._closest(model, importance, keep, ctx)
         )
         return found
 
@@ -120,7 +122,7 @@ class Prune(Pass):
                 model, importance, measured_costs(table), limit - table.base_ms, GRID
             )
             kept = keep(counts)
-            reached = speedup(kept.masks.sizes(kept.encoder), ctx)
+            reached = measured_speedup(kept.masks.sizes(kept.encoder), ctx)
             found[abs(reached / asked - 1)] = counts
             if abs(reached / asked - 1) <= NEAR:
                 break

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -32,7 +32,7 @@ class PruneHidden(Pass):
     """
 
     name: ClassVar[str] = "prune-hidden"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     keep: int | None = field(default=None, metadata={"help": "number of dimensions to keep"})
     ratio: float | None = field(
         default=None, metadata={"help": "share of the dimensions to remove, in [0, 1)"}

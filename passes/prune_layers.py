@@ -7,7 +7,7 @@ computed anew. Needs no gradients and no labels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class PruneLayers(Pass):
     """
 
     name: ClassVar[str] = "prune-layers"
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     attention: int = field(default=0, metadata={"help": "attention blocks to remove"})
     ffn: int = field(default=0, metadata={"help": "FFN blocks to remove"})
 

@@ -42,11 +42,13 @@ class Reconstruct(Pass):
     """
 
     name: ClassVar[str] = "reconstruct"
-    shapes: ClassVar[bool] = False
     rows: int = field(default=2048, metadata={"help": "most fit rows to use"})
     ridge: float = field(
         default=0.01, metadata={"help": "damping, relative to the mean activation power"}
     )
+
+    def sketch(self) -> None:
+        """Shapes stay."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,7 @@ class Slice(Pass):
 
     name: ClassVar[str] = "slice"
     preserves: ClassVar[bool] = True
-    cuts: ClassVar[bool] = True
+    masks: ClassVar[Literal["cuts"]] = "cuts"
     atol: float = field(
         default=1e-4, metadata={"help": "largest logit difference to the masked model"}
     )

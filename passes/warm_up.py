@@ -20,10 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule
@@ -44,7 +41,6 @@ class WarmUp(TrainingPass):
     """
 
     name: ClassVar[str] = "warm-up"
-    shapes: ClassVar[bool] = False
     states: float = field(
         default=1.0, metadata={"help": "weight of the error of hidden states"}
     )
@@ -63,13 +59,16 @@ class WarmUp(TrainingPass):
         if not self.states + self.tokens:
             raise ValueError("states and tokens are both 0: nothing would be learnt")
 
+    def sketch(self) -> None:
+        """Shapes stay."""
+
     @property
     def weights(self) -> RetrievalWeights:
         """Weights of the terms of the loss."""
         return RetrievalWeights(self.states, self.tokens, self.mixed)
 
     @property
-    def reads(self) -> tuple[Path, ...]:
+    def input_files(self) -> tuple[Path, ...]:
         """The file of text, if any."""
         return () if self.text is None else (Path(self.text),)
 
@@ -104,13 +103,9 @@ class WarmUp(TrainingPass):
         """Return the same sizes with other weights; embedding tables stay as they are."""
         if model.encoder.mux is None:
             return model
-        from prumux.optimizer.model.source import digest
-
         rows = self.rows(ctx)
         make = partial(RetrievalLearner, model, self.weights, self.lr, rows)
         learner = make(ctx=ctx)
-        given = digest(model.weights, model.task, model.encoder)
-        about = (self, given, model.masks.key(), rows.ids, ctx.seed, torch.__version__)
-        name = "warm-up-" + key(*about)
+        name = ctx.entry("warm-up", self, model, rows)
         facts = train(learner, rows, self.length, ctx, name, make=make)
         return replace(model, weights=weights_of(learner.module), notes=facts)

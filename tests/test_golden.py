@@ -147,7 +147,20 @@ def test_texts_read_the_same() -> None:
     for kind, texts in expected.items():
         assert found[kind].keys() == texts.keys()
         for text, result in texts.items():
-            assert found[kind][text] == result, text
+            assert found[kind][text] == options_only(result), text
+
+
+def options_only(result: Any) -> Any:
+    """What was recorded of a text without facts of the class, which 0.1.0 had as well."""
+    facts = {"name", "preserves", "shapes", "trains", "marks", "cuts"}
+    if isinstance(result, dict):
+        return {
+            k: {n: v for n, v in x.items() if n not in facts}
+            if k == "options"
+            else options_only(x)
+            for k, x in result.items()
+        }
+    return [options_only(x) for x in result] if isinstance(result, list) else result
 
 
 def test_the_list_of_passes_is_the_same() -> None:

@@ -20,6 +20,7 @@ ORDER = (
     "optimizer/model",
     "optimizer/data",
     "optimizer/pipeline",
+    "optimizer/certificate",
     "optimizer/timing",
     "optimizer/search",
     "optimizer/workers",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.devices import device
 from prumux.optimizer.base.environment import cpu_threads, most_threads, provenance
 from prumux.optimizer.base.errors import PrumuxError, UsageError
@@ -64,11 +65,12 @@ def _main(arguments: list[str]) -> int:
     data = {n: [inputs_of(x, opened, n, length, rows) for x in opened] for n in options.batch}
     for inputs in data.values():
         try_all(opened, inputs)
-    entries, stopped = list[Entry](), None
+    entries, stopped, cores = list[Entry](), None, CoreMonitor()
+    energy = [x for x, _ in meters]
     with progress.task("timing", len(data)) as step:
         try:
             for batch, inputs in data.items():
-                found = measure(opened, inputs, batch, options.rounds, [x for x, _ in meters])
+                found = measure(opened, inputs, batch, options.rounds, energy, cores)
                 entries += found
                 step()
         except (KeyboardInterrupt, PrumuxError) as error:
@@ -76,7 +78,8 @@ def _main(arguments: list[str]) -> int:
                 raise
             stopped = error  # the measurements so far are shown first
     power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
-    report = {**_report(opened, entries, options, arguments), "power": power}
+    report = {**_report(opened, entries, options), **provenance(cores)}
+    report |= {"command": shlex.join(["prumux-bench", *arguments]), "power": power}
     if options.json:
         print_json(report)
     else:
@@ -208,7 +211,6 @@ def _report(
     opened: Sequence[OpenedModel],
     entries: Sequence[Entry],
     options: argparse.Namespace,
-    arguments: Sequence[str],
 ) -> dict[str, Any]:
     """The JSON report; `throughput_ratio` is at the batch size where the first is fastest."""
     first = [x for x in entries if x.name == opened[0].name]
@@ -224,8 +226,6 @@ def _report(
         "length": options.length or ("data" if options.data else "128"),
         "rounds": options.rounds,
         "timing": TIMING,
-        **provenance(),
-        "command": shlex.join(["prumux-bench", *arguments]),
     }
 
 

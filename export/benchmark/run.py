@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
+from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup
 
 from .engines import ANY_VOCAB, OpenedModel
 from .power import Meter
@@ -52,12 +53,13 @@ class Entry:
     """Equals rows per joule."""
 
 
-def measure(
+def measure(  # noqa: PLR0917 - the last two have defaults
     opened: Sequence[OpenedModel],
     runs: Sequence[Sequence[Inputs]],
     batch: int,
     rounds: int,
     meters: Sequence[Meter | None] | None = None,
+    cores: CoreMonitor | None = None,
 ) -> list[Entry]:
     """Time engines in turn on batches of `batch` rows.
 
@@ -67,6 +69,7 @@ def measure(
         batch: rows of each input.
         rounds: number of timed rounds.
         meters: the energy meter of each engine; None = no meter.
+        cores: waits for near cores before each round.
     """
     meters = meters or [None] * len(opened)
     for _ in range(2):  # an engine's first run is slower
@@ -81,7 +84,7 @@ def measure(
             opened, runs, repeats, single, joules, meters, strict=True
         )
     ]
-    timings = interleave(works, rounds, warmup=0)
+    timings = interleave(works, rounds, warmup=0, cores=cores)
     each = sum(len(x["input_ids"]) for x in runs[0])
     per_row = [
         Timing(tuple(ms / (each * times) for ms in timing.rounds_ms))
@@ -122,7 +125,7 @@ def _entry(
     joules_a_row: float | None,
 ) -> Entry:
     """Summarise an engine; `timings` are milliseconds per row of the first and of this one."""
-    timing, gain = timings[1], ratio(*timings)
+    timing, gain = timings[1], speedup(*timings)
     seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(
         name,
@@ -134,9 +137,9 @@ def _entry(
         percentile_ms(single, 0.9),
         percentile_ms(single, 0.99),
         len(single),
-        gain.median_ms,
-        gain.low_ms,
-        gain.high_ms,
+        gain.median,
+        gain.low,
+        gain.high,
         joules_a_row / seconds if joules_a_row else None,
         1 / joules_a_row if joules_a_row else None,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.artifact import load_artifact
-from prumux.optimizer.model.source import read_json
+from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.pipeline.target import Engine
 
 from .ort import CUDA, OrtEngine, gpu_providers

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from prumux.export.graph import fusion as fusion_tool
 from prumux.export.graph.parity import Parity, check
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
 from prumux.optimizer.base.store import key
@@ -25,7 +26,7 @@ from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.target import Engine
-from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, ratio
+from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup
 
 from .ort import OrtEngine
 from .reference import TorchReference
@@ -122,7 +123,7 @@ def try_fusions(
 
 
 def time_graphs(
-    graphs: Sequence[CheckedGraph], workload: Sequence[Batch]
+    graphs: Sequence[CheckedGraph], workload: Sequence[Batch], cores: CoreMonitor
 ) -> dict[Fusion, Timing]:
     """Time graphs in turn, and drop a fused graph once `fastest` can no longer keep it.
 
@@ -133,6 +134,7 @@ def time_graphs(
     Args:
         graphs: the plain graph first.
         workload: batches of one round.
+        cores: waits for near cores before each round.
 
     Returns:
         Milliseconds of a pass over the workload, round by round. A graph that was dropped
@@ -145,7 +147,7 @@ def time_graphs(
     while len(timed) > 1 and len(plain_ms) < (total or 1):
         rounds = min(BLOCK_ROUNDS, total - len(plain_ms)) if total else BLOCK_ROUNDS
         runs = [partial(_pass_over, x.engine, inputs) for x in timed]
-        found = interleave(runs, rounds=rounds, warmup=0 if total else 1)
+        found = interleave(runs, rounds=rounds, warmup=0 if total else 1, cores=cores)
         for x, timing in zip(timed, found, strict=True):
             rounds_ms[x.fusion] += timing.rounds_ms
         total = total or _round_count(min(plain_ms))
@@ -165,9 +167,9 @@ def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Fusion, Timing]) ->
     for other in graphs[1:]:
         if len(timings[other.fusion].rounds_ms) < rounds:
             continue  # dropped by `time_graphs`
-        gain = ratio(timings[best.fusion], timings[other.fusion])
-        steady = percentile_ms(gain.rounds_ms, LOSING_SHARE) > 1
-        if gain.median_ms >= 1 / GAIN and steady:
+        gain = speedup(timings[best.fusion], timings[other.fusion])
+        steady = percentile_ms(gain.rounds, LOSING_SHARE) > 1
+        if gain.median >= 1 / GAIN and steady:
             best = other
     return best
 

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, the store of finished steps, progress, devices."""
+"""Foundations: errors, the store of finished steps, progress, devices, cores."""

@@ -1,4 +1,4 @@
-"""Where bfloat16 arithmetic is in hardware, so that scoring and training may use it."""
+"""bfloat16 autocast on devices that compute it in hardware."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @functools.cache
 def fast_bf16(device: str) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
+    """True if the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
     info = Path("/proc/cpuinfo")
@@ -20,7 +20,7 @@ def fast_bf16(device: str) -> bool:
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast where it pays, else nothing."""
+    """bfloat16 autocast if the device is faster with it, else a context that does nothing."""
     if not fast_bf16(device):
         return nullcontext()
     return torch.autocast(device.partition(":")[0], torch.bfloat16)

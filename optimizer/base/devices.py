@@ -1,18 +1,18 @@
-"""Names of the devices that scores and training run on."""
+"""Names of the torch devices that scoring and training run on."""
 
 from __future__ import annotations
 
 from .errors import MissingError
 
 DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
-"""`cuda` = the first GPU, and for training all of them; `auto` = that, or else the CPU."""
+"""`cuda` = the first GPU, for training all GPUs; `auto` = `cuda` if present, else the CPU."""
 
 
 def device(name: str) -> str:
-    """`cpu`, `cuda` or `cuda:N`, of these or `auto`.
+    """Resolve a device name to `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
     Raises:
-        MissingError: cuda is asked for and there is none, or no such one.
+        MissingError: the named CUDA device does not exist.
     """
     if name == "cpu":
         return name

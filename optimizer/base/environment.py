@@ -1,4 +1,4 @@
-"""What a measurement must state: versions and device."""
+"""Facts that every measurement states: library versions, processor, command, commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prumux.optimizer.timing.cores import WATCH
+from .cores import CoreMonitor
 
 LIBRARIES = (
     "prumux",
@@ -27,11 +27,11 @@ ISA = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-"""Instructions that decide what int8 and bf16 are worth, as Linux names them."""
+"""Instruction sets that decide the speed of int8 and bf16, as Linux names them."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on, and of Python."""
+    """Versions of Python and of the libraries that results depend on."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -49,12 +49,12 @@ def cpu_threads() -> int:
 
 
 def most_threads() -> int:
-    """So many may be asked of an engine: with thousands, some crash or never end."""
+    """The largest thread count that an engine is given; with thousands, some engines hang."""
     return 4 * cpu_threads()
 
 
 def free_bytes() -> int:
-    """Memory that is free now, or as good as without a limit where that cannot be told."""
+    """Free memory in bytes; 1 TiB where the system does not tell."""
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
@@ -62,7 +62,7 @@ def free_bytes() -> int:
 
 
 def device() -> dict[str, str]:
-    """The processor in words."""
+    """Name, instruction sets and thread count of the processor, as text."""
     flags = _cpu_fact("flags", "Features").split()
     return {
         "cpu": _cpu_fact("model name") or platform.processor() or "unknown",
@@ -74,19 +74,23 @@ def device() -> dict[str, str]:
 
 
 def cpu() -> str:
-    """Name and instructions of the processor: what the answers of int8 engines depend on."""
+    """Name and instruction sets of the processor; int8 results depend on both."""
     found = device()
     return f"{found['cpu']} ({found['cpu_isa'] or found['machine']})"
 
 
 def int8_saturates() -> bool:
-    """Whether sums of 8-bit products overflow here: x86 without VNNI has 16 bits for them."""
+    """True if sums of 8-bit products overflow: x86 without VNNI adds them in 16 bits."""
     flags = device()["cpu_isa"].split()
     return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
-def provenance() -> dict[str, Any]:
-    """What every measured figure must name: command, commit, date, versions, device."""
+def provenance(cores: CoreMonitor | None = None) -> dict[str, Any]:
+    """Command, commit, date, versions and device, for a file of measured figures.
+
+    Args:
+        cores: the monitor of the timed rounds, if there were any.
+    """
     command = ["git", "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(
@@ -100,12 +104,12 @@ def provenance() -> dict[str, Any]:
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "device": {**device(), **WATCH.told()},
+        "device": {**device(), **(cores.facts() if cores else {})},
     }
 
 
 def _cpu_fact(*names: str) -> str:
-    """What the system says of the first processor under one of these names."""
+    """A field of /proc/cpuinfo, under the first of these names that it has; else empty."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
         name, _, value = line.partition(":")

@@ -1,29 +1,29 @@
-"""Every error that prumux raises on purpose, and the exit code that each one means."""
+"""The errors that prumux raises on purpose, each with its exit code."""
 
 from typing import ClassVar
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C; it is no error."""
+"""Exit code after Ctrl-C."""
 
 
 class PrumuxError(Exception):
-    """Base class. The message is at most five lines and says what to do next."""
+    """Base class. A message has at most five lines and says what to do next."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(PrumuxError):
-    """A wrong option, file or configuration: the user can mend it."""
+    """A wrong option, file or configuration, which the user can correct."""
 
     exit_code = 2
 
 
 class SpecError(UsageError):
-    """A pipeline text that does not parse or names something that does not exist."""
+    """A pipeline text that does not parse, or names an unknown pass or option."""
 
 
 class DataError(UsageError):
-    """A data file that cannot be read, or does not fit the model."""
+    """A data file that cannot be read or does not fit the model."""
 
 
 class ModelError(UsageError):
@@ -37,21 +37,21 @@ class GateError(PrumuxError):
 
 
 class VerifyError(GateError):
-    """A model whose weights do not have the names and shapes that its sizes say."""
+    """A model whose weight names or shapes differ from its sizes."""
 
 
 class MissingError(PrumuxError):
-    """Something that is needed is not installed or not present."""
+    """A library, device or file that is needed is missing."""
 
     exit_code = 5
 
 
 class LostError(PrumuxError):
-    """A process that trained along is gone: the run ends, no candidate is at fault."""
+    """A training process died. The run ends; the candidate is not at fault."""
 
 
 class PassError(PrumuxError):
-    """A pass failed inside a pipeline; carries the exit code of what went wrong."""
+    """A pass failed inside a pipeline; carries the exit code of the cause."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

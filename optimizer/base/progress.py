@@ -1,4 +1,4 @@
-"""Progress on a terminal as bars, elsewhere as plain lines; always on stderr."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 QUIET_SECONDS = 2.0
-"""Work that ends sooner leaves no line behind, unless with `-v`."""
+"""Shorter tasks print no line, unless with `-v`."""
 
-Step = Callable[[], None]
+Tick = Callable[[], None]
+"""Call once per finished unit of work."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`level`: 0 quiet, 1 normal, 2 verbose."""
+    """Prints to `stream` (stderr if None). `level`: 0 quiet, 1 normal, 2 verbose."""
 
     level: int = 0
     stream: TextIO | None = None
 
     def say(self, line: str, level: int = 1) -> None:
-        """One plain line."""
+        """Print one line, if `level` is shown."""
         if self.level >= level:
             print(line, file=self.stream or sys.stderr, flush=True)
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Step]:
-        """Show `title` while the block runs; it calls the step once per unit of work."""
+    def task(self, title: str, total: int) -> Iterator[Tick]:
+        """Show `title` while the block runs; it calls the tick once per unit of work."""
         stream = self.stream or sys.stderr
         start = time.monotonic()
         if self.level >= 1 and stream.isatty():

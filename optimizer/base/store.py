@@ -1,7 +1,7 @@
-"""Finished steps on disk, so that a killed run goes on where it stopped.
+"""Finished steps on disk, so that a killed run can continue.
 
-Every entry is written to a temporary name, flushed and renamed: it is there whole or not at
-all. Keys are digests of everything that the step depends on, versions included.
+An entry is written to a temporary name, flushed and renamed, so it is never half-written.
+Its key is a digest of everything that the step depends on, versions included.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def key(*parts: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A digest of a file's contents; of nothing where it cannot be read."""
+    """SHA-256 of a file's contents; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -33,7 +33,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that no reader ever sees half of it."""
+    """Write a file such that no reader sees it half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
@@ -44,22 +44,22 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in memory of torch's own, each whole.
+    """Copies in torch-allocated, contiguous memory.
 
-    Tensors that lie in a mapped file are not aligned, and sums of floats then differ in the
-    last bit: the same steps would not give the same model after a resume, or in a worker.
+    Tensors in a memory-mapped file are not aligned, and sums of floats then differ in the
+    last bit, so a resumed run or a worker would not give the same model.
     """
     return {k: x.clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}
 
 
 @dataclass(frozen=True)
 class Store:
-    """Remembers JSON values and tensors by key; `folder=None` remembers nothing."""
+    """Keeps JSON values and tensors by name in `folder`; `folder=None` keeps nothing."""
 
     folder: Path | None = None
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value stored under `name`, made and stored now if it is not there."""
+        """The JSON value stored under `name`; `make` it and store it if there is none."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.json"
@@ -67,12 +67,12 @@ class Store:
             return json.loads(path.read_text())
         data = json.dumps(make())
         write_atomic(path, data.encode())
-        return json.loads(data)  # what later runs will get: lists, not tuples
+        return json.loads(data)  # as later runs read it: lists, not tuples
 
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """The tensors stored under `name`, made and stored now if they are not there."""
+        """The tensors stored under `name`; `make` and store them if there are none."""
         from safetensors.torch import load_file, save
 
         if self.folder is None:
@@ -85,7 +85,7 @@ class Store:
         return value
 
     def save(self, name: str, value: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint over the last one of this name: tensors, and facts as JSON."""
+        """Write a checkpoint of tensors and JSON facts over the last one of this name."""
         from safetensors.torch import save
 
         if self.folder is not None:
@@ -94,7 +94,7 @@ class Store:
             write_atomic(self.folder / f"{name}.checkpoint", data)
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last checkpoint of this name; a damaged one counts as none."""
+        """The last checkpoint of this name; None if there is none or it is damaged."""
         from safetensors import SafetensorError, safe_open
 
         if self.folder is None or not (path := self.folder / f"{name}.checkpoint").exists():
@@ -108,24 +108,24 @@ class Store:
             return None
 
     def drop(self) -> None:
-        """Remove all checkpoints, once what they led to is stored."""
+        """Remove all checkpoints. Call it once the trained model is stored."""
         if self.folder is not None:
             for path in self.folder.glob("*.checkpoint"):
                 path.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
-        """Every entry as a file, in the order of their names."""
+        """The files of all entries, sorted by name."""
         if self.folder is None or not self.folder.is_dir():
             return []
         return sorted(x for x in self.folder.iterdir() if x.is_file())
 
     def add(self, file: str, data: bytes) -> None:
-        """Put an entry of another store here, by its file name; what is there stays."""
+        """Copy an entry of another store, by its file name; an existing entry stays."""
         if self.folder is not None and not (path := self.folder / file).exists():
             write_atomic(path, data)
 
     def has(self, name: str) -> bool:
-        """Whether a value of either kind is stored under `name`."""
+        """True if a JSON value or tensors are stored under `name`."""
         return self.folder is not None and any(
             (self.folder / f"{name}.{kind}").exists() for kind in ("json", "safetensors")
         )

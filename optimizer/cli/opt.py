@@ -60,17 +60,18 @@ def _main(arguments: list[str]) -> int:
         options.budget = options.budget or ("2%" if options.passes is None else None)
     if options.model is None:
         raise UsageError("no model given\nwrite: prumux-opt MODEL --budget 2%, or --demo")
-    from prumux.optimizer.run import job
-
     request = _request(options, arguments)
     if options.dry_run:
+        from prumux.optimizer.run.plan import plan
         from prumux.optimizer.run.time_estimate import estimate
 
         # Nothing is written, so an earlier result in the folder does no harm.
-        plan = job.plan(replace(request, force=True), progress)
-        print_json({**plan.describe(), "estimate": estimate(plan)})
+        todo = plan(replace(request, force=True), progress)
+        print_json({**todo.describe(), "estimate": estimate(todo)})
         return 0
-    result = job.run(request, progress)
+    from prumux.optimizer.run.run import run
+
+    result = run(request, progress)
     if options.json:
         print_json(result.report)
     else:
@@ -87,8 +88,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
-    from prumux.optimizer.run.job import Request
-    from prumux.optimizer.search.budget import Budget
+    from prumux.optimizer.certificate.budget import Budget
+    from prumux.optimizer.run.request import Request
 
     return Request(
         model=options.model,

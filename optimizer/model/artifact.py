@@ -150,7 +150,7 @@ def load_artifact(folder: Path) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .source import digest, read_json, read_tokenizer
+    from .folder import digest, read_json, read_tokenizer
 
     config = read_json(folder / "config.json")
     encoder, task = from_config(config, folder / "config.json")

@@ -1,8 +1,8 @@
 """Makes transformers' Auto classes know prumux, without importing transformers for it.
 
-Only the config class is registered from here; the model classes follow when the first config
-is made (see `hf_config`). They cannot be imported any earlier: transformers imports its auto
-modules in the middle of others that the model classes need.
+Only the config class is registered from here. The model classes follow when the first config
+is made (see `PrumuxConfig.register_models`). They cannot be imported any earlier: transformers
+imports its auto modules in the middle of others that the model classes need.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def install() -> None:
 def _register(auto: ModuleType) -> None:
     from .hf_config import PrumuxConfig
 
+    PrumuxConfig.register_models = _register_models
     auto.AutoConfig.register(PrumuxConfig.model_type, PrumuxConfig, exist_ok=True)
+
+
+def _register_models() -> None:
+    from . import hf_model  # noqa: F401 - importing it registers them
 
 
 class _Finder(MetaPathFinder):

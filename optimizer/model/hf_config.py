@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -15,6 +15,8 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """
 
     model_type = "prumux"
+    register_models: ClassVar[Callable[[], object]] = dict
+    """Makes the Auto classes know the model classes; `autoclass` sets it."""
 
     def __init__(
         self,
@@ -28,9 +30,8 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         pad_token_id: int | None = 0,
         **kwargs: Any,
     ) -> None:
-        # Registers the model classes: who asks an Auto class for one has made a config before.
-        from . import hf_model  # noqa: F401
-
+        # Whoever asks an Auto class for a model has made a config before.
+        type(self).register_models()
         self.encoder = None if encoder is None else dict(encoder)
         self.heads_per_layer = list(heads_per_layer)
         self.ffn_per_layer = list(ffn_per_layer)

@@ -1,4 +1,4 @@
-"""What passes and targets have in common: a frozen dataclass whose fields are its options."""
+"""Base of passes and targets: a frozen dataclass whose fields are its options."""
 
 import operator
 import re
@@ -10,17 +10,8 @@ from typing import ClassVar, Literal, Self, Union, get_args, get_origin, get_typ
 
 from prumux.optimizer.base.errors import SpecError
 
-from .language import (
-    RESERVED,
-    Node,
-    Option,
-    Span,
-    Value,
-    did_you_mean,
-    shorten,
-    show_number,
-    show_text,
-)
+from .language import Node, Option, Value
+from .lexer import RESERVED, Span, did_you_mean, shorten, show_number, show_text
 
 _BASES: dict[object, Literal["int", "float", "bool", "text"]] = {
     int: "int",
@@ -37,7 +28,7 @@ class OptionHelp:
     name: str
     type: str
     default: str | None
-    """As pipeline text; None = the option is required."""
+    """As pipeline text; None if the option is required."""
     help: str
 
 
@@ -51,8 +42,10 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Stage(ABC):
-    """Base of frozen dataclasses with a text form that is derived from their fields.
+class ConfigurableStep(ABC):
+    """A frozen dataclass with a text form derived from its fields.
+
+    Example: `Prune(sparsity=0.6)` prints as `prune{sparsity=0.6}` and parses back.
 
     Field types: int, float, bool, str, Literal of strings, `X | None`, `tuple[X, ...]`.
     `field(metadata={"help": "..."})` documents an option. A `__post_init__` may raise
@@ -116,7 +109,7 @@ class Stage(ABC):
 
 
 class _WrongError(Exception):
-    """A value does not fit its option; carries what is wanted and where."""
+    """A value does not fit its option; carries the wanted type and the place in the text."""
 
     def __init__(self, wanted: str, span: Span | None = None) -> None:
         super().__init__(wanted)
@@ -188,7 +181,7 @@ _FLAG = _Kind("bool")
 
 @dataclass(frozen=True)
 class _Known:
-    """What a class says about one of its options."""
+    """Type, default and help text of one option."""
 
     kind: _Kind
     required: bool
@@ -202,12 +195,12 @@ def _as_typed(value: Value) -> str:
 
 
 @cache
-def _options(cls: type[Stage]) -> dict[str, _Known]:
+def _options(cls: type[ConfigurableStep]) -> dict[str, _Known]:
     hints = get_type_hints(cls)
     return {f.name: _known(cls, f, hints[f.name]) for f in fields(cls) if f.init}
 
 
-def _known(cls: type[Stage], of: Field[object], hint: object) -> _Known:
+def _known(cls: type[ConfigurableStep], of: Field[object], hint: object) -> _Known:
     kind = _kind(hint)
     if kind is None:
         raise TypeError(
@@ -219,7 +212,7 @@ def _known(cls: type[Stage], of: Field[object], hint: object) -> _Known:
 
 
 def _kind(hint: object) -> _Kind | None:
-    """The kind of a type annotation, None where the language has no text for it."""
+    """The kind of a type annotation; None if the language cannot express it."""
     origin, args = get_origin(hint), get_args(hint)
     optional = origin in (Union, types.UnionType) and len(args) == 2 and type(None) in args
     if optional:
@@ -235,7 +228,7 @@ def _kind(hint: object) -> _Kind | None:
     return _Kind(base, (), optional, many) if base else None
 
 
-def _unknown(cls: type[Stage], node: Node, option: Option) -> SpecError:
+def _unknown(cls: type[ConfigurableStep], node: Node, option: Option) -> SpecError:
     known = list(_options(cls))
     hint = did_you_mean(option.name, known)
     if not hint:
@@ -243,7 +236,7 @@ def _unknown(cls: type[Stage], node: Node, option: Option) -> SpecError:
     return node.error(f"{cls.name} has no option '{shorten(option.name)}'{hint}", option.span)
 
 
-def _read(cls: type[Stage], node: Node, option: Option, kind: _Kind) -> object:
+def _read(cls: type[ConfigurableStep], node: Node, option: Option, kind: _Kind) -> object:
     label = f"{cls.name}: option '{option.name}'"
     if len(option.alternatives) > 1:
         count = len(option.alternatives)
@@ -259,7 +252,7 @@ def _read(cls: type[Stage], node: Node, option: Option, kind: _Kind) -> object:
 
 
 def _blamed(node: Node, message: str) -> Span | None:
-    """Where the option stands that a message speaks of."""
+    """Place in the text of the option that a message names first."""
     by_name = {option.name: option.span for option in node.options}
     words = re.findall(r"\w+", message)
     return next((by_name[word] for word in words if word in by_name), None)

@@ -1,21 +1,37 @@
-"""All that a pass or a target may consult besides the model."""
+"""Everything that a pass or a target may consult besides the model."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.base.store import Store
+from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.tokenize import Batch, Encoded
+from prumux.optimizer.model.ir import Model
 
-if TYPE_CHECKING:
-    from prumux.optimizer.model.ir import Model
+from .configurable import ConfigurableStep
+from .engine import Emitted, Engine
 
-    from .passes import Pass
-    from .target import Target
+
+class Exporter(Protocol):
+    """The part of a target that timing needs; see `Target`."""
+
+    def draft(self) -> Exporter:
+        """The exporter with options that make `emit` quick."""
+
+    def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
+        """Write the model into `folder`."""
+
+    def engine(self, folder: Path, threads: int) -> Engine:
+        """Load the emitted files."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +41,15 @@ class Context:
     fit: Encoded
     """Rows for scores and refits; no result is ever certified on them."""
     workload: tuple[Batch, ...]
-    """The serving point: batches that timings and parity checks run."""
+    """The serving point: the batches of timings and parity checks."""
     dense: Model
-    """The model as it was given: what refits, training and parity aim at."""
+    """The given model: the aim of refits, training and parity."""
     train: Encoded | None = None
-    """All rows that may be trained on, `fit` among them; None = `fit` is all there is."""
+    """All rows for training, `fit` among them; None = `fit` only."""
     select: Encoded | None = None
     """Rows that pick the best checkpoint; nothing is certified on them."""
-    target: Target | None = None
-    """Where measured costs come from; None = no timing is possible."""
+    target: Exporter | None = None
+    """The target that costs are measured on; None = no timing is possible."""
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -43,7 +59,9 @@ class Context:
     cache: Store = field(default_factory=Store)
     """Measured costs of this machine, kept between runs."""
     may_time: bool = True
-    """Whether shapes may be timed; not in a worker, beside which others are at work."""
+    """False in a worker, where other processes would disturb timings."""
+    cores: CoreMonitor = field(default_factory=CoreMonitor)
+    """Waits for near cores before timed rounds."""
 
     @property
     def length(self) -> int:
@@ -51,10 +69,48 @@ class Context:
         tokens = sum(int(b.attention_mask.sum()) for b in self.workload)
         return max(1, round(tokens / max(1, sum(len(b.rows) for b in self.workload))))
 
-    def generator(self, user: Pass) -> torch.Generator:
+    def generator(self, user: object) -> torch.Generator:
         """A pass's only source of randomness, seeded by the run's seed and the pass's text."""
-        import hashlib
-
         text = f"{self.seed}:{user}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
         return torch.Generator().manual_seed(seed)
+
+    def entry(self, name: str, *inputs: object) -> str:
+        """The store's name for a step with these inputs: `name-DIGEST`.
+
+        The digest covers the inputs, the seed and the version of torch. A model counts with
+        its weights, sizes, task and masks, encoded rows with token ids and types, a pass
+        or target with its text, any other value with its `repr`.
+        """
+        parts = (_identity(x) for x in inputs)
+        return f"{name}-{key(*parts, self.seed, torch.__version__)}"
+
+    def cached(
+        self, name: str, inputs: tuple[object, ...], make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """The tensors that `make` returns, computed once a run for the same inputs.
+
+        Args:
+            name: what the tensors are.
+            inputs: everything that they depend on besides seed and torch; see `entry`.
+            make: computes them.
+        """
+        return self.store.tensors(self.entry(name, *inputs), make)
+
+    def cached_json(
+        self, name: str, inputs: tuple[object, ...], make: Callable[[], Any]
+    ) -> Any:
+        """As `cached`, for a JSON value."""
+        return self.store.json(self.entry(name, *inputs), make)
+
+
+def _identity(value: object) -> str:
+    """A text that differs wherever a result might."""
+    if isinstance(value, Model):
+        from prumux.optimizer.model.folder import digest
+
+        weights = digest(value.weights, value.task, value.encoder)
+        return f"{weights} {value.masks.key()}"
+    if isinstance(value, Encoded):
+        return f"{value.ids!r} {value.types!r}"
+    return str(value) if isinstance(value, ConfigurableStep) else repr(value)

@@ -5,51 +5,88 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
-from .configurable import Stage
+from prumux.optimizer.model.ir import Model
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from prumux.optimizer.model.ir import Model
-
-    from .context import Context
+from .configurable import ConfigurableStep
+from .context import Context
 
 
 @dataclass(frozen=True)
-class Pass(Stage):
-    """A frozen dataclass whose fields are its options; the text form follows from them.
+class TrainingLength:
+    """How long a pass trains: `minutes`, or `epochs` over real and augmented rows."""
 
-    A pass may assume a verified model and must leave one.
+    minutes: float | None = None
+    epochs: float = 0.0
+    augment: float = 0.0
+    """Augmented rows for each real row."""
+
+
+@dataclass(frozen=True)
+class Pass(ConfigurableStep):
+    """A frozen dataclass whose fields are its options; it turns one model into another.
+
+    A pass may assume a verified model and must leave one. Only `run` is required. A pass that
+    does more than `run` says so with these members, and the core asks nothing else:
+
+    ==================  ==================================================================
+    `requires(model)`   refuses a model that the pass cannot take
+    `ensures(...)`      checks the pass's own promise after `run`
+    `preserves`         True if outputs stay the same, up to rounding
+    `masks`             `adds`: leaves masks that a later pass cuts out; `cuts`: cuts them out
+    `slots`             rows that share a forward pass afterwards; 0 = unchanged
+    `training`          how long it trains; None = it does not train
+    `with_minutes(m)`   the same pass, trained for m minutes
+    `sketch()`          a quick pass that leaves about the same shapes; None = shapes stay
+    `measures`          True if it times shapes on the target
+    `input_files`       files that the result depends on
+    `choices(model)`    instances that a search tries
+    ==================  ==================================================================
     """
 
     preserves: ClassVar[bool] = False
-    """Whether outputs stay the same, up to rounding."""
-    shapes: ClassVar[bool] = True
-    """Whether sizes or masks may change; if not, sizing a candidate leaves the pass out."""
-    trains: ClassVar[bool] = False
-    """Whether it takes minutes, so that its result is kept for pipelines that begin alike."""
-    marks: ClassVar[bool] = False
-    """Whether it leaves masks, which a later pass has to cut out."""
-    cuts: ClassVar[bool] = False
-    """Whether it makes masks physical."""
+    masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
 
     @property
-    def reads(self) -> tuple[Path, ...]:
+    def slots(self) -> int:
+        """Rows that share a forward pass after this pass; 0 = unchanged."""
+        return 0
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long this pass trains; None = it does not.
+
+        The evaluator stores the result of each pass that trains, so that pipelines that begin
+        alike train once.
+        """
+        return None
+
+    @property
+    def measures(self) -> bool:
+        """True if this pass times shapes on `ctx.target`."""
+        return False
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
         """Files that the result depends on."""
         return ()
 
-    @property
-    def mixes(self) -> int:
-        """Rows that share a forward pass after it."""
-        return 1
+    def with_minutes(self, minutes: float) -> Self:
+        """This pass, trained for so many minutes; itself if it does not train."""
+        del minutes
+        return self
+
+    def sketch(self) -> Pass | None:
+        """A pass that takes seconds and leaves about the same shapes; None = shapes stay."""
+        return self
 
     def requires(self, model: Model) -> None:
         """Refuse a model that this pass cannot take.
 
         Raises:
-            PassError: says the remedy.
+            PassError: the message says the remedy.
         """
 
     @abstractmethod
@@ -60,19 +97,15 @@ class Pass(Stage):
         receipt.
         """
 
-    def stand_in(self) -> Pass:
-        """A pass that takes seconds and leaves about the same sizes; itself, if it does."""
-        return self
-
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
         """Check what this pass promises beyond a verified model.
 
         Raises:
-            GateError: says both numbers.
+            GateError: the message gives both numbers.
         """
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """What a tuner should try on `model`; nothing unless a pass says otherwise."""
+        """Instances that a search tries on `model`; none by default."""
         del model
         return ()

@@ -1,4 +1,4 @@
-"""A sequence of passes: from text, to text, and run on a model."""
+"""A sequence of passes: parsed from text, printed as text, and run on a model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from prumux.optimizer.base.errors import LostError, PassError, PrumuxError
 from prumux.optimizer.model.ir import Applied, Model
 
-from . import language as spec
+from .context import Context
+from .language import check_size, expand, parse
+from .lexer import shorten
 from .passes import Pass
 from .registry import pass_from
 
-if TYPE_CHECKING:
-    from .context import Context
-
-Watch = Callable[[int, Pass, Model, Model], None]
-"""Called after each pass as watch(index, pass_, before, after); index counts from 0."""
+AfterPass = Callable[[int, Pass, Model, Model], None]
+"""Called after each pass as after_pass(index, pass_, before, after); index counts from 0."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Pipeline:
             SpecError: with the text and carets under what is wrong.
             MissingError: a pass needs a library that is not installed.
         """
-        nodes = spec.parse(text)
+        nodes = parse(text)
         for node in nodes:
             for option in node.options:
                 if (count := len(option.alternatives)) > 1:
                     raise node.error(
-                        f"{node.name}: option '{spec.shorten(option.name)}' has {count} "
+                        f"{node.name}: option '{shorten(option.name)}' has {count} "
                         "alternatives, so this is a search space\n"
                         "write one value, or search it: prumux-opt MODEL --passes TEXT "
                         "--budget 2%,\nor in Python Pipeline.space(text)",
@@ -54,47 +53,55 @@ class Pipeline:
 
     @classmethod
     def space(cls, text: str) -> tuple[Self, ...]:
-        """Every point of a search space, the first alternative varying slowest, each once.
+        """Every point of a search space, once each, the first alternative varying slowest.
 
         Raises:
-            SpecError: also for more than `spec.LIMIT_POINTS` points, and where any single
+            SpecError: also for more than `LIMIT_POINTS` points, and where any single
                 point is wrong.
         """
-        nodes = spec.parse(text)
-        spec.check_size(nodes)
-        ways = []
+        nodes = parse(text)
+        check_size(nodes)
+        alternatives = []
         for node in nodes:
-            passes = (pass_from(point) for point in spec.expand(node))
+            passes = (pass_from(point) for point in expand(node))
             # Two texts of one value (1e-1|0.1) are one point.
-            ways.append(list({str(x): x for x in passes}.values()))
-        return tuple(cls(point) for point in product(*ways))
+            alternatives.append(list({str(x): x for x in passes}.values()))
+        return tuple(cls(point) for point in product(*alternatives))
 
     @property
     def uncut(self) -> bool:
-        """Whether its last marks are never cut out, so that nothing can be shipped."""
-        last = [p.marks for p in self.passes if p.marks or p.cuts]
-        return bool(last) and last[-1]
+        """True if its last masks are never cut out; such a result cannot be exported."""
+        masks = [p.masks for p in self.passes if p.masks != "keeps"]
+        return masks[-1:] == ["adds"]
+
+    def then(self, *passes: Pass) -> Self:
+        """This pipeline with more passes at its end."""
+        return replace(self, passes=(*self.passes, *passes))
+
+    def prefix(self, count: int) -> Self:
+        """The pipeline of the first `count` passes."""
+        return replace(self, passes=self.passes[:count])
 
     def __str__(self) -> str:
         return ",".join(str(x) for x in self.passes)
 
-    def run(self, model: Model, ctx: Context, watch: Watch | None = None) -> Model:
+    def run(self, model: Model, ctx: Context, after_pass: AfterPass | None = None) -> Model:
         """Run all passes in order, verifying the model before the first and after each.
 
-        The result's history has one receipt more for each pass. What `watch` raises is
-        passed on as it is.
+        The result's history has one receipt more for each pass. Errors of
+        `after_pass` are passed on unchanged.
 
         Raises:
             VerifyError: the given model is damaged.
-            PassError: a pass failed; says which, and keeps the exit code of what went wrong.
-            LostError: a process that trained along is gone.
+            PassError: a pass failed; names the pass and keeps the exit code of the cause.
+            LostError: a training process died.
         """
         model.verify()
         model = replace(model, notes={})
         for index, pass_ in enumerate(self.passes):
             before = model
             try:
-                model = _step(pass_, before, ctx)
+                model = _run_one(pass_, before, ctx)
             except LostError:
                 raise
             except PrumuxError as error:
@@ -103,8 +110,8 @@ class Pipeline:
             except Exception as error:
                 error.add_note(f"prumux: {self._place(index)}")
                 raise
-            if watch is not None:
-                watch(index, pass_, before, model)
+            if after_pass is not None:
+                after_pass(index, pass_, before, model)
         return model
 
     def _place(self, index: int) -> str:
@@ -120,7 +127,7 @@ def count_parameters(model: Model) -> int:
     return sum(tensor.numel() for tensor in model.weights.values())
 
 
-def _step(pass_: Pass, before: Model, ctx: Context) -> Model:
+def _run_one(pass_: Pass, before: Model, ctx: Context) -> Model:
     pass_.requires(before)
     start = time.perf_counter()
     after = pass_.run(before, ctx)

@@ -1,6 +1,7 @@
-"""Finds passes and targets by entry point, so that the core imports neither.
+"""Finds passes and targets by entry point, so that the core imports none of them.
 
-Anyone can add their own: entry-point groups `prumux.passes` and `prumux.targets`.
+Other packages can add their own in the entry-point groups `prumux.passes` and
+`prumux.targets`.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import TypeVar, cast
 
 from prumux.optimizer.base.errors import MissingError, SpecError, UsageError
 
-from .configurable import Stage
-from .language import Node, did_you_mean, parse_one, shorten
+from .configurable import ConfigurableStep
+from .language import Node, parse_one
+from .lexer import did_you_mean, shorten
 from .passes import Pass
 from .target import Target
 
-_S = TypeVar("_S", bound=Stage)
+_S = TypeVar("_S", bound=ConfigurableStep)
 _GROUPS = {"pass": "prumux.passes", "target": "prumux.targets"}
-_BASES: dict[str, type[Stage]] = {"pass": Pass, "target": Target}
+_BASES: dict[str, type[ConfigurableStep]] = {"pass": Pass, "target": Target}
 
 
 def find_pass(name: str) -> type[Pass]:
-    """The class of a pass, imported on first use.
+    """Import the class of a pass by its name.
+
+    Example: `find_pass("prune")(sparsity=0.6)`.
 
     Raises:
         SpecError: no such pass; lists the known ones.
@@ -34,7 +38,7 @@ def find_pass(name: str) -> type[Pass]:
 
 
 def find_target(name: str) -> type[Target]:
-    """The class of a target, imported on first use. Errors as in `find_pass`."""
+    """Import the class of a target by its name. Errors as in `find_pass`."""
     return cast(type[Target], _find(name, "target"))
 
 
@@ -49,7 +53,7 @@ def all_targets() -> tuple[type[Target], ...]:
 
 
 def pass_from(node: Node) -> Pass:
-    """Build the pass that a node names; a SpecError shows where it stands."""
+    """Build the pass that a node names; a SpecError marks its place in the text."""
     return _located(node, find_pass).from_node(node)
 
 
@@ -64,7 +68,7 @@ def parse_target(text: str) -> Target:
 
 
 def forget() -> None:
-    """Drop what was looked up, after something was installed while running."""
+    """Clear the caches, after a package was installed while running."""
     _entries.cache_clear()
     _load.cache_clear()
 
@@ -76,7 +80,7 @@ def _located(node: Node, find: Callable[[str], type[_S]]) -> type[_S]:
         raise node.error(str(error)) from None
 
 
-def _find(name: str, what: str) -> type[Stage]:
+def _find(name: str, what: str) -> type[ConfigurableStep]:
     known = _entries(what)
     if name not in known:
         other = "target" if what == "pass" else "pass"

@@ -1,86 +1,61 @@
-"""The target protocol: what turns a model into files, and files into a running engine."""
+"""The target protocol: a target exports a model to files and loads them as an engine."""
 
 from __future__ import annotations
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from prumux.optimizer.model.ir import Encoder, Model
 
-from .configurable import Stage
+from .configurable import ConfigurableStep
+from .context import Context
+from .engine import Emitted, Engine
 
-if TYPE_CHECKING:
-    from prumux.optimizer.model.ir import Encoder, Model
-
-    from .context import Context
+__all__ = ["Emitted", "Engine", "Target", "on_engine"]
 
 
 @dataclass(frozen=True)
-class Emitted:
-    """What a target wrote."""
-
-    files: tuple[str, ...]
-    """Relative to the folder."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Engine(Protocol):
-    """A loaded engine, ready to run."""
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Logits, float32 [B, C] or [B, T, C].
-
-        `inputs`: `input_ids`, `attention_mask`[, `token_type_ids`], each int [B, T].
-        """
-
-    def describe(self) -> Mapping[str, str]:
-        """What a measurement must state: `engine`, `version`, `device`, `threads`, ..."""
-
-
-@dataclass(frozen=True)
-class Target(Stage):
+class Target(ConfigurableStep):
     """A frozen dataclass whose fields are its options, as in a pass."""
 
     def check(self) -> None:
-        """Look whether what `emit` and `engine` need is here, before anything long begins.
+        """Check that the libraries and devices of `emit` and `engine` are present.
 
         Raises:
-            MissingError: it is not; says how to get it.
+            MissingError: one is not; the message says how to install it.
         """
 
     def check_model(self, model: Model) -> None:
-        """Look whether the options fit the given model.
+        """Check that the options fit the given model.
 
         Raises:
-            UsageError: one names what the model does not have.
+            UsageError: an option names a part that the model does not have.
         """
         del model
 
     @property
     def exact(self) -> bool:
-        """Whether its engines give the torch module's answers, up to rounding.
+        """True if its engines give the torch module's answers, up to rounding.
 
-        Where not, candidates are scored and certified by what their engines answer.
+        Candidates of other targets are scored and certified on their engines' answers.
         """
         return True
 
     def variants(self, encoder: Encoder) -> tuple[Target, ...]:
-        """What this may stand for, an exact one first; a run keeps what pays."""
+        """Concrete targets that this one may resolve to (as `auto` does), exact first."""
         del encoder
         return (self,)
 
     def baseline(self) -> Target:
-        """Where the given model is timed: the same engine, nothing lowered."""
+        """The target that the given model is timed on: the same engine in full precision."""
         return self
 
     def tuned(self, model: Model, ctx: Context) -> Target:
-        """This target with what depends on the given model decided, for all candidates."""
+        """This target with its model-dependent options fixed, the same for all candidates."""
         del model, ctx
         return self
 
@@ -89,25 +64,25 @@ class Target(Stage):
         """Write the model into `folder`."""
 
     def draft(self) -> Target:
-        """This target with the options that make `emit` quick, for timing shapes."""
+        """This target with options that make `emit` quick, for timing shapes."""
         return self
 
     @abstractmethod
     def engine(self, folder: Path, threads: int) -> Engine:
-        """Load what `emit` wrote, on `threads` CPU threads where the engine uses them.
+        """Load the emitted files; an engine on the CPU uses `threads` threads.
 
         Raises:
-            MissingError: the engine's library or device is not here; says how to get it.
+            MissingError: the engine's library or device is missing; says how to install it.
         """
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
-        """Add what serving needs to an artifact folder that holds what `emit` wrote."""
+        """Add serving files to an artifact folder that holds the emitted files."""
         del model, ctx, folder
 
 
 @contextmanager
 def on_engine(target: Target, model: Model, ctx: Context) -> Iterator[Engine]:
-    """The model as an engine of the target, for as long as the block runs."""
+    """Export the model and load it as an engine of the target, while the block runs."""
     with tempfile.TemporaryDirectory() as folder:
         target.emit(model, ctx, Path(folder))
         yield target.engine(Path(folder), ctx.threads)

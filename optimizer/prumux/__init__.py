@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prumux.export.runtime.predictor import Predictor, load
     from prumux.optimizer.base.errors import PrumuxError
     from prumux.optimizer.pipeline.pipeline import Pipeline
-    from prumux.optimizer.run.job import Result, optimize
+    from prumux.optimizer.run.run import Result, optimize
     from prumux.optimizer.tasks.prediction import Prediction
 
     __version__: str
@@ -38,9 +38,9 @@ _HOMES = {
     "Prediction": "prumux.optimizer.tasks.prediction",
     "Predictor": "prumux.export.runtime.predictor",
     "PrumuxError": "prumux.optimizer.base.errors",
-    "Result": "prumux.optimizer.run.job",
+    "Result": "prumux.optimizer.run.run",
     "load": "prumux.export.runtime.predictor",
-    "optimize": "prumux.optimizer.run.job",
+    "optimize": "prumux.optimizer.run.run",
 }
 
 

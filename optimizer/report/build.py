@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.store import write_atomic
+from prumux.optimizer.certificate.certificate import interval
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.certificate import interval
-from prumux.optimizer.timing.cores import WATCH
 
 from .class_scores import class_scores, result_warnings
 from .contents import (
@@ -33,7 +32,7 @@ from .contents import (
     PassRecord,
     Report,
     Score,
-    ServingPoint,
+    ServingRecord,
     TaskRecord,
     TrialRecord,
 )
@@ -43,8 +42,8 @@ from .html import render
 if TYPE_CHECKING:
     from prumux.optimizer.model.ir import Encoder, Model
     from prumux.optimizer.pipeline.target import Emitted, Engine, Target
-    from prumux.optimizer.search.bisection import Found
-    from prumux.optimizer.search.evaluator import Bench
+    from prumux.optimizer.search.bisection import SearchResult
+    from prumux.optimizer.search.evaluator import Evaluator
     from prumux.optimizer.timing.serving_point import Speed
 
 T = TypeVar("T")
@@ -90,8 +89,8 @@ class MeasuredEngines(Protocol):
 
 
 def build_report(
-    evaluator: Bench,
-    found: Found | None,
+    evaluator: Evaluator,
+    found: SearchResult | None,
     engines: MeasuredEngines,
     *,
     budget: str | None,
@@ -110,7 +109,7 @@ def build_report(
         engines: what was timed.
         budget: as the user wrote it.
         limit: the loss that it allows, a share.
-        serving: the fields of `ServingPoint`.
+        serving: the fields of `ServingRecord`.
         facts: what a run must have in common with this one to resume it.
         command: the command line.
         seconds: wall-clock time of the run so far.
@@ -139,7 +138,7 @@ def build_report(
         throughput_ratio=shipped.speed.throughput_ratio,
         speed=Pair(_timing(dense), _timing(shipped)),
         beside=tuple(_other_engine(x) for x in engines.beside),
-        serving=ServingPoint(**serving),
+        serving=ServingRecord(**serving),
         cost=Pair(_cost(dense.model.encoder, length), _cost(model.encoder, length)),
         file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
         layers=_layer_sizes(given.encoder, model.encoder),
@@ -157,7 +156,7 @@ def build_report(
         seconds=seconds,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
-        device={**device(), **WATCH.told()},
+        device={**device(), **evaluator.ctx.cores.facts()},
     )
 
 
@@ -185,21 +184,21 @@ def write_html(report: Report, folder: Path) -> None:
     write_atomic(folder / HTML_NAME, render(report).encode())
 
 
-def _by_role(evaluator: Bench, measure: Callable[[str], T]) -> ByRole[T]:
+def _by_role(evaluator: Evaluator, measure: Callable[[str], T]) -> ByRole[T]:
     test = None if evaluator.test_rows is None else measure("test")
     return ByRole(measure("certify"), test)
 
 
-def _class_scores(evaluator: Bench, shipped: MeasuredEngine, role: str) -> ClassScores:
+def _class_scores(evaluator: Evaluator, shipped: MeasuredEngine, role: str) -> ClassScores:
     """Both models on the rows of a role, class by class."""
-    dense = evaluator.outputs(Pipeline(()), role)[0]
-    answers = evaluator.outputs(shipped.pipeline, role, shipped.target)[0]
+    dense = evaluator.predictor.with_labels(Pipeline(()), role)[0]
+    answers = evaluator.predictor.with_labels(shipped.pipeline, role, shipped.target)[0]
     rows = evaluator.certify_rows if role == "certify" else evaluator.test_rows
     labels = None if rows is None else rows.labels
     return class_scores(dense, answers, labels, evaluator.model.task)
 
 
-def _score(evaluator: Bench, shipped: MeasuredEngine, limit: float, role: str) -> Score:
+def _score(evaluator: Evaluator, shipped: MeasuredEngine, limit: float, role: str) -> Score:
     """The given model against the shipped one on the rows of a role."""
     pipeline, target = shipped.pipeline, shipped.target
     values = asdict(evaluator.compare(pipeline, role, limit, target=target))
@@ -213,17 +212,17 @@ def _score(evaluator: Bench, shipped: MeasuredEngine, limit: float, role: str) -
 
 
 def _interval(
-    evaluator: Bench, role: str, pipeline: Pipeline, target: Target | None = None
+    evaluator: Evaluator, role: str, pipeline: Pipeline, target: Target | None = None
 ) -> Interval:
-    predictions, labels = evaluator.outputs(pipeline, role, target)
+    predictions, labels = evaluator.predictor.with_labels(pipeline, role, target)
     task, seed = evaluator.model.task, evaluator.ctx.seed
     return interval(evaluator.metric, predictions, labels, task, seed=seed)
 
 
-def _mux(evaluator: Bench, shipped: MeasuredEngine) -> MuxRecord | None:
+def _mux(evaluator: Evaluator, shipped: MeasuredEngine) -> MuxRecord | None:
     if not shipped.model.encoder.mux:
         return None
-    values = evaluator.mixed(shipped.pipeline, "certify")
+    values = evaluator.predictor.partner_sensitivity(shipped.pipeline, "certify")
     return from_json(MuxRecord, to_json(values))
 
 

@@ -179,7 +179,7 @@ class OtherEngine(EngineTiming):
 
 
 @dataclass(frozen=True)
-class ServingPoint:
+class ServingRecord:
     """The batches that engines are timed on."""
 
     batch: Annotated[Positive, "Rows in a batch."]
@@ -310,7 +310,7 @@ class Report:
     beside: Annotated[
         tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
     ] = ()
-    serving: Annotated[ServingPoint, "The serving point."]
+    serving: Annotated[ServingRecord, "The serving point."]
     cost: Annotated[Pair[ModelCost], "Size and computation of both models, counted."]
     file_bytes: Annotated[Pair[Bytes], "Size of the engines' files, in bytes."]
     layers: Annotated[LayerSizes, "Sizes of both models, layer by layer."]

@@ -1,1 +1,1 @@
-"""The main job: request, plan, search, packaging."""
+"""A run: request, plan, choice of the pipeline, packaging."""

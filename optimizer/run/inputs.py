@@ -1,11 +1,9 @@
-"""Loads model and data and checks that they fit each other, before anything is written."""
+"""Loads model and data and checks that they fit together; writes nothing."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,23 +18,27 @@ from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.pipeline.target import Target
+from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.timing.serving_point import ServingPoint
 
-if TYPE_CHECKING:
-    from prumux.optimizer.pipeline.target import Target
-
-    from .job import Request
+from .request import Request
 
 NEAR = 16
-"""Ranks on either side among which a row of like length is drawn."""
+"""A row of similar length is drawn among this many ranks on either side."""
 
 
-def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
-    """Load model and data and check that they fit each other; writes nothing."""
+def open_evaluator(request: Request, target: Target, progress: Progress) -> Evaluator:
+    """Load model and data, check that they fit together, and make the evaluator.
+
+    Raises:
+        ModelError, DataError, UsageError: an input is missing, damaged or does not fit.
+        MissingError: a library or device is missing.
+    """
     target.check()
-    request = replace(request, device=device(request.device))
+    torch_device = device(request.device)
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)
@@ -82,11 +84,11 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         target=target,
         seed=request.seed,
         threads=threads,
-        device=request.device,
+        device=torch_device,
         progress=progress,
         cache=user_cache(),
     )
-    return Bench(
+    return Evaluator(
         model=model,
         target=target,
         ctx=ctx,
@@ -97,7 +99,7 @@ def open_bench(request: Request, target: Target, progress: Progress) -> Bench:
         data_digest=splits.digest(),
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
-        request=request,
+        serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
     )
 
@@ -115,10 +117,10 @@ def _metric(request: Request, task: Task, labelled: bool) -> str:
 
 
 def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> Encoded:
-    """Fit rows whose lengths are spread as those of `like`, at most `limit`, in random order.
+    """Fit rows with the length distribution of `like`, at most `limit`, in random order.
 
-    Training texts may be much shorter than those that are served (SST-2 trains on phrases);
-    scores and refits should see what the model will see.
+    Training texts may be much shorter than served ones (SST-2 trains on phrases). Scores and
+    refits should see the lengths that the model will serve.
     """
     random = np.random.default_rng(seed)
     order = np.argsort(fit.lengths, kind="stable")
@@ -138,6 +140,6 @@ def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> 
 
 
 def user_cache() -> Store:
-    """Where measured costs of this machine are kept between runs."""
+    """The user's cache folder, for measured costs of this machine."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Store(Path(base) / "prumux")

@@ -1,4 +1,4 @@
-"""Exports dense and chosen side by side, times them, and ships what is not slower."""
+"""Packaging: exports dense and chosen model, times them, and stages the faster one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
-from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
@@ -26,8 +26,8 @@ OTHER_ANSWERS = 0.001
 
 
 @dataclass(frozen=True, eq=False)
-class Exported:
-    """One model on one target."""
+class ExportedModel:
+    """A model exported to a target, loaded and timed."""
 
     pipeline: Pipeline
     target: Target
@@ -40,86 +40,94 @@ class Exported:
 
 
 @dataclass(frozen=True, eq=False)
-class Shipped:
-    """What was measured together; `optimised` is what the artifact folder holds."""
+class PackagedEngines:
+    """Engines that were timed in the same rounds; the artifact folder holds `optimised`."""
 
-    dense: Exported
-    optimised: Exported
-    dropped: Exported | None = None
-    """What was chosen, where its engine turned out slower than the dense one."""
-    beside: tuple[Exported, ...] = ()
-    """Other engines timed in the same rounds: the dense model and the chosen one in other
-    precisions."""
+    dense: ExportedModel
+    optimised: ExportedModel
+    dropped: ExportedModel | None = None
+    """The chosen model, if its engine was slower than the dense one."""
+    beside: tuple[ExportedModel, ...] = ()
+    """Other engines: the dense and the chosen model in other precisions."""
 
 
-def ship(bench: Bench, chosen: Pipeline, workspace: Workspace) -> Shipped:
-    """Export, time interleaved, and stage the artifact folder's files.
+def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> PackagedEngines:
+    """Export, time in interleaved rounds, and stage the files of the artifact folder.
 
-    The given model runs on the baseline target and on those that lower something, the chosen
-    one on all; its engine on the first is shipped, which is the one that was certified. The
-    never-slower gate: if that is slower than the given model's, it is dropped.
+    The given model runs on the baseline target and on the inexact targets, the chosen one on
+    all targets. Its engine on the first target, the certified one, is packaged. If that is
+    slower than the given model's, the given model's engine is packaged instead.
     """
-    ctx, dense = bench.ctx, Pipeline(())
-    wanted = [(dense, bench.target.baseline())]
-    wanted += [(dense, target) for target in bench.targets if not target.exact]
-    wanted += [(chosen, target) for target in bench.targets]
-    best_at = len(wanted) - len(bench.targets)
+    ctx, dense = evaluator.ctx, Pipeline(())
+    wanted = [(dense, evaluator.target.baseline())]
+    wanted += [(dense, target) for target in evaluator.targets if not target.exact]
+    wanted += [(chosen, target) for target in evaluator.targets]
+    best_at = len(wanted) - len(evaluator.targets)
     exported = [
-        _export(bench, *which, workspace.engines / str(i)) for i, which in enumerate(wanted)
+        _export(evaluator, *which, workspace.engines / str(i))
+        for i, which in enumerate(wanted)
     ]
-    first, *others = _timed(bench, exported)
+    first, *others = _timed(evaluator, exported)
     if _slower(first.speed, others[best_at - 1].speed):
-        first, *others = _timed(bench, exported)  # busy machines may say so, but hardly twice
+        first, *others = _timed(
+            evaluator, exported
+        )  # noise of a busy machine is unlikely to repeat
     best = others.pop(best_at - 1)
     for engine in (first, best):
-        _check_answers(bench, engine)
-    shipped = Shipped(first, best, beside=tuple(others))
+        _check_answers(evaluator, engine)
+    packaged = PackagedEngines(first, best, beside=tuple(others))
     if _slower(first.speed, best.speed):
         ctx.progress.say("the optimised engine is slower than the dense one and was dropped")
-        shipped = Shipped(first, first, dropped=best, beside=tuple(others))
-    _stage(shipped.optimised, workspace.staging)
-    best = shipped.optimised
+        packaged = PackagedEngines(first, first, dropped=best, beside=tuple(others))
+    _stage(packaged.optimised, workspace.staging)
+    best = packaged.optimised
     best.target.bundle(best.model, ctx, workspace.staging)
-    return shipped
+    return packaged
 
 
-def _export(bench: Bench, pipeline: Pipeline, target: Target, folder: Path) -> Exported:
-    """A model's engine, not timed yet."""
-    model = bench.build(pipeline)
+def _export(
+    evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
+) -> ExportedModel:
+    """Export a model and load its engine; not timed yet."""
+    model = evaluator.builder.build(pipeline)
     name = str(pipeline) if pipeline.passes else "dense"
-    with bench.ctx.progress.task(f"exporting {name} to {target}", 1):
-        emitted = target.emit(model, bench.ctx, folder)
-    engine = target.engine(folder, bench.ctx.threads)
+    with evaluator.ctx.progress.task(f"exporting {name} to {target}", 1):
+        emitted = target.emit(model, evaluator.ctx, folder)
+    engine = target.engine(folder, evaluator.ctx.threads)
     size = sum((folder / name).stat().st_size for name in emitted.files)
-    return Exported(pipeline, target, model, emitted, engine, folder, size)
+    return ExportedModel(pipeline, target, model, emitted, engine, folder, size)
 
 
-def _timed(bench: Bench, exported: Sequence[Exported]) -> list[Exported]:
-    """All, timed in the same rounds."""
-    speeds = compare([x.engine for x in exported], bench.ctx.workload, bench.ctx.progress)
+def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[ExportedModel]:
+    """Time all engines in the same rounds."""
+    ctx = evaluator.ctx
+    engines = [x.engine for x in exported]
+    speeds = compare(engines, ctx.workload, ctx.progress, ctx.cores)
     return [replace(x, speed=speed) for x, speed in zip(exported, speeds, strict=True)]
 
 
 def _slower(dense: Speed, other: Speed) -> bool:
-    """Slower in the median round and in the best one, so that noise alone does not decide."""
+    """True if slower in the median round and in the best one; noise does not decide."""
     best = other.rows_per_second_high < dense.rows_per_second_high
     return other.throughput_ratio < 1 and best
 
 
-def _check_answers(bench: Bench, exported: Exported) -> None:
-    """The engine gives the answers that were certified, on every row they were certified on.
+def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
+    """Check that the engine gives the certified answers on all certify rows.
 
-    Those of an exact target are the torch module's, those of another its own engine's.
+    For an exact target these are the torch module's answers, else its own engine's.
 
     Raises:
-        GateError: more than one answer, and more than one in a thousand, is another.
+        GateError: more than one answer, and more than one in a thousand, differs.
     """
-    rows, task = bench.certify_rows, bench.model.task
-    with bench.ctx.progress.task(
+    rows, task = evaluator.certify_rows, evaluator.model.task
+    with evaluator.ctx.progress.task(
         "checking the engine's answers", -(-len(rows) // BATCH)
     ) as step:
-        found = predict(exported.engine.run, rows, task, step, **bench.mixing(exported.model))
-    certified = bench.answers(exported.pipeline, exported.target)
+        found = predict(
+            exported.engine.run, rows, task, step, **evaluator.predictor.mixing(exported.model)
+        )
+    certified = evaluator.predictor.predict(exported.pipeline, "certify", exported.target)
     answers = sum(np.size(x) for x in found)
     other = round((1 - task.score(AGREEMENT, found, certified)) * answers)
     if other > max(1, OTHER_ANSWERS * answers):
@@ -130,10 +138,10 @@ def _check_answers(bench: Bench, exported: Exported) -> None:
         )
 
 
-def _stage(shipped: Exported, staging: Path) -> None:
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed here
+def _stage(packaged: ExportedModel, staging: Path) -> None:
+    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed here
     staging.mkdir(parents=True)
-    save_artifact(shipped.model, staging)
-    for name in shipped.emitted.files:
-        (staging / name).write_bytes((shipped.folder / name).read_bytes())
-    (staging / "pipeline.txt").write_text(f"{shipped.pipeline}\n")
+    save_artifact(packaged.model, staging)
+    for name in packaged.emitted.files:
+        (staging / name).write_bytes((packaged.folder / name).read_bytes())
+    (staging / "pipeline.txt").write_text(f"{packaged.pipeline}\n")

@@ -1,4 +1,4 @@
-"""The output folder: where finished steps are kept, and how the result gets its place."""
+"""The output folder: keeps finished steps and publishes the result."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prumux.optimizer.base.store import Store, write_atomic
 
 RESUME = ".resume"
 RUN = "run.json"
-"""In it; what a resumed run must have in common with the interrupted one."""
+"""File in it with the facts that a resumed run must share with the interrupted one."""
 REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """An output folder in use; the lock is held as long as this process lives."""
+    """An output folder in use; this process holds its lock."""
 
     out: Path
     lock: int | None = None
@@ -33,21 +33,21 @@ class Workspace:
 
     @property
     def staging(self) -> Path:
-        """Where the result is put together before it is moved to its place."""
+        """Folder in which the result is assembled before it is published."""
         return self.out / RESUME / "final"
 
     @property
     def engines(self) -> Path:
-        """Where dense and optimised are exported to be timed."""
+        """Folder of the exported engines that are timed."""
         return self.out / RESUME / "engines"
 
     @property
     def trials(self) -> Path:
-        """One line a trial, append-only while the run lasts."""
+        """File with one line a trial, append-only during the run."""
         return self.out / RESUME / "trials.jsonl"
 
     def record(self, trial: Mapping[str, Any]) -> None:
-        """Append one line to trials.jsonl, unless a run that was killed did so already."""
+        """Append one line to trials.jsonl, unless an interrupted run wrote it already."""
         text = self.trials.read_text(encoding="utf-8") if self.trials.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
@@ -61,21 +61,21 @@ class Workspace:
             os.fsync(file.fileno())
 
     def release(self) -> None:
-        """Let other processes work in the folder."""
+        """Release the lock."""
         if self.lock is not None:
             os.close(self.lock)
 
     def publish(self) -> None:
-        """Move the staged files to their places and forget the steps.
+        """Move the staged files to their places and delete the finished steps.
 
-        What an earlier result wrote goes, nobody else's file is touched. Without a report.json
-        the folder is not finished: the old one goes first and the new one comes last, so that
-        a kill on the way leaves a run that can be resumed.
+        Files of an earlier result are deleted; no other file is touched. A folder without
+        report.json is unfinished: the old one is moved away first and the new one written
+        last, so that a kill in between leaves a run that can be resumed.
         """
         if self.trials.exists():
             shutil.copyfile(self.trials, self.staging / self.trials.name)
         staged = sorted(_files(self.staging), key=lambda name: name == REPORT)
-        # Kept until all is done: a run that was killed here has to know what to forget.
+        # Kept until the end: a run that was killed here must know which files to delete.
         before = self.out / RESUME / "earlier"
         if (self.out / REPORT).exists():
             before.mkdir(exist_ok=True)
@@ -86,13 +86,13 @@ class Workspace:
         for name in staged:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (self.staging / name).replace(self.out / name)
-        # Without this file it is finished: a kill while the steps go has nothing redone.
+        # Without this file the run is finished: a kill during the deletion repeats nothing.
         (self.out / RESUME / RUN).unlink(missing_ok=True)
         _clear(self.out)
 
 
 def _clear(out: Path) -> None:
-    """Forget the steps of an earlier run."""
+    """Delete the steps of an earlier run."""
     shutil.rmtree(out / RESUME, ignore_errors=True)
 
 
@@ -102,10 +102,10 @@ def _files(folder: Path) -> list[str]:
 
 
 def _forget(out: Path, name: str) -> None:
-    """Delete what an earlier result wrote, and the folders that this leaves empty."""
+    """Delete a file of an earlier result, and the folders that become empty."""
     path = out / name
     if ".." in Path(name).parts or not path.parent.resolve().is_relative_to(out.resolve()):
-        return  # a report that was tampered with
+        return  # the report was tampered with
     path.unlink(missing_ok=True)
     for folder in path.relative_to(out).parents:
         if folder.name and (out / folder).is_dir() and not any((out / folder).iterdir()):
@@ -113,7 +113,7 @@ def _forget(out: Path, name: str) -> None:
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """The report of a finished result, None where there is none that can be read."""
+    """The report of a finished result; None if there is none, or it cannot be read."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,7 +122,7 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool) -> None:
-    """Refuse an output folder before any work is done; writes nothing.
+    """Check an output folder before any work is done; writes nothing.
 
     Args:
         out: the folder.
@@ -131,7 +131,7 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
         force: a finished result may be replaced.
 
     Raises:
-        UsageError: it is in use, or it cannot be written; says what to do.
+        UsageError: the folder is in use or cannot be written; the message says what to do.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(
@@ -161,21 +161,21 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
 def open_workspace(
     out: Path, facts: Mapping[str, Any], resume: bool, force: bool = False
 ) -> Workspace | None:
-    """Make the folder, or go on in it if it was left by a run on the same facts.
+    """Create the folder, or continue an interrupted run with the same facts in it.
 
     Returns:
-        None if a run on the same facts is finished already and there is nothing to resume.
+        None if a run with the same facts is finished already.
 
     Raises:
-        UsageError: another process is at work there, or `resume` is asked for and the earlier
-            run was another one; names what differs.
+        UsageError: another process uses the folder, or `resume` is set and the earlier run
+            had other facts; the message names them.
     """
     facts = json.loads(json.dumps(facts))
     run = out / RESUME / RUN
     report = finished(out)
     if resume and not force and not run.exists() and report is not None:
         _same(report.get("facts", {}), facts, f"the finished run in '{out}'")
-        _clear(out)  # of a run that was killed when all was done
+        _clear(out)  # left by a run that was killed after publishing
         return None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> No
 
 
 def _lock(out: Path) -> int | None:
-    """Lock the folder itself, so that no file is left behind; None without fcntl."""
+    """Lock the folder itself, which leaves no lock file; None without fcntl."""
     try:
         import fcntl
     except ImportError:

@@ -1,15 +1,18 @@
-"""What will a candidate lose? Predicted from its shape and from what others of its space lost.
+"""The accuracy model: predicts the loss of a candidate from its shape and from other trials.
 
     loss = c (1 - exp(-z / c)),    z = exp(w0 + w1 p + w2 m + w3 p m + sum over k of a_k s_k),
     s_k = logistic((p - p_k) / (b log 2)) logistic((m - m_k) / b),    w1, w2, w3, a_k >= 0,
 
-with p = -log(share of the multiply-adds of a pass that is left) and m = log2(rows in one)
-times the share of the layers that run on mixed rows. So the loss rises with each, never falls,
-and no higher than c, what is lost by guessing. The steps s_k, one half a factor of two before
-each trial, are for losses that rise at once, as where too little attention is left to tell
-rows apart: who is cut and mixed as much as a trial that lost unexpectedly much will, too.
-All weights have a prior, wide enough for any data to move it, so a few trials are enough; what
-is not known yet shows in the spread of a prediction.
+with p = -log(remaining share of the multiply-adds of a pass), and m = log2(rows in a pass)
+times the share of the layers that run on multiplexed rows. The predicted loss never falls with
+p or m, and never exceeds c, the loss of guessing. The steps s_k lie half a factor of two
+before each trial. They model losses that rise abruptly, as where too little attention is left
+to tell rows apart: candidates at least as compressed as a failed trial are predicted to fail.
+
+The weights w and a have normal priors and are fitted by non-linear least squares (maximum a
+posteriori); log z is then normal with the Gauss-Newton covariance. A few trials are enough, as
+the spread of a prediction shows its uncertainty. PruMUX (https://arxiv.org/abs/2305.14706)
+interpolates a grid of trained models instead: `BilinearModel` is that baseline.
 """
 
 from __future__ import annotations
@@ -27,29 +30,29 @@ from prumux.optimizer.model.ir import Encoder
 Floats = NDArray[np.float64]
 PRIOR_MEAN = (-6.0, 1.2, 1.5, 0.0)
 PRIOR_SD = (1.5, 0.5, 0.75, 0.3)
-"""Cutting half doubles the loss or so, mixing two rows makes it four times as large or so."""
+"""Normal prior of w: halving a model about doubles its loss, two rows a pass quadruple it."""
 STEP_SD = 1.0
-"""Prior of a step's height, from 0: it may multiply a loss by three or so."""
+"""Prior standard deviation of a step's height a_k; a step may about triple a loss."""
 STEP_BEFORE = 0.5
-"""How far before its trial a step lies, in factors of two."""
+"""Distance of a step before its trial, in factors of two."""
 STEP_WIDTH = 0.3
-"""b above."""
+"""b above, the width of a step in factors of two."""
 MISFIT = 0.3
-"""How far the logarithm of a true loss is from this form, as a standard deviation."""
+"""Standard deviation of log(true loss) around this formula."""
 LEAST_SD = 0.004
-"""Of a measured loss: training is a matter of luck too."""
+"""Standard deviation of a measured loss that randomness of training causes."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a candidate the loss is predicted from."""
+    """The features of a candidate that its loss is predicted from."""
 
     left: float
-    """Share of the dense model's multiply-adds of one pass, whatever is mixed; above 0."""
+    """Share of the dense model's multiply-adds of one pass, without multiplexing; above 0."""
     slots: int = 1
-    """Rows in one."""
+    """Rows that share a pass."""
     mixed: float = 1.0
-    """Share of the layers that run on mixed rows."""
+    """Share of the layers that run on multiplexed rows."""
 
     @property
     def removed(self) -> float:
@@ -63,7 +66,7 @@ class Shape:
 
     @property
     def features(self) -> tuple[float, float, float, float]:
-        """What the weights are for."""
+        """Factors of w0..w3 above."""
         return 1.0, self.removed, self.mixing, self.removed * self.mixing
 
 
@@ -72,7 +75,7 @@ def shape_of(encoder: Encoder, macs: int, dense_macs: int) -> Shape:
 
     Args:
         encoder: its sizes.
-        macs: its multiply-adds for one pass without mixing.
+        macs: its multiply-adds for one pass without multiplexing.
         dense_macs: the same of the given model.
     """
     mux = encoder.mux
@@ -81,8 +84,8 @@ def shape_of(encoder: Encoder, macs: int, dense_macs: int) -> Shape:
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What is thought of a loss: the logarithm of z is normal."""
+class LossPrediction:
+    """The distribution of a loss: log z is normal."""
 
     log_mean: float
     log_sd: float
@@ -95,7 +98,7 @@ class Belief:
         return float(_loss(np.asarray(self.log_mean), self.ceiling))
 
     def chance(self, limit: float) -> float:
-        """That the loss is at most this."""
+        """Probability that the loss is at most `limit`."""
         if limit <= 0:
             return 0.0
         if limit >= self.ceiling:
@@ -105,40 +108,40 @@ class Belief:
 
 
 @dataclass(frozen=True, eq=False)
-class Surrogate:
-    """Weights and what is not known of them."""
+class LossModel:
+    """Fitted weights with their covariance."""
 
     weights: Floats
-    """Of `Shape.features`, then of the steps."""
+    """Weights of `Shape.features`, then of the steps."""
     covariance: Floats
     places: Floats
-    """Of the steps, [steps, 2]: p_k in factors of two, m_k."""
+    """Places of the steps, [steps, 2]: p_k in factors of two, m_k."""
     ceiling: float = 1.0
 
-    def predict(self, shape: Shape) -> Belief:
-        """What a candidate of this shape will lose."""
+    def predict(self, shape: Shape) -> LossPrediction:
+        """The distribution of the loss of a candidate of this shape."""
         x = _features([shape], self.places)[0]
         spread = math.sqrt(float(x @ self.covariance @ x) + MISFIT**2)
-        return Belief(float(self.weights @ x), spread, self.ceiling)
+        return LossPrediction(float(self.weights @ x), spread, self.ceiling)
 
 
 def fit(
     shapes: Sequence[Shape], losses: Sequence[float], rows: int, ceiling: float = 1.0
-) -> Surrogate:
-    """Fit to trials; without any, the prior.
+) -> LossModel:
+    """Fit the model to trials; without trials, the result is the prior.
 
     Args:
-        shapes: of the candidates that were tried.
-        losses: what they lost on the select rows; may be below 0.
-        rows: how many those are.
-        ceiling: what is lost by guessing.
+        shapes: of the tried candidates.
+        losses: their losses on the select rows; may be below 0.
+        rows: number of select rows.
+        ceiling: the loss of guessing, c above.
     """
     from scipy.optimize import least_squares
 
     places = np.unique(_places(shapes), axis=0) - STEP_BEFORE
     x = _features(shapes, places)
     y = np.asarray(losses, dtype=np.float64)
-    # Of paired answers: about so many change as are lost, and a few more.
+    # Variance of paired binary answers, with about as many changed answers as lost ones.
     sd = np.sqrt(np.maximum(np.abs(y), 0.01) / max(rows, 1) + LEAST_SD**2)
     mean = np.append(PRIOR_MEAN, np.zeros(len(places)))
     prior_sd = np.append(PRIOR_SD, np.full(len(places), STEP_SD))
@@ -147,20 +150,20 @@ def fit(
         return _loss(x @ w, ceiling)
 
     def residuals(w: Floats) -> Floats:
-        # A large loss is not known better than the form is.
+        # A large loss is not known better than `MISFIT`.
         off = (y - expected(w)) / np.hypot(sd, MISFIT * np.maximum(y, 0.0))
         return np.concatenate([off, (w - mean) / prior_sd])
 
     low = np.append(-np.inf, np.zeros(len(mean) - 1))
     start = np.maximum(mean, low + 1e-3)
     found = least_squares(residuals, start, bounds=(low, np.inf))
-    # A step that is not needed may still be there, but it would not make a loss smaller.
+    # Steps at their bound 0 are left out: they cannot make a prediction smaller.
     known = found.x > low + 1e-3
     known[: len(PRIOR_MEAN)] = True
     covariance = np.zeros((len(mean), len(mean)))
     jac = found.jac[:, known]
     covariance[np.ix_(known, known)] = np.linalg.inv(jac.T @ jac)
-    return Surrogate(found.x, covariance, places, ceiling)
+    return LossModel(found.x, covariance, places, ceiling)
 
 
 def _places(shapes: Sequence[Shape]) -> Floats:
@@ -183,18 +186,18 @@ def _loss(log_z: Floats, ceiling: float) -> Floats:
     return found
 
 
-Fit = Callable[[Sequence[Shape], Sequence[float]], Surrogate]
-"""`fit` where rows and ceiling are known."""
+FitLosses = Callable[[Sequence[Shape], Sequence[float]], LossModel]
+"""`fit` with rows and ceiling bound."""
 
 
 @dataclass(frozen=True, eq=False)
-class Bilinear:
-    """The baseline, as recalled of the paper: bilinear in every cell of a measured grid."""
+class BilinearModel:
+    """Baseline, the accuracy model of PruMUX: bilinear in every cell of a measured grid."""
 
     slots: tuple[int, ...]
     sparsities: tuple[float, ...]
     losses: Floats
-    """[slots, sparsities], all of them trained and measured."""
+    """[slots, sparsities], all trained and measured."""
 
     def predict(self, slots: float, sparsity: float) -> float:
         """The loss at a point inside the grid.

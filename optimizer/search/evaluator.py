@@ -1,53 +1,49 @@
-"""Builds, scores and certifies candidates, each step stored when it is finished."""
+"""Tries and certifies candidates on a model and its data; every step is stored when done.
+
+Models come from `builder`, predictions and scores from `predictions`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prumux.optimizer.base.environment import versions
-from prumux.optimizer.base.errors import MissingError, PassError, UsageError
-from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.errors import MissingError, PassError
 from prumux.optimizer.base.store import Store, file_digest, key
-from prumux.optimizer.data.predict import BATCH, mixed_together, predict, torch_run
+from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, certify
+from prumux.optimizer.data.predict import mixed_together
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.artifact import from_config, to_config
-from prumux.optimizer.model.cost import Cost, count
-from prumux.optimizer.model.ir import Applied, Masks, Model
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.pipeline.target import Target, on_engine
-from prumux.optimizer.tasks.metrics import Predictions
+from prumux.optimizer.pipeline.target import Target
+from prumux.optimizer.timing.serving_point import ServingPoint
 
 from .bisection import Trial
-from .certificate import CONFIDENCE, Certificate, certify
-from .partner_sensitivity import DRAWS, drawn
+from .builder import Builder
+from .predictions import CandidatePredictor, inexact
 
-if TYPE_CHECKING:
-    from prumux.optimizer.pipeline.passes import Pass
-    from prumux.optimizer.run.job import Request
-
-MASK = "masks."
-"""Names of masks among the stored weights."""
 Record = Callable[[Mapping[str, Any]], None]
+"""Takes the facts of each trial."""
 
 
-def nowhere(trial: Mapping[str, Any]) -> None:
-    """Keep no record."""
+def no_record(trial: Mapping[str, Any]) -> None:
+    """Drop the facts."""
     del trial
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """A model, its data and all that is needed to try pipelines on it."""
+class Evaluator:
+    """A model, its data, and where and how candidates are scored."""
 
     model: Model
     target: Target
+    """As the user named it; `targets` are the concrete ones."""
     ctx: Context
     select_rows: Encoded
     certify_rows: Encoded
@@ -56,162 +52,64 @@ class Bench:
     data_digest: str
     tokenizer_digest: str
     notes: tuple[str, ...]
-    request: Request
+    """How the data was split, for the report."""
+    serving: ServingPoint
     targets: tuple[Target, ...]
-    """On the first a candidate is scored, certified and shipped; others are only timed."""
-    record: Record = nowhere
+    """Candidates are scored, certified and packaged on the first; the others are timed."""
+    record: Record = no_record
 
-    def with_store(self, store: Store, record: Record) -> Bench:
-        """The same bench, remembering its steps."""
+    @property
+    def builder(self) -> Builder:
+        """Builds models."""
+        return Builder(self.model, self.ctx)
+
+    @property
+    def predictor(self) -> CandidatePredictor:
+        """Predicts and scores."""
+        rows = {
+            "select": self.select_rows,
+            "certify": self.certify_rows,
+            "test": self.test_rows,
+        }
+        return CandidatePredictor(self.builder, rows, self.metric, self.data_digest)
+
+    def with_store(self, store: Store, record: Record) -> Evaluator:
+        """The same evaluator; finished steps go to `store`, facts of trials to `record`."""
         return replace(self, ctx=replace(self.ctx, store=store), record=record)
 
-    def facts(self, space: Sequence[Pipeline]) -> dict[str, Any]:
-        """What a resumed run must have in common with the interrupted one."""
-        budget = self.request.budget
+    def facts(self, space: Sequence[Pipeline], budget: Budget | None) -> dict[str, Any]:
+        """Facts that a resumed run must share with the interrupted one."""
+        files = {x for p in space for y in p.passes for x in y.input_files}
         return {
             "model": self.model.source.get("digest", ""),
             "tokenizer": self.tokenizer_digest,
-            "device": self.request.device,
+            "device": self.ctx.device,
             "data": self.data_digest,
             "passes": [str(p) for p in space],
-            "files": {
-                str(x): file_digest(x) for p in space for y in p.passes for x in y.reads
-            },
+            "files": {str(x): file_digest(x) for x in sorted(files)},
             "budget": None if budget is None else str(budget),
             "metric": self.metric,
-            "labels": dict(self.request.labels),
             "target": str(self.target),
-            "batch": self.request.batch,
-            "length": self.request.length,
+            "batch": self.serving.batch,
+            "length": self.serving.length,
             "seed": self.ctx.seed,
             "threads": self.ctx.threads,
             "versions": versions(),
         }
 
-    def serving(self) -> dict[str, Any]:
-        """The serving point in numbers."""
-        return {
-            "batch": self.request.batch,
-            "length": self.request.length or "data",
-            "mean_tokens": self.ctx.length,
-            "threads": self.ctx.threads,
-        }
-
     def dense_score(self, role: str, target: Target | None = None) -> float:
         """The given model's score on the rows of a role, in torch or on a target."""
-        return self._score(Pipeline(()), role, target)
-
-    def order(self, space: Sequence[Pipeline]) -> list[Pipeline]:
-        """Candidates by multiply-adds, most first; equal sizes keep the order of the text."""
-        unique = {str(p): p for p in space}
-        with self.ctx.progress.task("sizing candidates", len(unique)) as step:
-            sized = []
-            for pipeline in unique.values():
-                sized.append((self.sketch(pipeline).macs, pipeline))
-                step()
-        return [p for _, p in sorted(sized, key=lambda x: -x[0])]
-
-    def sketch(self, pipeline: Pipeline) -> Cost:
-        """What the result will cost, read off the masks; nothing is cut or refitted."""
-        shaping = Pipeline(
-            tuple(p.stand_in() for p in pipeline.passes if p.shapes and not p.cuts)
-        )
-        model = shaping.run(self.model, replace(self.ctx, progress=Progress()))
-        sizes = model.masks.sizes(model.encoder)
-        return count(sizes, self.ctx.length)
-
-    def untrained(self, pipeline: Pipeline) -> Model:
-        """About the sizes that the pipeline gives; nothing is refitted or trained for it."""
-        start = self._kept(pipeline)
-        model = self._recall(Pipeline(pipeline.passes[:start])) if start else self.model
-        shaping = tuple(p.stand_in() for p in pipeline.passes[start:] if p.shapes)
-        return Pipeline(shaping).run(model, replace(self.ctx, progress=Progress()))
-
-    def build(self, pipeline: Pipeline) -> Model:
-        """The result; what a pipeline shares with one that was built is not redone."""
-        start = self._kept(pipeline)
-        model = self._recall(Pipeline(pipeline.passes[:start])) if start else self.model
-        if start == len(pipeline.passes):
-            return model
-        self.ctx.progress.say(f"building {pipeline}")
-        rest = Pipeline(pipeline.passes[start:])
-
-        def watch(index: int, pass_: Pass, before: Model, after: Model) -> None:
-            del before
-            if pass_.trains:
-                self._keep(Pipeline(pipeline.passes[: start + index + 1]), after)
-
-        model = rest.run(model, self.ctx, watch)
-        if not pipeline.passes[-1].trains:
-            self._keep(pipeline, model)
-        return model
-
-    def training_s(self, pipeline: Pipeline) -> float:
-        """Seconds of training still to be done, as far as the options tell."""
-        rest = pipeline.passes[self._kept(pipeline) :]
-        return sum(60 * (getattr(p, "minutes", None) or 0.0) for p in rest)
-
-    def shares_training(self, one: Pipeline, other: Pipeline) -> bool:
-        """Whether two begin with a training that is not done yet: one of them may wait."""
-        for n, (mine, theirs) in enumerate(zip(one.passes, other.passes, strict=False), 1):
-            if mine != theirs:
-                return False
-            if mine.trains and not self._is_kept(Pipeline(one.passes[:n])):
-                return True
-        return False
-
-    def _kept(self, pipeline: Pipeline) -> int:
-        """How many of the first passes are done already."""
-        lengths = range(len(pipeline.passes), 0, -1)
-        kept = (n for n in lengths if self._is_kept(Pipeline(pipeline.passes[:n])))
-        return next(kept, 0)
-
-    def _is_kept(self, pipeline: Pipeline) -> bool:
-        return self.ctx.store.has(f"model-{key(pipeline)}-facts")
-
-    def _keep(self, pipeline: Pipeline, model: Model) -> None:
-        name = f"model-{key(pipeline)}"
-        pending = {} if model.masks.all_true else dict(enumerate(model.masks.tensors))
-        masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
-        self.ctx.store.tensors(name, lambda: {**model.weights, **masks})
-        self.ctx.store.json(
-            f"{name}-facts",  # last, since it says that the weights are whole
-            lambda: {
-                "config": to_config(model),
-                "history": [asdict(x) for x in model.history],
-                "kept_hidden": None
-                if model.kept_hidden is None
-                else model.kept_hidden.tolist(),
-            },
-        )
-        self.ctx.store.drop()
-
-    def _recall(self, pipeline: Pipeline) -> Model:
-        name, store = f"model-{key(pipeline)}", self.ctx.store
-        facts = store.json(f"{name}-facts", dict)
-        encoder, task = from_config(facts["config"])
-        held = store.tensors(name, dict)
-        weights = {k: x for k, x in held.items() if not k.startswith(MASK)}
-        pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(weights))]
-        half = len(encoder.layers)
-        masks = Masks.full(encoder)
-        if pending:
-            masks = Masks(tuple(pending[:half]), tuple(pending[half:-1]), pending[-1])
-        history = tuple(Applied(**x) for x in facts["history"])
-        made = replace(self.model, encoder=encoder, task=task, weights=weights)
-        kept = facts["kept_hidden"]
-        return replace(
-            made,
-            masks=masks,
-            history=history,
-            kept_hidden=None if kept is None else torch.tensor(kept),
-        )
+        return self.predictor.score(Pipeline(()), role, target)
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        """Build a candidate and score it on the select rows."""
-        facts = self.ctx.store.json(self._trial(pipeline), lambda: self._try(pipeline))
+        """Build a candidate and score it on the select rows.
+
+        Raises:
+            PassError: a pass failed, now or in an earlier run.
+        """
+        facts = self.ctx.store.json(self._trial_name(pipeline), lambda: self._try(pipeline))
         self.record(facts)
-        found = _read(pipeline, facts)
+        found = _trial_of(pipeline, facts)
         if isinstance(found, PassError):
             raise found
         self.ctx.progress.say(
@@ -220,31 +118,26 @@ class Bench:
         return found
 
     def tried(self, pipeline: Pipeline) -> Trial | PassError | None:
-        """A trial that was finished, or the error that it ended with; None = not yet."""
-        name, store = self._trial(pipeline), self.ctx.store
-        return _read(pipeline, store.json(name, dict)) if store.has(name) else None
+        """A finished trial, or the error that it ended with; None = not tried yet."""
+        name, store = self._trial_name(pipeline), self.ctx.store
+        return _trial_of(pipeline, store.json(name, dict)) if store.has(name) else None
 
-    def _trial(self, pipeline: Pipeline) -> str:
-        return f"trial-{key(pipeline, *_engines(self.targets[0]))}"
+    def _trial_name(self, pipeline: Pipeline) -> str:
+        return f"trial-{key(pipeline, *inexact(self.targets[0]))}"
 
     def _try(self, pipeline: Pipeline) -> dict[str, Any]:
-        """What is kept of a trial. A failure is kept too, unless something was missing."""
+        """Facts of a trial. A failure is stored too, unless a library or device is missing."""
         start = time.monotonic()
+        about = {"pipeline": str(pipeline), "target": str(self.targets[0])}
         try:
-            model = self.build(pipeline)
+            model = self.builder.build(pipeline)
         except PassError as error:
             if error.exit_code == MissingError.exit_code:
                 raise
-            return {
-                "pipeline": str(pipeline),
-                "target": str(self.targets[0]),
-                "error": str(error),
-                "exit_code": error.exit_code,
-            }
-        found = self._score(pipeline, "select", self.targets[0])
+            return {**about, "error": str(error), "exit_code": error.exit_code}
+        found = self.predictor.score(pipeline, "select", self.targets[0])
         return {
-            "pipeline": str(pipeline),
-            "target": str(self.targets[0]),
+            **about,
             "metric": self.metric,
             "select_score": found,
             "select_loss": self.dense_score("select") - found,
@@ -271,14 +164,14 @@ class Bench:
         confidence: float = CONFIDENCE,
         target: Target | None = None,
     ) -> Certificate:
-        """Dense in torch against a candidate on the rows of a role, paired.
+        """Bound the loss of a candidate against the dense torch model on the rows of a role.
 
         Without a target, or on an exact one, the candidate runs in torch as well.
         """
-        dense = self._predict(Pipeline(()), role)
-        found = self._predict(pipeline, role, target)
-        rows, seed = self._rows(role), self.ctx.seed
-        slots = max([self.model.encoder.slots, *(x.mixes for x in pipeline.passes)])
+        dense = self.predictor.predict(Pipeline(()), role)
+        found = self.predictor.predict(pipeline, role, target)
+        rows, seed = self.predictor.rows(role), self.ctx.seed
+        slots = max([self.model.encoder.slots, *(x.slots for x in pipeline.passes)])
         return certify(
             self.metric,
             dense,
@@ -291,102 +184,18 @@ class Bench:
             groups=mixed_together(rows, slots, seed),
         )
 
-    def outputs(
-        self, pipeline: Pipeline, role: str, target: Target | None = None
-    ) -> tuple[Predictions, Predictions]:
-        """Predictions and what they are scored against: labels, or the dense predictions."""
-        labels = self._rows(role).labels
-        if labels is None or not self.model.task.metric(self.metric).needs_labels:
-            labels = self._predict(Pipeline(()), role)
-        return self._predict(pipeline, role, target), labels
+    def predict_certified(self, pipeline: Pipeline) -> None:
+        """Compute and store all predictions that a certificate needs."""
+        self.predictor.predict(pipeline, "certify", self.targets[0])
 
-    def mixing(self, model: Model) -> dict[str, int]:
-        """Arguments of `predict`: who is mixed with whom, where rows are mixed."""
-        slots = model.encoder.slots
-        return {} if slots == 1 else {"slots": slots, "seed": self.ctx.seed}
-
-    def mixed(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
-        """How far a role's score depends on who is mixed with whom; None if nothing is."""
-        model = self.build(pipeline)
-        if model.encoder.mux is None:
-            return None
-        name = f"mixed-{key(pipeline, role, self.model.source, self.data_digest)}"
-        rows = self._rows(role)
-        labels = self.outputs(pipeline, role)[1]
-
-        def make() -> dict[str, Any]:
-            with self.ctx.progress.task("drawing partners", DRAWS) as step:
-                return asdict(drawn(model, rows, labels, self.metric, step))
-
-        found: dict[str, Any] | None = self.ctx.store.json(name, make)
-        return found
-
-    def answers(self, pipeline: Pipeline, target: Target) -> Predictions:
-        """The predictions on the certify rows that were certified."""
-        return self._predict(pipeline, "certify", target)
-
-    def answer(self, pipeline: Pipeline) -> None:
-        """Make all predictions that a certificate needs."""
-        self.answers(pipeline, self.targets[0])
-
-    def answered(self, pipeline: Pipeline) -> bool:
-        """Whether `answer` was done."""
-        return self.ctx.store.has(self.predictions_name(pipeline, "certify", self.targets[0]))
-
-    def _rows(self, role: str) -> Encoded:
-        rows = {
-            "select": self.select_rows,
-            "certify": self.certify_rows,
-            "test": self.test_rows,
-        }[role]
-        if rows is None:
-            raise UsageError(f"there are no {role} rows")
-        return rows
-
-    def _score(self, pipeline: Pipeline, role: str, target: Target | None = None) -> float:
-        found, labels = self.outputs(pipeline, role, target)
-        return self.model.task.score(self.metric, found, labels)
-
-    def predictions_name(
-        self, pipeline: Pipeline, role: str, target: Target | None = None
-    ) -> str:
-        """Under which predictions are stored."""
-        about = (pipeline, role, self.model.source, self.data_digest, *_engines(target))
-        return f"predictions-{key(*about)}"
-
-    def _predict(
-        self, pipeline: Pipeline, role: str, target: Target | None = None
-    ) -> Predictions:
-        rows, where = self._rows(role), _engines(target)
-        total = -(-len(rows) // BATCH)
-
-        def make() -> dict[str, torch.Tensor]:
-            title = (
-                f"scoring {role} rows" if pipeline.passes else f"scoring {role} rows, dense"
-            )
-            model = self.build(pipeline)
-            with self.ctx.progress.task(title, total) as step, ExitStack() as stack:
-                run = (
-                    stack.enter_context(on_engine(where[0], model, self.ctx)).run
-                    if where
-                    else torch_run(model)
-                )
-                found = predict(run, rows, model.task, step, **self.mixing(model))
-            many = found if isinstance(found, tuple) else (found,)
-            return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
-
-        kept = self.ctx.store.tensors(self.predictions_name(pipeline, role, target), make)
-        arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
-        return arrays if self.model.task.ragged else arrays[0]
+    def has_certified_predictions(self, pipeline: Pipeline) -> bool:
+        """True if the predictions of `predict_certified` are stored."""
+        name = self.predictor.name(pipeline, "certify", self.targets[0])
+        return self.ctx.store.has(name)
 
 
-def _engines(target: Target | None) -> tuple[Target, ...]:
-    """The engine that predictions depend on: none if it answers as torch does."""
-    return () if target is None or target.exact else (target,)
-
-
-def _read(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError:
-    """A trial, or the error that it ended with, of what is kept."""
+def _trial_of(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError:
+    """A trial from its stored facts, or the error that it ended with."""
     if "error" in facts:
         return PassError(facts["error"], facts["exit_code"])
     loss, macs = facts["select_loss"], facts["cost"]["macs"]

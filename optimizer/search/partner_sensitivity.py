@@ -1,4 +1,4 @@
-"""How much the answers of a model that mixes rows depend on who is mixed with whom."""
+"""Partner sensitivity: how much a multiplexed row's answer depends on the rows beside it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ DRAWS = 5
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Scores of one model on the same rows, with partners and slots drawn anew each time."""
+class PartnerSensitivity:
+    """Scores of one model on the same rows, with random partners and slots in each draw."""
 
     scores: tuple[float, ...]
-    """One a draw."""
+    """One score a draw."""
     mean: float
     slots: tuple[float | None, ...]
-    """Per slot, the mean over draws of the score of the rows that were in it; None if those
-    were too few."""
+    """For each slot, the mean over draws of the score of its rows; None if it had too few."""
     depends_on_partners: float
     """How much answers change between draws: see `Task.instability`."""
 
 
-def drawn(
+def partner_sensitivity(
     model: Model,
     rows: Encoded,
     labels: Predictions,
@@ -39,16 +38,16 @@ def drawn(
     tick: Callable[[], None] | None = None,
     *,
     draws: int = DRAWS,
-) -> Drawn:
+) -> PartnerSensitivity:
     """Score a multiplexed model under several draws of partners.
 
     Args:
-        model: mixes rows.
-        rows: what is predicted.
-        labels: what predictions are scored against, in the order of the rows.
+        model: a multiplexed model.
+        rows: the rows to predict.
+        labels: the reference of the score, in the order of the rows.
         metric: as in `score`.
         tick: called after each draw.
-        draws: how many; their seeds are 0, 1, ...
+        draws: number of draws; their seeds are 0, 1, ...
     """
     n, run = model.encoder.slots, torch_run(model)
     found: list[Predictions] = []
@@ -66,7 +65,7 @@ def drawn(
                 )
         if tick is not None:
             tick()
-    return Drawn(
+    return PartnerSensitivity(
         tuple(scores),
         fmean(scores),
         tuple(fmean(kept) if kept else None for kept in per_slot),

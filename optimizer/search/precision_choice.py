@@ -1,4 +1,4 @@
-"""Does a lower precision pay? Asked once a run, of the given model, before any trial."""
+"""Chooses the precision of candidates, once a run, on the given model before any trial."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from typing import Any
 
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target, on_engine
-from prumux.optimizer.timing.interleave import interleave, ratio
+from prumux.optimizer.timing.interleave import interleave, speedup
 
-from .evaluator import Bench
+from .evaluator import Evaluator
 
 GAIN = 1.1
-"""A lower precision must run the given model so much faster."""
+"""The least speed-up of the given model that a lower precision must bring."""
 SHARE = 0.25
-"""And lose at most this share of the budget: pruning is to have the rest."""
+"""The largest share of the budget that a lower precision may lose; pruning gets the rest."""
 ROUNDS = 7
 
 
-def lowered(bench: Bench, limit: float | None) -> Bench:
-    """The bench with the target that its candidates are for, and what is timed beside it.
+def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
+    """The evaluator with concrete targets: the lowest precision that pays, then the exact one.
 
-    The first is the lowest precision that pays, the last the exact one. What was found is
-    kept, so that a resumed run goes on with it.
+    Candidates are for the first; the exact one is timed beside it. The choice is stored, so
+    that a resumed run makes the same one.
 
     Args:
-        bench: its target may stand for several, see `Target.variants`.
-        limit: what may be lost; None = no budget: nothing is lowered unasked.
+        evaluator: its target may resolve to several, see `Target.variants`.
+        limit: the allowed loss; None = no budget, so that the precision stays exact.
     """
-    exact, *others = bench.target.variants(bench.model.encoder)
+    exact, *others = evaluator.target.variants(evaluator.model.encoder)
 
     def decide() -> dict[str, list[str]]:
         if limit is None or not others:
-            return {"targets": [str(exact.tuned(bench.model, bench.ctx))]}
-        paying = [t for other in others if (t := _paying(bench, exact, other, limit))]
+            return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
+        paying = [t for other in others if (t := _paying(evaluator, exact, other, limit))]
         return {"targets": [str(t) for t in (*paying[-1:], exact)]}
 
-    found = bench.ctx.store.json("precision", decide)["targets"]
-    return replace(bench, targets=tuple(parse_target(text) for text in found))
+    found = evaluator.ctx.store.json("precision", decide)["targets"]
+    return replace(evaluator, targets=tuple(parse_target(text) for text in found))
 
 
-def _paying(bench: Bench, exact: Target, other: Target, limit: float) -> Target | None:
-    """The target, tuned to the given model, if it is faster and accurate enough."""
-    ctx = bench.ctx
-    tuned = other.tuned(bench.model, ctx)
-    gain = _gain(bench, exact, tuned)
+def _paying(evaluator: Evaluator, exact: Target, other: Target, limit: float) -> Target | None:
+    """The target, tuned to the given model, if it is fast and accurate enough."""
+    ctx = evaluator.ctx
+    tuned = other.tuned(evaluator.model, ctx)
+    gain = _gain(evaluator, exact, tuned)
     said = f"{tuned}: {gain:.2f}x with the given model"
     if gain < GAIN:
         ctx.progress.say(f"{said}, not used: at least {GAIN:g}x are needed")
         return None
-    loss = bench.dense_score("select") - bench.dense_score("select", tuned)
+    loss = evaluator.dense_score("select") - evaluator.dense_score("select", tuned)
     said += f", {100 * loss:.2f} points lost on the select rows"
     if loss > SHARE * limit:
         ctx.progress.say(f"{said}, not used: at most {100 * SHARE * limit:.2f} may be")
@@ -58,8 +58,8 @@ def _paying(bench: Bench, exact: Target, other: Target, limit: float) -> Target 
     return tuned
 
 
-def _gain(bench: Bench, exact: Target, other: Target) -> float:
-    ctx = bench.ctx
+def _gain(evaluator: Evaluator, exact: Target, other: Target) -> float:
+    ctx = evaluator.ctx
     inputs = [batch.inputs() for batch in ctx.workload]
 
     def run(engine: Any) -> None:
@@ -67,15 +67,17 @@ def _gain(bench: Bench, exact: Target, other: Target) -> float:
             engine.run(x)
 
     with (
-        on_engine(exact.draft(), bench.model, ctx) as one,
-        on_engine(other.draft(), bench.model, ctx) as two,
+        on_engine(exact.draft(), evaluator.model, ctx) as one,
+        on_engine(other.draft(), evaluator.model, ctx) as two,
         ctx.progress.task("timing lower precision", ROUNDS) as step,
     ):
         runs = [lambda engine=engine: run(engine) for engine in (one, two)]
-        first, second = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True)
-    return ratio(first, second).median_ms
+        first, second = interleave(
+            runs, ROUNDS, warmup=2, tick=step, repeat=True, cores=ctx.cores
+        )
+    return speedup(first, second).median
 
 
-def unlowered(bench: Bench) -> Bench:
-    """The bench where nothing may be lost: only exact targets."""
-    return replace(bench, targets=(bench.target.baseline(),))
+def exact_only(evaluator: Evaluator) -> Evaluator:
+    """The evaluator with its exact target only, for when nothing may be lost."""
+    return replace(evaluator, targets=(evaluator.target.baseline(),))

@@ -1,33 +1,29 @@
-"""What is searched when no passes are named, and how the time is spent.
+"""The default search of each effort: its candidates, and how training time is divided.
 
-`quick` tries each candidate on its own, without training. The others train, and training is
-dear, so their candidates are one family: each goes on where the one before it ended, pruned
-further and trained again. A run that stops anywhere has all the smaller cuts finished.
+`quick` tries pruned candidates by themselves, without training. `standard` and `thorough`
+train. Training is expensive, so their candidates form one progressive pruning schedule: each
+starts from the one before it, is pruned further and trained again. A run that stops at any
+time has all smaller cuts finished.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import find_pass
 
 Effort = Literal["quick", "standard", "thorough"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
-CUT = "pool-early,{},slice,reconstruct"
-"""Without training."""
 LIMIT_S: dict[Effort, float] = {"standard": 1800, "thorough": 7200}
-"""Time limits where none is given."""
-STEPS: dict[Effort, str] = {
-    "standard": "prune{{{to}}},slice,reconstruct,distill{{minutes=MINUTES}}",
-    "thorough": ("learn-masks{{{to} minutes=MINUTES}},slice,distill{{minutes=MINUTES}}"),
-}
-TRAINED = "distill{minutes=MINUTES}"
+"""Time limits where the user gives none."""
 BRIEF: dict[Effort, float] = {"standard": 0.03, "thorough": 0.02}
-"""Of the time limit, for each training of a cut that is tried; one gets what is left."""
+"""Share of the time limit for each brief training; the last training gets the rest."""
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
     "standard": (
         *((1.5, 0.35), (2, 0.55), (3, 0.72), (4.2, 0.81), (5.5, 0.865)),
@@ -38,133 +34,164 @@ LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
         (28, 0.983),
     ),
 }
-"""Speed-ups, and the sparsity in multiply-adds where time cannot be measured well enough."""
+"""Speed-ups, each with the sparsity in multiply-adds that replaces it where timing fails."""
 TIGHT = 0.015
-"""Budgets below this begin with the first of these; for others the second is safe enough."""
+"""Budgets below this start at the ladder's first rung, others at the second."""
 LONG_SHARE = 0.45
-"""Of the time limit, kept for the long training at least."""
+"""Share of the time limit that the brief trainings leave for the last one."""
 REFIT_MINUTES = 1.0
-"""At most so much is kept free for pruning and refitting before a training, scoring after."""
+"""Minutes reserved for pruning, refitting and scoring around a training, at most."""
 LEAST_SHARE = 0.3
-"""A training that could not have this share of its time is not begun."""
-SAFE_SPARSITIES = 0.25, 0.5
-"""Of what is cut without training, hence where nobody can have learnt the select rows by
-heart; for budgets below `TIGHT`, and for others."""
-EXACT = "pool-early"
-"""What is shipped when nothing may be lost: the same numbers, faster."""
+"""A training is not started if less than this share of its minutes is left."""
+FALLBACK_SPARSITIES = 0.25, 0.5
+"""Sparsity of the fallback candidate, for budgets below `TIGHT` and for others. It is not
+trained, so it cannot have memorised the select rows."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a member adds to the one before it."""
+class ScheduleStep:
+    """Passes that go on from the candidate before, and their training time."""
 
-    text: str
-    """With MINUTES where the training time goes."""
+    passes: tuple[Pass, ...]
     minutes: float
-    """How long to train; infinite = for all the time that is left."""
-    least: float
-    """A training that could not have so many minutes is not begun."""
-    keep: float = 0.0
-    """Minutes that must be left after it."""
-    refit: float = REFIT_MINUTES
-    """Minutes that it takes beside training."""
+    """Minutes of each training; infinite = all that are left."""
+    least_minutes: float
+    """The step is not started with fewer."""
+    reserve_minutes: float = 0.0
+    """Minutes that must be left after the step."""
+    refit_minutes: float = REFIT_MINUTES
+    """Minutes of the step besides training."""
 
     @property
     def trainings(self) -> int:
-        """How many times it trains for so long."""
-        return self.text.count("MINUTES")
+        """Number of passes that train."""
+        return sum(x.training is not None for x in self.passes)
 
-    def timed(self, minutes: float) -> str:
-        """The passes, trained for so long."""
-        return self.text.replace("MINUTES", f"{minutes:g}")
+    def timed(self, minutes: float) -> tuple[Pass, ...]:
+        """The passes, each training for so many minutes."""
+        return tuple(x.with_minutes(minutes) for x in self.passes)
 
 
 @dataclass(frozen=True)
-class Family:
-    """Candidates that go on from each other."""
+class ProgressiveSchedule:
+    """Candidates that each go on from the one before."""
 
-    start: str
-    steps: tuple[Step, ...]
-    mixes: tuple[Step, ...]
-    """What may go on from any of them as well, the gentlest first."""
-    rest: Step
-    """What the last of them is trained with, for long."""
-    safe: tuple[Pipeline, ...]
-    """Hardly changed and without training, the least changed first; the last of them that is
-    certified is shipped where none of the members is."""
+    start: Pipeline
+    cuts: tuple[ScheduleStep, ...]
+    """Pruning, each step further than the one before."""
+    mixes: tuple[ScheduleStep, ...]
+    """Multiplexing, on top of any cut; fewest rows a pass first."""
+    final: ScheduleStep
+    """The long training of the last accepted candidate."""
+    fallbacks: tuple[Pipeline, ...]
+    """Hardly changed candidates without training, the least changed first. The last certified
+    one is the result if no trained candidate is certified."""
 
-    def members(self) -> tuple[Pipeline, ...]:
-        """Every cut, trained as on the way; mixing and the long training come on top."""
-        texts = [step.timed(step.minutes) for step in self.steps]
-        made = (",".join((self.start, *texts[: i + 1])) for i in range(len(texts)))
-        return (*self.safe, *(Pipeline.parse(text) for text in made))
+    def candidates(self) -> tuple[Pipeline, ...]:
+        """The fallbacks and every cut with its brief training, before mixes and `final`."""
+        found, pipeline = list(self.fallbacks), self.start
+        for step in self.cuts:
+            pipeline = pipeline.then(*step.timed(step.minutes))
+            found.append(pipeline)
+        return tuple(found)
+
+
+def exact_pipeline() -> Pipeline:
+    """The result when nothing may be lost: the same numbers, faster."""
+    return _pipeline(_make("pool-early"))
 
 
 def rungs(effort: Effort, points: float) -> tuple[tuple[float, float], ...]:
-    """The part of the ladder that a budget of so many points begins with."""
+    """The rungs that a budget of `points` (a share, 0.02 = 2 points) starts with."""
     return LADDERS[effort][int(points >= TIGHT) :]
 
 
-def family(  # noqa: PLR0917 - what a search knows
+def progressive_schedule(  # noqa: PLR0917 - everything that a schedule depends on
     effort: Effort,
     points: float,
     limit_s: float | None,
     model: Model,
     measured: bool = True,
     lowered: bool = False,
-) -> Family:
-    """The family of an effort that trains.
+) -> ProgressiveSchedule:
+    """The schedule of an effort that trains.
 
     Args:
         effort: `standard` or `thorough`.
-        points: how much may be lost, about.
-        limit_s: the time limit, in seconds.
-        model: what is to be made faster.
-        measured: prune to measured speed-ups; if not, to shares of multiply-adds.
-        lowered: candidates run in a lower precision, which by itself is safe and of use.
+        points: the allowed loss, a share: 0.02 = 2 points.
+        limit_s: the time limit in seconds; None = the effort's default.
+        model: the given model.
+        measured: prune to measured speed-ups; if False, to shares of multiply-adds.
+        lowered: candidates run in a lower precision, so that precision alone is a fallback.
     """
     total = (limit_s or LIMIT_S[effort]) / 60
     brief = max(0.01, round(total * BRIEF[effort], 2))
     refit = min(REFIT_MINUTES, brief)
 
-    def step(text: str) -> Step:
-        return Step(text, brief, LEAST_SHARE * brief, LONG_SHARE * total, refit)
+    def step(*passes: Pass) -> ScheduleStep:
+        return ScheduleStep(passes, brief, LEAST_SHARE * brief, LONG_SHARE * total, refit)
 
-    def cut(speedup: float, sparsity: float) -> Step:
-        to = f"speedup={speedup:g}" if measured else f"sparsity={sparsity:g} of=macs"
-        return step(STEPS[effort].format(to=to))
+    def cut(speedup: float, sparsity: float) -> ScheduleStep:
+        amount = {"speedup": speedup} if measured else {"sparsity": sparsity, "of": "macs"}
+        return step(*_cut_passes(effort, amount))
 
-    return Family(
-        start=EXACT,
-        steps=tuple(cut(*rung) for rung in rungs(effort, points)),
-        mixes=tuple(step(f"{x},{TRAINED}") for x in find_pass("mux").choices(model)),
-        rest=Step(TRAINED, math.inf, brief, refit=refit),
-        safe=_safe(points, lowered),
+    mixes = find_pass("mux").choices(model)
+    return ProgressiveSchedule(
+        start=exact_pipeline(),
+        cuts=tuple(cut(*rung) for rung in rungs(effort, points)),
+        mixes=tuple(step(x, _make("distill")) for x in mixes),
+        final=ScheduleStep((_make("distill"),), math.inf, brief, refit_minutes=refit),
+        fallbacks=_fallbacks(points, lowered),
     )
-
-
-def _safe(points: float, lowered: bool) -> tuple[Pipeline, ...]:
-    """What is hardly changed; under a tight budget a lower precision by itself comes first."""
-    cut = _cut(f"prune{{sparsity={SAFE_SPARSITIES[points >= TIGHT]} of=macs}}")
-    return (Pipeline.parse(EXACT), cut) if lowered and points < TIGHT else (cut,)
 
 
 def default_space(
     effort: Effort, points: float, limit_s: float | None, model: Model
 ) -> tuple[Pipeline, ...]:
-    """The candidates of an effort; see `family`."""
+    """The candidates of an effort. Arguments as `progressive_schedule`."""
     if effort == "quick":
-        return tuple(_cut(x) for x in find_pass("prune").choices(model))
-    return family(effort, points, limit_s, model).members()
+        return tuple(_pruned(x) for x in find_pass("prune").choices(model))
+    return progressive_schedule(effort, points, limit_s, model).candidates()
 
 
-def _cut(pruning: object) -> Pipeline:
-    return Pipeline.parse(CUT.format(pruning))
+def minutes_left(step: ScheduleStep, left: float, number: int) -> float:
+    """Minutes that each training of a step gets; 0 = the step is not started.
 
-
-def minutes_left(step: Step, left: float, number: int) -> float:
-    """What a step may train, of the minutes that are left; all of it if it is the first."""
+    Args:
+        step: what is to be trained.
+        left: minutes until the time limit.
+        number: trials before it; the first trial (0) gets its full time in any case.
+    """
     if number == 0:
         return step.minutes
-    spare = round((left - step.keep) / step.trainings - step.refit, 2)
-    return min(step.minutes, spare) if spare >= step.least else 0.0
+    spare = (left - step.reserve_minutes) / step.trainings - step.refit_minutes
+    spare = round(spare, 2)
+    return min(step.minutes, spare) if spare >= step.least_minutes else 0.0
+
+
+def _cut_passes(effort: Effort, amount: dict[str, Any]) -> Sequence[Pass]:
+    """Passes of a cut: `standard` prunes and refits, `thorough` learns the masks."""
+    cut, train = _make("slice"), _make("distill")
+    if effort == "standard":
+        return _make("prune", **amount), cut, _make("reconstruct"), train
+    return _make("learn-masks", **amount), cut, train
+
+
+def _fallbacks(points: float, lowered: bool) -> tuple[Pipeline, ...]:
+    """Under a tight budget a lower precision by itself comes first."""
+    sparsity = FALLBACK_SPARSITIES[points >= TIGHT]
+    pruned = _pruned(_make("prune", sparsity=sparsity, of="macs"))
+    return (exact_pipeline(), pruned) if lowered and points < TIGHT else (pruned,)
+
+
+def _pruned(pruning: Pass) -> Pipeline:
+    """A pruned candidate without training."""
+    return _pipeline(_make("pool-early"), pruning, _make("slice"), _make("reconstruct"))
+
+
+def _pipeline(*passes: Pass) -> Pipeline:
+    return Pipeline(passes)
+
+
+def _make(name: str, **options: Any) -> Pass:
+    return find_pass(name)(**options)

@@ -1,11 +1,12 @@
-"""Finds how far to cut where each cut goes on from the one before it and is trained.
+"""Progressive pruning: each candidate starts from the one before, pruned further and trained.
 
-Training is dear and the time is given, so most of it goes to one model, and the question is
-how far to cut that. Cuts are trained briefly, one on top of the other, while they lose little
-more than the limit: the loss falls about with the logarithm of time, so a cut that is a little
-too deep after a minute is a good one after half an hour. Then rows are mixed on top of the
-deepest, for as long as that loses no more. The last is trained for all the time that is left:
-to train another one beside it, as a surer one, was measured to leave too little time for both.
+Training is expensive and the time is given, so most of it goes to one model; the question is
+how far to cut that one. Cuts are trained briefly, one on top of the other, as long as their
+loss is little above the limit: the loss falls about with the logarithm of training time, so a
+cut that is slightly too deep after a minute is good after half an hour. Multiplexing then goes
+on top of the deepest accepted cut, as long as it loses no more. The last accepted candidate is
+trained for all the time that is left. (Training a second, safer one beside it was measured to
+leave too little time for both.)
 """
 
 from __future__ import annotations
@@ -17,145 +18,162 @@ from dataclasses import dataclass, field
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
-from .accuracy_model import Fit
-from .acquisition import FAIR_CHANCE, Candidate
-from .bisection import Prove, Trial
-from .presets import Family, Step
+from .accuracy_model import FitLosses
+from .acquisition import FAIR_CHANCE, TimedCandidate
+from .bisection import Certify, Trial
+from .presets import ProgressiveSchedule, ScheduleStep
 
 EASY = 0.25
-"""After a cut that loses at most this share of the limit, the next one is passed over."""
+"""After a cut that loses at most this share of the limit, the next one is skipped."""
 GAIN = 1.25
-"""What loses so many times the limit after brief training keeps it after long training. On
-SST-2 half an hour took away 42 % of what two minutes had left (2.00 to 1.17 points)."""
+"""A cut that loses up to 1.25x the limit after brief training is expected to meet it after
+full training. On SST-2 half an hour removed 42 % of the loss that two minutes had left (2.00
+to 1.17 points)."""
 ENOUGH = 1.5
-"""A cut that loses so many times the limit is the last to be tried."""
+"""No cut is tried after one that loses more than this many times the limit."""
 
 
 @dataclass(frozen=True)
-class Hands:
-    """What does the work, and remembers it."""
+class SearchActions:
+    """The callables that do the work of a search and store it."""
 
     trial: Callable[[Pipeline], Trial]
     """Builds and scores a candidate."""
-    prove: Prove
+    certify: Certify
     """Certifies one."""
-    look: Callable[[Sequence[Pipeline]], Sequence[Candidate]]
-    """Shapes and throughput of those that can be made, trained or not."""
-    granted: Callable[[Step, int], float]
+    time_shapes: Callable[[Sequence[Pipeline]], Sequence[TimedCandidate]]
+    """Shapes and throughput of the candidates that can be built, trained or not."""
+    grant_minutes: Callable[[ScheduleStep, int], float]
     """Minutes that a step may train as the trial of this number; 0 = no time left."""
 
 
 @dataclass
-class Way:
-    """What was tried so far."""
+class ProgressiveTrials:
+    """The trials of a schedule so far."""
 
+    start: Pipeline
     tried: list[Trial] = field(default_factory=list)
-    """All, in their order."""
-    led: list[Trial] = field(default_factory=list)
-    """Those that do, and lead to the last, which is trained for long."""
-    late: bool = False
-    """Whether more would have been tried, had there been time."""
+    """All trials, in order."""
+    accepted: list[Trial] = field(default_factory=list)
+    """Accepted trials, in order; the last one is trained to the end."""
+    out_of_time: bool = False
+    """True if the time limit ended the schedule."""
 
-    def text(self, start: str) -> str:
-        """Of the last that does."""
-        return str(self.led[-1].pipeline) if self.led else start
+    @property
+    def deepest(self) -> Pipeline:
+        """The last accepted candidate, or the start."""
+        return self.accepted[-1].pipeline if self.accepted else self.start
 
 
-def ascend(
-    family: Family,
-    hands: Hands,
+def run_schedule(
+    schedule: ProgressiveSchedule,
+    actions: SearchActions,
     limit: float,
-    fitted: Fit,
+    fit: FitLosses,
     *,
     must: bool,
-) -> Way:
-    """Train cut by cut, then mixing, then one of them for long.
+) -> ProgressiveTrials:
+    """Train cut by cut, then multiplexing, then the last accepted candidate for long.
 
     Args:
-        family: the cuts and the mixing there are.
-        hands: what does the work.
-        limit: the most that may be lost.
-        fitted: learns what candidates lose from trials.
-        must: at least one cut has to be made.
+        schedule: the cuts and mixes.
+        actions: do the work.
+        limit: the allowed loss.
+        fit: fits the accuracy model to trials.
+        must: at least one cut has to be built.
 
     Raises:
-        PassError: none can be made, and `must`.
+        PassError: no cut can be built, and `must`.
     """
-    way = Way()
-    _cut(way, family, hands, limit, must=must)
-    if way.led:
-        _mix(way, family, hands, GAIN * limit, fitted)
-        _train_long(way, family, hands)
-    return way
+    trials = ProgressiveTrials(schedule.start)
+    _try_cuts(trials, schedule, actions, limit, must=must)
+    if trials.accepted:
+        _try_mixes(trials, schedule, actions, GAIN * limit, fit)
+        _train_final(trials, schedule, actions)
+    return trials
 
 
-def _cut(way: Way, family: Family, hands: Hands, limit: float, *, must: bool) -> None:
-    """Cut further while that does; the first that can be made stays in any case."""
-    ahead, text = list(family.steps), family.start
-    passed_over: Step | None = None
+def _try_cuts(
+    trials: ProgressiveTrials,
+    schedule: ProgressiveSchedule,
+    actions: SearchActions,
+    limit: float,
+    *,
+    must: bool,
+) -> None:
+    """Cut further while the loss allows; the first built cut is accepted anyway."""
+    ahead, pipeline = list(schedule.cuts), schedule.start
+    skipped: ScheduleStep | None = None
     while ahead:
         step = ahead.pop(0)
-        if not (minutes := hands.granted(step, len(way.tried))):
-            way.late = True
+        if not (minutes := actions.grant_minutes(step, len(trials.tried))):
+            trials.out_of_time = True
             return
         try:
-            found = hands.trial(Pipeline.parse(f"{text},{step.timed(minutes)}"))
-        except PassError:  # out of reach, as is all that follows; what is between may not be
-            if must and not way.tried:
+            found = actions.trial(pipeline.then(*step.timed(minutes)))
+        except PassError:  # out of reach, as all deeper cuts are; a skipped one may not be
+            if must and not trials.tried:
                 raise
-            ahead, passed_over = [passed_over] if passed_over else [], None
+            ahead, skipped = [skipped] if skipped else [], None
             continue
-        way.tried.append(found)
-        text, passed_over = str(found.pipeline), None
-        if found.loss <= GAIN * limit or not way.led:
-            # Those between lose a little more, with less training behind them.
-            way.led = list(way.tried)
+        trials.tried.append(found)
+        pipeline, skipped = found.pipeline, None
+        if found.loss <= GAIN * limit or not trials.accepted:
+            # Earlier trials with a larger loss had less training behind them.
+            trials.accepted = list(trials.tried)
         if found.loss > ENOUGH * limit:
             return
         if found.loss <= EASY * limit and len(ahead) > 1:
-            passed_over = ahead.pop(0)
+            skipped = ahead.pop(0)
 
 
-def _mix(way: Way, family: Family, hands: Hands, bound: float, fitted: Fit) -> None:
-    """Mix on top of the last cut that does, the gentlest first, while that does as well.
+def _try_mixes(
+    trials: ProgressiveTrials,
+    schedule: ProgressiveSchedule,
+    actions: SearchActions,
+    bound: float,
+    fit: FitLosses,
+) -> None:
+    """Multiplex the last accepted cut, fewest rows first, while the loss is within the bound.
 
-    Only where it is faster, and has a fair chance to lose no more than the bound.
+    A mix is tried only if it is faster and has a fair chance to keep the bound.
     """
-    base, number = way.text(family.start), len(way.tried)
-    mixes = ((x, hands.granted(x, number)) for x in family.mixes)
-    planned = {Pipeline.parse(f"{base},{x.timed(m)}"): x for x, m in mixes if m}
+    base, number = trials.deepest, len(trials.tried)
+    granted = ((x, actions.grant_minutes(x, number)) for x in schedule.mixes)
+    planned = {base.then(*x.timed(minutes)): x for x, minutes in granted if minutes}
     if not planned:
         return
-    # The last cut beside the planned, so that they are timed in the same rounds.
-    looked = [*planned, way.led[-1].pipeline, *(x.pipeline for x in way.tried)]
-    known = {x.pipeline: x for x in hands.look(looked)}
+    # The last cut is timed in the same rounds as the mixes.
+    shapes = [*planned, trials.deepest, *(x.pipeline for x in trials.tried)]
+    known = {x.pipeline: x for x in actions.time_shapes(shapes)}
     for pipeline, step in planned.items():
-        last = known.get(way.led[-1].pipeline)
-        mixing = known.get(pipeline)
-        if last is None or mixing is None or mixing.throughput <= last.throughput:
+        last = known.get(trials.deepest)
+        mixed = known.get(pipeline)
+        if last is None or mixed is None or mixed.throughput <= last.throughput:
             continue
-        seen = [x for x in way.tried if x.pipeline in known]
-        losses = fitted([known[x.pipeline].shape for x in seen], [x.loss for x in seen])
-        if losses.predict(mixing.shape).chance(bound) < FAIR_CHANCE:
+        timed = [x for x in trials.tried if x.pipeline in known]
+        model = fit([known[x.pipeline].shape for x in timed], [x.loss for x in timed])
+        if model.predict(mixed.shape).chance(bound) < FAIR_CHANCE:
             continue
-        if not hands.granted(step, len(way.tried)):
-            way.late = True
+        if not actions.grant_minutes(step, len(trials.tried)):
+            trials.out_of_time = True
             return
-        with suppress(PassError):  # recorded; another may do
-            found = hands.trial(pipeline)
-            way.tried.append(found)
+        with suppress(PassError):  # recorded by `trial`; another mix may work
+            found = actions.trial(pipeline)
+            trials.tried.append(found)
             if found.loss > bound:
                 return
-            way.led.append(found)
+            trials.accepted.append(found)
 
 
-def _train_long(way: Way, family: Family, hands: Hands) -> None:
-    """Train the last that does, if there is time."""
-    if not (minutes := hands.granted(family.rest, len(way.tried))):
-        way.late = True
+def _train_final(
+    trials: ProgressiveTrials, schedule: ProgressiveSchedule, actions: SearchActions
+) -> None:
+    """Train the last accepted candidate, if there is time."""
+    if not (minutes := actions.grant_minutes(schedule.final, len(trials.tried))):
+        trials.out_of_time = True
         return
-    text = f"{way.text(family.start)},{family.rest.timed(minutes)}"
-    with suppress(PassError):  # recorded; what was trained before is there
-        found = hands.trial(Pipeline.parse(text))
-        way.tried.append(found)
-        way.led.append(found)
+    with suppress(PassError):  # recorded by `trial`; the briefly trained one remains
+        found = actions.trial(trials.deepest.then(*schedule.final.timed(minutes)))
+        trials.tried.append(found)
+        trials.accepted.append(found)

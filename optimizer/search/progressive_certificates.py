@@ -1,4 +1,13 @@
-"""Certifies what the climb of a family of cuts led to; see `ascent` for the climb itself."""
+"""Certifies the candidates of a progressive pruning schedule (see `progressive.py`).
+
+The total error is alpha = 0.05: over repeated runs the result exceeds the budget in at most
+5 % of them. The fallback procedure divides it (Wiens 2003, described in
+https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907): the fallback candidates F are tested first,
+in a fixed sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained
+candidates are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything
+at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F
+holds.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +16,134 @@ from contextlib import suppress
 from dataclasses import replace
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, fixed_sequence
+from prumux.optimizer.certificate.provable import provable_loss
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
-from .accuracy_model import Fit
-from .bisection import SAFE_SHARE, Found, Prove, Trial, conclude, none_found
-from .certificate import CONFIDENCE, Certificate, fixed_sequence, provable_loss
-from .presets import Family
-from .progressive import Hands, Way, ascend
+from .accuracy_model import FitLosses
+from .bisection import (
+    SAFE_SHARE,
+    Certify,
+    Proofs,
+    SearchResult,
+    Trial,
+    conclude,
+    none_found,
+)
+from .presets import ProgressiveSchedule
+from .progressive import ProgressiveTrials, SearchActions, run_schedule
 
-Proofs = list[tuple[Pipeline, Certificate]]
-SAFE_CONFIDENCE = 0.99
-"""Of what is safe, with 1 % of the 5 % of errors that are allowed, ..."""
-SAFE_CHANGED, SAFE_LOST = 0.01, 0.25
-"""... where the rows could prove one that changes so many of the answers (int8 alone does) and
-loses this share of the limit."""
+FALLBACK_CONFIDENCE = 0.99
+"""Confidence level for fallback candidates: alpha = 0.01 of the total 0.05."""
+FALLBACK_CHANGED, FALLBACK_LOST = 0.01, 0.25
+"""A typical fallback changes this share of the answers (int8 alone does) and loses this share
+of the limit. The level 0.99 is used if the rows can prove such a candidate."""
 
 
-def climb(family: Family, hands: Hands, limit: float, rows: int, fitted: Fit) -> Found:
-    """Search a family from its slowest member to its fastest.
-
-    So that hours of training never end with nothing, what is safe is certified first, one
-    after the other, with a share of the errors that are allowed (`safe_confidence`). If all of
-    it holds, its share passes on to the members; if not, they have the rest (the fallback
-    procedure, Wiens 2003).
+def search_progressively(
+    schedule: ProgressiveSchedule,
+    actions: SearchActions,
+    limit: float,
+    rows: int,
+    fit: FitLosses,
+) -> SearchResult:
+    """Run a schedule and certify its results; the fallbacks first, see the module.
 
     Args:
-        family: the members.
-        hands: what does the work.
-        limit: the most that may be lost.
-        rows: how many there are to certify on.
-        fitted: learns what candidates lose from trials.
+        schedule: the candidates.
+        actions: do the work.
+        limit: the allowed loss.
+        rows: number of certify rows.
+        fit: fits the accuracy model to trials.
 
     Raises:
-        PassError: no member can be made, none that is safe either.
+        PassError: no candidate can be built, no fallback either.
     """
-    safe: list[Trial] = []
-    for pipeline in family.safe:
-        with suppress(PassError):  # recorded; the members may still do
-            safe.append(hands.trial(pipeline))
-    way = ascend(family, hands, limit, fitted, must=not safe)
-    trials = dict(enumerate((*safe, *way.tried)))
+    fallbacks: list[Trial] = []
+    for pipeline in schedule.fallbacks:
+        with suppress(PassError):  # recorded by `trial`; the trained candidates may work
+            fallbacks.append(actions.trial(pipeline))
+    trained = run_schedule(schedule, actions, limit, fit, must=not fallbacks)
+    trials = dict(enumerate((*fallbacks, *trained.tried)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
 
-    share = safe_confidence(rows, limit)
-    sound = [x for x in safe if x.loss <= limit]
-    first, held = _proved(sound, hands.prove, share)
-    errors = 1 - CONFIDENCE
-    if held < len(sound) - 1:
-        errors -= 1 - share
-    members = _worth_proving(way, SAFE_SHARE * provable_loss(rows, limit)) if errors else ()
-    proofs, passed = _proved(members, hands.prove, 1 - errors)
-    if not proofs:  # no member can be made, or none may be asked
-        return _fastest(conclude(trials, first, held, limit, way.late), hands)
-    found = conclude(trials, proofs, passed, limit, way.late)
-    return _fastest(_beside(found, first, held) if first else found, hands)
+    confidence = fallback_confidence(rows, limit)
+    within = [x for x in fallbacks if x.loss <= limit]
+    first, last_fallback = _certified(within, actions.certify, confidence)
+    alpha = 1 - CONFIDENCE
+    if last_fallback < len(within) - 1:
+        alpha -= 1 - confidence
+    safe = SAFE_SHARE * provable_loss(rows, limit)
+    proofs, last = _certified(
+        _to_certify(trained, safe) if alpha else (), actions.certify, 1 - alpha
+    )
+    late = trained.out_of_time
+    if not proofs:  # no trained candidate exists, or no error is left to test one
+        return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
+    found = conclude(trials, proofs, last, limit, late)
+    return _fastest(_with_fallbacks(found, first, last_fallback) if first else found, actions)
 
 
-def safe_confidence(rows: int, limit: float) -> float:
-    """99 %, or all of the 95 % where so few rows could otherwise hardly prove anything.
+def fallback_confidence(rows: int, limit: float) -> float:
+    """Confidence level for the fallbacks: 0.99, or 0.95 if so few rows prove little at 0.99.
 
-    Then only what is safe has a fair chance, and the members, which lose more, come after it
-    as in any fixed sequence. Decided before a row is looked at.
+    Decided before any certify row is used.
     """
-    enough = provable_loss(rows, limit, SAFE_CHANGED, SAFE_CONFIDENCE) >= SAFE_LOST * limit
-    return SAFE_CONFIDENCE if enough else CONFIDENCE
+    provable = provable_loss(rows, limit, FALLBACK_CHANGED, FALLBACK_CONFIDENCE)
+    return FALLBACK_CONFIDENCE if provable >= FALLBACK_LOST * limit else CONFIDENCE
 
 
-def _proved(those: Sequence[Trial], prove: Prove, confidence: float) -> tuple[Proofs, int]:
-    """The proofs, in turn until one fails, and the index of the last that holds."""
+def _certified(
+    trials: Sequence[Trial], certify: Certify, confidence: float
+) -> tuple[Proofs, int]:
+    """Certificates in turn until one fails, and the index of the last that holds."""
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
-        for one in those:
-            proofs.append((one.pipeline, prove(one.pipeline, confidence)))
+        for one in trials:
+            proofs.append((one.pipeline, certify(one.pipeline, confidence)))
             yield proofs[-1][1]
 
     last = fixed_sequence(certificates())
     return proofs, last
 
 
-def _worth_proving(way: Way, safe_loss: float) -> Sequence[Trial]:
-    """The last member, and before it the deepest that is safe.
+def _to_certify(trials: ProgressiveTrials, safe_loss: float) -> Sequence[Trial]:
+    """The last accepted trial, and before it the deepest with at most `safe_loss`.
 
-    The first failure ends the proofs, so that one must hold almost surely; trained briefly,
-    those near the limit failed (seen twice on SST-2). All this is decided on select rows.
+    The first failure ends the certification, so the first trial must hold almost surely.
+    Briefly trained ones near the limit failed (seen twice on SST-2). The choice depends on
+    select rows alone.
     """
-    safe = [x for x in way.led if x.loss <= safe_loss]
-    return way.led[-1:] if way.led[-1:] == safe[-1:] else [*safe[-1:], *way.led[-1:]]
+    last = trials.accepted[-1:]
+    safe = [x for x in trials.accepted if x.loss <= safe_loss][-1:]
+    return last if last == safe else [*safe, *last]
 
 
-def _beside(found: Found, first: Proofs, held: int) -> Found:
-    """What was found; the last of what is safe that holds wins if nothing else does."""
+def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResult:
+    """Add the fallbacks' certificates; the last that holds wins if no trained one does."""
     made = replace(found, proofs=(*first, *found.proofs))
-    if found.winner is not None or held < 0:
+    if found.winner is not None or last < 0:
         return made
     reason = f"a safe candidate, without training; of those trained, {found.reason}"
-    winner, certificate = first[held]
+    winner, certificate = first[last]
     return replace(made, winner=winner, certificate=certificate, reason=reason)
 
 
-def _fastest(found: Found, hands: Hands) -> Found:
-    """What was found, with the fastest of all that hold as the winner.
+def _fastest(found: SearchResult, actions: SearchActions) -> SearchResult:
+    """The result with the fastest of all certified candidates as the winner.
 
-    All proofs that hold do so together, and a cut that was asked for by its time may have
-    come out slower than one that was asked for by its size.
+    All certificates that hold do so together. A cut to a measured speed-up may have come out
+    slower than one to a sparsity.
     """
     certified = [x for x in found.proofs if x[1].holds]
     if len(certified) < 2:
         return found
     speeds: dict[Pipeline, float] = {}
-    with suppress(PassError):  # none can be timed: the last is taken
-        speeds = {x.pipeline: x.throughput for x in hands.look([p for p, _ in certified])}
+    with suppress(PassError):  # none can be timed: the last one wins
+        timed = actions.time_shapes([p for p, _ in certified])
+        speeds = {x.pipeline: x.throughput for x in timed}
     winner, certificate = max(reversed(certified), key=lambda x: speeds.get(x[0], 0.0))
     if winner == found.winner:
         return found

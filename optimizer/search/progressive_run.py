@@ -1,4 +1,4 @@
-"""The search of an effort that trains, on a model and its data."""
+"""Runs the progressive search of an effort that trains, on an evaluator."""
 
 from __future__ import annotations
 
@@ -6,62 +6,79 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.timing.cost_table import cost_table
 
-from .acquisition import Candidate
-from .bisection import Found
-from .certificate import Certificate
-from .presets import Family, Step, family, minutes_left, rungs
-from .progressive import Hands
-from .progressive_certificates import climb
-from .shape_timing import candidates, fitter
+from .acquisition import TimedCandidate
+from .bisection import SearchResult
+from .evaluator import Evaluator
+from .presets import (
+    Effort,
+    ProgressiveSchedule,
+    ScheduleStep,
+    minutes_left,
+    progressive_schedule,
+    rungs,
+)
+from .progressive import SearchActions
+from .progressive_certificates import search_progressively
+from .shape_timing import loss_fitter, time_candidates
 
-if TYPE_CHECKING:
-    from prumux.optimizer.run.job import Plan
 
-
-def climbed(todo: Plan, limit: float, left_s: Callable[[], float]) -> Found:
-    """What `climb` finds in the default family.
+def search_default_schedule(  # noqa: PLR0917 - everything that a search depends on
+    evaluator: Evaluator,
+    effort: Effort,
+    points: float,
+    limit: float,
+    limit_s: float | None,
+    left_s: Callable[[], float],
+) -> SearchResult:
+    """The result of the effort's default schedule.
 
     Args:
-        todo: the job.
-        limit: the most that may be lost.
+        evaluator: builds, scores and certifies.
+        effort: `standard` or `thorough`.
+        points: the budget as a share, which chooses the schedule's start.
+        limit: the allowed loss in units of the metric.
+        limit_s: the time limit that the user gave.
         left_s: seconds that are left for training.
     """
-    bench = todo.bench
 
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        return bench.certify(pipeline, limit, confidence)
+    def certify(pipeline: Pipeline, confidence: float) -> Certificate:
+        return evaluator.certify(pipeline, limit, confidence)
 
-    def look(space: Sequence[Pipeline]) -> Sequence[Candidate]:
-        return candidates(bench, space)
+    def time_shapes(space: Sequence[Pipeline]) -> Sequence[TimedCandidate]:
+        return time_candidates(evaluator, space)
 
-    granted = granting(bench.ctx.store, left_s)
-    hands = Hands(bench.trial, prove, look, granted)
-    return climb(_family(todo), hands, limit, len(bench.certify_rows), fitter(bench))
+    grant_minutes = minute_granter(evaluator.ctx.store, left_s)
+    actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes)
+    schedule = _schedule(evaluator, effort, points, limit_s)
+    rows = len(evaluator.certify_rows)
+    return search_progressively(schedule, actions, limit, rows, loss_fitter(evaluator))
 
 
-def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int], float]:
-    """Says how long a step may train; kept, so that a resumed run goes on with the same.
+def minute_granter(
+    store: Store, left_s: Callable[[], float]
+) -> Callable[[ScheduleStep, int], float]:
+    """A function that says how long a step may train; its answers are stored for a resume.
 
-    `left_s` knows of this process only. What a run had left when it was killed follows from
-    what was granted last and from what was left then.
+    `left_s` knows the time of this process only. The time that a killed run had left follows
+    from its last grant and the time that was left then.
     """
     end = math.inf
 
-    def granted(step: Step, number: int) -> float:
+    def grant(step: ScheduleStep, number: int) -> float:
         nonlocal end
 
         def now() -> dict[str, float]:
             left = min(left_s(), end - time.monotonic())
             return {"minutes": minutes_left(step, left / 60, number), "left_s": left}
 
-        name = f"minutes-{number}-{key(step.text)}"
+        name = f"minutes-{number}-{key(Pipeline(step.passes))}"
         resumed = store.has(name)
         kept = store.json(name, now)
         if resumed:
@@ -69,26 +86,27 @@ def granting(store: Store, left_s: Callable[[], float]) -> Callable[[Step, int],
             end = min(end, time.monotonic() + kept["left_s"] - spent)
         return float(kept["minutes"])
 
-    return granted
+    return grant
 
 
-def _family(todo: Plan) -> Family:
-    """The default family, in multiply-adds where this machine's clock cannot be relied on."""
-    bench, request = todo.bench, todo.request
-    points = request.budget.limit(1.0) if request.budget else 0.0
+def _schedule(
+    evaluator: Evaluator, effort: Effort, points: float, limit_s: float | None
+) -> ProgressiveSchedule:
+    """The default schedule; in multiply-adds if times on this machine are unreliable."""
+    model = evaluator.model
 
     def reason() -> dict[str, str]:
-        early = replace(bench.model.encoder, pool_early=bench.model.encoder.pooled)
+        early = replace(model.encoder, pool_early=model.encoder.pooled)
         try:
-            table = cost_table(replace(bench.model, encoder=early), bench.ctx)
-            table.limit_ms(rungs(request.effort, points)[0][0], "prune")
+            table = cost_table(replace(model, encoder=early), evaluator.ctx)
+            table.limit_ms(rungs(effort, points)[0][0], "prune")
         except PassError as error:
             return {"not_measured": str(error)}
         return {}
 
-    # Kept, because a second measurement might say otherwise, and a resumed run must not.
-    why = bench.ctx.store.json("measured", reason).get("not_measured")
+    # Stored, because a second measurement might decide differently in a resumed run.
+    why = evaluator.ctx.store.json("measured", reason).get("not_measured")
     if why:
-        bench.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
-    measured, lowered, model = why is None, not bench.targets[0].exact, bench.model
-    return family(request.effort, points, request.time_limit_s, model, measured, lowered)
+        evaluator.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")
+    lowered = not evaluator.targets[0].exact
+    return progressive_schedule(effort, points, limit_s, model, why is None, lowered)

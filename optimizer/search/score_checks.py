@@ -1,54 +1,57 @@
-"""Checks of metric, budget and rows around a search, on a bench."""
+"""Checks of metric, budget and rows before a search."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prumux.optimizer.certificate.baselines import Judged, check, select_warnings
+from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
+from prumux.optimizer.certificate.stratified import stratified_upper
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
-from .baselines import Judged, check, select_warnings
-from .certificate import accuracy_upper
-from .stratified import stratified_upper
-
 if TYPE_CHECKING:
+    from prumux.optimizer.certificate.budget import Budget
     from prumux.optimizer.tasks.metrics import Predictions
 
-    from .evaluator import Bench
+    from .evaluator import Evaluator
 
 
-def before(bench: Bench) -> tuple[str, ...]:
+def check_scores(
+    evaluator: Evaluator, budget: Budget | None, relabelled: bool
+) -> tuple[str, ...]:
     """Warnings before the search, each a line.
+
+    Args:
+        evaluator: scores the given model.
+        budget: None = nothing is certified.
+        relabelled: whether the user said what the labels mean.
 
     Raises:
         UsageError: see `baselines.check`.
     """
-    request = bench.request
-    warnings = check(_judged(bench, "certify"), request.budget, bool(request.labels))
-    if request.budget is not None and request.budget.points > 0:
-        warnings += select_warnings(_judged(bench, "select"), request.budget)
+    warnings = check(_judged(evaluator, "certify"), budget, relabelled)
+    if budget is not None and budget.share > 0:
+        warnings += select_warnings(_judged(evaluator, "select"), budget)
     return tuple(warnings)
 
 
-def provable_by_class(bench: Bench, limit: float) -> str:
+def provable_by_class(evaluator: Evaluator, limit: float) -> str:
     """What the rows of each class prove of balanced accuracy where no answer changes."""
-    given = _labels(bench, "certify")
+    given = _labels(evaluator, "certify")
     assert given is not None, "this metric needs labels"
-    labels = bench.model.task.all_answers(given)
+    labels = evaluator.model.task.all_answers(given)
     none = labels < 0
     least = stratified_upper(labels, none, none, accuracy_upper)
     said = f"with no changed answer they prove {100 * least:.2f}"
     return f": too few of the rarest class, even {said}" if least > limit else f"; {said}"
 
 
-def _judged(bench: Bench, role: str) -> Judged:
-    dense = bench.outputs(Pipeline(()), role)[0]
-    return Judged(dense, _labels(bench, role), bench.model.task, bench.metric, role)
+def _judged(evaluator: Evaluator, role: str) -> Judged:
+    dense = evaluator.predictor.predict(Pipeline(()), role)
+    return Judged(
+        dense, _labels(evaluator, role), evaluator.model.task, evaluator.metric, role
+    )
 
 
-def _labels(bench: Bench, role: str) -> Predictions | None:
-    rows = {
-        "select": bench.select_rows,
-        "certify": bench.certify_rows,
-        "test": bench.test_rows,
-    }[role]
-    return None if rows is None else rows.labels
+def _labels(evaluator: Evaluator, role: str) -> Predictions | None:
+    return evaluator.predictor.rows(role).labels

@@ -1,4 +1,4 @@
-"""Throughput of candidates before they are trained: it depends on sizes alone."""
+"""Times candidates before they are trained, because throughput depends on shapes alone."""
 
 from __future__ import annotations
 
@@ -16,79 +16,84 @@ from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target
-from prumux.optimizer.timing.interleave import interleave, ratio
+from prumux.optimizer.timing.interleave import interleave, speedup
 
-from .accuracy_model import Fit, Shape, fit, shape_of
-from .acquisition import Candidate
+from .accuracy_model import FitLosses, Shape, fit, shape_of
+from .acquisition import TimedCandidate
 from .bisection import Trial
-from .evaluator import Bench
+from .evaluator import Evaluator
 
 ROUNDS = 5
 AT_ONCE = 8
-"""Engines that are in memory together."""
+"""Engines in memory at the same time."""
 
 
-def candidates(bench: Bench, space: Sequence[Pipeline]) -> list[Candidate]:
-    """What can be known of a space without training; who cannot be made is left out.
+def time_candidates(evaluator: Evaluator, space: Sequence[Pipeline]) -> list[TimedCandidate]:
+    """Time each candidate's untrained shape; skip candidates that cannot be built.
 
-    Each is exported untrained and timed in turn with the dense engine, some at a time. What
-    was measured is kept, so that a resumed run goes on with it.
+    Some candidates at a time are exported untrained and timed in turn with the dense engine.
+    Results are stored, so that a resumed run uses the same ones.
+
+    Raises:
+        PassError: no candidate can be built.
     """
-    unique = {_name(bench, x): x for x in space}
-    todo = [name for name in unique if not bench.ctx.store.has(name)]
+    unique = {_name(evaluator, x): x for x in space}
+    todo = [name for name in unique if not evaluator.ctx.store.has(name)]
     made: dict[str, dict[str, Any]] = {}
     if todo:
-        with bench.ctx.progress.task("timing shapes", len(todo)) as step:
+        with evaluator.ctx.progress.task("timing shapes", len(todo)) as step:
             for names in (todo[i : i + AT_ONCE] for i in range(0, len(todo), AT_ONCE)):
-                measured = _measured(bench, [unique[x] for x in names], step)
+                measured = _measured(evaluator, [unique[x] for x in names], step)
                 for name, facts in zip(names, measured, strict=True):
-                    made[name] = bench.ctx.store.json(name, partial(dict, facts))
+                    made[name] = evaluator.ctx.store.json(name, partial(dict, facts))
     found = []
     for name, pipeline in unique.items():
-        facts = made.get(name) or bench.ctx.store.json(name, dict)
+        facts = made.get(name) or evaluator.ctx.store.json(name, dict)
         if error := facts.get("error"):
-            where = str(bench.targets[0])
-            bench.record({"pipeline": str(pipeline), "target": where, "error": error})
+            where = str(evaluator.targets[0])
+            evaluator.record({"pipeline": str(pipeline), "target": where, "error": error})
             continue
-        found.append(Candidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
+        found.append(TimedCandidate(pipeline, Shape(**facts["shape"]), facts["throughput"]))
     if not found:
         raise PassError(f"no candidate can be made; the last: {error}", exit_code=2)
     return found
 
 
-def predicted(bench: Bench, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Trials with the throughput that their shapes have."""
-    known: dict[Pipeline, Candidate] = {}
+def with_predicted_ratio(evaluator: Evaluator, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials, each with the measured throughput of its shape."""
+    known: dict[Pipeline, TimedCandidate] = {}
     if trials:
-        with suppress(PrumuxError, OSError):  # the search is done without
-            known = {x.pipeline: x for x in candidates(bench, [x.pipeline for x in trials])}
+        with suppress(PrumuxError, OSError):  # the search is finished without it
+            known = {
+                x.pipeline: x for x in time_candidates(evaluator, [x.pipeline for x in trials])
+            }
     return tuple(
         replace(x, predicted_ratio=known[x.pipeline].throughput) if x.pipeline in known else x
         for x in trials
     )
 
 
-def fitter(bench: Bench) -> Fit:
-    """What learns from trials on this bench what candidates lose."""
-    lost = bench.dense_score("select") - bench.model.task.chance(bench.metric)
-    return partial(fit, rows=len(bench.select_rows), ceiling=lost if lost > 0 else 1.0)
+def loss_fitter(evaluator: Evaluator) -> FitLosses:
+    """A function that fits the accuracy model to trials of this evaluator."""
+    lost = evaluator.dense_score("select") - evaluator.model.task.chance(evaluator.metric)
+    return partial(fit, rows=len(evaluator.select_rows), ceiling=lost if lost > 0 else 1.0)
 
 
-def mixes(space: Sequence[Pipeline]) -> bool:
-    """Whether candidates differ in how rows are mixed, not just in how far they are cut."""
-    return len({tuple(str(p) for p in x.passes if p.name == "mux") for x in space}) > 1
+def varies_multiplexing(space: Sequence[Pipeline]) -> bool:
+    """True if candidates differ in how they multiplex rows, not only in how far they cut."""
+    return len({tuple(p for p in x.passes if p.slots) for x in space}) > 1
 
 
-def _name(bench: Bench, pipeline: Pipeline) -> str:
-    return f"shape-{key(pipeline, bench.targets[0])}"
+def _name(evaluator: Evaluator, pipeline: Pipeline) -> str:
+    return f"shape-{key(pipeline, evaluator.targets[0])}"
 
 
 def _measured(
-    bench: Bench, space: Sequence[Pipeline], step: Callable[[], object]
+    evaluator: Evaluator, space: Sequence[Pipeline], step: Callable[[], object]
 ) -> list[dict[str, Any]]:
-    """Shape and throughput over the dense model's on the baseline target, or an error."""
-    ctx, inputs = bench.ctx, [b.inputs() for b in bench.ctx.workload]
-    dense = count(replace(bench.model.encoder, mux=None), ctx.length).macs
+    """Shape, and throughput over the dense model's on the baseline target; or an error."""
+    ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
+    dense = count(replace(evaluator.model.encoder, mux=None), ctx.length).macs
     facts: list[dict[str, Any]] = []
     runs: list[Callable[[], object]] = []
     with ExitStack() as stack:
@@ -99,19 +104,19 @@ def _measured(
             engine = target.engine(folder, ctx.threads)
             runs.append(lambda: [engine.run(x) for x in inputs])
 
-        add(bench.model, bench.target.baseline())
+        add(evaluator.model, evaluator.target.baseline())
         for pipeline in space:
             try:
-                model = bench.untrained(pipeline)
+                model = evaluator.builder.untrained(pipeline)
             except PassError as error:
                 facts.append({"error": str(error)})
             else:
-                apart = count(replace(model.encoder, mux=None), ctx.length).macs
-                facts.append({"shape": asdict(shape_of(model.encoder, apart, dense))})
-                add(model, bench.targets[0])
+                unmixed = count(replace(model.encoder, mux=None), ctx.length).macs
+                facts.append({"shape": asdict(shape_of(model.encoder, unmixed, dense))})
+                add(model, evaluator.targets[0])
             step()
-        first, *others = interleave(runs, ROUNDS, repeat=True)
+        first, *others = interleave(runs, ROUNDS, repeat=True, cores=ctx.cores)
     made = (x for x in facts if "shape" in x)
     for entry, timing in zip(made, others, strict=True):
-        entry["throughput"] = ratio(first, timing).median_ms
+        entry["throughput"] = speedup(first, timing).median
     return facts

@@ -1,6 +1,6 @@
-"""Times shapes on the target: which ones say what a branch costs, and how to time them.
+"""Times models of chosen sizes on the target, as data for the cost table.
 
-Time depends on sizes only, so the shapes carry random weights.
+Time depends on sizes only, so the models have random weights.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from prumux.optimizer.base.errors import MissingError
 from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, expected_shapes
 from prumux.optimizer.pipeline.context import Context
 
-from .interleave import interleave
+from .interleave import Timing, interleave
 
 ROUNDS = 5
 GROUP = 5
-"""Engines that are in memory at once, beside the anchor."""
+"""Engines in memory at once, besides the anchor."""
 NEAR = 1.03
-"""How much slower than before the anchor may be in a group."""
+"""A group in which the anchor is slower than its best by more than this is timed again."""
 AGAIN = 2
-"""So often a group is timed again."""
+"""How often a group is timed again, at most."""
 HEAD_SHARES = (1 / 4, 1 / 2, 3 / 4, 1.0)
 FFN_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 NARROW_SHARES = (1 / 2, 1.0)
 MIXED = 10
-"""Uneven shapes among those that are measured."""
+"""Uneven shapes among the measured ones."""
 GONE = 1 / 6
-"""Share of branches that an uneven shape lacks."""
+"""Share of branches without units in an uneven shape."""
 
 
 def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> list[float]:
     """Best time of one pass over the workload for each encoder, on the target.
 
-    The best, since what disturbs a round can only add to it.
-    A few engines at a time are opened and run in turn, always with the first encoder among
-    them: a group in which the first is slower than it was before is timed again, and what
-    is left of the difference is scaled away, so that a slow minute does not count.
+    The best round counts, because disturbances only add time. A few engines at a time are
+    open and run in turn, always with the first encoder (the anchor) among them. A group in
+    which the anchor is slower than before is timed again; the rest of the difference is
+    divided out, so that a slow minute does not distort the table.
 
     Raises:
         MissingError: there is no target.
@@ -58,16 +58,18 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
         anchor = _opened(encoders[0], ctx, pool)
         for group in groups:
             best = min((x[0] for x in found), default=math.inf)
-            # Opened in a list of its own, so that it is freed before the next ones are.
+            # Opened in a list of its own, so that it is freed before the next group opens.
             found.append(
-                _steady([anchor, *(_opened(x, ctx, pool) for x in group)], rounds, best, step)
+                _steady(
+                    [anchor, *(_opened(x, ctx, pool) for x in group)], ctx, rounds, best, step
+                )
             )
     first = median(group[0] for group in found)
     return [first, *(ms * first / group[0] for group in found for ms in group[1:])]
 
 
-def speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """How many times as fast as the dense model a model of these sizes is: best over best.
+def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
+    """Speed-up over the dense model of a model of these sizes: best round over best round.
 
     Raises:
         MissingError: there is no target.
@@ -75,12 +77,12 @@ def speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
     both = (ctx.dense.encoder, encoder)
     pool = _pool(both, ctx)
     with ctx.progress.task("timing the choice", rounds) as step:
-        dense, other = interleave([_opened(x, ctx, pool) for x in both], rounds, tick=step)
+        dense, other = _interleaved([_opened(x, ctx, pool) for x in both], ctx, rounds, step)
     return dense.low_ms / other.low_ms
 
 
 def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> Model:
-    """A model of these sizes with small random weights, all of them views of one `pool`."""
+    """A model of these sizes with small random weights, all views of one `pool`."""
     shapes = expected_shapes(encoder)
     if pool is None:
         pool = _pool([encoder], ctx)
@@ -89,15 +91,15 @@ def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> 
 
 
 def knots(most: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """1 and shares of `most`, rising; nothing where `most` is 0."""
+    """1 and the given shares of `most`, in rising order; empty if `most` is 0."""
     return tuple(sorted({1, *(max(1, round(s * most)) for s in shares)})) if most else ()
 
 
 def plan(full: Encoder, seed: int) -> list[Encoder]:
-    """Shapes that together say what every branch costs at every knot.
+    """Shapes whose times determine the cost of every branch at every knot.
 
-    The empty model; every size alone, in all layers; with `pool_early` also blocks at the
-    pooled position alone; and uneven mixtures, in which branches run as they will in use.
+    They are the empty model; every size by itself, in all layers; with `pool_early` also
+    blocks at the pooled position by themselves; and uneven mixtures, as pruning makes them.
     """
     layers, most = len(full.layers), full.layers[0]
     rows: list[list[Layer]] = [[Layer(0, 0)] * layers]
@@ -113,7 +115,7 @@ def plan(full: Encoder, seed: int) -> list[Encoder]:
 
 
 def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
-    """Random shapes, dense to nearly empty: sizes differ by layer, some branches are gone."""
+    """Random shapes, dense to nearly empty; sizes differ by layer, some branches are empty."""
     rng = np.random.default_rng(seed)
 
     def size(most: int, density: float) -> int:
@@ -122,7 +124,7 @@ def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
 
     found = []
     for i in range(count):
-        # One from each slice of densities, so that few shapes cover them all.
+        # One shape from each slice of densities, so that few shapes cover all densities.
         density = 0.1 + 0.9 * (i + rng.random()) / count
         layers = [Layer(size(x.heads, density), size(x.ffn, density)) for x in full.layers]
         if not any(x.heads or x.ffn for x in layers):
@@ -131,16 +133,16 @@ def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
     return found
 
 
-Run = Callable[[], object]
+TimedRun = Callable[[], object]
 
 
 def _pool(encoders: Sequence[Encoder], ctx: Context) -> Tensor:
-    """As many random numbers as the largest weight of these encoders has."""
+    """Random numbers, as many as the largest weight of these encoders has elements."""
     most = max(int(np.prod(s)) for x in encoders for s in expected_shapes(x).values())
     return torch.randn(most, generator=torch.Generator().manual_seed(ctx.seed)) * 0.02
 
 
-def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
+def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> TimedRun:
     """A pass over the workload on an engine of this shape."""
     if not ctx.may_time:
         raise MissingError("nothing is timed in a worker")
@@ -155,18 +157,24 @@ def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> Run:
 
 
 def _steady(
-    runs: Sequence[Run], rounds: int, best: float, step: Callable[[], None]
+    runs: Sequence[TimedRun], ctx: Context, rounds: int, best: float, step: Callable[[], None]
 ) -> list[float]:
-    """Best times of a group, taken again while its first run is slower than `best`."""
-    times = _timed(runs, rounds, step)
+    """Best times of a group, timed again while its first run is slower than `best`."""
+    times = _timed(runs, ctx, rounds, step)
     for _ in range(AGAIN):
         if times[0] <= NEAR * best:
             break
-        times = [min(x) for x in zip(times, _timed(runs, rounds), strict=True)]
+        times = [min(x) for x in zip(times, _timed(runs, ctx, rounds), strict=True)]
     return times
 
 
 def _timed(
-    runs: Sequence[Run], rounds: int, step: Callable[[], None] | None = None
+    runs: Sequence[TimedRun], ctx: Context, rounds: int, step: Callable[[], None] | None = None
 ) -> list[float]:
-    return [timing.low_ms for timing in interleave(runs, rounds, tick=step)]
+    return [timing.low_ms for timing in _interleaved(runs, ctx, rounds, step)]
+
+
+def _interleaved(
+    runs: Sequence[TimedRun], ctx: Context, rounds: int, step: Callable[[], None] | None
+) -> tuple[Timing, ...]:
+    return interleave(runs, rounds, tick=step, cores=ctx.cores)

@@ -1,15 +1,15 @@
-"""What each branch costs on the target, fitted to whole models timed at the serving point.
+"""The cost of each branch on the target, fitted to times of whole models at the serving point.
 
-The time of a model is taken as a sum over its branches,
+The time of a model is modelled as a sum over its branches,
 
     t = base + sum_l a(heads_l) + sum_l f(units_l),
 
-where a and f rise with size, are 0 at 0, jump at 1 (a branch that is there at all, with its
+where a and f rise with size, are 0 at 0, jump at 1 (the fixed cost of a branch with its
 LayerNorm) and are linear between a few knots. Base and knots are fitted to the times of some
 thirty models, from the empty one to the full one, by non-negative least squares on relative
 errors. With `pool_early`, the last attention block and all after it have curves of their own.
 
-A table that misses uneven models, kept out of the fit, by more than 10 % is not used.
+A table is refused if it is more than 10 % off on uneven models that were not in the fit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .calibration import (
 
 CHECKS = 6
 LIMIT = 0.10
-"""Largest relative error on uneven models of a table that is used."""
+"""Largest relative error on uneven models that a table may have."""
 STRAIGHT = 0.3
-"""How much straight curves are preferred: noise bends them, and `prune` would use that."""
+"""Weight of straight curves in the fit. Noise bends curves, and `prune` would exploit that."""
 FLOOR = 0.02
-"""Share of the dense time below which an error counts as absolute: the clock is no better."""
+"""Share of the dense time below which errors count as absolute, the precision of the clock."""
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Block:
-    """What the two branches of a layer cost."""
+    """The cost of the two branches of a layer."""
 
     attention: Curve
     ffn: Curve
@@ -76,7 +76,7 @@ class CostTable:
     dense_ms: float
     """The dense model as it was given, without pool-early."""
     base_ms: float
-    """Embeddings, head and what the engine spends anyway."""
+    """Embeddings, head and the engine's own overhead."""
     wide: Block
     """A layer that runs at every position."""
     narrow: Block
@@ -84,7 +84,7 @@ class CostTable:
     narrow_from: int
     """First layer that is narrow while its attention lives; past the last if none is."""
     error: float
-    """Largest relative error on the uneven models that were timed to check the table."""
+    """Largest relative error on the uneven models that check the table."""
 
     def attention_ms(self, layer: int, heads: int) -> float:
         """One attention block."""
@@ -97,8 +97,8 @@ class CostTable:
     def predict_ms(self, encoder: Encoder) -> float:
         """A whole model of these sizes.
 
-        With `pool_early` it is exact about which block is the last that attends, whereas
-        `attention_ms` and `ffn_ms` speak of the model that the table was asked for.
+        With `pool_early` it uses the last attention block of `encoder`; `attention_ms` and
+        `ffn_ms` use that of the model that the table was made for.
         """
         first = encoder.narrow_from
         blocks = (self._block(i, first) for i in range(len(encoder.layers)))
@@ -109,10 +109,10 @@ class CostTable:
         return self.base_ms + sum(parts)
 
     def limit_ms(self, speedup: float, name: str) -> float:
-        """The time that a speed-up over the dense model leaves.
+        """Milliseconds that a model with this speed-up over the dense model may take.
 
         Raises:
-            PassError: it is less than what no pruning can remove; `name` is of the pass.
+            PassError: embeddings and head alone take longer; `name` is the pass's.
         """
         limit = self.dense_ms / speedup
         if limit < self.base_ms:
@@ -130,12 +130,12 @@ class CostTable:
 
 
 def cost_table(model: Model, ctx: Context) -> CostTable:
-    """The table of the model's full sizes on `ctx.target`, measured once and kept.
+    """The table of the model's full sizes on `ctx.target`, measured once a machine.
 
     Raises:
         MissingError: there is no target to measure on.
-        PassError: twice measured, it misses uneven models by more than `LIMIT`; or the model
-            mixes rows.
+        PassError: two measurements are off by more than `LIMIT` on uneven models, or the
+            model is multiplexed.
     """
     if ctx.target is None:
         raise MissingError("a measured speed-up needs a target; use sparsity= in place of it")
@@ -161,7 +161,7 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
 def fit(
     encoders: Sequence[Encoder], times_ms: Sequence[float], dense_ms: float, full: Encoder
 ) -> CostTable:
-    """The table that fits these models' times best, each error relative to its own time.
+    """Fit a table to these models' times, minimising relative errors.
 
     Args:
         encoders: shapes as `full`, of smaller sizes.
@@ -198,9 +198,9 @@ def fit(
 
 
 def _bends(curves: Sequence[tuple[int, ...]], scale: float) -> Floats:
-    """What is to be small so that curves are straight past 1, a row per inner knot.
+    """Rows of the penalty on bends of the curves past 1, one row per inner knot.
 
-    Each is a change of slope times the curve's whole width, in shares of the dense time.
+    A row is a change of slope times the curve's whole width, in shares of the dense time.
     """
     size, at = 1 + sum(len(x) for x in curves), 1
     found = [np.zeros(size)]
@@ -219,7 +219,7 @@ def _row(
     wide: tuple[tuple[int, ...], tuple[int, ...]],
     narrow: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Floats:
-    """How often each step of each curve is taken in a model: first the base, always once."""
+    """How often a model pays each step of each curve; the first entry is the base, 1."""
     first = encoder.narrow_from
     parts = [np.ones(1)]
     for sizes, layers in ((wide, encoder.layers[:first]), (narrow, encoder.layers[first:])):
@@ -229,7 +229,7 @@ def _row(
 
 
 def _steps(size: int, at: tuple[int, ...]) -> Floats:
-    """How much of the rise to each knot a branch of this size pays, 0..1."""
+    """The share, 0..1, of the rise to each knot that a branch of this size pays."""
     if not at:
         return np.zeros(0)
     knot = np.array(at, dtype=np.float64)
@@ -239,7 +239,7 @@ def _steps(size: int, at: tuple[int, ...]) -> Floats:
 
 
 def _checked(full: Encoder, ctx: Context) -> CostTable:
-    """Measure; once more and longer if the check fails."""
+    """Measure; if the check fails, measure once more with twice the rounds."""
     first = _measure(full, ctx, ROUNDS)
     if first.error <= LIMIT:
         return first

@@ -1,4 +1,4 @@
-"""Timing that can be believed: interleaved, warmed up, every round kept."""
+"""Interleaved timing: engines take turns, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .cores import WATCH
+from prumux.optimizer.base.cores import CoreMonitor
 
 SETTLE_CHECKS = 20
-"""How often to look whether this process is idle, 5 ms apart."""
+"""At most this many checks, 5 ms apart, that this process is idle."""
 LEAST_MS = 200.0
-"""Short runs are repeated until a round takes about so long: one of 20 ms is mostly luck."""
+"""Short runs are repeated until a round takes about this long."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock milliseconds, one number a round."""
+    """Wall-clock milliseconds of one engine, one number a round."""
 
     rounds_ms: tuple[float, ...]
 
@@ -38,6 +38,28 @@ class Timing:
         return max(self.rounds_ms)
 
 
+@dataclass(frozen=True)
+class Speedup:
+    """Throughput of one engine over that of another, one number a round (dimensionless)."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.rounds)
+
+    @property
+    def low(self) -> float:
+        """The smallest of all rounds."""
+        return min(self.rounds)
+
+    @property
+    def high(self) -> float:
+        """The largest of all rounds."""
+        return max(self.rounds)
+
+
 def interleave(
     runs: Sequence[Callable[[], object]],
     rounds: int = 5,
@@ -46,13 +68,21 @@ def interleave(
     clock: Callable[[Callable[[], object]], float] | None = None,
     *,
     repeat: bool = False,
+    cores: CoreMonitor | None = None,
 ) -> tuple[Timing, ...]:
-    """Time several things in turn (A B A B ...), so that drift of the machine hits all alike.
+    """Time several runs in turn (A B A B ...).
 
-    Every second round runs backwards, which cancels what one run leaves behind for the next,
-    and each waits until threads are near and those of the run before it sleep. `clock` does a
-    run and says how many milliseconds it took; the wall clock when left out. With `repeat` a
-    round's time is the mean of as many runs as make up `LEAST_MS`.
+    Every second round runs in reverse order, which cancels the effect of one run on the next.
+    Each run waits until cores are near and the threads of the run before it sleep.
+
+    Args:
+        runs: one call a round each.
+        rounds: how many rounds are kept.
+        warmup: rounds before that, not kept.
+        tick: called after each round.
+        clock: does a run and returns its milliseconds; None = the wall clock.
+        repeat: a round's time is the mean of as many runs as fill `LEAST_MS`.
+        cores: waits for near cores before each run; None = no waiting.
     """
     clock = clock or wall_ms
     once_ms = [LEAST_MS] * len(runs)
@@ -63,10 +93,12 @@ def interleave(
     for r in range(rounds):
         order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
         for i in order:
-            WATCH.wait()
+            if cores is not None:
+                cores.wait()
             _settle()
             took_ms = [clock(runs[i]) for _ in range(counts[i])]
-            WATCH.earn(sum(took_ms))
+            if cores is not None:
+                cores.earn(sum(took_ms))
             found[i].append(statistics.fmean(took_ms))
         if tick is not None:
             tick()
@@ -81,9 +113,9 @@ def wall_ms(run: Callable[[], object]) -> float:
 
 
 def _settle() -> None:
-    """Wait until this process is idle, but not for ever.
+    """Wait until this process is idle, at most 5 ms x `SETTLE_CHECKS`.
 
-    An engine's threads spin on for a while after a run. On two cores that alone made the next
+    The threads of an engine spin for a while after a run. On two cores that made the next
     engine slower by about 10 ms.
     """
     for _ in range(SETTLE_CHECKS):
@@ -93,10 +125,10 @@ def _settle() -> None:
             return
 
 
-def ratio(slow: Timing, fast: Timing) -> Timing:
-    """Round-by-round speed-up of `fast` over `slow` (dimensionless, kept as a `Timing`)."""
+def speedup(slow: Timing, fast: Timing) -> Speedup:
+    """Speed-up of `fast` over `slow`, round by round."""
     pairs = zip(slow.rounds_ms, fast.rounds_ms, strict=True)
-    return Timing(tuple(a / b for a, b in pairs))
+    return Speedup(tuple(a / b for a, b in pairs))
 
 
 def percentile_ms(samples_ms: Sequence[float], share: float) -> float:

@@ -1,24 +1,43 @@
-"""Engines side by side at the serving point: throughput of batches, latency of single rows."""
+"""Times engines side by side at the serving point: batch throughput, single-row latency."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.pipeline.engine import Engine
 
-from .interleave import Timing, interleave, percentile_ms, ratio
+from .interleave import Timing, interleave, percentile_ms, speedup
 
 ROUNDS = 11
 SINGLE_ROWS = 32
 SINGLE_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class ServingPoint:
+    """The batches that throughput is measured on."""
+
+    batch: int
+    """Rows in a batch."""
+    length: int | None
+    """Tokens of every row; None = as in the data."""
+    mean_tokens: int
+    """Real tokens a row, on average."""
+    threads: int
+    """CPU threads of an engine."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; `length` is `data` where rows keep their own."""
+        return {**asdict(self), "length": self.length or "data"}
 
 
 @dataclass(frozen=True)
@@ -29,11 +48,11 @@ class Speed:
     rows_per_second_low: float
     rows_per_second_high: float
     latency_ms_p50: float
-    """Of one row alone, as are the other latencies."""
+    """Latencies are of single rows."""
     latency_ms_p90: float
     latency_ms_p99: float
     throughput_ratio: float
-    """Median over rounds of this engine's throughput against the first engine's."""
+    """Median over rounds of this engine's throughput over the first engine's."""
     throughput_ratio_low: float
     throughput_ratio_high: float
 
@@ -42,15 +61,18 @@ UNTIMED = Speed(*[0.0] * 9)
 
 
 def compare(
-    engines: Sequence[Engine], workload: Sequence[Batch], progress: Progress
+    engines: Sequence[Engine],
+    workload: Sequence[Batch],
+    progress: Progress,
+    cores: CoreMonitor | None = None,
 ) -> list[Speed]:
     """Time all engines in one interleaved run; ratios are against the first."""
     inputs = [batch.inputs() for batch in workload]
     rows = sum(len(batch.rows) for batch in workload)
     runs = [_pass_over(engine, inputs) for engine in engines]
     with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
-        timings = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True)
-        singles = _singles(engines, inputs, step)
+        timings = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True, cores=cores)
+        singles = _singles(engines, inputs, step, cores)
     return [
         _speed(rows, timing, timings[0], single)
         for timing, single in zip(timings, singles, strict=True)
@@ -65,7 +87,10 @@ def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> Callable[[], object]
 
 
 def _singles(
-    engines: Sequence[Engine], inputs: Sequence[Inputs], step: Callable[[], None]
+    engines: Sequence[Engine],
+    inputs: Sequence[Inputs],
+    step: Callable[[], None],
+    cores: CoreMonitor | None,
 ) -> list[list[float]]:
     """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
     each = max(1, SINGLE_ROWS // len(inputs))
@@ -79,7 +104,7 @@ def _singles(
             times_ms.append((time.perf_counter() - start) * 1000)
 
     runs = [partial(one_by_one, *pair) for pair in zip(engines, found, strict=True)]
-    interleave(runs, SINGLE_ROUNDS, warmup=0, tick=step)
+    interleave(runs, SINGLE_ROUNDS, warmup=0, tick=step, cores=cores)
     return found
 
 
@@ -89,7 +114,7 @@ def _row(inputs: Inputs, i: int) -> Inputs:
 
 
 def _speed(rows: int, timing: Timing, first: Timing, single: Sequence[float]) -> Speed:
-    gain = ratio(first, timing)
+    gain = speedup(first, timing)
     return Speed(
         rows_per_second=1000 * rows / timing.median_ms,
         rows_per_second_low=1000 * rows / timing.high_ms,
@@ -97,7 +122,7 @@ def _speed(rows: int, timing: Timing, first: Timing, single: Sequence[float]) ->
         latency_ms_p50=percentile_ms(single, 0.5),
         latency_ms_p90=percentile_ms(single, 0.9),
         latency_ms_p99=percentile_ms(single, 0.99),
-        throughput_ratio=gain.median_ms,
-        throughput_ratio_low=gain.low_ms,
-        throughput_ratio_high=gain.high_ms,
+        throughput_ratio=gain.median,
+        throughput_ratio_low=gain.low,
+        throughput_ratio_high=gain.high,
     )

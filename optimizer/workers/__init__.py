@@ -1,1 +1,1 @@
-"""Candidates built ahead of the search by other processes or machines (Ray)."""
+"""Workers (Ray): processes or machines that build candidates ahead of the search."""

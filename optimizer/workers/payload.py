@@ -1,4 +1,4 @@
-"""What is sent to a worker and what comes back: entries of a store, so no disk is shared."""
+"""The payload of a worker: store entries go in and come back, so no disk is shared."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from tempfile import TemporaryDirectory
 from prumux.optimizer.base.environment import cpu, versions
 from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.base.store import Store
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.evaluator import Bench, nowhere
+from prumux.optimizer.search.evaluator import Evaluator, no_record
+from prumux.optimizer.search.model_store import ModelStore
 
+Files = Mapping[str, bytes]
+"""Store entries, by file name."""
 KINDS = (".json", ".safetensors")
-OWN = ("trial-", "model-", "predictions-", "minutes-", "shape-")
+CANDIDATE = ("trial-", "model-", "predictions-", "minutes-", "shape-")
+"""Prefixes of entries that belong to one candidate."""
 RUN = ("run.json", "measured.json", "precision.json", "threads.json")
-"""Entries that no other candidate needs."""
+"""Entries that workers do not need."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a worker must have in common with the process that it works for."""
+    """Facts that a worker must share with this process, so that results are the same."""
 
     threads: int
-    """A trial's: sums of floats depend on it in the last bit."""
+    """Threads of a trial; sums of floats depend on them in the last bit."""
     versions: Mapping[str, str]
     cpu: str | None
-    """Where answers depend on it: int8 is computed differently by different processors."""
+    """The processor, if answers depend on it: processors compute int8 differently."""
 
     @classmethod
-    def of(cls, bench: Bench, threads: int) -> Host:
-        """Of this process."""
-        return cls(threads, versions(), None if bench.targets[0].exact else cpu())
+    def of(cls, evaluator: Evaluator, threads: int) -> Host:
+        """The facts of this process."""
+        return cls(threads, versions(), None if evaluator.targets[0].exact else cpu())
 
     def differs(self) -> str:
-        """Why the machine that this runs on will not do; empty if it will."""
+        """Why this machine cannot stand in for the other; empty if it can."""
         mine, processor = versions(), cpu()
         for name in sorted(self.versions.keys() | mine.keys()):
             wanted, found = self.versions.get(name, "no"), mine.get(name, "no")
@@ -48,37 +52,37 @@ class Host:
         return ""
 
 
-def packed(bench: Bench) -> Bench:
-    """The bench as it is sent: without a folder, silent, and not allowed to time anything."""
+def packed(evaluator: Evaluator) -> Evaluator:
+    """The evaluator for a worker: without folders, silent, and not allowed to time."""
     ctx: Context = replace(
-        bench.ctx, store=Store(), cache=Store(), progress=Progress(), may_time=False
+        evaluator.ctx, store=Store(), cache=Store(), progress=Progress(), may_time=False
     )
-    return replace(bench, ctx=ctx, record=nowhere)
+    return replace(evaluator, ctx=ctx, record=no_record)
 
 
-def needed(bench: Bench, pipeline: Pipeline) -> dict[str, Path]:
-    """Entries of the bench's store that a candidate shares with others, by file name.
+def needed(evaluator: Evaluator, pipeline: Pipeline) -> dict[str, Path]:
+    """Store entries that a candidate needs, by file name.
 
-    Scores and choices, so that they are the same everywhere and not computed again; models
-    that the pipeline begins with; the dense model's predictions.
+    These are scores and choices that candidates share, models of the pipeline's prefixes and
+    the dense model's predictions.
     """
     lengths = range(1, len(pipeline.passes) + 1)
-    models = tuple(f"model-{key(Pipeline(pipeline.passes[:n]))}" for n in lengths)
+    models = tuple(ModelStore.name(pipeline.prefix(n)) for n in lengths)
     roles = ("select", "certify")
-    mine = (*models, *(bench.predictions_name(Pipeline(()), role) for role in roles))
-    found = {x.name: x for x in bench.ctx.store.files() if x.suffix in KINDS}
-    others = {x for x in found if x.startswith(OWN) and not x.startswith(mine)}
+    mine = (*models, *(evaluator.predictor.name(Pipeline(()), role) for role in roles))
+    found = {x.name: x for x in evaluator.ctx.store.files() if x.suffix in KINDS}
+    others = {x for x in found if x.startswith(CANDIDATE) and not x.startswith(mine)}
     return {name: found[name] for name in sorted(found.keys() - others - set(RUN))}
 
 
 def work(
-    bench: Bench, kind: str, text: str, files: Mapping[str, bytes], host: Host
-) -> dict[str, bytes] | str:
-    """Do a job, in a worker.
+    evaluator: Evaluator, kind: str, text: str, files: Mapping[str, bytes], host: Host
+) -> Files | str:
+    """Do an item, in a worker.
 
     Returns:
-        New entries of the store, those that say that a trial failed among them; or why the
-        job has to be done elsewhere.
+        New store entries, failed trials included; or the reason why this process has to do
+        the item.
     """
     import torch
 
@@ -90,14 +94,16 @@ def work(
         store = Store(Path(folder))
         for name, data in files.items():
             store.add(name, data)
-        bench = bench.with_store(store, nowhere)
+        evaluator = evaluator.with_store(store, no_record)
         try:
             if kind == "trial":
-                bench.trial(pipeline)
+                evaluator.trial(pipeline)
             else:
-                bench.answer(pipeline)
+                evaluator.predict_certified(pipeline)
         except PrumuxError as error:
-            if bench.tried(pipeline) is None:  # nothing that is true everywhere
+            if (
+                evaluator.tried(pipeline) is None
+            ):  # not a failure that every machine would have
                 return str(error).partition("\n")[0]
         return {
             x.name: x.read_bytes()

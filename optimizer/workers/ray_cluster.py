@@ -1,7 +1,7 @@
-"""Ray as a `Cluster`: each job a task that says how many processors it takes.
+"""Runs items on Ray: each item is a Ray task with a number of processors.
 
-Ray runs a task again, elsewhere, if the process or the machine that it is on dies. What it
-gives up, or cannot place, is said to be the caller's.
+If a process or machine dies, Ray runs its tasks again elsewhere. Tasks that Ray gives up or
+cannot place go back to the caller, who does them itself.
 """
 
 from __future__ import annotations
@@ -14,40 +14,38 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prumux.optimizer.base.environment import cpu_threads
 from prumux.optimizer.base.errors import MissingError
-from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.search.evaluator import Evaluator
 
-from .payload import Host, packed, work
-from .speculation import Job
+from .payload import Files, Host, packed, work
+from .speculation import WorkItem
 from .workers import Workers
 
-if TYPE_CHECKING:
-    from .scheduler import Files
-
 RETRIES = 2
-"""So often Ray runs a task again whose process or machine died."""
+"""How often Ray runs a task again whose process or machine died."""
 LOOK_S = 5.0
-"""How often to look whether any machine is left."""
+"""Interval of the check that a machine is left."""
 DRAIN_S = 20.0
-"""So long a cancelled task may take to end; then its process is killed."""
+"""Time that a cancelled task has to end; then its process is killed."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_task_oom_retries": str(RETRIES),  # without a limit where it is not set
 }
-"""Of a Ray that is started here."""
+"""Environment of a Ray that is started here."""
 
 
 @contextmanager
 def connected(workers: Workers) -> Iterator[None]:
-    """Ray, started on this machine or connected to, for as long as the block runs.
+    """Start Ray on this machine, or connect to a cluster, for the duration of the block.
 
-    A Ray that this process is connected to already is taken as it is, and stays.
+    An existing connection of this process is used and stays open.
 
     Raises:
-        MissingError: the cluster is there and will not have us.
+        MissingError: Ray does not start, or the cluster refuses the connection.
     """
     import ray
 
@@ -58,12 +56,12 @@ def connected(workers: Workers) -> Iterator[None]:
     if workers.address is None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        options |= {"num_cpus": max(workers.count, _cores()), "include_dashboard": False}
+        options |= {"num_cpus": max(workers.count, cpu_threads()), "include_dashboard": False}
     try:
         with _own_signals(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a time-out, before it tries again
+            warnings.simplefilter("ignore")  # Ray warns of a time-out before it tries again
             ray.init(workers.address or "local", **options)
-    except Exception as error:  # Ray raises what it likes: versions, time-outs, start-up
+    except Exception as error:  # Ray has no common class for its errors
         raise MissingError(
             f"Ray cannot be used, {workers.address or 'started on this machine'}: "
             f"{_first_line(error)}\ninstall the same versions there, or leave --workers out"
@@ -75,15 +73,15 @@ def connected(workers: Workers) -> Iterator[None]:
 
 
 class RayCluster:
-    """Trials as Ray tasks; see `crew.Cluster`."""
+    """The machines that items run on, as Ray tasks."""
 
-    def __init__(self, bench: Bench, workers: Workers, threads: int) -> None:
+    def __init__(self, evaluator: Evaluator, workers: Workers, threads: int) -> None:
         import ray
 
         self._most = workers.count if workers.address is None else None
-        self._cpus, self._gpus = threads, float(bench.request.device == "cuda")
-        self._host = Host.of(bench, threads)
-        self._bench = ray.put(packed(bench))
+        self._cpus, self._gpus = threads, float(evaluator.ctx.device == "cuda")
+        self._host = Host.of(evaluator, threads)
+        self._evaluator = ray.put(packed(evaluator))
         self._task: Any = ray.remote(_work).options(
             num_cpus=threads, num_gpus=self._gpus, max_retries=RETRIES
         )
@@ -92,31 +90,31 @@ class RayCluster:
         self._lost = False
 
     def slots(self) -> int:
-        """How many can run at once on the machines that are alive."""
+        """Number of items that can run at once on the living machines; 0 = none is left."""
         if self._lost:
             return 0
         fit = sum(self._fits(node) for node in _nodes())
         return fit if self._most is None else min(fit, self._most)
 
-    def start(self, job: Job, files: Mapping[str, Path]) -> Hashable:
-        """Begin a job."""
+    def start(self, item: WorkItem, files: Mapping[str, Path]) -> Hashable:
+        """Start an item with these store entries; returns a handle."""
         import ray
 
         sent = {}
         for name, path in files.items():
-            whole = name.startswith("model-")  # large, and of use to this candidate alone
+            whole = name.startswith("model-")  # large, and used by this candidate only
             if whole or name not in self._shared:
                 put = ray.put(path.read_bytes())
                 if not whole:
                     self._shared[name] = put
             sent[name] = put if whole else self._shared[name]
         handle: Hashable = self._task.remote(
-            self._bench, job.kind, str(job.pipeline), sent, self._host
+            self._evaluator, item.kind, str(item.pipeline), sent, self._host
         )
         return handle
 
     def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
-        """Wait until one has ended, or no machine is left for any."""
+        """Wait until some have ended: their new store entries, or why there are none."""
         import ray
 
         refs = list(handles)
@@ -135,7 +133,7 @@ class RayCluster:
             return dict.fromkeys(refs, _first_line(error))
 
     def cancel(self, handle: Hashable) -> None:
-        """End a job soon."""
+        """End an item soon."""
         import ray
 
         ref: Any = handle
@@ -143,7 +141,7 @@ class RayCluster:
         self._quietly(lambda: ray.cancel(ref))
 
     def drain(self) -> None:
-        """Return when everything that was cancelled has ended, killed if it must be."""
+        """Return when every cancelled item has ended; kill those that do not end."""
         import ray
 
         def ended(seconds: float) -> list[Any]:
@@ -167,27 +165,23 @@ class RayCluster:
     def _quietly(self, do: Callable[[], object]) -> None:
         try:
             do()
-        except Exception:  # the connection is gone, and with it whatever ran
+        except Exception:  # the connection is gone, and its tasks with it
             self._lost = True
 
 
 def smallest_machine() -> int:
-    """Processors of the smallest machine that has any; 1 if there is none yet."""
-    return max(
-        1,
-        min(
-            (x for x in (int(n["Resources"].get("CPU", 0)) for n in _nodes()) if x), default=1
-        ),
-    )
+    """Processors of the smallest machine; 1 if there is none yet."""
+    cpus = (int(node["Resources"].get("CPU", 0)) for node in _nodes())
+    return min((x for x in cpus if x), default=1)
 
 
 def _work(
-    bench: Bench, kind: str, text: str, files: Mapping[str, Any], host: Host
-) -> dict[str, bytes] | str:
-    """The task; what it needs comes from the object store."""
+    evaluator: Evaluator, kind: str, text: str, files: Mapping[str, Any], host: Host
+) -> Files | str:
+    """The Ray task; its files come from the object store."""
     import ray
 
-    return work(bench, kind, text, {k: ray.get(x) for k, x in files.items()}, host)
+    return work(evaluator, kind, text, {k: ray.get(x) for k, x in files.items()}, host)
 
 
 def _outcome(ref: Any) -> Files | str:
@@ -195,7 +189,7 @@ def _outcome(ref: Any) -> Files | str:
 
     try:
         found: Files | str = ray.get(ref)
-    except Exception as error:  # what the task raised, or how its process died
+    except Exception as error:  # the task raised it, or its process died
         return _first_line(error)
     return found
 
@@ -207,12 +201,6 @@ def _nodes() -> list[dict[str, Any]]:
     return [node for node in nodes() if node["Alive"]]
 
 
-def _cores() -> int:
-    from prumux.optimizer.base.environment import cpu_threads
-
-    return cpu_threads()
-
-
 def _first_line(error: Exception) -> str:
     lines = [x for x in str(error).splitlines() if x.strip()] or [""]
     return f"{type(error).__name__}: {lines[0]:.200}"
@@ -220,7 +208,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; ours means: stop, and say how to go on."""
+    """Restore the handler of SIGTERM, which Ray replaces by its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

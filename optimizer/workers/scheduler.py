@@ -1,85 +1,66 @@
-"""Keeps workers busy with what the search will ask for next, and waits for what it asks.
+"""The scheduler: workers compute ahead of the search what it will ask for next.
 
-All is as if nobody helped, the order of trials.jsonl included: what workers find is put into
-the store, and what the search does not ask for is not looked at. To the last bit this holds
-where workers run on the same kind of processor; versions are compared, rounding cannot be.
+Workers only pre-fill the store; the result equals a serial run, the order of trials.jsonl
+included, because unasked results are never read. It is equal to the last bit on processors of
+the same kind; versions are compared, rounding cannot be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Hashable
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.bisection import Found, Trial
-from prumux.optimizer.search.certificate import Certificate
-from prumux.optimizer.search.evaluator import Bench
+from prumux.optimizer.search.bisection import SearchResult, Trial
+from prumux.optimizer.search.evaluator import Evaluator
 
+from . import ray_cluster
 from .payload import needed
-from .speculation import Job, Search, jobs_ahead
+from .ray_cluster import RayCluster
+from .speculation import Search, WorkItem, items_ahead
 from .workers import Workers
 
-Files = Mapping[str, bytes]
-"""Entries of a store, by file name."""
 MOST_AHEAD = 64
-"""Jobs that are looked for at once: looking takes time too."""
+"""Items that are looked for at once, because looking takes time too."""
 
 
-class Cluster(Protocol):
-    """Where jobs run."""
+class Scheduler:
+    """A `trial` and a `certify` for a search; workers run ahead of both."""
 
-    def slots(self) -> int:
-        """How many can run at once now; 0 = none any more."""
-
-    def start(self, job: Job, files: Mapping[str, Path]) -> Hashable:
-        """Begin a job with these entries of the store; returns a handle."""
-
-    def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
-        """Wait until some have ended: new entries of the store, or why there are none."""
-
-    def cancel(self, handle: Hashable) -> None:
-        """End a job soon."""
-
-    def drain(self) -> None:
-        """Return when everything that was cancelled has ended."""
-
-
-class Crew:
-    """A `trial` and a `prove` for a search, which workers run ahead of."""
-
-    def __init__(self, search: Search, bench: Bench, limit: float, cluster: Cluster) -> None:
-        self._search, self._bench = search, bench
+    def __init__(
+        self, search: Search, evaluator: Evaluator, limit: float, cluster: RayCluster
+    ) -> None:
+        self._search, self._evaluator = search, evaluator
         self._limit, self._cluster = limit, cluster
-        self._running: dict[Job, Hashable] = {}
-        self._here: set[Job] = set()
+        self._running: dict[WorkItem, Hashable] = {}
+        self._here: set[WorkItem] = set()
         self._known: dict[Pipeline, Trial | PassError] = {}
         self._proofs: dict[Pipeline, Certificate] = {}
 
-    def run(self, late: Callable[[Pipeline], bool]) -> Found:
-        """Search. At the end, whatever happens, no worker is busy."""
+    def run(self, out_of_time: Callable[[Pipeline], bool]) -> SearchResult:
+        """Search. When this returns or raises, no worker is busy."""
         try:
-            return self._search(self.trial, self.prove, late)
+            return self._search(self.trial, self.certify, out_of_time)
         finally:
             self._stop()
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        """As `Bench.trial`."""
-        self._settle(Job("trial", pipeline))
-        return self._bench.trial(pipeline)
+        """As `Evaluator.trial`."""
+        self._settle(WorkItem("trial", pipeline))
+        return self._evaluator.trial(pipeline)
 
-    def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
-        """As `Bench.certify`."""
-        self._settle(Job("proof", pipeline))
-        proof = self._bench.certify(pipeline, self._limit, confidence)
+    def certify(self, pipeline: Pipeline, confidence: float) -> Certificate:
+        """As `Evaluator.certify`."""
+        self._settle(WorkItem("proof", pipeline))
+        proof = self._evaluator.certify(pipeline, self._limit, confidence)
         self._proofs[pipeline] = proof
         return proof
 
-    def _settle(self, asked: Job) -> None:
-        """Return when the answer is in the store, or when it is to be found in this process.
+    def _settle(self, asked: WorkItem) -> None:
+        """Return when the item is in the store, or when this process has to do it.
 
-        In the latter case nobody else is busy: it may be something that is timed.
+        In the latter case no worker is busy, because the item may time something.
         """
         while not self._done(asked) and asked not in self._here:
             self._fill(asked)
@@ -87,112 +68,115 @@ class Crew:
                 break
             self._collect()
         if self._done(asked):
-            self._fill(None)  # they go on while this process certifies
+            self._fill(None)  # workers go on while this process certifies
         else:
             self._stop()
 
-    def _fill(self, asked: Job | None) -> None:
-        """Give every free worker the nearest job.
+    def _fill(self, asked: WorkItem | None) -> None:
+        """Give every free worker the nearest item.
 
-        What runs is ended only where the search waits for something else: it may be asked
-        for yet, and has been at it for a while.
+        A running item is cancelled only if the search waits for another one and no worker is
+        free, because its result may still be needed.
         """
         slots = self._cluster.slots()
         count = min(2 * slots, MOST_AHEAD)
-        found = jobs_ahead(self._search, self._tried, self._proofs, self._limit, count)
-        # With a time limit a search may ask for something else.
+        found = items_ahead(self._search, self._tried, self._proofs, self._limit, count)
+        # With a time limit a search may ask for an item that the replay did not find.
         wanted = list(dict.fromkeys([asked, *found] if asked else found))
-        far = {job: i for i, job in enumerate(wanted)}
-        for job in wanted:
-            if not self._startable(job):
+        far = {item: i for i, item in enumerate(wanted)}
+        for item in wanted:
+            if not self._startable(item):
                 continue
             if len(self._running) >= slots:
-                if job != asked or not self._running:
+                if item != asked or not self._running:
                     break
                 self._cancel(max(self._running, key=lambda x: far.get(x, len(far))))
-            files = needed(self._bench, job.pipeline)
-            self._running[job] = self._cluster.start(job, files)
+            files = needed(self._evaluator, item.pipeline)
+            self._running[item] = self._cluster.start(item, files)
 
-    def _startable(self, job: Job) -> bool:
-        if job in self._running or job in self._here or self._done(job):
+    def _startable(self, item: WorkItem) -> bool:
+        if item in self._running or item in self._here or self._done(item):
             return False
-        if job.kind == "proof":
-            return isinstance(self._tried(job.pipeline), Trial)
+        if item.kind == "proof":
+            return isinstance(self._tried(item.pipeline), Trial)
         others = [x.pipeline for x in self._running if x.kind == "trial"]
-        return not any(self._bench.shares_training(job.pipeline, x) for x in others)
+        return not any(
+            self._evaluator.builder.shares_training(item.pipeline, x) for x in others
+        )
 
     def _collect(self) -> None:
-        """Wait for some to end and store what they found."""
-        jobs = {handle: job for job, handle in self._running.items()}
-        for handle, outcome in self._cluster.wait(jobs).items():
-            job = jobs[handle]
-            del self._running[job]
+        """Wait for some items to end and store their results."""
+        items = {handle: item for item, handle in self._running.items()}
+        for handle, outcome in self._cluster.wait(items).items():
+            item = items[handle]
+            del self._running[item]
             if isinstance(outcome, str):
-                self._here.add(job)
-                self._bench.ctx.progress.say(f"{job} is left to this process: {outcome}", 2)
+                self._here.add(item)
+                self._evaluator.ctx.progress.say(
+                    f"{item} is left to this process: {outcome}", 2
+                )
                 continue
-            # Facts come last, as they say that what they speak of is there.
+            # Facts come last, as the sign that the entries they describe are there.
             for name in sorted(outcome, key=lambda x: (x.endswith(".json"), x)):
-                self._bench.ctx.store.add(name, outcome[name])
-            if not self._done(job):
-                self._here.add(job)
+                self._evaluator.ctx.store.add(name, outcome[name])
+            if not self._done(item):
+                self._here.add(item)
 
-    def _done(self, job: Job) -> bool:
-        if job.kind == "trial":
-            return self._tried(job.pipeline) is not None
-        return self._bench.answered(job.pipeline)
+    def _done(self, item: WorkItem) -> bool:
+        if item.kind == "trial":
+            return self._tried(item.pipeline) is not None
+        return self._evaluator.has_certified_predictions(item.pipeline)
 
     def _tried(self, pipeline: Pipeline) -> Trial | PassError | None:
-        if pipeline not in self._known and (found := self._bench.tried(pipeline)) is not None:
+        found = self._known.get(pipeline) or self._evaluator.tried(pipeline)
+        if found is not None:
             self._known[pipeline] = found
-        return self._known.get(pipeline)
+        return found
 
-    def _cancel(self, job: Job) -> None:
-        self._cluster.cancel(self._running.pop(job))
+    def _cancel(self, item: WorkItem) -> None:
+        self._cluster.cancel(self._running.pop(item))
 
     def _stop(self) -> None:
-        for job in list(self._running):
-            self._cancel(job)
+        for item in list(self._running):
+            self._cancel(item)
         self._cluster.drain()
 
 
-def searched(
+def search_with_workers(
     search: Search,
-    bench: Bench,
+    evaluator: Evaluator,
     limit: float,
-    late: Callable[[Pipeline], bool],
+    out_of_time: Callable[[Pipeline], bool],
     workers: Workers,
-) -> Found:
-    """Search, with workers ahead of it if there are any; they are gone when it ends."""
+) -> SearchResult:
+    """Search, with workers ahead of it if there are any; they have ended when it returns."""
     if workers.here_only:
-        return search(bench.trial, lambda x, sure: bench.certify(x, limit, sure), late)
+        return search(
+            evaluator.trial, lambda x, sure: evaluator.certify(x, limit, sure), out_of_time
+        )
     import torch
 
-    from .ray_cluster import RayCluster, connected
-
-    bench.dense_score("select")  # known here, it need not be computed by each of them
+    evaluator.dense_score("select")  # computed once here, not by each worker
     threads = torch.get_num_threads()
-    with connected(workers):
-        cluster = RayCluster(bench, workers, threads)
-        bench.ctx.progress.say(
+    with ray_cluster.connected(workers):
+        cluster = ray_cluster.RayCluster(evaluator, workers, threads)
+        evaluator.ctx.progress.say(
             f"{cluster.slots()} workers, {threads} threads each, build candidates ahead"
         )
-        return Crew(search, bench, limit, cluster).run(late)
+        return Scheduler(search, evaluator, limit, cluster).run(out_of_time)
 
 
-def trial_threads(bench: Bench, workers: Workers) -> int:
-    """Threads of every trial, wherever it runs; a run that is resumed goes on with them.
+def trial_threads(evaluator: Evaluator, workers: Workers) -> int:
+    """Threads of every trial, on every machine; stored, so that a resumed run uses the same.
 
-    Sums of floats depend on them in the last bit, so this is what makes results the same.
+    Sums of floats depend on the number of threads in the last bit.
     """
 
     def decide() -> dict[str, int]:
-        cores = bench.ctx.threads
+        cores = evaluator.ctx.threads
         if workers.address is None:
             return {"trial": workers.threads(cores)}
-        from .ray_cluster import connected, smallest_machine
+        with ray_cluster.connected(workers):
+            return {"trial": min(cores, ray_cluster.smallest_machine())}
 
-        with connected(workers):
-            return {"trial": min(cores, smallest_machine())}
-
-    return int(bench.ctx.store.json("threads", decide)["trial"])
+    return int(evaluator.ctx.store.json("threads", decide)["trial"])

@@ -1,10 +1,10 @@
-"""What a search will ask for next, found by running the search itself on imagined answers.
+"""Speculation: finds the next trials of a search by replaying it on assumed answers.
 
-A search is a function of the answers it gets: losses of trials, certificates. So all that it
-may ask next is known without it: give it what is known, and where it asks for more, imagine
-that the candidate keeps the limit, and that it does not, and look what either leads to. What
-is found so can be computed elsewhere and put into the store; the search then finds it there.
-It decides as it would alone, only sooner.
+A search is a function of its answers: losses of trials, and certificates. `items_ahead` runs
+it on the known answers. Where it asks for an unknown one, the replay goes on twice: once
+assuming that the candidate keeps the limit, once that it does not. Workers compute the
+collected items and put the results into the store, where the search finds them. So it decides
+as it would alone, only sooner.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.bisection import Found, Prove, Trial
-from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.search.bisection import Certify, SearchResult, Trial
 
 Try = Callable[[Pipeline], Trial]
-Search = Callable[[Try, Prove, Callable[[Pipeline], bool]], Found]
-"""Takes what builds and scores a candidate, what certifies one, and who comes too late."""
+Search = Callable[[Try, Certify, Callable[[Pipeline], bool]], SearchResult]
+"""A search as a function of `trial`, `certify` and `out_of_time`."""
 LOST, KEPT = 2.0, 0.5
-"""Imagined losses, in shares of the limit. The lost one first: the bisection of the default
-space, which reaches far, mostly loses the first ones."""
+"""Assumed losses, in shares of the limit. LOST comes first, because the first trials of the
+default space mostly lose too much."""
 REPLAYS = 6
-"""At most so many runs of the search for each job that is looked for."""
+"""Replays of the search for each wanted item, at most."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """Something that a search asks for."""
+class WorkItem:
+    """A trial, or the predictions that a certificate needs."""
 
     kind: Literal["trial", "proof"]
     pipeline: Pipeline
@@ -41,64 +41,56 @@ class Job:
         return f"{self.kind} of {self.pipeline}"
 
 
-@dataclass(frozen=True)
-class _World:
-    """Answers that are only imagined."""
-
-    losses: Mapping[Pipeline, float]
-    proved: frozenset[Pipeline] = frozenset()
+Answers = Mapping[WorkItem, float]
+"""Assumed answers: the loss of a trial; a certificate that is listed holds."""
 
 
 class _AskedError(Exception):
-    def __init__(self, job: Job) -> None:
-        super().__init__(str(job))
-        self.job = job
+    """A search asks for an unknown answer."""
+
+    def __init__(self, item: WorkItem) -> None:
+        super().__init__(str(item))
+        self.item = item
 
 
-def jobs_ahead(
+def items_ahead(
     search: Search,
     tried: Callable[[Pipeline], Trial | PassError | None],
     proofs: Mapping[Pipeline, Certificate],
     limit: float,
     count: int,
-) -> list[Job]:
-    """The next things that a search may ask for, the nearest first.
+) -> list[WorkItem]:
+    """The next items that a search may ask for, the nearest first.
 
     Args:
         search: must not depend on a clock.
-        tried: what is known of a candidate; an error if its trial failed.
-        proofs: certificates that were made already.
-        limit: the most that may be lost.
-        count: how many at most.
+        tried: the finished trial of a candidate, or its error; None = not tried.
+        proofs: finished certificates.
+        limit: the allowed loss.
+        count: number of items, at most.
     """
-    found = dict[Job, None]()
-    worlds = deque([_World({})])
+    found = dict[WorkItem, None]()
+    branches = deque[Answers]([{}])
     for _ in range(REPLAYS * count):
-        if not worlds or len(found) >= count:
+        if not branches or len(found) >= count:
             break
-        world = worlds.popleft()
-        job = _asked(search, tried, proofs, world, limit)
-        if job is None:
-            continue
-        found[job] = None
-        if job.kind == "proof":
-            worlds.append(_World(world.losses, world.proved | {job.pipeline}))
-        else:
-            worlds += [
-                _World({**world.losses, job.pipeline: share * limit}, world.proved)
-                for share in (LOST, KEPT)
-            ]
+        assumed = branches.popleft()
+        item = _next_item(search, tried, proofs, assumed, limit)
+        if item is not None:
+            found[item] = None
+            losses = (LOST * limit, KEPT * limit) if item.kind == "trial" else (0.0,)
+            branches += [{**assumed, item: loss} for loss in losses]
     return list(found)
 
 
-def _asked(
+def _next_item(
     search: Search,
     tried: Callable[[Pipeline], Trial | PassError | None],
     proofs: Mapping[Pipeline, Certificate],
-    world: _World,
+    assumed: Answers,
     limit: float,
-) -> Job | None:
-    """The first thing that a search asks for and that nobody knows or imagines."""
+) -> WorkItem | None:
+    """The first item that a search asks for and that is neither known nor assumed."""
 
     def trial(pipeline: Pipeline) -> Trial:
         known = tried(pipeline)
@@ -106,21 +98,21 @@ def _asked(
             raise PassError(str(known), known.exit_code)
         if known is not None:
             return known
-        if (loss := world.losses.get(pipeline)) is None:
-            raise _AskedError(Job("trial", pipeline))
+        if (loss := assumed.get(item := WorkItem("trial", pipeline))) is None:
+            raise _AskedError(item)
         return Trial(pipeline, 1 - loss, loss, 0.0, 0)
 
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
+    def certify(pipeline: Pipeline, confidence: float) -> Certificate:
         if pipeline in proofs:
             return proofs[pipeline]
-        if pipeline not in world.proved:
-            raise _AskedError(Job("proof", pipeline))
-        return Certificate("", 0, 1.0, 1.0, 0.0, -math.inf, confidence, limit, "imagined")
+        if (item := WorkItem("proof", pipeline)) not in assumed:
+            raise _AskedError(item)
+        return Certificate("", 0, 1.0, 1.0, 0.0, -math.inf, confidence, limit, "assumed")
 
     try:
-        search(trial, prove, lambda _: False)
+        search(trial, certify, lambda _: False)
     except _AskedError as asked:
-        return asked.job
-    except PassError:  # where the search itself would end
-        return None
+        return asked.item
+    except PassError:  # the search itself would end here
+        pass
     return None

@@ -1,4 +1,4 @@
-"""`--workers`: who else may build candidates. Nothing of Ray is imported for one worker."""
+"""The option `--workers`. Ray is imported only for more than one worker."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from prumux.optimizer.base.errors import MissingError, UsageError
 
 MOST = 1000
 ANSWER_S = 5.0
-"""So long a machine may take to answer."""
+"""Time that a machine has to answer."""
 ADDRESS = re.compile(r"ray://(?P<host>[\w.-]+|\[[\da-fA-F:]+\]):(?P<port>\d{1,5})")
-IDLE = (
-    "--workers: {what}, so there is nothing to run ahead of it\n"
+UNUSED = (
+    "--workers: {why}, so there is nothing to run ahead of it\n"
     "name alternatives, to build or train them side by side, such as\n"
     "--passes 'prune{{sparsity=0.5|0.7}},slice,distill{{epochs=3}}' --budget 2%"
 )
-"""Said where workers bring nothing."""
+"""Message when workers cannot help."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """So many processes of this machine, or whatever a Ray cluster has."""
+    """A number of processes on this machine, or a Ray cluster."""
 
     count: int = 1
     address: str | None = None
 
     @classmethod
     def parse(cls, given: object) -> Workers:
-        """Of a number or a text.
+        """Read a number or a text.
 
         Raises:
-            UsageError: it is neither a whole number from 1 nor ray://HOST:PORT.
+            UsageError: neither a whole number from 1 nor ray://HOST:PORT.
         """
         text = "1" if given is None else str(given)
         if isinstance(given, bool):
@@ -51,14 +51,14 @@ class Workers:
 
     @property
     def here_only(self) -> bool:
-        """Whether this process does everything itself."""
+        """True if this process does everything itself."""
         return self.address is None and self.count == 1
 
     def check_device(self, device: object) -> None:
-        """Look whether candidates can be trained on a device.
+        """Check that workers can train on a device.
 
         Raises:
-            UsageError: it is none, or they cannot choose it.
+            UsageError: not a device name, or one that workers cannot choose.
         """
         if not re.fullmatch(DEVICE, str(device)):
             raise UsageError(
@@ -71,10 +71,10 @@ class Workers:
             )
 
     def check(self) -> None:
-        """Look whether they can be had, within seconds.
+        """Check within seconds that the workers are available.
 
         Raises:
-            MissingError: Ray is not installed, or nobody answers at the address.
+            MissingError: Ray is not installed, or no cluster answers at the address.
         """
         if self.here_only:
             return
@@ -89,14 +89,14 @@ class Workers:
             self._answers(self.address)
 
     def threads(self, cores: int) -> int:
-        """Processors for one trial, so that `count` of them fill a machine."""
+        """Processors of one trial, so that `count` trials fill a machine of `cores`."""
         return max(1, cores // self.count)
 
     def __str__(self) -> str:
         return self.address or str(self.count)
 
     def _answers(self, address: str) -> None:
-        """A channel opens: a port that is open but not Ray's would hang later on."""
+        """Open a channel. A port of another program would only hang later."""
         import grpc
 
         found = ADDRESS.fullmatch(address)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.bfloat16 import autocast
-from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import Encoded, groups_of
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.module import EncoderModule, Factors
@@ -71,18 +70,12 @@ def _stored(
     name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
 ) -> list[Tensor]:
     """Importance of the factors on `alive`; kept in the store."""
-    from prumux.optimizer.model.source import digest
-
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
-    masks = model.masks
-    given = digest(model.weights, model.task, model.encoder)
-    about = (rows.ids, rows.types, ctx.seed)
-    name = f"{name}-{key(given, masks.key(), *map(repr, about), torch.__version__)}"
 
     def make() -> dict[str, Tensor]:
         return {str(i): x for i, x in enumerate(_fisher(model, alive, put, rows, ctx))}
 
-    found = ctx.store.tensors(name, make)
+    found = ctx.cached(name, (model, rows), make)
     return [found[str(i)] for i in range(len(alive))]
 
 

@@ -20,7 +20,7 @@ from .importance import fisher
 class RankedPrune(Pass):
     """A pass that marks the least important units of one kind for removal."""
 
-    marks: ClassVar[bool] = True
+    masks: ClassVar[Literal["adds"]] = "adds"
     units: ClassVar[Literal["heads", "ffn"]]
     ratio: float = field(metadata={"help": "share of all units to remove, in [0, 1]"})
     scope: Literal["global", "layer"] = field(

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.ir import Masks, Model
 from prumux.optimizer.model.module import Branch
@@ -86,13 +85,7 @@ class Removals:
 
 def second_order(model: Model, ctx: Context) -> Removals:
     """The removals of every branch, from the first `ROWS` fit rows; kept in the store."""
-    from prumux.optimizer.model.source import digest
-
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
-    masks = [*model.masks.heads, *model.masks.ffn, model.masks.hidden]
-    given = digest(model.weights, model.task, model.encoder)
-    about = (*(m.int().tolist() for m in masks), rows.ids, rows.types, ctx.seed, DAMPING)
-    name = "second-order-" + key(given, *map(repr, about), torch.__version__)
 
     def make() -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -105,7 +98,7 @@ def second_order(model: Model, ctx: Context) -> Removals:
                 step()
         return found
 
-    return Removals(ctx.store.tensors(name, make))
+    return Removals(ctx.cached("second-order", (model, rows, DAMPING), make))
 
 
 def _branches(masks: Masks) -> list[tuple[Branch, Tensor]]:

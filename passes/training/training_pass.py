@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.pipeline.passes import Pass
+from prumux.optimizer.pipeline.passes import Pass, TrainingLength
 
 from .augment import augmented
 from .loop import TrainingSchedule
@@ -19,7 +19,6 @@ EPOCHS = 3.0
 class TrainingPass(Pass):
     """A pass that trains for some epochs or minutes."""
 
-    trains: ClassVar[bool] = True
     epochs: float | None = field(
         default=None,
         metadata={
@@ -59,6 +58,16 @@ class TrainingPass(Pass):
         for name in names:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    @property
+    def training(self) -> TrainingLength:
+        """The options as the core asks for them."""
+        epochs = self.length.epochs or 0.0
+        return TrainingLength(self.minutes, epochs, self.augment)
+
+    def with_minutes(self, minutes: float) -> Self:
+        """Minutes in place of epochs."""
+        return replace(self, epochs=None, minutes=minutes)
 
     @property
     def length(self) -> TrainingSchedule:

@@ -14,7 +14,7 @@ import torch
 import prumux
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.model.source import load_model
-from prumux.optimizer.run.job import Request
+from prumux.optimizer.run.request import Request
 from tests.helpers import jobs
 from tests.helpers.checkpoints import config
 
@@ -252,7 +252,7 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # A tiny model's time cannot be measured to 10 %, so the family counts multiply-adds.
+    # A tiny model's time cannot be measured to 10 %, so the schedule counts multiply-adds.
     monkeypatch.setattr("prumux.optimizer.timing.cost_table.LIMIT", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
@@ -263,7 +263,7 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("prumux.optimizer.run.packaging.ship", interrupted)
+        patch.setattr("prumux.optimizer.run.run.package", interrupted)
         assert main(command) == 130
     said = capsys.readouterr().err
     assert "counting multiply-adds in place of milliseconds" in said

@@ -31,9 +31,10 @@ class Costs:
     rounds: dict[str, int] = field(default_factory=dict)
 
     def interleave(
-        self, runs: Sequence[Callable[[], object]], rounds: int, warmup: int
+        self, runs: Sequence[Callable[[], object]], rounds: int, warmup: int, cores: object
     ) -> tuple[Timing, ...]:
         """As the real one, with recorded times."""
+        del cores
         self.runs += len(runs) * (rounds + warmup)
         found = []
         for run in runs:
@@ -59,9 +60,11 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
         found.engines += 1
         real_open(self, *args, **kwargs)  # type: ignore[arg-type]
 
-    def time_graphs(graphs: Sequence[fusion_choice.CheckedGraph], workload: object) -> object:
+    def time_graphs(
+        graphs: Sequence[fusion_choice.CheckedGraph], workload: object, cores: object
+    ) -> object:
         found.names = {id(x.engine): x.fusion for x in graphs}
-        return real_time(graphs, workload)  # type: ignore[arg-type]
+        return real_time(graphs, workload, cores)  # type: ignore[arg-type]
 
     monkeypatch.setattr(OrtEngine, "__init__", init)
     monkeypatch.setattr("prumux.export.onnx.time_graphs", time_graphs)

@@ -10,7 +10,7 @@ import contextlib
 import io
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -34,7 +34,7 @@ from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
-from prumux.optimizer.run import job
+from prumux.optimizer.run import run as runs
 
 Compiled = Model
 """What passes take and give, whatever its class is called."""
@@ -194,7 +194,7 @@ def target(text: str) -> dict[str, Any]:
 
 
 def _options(of: Any) -> dict[str, Any]:
-    found = {name: getattr(of, name) for name in of.__dataclass_fields__}
+    found = {x.name: getattr(of, x.name) for x in fields(of)}
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
     assert all(not isinstance(x, float) or math.isfinite(x) for x in plain.values())
     return {"name": of.name, "options": plain}
@@ -214,4 +214,4 @@ def optimize(model: Path, out: Path, **options: Any) -> dict[str, Any]:
         patch("prumux.optimizer.run.packaging._slower", lambda *_: False),
         patch("prumux.optimizer.run.inputs.cpu_threads", lambda: 1),
     ):
-        return dict(job.optimize(model, out=out, **options).report)
+        return dict(runs.optimize(model, out=out, **options).report)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.run import job
+from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.run import choose, plan, request
 from prumux.optimizer.run.workspace import open_workspace
-from prumux.optimizer.search.bisection import Found
-from prumux.optimizer.search.budget import Budget
+from prumux.optimizer.search.bisection import SearchResult
 from prumux.optimizer.workers.scheduler import trial_threads
 from tests.helpers import jobs
 
@@ -24,13 +24,13 @@ from tests.helpers import jobs
 class Searched:
     """What a search decided, and what it left in its folder."""
 
-    found: Found
+    found: SearchResult
     lines: list[dict[str, Any]]
     """trials.jsonl, without seconds."""
     tensors: Mapping[str, bytes]
     """Models and predictions of the store."""
 
-    def decided(self) -> Found:
+    def decided(self) -> SearchResult:
         """All that was found, without seconds."""
         trials = tuple(replace(x, seconds=0.0) for x in self.found.trials)
         return replace(self.found, trials=trials)
@@ -52,16 +52,16 @@ def given(folder: Path) -> dict[str, Any]:
 
 def searched(options: Mapping[str, Any], out: Path, workers: int | str = 1) -> Searched:
     """Run the search of a request, and nothing else."""
-    request = job.Request(out=out, workers=workers, resume=True, **options)
-    todo = job.plan(request, Progress())
-    workspace = open_workspace(out, todo.bench.facts(todo.space), resume=True)
+    asked = request.Request(out=out, workers=workers, resume=True, **options)
+    todo = plan.plan(asked, Progress())
+    workspace = open_workspace(out, todo.facts(), resume=True)
     assert workspace is not None
     try:
-        bench = todo.bench.with_store(workspace.store, workspace.record)
-        todo = replace(todo, bench=bench)
-        helpers = job._of_use(todo)
-        torch.set_num_threads(trial_threads(bench, helpers))
-        found, _ = job._choose(todo, time.monotonic(), helpers)
+        evaluator = todo.evaluator.with_store(workspace.store, workspace.record)
+        todo = replace(todo, evaluator=evaluator)
+        helpers = choose.useful_workers(todo)
+        torch.set_num_threads(trial_threads(evaluator, helpers))
+        found, _ = choose.search(todo, time.monotonic(), helpers)
     finally:
         workspace.release()
     assert found is not None

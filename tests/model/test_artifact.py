@@ -16,8 +16,9 @@ from prumux.optimizer.model.artifact import (
     save_artifact,
     to_config,
 )
+from prumux.optimizer.model.folder import digest
 from prumux.optimizer.model.ir import Masks, Model
-from prumux.optimizer.model.source import build, digest, load_model
+from prumux.optimizer.model.source import build, load_model
 from prumux.passes.slice import slice_model
 from tests.helpers.checkpoints import config, state
 from tests.helpers.factory import Family, Kind, multiplexed, random_batch, random_model

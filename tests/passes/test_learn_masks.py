@@ -412,5 +412,7 @@ def test_text_form() -> None:
 def test_sizing_a_candidate_trains_nothing() -> None:
     text = "prune{sparsity=0.3},slice,learn-masks{sparsity=0.6 of=macs epochs=9},slice"
     *_, learn, _ = Pipeline.parse(text).passes
-    assert str(learn.stand_in()) == "prune{sparsity=0.6 of=macs}"
-    assert learn.stand_in().stand_in() == learn.stand_in()
+    assert str(learn.sketch()) == "prune{sparsity=0.6 of=macs}"
+    sketch = learn.sketch()
+    assert sketch is not None
+    assert sketch.sketch() == sketch

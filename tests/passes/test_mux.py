@@ -26,7 +26,7 @@ from prumux.optimizer.model.cost import branch_cost, count
 from prumux.optimizer.model.ir import Keys, Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.partner_sensitivity import drawn
+from prumux.optimizer.search.partner_sensitivity import partner_sensitivity
 from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.mux import Mux
 from prumux.passes.slice import slice_model
@@ -287,8 +287,8 @@ def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
     batch = random_batch(model, rows=31, length=9)
     rows = make_context(model, batch).fit
     labels = np.zeros(31, dtype=np.int64)
-    found = drawn(model, rows, labels, "accuracy")
-    again = drawn(model, rows, labels, "accuracy")
+    found = partner_sensitivity(model, rows, labels, "accuracy")
+    again = partner_sensitivity(model, rows, labels, "accuracy")
     assert found == again
     assert len(set(found.scores)) > 1
     assert len(found.slots) == 3
@@ -300,7 +300,7 @@ def test_partners_are_drawn_anew_and_slots_are_counted() -> None:
         for name, x in model.weights.items() if name in SLOTTED
     }  # fmt: skip
     deaf = replace(model, weights={**model.weights, **still})
-    assert drawn(deaf, rows, labels, "accuracy").depends_on_partners == 0
+    assert partner_sensitivity(deaf, rows, labels, "accuracy").depends_on_partners == 0
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -355,7 +355,7 @@ def test_a_regression_model_mixes_rows_too() -> None:
     expected = answers(pruned, batch.inputs())
     assert expected.shape == (5, 1)
     np.testing.assert_allclose(engine.run(batch.inputs()), expected, atol=1e-4)
-    again = drawn(pruned, ctx.fit, np.linspace(0, 1, 9), "pearson")
+    again = partner_sensitivity(pruned, ctx.fit, np.linspace(0, 1, 9), "pearson")
     assert 0 < again.depends_on_partners < 10
 
 

@@ -26,7 +26,7 @@ from prumux.optimizer.base.store import Store
 from prumux.optimizer.cli.console import device_name
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.run.job import Request
+from prumux.optimizer.run.request import Request
 from prumux.passes.distill import Distill
 from prumux.passes.training import loop as training
 from prumux.passes.training import worker_processes

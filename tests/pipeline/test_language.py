@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from prumux.optimizer.base.errors import SpecError
 from prumux.optimizer.pipeline import language as spec
-from prumux.optimizer.pipeline.configurable import Description, OptionHelp, Stage
+from prumux.optimizer.pipeline import lexer
+from prumux.optimizer.pipeline.configurable import ConfigurableStep, Description, OptionHelp
 
 
 @dataclass(frozen=True)
-class Heads(Stage):
+class Heads(ConfigurableStep):
     """Removes heads.
 
     Not in the summary.
@@ -32,7 +33,7 @@ class Heads(Stage):
 
 
 @dataclass(frozen=True)
-class Join(Stage):
+class Join(ConfigurableStep):
     """Mixes rows."""
 
     name: ClassVar[str] = "mux"
@@ -43,7 +44,7 @@ class Join(Stage):
 
 
 @dataclass(frozen=True)
-class Zoo(Stage):
+class Zoo(ConfigurableStep):
     name: ClassVar[str] = "zoo"
     an_int: int = 0
     a_float: float = 1.0
@@ -64,14 +65,14 @@ class Zoo(Stage):
 
 
 @dataclass(frozen=True)
-class Plain(Stage):
+class Plain(ConfigurableStep):
     name: ClassVar[str] = "plain"
 
 
-CLASSES: dict[str, type[Stage]] = {c.name: c for c in (Heads, Join, Zoo, Plain)}
+CLASSES: dict[str, type[ConfigurableStep]] = {c.name: c for c in (Heads, Join, Zoo, Plain)}
 
 
-def build(text: str) -> tuple[Stage, ...]:
+def build(text: str) -> tuple[ConfigurableStep, ...]:
     stages = []
     for node in spec.parse(text):
         if node.name not in CLASSES:
@@ -80,11 +81,11 @@ def build(text: str) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def show(stages: tuple[Stage, ...]) -> str:
+def show(stages: tuple[ConfigurableStep, ...]) -> str:
     return ",".join(str(stage) for stage in stages)
 
 
-GOOD: list[tuple[str, Stage]] = [
+GOOD: list[tuple[str, ConfigurableStep]] = [
     ("prune-heads", Heads()),
     ("prune_heads{}", Heads()),
     ("prune-heads{ratio=.5}", Heads(0.5)),
@@ -106,12 +107,12 @@ GOOD: list[tuple[str, Stage]] = [
 
 
 @pytest.mark.parametrize(("text", "stage"), GOOD, ids=[text for text, _ in GOOD])
-def test_reads(text: str, stage: Stage) -> None:
+def test_reads(text: str, stage: ConfigurableStep) -> None:
     assert build(text) == (stage,)
     assert build(str(stage)) == (stage,)
 
 
-PRINTED: list[tuple[Stage, str]] = [
+PRINTED: list[tuple[ConfigurableStep, str]] = [
     (Heads(), "prune-heads"),
     (Heads(0.25, 1, True), "prune-heads{ratio=0.25 keep_first}"),
     (Heads(0), "prune-heads{ratio=0.0}"),
@@ -125,7 +126,7 @@ PRINTED: list[tuple[Stage, str]] = [
 
 
 @pytest.mark.parametrize(("stage", "text"), PRINTED, ids=[text for _, text in PRINTED])
-def test_prints(stage: Stage, text: str) -> None:
+def test_prints(stage: ConfigurableStep, text: str) -> None:
     assert str(stage) == text
 
 
@@ -230,7 +231,9 @@ def test_long_and_multiline_text_shows_a_window() -> None:
 
 
 def test_long_message_is_cut() -> None:
-    error = spec.error_at("\n".join(["x" * 999 + "\x00"] * 9), "y" * 999, spec.Span(998, 999))
+    error = lexer.error_at(
+        "\n".join(["x" * 999 + "\x00"] * 9), "y" * 999, lexer.Span(998, 999)
+    )
     check_shape(str(error))
 
 
@@ -259,7 +262,7 @@ def test_huge_integer_has_no_text() -> None:
 
 def test_unsupported_field_type() -> None:
     @dataclass(frozen=True)
-    class Odd(Stage):
+    class Odd(ConfigurableStep):
         name: ClassVar[str] = "odd"
         x: int | str = 1
 
@@ -333,13 +336,13 @@ class Maker:
             maybe_texts=r.choice([None, tuple(self.text() for _ in range(count))]),
         )
 
-    def stage(self) -> Stage:
+    def stage(self) -> ConfigurableStep:
         r = self.random
         heads = Heads(r.random(), self.integer(), self.flag())
         join = Join(self.integer(), "none", (self.integer(),) * r.randrange(3))
         return r.choice([heads, join, Plain(), self.zoo()])
 
-    def pipeline(self) -> tuple[Stage, ...]:
+    def pipeline(self) -> tuple[ConfigurableStep, ...]:
         return tuple(self.stage() for _ in range(self.random.randrange(1, 4)))
 
     def mutated(self) -> str:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.run.job import Plan, Request, plan
-from prumux.optimizer.run.time_estimate import PROOFS, SHIPPING, estimate
-from prumux.optimizer.search.budget import Budget
+from prumux.optimizer.run.plan import Plan, plan
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.run.time_estimate import PACKAGING, PROOFS, estimate
 from tests.helpers import jobs
 
 MS = 0.001
@@ -49,13 +50,13 @@ def seconds(parts: dict[str, float], words: str) -> float:
 def test_one_pipeline_is_built_once(planned: Callable[..., Plan]) -> None:
     todo = planned(passes="prune{sparsity=0.5},slice,reconstruct")
     found = estimate(todo)
-    parts, bench = found["parts_seconds"], todo.bench
-    fit = MS * bench.ctx.fit.lengths.sum()
+    parts, evaluator = found["parts_seconds"], todo.evaluator
+    fit = MS * evaluator.ctx.fit.lengths.sum()
     assert seconds(parts, "building 1 of 1") == pytest.approx(2 * fit, abs=0.1)
-    select = MS * bench.select_rows.lengths.sum()
+    select = MS * evaluator.select_rows.lengths.sum()
     assert seconds(parts, "on the select rows") == pytest.approx(select, abs=0.1)
-    workload = sum(b.input_ids.size for b in bench.ctx.workload)
-    assert seconds(parts, "timing") == pytest.approx(SHIPPING * MS * workload, abs=0.1)
+    workload = sum(b.input_ids.size for b in evaluator.ctx.workload)
+    assert seconds(parts, "timing") == pytest.approx(PACKAGING * MS * workload, abs=0.1)
     assert found["seconds"] == pytest.approx(sum(parts.values()), abs=0.5)
     assert "estimate" in found["from"]
 
@@ -66,7 +67,7 @@ def test_a_search_halves(planned: Callable[..., Plan]) -> None:
     parts = estimate(todo)["parts_seconds"]
     trials = math.ceil(math.log2(len(todo.space) + 1))
     assert any(f"building {trials} of {len(todo.space)}" in name for name in parts)
-    certify = MS * todo.bench.certify_rows.lengths.sum()
+    certify = MS * todo.evaluator.certify_rows.lengths.sum()
     assert seconds(parts, f"{PROOFS} certificates") >= (PROOFS + 3) * certify
     assert "halving" in estimate(todo)["from"]
     limited = replace(todo, request=replace(todo.request, time_limit_s=1.0))

@@ -18,15 +18,20 @@ from hypothesis import strategies as st
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store
+from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.run.job import Request, plan
-from prumux.optimizer.search.accuracy_model import Bilinear, Shape, fit
-from prumux.optimizer.search.acquisition import Candidate, explore, to_prove
-from prumux.optimizer.search.bisection import Found, Trial
-from prumux.optimizer.search.budget import Budget
-from prumux.optimizer.search.certificate import Certificate
-from prumux.optimizer.search.shape_timing import candidates, mixes
+from prumux.optimizer.run.plan import plan
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.accuracy_model import BilinearModel, Shape, fit
+from prumux.optimizer.search.acquisition import (
+    TimedCandidate,
+    certification_order,
+    search_by_acquisition,
+)
+from prumux.optimizer.search.bisection import SearchResult, Trial
+from prumux.optimizer.search.shape_timing import time_candidates, varies_multiplexing
 from tests.helpers import jobs
 
 LEFT = (1.0, 0.6, 0.4, 0.2, 0.1, 0.05)
@@ -42,14 +47,16 @@ def true_loss(shape: Shape, harder: float = 1.0) -> float:
     return float(1 - (1 - min(cut, 0.4)) * (1 - min(mix, 0.4)))
 
 
-def grid(mixed: float = 1.0) -> list[Candidate]:
+def grid(mixed: float = 1.0) -> list[TimedCandidate]:
     """Every cell; what is fixed costs a thirtieth of the dense time."""
     found = []
     for left in LEFT:
         for slots in SLOTS:
             text = f"prune{{sparsity={1 - left:g}}},slice,mux{{n={slots}}}"
             faster = 1.033 / (left / slots + 0.033)
-            found.append(Candidate(Pipeline.parse(text), Shape(left, slots, mixed), faster))
+            found.append(
+                TimedCandidate(Pipeline.parse(text), Shape(left, slots, mixed), faster)
+            )
     return found
 
 
@@ -57,19 +64,19 @@ def grid(mixed: float = 1.0) -> list[Candidate]:
 class World:
     """Counts what is asked."""
 
-    candidates: list[Candidate]
+    candidates: list[TimedCandidate]
     harder: float = 1.0
     noise: float = 0.0
-    fails: Callable[[Candidate], bool] = lambda _: False
+    fails: Callable[[TimedCandidate], bool] = lambda _: False
 
     def __post_init__(self) -> None:
-        self.tried: list[Candidate] = []
+        self.tried: list[TimedCandidate] = []
         self.random = np.random.default_rng(0)
 
-    def of(self, pipeline: Pipeline) -> Candidate:
+    def of(self, pipeline: Pipeline) -> TimedCandidate:
         return next(x for x in self.candidates if x.pipeline == pipeline)
 
-    def loss(self, x: Candidate) -> float:
+    def loss(self, x: TimedCandidate) -> float:
         return true_loss(x.shape, self.harder)
 
     def trial(self, pipeline: Pipeline) -> Trial:
@@ -85,15 +92,15 @@ class World:
         upper = loss + 0.001
         return Certificate("accuracy", 900, 1, 1 - loss, loss, upper, confidence, 9.0, "x")
 
-    def search(self, limit: float, allowed: int = 10**6) -> Found:
+    def search(self, limit: float, allowed: int = 10**6) -> SearchResult:
         def late(_: Pipeline) -> bool:
             return len(self.tried) >= allowed
 
-        return explore(
-            self.candidates, self.trial, self.prove, limit, late, fitted=FITTED, safe=limit / 2
+        return search_by_acquisition(
+            self.candidates, self.trial, self.prove, limit, late, fit=FITTED, safe=limit / 2
         )
 
-    def regret(self, found: Found, limit: float) -> float:
+    def regret(self, found: SearchResult, limit: float) -> float:
         """How much faster the best cell is than the one that was chosen."""
         best = max(
             (x.throughput for x in self.candidates if self.loss(x) <= limit), default=1.0
@@ -151,16 +158,18 @@ def test_nothing_within_the_limit_says_so() -> None:
 
 def test_proofs_go_from_the_safest_to_the_fastest_and_skip_who_is_beaten() -> None:
     cells = [
-        Candidate(Pipeline.parse(f"prune{{sparsity={0.1 * i:g}}},slice"), Shape(0.5), 1.0 + i)
+        TimedCandidate(
+            Pipeline.parse(f"prune{{sparsity={0.1 * i:g}}},slice"), Shape(0.5), 1.0 + i
+        )
         for i in range(1, 6)
     ]
     losses = {0: 0.001, 1: 0.013, 2: 0.008, 3: 0.015, 4: 0.05}
     tried = {i: Trial(cells[i].pipeline, 1 - x, x, 1.0, 1) for i, x in losses.items()}
-    assert to_prove(cells, tried, 0.02, 0.01) == [2, 3], (
+    assert certification_order(cells, tried, 0.02, 0.01) == [2, 3], (
         "0 is slow and 2 is safe; 2 beats 1; 4 loses"
     )
-    assert to_prove(cells, {3: tried[3], 1: tried[1]}, 0.02, 0.01) == [1, 3]
-    assert to_prove(cells, {4: tried[4]}, 0.02, 0.01) == []
+    assert certification_order(cells, {3: tried[3], 1: tried[1]}, 0.02, 0.01) == [1, 3]
+    assert certification_order(cells, {4: tried[4]}, 0.02, 0.01) == []
 
 
 shapes = st.builds(
@@ -215,7 +224,9 @@ def test_a_loss_that_rises_at_once_is_learnt() -> None:
 
 
 def test_bilinear_is_exact_at_corners_and_a_mean_between() -> None:
-    made = Bilinear((1, 2, 5), (0.0, 0.5, 0.9), np.array([[0, 1, 4], [2, 3, 8], [5, 7, 9.0]]))
+    made = BilinearModel(
+        (1, 2, 5), (0.0, 0.5, 0.9), np.array([[0, 1, 4], [2, 3, 8], [5, 7, 9.0]])
+    )
     assert made.predict(2, 0.5) == 3
     assert made.predict(1.5, 0.25) == pytest.approx((0 + 1 + 2 + 3) / 4)
     with pytest.raises(ValueError, match="out of bounds"):
@@ -223,9 +234,11 @@ def test_bilinear_is_exact_at_corners_and_a_mean_between() -> None:
 
 
 def test_what_counts_as_more_than_one_dimension() -> None:
-    assert not mixes(Pipeline.space("prune{sparsity=0.4|0.6},slice"))
-    assert not mixes(Pipeline.space("prune{sparsity=0.4|0.6},slice,mux{n=2},distill"))
-    assert mixes(Pipeline.space("prune{sparsity=0.4},slice,mux{n=1|2},distill"))
+    assert not varies_multiplexing(Pipeline.space("prune{sparsity=0.4|0.6},slice"))
+    assert not varies_multiplexing(
+        Pipeline.space("prune{sparsity=0.4|0.6},slice,mux{n=2},distill")
+    )
+    assert varies_multiplexing(Pipeline.space("prune{sparsity=0.4},slice,mux{n=1|2},distill"))
     assert math.isclose(Shape(0.5, 4, 0.5).mixing, 1.0)
 
 
@@ -233,17 +246,17 @@ def test_who_cannot_be_made_is_left_out(tmp_path: Path) -> None:
     model = jobs.model_folder(tmp_path / "model")
     data = jobs.data_folder(tmp_path / "data", model)
     request = Request(str(model), budget=Budget(0.3), data=str(data))
-    bench = plan(request, Progress()).bench
+    evaluator = plan(request, Progress()).evaluator
     errors: list[Any] = []
-    bench = bench.with_store(Store(tmp_path / "store"), errors.append)
+    evaluator = evaluator.with_store(Store(tmp_path / "store"), errors.append)
     space = Pipeline.space("pool-early,mux{n=1|2 at=0|99}")
-    found = candidates(bench, space)
+    found = time_candidates(evaluator, space)
     assert [str(x.pipeline) for x in found] == ["pool-early,mux{n=1}", "pool-early,mux{n=2}"]
     assert [x.shape.slots for x in found] == [1, 2]
     assert {x["error"].partition(" is after")[0][-5:] for x in errors} == {"at=99"}
-    assert candidates(bench, space) == found, "measured once"
+    assert time_candidates(evaluator, space) == found, "measured once"
     with pytest.raises(PassError, match="no candidate can be made"):
-        candidates(bench, Pipeline.space("mux{n=2 at=99}"))
+        time_candidates(evaluator, Pipeline.space("mux{n=2 at=99}"))
 
 
 def test_a_space_with_mixing_on_the_command_line(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import ClassVar
 import pytest
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.search.bisection import Found, Trial, find
-from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.search.bisection import SearchResult, Trial, search_by_bisection
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def search(
     limit: float = 0.02,
     budget: int = 10**9,
     safe: float = 0.01,
-) -> tuple[Found, list[int], list[int]]:
-    """Run `find` on made-up losses; returns also what was tried and what was proved."""
+) -> tuple[SearchResult, list[int], list[int]]:
+    """Run the bisection on made-up losses; returns also the tried and the certified ones."""
     order = [Pipeline((Step(at=i),)) for i in range(len(losses))]
     tried: list[int] = []
     proved: list[int] = []
@@ -61,7 +61,9 @@ def search(
             "tango",
         )
 
-    found = find(order, trial, prove, limit, lambda _: len(tried) >= budget, safe=safe)
+    found = search_by_bisection(
+        order, trial, prove, limit, lambda _: len(tried) >= budget, safe=safe
+    )
     return found, tried, proved
 
 
@@ -143,5 +145,5 @@ def test_a_candidate_beyond_that_cannot_be_built_ends_the_search() -> None:
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, 0.02, "tango")
 
-    found = find(order, trial, prove, 0.02, lambda _: False, safe=0.01)
+    found = search_by_bisection(order, trial, prove, 0.02, lambda _: False, safe=0.01)
     assert found.winner == order[2]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prumux.optimizer.certificate.certificate import Certificate
+from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.accuracy_model import fit
 from prumux.optimizer.search.bisection import Trial
-from prumux.optimizer.search.certificate import Certificate, accuracy_upper
-from prumux.optimizer.search.presets import family
-from prumux.optimizer.search.progressive import Hands
-from prumux.optimizer.search.progressive_certificates import climb
+from prumux.optimizer.search.presets import progressive_schedule
+from prumux.optimizer.search.progressive import SearchActions
+from prumux.optimizer.search.progressive_certificates import search_progressively
 from tests.helpers.factory import random_model
 from tests.helpers.scripts import script
 
@@ -70,12 +71,12 @@ def test_nothing_good_means_exact(script: ModuleType) -> None:
 def test_whoever_is_bad_is_shipped_to_few(bad: str, rows: int) -> None:
     """Those that lose just more than the limit, beside others that lose nothing."""
     users, limit, changed = 300, 0.01, 0.03
-    given = family("standard", limit, 3600.0, random_model("bert"), lowered=True)
+    given = progressive_schedule("standard", limit, 3600.0, random_model("bert"), lowered=True)
     random = np.random.default_rng(0)
     fitted = partial(fit, rows=rows)
 
     def name(pipeline: Pipeline) -> str:
-        return "AB"[given.safe.index(pipeline)] if pipeline in given.safe else "C"
+        return "AB"[given.fallbacks.index(pipeline)] if pipeline in given.fallbacks else "C"
 
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
         loss = 1.02 * limit if name(pipeline) in bad else 0.0
@@ -85,12 +86,12 @@ def test_whoever_is_bad_is_shipped_to_few(bad: str, rows: int) -> None:
         return Certificate("accuracy", rows, 1, 1, 0, upper, confidence, limit, "tango")
 
     def trial(pipeline: Pipeline) -> Trial:
-        return Trial(pipeline, 1.0, 0.0 if pipeline in given.safe else 0.008, 1.0, 100)
+        return Trial(pipeline, 1.0, 0.0 if pipeline in given.fallbacks else 0.008, 1.0, 100)
 
     def broken() -> bool:
         done = iter([1.0])  # one cut, then no time is left
-        hands = Hands(trial, prove, lambda _: [], lambda _, __: next(done, 0.0))
-        winner = climb(given, hands, limit, rows, fitted).winner
+        hands = SearchActions(trial, prove, lambda _: [], lambda _, __: next(done, 0.0))
+        winner = search_progressively(given, hands, limit, rows, fitted).winner
         return winner is not None and name(winner) in bad
 
     share = sum(broken() for _ in range(users)) / users

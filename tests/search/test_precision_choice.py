@@ -16,8 +16,8 @@ from prumux.optimizer.cli.opt import main
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.search import precision_choice as lower
-from prumux.optimizer.search.evaluator import Bench
-from prumux.optimizer.search.precision_choice import lowered, unlowered
+from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.search.precision_choice import choose_precision, exact_only
 from tests.helpers import jobs
 from tests.helpers.checkpoints import config
 
@@ -33,7 +33,7 @@ LARGE = config(
 
 @dataclass(frozen=True)
 class Given:
-    """As much of a bench as the decision needs."""
+    """As much of a evaluator as the decision needs."""
 
     model: Any
     ctx: Any
@@ -54,9 +54,9 @@ def decided(
     ctx = SimpleNamespace(progress=Progress(), store=store)
     target = parse_target("onnx")
     monkeypatch.setattr(type(target), "tuned", lambda self, model, ctx: self)
-    monkeypatch.setattr(lower, "_gain", lambda bench, exact, other: gain)
-    bench: Any = Given(SimpleNamespace(encoder=encoder), ctx, target, {False: loss})
-    found: Bench = lowered(bench, 0.02)
+    monkeypatch.setattr(lower, "_gain", lambda evaluator, exact, other: gain)
+    evaluator: Any = Given(SimpleNamespace(encoder=encoder), ctx, target, {False: loss})
+    found: Evaluator = choose_precision(evaluator, 0.02)
     return [str(x) for x in found.targets]
 
 
@@ -124,7 +124,7 @@ def test_int8_is_scored_by_its_engine_and_shipped(job: list[str], tmp_path: Path
 def test_auto_ships_what_was_certified_and_times_the_exact_engine_beside_it(
     job: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lower, "_gain", lambda bench, exact, other: 2.0)
+    monkeypatch.setattr(lower, "_gain", lambda evaluator, exact, other: 2.0)
     monkeypatch.setattr(lower, "SHARE", 1.0)
     report = run(job, tmp_path / "out", "--budget", "40%", "--passes", SPACE)
     timed = [(x["pipeline"], x["throughput_ratio"]) for x in report["beside"]]
@@ -153,5 +153,5 @@ def test_without_a_budget_nothing_is_lowered_unasked(job: list[str], tmp_path: P
 
 
 def test_nothing_may_be_lost_means_exact_targets_only() -> None:
-    bench: Any = Given(None, None, parse_target(INT8))
-    assert [x.exact for x in unlowered(bench).targets] == [True]
+    evaluator: Any = Given(None, None, parse_target(INT8))
+    assert [x.exact for x in exact_only(evaluator).targets] == [True]

@@ -1,4 +1,4 @@
-"""The default families, and how they are climbed."""
+"""The default schedules, and how they are searched."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ import pytest
 
 from prumux.optimizer.base.errors import PassError, UsageError
 from prumux.optimizer.base.store import Store
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.run.job import Request
+from prumux.optimizer.run.request import Request
 from prumux.optimizer.search.accuracy_model import Shape, fit
-from prumux.optimizer.search.acquisition import Candidate
-from prumux.optimizer.search.bisection import Found, Trial
-from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.search.acquisition import TimedCandidate
+from prumux.optimizer.search.bisection import SearchResult, Trial
 from prumux.optimizer.search.presets import (
     LADDERS,
-    Family,
-    Step,
+    ProgressiveSchedule,
+    ScheduleStep,
     default_space,
-    family,
     minutes_left,
+    progressive_schedule,
 )
-from prumux.optimizer.search.progressive import Hands
-from prumux.optimizer.search.progressive_certificates import climb, safe_confidence
-from prumux.optimizer.search.progressive_run import granting
+from prumux.optimizer.search.progressive import SearchActions
+from prumux.optimizer.search.progressive_certificates import (
+    fallback_confidence,
+    search_progressively,
+)
+from prumux.optimizer.search.progressive_run import minute_granter
 from tests.helpers.factory import random_model
 
 LIMIT = 0.02
 ROWS = 9000
 FITTED = partial(fit, rows=2000)
 MODEL = random_model("bert")
-GIVEN = family("standard", LIMIT, 3600.0, MODEL)
+GIVEN = progressive_schedule("standard", LIMIT, 3600.0, MODEL)
 RUNGS = [x for x, _ in LADDERS["standard"][1:]]
-BRIEF = GIVEN.steps[0].minutes
+BRIEF = GIVEN.cuts[0].minutes
 GOOD, BAD, LOSES = (0.001, 0.005), (0.001, 0.025), (0.021, 0.005)
 
 
@@ -63,7 +66,7 @@ class World:
     rows: int = ROWS
     trials: float = math.inf
     """No time is left after so many."""
-    given: Family = GIVEN
+    given: ProgressiveSchedule = GIVEN
     safe_speedup: float = 1.1
     """Of what is safe, as measured."""
     surer: tuple[float, float] | None = None
@@ -72,15 +75,15 @@ class World:
     def __post_init__(self) -> None:
         self.tried: list[str] = []
 
-    def climbed(self) -> Found:
-        hands = Hands(self.trial, self.prove, self.look, self.granted)
-        return climb(self.given, hands, LIMIT, self.rows, FITTED)
+    def searched(self) -> SearchResult:
+        hands = SearchActions(self.trial, self.prove, self.look, self.granted)
+        return search_progressively(self.given, hands, LIMIT, self.rows, FITTED)
 
     def known(self, pipeline: Pipeline) -> tuple[float, float] | None:
-        return self.safe if pipeline == self.given.safe[-1] else self.surer
+        return self.safe if pipeline == self.given.fallbacks[-1] else self.surer
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        if pipeline in self.given.safe:
+        if pipeline in self.given.fallbacks:
             if (known := self.known(pipeline)) is None:
                 raise PassError("no", exit_code=2)
             return Trial(pipeline, 0.9, known[0], 1.0, 200)
@@ -97,24 +100,26 @@ class World:
 
     def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
         upper = 0.03 if self.refused(pipeline) else 0.01
-        if pipeline in self.given.safe:
+        if pipeline in self.given.fallbacks:
             known = self.known(pipeline)
             assert known
             upper = known[1]
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, upper, confidence, LIMIT, "tango")
 
-    def look(self, space: Sequence[Pipeline]) -> list[Candidate]:
+    def look(self, space: Sequence[Pipeline]) -> list[TimedCandidate]:
         """A speed-up is what was asked for, and what mixing is said to give."""
         found = []
         for pipeline in space:
-            speedup = self.safe_speedup if pipeline in self.given.safe else cuts(pipeline)[-1]
-            mux = [x for x in pipeline.passes if x.mixes > 1]
-            n = mux[0].mixes if mux else 1
+            speedup = (
+                self.safe_speedup if pipeline in self.given.fallbacks else cuts(pipeline)[-1]
+            )
+            mux = [x for x in pipeline.passes if x.slots > 1]
+            n = mux[0].slots if mux else 1
             faster = speedup * (self.mixing.get(n, 0.0) if mux else 1.0)
-            found.append(Candidate(pipeline, Shape(1 / speedup, n, 0.5), faster))
+            found.append(TimedCandidate(pipeline, Shape(1 / speedup, n, 0.5), faster))
         return found
 
-    def granted(self, step: Step, number: int) -> float:
+    def granted(self, step: ScheduleStep, number: int) -> float:
         assert number == len(self.tried)
         if self.tried and len(self.tried) >= self.trials:
             return 0.0
@@ -130,26 +135,34 @@ def trained(pipeline: object) -> list[float]:
 
 
 def test_members_go_on_from_each_other() -> None:
-    _, *members = map(str, family("standard", 0.02, 600.0, MODEL).members())
+    _, *members = map(str, progressive_schedule("standard", 0.02, 600.0, MODEL).candidates())
     assert len(members) == len(RUNGS)
     for before, after in pairwise(members):
         assert after.startswith(before + ",prune{speedup=")
     assert set(trained(members[-1])) == {0.3}, "a share of ten minutes"
-    counted = map(str, family("standard", 0.02, 600.0, MODEL, measured=False).members())
+    counted = map(
+        str, progressive_schedule("standard", 0.02, 600.0, MODEL, measured=False).candidates()
+    )
     assert all("of=macs" in x and "speedup" not in x for x in counted)
 
 
 def test_a_tight_budget_begins_with_less() -> None:
-    tight, wide = (family("standard", points, 600.0, MODEL) for points in (0.01, 0.02))
-    assert cuts(tight.members()[1]) == [1.5]
-    assert cuts(wide.members()[1]) == [2]
-    assert len(tight.safe) == len(wide.safe) == 1
-    assert "sparsity=0.25 " in str(tight.safe[0])
-    assert "sparsity=0.5 " in str(wide.safe[0])
-    lowered = [family("standard", x, 600.0, MODEL, lowered=True) for x in (0.01, 0.02)]
+    tight, wide = (
+        progressive_schedule("standard", points, 600.0, MODEL) for points in (0.01, 0.02)
+    )
+    assert cuts(tight.candidates()[1]) == [1.5]
+    assert cuts(wide.candidates()[1]) == [2]
+    assert len(tight.fallbacks) == len(wide.fallbacks) == 1
+    assert "sparsity=0.25 " in str(tight.fallbacks[0])
+    assert "sparsity=0.5 " in str(wide.fallbacks[0])
+    lowered = [
+        progressive_schedule("standard", x, 600.0, MODEL, lowered=True) for x in (0.01, 0.02)
+    ]
     alone = Pipeline.parse("pool-early")
-    assert lowered[0].safe == (alone, *tight.safe), "the lower precision alone comes first"
-    assert lowered[1].safe == wide.safe
+    assert lowered[0].fallbacks == (alone, *tight.fallbacks), (
+        "the lower precision alone comes first"
+    )
+    assert lowered[1].fallbacks == wide.fallbacks
 
 
 @pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
@@ -160,7 +173,7 @@ def test_every_effort_has_candidates_that_are_cut(effort: str) -> None:
 
 def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -> None:
     world = World({2: 0.012, 3: 0.018, 4.2: 0.026, 5.5: 0.024, 7.5: 0.031})
-    found = world.climbed()
+    found = world.searched()
     ways = [cuts(x) for x in world.tried]
     deepest = [2, 3, 4.2, 5.5]
     assert ways == [[2], [2, 3], [2, 3, 4.2], deepest, [*deepest, 7.5], deepest]
@@ -171,32 +184,32 @@ def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -
 
 def test_the_first_cut_stays_whatever_it_loses() -> None:
     world = World({2: 0.2}, safe=(0.01, 0.03))
-    found = world.climbed()
+    found = world.searched()
     assert [cuts(x) for x in world.tried] == [[2], [2]]
     assert found.winner == found.proofs[-1][0]
 
 
 def test_easy_cuts_are_passed_over_but_not_the_last() -> None:
     world = World({28: 0.004})
-    world.climbed()
+    world.searched()
     assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 28]
     world = World({20: 0.004, 28: 0.02}, most=20)
-    world.climbed()
+    world.searched()
     assert cuts(world.tried[-1]) == [2, 4.2, 7.5, 14, 20], "passed over, then in reach"
 
 
 def test_a_cut_that_rows_can_prove_easily_is_proved_before_the_last() -> None:
     losses = {2: 0.007, 3: 0.018, 4.2: 0.031}
     world = World(losses, refused=lambda x: 3 in cuts(x))
-    found = world.climbed()
+    found = world.searched()
     assert [cuts(x) for x, _ in found.proofs] == [[2], [2, 3]]
     assert cuts(found.winner) == [2]
-    found = World(losses, long=0.4).climbed()
+    found = World(losses, long=0.4).searched()
     assert [cuts(x) for x, _ in found.proofs] == [[2, 3]], "the last one can be, too"
 
 
 def test_half_an_hour_never_ends_with_nothing() -> None:
-    found = World({28: 0.015}, safe=(0.001, 0.015), refused=lambda _: True).climbed()
+    found = World({28: 0.015}, safe=(0.001, 0.015), refused=lambda _: True).searched()
     assert "distill" not in str(found.winner)
     assert found.certificate == found.proofs[0][1]
     assert "a safe candidate, without training" in found.reason
@@ -215,7 +228,7 @@ def test_half_an_hour_never_ends_with_nothing() -> None:
 def test_all_proofs_together_err_in_one_run_of_twenty(
     safe: tuple[float, float] | None, proofs: list[float]
 ) -> None:
-    found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).climbed()
+    found = World({2: 0.007, 3: 0.018, 4.2: 0.031}, safe=safe).searched()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(proofs)
     assert cuts(found.winner) == [2, 3]
 
@@ -223,11 +236,11 @@ def test_all_proofs_together_err_in_one_run_of_twenty(
 def test_of_all_that_hold_the_fastest_is_shipped() -> None:
     """A first cut that was asked for by its time came out slower than the safe one."""
     world = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.5)
-    found = world.climbed()
+    found = world.searched()
     assert [x.holds for _, x in found.proofs] == [True, True]
     assert (found.winner, found.certificate) == found.proofs[0]
     assert found.reason.startswith("the fastest candidate that was certified")
-    found = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.0).climbed()
+    found = World({2: 0.021, 3: 0.05}, safe=GOOD, safe_speedup=2.0).searched()
     assert cuts(found.winner) == [2], "as fast: the later one, which was trained"
 
 
@@ -235,12 +248,12 @@ def test_of_all_that_hold_the_fastest_is_shipped() -> None:
 def test_where_rows_are_few_the_safe_candidate_has_all_the_errors(
     rows: int, limit: float
 ) -> None:
-    assert safe_confidence(rows, limit) == 0.95
-    assert safe_confidence(5 * rows, limit) == 0.99
-    found = World({28: 0.015}, safe=(0.001, 0.015), rows=rows // 5).climbed()
+    assert fallback_confidence(rows, limit) == 0.95
+    assert fallback_confidence(5 * rows, limit) == 0.99
+    found = World({28: 0.015}, safe=(0.001, 0.015), rows=rows // 5).searched()
     assert [x.confidence for _, x in found.proofs] == [0.95, 0.95]
     assert "distill" in str(found.winner)
-    found = World({28: 0.015}, safe=(0.001, 0.025), rows=rows // 5).climbed()
+    found = World({28: 0.015}, safe=(0.001, 0.025), rows=rows // 5).searched()
     assert [x.confidence for _, x in found.proofs] == [0.95], "none is left for the others"
     assert found.winner is None
     assert "proved by 900 rows to be at most 2.50%" in found.reason
@@ -275,7 +288,7 @@ def test_what_is_safe_is_certified_one_after_the_other(  # noqa: PLR0917 - a tab
     confidences: list[float],
     shipped: str,
 ) -> None:
-    given = family("standard", 0.01, 3600.0, MODEL, lowered=True)
+    given = progressive_schedule("standard", 0.01, 3600.0, MODEL, lowered=True)
     world = World(
         {28: 0.015},
         given=given,
@@ -284,7 +297,7 @@ def test_what_is_safe_is_certified_one_after_the_other(  # noqa: PLR0917 - a tab
         rows=rows,
         refused=lambda _: not last,
     )
-    found = world.climbed()
+    found = world.searched()
     assert [x.confidence for _, x in found.proofs] == pytest.approx(confidences)
     if not shipped:
         assert found.winner is None
@@ -294,7 +307,7 @@ def test_what_is_safe_is_certified_one_after_the_other(  # noqa: PLR0917 - a tab
 
 
 def test_nothing_within_the_limit_asks_no_certify_row() -> None:
-    found = World({28: 0.5}).climbed()
+    found = World({28: 0.5}).searched()
     assert found.winner is None
     assert not found.proofs, "another precision may do"
     assert "lost 30.00% on the select rows, above the limit 2.00%" in found.reason
@@ -305,7 +318,7 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
         return loss + 0.001
 
     world = World({2: 0.012, 3: 0.018, 4.2: 0.04}, mixed=mixed, mixing={2: 1.5, 5: 3, 10: 2})
-    found = world.climbed()
+    found = world.searched()
     mixes = [re.findall(r"mux{n=(\d+)", x) for x in world.tried]
     assert mixes == [[], [], [], ["2"], ["5"], ["5"]], "as fast is not faster"
     assert str(found.winner) == world.tried[-1] == f"{world.tried[-2]},distill{{minutes=99.0}}"
@@ -316,23 +329,23 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
 @pytest.mark.parametrize(("lost", "goes_on"), [(0.026, False), (0.024, True)])
 def test_mixing_that_loses_too_much_is_dropped(lost: float, goes_on: bool) -> None:
     losses = {2: 0.012, 3: 0.018, 4.2: 0.04}
-    found = World(losses, mixed=lambda _: lost, mixing={2: 1.5}).climbed()
+    found = World(losses, mixed=lambda _: lost, mixing={2: 1.5}).searched()
     assert ("mux" in str(found.winner)) is goes_on
     assert any("mux" in str(x.pipeline) for x in found.trials)
 
 
-def test_a_cut_that_is_out_of_reach_ends_the_climb() -> None:
-    found = World({28: 0.011}, most=6.5).climbed()
+def test_a_cut_that_is_out_of_reach_ends_the_schedule() -> None:
+    found = World({28: 0.011}, most=6.5).searched()
     assert cuts(found.winner) == [2, 3, 4.2, 5.5]
     assert trained(found.winner)[-1] == 99
 
 
 def test_where_no_cut_is_in_reach_the_safe_candidate_is_shipped() -> None:
-    found = World({}, most=1.0, safe=(0.01, 0.015)).climbed()
-    assert found.winner == GIVEN.safe[0]
+    found = World({}, most=1.0, safe=(0.01, 0.015)).searched()
+    assert found.winner == GIVEN.fallbacks[0]
     assert [x.confidence for _, x in found.proofs] == [0.99]
     with pytest.raises(PassError, match="embeddings and head alone"):
-        World({}, most=1.0, safe=None).climbed()
+        World({}, most=1.0, safe=None).searched()
 
 
 def test_a_long_training_that_fails_leaves_what_was_there() -> None:
@@ -345,12 +358,12 @@ def test_a_long_training_that_fails_leaves_what_was_there() -> None:
         return real(pipeline)
 
     world.trial = trial  # type: ignore[method-assign]
-    assert cuts(world.climbed().winner) == [2, 3]
+    assert cuts(world.searched().winner) == [2, 3]
 
 
 def test_the_end_of_the_time_is_said() -> None:
     world = World({28: 0.015}, trials=3)
-    found = world.climbed()
+    found = world.searched()
     assert len(world.tried) == 3
     assert str(found.winner) == world.tried[-1]
     assert "stopped by the time limit after 4 trials" in found.reason
@@ -358,42 +371,46 @@ def test_the_end_of_the_time_is_said() -> None:
 
 def test_no_time_at_all_still_tries_one() -> None:
     world = World({28: 0.015}, trials=0)
-    assert cuts(world.climbed().winner) == [2]
+    assert cuts(world.searched().winner) == [2]
     assert len(world.tried) == 1
 
 
 def test_a_training_gets_the_time_that_is_left_or_is_not_begun() -> None:
-    step = Step("prune{speedup=2},slice,distill{minutes=MINUTES}", 10.0, least=3.0)
+    step = ScheduleStep(
+        Pipeline.parse("prune{speedup=2},slice,distill").passes, 10.0, least_minutes=3.0
+    )
     assert minutes_left(step, left=0.0, number=0) == 10.0, "something is always tried"
     assert minutes_left(step, left=15.0, number=1) == 10.0
     assert minutes_left(step, left=8.5, number=1) == 7.5
     assert minutes_left(step, left=3.0, number=1) == 0.0
-    assert minutes_left(replace(step, keep=8.0), left=15.0, number=1) == 6.0
+    assert minutes_left(replace(step, reserve_minutes=8.0), left=15.0, number=1) == 6.0
     assert minutes_left(replace(step, minutes=math.inf), left=15.0, number=1) == 14.0
-    text = "learn-masks{speedup=2 minutes=MINUTES},slice,distill{minutes=MINUTES}"
-    assert minutes_left(Step(text, 4.0, least=1.0), left=8.0, number=1) == 3.0
+    passes = Pipeline.parse("learn-masks{speedup=2},slice,distill").passes
+    assert (
+        minutes_left(ScheduleStep(passes, 4.0, least_minutes=1.0), left=8.0, number=1) == 3.0
+    )
 
 
 def test_a_resumed_run_trains_as_long_as_it_was_going_to(tmp_path: Path) -> None:
     left_s = 3600.0
-    granted = granting(Store(tmp_path), lambda: left_s)
-    given = family("standard", LIMIT, 3600.0, MODEL)
-    before = granted(given.steps[0], 1)
-    assert before == given.steps[0].minutes
+    granted = minute_granter(Store(tmp_path), lambda: left_s)
+    given = progressive_schedule("standard", LIMIT, 3600.0, MODEL)
+    before = granted(given.cuts[0], 1)
+    assert before == given.cuts[0].minutes
     left_s = 120.0
-    assert granting(Store(tmp_path), lambda: left_s)(given.steps[0], 1) == before
-    assert granted(given.rest, 1) == 0.0, "another step, though the trial has the same number"
-    assert granted(given.steps[0], 2) == 0.0
+    assert minute_granter(Store(tmp_path), lambda: left_s)(given.cuts[0], 1) == before
+    assert granted(given.final, 1) == 0.0, "another step, though the trial has the same number"
+    assert granted(given.cuts[0], 2) == 0.0
 
 
 def test_a_resumed_run_has_no_more_time_than_it_had(tmp_path: Path) -> None:
-    given = family("standard", LIMIT, 3600.0, MODEL)
-    granted = granting(Store(tmp_path), lambda: 3000.0)
-    assert granted(given.steps[0], 0) == given.steps[0].minutes
-    again = granting(Store(tmp_path), lambda: 3500.0)  # its own clock has just begun
-    again(given.steps[0], 0)
-    left = 3000 / 60 - given.steps[0].minutes - given.rest.refit
-    assert again(given.rest, 1) == pytest.approx(left, abs=0.05)
+    given = progressive_schedule("standard", LIMIT, 3600.0, MODEL)
+    granted = minute_granter(Store(tmp_path), lambda: 3000.0)
+    assert granted(given.cuts[0], 0) == given.cuts[0].minutes
+    again = minute_granter(Store(tmp_path), lambda: 3500.0)  # its own clock has just begun
+    again(given.cuts[0], 0)
+    left = 3000 / 60 - given.cuts[0].minutes - given.final.refit_minutes
+    assert again(given.final, 1) == pytest.approx(left, abs=0.05)
 
 
 @pytest.mark.parametrize(("slots", "tried"), [(2, True), (10, False)])
@@ -401,7 +418,7 @@ def test_mixing_without_a_fair_chance_is_not_tried(slots: int, tried: bool) -> N
     faster = {2: 0.5, 5: 0.5, 10: 0.5, slots: 3.0}
     found = World(
         {2: 0.012, 3: 0.024, 4.2: 0.036}, mixed=lambda _: 0.5, mixing=faster
-    ).climbed()
+    ).searched()
     assert any("mux" in str(x.pipeline) for x in found.trials) is tried
 
 

@@ -100,7 +100,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Analytic:
     monkeypatch.setattr(table_module, "time_ms", clock)
     monkeypatch.setattr(
         prune_module,
-        "speedup",
+        "measured_speedup",
         lambda encoder, ctx: analytic(ctx.dense.encoder) / analytic(encoder),
     )
     return clock

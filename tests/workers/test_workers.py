@@ -18,25 +18,25 @@ from hypothesis import strategies as st
 from prumux.optimizer.base.errors import MissingError, PassError, UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.model.ir import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run import choose, packaging, plan
 from prumux.optimizer.run import inputs as opening
-from prumux.optimizer.run import job
-from prumux.optimizer.run import packaging as ship
-from prumux.optimizer.run.job import Request
-from prumux.optimizer.search import evaluator as trials
-from prumux.optimizer.search.bisection import Found, Prove, Trial, find
-from prumux.optimizer.search.certificate import Certificate
+from prumux.optimizer.run.request import Request
+from prumux.optimizer.search import evaluator as evaluation
+from prumux.optimizer.search.bisection import Certify, SearchResult, Trial, search_by_bisection
+from prumux.optimizer.search.builder import Builder
 from prumux.optimizer.timing import serving_point as timing
 from prumux.optimizer.timing.calibration import time_ms
 from prumux.optimizer.workers import payload as parcel
 from prumux.optimizer.workers import ray_cluster as cluster
-from prumux.optimizer.workers.scheduler import Files
-from prumux.optimizer.workers.speculation import KEPT, LOST, Job, jobs_ahead
+from prumux.optimizer.workers.payload import Files
+from prumux.optimizer.workers.speculation import KEPT, LOST, WorkItem, items_ahead
 from prumux.optimizer.workers.workers import Workers
 from tests.helpers import searches
 
@@ -66,35 +66,35 @@ class World:
 
     losses: list[float]
     count: int
-    asked: list[Job] = field(default_factory=list)
-    expected: list[list[Job]] = field(default_factory=list)
+    asked: list[WorkItem] = field(default_factory=list)
+    expected: list[list[WorkItem]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.order = [Pipeline((Numbered(at=i),)) for i in range(len(self.losses))]
         self.known: dict[Pipeline, Trial | PassError] = {}
         self.proofs: dict[Pipeline, Certificate] = {}
 
-    def search(self, trial: Any, prove: Prove, late: Any) -> Found:
-        return find(self.order, trial, prove, LIMIT, late, safe=LIMIT / 2)
+    def search(self, trial: Any, prove: Certify, late: Any) -> SearchResult:
+        return search_by_bisection(self.order, trial, prove, LIMIT, late, safe=LIMIT / 2)
 
-    def note(self, job: Job) -> None:
+    def note(self, job: WorkItem) -> None:
         self.asked.append(job)
         tried = self.known.get
-        self.expected.append(jobs_ahead(self.search, tried, self.proofs, LIMIT, self.count))
+        self.expected.append(items_ahead(self.search, tried, self.proofs, LIMIT, self.count))
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        self.note(Job("trial", pipeline))
+        self.note(WorkItem("trial", pipeline))
         loss = self.losses[self.order.index(pipeline)]
         self.known[pipeline] = found = Trial(pipeline, 1 - loss, loss, 1.0, 1)
         return found
 
     def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
         del confidence
-        self.note(Job("proof", pipeline))
+        self.note(WorkItem("proof", pipeline))
         self.proofs[pipeline] = found = holding(self.losses[self.order.index(pipeline)])
         return found
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         return self.search(self.trial, self.prove, lambda _: False)
 
 
@@ -127,7 +127,7 @@ def test_proofs_are_foreseen_as_well_where_losses_are_as_imagined(given: list[fl
 
 def test_all_candidates_are_of_use_to_many_workers_each_once() -> None:
     world = World([0.0] * 20, count=1000)
-    found = jobs_ahead(world.search, lambda _: None, {}, LIMIT, 1000)
+    found = items_ahead(world.search, lambda _: None, {}, LIMIT, 1000)
     assert len(found) == len(set(found))
     assert {x.pipeline for x in found if x.kind == "trial"} == set(world.order)
     assert found[0].pipeline == world.order[9]
@@ -136,31 +136,31 @@ def test_all_candidates_are_of_use_to_many_workers_each_once() -> None:
 def test_what_failed_ends_the_search_and_so_what_is_ahead_of_it() -> None:
     world = World([0.0] * 3, count=5)
     failed = {world.order[1]: PassError("no")}
-    assert jobs_ahead(world.search, failed.get, {}, LIMIT, 5) == []
+    assert items_ahead(world.search, failed.get, {}, LIMIT, 5) == []
 
 
 @dataclass
 class Simulated:
     """A cluster whose jobs end in any order, some of them in nothing. No disk is shared."""
 
-    bench: trials.Bench
+    evaluator: evaluation.Evaluator
     workers: Workers
     threads: int
-    running: dict[int, tuple[Job, bytes]] = field(default_factory=dict)
+    running: dict[int, tuple[WorkItem, bytes]] = field(default_factory=dict)
     lose: ClassVar[float] = 0.0
     made: ClassVar[list[Simulated]] = []
-    done: ClassVar[list[Job]] = []
+    done: ClassVar[list[WorkItem]] = []
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(5)
-        self.sent = pickle.dumps(parcel.packed(self.bench))
+        self.sent = pickle.dumps(parcel.packed(self.evaluator))
         self.made.append(self)
         self.number = 0
 
     def slots(self) -> int:
         return self.workers.count
 
-    def start(self, job: Job, files: Mapping[str, Path]) -> Hashable:
+    def start(self, job: WorkItem, files: Mapping[str, Path]) -> Hashable:
         assert len(self.running) < self.workers.count
         assert job not in [x for x, _ in self.running.values()] + self.done, "done twice"
         read = {name: path.read_bytes() for name, path in files.items()}
@@ -175,9 +175,9 @@ class Simulated:
         self.done.append(job)
         if self.random.random() < self.lose:
             return {handle: "its process died"}
-        host = parcel.Host.of(self.bench, self.threads)
-        bench, read = pickle.loads(self.sent), pickle.loads(files)
-        return {handle: parcel.work(bench, job.kind, str(job.pipeline), read, host)}
+        host = parcel.Host.of(self.evaluator, self.threads)
+        evaluator, read = pickle.loads(self.sent), pickle.loads(files)
+        return {handle: parcel.work(evaluator, job.kind, str(job.pipeline), read, host)}
 
     def cancel(self, handle: Hashable) -> None:
         assert isinstance(handle, int)
@@ -233,15 +233,15 @@ def test_the_same_is_found_and_kept_as_alone(  # noqa: PLR0917
 ) -> None:
     monkeypatch.setattr(simulated, "lose", lose)
     made_here: list[Pipeline] = []
-    real = trials.Bench._try
+    real = evaluation.Evaluator._try
 
-    def watched(self: trials.Bench, pipeline: Pipeline) -> dict[str, Any]:
+    def watched(self: evaluation.Evaluator, pipeline: Pipeline) -> dict[str, Any]:
         if self.ctx.may_time:  # in this process
             made_here.append(pipeline)
             assert all(not x.running for x in Simulated.made), "timings would be worthless"
         return real(self, pipeline)
 
-    monkeypatch.setattr(trials.Bench, "_try", watched)
+    monkeypatch.setattr(evaluation.Evaluator, "_try", watched)
     alone.same_as(searches.searched(options, tmp_path / "out", count))
     if lose == 0:
         assert made_here == []
@@ -275,12 +275,12 @@ def test_what_candidates_share_is_trained_once(
     assert found.found.winner is not None
     first = Pipeline.parse("learn-masks{sparsity=0.3 of=macs epochs=0.3}")
     assert len([x for x in simulated.made[0].done if x.kind == "trial"]) >= 2
-    bench = simulated.made[0].bench
-    assert bench.ctx.store.has(f"model-{key(first)}-facts")
+    evaluator = simulated.made[0].evaluator
+    assert evaluator.ctx.store.has(f"model-{key(first)}-facts")
     more = Pipeline.space(space)
-    alone = replace(bench, ctx=replace(bench.ctx, store=Store(tmp_path / "empty")))
-    assert alone.shares_training(more[0], more[1])
-    assert not bench.shares_training(more[0], more[1])
+    alone = replace(evaluator, ctx=replace(evaluator.ctx, store=Store(tmp_path / "empty")))
+    assert alone.builder.shares_training(more[0], more[1])
+    assert not evaluator.builder.shares_training(more[0], more[1])
 
 
 def test_the_whole_run_times_nothing_while_somebody_is_at_work(
@@ -297,7 +297,7 @@ def test_the_whole_run_times_nothing_while_somebody_is_at_work(
         assert all(not x.running for x in simulated.made)
         return compare(*given)
 
-    monkeypatch.setattr(ship, "compare", watched)
+    monkeypatch.setattr(packaging, "compare", watched)
     out = tmp_path / "out"
     command = [options["model"], "--data", options["data"], "--passes", SPACE]
     assert main([*command, "--budget", "20%", "--workers", "3", "--out", str(out), "-q"]) == 0
@@ -310,36 +310,36 @@ def test_a_failed_trial_is_recorded_and_not_run_again(
 ) -> None:
     request = Request(**options)
     recorded: list[Mapping[str, Any]] = []
-    bench = opening.open_bench(request, parse_target("onnx"), Progress())
-    bench = bench.with_store(Store(tmp_path), recorded.append)
+    evaluator = opening.open_evaluator(request, parse_target("onnx"), Progress())
+    evaluator = evaluator.with_store(Store(tmp_path), recorded.append)
     pipeline = Pipeline((Numbered(at=3),))
     with pytest.raises(PassError, match="3 is out of reach") as first:
-        bench.trial(pipeline)
+        evaluator.trial(pipeline)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials.Bench, "build", lambda *_: pytest.fail("built again"))
+        patch.setattr(Builder, "build", lambda *_: pytest.fail("built again"))
         with pytest.raises(PassError, match="3 is out of reach") as second:
-            bench.trial(pipeline)
+            evaluator.trial(pipeline)
     assert first.value.exit_code == second.value.exit_code == 2
     assert recorded[0]["pipeline"] == str(pipeline)
     assert "out of reach" in recorded[0]["error"]
-    assert isinstance(bench.tried(pipeline), PassError)
+    assert isinstance(evaluator.tried(pipeline), PassError)
 
 
 def test_a_worker_times_nothing(options: dict[str, Any]) -> None:
-    bench = opening.open_bench(Request(**options), parse_target("onnx"), Progress())
+    evaluator = opening.open_evaluator(Request(**options), parse_target("onnx"), Progress())
     with pytest.raises(MissingError, match="nothing is timed in a worker"):
-        time_ms([bench.model.encoder], parcel.packed(bench).ctx)
+        time_ms([evaluator.model.encoder], parcel.packed(evaluator).ctx)
 
 
 def test_a_worker_with_other_versions_is_told_apart(options: dict[str, Any]) -> None:
-    bench = opening.open_bench(Request(**options), parse_target("onnx"), Progress())
-    host = parcel.Host.of(bench, 1)
+    evaluator = opening.open_evaluator(Request(**options), parse_target("onnx"), Progress())
+    host = parcel.Host.of(evaluator, 1)
     assert host.differs() == ""
     other = replace(host, versions={**host.versions, "torch": "1.0"})
     assert "torch" in other.differs()
     assert "this process 1.0" in other.differs()
     assert "processor" in replace(host, cpu="another").differs()
-    found = parcel.work(parcel.packed(bench), "trial", SPACE, {}, other)
+    found = parcel.work(parcel.packed(evaluator), "trial", SPACE, {}, other)
     assert isinstance(found, str)
 
 
@@ -403,5 +403,5 @@ def test_where_workers_bring_nothing_it_says_so(  # noqa: PLR0917
 ) -> None:
     monkeypatch.setattr(Workers, "check", lambda _: None)
     request = Request(**options | changes, workers=2, out=tmp_path / "out")
-    assert job._of_use(job.plan(request, Progress(1))) == Workers()
+    assert choose.useful_workers(plan.plan(request, Progress(1))) == Workers()
     assert said in capsys.readouterr().err

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.search.baselines import Judged, best_constant, check, select_warnings
-from prumux.optimizer.search.budget import Budget
+from prumux.optimizer.certificate.baselines import (
+    Judged,
+    best_constant,
+    check,
+    select_warnings,
+)
+from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.regression import Regression
 from prumux.optimizer.tasks.task import Task

@@ -1,4 +1,4 @@
-"""The loss budget: how far the metric may fall, as the user writes it."""
+"""The loss budget: how far the metric may fall, in the user's notation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*(rel)?\s*")
 
 @dataclass(frozen=True)
 class Budget:
-    """A share in [0, 1): of the metric's scale, or of the given model's score if `relative`.
+    """An allowed loss, of the metric's scale, or of the given model's score if `relative`.
+
+    `share` is in [0, 1): 0.02 is 2 percentage points, or 2 % of the score.
 
     Raises:
-        UsageError: `points` is not in [0, 1).
+        UsageError: `share` is not in [0, 1).
     """
 
-    points: float
+    share: float
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.points < 1:
+        if not 0 <= self.share < 1:
             raise UsageError(
-                f"a budget of {self.points} is not in [0, 1): for 2 points write 0.02"
+                f"a budget of {self.share} is not in [0, 1): for 2 points write 0.02"
             )
 
     @staticmethod
@@ -41,7 +43,7 @@ class Budget:
         number, unit, rel = Decimal(found[1]), found[2], found[3]
         if not unit:
             cure = f"write --budget {_plain(number)}%"
-            if abs(number) < 1:  # a share, as in Python, or points
+            if abs(number) < 1:  # a share, as in Python, or percentage points
                 cure = f"write --budget {_plain(100 * number)}% or --budget {_plain(number)}%"
             raise UsageError(f"budget '{text}' has no unit: {cure}")
         if not 0 <= number < 100:
@@ -49,14 +51,14 @@ class Budget:
                 f"budget '{text}' is {_plain(number)} %, allowed is 0 % to below 100 %: "
                 f"write, say, --budget 2%{rel or ''}"
             )
-        return Budget(points=float(number / 100), relative=rel is not None)
+        return Budget(share=float(number / 100), relative=rel is not None)
 
     def limit(self, dense_score: float) -> float:
-        """The allowed loss in the metric's own units, for a given model of this score."""
-        return self.points * abs(dense_score) if self.relative else self.points
+        """The allowed loss in the metric's units, for a given model of this score."""
+        return self.share * abs(dense_score) if self.relative else self.share
 
     def __str__(self) -> str:
-        return f"{_plain(Decimal(repr(self.points)) * 100)}%{'rel' if self.relative else ''}"
+        return f"{_plain(Decimal(repr(self.share)) * 100)}%{'rel' if self.relative else ''}"
 
 
 def _plain(number: Decimal) -> str:

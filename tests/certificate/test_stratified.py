@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from prumux.optimizer.search.certificate import accuracy_upper, certify
-from prumux.optimizer.search.stratified import stratified_upper
+from prumux.optimizer.certificate.certificate import certify
+from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
+from prumux.optimizer.certificate.stratified import stratified_upper
 from prumux.optimizer.tasks.classification import Classification
 
 BINARY = Classification(("negative", "positive"))

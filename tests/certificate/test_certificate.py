@@ -11,17 +11,18 @@ import pytest
 from scipy.stats import binom, multinomial
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.search.certificate import (
+from prumux.optimizer.certificate.certificate import (
     Certificate,
-    accuracy_upper,
     certify,
-    clopper_pearson_upper,
     fixed_sequence,
     interval,
-    provable_loss,
-    rows_needed,
+)
+from prumux.optimizer.certificate.confidence_bounds import (
+    accuracy_upper,
+    clopper_pearson_upper,
     tango_upper,
 )
+from prumux.optimizer.certificate.provable import provable_loss, rows_needed
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.regression import Regression
 from prumux.optimizer.tasks.task import Task
@@ -189,7 +190,7 @@ def test_a_rare_class_counts() -> None:
 
 @pytest.mark.parametrize(("metric", "task"), [("f1", BINARY), ("pearson", SCORE)])
 def test_bootstrap_covers(metric: str, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prumux.optimizer.search.design_effect.RESAMPLES", 300)
+    monkeypatch.setattr("prumux.optimizer.certificate.design_effect.RESAMPLES", 300)
     dense, optimised, y = sample(task, 400_000, changed=0.1)
     true = task.score(metric, dense, y) - task.score(metric, optimised, y)
     uppers = [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.search.budget import Budget
+from prumux.optimizer.certificate.budget import Budget
 
 
 @pytest.mark.parametrize(

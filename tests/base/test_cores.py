@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from prumux.optimizer.timing import cores
-from prumux.optimizer.timing.cores import Watch
+from prumux.optimizer.base import cores
+from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.timing.interleave import interleave
 
 
@@ -23,26 +23,26 @@ def costing(monkeypatch: pytest.MonkeyPatch, costs_us: Sequence[float]) -> list[
 
 def test_far_threads_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     naps = costing(monkeypatch, [5.7, 8.2, 8.3, 5.8])
-    watch = Watch(patience_s=10)
+    watch = CoreMonitor(patience_s=10)
     watch.wait()
     assert naps == []
     watch.wait()
     assert len(naps) == 2
     assert watch.seen_us == [5.7, 5.8]
-    assert watch.told() == {"thread_join_us": "5.8 [5.7, 5.8]"}
+    assert watch.facts() == {"thread_join_us": "5.8 [5.7, 5.8]"}
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     naps = costing(monkeypatch, [5.0] + [9.0] * 6)
-    watch = Watch(patience_s=2 * cores.NAP_S)
+    watch = CoreMonitor(patience_s=2 * cores.NAP_S)
     for _ in range(5):
         watch.wait()
     assert len(naps) == 2
-    assert watch.told() == {"thread_join_us": "9.0 [5.0, 9.0]"}
+    assert watch.facts() == {"thread_join_us": "9.0 [5.0, 9.0]"}
 
 
 def test_patience_is_earned_by_rounds_and_has_an_end() -> None:
-    watch = Watch(most_s=3)
+    watch = CoreMonitor(most_s=3)
     for _ in range(5):
         watch.earn(1000)
     assert (watch.patience_s, watch.most_s) == (3, 0)
@@ -52,7 +52,7 @@ def test_threads_that_were_far_from_the_start_are_not_waited_for_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     naps = costing(monkeypatch, [9.0, 5.0, 5.5])
-    watch = Watch(patience_s=10)
+    watch = CoreMonitor(patience_s=10)
     for _ in range(3):
         watch.wait()
     assert naps == []
@@ -61,16 +61,16 @@ def test_threads_that_were_far_from_the_start_are_not_waited_for_later(
 def test_one_thread_has_none_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
     costing(monkeypatch, [])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    watch = Watch()
+    watch = CoreMonitor()
     watch.wait()
-    assert watch.told() == {}
+    assert watch.facts() == {}
 
 
 def test_each_timed_round_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     costing(monkeypatch, [5.0] * 6)
-    monkeypatch.setattr(cores.WATCH, "seen_us", [])
-    interleave([lambda: None, lambda: None], rounds=3, warmup=2)
-    assert cores.WATCH.seen_us == [5.0] * 6
+    watch = CoreMonitor()
+    interleave([lambda: None, lambda: None], rounds=3, warmup=2, cores=watch)
+    assert watch.seen_us == [5.0] * 6
 
 
 def test_a_real_joining_takes_time() -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prumux.optimizer.certificate import design_effect as clusters
+from prumux.optimizer.certificate.certificate import Certificate, certify
+from prumux.optimizer.certificate.design_effect import design_effect, resamples
 from prumux.optimizer.data.predict import mixed_together, predict
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.search import design_effect as clusters
-from prumux.optimizer.search.certificate import Certificate, certify
-from prumux.optimizer.search.design_effect import design_effect, resamples
 from prumux.optimizer.tasks.classification import Classification
 from tests.helpers.factory import multiplexed, random_model
 

@@ -1,9 +1,10 @@
-"""What does it cost to start two threads and to wait for both?
+"""Waits for near processor cores before a timed round, and reports what joining threads cost.
 
-A virtual machine's host moves its processors about, for seconds or minutes at a time. When two
-of them lie far apart, each of the many short steps of a small engine pays more for threads:
-a pruned int8 encoder kept 0.6 of its throughput, the dense fp32 one 0.9, and their ratio was
-another. So rounds begin while threads are near, and what joining them cost is stated.
+The host of a virtual machine moves its processors about, for seconds or minutes at a time.
+When two of them lie far apart, every short step of a small engine pays more for joining its
+threads: a pruned int8 encoder kept 0.6 of its throughput, the dense fp32 one 0.9, so their
+ratio changed too. Timed rounds therefore begin while cores are near, and reports state the
+measured cost of a join.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from dataclasses import dataclass, field
 import torch
 
 ELEMENTS = 40_000
-"""An addition of so many is the smallest that torch gives to two threads."""
+"""Elements of the smallest addition that torch splits between two threads."""
 SAMPLES = 60
 FAR = 1.2
-"""Threads are far apart when joining them takes so many times as long as ever before."""
+"""Cores are far apart when a join takes this many times the shortest join seen so far."""
 NAP_S = 0.25
 
 
 @dataclass
-class Watch:
-    """Sees to it that rounds begin while threads are near, as long as its patience lasts."""
+class CoreMonitor:
+    """Measures thread joins and waits until cores are near, for a limited time in all."""
 
     patience_s: float = 0.0
-    """Seconds that it will wait yet: as many as were spent on rounds, see `earn`."""
-    most_s: float = 60.0
-    """Seconds that it may still be given."""
+    """Seconds that `wait` may still sleep; timed rounds add to it, see `earn`."""
+    most_s: float = 20.0
+    """Seconds that `earn` may still add."""
     least_us: float = float("inf")
+    """The shortest join so far, in microseconds."""
     seen_us: list[float] = field(default_factory=list)
-    """What joining cost before each round."""
+    """The cost of a join before each round, in microseconds."""
 
     def wait(self) -> None:
-        """Return when threads are as near as they have been, or patience is at its end."""
+        """Return when cores are near, or when `patience_s` is used up."""
         if torch.get_num_threads() == 1:
             return
         while True:
@@ -48,12 +50,12 @@ class Watch:
         self.seen_us.append(cost_us)
 
     def earn(self, spent_ms: float) -> None:
-        """Be patient for as long as a round took, up to `most_s` in all."""
+        """Add the time of a round to `patience_s`, at most `most_s` in all."""
         more_s = min(spent_ms / 1000, self.most_s)
         self.patience_s, self.most_s = self.patience_s + more_s, self.most_s - more_s
 
-    def told(self) -> dict[str, str]:
-        """For a report: median, least and most of what joining cost, in microseconds."""
+    def facts(self) -> dict[str, str]:
+        """For a report: median [minimum, maximum] of a join, in microseconds."""
         if not self.seen_us:
             return {}
         middle = statistics.median(self.seen_us)
@@ -61,12 +63,8 @@ class Watch:
         return {"thread_join_us": text}
 
 
-WATCH = Watch()
-"""That of this process."""
-
-
 def join_us() -> float:
-    """Microseconds of a short addition in two threads; nearly all of it is their joining."""
+    """Microseconds of a short addition in two threads; nearly all of it is the join."""
     numbers, out = torch.ones(ELEMENTS), torch.empty(ELEMENTS)
     found = []
     for _ in range(SAMPLES):

@@ -1,6 +1,8 @@
-"""Rows that were mixed into one are not independent: they hurt each other's answers.
+"""The design effect of multiplexed rows, which are not independent of their partners.
 
-Bounds of a loss take rows as independent draws. Where n rows share a forward pass, groups are.
+Bounds of a loss take rows as independent draws. Where n rows share a forward pass, only the
+groups of n are independent. Kish's design effect (Kish 1965, Survey Sampling) says how many
+grouped rows are worth one independent row.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ _CHUNK_CELLS = 4_000_000
 
 
 def design_effect(losses: NDArray[np.floating], groups: Ints) -> float:
-    """How many rows in groups tell as much of a mean as one independent row; at least 1.
+    """The number of grouped rows that are worth one independent row; at least 1.
 
-    Kish's design effect: sum over groups of (sum of d_i)^2 over the sum of d_i^2, with d_i the
-    row's loss less the mean.
+        deff = sum_g (sum_{i in g} d_i)^2 / sum_i d_i^2,    d_i = loss_i - mean loss
 
     Args:
-        losses: one a row, [N].
-        groups: which rows were mixed together, numbered from 0, [N].
+        losses: of each row, [N].
+        groups: number of each row's group, from 0, [N].
     """
     off = losses - losses.mean()
     alone = float((off**2).sum())
@@ -34,9 +35,9 @@ def design_effect(losses: NDArray[np.floating], groups: Ints) -> float:
 
 
 def resamples(rows: int, seed: int, groups: Ints | None = None) -> Iterable[Floats]:
-    """Weights [R, N] of `RESAMPLES` resamples with replacement, some at a time.
+    """Bootstrap weights [R, N] of `RESAMPLES` resamples with replacement, in chunks.
 
-    With `groups` whole groups are drawn.
+    With `groups`, whole groups are drawn.
     """
     units = rows if groups is None else int(groups.max()) + 1
     rng = np.random.default_rng(seed)

@@ -1,0 +1,80 @@
+"""Exact and score-based upper confidence bounds of a loss that counts rows.
+
+Tango 1998, Statistics in Medicine 17,
+https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
+Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+
+def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.95) -> float:
+    """One-sided upper bound of the loss of accuracy, by Tango's score test (1998).
+
+    The bound is the largest loss d that the test does not reject:
+
+        (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
+
+    with q the maximum-likelihood share of improved rows, given d. If no row changed, the
+    bound is z^2 / (n + z^2). The counts may be fractions, for planning. The coverage is too
+    low where no row improves: use `accuracy_upper`.
+
+    Args:
+        rows: n, all rows.
+        worse: rows that only the dense model answers correctly.
+        better: rows that only the optimised model answers correctly.
+        confidence: one-sided.
+    """
+    z = NormalDist().inv_cdf(confidence)
+
+    def rejected(d: float) -> bool:
+        b = -worse - better + (2 * rows - worse + better) * d
+        root = math.sqrt(max(b * b + 8 * rows * better * d * (1 - d), 0.0))
+        q = max((root - b) / (4 * rows), 0.0)
+        spread = math.sqrt(max(rows * (2 * q + d * (1 - d)), 0.0))
+        return worse - better - rows * d < -z * spread
+
+    return crossing(rejected, (worse - better) / rows, 1.0)
+
+
+def accuracy_upper(
+    rows: float, worse: float, better: float, confidence: float = 0.95
+) -> float:
+    """The bound that certifies accuracy: `tango_upper` with half a row more of loss.
+
+    Exact coverage of the 95 % bound where no row improves, the lowest over all true losses
+    up to 0.1:
+
+    ====  =========  ======================
+    rows  Tango      with half a row more
+    ====  =========  ======================
+    50    92.8 %     96.5 %
+    200   93.2 %     95.6 %
+    872   93.3 %     95.2 %
+    ====  =========  ======================
+
+    With half a row more it is at least 95 % up to a true loss of 0.5. Arguments as
+    `tango_upper`.
+    """
+    return tango_upper(rows, min(worse + 0.5, rows), better, confidence)
+
+
+def crossing(above: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest x at which the monotone `above` is true, rounded up."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if above(middle) else (middle, high)
+    return high
+
+
+def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95) -> float:
+    """Exact one-sided bound of a share, a quantile of Beta(changed + 1, rows - changed)."""
+    from scipy.stats import beta
+
+    if changed >= rows:
+        return 1.0
+    return float(beta.ppf(confidence, changed + 1, rows - changed))

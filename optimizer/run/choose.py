@@ -1,0 +1,126 @@
+"""Chooses the pipeline of a plan: runs the search that fits the request."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search.acquisition import search_by_acquisition
+from prumux.optimizer.search.bisection import SearchResult, safe_loss, search_by_bisection
+from prumux.optimizer.search.precision_choice import exact_only
+from prumux.optimizer.search.presets import LIMIT_S, exact_pipeline
+from prumux.optimizer.search.progressive_run import search_default_schedule
+from prumux.optimizer.search.shape_timing import (
+    loss_fitter,
+    time_candidates,
+    varies_multiplexing,
+    with_predicted_ratio,
+)
+from prumux.optimizer.workers.scheduler import search_with_workers
+from prumux.optimizer.workers.speculation import Search
+from prumux.optimizer.workers.workers import UNUSED, Workers
+
+from .plan import Plan
+
+PACKAGING_S = 120.0
+"""Seconds of the time limit that are kept for export and timing, at most a fifth of it."""
+
+
+def choose(
+    todo: Plan, started: float, workers: Workers
+) -> tuple[Plan, SearchResult | None, Pipeline]:
+    """Search if there is a budget, else take the one given pipeline.
+
+    If no candidate keeps the budget in a lower precision, the exact target is searched too.
+
+    Args:
+        todo: its evaluator has concrete targets.
+        started: when the run began, by `time.monotonic`.
+        workers: processes that build candidates ahead.
+
+    Returns:
+        The plan with the targets that the result is for, the outcome of the search (None if
+        there was none) and the pipeline to package.
+    """
+    found, chosen = search(todo, started, workers)
+    targets = todo.evaluator.targets
+    if found is not None and found.trials and not found.proofs and len(targets) > 1:
+        # All lost too much in the lower precision; no certify row has been used yet.
+        todo.evaluator.ctx.progress.say(
+            f"no candidate keeps it there: searching {targets[-1]}"
+        )
+        todo = replace(todo, evaluator=replace(todo.evaluator, targets=targets[-1:]))
+        found, chosen = search(todo, started, workers)
+    if found is not None:
+        found = replace(found, trials=with_predicted_ratio(todo.evaluator, found.trials))
+        if found.winner is None:
+            todo = replace(todo, evaluator=exact_only(todo.evaluator))
+    return todo, found, chosen
+
+
+def useful_workers(todo: Plan) -> Workers:
+    """The request's workers if candidates can be built side by side; else says why not."""
+    request, workers = todo.request, Workers.parse(todo.request.workers)
+    if todo.limit is None or len(todo.space) == 1:
+        why = "there is one pipeline to run"
+    elif todo.limit == 0:
+        why = "nothing may be lost and so nothing is searched"
+    elif request.progressive:
+        why = f"--effort {request.effort} trains one candidate after another"
+    else:
+        return workers
+    if not workers.here_only:
+        todo.evaluator.ctx.progress.say(UNUSED.format(why=why))
+    return Workers()
+
+
+def search(
+    todo: Plan, started: float, workers: Workers
+) -> tuple[SearchResult | None, Pipeline]:
+    """Run the one search that fits the plan, on its evaluator's first target."""
+    evaluator, request, limit = todo.evaluator, todo.request, todo.limit
+    if limit is None:
+        return None, todo.space[0]
+    exact = exact_pipeline()
+    if limit == 0:
+        reason = "nothing may be lost: exact passes only"
+        return SearchResult((), (), exact, None, reason), exact
+
+    allowed = request.time_limit_s or LIMIT_S.get(request.effort, math.inf)
+
+    def left_s() -> float:
+        return started + max(0.8 * allowed, allowed - PACKAGING_S) - time.monotonic()
+
+    def out_of_time(pipeline: Pipeline) -> bool:
+        return evaluator.builder.training_s(pipeline) > left_s()
+
+    if request.progressive and request.budget:
+        points, limit_s = request.budget.limit(1.0), request.time_limit_s
+        found = search_default_schedule(
+            evaluator, request.effort, points, limit, limit_s, left_s
+        )
+    else:
+        found = search_with_workers(
+            _free_search(todo, limit), evaluator, limit, out_of_time, workers
+        )
+    return found, found.winner or exact
+
+
+def _free_search(todo: Plan, limit: float) -> Search:
+    """The search of a space of separate candidates; shapes that it needs are timed here."""
+    evaluator = todo.evaluator
+    safe = safe_loss(len(evaluator.certify_rows), limit)
+    if varies_multiplexing(todo.space):
+        timed, fit = time_candidates(evaluator, todo.space), loss_fitter(evaluator)
+        return lambda trial, certify, out_of_time: search_by_acquisition(
+            timed, trial, certify, limit, out_of_time, fit=fit, safe=safe
+        )
+    lowered = todo.request.passes is None and not evaluator.targets[0].exact
+    # A lower precision by itself is a candidate too.
+    space = (exact_pipeline(), *todo.space) if lowered else todo.space
+    order = evaluator.builder.by_cost(space)
+    return lambda trial, certify, out_of_time: search_by_bisection(
+        order, trial, certify, limit, out_of_time, safe=safe
+    )

@@ -1,0 +1,133 @@
+"""The plan of a run: everything read and checked, nothing written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.base.store import Memory
+from prumux.optimizer.certificate.provable import provable_loss, rows_needed
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.search.evaluator import Evaluator, no_record
+from prumux.optimizer.search.presets import default_space, progressive_schedule
+from prumux.optimizer.search.score_checks import check_scores, provable_by_class
+from prumux.optimizer.workers.workers import Workers
+
+from .inputs import open_evaluator
+from .request import Request
+from .workspace import check_out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with its inputs loaded and its search space listed."""
+
+    request: Request
+    evaluator: Evaluator
+    space: tuple[Pipeline, ...]
+    limit: float | None
+    """The allowed loss in units of the metric; None = no budget."""
+    warnings: tuple[str, ...] = ()
+    """Doubts about metric, budget and rows."""
+    known: Memory = field(default_factory=Memory)
+    """The given model's answers, as far as they were needed already."""
+
+    def facts(self) -> dict[str, Any]:
+        """Facts that a resumed run must share with the interrupted one."""
+        facts = self.evaluator.facts(self.space, self.request.budget)
+        return {**facts, "labels": dict(self.request.labels)}
+
+    def provable(self) -> str:
+        """One line on the losses that the certify rows can prove, shown before the search."""
+        rows, limit = len(self.evaluator.certify_rows), self.limit
+        if limit is None:
+            return f"no budget: nothing is certified, scores are reported on {rows} rows"
+        said = (
+            f"{rows} rows to certify that {self.evaluator.metric} loses at most "
+            f"{100 * limit:.2f} points"
+        )
+        if limit == 0:
+            return f"{said}: exact passes only, nothing to certify"
+        if self.evaluator.metric == "balanced-accuracy":
+            return f"{said}{provable_by_class(self.evaluator, limit)}"
+        if self.evaluator.metric != "accuracy":
+            return said
+        loss = provable_loss(rows, limit)
+        if loss < 0:
+            needed = rows_needed(limit)
+            return (
+                f"{said}: perhaps too few; if 5 % of the answers change, even a candidate "
+                f"that loses nothing needs {needed}"
+            )
+        return f"{said}: enough for observed losses up to about {100 * loss:.2f} points"
+
+    def describe(self) -> dict[str, Any]:
+        """The plan as plain values, for `--dry-run`."""
+        evaluator, request = self.evaluator, self.request
+        more = {}
+        if request.progressive and request.budget:
+            points, limit_s = request.budget.limit(1.0), request.time_limit_s
+            made = progressive_schedule(request.effort, points, limit_s, evaluator.model)
+            mixes = [str(Pipeline(x.timed(x.minutes))) for x in made.mixes]
+            more = {"on_top_of_the_last": [*mixes, "distill for the rest of the time"]}
+        return {
+            "model": str(evaluator.model.encoder),
+            "task": evaluator.model.task.kind,
+            "labels": len(evaluator.model.task.labels),
+            "data": list(evaluator.notes),
+            "metric": evaluator.metric,
+            "budget": None if request.budget is None else str(request.budget),
+            "limit": self.limit,
+            "provable": self.provable(),
+            "warnings": list(self.warnings),
+            "candidates": [str(p) for p in self.space],
+            **more,
+            "target": str(evaluator.target),
+            "serving": evaluator.serving.to_json(),
+            "out": str(request.folder),
+        }
+
+
+def plan(request: Request, progress: Progress) -> Plan:
+    """Read and check all inputs, cheap checks first; writes nothing.
+
+    Raises:
+        UsageError: an option, file or folder is wrong.
+        MissingError: a library or device is missing.
+    """
+    target = parse_target(request.target)
+    if request.passes is None and request.budget is None:
+        raise UsageError("nothing to do: give --budget 2% or --passes TEXT")
+    space: tuple[Pipeline, ...] = ()
+    if request.budget is None:
+        space = (Pipeline.parse(request.passes or ""),)
+    elif request.passes is not None:
+        space = Pipeline.space(request.passes)
+    for pipeline in space:
+        if pipeline.uncut:
+            raise UsageError(
+                f"'{pipeline}' marks what to prune and does not cut it out\n"
+                f"add slice after it: --passes '{pipeline},slice'"
+            )
+    Workers.parse(request.workers).check()
+    inputs = (request.model, request.data, request.train, request.validation, request.test)
+    check_out(request.folder, inputs, request.resume, request.force)
+    evaluator, known = open_evaluator(request, target, progress), Memory()
+    watched = evaluator.with_store(known, no_record)
+    warnings = check_scores(watched, request.budget, bool(request.labels))
+    limit = None
+    if request.budget is not None:
+        score = watched.dense_score("certify") if request.budget.relative else 1.0
+        if score <= 0:
+            raise UsageError(
+                f"the given model scores {score:.4f}, so a relative budget means nothing\n"
+                "give it in points: --budget 2%"
+            )
+        limit = request.budget.limit(score)
+        if request.passes is None:
+            points, limit_s = request.budget.limit(1.0), request.time_limit_s
+            space = default_space(request.effort, points, limit_s, evaluator.model)
+    return Plan(request, evaluator, space, limit, warnings, known)

@@ -1,0 +1,87 @@
+"""The options of one run, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.search.presets import EFFORTS, Effort
+from prumux.optimizer.workers.workers import Workers
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of one run, as the user gave them.
+
+    Raises:
+        UsageError: a value has the wrong type or range; names the option.
+    """
+
+    model: str
+    budget: Budget | None = None
+    passes: str | None = None
+    out: Path | None = None
+    data: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What values of the label column mean: the data's value to the model's class."""
+    target: str = "onnx"
+    metric: str | None = None
+    batch: int = 32
+    length: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    effort: Effort = "quick"
+    time_limit_s: float | None = None
+    workers: int | str = 1
+    """Number of processes on this machine, or the address of a Ray cluster."""
+    resume: bool = False
+    force: bool = False
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("batch", 1), ("length", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (name == "length" and value is None) and not (
+                whole and least <= value < 2**63
+            ):
+                raise UsageError(f"{name} is {value!r}, give a whole number from {least}")
+        for name in ("model", "passes", "data", "train", "validation", "test", "target"):
+            value = getattr(self, name)
+            optional = name not in ("model", "target")
+            if not (optional and value is None) and not (isinstance(value, str) and value):
+                raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        if self.effort not in EFFORTS:
+            raise UsageError(
+                f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
+            )
+        Workers.parse(self.workers).check_device(self.device)
+        limit = self.time_limit_s
+        if limit is not None and not (isinstance(limit, int | float) and 0 < limit < math.inf):
+            raise UsageError(f"time_limit_s is {limit!r}, give seconds, such as 1800")
+        if not isinstance(self.columns, Mapping):
+            raise UsageError(f"columns is {self.columns!r}, write {{'text_a': 'question'}}")
+        if not isinstance(self.labels, Mapping):
+            raise UsageError(f"labels is {self.labels!r}, write {{'0': 'positive'}}")
+
+    @property
+    def progressive(self) -> bool:
+        """True if the default progressive schedule of an effort that trains is searched."""
+        return self.budget is not None and self.passes is None and self.effort != "quick"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the result: `--out`, else `MODEL-prumux` in the current folder."""
+        path = Path(self.model)
+        if path.name in ("", ".."):  # such as `.`, the current folder
+            path = path.resolve()
+        name = path.stem if path.is_file() else path.name or "model"
+        return self.out if self.out is not None else Path(f"{name}-prumux")

@@ -1,0 +1,88 @@
+"""Builds the models of candidates; a prefix that two pipelines share is built once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.model.cost import Cost, count
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.passes import Pass
+from prumux.optimizer.pipeline.pipeline import Pipeline
+
+from .model_store import ModelStore
+
+
+@dataclass(frozen=True, eq=False)
+class Builder:
+    """Runs pipelines on the given model."""
+
+    model: Model
+    ctx: Context
+
+    @property
+    def models(self) -> ModelStore:
+        """Models that were built before."""
+        return ModelStore(self.model, self.ctx.store)
+
+    def build(self, pipeline: Pipeline) -> Model:
+        """The pipeline's result. Goes on from the longest stored prefix.
+
+        Stores the model after each pass that trains, and the result.
+        """
+        done = self.models.finished(pipeline)
+        model = self.models.load(pipeline.prefix(done))
+        if done == len(pipeline.passes):
+            return model
+        self.ctx.progress.say(f"building {pipeline}")
+
+        def after_pass(index: int, pass_: Pass, before: Model, after: Model) -> None:
+            del before
+            if pass_.training:
+                self.models.save(pipeline.prefix(done + index + 1), after)
+
+        model = Pipeline(pipeline.passes[done:]).run(model, self.ctx, after_pass)
+        if not pipeline.passes[-1].training:
+            self.models.save(pipeline, model)
+        return model
+
+    def untrained(self, pipeline: Pipeline) -> Model:
+        """A model of about the result's shapes, without refits and training."""
+        done = self.models.finished(pipeline)
+        return self._sketched(pipeline.passes[done:], self.models.load(pipeline.prefix(done)))
+
+    def cost(self, pipeline: Pipeline) -> Cost:
+        """About the result's cost, from masks only: nothing is cut, refitted or trained."""
+        shaping = [x for x in pipeline.passes if x.masks != "cuts"]
+        model = self._sketched(shaping, self.model)
+        return count(model.masks.sizes(model.encoder), self.ctx.length)
+
+    def by_cost(self, space: Sequence[Pipeline]) -> list[Pipeline]:
+        """Distinct candidates by multiply-adds, most first; equal ones keep their order."""
+        unique = {str(p): p for p in space}
+        with self.ctx.progress.task("sizing candidates", len(unique)) as tick:
+            sized = []
+            for pipeline in unique.values():
+                sized.append((self.cost(pipeline).macs, pipeline))
+                tick()
+        return [p for _, p in sorted(sized, key=lambda x: -x[0])]
+
+    def training_s(self, pipeline: Pipeline) -> float:
+        """Seconds of training that are not done yet, counting passes with `minutes`."""
+        rest = pipeline.passes[self.models.finished(pipeline) :]
+        return sum(60 * (x.training.minutes or 0.0) for x in rest if x.training)
+
+    def shares_training(self, one: Pipeline, other: Pipeline) -> bool:
+        """True if both begin with the same training and it is not done yet."""
+        for n, (mine, theirs) in enumerate(zip(one.passes, other.passes, strict=False), 1):
+            if mine != theirs:
+                return False
+            if mine.training and not self.models.has(one.prefix(n)):
+                return True
+        return False
+
+    def _sketched(self, passes: Sequence[Pass], model: Model) -> Model:
+        quick = tuple(x for p in passes if (x := p.sketch()) is not None)
+        return Pipeline(quick).run(model, replace(self.ctx, progress=Progress()))

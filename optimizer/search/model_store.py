@@ -1,0 +1,79 @@
+"""Models of finished candidates on disk, each under its pipeline's text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.model.artifact import from_config, to_config
+from prumux.optimizer.model.ir import Applied, Masks, Model
+from prumux.optimizer.pipeline.pipeline import Pipeline
+
+MASK = "masks."
+"""Prefix of masks among the stored weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelStore:
+    """Models that pipelines made of `given`; entries `model-DIGEST` of the run's store."""
+
+    given: Model
+    store: Store
+
+    @staticmethod
+    def name(pipeline: Pipeline) -> str:
+        """The name that a pipeline's model is stored under."""
+        return f"model-{key(pipeline)}"
+
+    def has(self, pipeline: Pipeline) -> bool:
+        """True if the pipeline's model is stored."""
+        return self.store.has(f"{self.name(pipeline)}-facts")
+
+    def finished(self, pipeline: Pipeline) -> int:
+        """Length of the longest prefix whose model is stored; 0 = none."""
+        lengths = range(len(pipeline.passes), 0, -1)
+        return next((n for n in lengths if self.has(pipeline.prefix(n))), 0)
+
+    def save(self, pipeline: Pipeline, model: Model) -> None:
+        """Store a model; checkpoints of its training are removed."""
+        name = self.name(pipeline)
+        pending = {} if model.masks.all_true else dict(enumerate(model.masks.tensors))
+        masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
+        self.store.tensors(name, lambda: {**model.weights, **masks})
+        kept = model.kept_hidden
+        self.store.json(
+            f"{name}-facts",  # written last, as the sign that the weights are complete
+            lambda: {
+                "config": to_config(model),
+                "history": [asdict(x) for x in model.history],
+                "kept_hidden": None if kept is None else kept.tolist(),
+            },
+        )
+        self.store.drop()
+
+    def load(self, pipeline: Pipeline) -> Model:
+        """A stored model; the given one for the empty pipeline."""
+        if not pipeline.passes:
+            return self.given
+        name = self.name(pipeline)
+        facts = self.store.json(f"{name}-facts", dict)
+        encoder, task = from_config(facts["config"])
+        held = self.store.tensors(name, dict)
+        weights = {k: x for k, x in held.items() if not k.startswith(MASK)}
+        pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(weights))]
+        layers = len(encoder.layers)
+        masks = Masks.full(encoder)
+        if pending:
+            masks = Masks(tuple(pending[:layers]), tuple(pending[layers:-1]), pending[-1])
+        kept = facts["kept_hidden"]
+        return replace(
+            self.given,
+            encoder=encoder,
+            task=task,
+            weights=weights,
+            masks=masks,
+            history=tuple(Applied(**x) for x in facts["history"]),
+            kept_hidden=None if kept is None else torch.tensor(kept),
+        )

@@ -1,0 +1,130 @@
+"""Predictions of candidates on rows of each role, stored, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.store import key
+from prumux.optimizer.data.predict import BATCH, predict, torch_run
+from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.ir import Model
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.pipeline.target import Target, on_engine
+from prumux.optimizer.tasks.metrics import Predictions
+
+from .builder import Builder
+from .partner_sensitivity import DRAWS, partner_sensitivity
+
+
+@dataclass(frozen=True, eq=False)
+class CandidatePredictor:
+    """Predicts and scores; entries `predictions-DIGEST` of the run's store.
+
+    A role is `select`, `certify` or `test`. A `target` of None, or an exact one, means that
+    the torch module predicts; otherwise the target's engine does.
+    """
+
+    builder: Builder
+    rows_by_role: Mapping[str, Encoded | None]
+    metric: str
+    data_digest: str
+
+    @property
+    def model(self) -> Model:
+        """The given model."""
+        return self.builder.model
+
+    @property
+    def ctx(self) -> Context:
+        """Of the run."""
+        return self.builder.ctx
+
+    def rows(self, role: str) -> Encoded:
+        """The rows of a role.
+
+        Raises:
+            UsageError: the role has no rows.
+        """
+        rows = self.rows_by_role[role]
+        if rows is None:
+            raise UsageError(f"there are no {role} rows")
+        return rows
+
+    def name(self, pipeline: Pipeline, role: str, target: Target | None = None) -> str:
+        """The name that predictions are stored under."""
+        about = (pipeline, role, self.model.source, self.data_digest, *inexact(target))
+        return f"predictions-{key(*about)}"
+
+    def predict(
+        self, pipeline: Pipeline, role: str, target: Target | None = None
+    ) -> Predictions:
+        """Predictions of a candidate on the rows of a role; built and computed once."""
+        rows, engine_target = self.rows(role), inexact(target)
+
+        def make() -> dict[str, torch.Tensor]:
+            title = (
+                f"scoring {role} rows" if pipeline.passes else f"scoring {role} rows, dense"
+            )
+            model = self.builder.build(pipeline)
+            with (
+                self.ctx.progress.task(title, -(-len(rows) // BATCH)) as tick,
+                ExitStack() as stack,
+            ):
+                run = (
+                    stack.enter_context(on_engine(engine_target[0], model, self.ctx)).run
+                    if engine_target
+                    else torch_run(model)
+                )
+                found = predict(run, rows, model.task, tick, **self.mixing(model))
+            many = found if isinstance(found, tuple) else (found,)
+            return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
+
+        kept = self.ctx.store.tensors(self.name(pipeline, role, target), make)
+        arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
+        return arrays if self.model.task.ragged else arrays[0]
+
+    def with_labels(
+        self, pipeline: Pipeline, role: str, target: Target | None = None
+    ) -> tuple[Predictions, Predictions]:
+        """Predictions and their reference: labels, or for agreement the dense predictions."""
+        labels = self.rows(role).labels
+        if labels is None or not self.model.task.metric(self.metric).needs_labels:
+            labels = self.predict(Pipeline(()), role)
+        return self.predict(pipeline, role, target), labels
+
+    def score(self, pipeline: Pipeline, role: str, target: Target | None = None) -> float:
+        """The candidate's score on the rows of a role."""
+        found, labels = self.with_labels(pipeline, role, target)
+        return self.model.task.score(self.metric, found, labels)
+
+    def mixing(self, model: Model) -> dict[str, int]:
+        """Arguments of `predict` that choose partners, for a multiplexed model."""
+        slots = model.encoder.slots
+        return {} if slots == 1 else {"slots": slots, "seed": self.ctx.seed}
+
+    def partner_sensitivity(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
+        """How much the score depends on the partners of a row; None if not multiplexed."""
+        model = self.builder.build(pipeline)
+        if model.encoder.mux is None:
+            return None
+        name = f"mixed-{key(pipeline, role, self.model.source, self.data_digest)}"
+        rows, labels = self.rows(role), self.with_labels(pipeline, role)[1]
+
+        def make() -> dict[str, Any]:
+            with self.ctx.progress.task("drawing partners", DRAWS) as tick:
+                return asdict(partner_sensitivity(model, rows, labels, self.metric, tick))
+
+        found: dict[str, Any] | None = self.ctx.store.json(name, make)
+        return found
+
+
+def inexact(target: Target | None) -> tuple[Target, ...]:
+    """The target if predictions depend on its engine, else nothing."""
+    return () if target is None or target.exact else (target,)
