@@ -23,7 +23,8 @@ from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.run.inputs import open_evaluator

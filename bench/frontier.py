@@ -39,7 +39,7 @@ from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.predict import BATCH, torch_run
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target

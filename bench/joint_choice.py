@@ -26,7 +26,8 @@ import torch
 from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.data.predict import predict, torch_run
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target

@@ -37,7 +37,10 @@ from prumux.optimizer.base.environment import cpu_threads, provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, Mux, expected_shapes
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer, Multiplexing
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
@@ -298,7 +301,9 @@ def measure(
             print(error, file=sys.stderr)  # noqa: T201
             continue
         variants = [(n, at) for n in options.n for at in (options.at if n > 1 else (0,))]
-        shapes = [replace(sizes, mux=Mux(n, at) if n > 1 else None) for n, at in variants]
+        shapes = [
+            replace(sizes, mux=Multiplexing(n, at) if n > 1 else None) for n, at in variants
+        ]
         # The dense model against itself shows the noise.
         cells = [dense if x == dense.encoder else bench.open(x) for x in shapes]
         for cell, (each, gain) in zip(cells, bench.against(dense, cells), strict=True):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import onnx
 
 from prumux.optimizer.base.errors import MissingError, UsageError
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Emitted, Target
 from prumux.optimizer.timing.interleave import Timing
 

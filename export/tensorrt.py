@@ -34,7 +34,7 @@ from prumux.optimizer.base.environment import versions
 from prumux.optimizer.base.errors import GateError, MissingError, UsageError
 from prumux.optimizer.base.store import file_digest
 from prumux.optimizer.data.tokenize import groups_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.target import Emitted, Target
 
 from .trt import library as trt_library

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.pruning.importance import fisher

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP, MixedStateLoss
 from prumux.passes.training.data_parallel import ALONE, DataParallel

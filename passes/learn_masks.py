@@ -21,7 +21,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.timing.cost_table import cost_table

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.model import ir
-from prumux.optimizer.model.ir import Keys, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Keys, Multiplexing
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.multiplexing.initial_weights import added_weights, slot_keys
@@ -108,9 +108,9 @@ class Mux(Pass):
             if wrong:
                 raise PassError(f"units=apart {why}; use {better}", exit_code=2)
 
-    def _moves(self, model: Model, given: ir.Mux) -> bool:
+    def _moves(self, model: Model, given: Multiplexing) -> bool:
         """Whether the pass moves the mixing to an earlier layer and changes nothing else."""
-        wanted = ir.Mux(self.n, given.at, self.variant, self.demux)
+        wanted = Multiplexing(self.n, given.at, self.variant, self.demux)
         return given == wanted and self.at < given.at and self.units == "shared"
 
     def run(self, model: Model, ctx: Context) -> Model:
@@ -118,7 +118,7 @@ class Mux(Pass):
         if self.n == 1:
             return model
         random = ctx.generator(self)
-        mux = ir.Mux(self.n, self.at, self.variant, self.demux)
+        mux = Multiplexing(self.n, self.at, self.variant, self.demux)
         if model.encoder.mux is not None:
             return replace(model, encoder=replace(model.encoder, mux=mux))
         if self.units == "apart":

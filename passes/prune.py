@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Self
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.model.cost import branch_cost
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.timing.calibration import measured_speedup

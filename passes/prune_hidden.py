@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Self
 import torch
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.pruning.importance import hidden_fisher

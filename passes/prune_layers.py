@@ -14,8 +14,10 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Batch, groups_of
-from prumux.optimizer.model.ir import Masks, Model
-from prumux.optimizer.model.module import KINDS, Branch, BranchKind, EncoderModule, run
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.sizes import KINDS, Branch, BranchKind
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 

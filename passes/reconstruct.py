@@ -24,7 +24,7 @@ import torch
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Encoded, groups_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from prumux.optimizer.base.errors import GateError
-from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.weights import weights_of
 from prumux.optimizer.pipeline.context import Context

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.multiplexing.mixed_state_loss import MIXED_HELP

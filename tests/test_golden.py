@@ -152,7 +152,7 @@ def test_texts_read_the_same() -> None:
 
 def options_only(result: Any) -> Any:
     """What was recorded of a text without facts of the class, which 0.1.0 had as well."""
-    facts = {"name", "preserves", "shapes", "trains", "marks", "cuts"}
+    facts = {"name", "preserves", "shapes", "trains", "marks", "cuts", "units"}
     if isinstance(result, dict):
         return {
             k: {n: v for n, v in x.items() if n not in facts}

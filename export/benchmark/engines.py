@@ -20,7 +20,8 @@ from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.folder import read_json, read_tokenizer
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.target import Engine, Target

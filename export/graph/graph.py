@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from prumux.optimizer.base.errors import VerifyError
 from prumux.optimizer.model import forward
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 
 from .builder import INPUTS, GraphBuilder, Precision

@@ -19,7 +19,7 @@ import onnx.helper
 
 from prumux.optimizer.base.environment import int8_saturates
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 
 from .fusion import quiet

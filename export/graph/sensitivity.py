@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.environment import int8_saturates
 from prumux.optimizer.data.tokenize import groups_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.torch_ops import TorchOps
 from prumux.optimizer.pipeline.context import Context

@@ -9,7 +9,7 @@ from typing import Any
 from prumux.export.graph.builder import INPUTS
 from prumux.export.graph.graph import input_names, origin
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
 
 

@@ -23,7 +23,7 @@ from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.target import Engine
 from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prumux.export.graph.parity import Parity, compare
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.target import Engine
 

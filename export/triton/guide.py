@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prumux.export.graph.graph import OUTPUT, input_names
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.task import Task
 
 from .packer import TENANT

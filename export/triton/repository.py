@@ -21,7 +21,7 @@ from prumux.export.graph.graph_file import DATA
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model import row_groups as slots
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.task import Task
 
 from . import packer

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.row_groups import batch_rows
+from prumux.optimizer.model.sizes import Encoder
 
 MULTIPLE = 8
 """Tuned lengths are rounded up to a multiple of this many tokens."""

@@ -13,7 +13,8 @@ from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save
 from prumux.optimizer.base.errors import VerifyError
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
 
 from .profiles import Profile, profiles
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.labels import IGNORE, Ints
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from prumux.optimizer.tasks.registry import from_own_config
 from prumux.optimizer.tasks.task import Task
 
 from .families.registry import families
-from .ir import Model
 from .masks import Masks
-from .sizes import Constant, Encoder, Layer, Mux
+from .model import Model
+from .sizes import Constant, Encoder, Layer, Multiplexing
 
 FORMAT = 2
 """1: prumux 0.1.0, which knew no families and no pooling."""
@@ -72,7 +72,7 @@ def from_config(
         sizes["constants"] = _constants(sizes.get("constants", {}))
         pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
         layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
-        mux = None if config.get("mux") is None else Mux(**config["mux"])
+        mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
         encoder = Encoder(layers=layers, mux=mux, **sizes)
         _check_sizes(encoder)
         return encoder, from_own_config(config, encoder.labels)
@@ -109,7 +109,7 @@ def _constants(given: Mapping[str, Any]) -> tuple[tuple[str, Constant], ...]:
     return tuple(sorted(found.items()))
 
 
-def _check_fields(sizes: Encoder | Mux) -> None:
+def _check_fields(sizes: Encoder | Multiplexing) -> None:
     hints = get_type_hints(type(sizes))
     for field in fields(sizes):
         value, hint = getattr(sizes, field.name), hints[field.name]

@@ -9,6 +9,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.tasks import registry
+from prumux.optimizer.tasks.task import Task
 
 from .families.family import Config, Family, Part
 from .families.registry import find_family
@@ -16,20 +18,20 @@ from .sizes import Encoder
 from .weights import expected_shapes
 
 
-def read_sizes(config: Config, labels: int, *, every_position: bool) -> tuple[Family, Encoder]:
-    """Family and sizes of a Hugging Face config.
-
-    Args:
-        config: what config.json holds.
-        labels: answers that the head gives.
-        every_position: whether every position has an answer, and not every row.
+def read_config(config: Config) -> tuple[Family, Encoder, Task]:
+    """Family, sizes and task of a Hugging Face config.
 
     Raises:
-        ModelError: the architecture is not supported, or a size is missing or wrong.
+        ModelError: unsupported architecture or task, or a size that is missing or wrong.
     """
     family = find_family(str(config.get("model_type")))
-    encoder = replace(family.sizes(config), labels=labels)
-    return family, family.for_every_position(encoder) if every_position else encoder
+    task = registry.from_config(config)
+    encoder = replace(family.sizes(config), labels=len(task.labels))
+    return (
+        family,
+        family.for_every_position(encoder) if task.pooling == "all" else encoder,
+        task,
+    )
 
 
 def read_weights(

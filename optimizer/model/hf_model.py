@@ -24,10 +24,11 @@ from prumux.optimizer.tasks.registry import kind_of
 
 from .artifact import from_config
 from .hf_config import PrumuxConfig
-from .ir import Encoder, expected_shapes
 from .module import EncoderForward, attach
 from .row_groups import filled
+from .sizes import Encoder
 from .torch_ops import Factors, TorchOps
+from .weights import expected_shapes
 
 __all__ = [
     "PrumuxConfig",

@@ -10,26 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import forward
-from .ir import Model
+from .model import Model
 from .row_groups import in_groups
-from .sizes import KINDS, Branch, BranchKind, Encoder
-from .torch_ops import ACTIVATIONS, Factors, TorchOps, padding_bias, position_ids
+from .sizes import Branch, Encoder
+from .torch_ops import Factors, TorchOps
 from .weights import expected_shapes
-
-__all__ = [
-    "ACTIVATIONS",
-    "KINDS",
-    "Branch",
-    "BranchKind",
-    "EncoderForward",
-    "EncoderModule",
-    "Factors",
-    "attach",
-    "living",
-    "padding_bias",
-    "position_ids",
-    "run",
-]
 
 
 class EncoderForward:

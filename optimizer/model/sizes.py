@@ -45,7 +45,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Mux:
+class Multiplexing:
     """How n rows share one forward pass. No multiplexing is `None`, not n=1.
 
     Row number i of a batch goes into mixed row i // n, slot i % n.
@@ -86,7 +86,7 @@ class Encoder:
     """Whether a linear map stands between the embedding and the first layer (ELECTRA)."""
     pool_early: bool = False
     """Whether the last attention block and all after it run at the first position only."""
-    mux: Mux | None = None
+    mux: Multiplexing | None = None
     """How rows are mixed; None = every row has a forward pass of its own."""
     pooling: Pooling = "first"
     """What the head reads: the first position, the mean of all, or every position."""

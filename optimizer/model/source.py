@@ -19,10 +19,10 @@ from torch import Tensor
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
 
-from .checkpoint import read_weights
+from .checkpoint import read_config, read_weights
 from .folder import digest, read_json, read_tokenizer
-from .frontends import read_config
-from .ir import Masks, Model
+from .masks import Masks
+from .model import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

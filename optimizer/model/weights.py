@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from .axes import HIDDEN, Weight, fixed, linear, norm
 from .families.registry import family_of
-from .sizes import Branch, Encoder, Mux
+from .sizes import Branch, Encoder, Multiplexing
 
 
 @lru_cache(maxsize=512)
@@ -40,7 +40,7 @@ def branch_parameters(encoder: Encoder, branch: Branch) -> tuple[int, int]:
     return sum(a for a, _ in counts), sum(b for _, b in counts)
 
 
-def _mux_weights(mux: Mux) -> list[Weight]:
+def _mux_weights(mux: Multiplexing) -> list[Weight]:
     found = [
         Weight(name, (fixed(mux.n), HIDDEN))
         for name in ("mux.keys", "demux.scale", "demux.shift")

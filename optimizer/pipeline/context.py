@@ -15,7 +15,7 @@ from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 
 from .configurable import ConfigurableStep
 from .engine import Emitted, Engine

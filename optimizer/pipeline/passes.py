@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 
 from .configurable import ConfigurableStep
 from .context import Context

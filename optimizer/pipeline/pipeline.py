@@ -9,7 +9,7 @@ from itertools import product
 from typing import Self
 
 from prumux.optimizer.base.errors import LostError, PassError, PrumuxError
-from prumux.optimizer.model.ir import Applied, Model
+from prumux.optimizer.model.model import Applied, Model
 
 from .context import Context
 from .language import check_size, expand, parse

@@ -40,7 +40,8 @@ from .encoding import from_json, to_json
 from .html import render
 
 if TYPE_CHECKING:
-    from prumux.optimizer.model.ir import Encoder, Model
+    from prumux.optimizer.model.model import Model
+    from prumux.optimizer.model.sizes import Encoder
     from prumux.optimizer.pipeline.target import Emitted, Engine, Target
     from prumux.optimizer.search.bisection import SearchResult
     from prumux.optimizer.search.evaluator import Evaluator

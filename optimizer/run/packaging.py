@@ -12,7 +12,7 @@ import numpy as np
 from prumux.optimizer.base.errors import GateError
 from prumux.optimizer.data.predict import BATCH, predict
 from prumux.optimizer.model.artifact import save_artifact
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Evaluator

@@ -25,7 +25,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 
 Floats = NDArray[np.float64]
 PRIOR_MEAN = (-6.0, 1.2, 1.5, 0.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.model.cost import Cost, count
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline

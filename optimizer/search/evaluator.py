@@ -18,7 +18,7 @@ from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, ce
 from prumux.optimizer.data.predict import mixed_together
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target

@@ -8,7 +8,8 @@ import torch
 
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.model.artifact import from_config, to_config
-from prumux.optimizer.model.ir import Applied, Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Applied, Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 MASK = "masks."

@@ -10,7 +10,7 @@ import numpy as np
 
 from prumux.optimizer.data.predict import predict, torch_run
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.row_groups import like_length
 from prumux.optimizer.tasks.metrics import Predictions
 

@@ -13,7 +13,7 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.data.predict import BATCH, predict, torch_run
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target, on_engine

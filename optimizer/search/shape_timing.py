@@ -13,7 +13,7 @@ from typing import Any
 from prumux.optimizer.base.errors import PassError, PrumuxError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.timing.interleave import interleave, speedup

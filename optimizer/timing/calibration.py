@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import MissingError
-from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model, expected_shapes
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 
 from .interleave import Timing, interleave

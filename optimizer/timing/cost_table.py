@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.errors import MissingError, PassError
 from prumux.optimizer.base.store import key
-from prumux.optimizer.model.ir import Encoder, Layer, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer
 from prumux.optimizer.pipeline.context import Context
 
 from .calibration import (

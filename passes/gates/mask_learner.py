@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.torch_ops import Factors
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.pruning.importance import Scores

@@ -10,7 +10,8 @@ from bisect import bisect_left
 import torch
 from torch import Tensor, nn
 
-from prumux.optimizer.model.ir import Encoder, Masks
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.sizes import Encoder
 from prumux.passes.pruning.importance import Scores
 
 from .expected_cost import CostBudget

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.model.families.registry import family_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import living
-from prumux.optimizer.model.sizes import Encoder, Mux
+from prumux.optimizer.model.sizes import Encoder, Multiplexing
 from prumux.optimizer.model.weights import expected_shapes
 
 INITIAL_STD = 0.02
 
 
-def slot_keys(mux: Mux, hidden: int, random: torch.Generator) -> Tensor:
+def slot_keys(mux: Multiplexing, hidden: int, random: torch.Generator) -> Tensor:
     """Keys [n, D] of mean square 1."""
     drawn = torch.randn(mux.n, hidden, generator=random)
     if mux.variant == "fixed":

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Encoder
 from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Encoder
 from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import all_pairs, layer_pairs
 from prumux.passes.training.losses import state_error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.data.tokenize import Batch, Encoded, groups_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.layer_matching import layer_pairs

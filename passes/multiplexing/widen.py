@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.model.axes import WIDE, Weight
-from prumux.optimizer.model.ir import Model
 from prumux.optimizer.model.masks import Masks
-from prumux.optimizer.model.sizes import Encoder, Layer, Mux
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer, Multiplexing
 from prumux.optimizer.model.weights import weights_of
 
 from .initial_weights import added_weights, last_norm
@@ -31,7 +31,7 @@ KEPT = 1 / 16
 """e: what is left of the state beside its copies; 0 would teach demultiplexing nothing."""
 
 
-def side_by_side(model: Model, mux: Mux, random: torch.Generator) -> Model:
+def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Model:
     """The model with n times the hidden dimensions, heads and units, mixing and taking apart.
 
     Args:
@@ -86,7 +86,7 @@ def _widened(weight: Weight, encoder: Encoder, given: Tensor, n: int) -> Tensor:
 
 
 def _taken_apart(
-    model: Model, encoder: Encoder, mux: Mux, random: torch.Generator
+    model: Model, encoder: Encoder, mux: Multiplexing, random: torch.Generator
 ) -> dict[str, Tensor]:
     """The weights of mux and demux."""
     n, each = mux.n, model.encoder.hidden

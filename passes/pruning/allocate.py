@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Masks
+from prumux.optimizer.model.masks import Masks
 
 from .importance import Scores
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 from prumux.optimizer.model.cost import block_weights, unit_macs, unit_weights
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Branch, BranchKind, Encoder
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.timing.cost_table import CostTable

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.data.tokenize import Encoded, groups_of
-from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import EncoderModule, Factors
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.torch_ops import Factors
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import signs
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import groups_of
-from prumux.optimizer.model.ir import Masks, Model
-from prumux.optimizer.model.module import Branch
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.refit.curvature import Curvature, curvature
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.bfloat16 import autocast
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.model.torch_ops import TorchOps

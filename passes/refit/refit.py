@@ -15,7 +15,7 @@ from torch import Tensor
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.sizes import Branch, Encoder
 from prumux.optimizer.model.torch_ops import TorchOps

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.ir import Encoder
+from prumux.optimizer.model.sizes import Encoder
 
 from .data_parallel import ALONE, DataParallel
 from .losses import state_error

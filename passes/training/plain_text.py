@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.data.files import listed, read_file
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from prumux.optimizer.base.environment import free_bytes
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
 LIMIT_BYTES = 8 << 30

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 

@@ -16,7 +16,7 @@ from prumux.optimizer.data.tokenize import (
     batches,
     encode,
 )
-from prumux.optimizer.model.ir import Encoder, Layer
+from prumux.optimizer.model.sizes import Encoder, Layer
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.tokens import Tokens
 

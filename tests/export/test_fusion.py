@@ -12,7 +12,7 @@ from prumux.export.graph.fusion import counts, fuse
 from prumux.export.graph.graph import build
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import MissingError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from tests.helpers.factory import Family, random_batch, random_model
 

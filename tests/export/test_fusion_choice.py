@@ -12,7 +12,7 @@ from prumux.export.onnx import Onnx
 from prumux.export.runtime import fusion_choice
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.store import Store
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.timing.interleave import Timing
 from tests.helpers.factory import make_context, random_model
 

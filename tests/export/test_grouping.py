@@ -23,7 +23,7 @@ from prumux.export.runtime.texts import owners_of
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.model.artifact import save_artifact
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.row_groups import filled, grouped
 from prumux.optimizer.pipeline.target import Engine
 from tests.helpers.factory import Kind, make_context, multiplexed, random_model, tiny_tokenizer

@@ -18,7 +18,7 @@ from prumux.export.onnx import Onnx
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base import environment
 from prumux.optimizer.base.errors import SpecError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.language import parse_one
 from tests.helpers.factory import (
     Family,

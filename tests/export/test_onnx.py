@@ -23,7 +23,7 @@ from prumux.optimizer.base.errors import (
     UsageError,
     VerifyError,
 )
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.source import build as build_model
 from prumux.optimizer.pipeline.language import parse_one

@@ -22,7 +22,7 @@ from prumux.export.runtime.predictor import Predictor, load
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.tasks.prediction import Prediction

@@ -20,7 +20,7 @@ from prumux.export.graph.sensitivity import divergence, worst
 from prumux.export.runtime import ort
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from tests.helpers.factory import make_context, multiplexed, random_batch, random_model
 from tests.helpers.tensorrt_list import not_listed

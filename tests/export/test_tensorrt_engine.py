@@ -32,7 +32,7 @@ from prumux.optimizer.base.errors import (
     UsageError,
 )
 from prumux.optimizer.base.store import Store
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from tests.helpers import fake_tensorrt
 from tests.helpers.factory import make_context, multiplexed, random_batch, random_model

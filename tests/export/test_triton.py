@@ -25,7 +25,7 @@ from prumux.export.runtime.ort import OrtEngine
 from prumux.export.triton.repository import Serving, serving_point, write_bundle
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from tests.helpers.factory import Kind, multiplexed, random_batch, random_model, tiny_tokenizer
 from tests.helpers.tritonserver import (
     Batcher,

@@ -16,8 +16,9 @@ from prumux.export.graph.graph import LOW_OPSET, build
 from prumux.export.graph.graph_file import verify
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import VerifyError
-from prumux.optimizer.model.ir import Activation, HeadKind, Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.sizes import Activation, HeadKind
 from tests.helpers.factory import Family, Kind, multiplexed, random_batch, random_model
 from tests.helpers.tensorrt_list import LIST, not_listed, types_of
 

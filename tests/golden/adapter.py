@@ -28,9 +28,11 @@ from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count
-from prumux.optimizer.model.ir import Masks, Model, expected_shapes
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.source import load_model
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target

@@ -12,15 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.data.tokenize import Batch, Encoded
-from prumux.optimizer.model.ir import (
-    Encoder,
-    HeadKind,
-    Layer,
-    Masks,
-    Model,
-    Mux,
-    expected_shapes,
-)
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, HeadKind, Layer, Multiplexing
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.task import Task
@@ -85,7 +80,7 @@ def random_model(
 
 def multiplexed(model: Model, n: int = 2, **options: Any) -> Model:
     """The model with rows mixed by random keys and a random demultiplexer."""
-    encoder = replace(model.encoder, mux=Mux(n, **options))
+    encoder = replace(model.encoder, mux=Multiplexing(n, **options))
     added = random_weights(encoder, seed=n)
     return replace(model, encoder=encoder, weights={**added, **model.weights})
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prumux.optimizer.model.ir import Encoder, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.timing.cost_table import Block, CostTable, Curve
 from prumux.passes.gates.gates import Gates
 from prumux.passes.gates.hard_concrete import HIGH, LOW

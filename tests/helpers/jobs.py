@@ -11,7 +11,7 @@ import torch
 from prumux.optimizer.data.predict import predict, torch_run
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.tasks.regression import Regression
 from prumux.optimizer.tasks.tokens import Tokens

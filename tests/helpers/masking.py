@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Encoder, Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.sizes import Encoder
 
 
 def random_masks(

@@ -17,7 +17,8 @@ from prumux.optimizer.model.artifact import (
     to_config,
 )
 from prumux.optimizer.model.folder import digest
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import build, load_model
 from prumux.passes.slice import slice_model
 from tests.helpers.checkpoints import config, state

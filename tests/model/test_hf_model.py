@@ -32,8 +32,9 @@ from prumux.optimizer.model.hf_model import (
     PrumuxForSequenceClassification,
     PrumuxForTokenClassification,
 )
-from prumux.optimizer.model.ir import Model, expected_shapes
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.tasks.regression import Regression
 from tests.helpers.factory import Family, Kind, random_batch, random_model, tiny_tokenizer
 

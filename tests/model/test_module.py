@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import Branch, EncoderModule, Factors, position_ids, run
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.sizes import Branch
+from prumux.optimizer.model.torch_ops import Factors, position_ids
 from tests.helpers.factory import Family, Kind, random_batch, random_model
 from tests.helpers.masking import logits, masked, random_masks, worst
 

@@ -11,7 +11,8 @@ import torch
 
 from prumux.optimizer.base.errors import SpecError
 from prumux.optimizer.data.tokenize import Encoded, collate
-from prumux.optimizer.model.ir import Encoder, Layer, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.tasks.regression import Regression

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from prumux.optimizer.model.cost import count, unit_weights
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Branch
 from prumux.optimizer.pipeline.context import Context
 from prumux.passes.gates.expected_cost import CostBudget, CountedBudget, TimedBudget

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.ir import Model
-from prumux.optimizer.model.module import EncoderModule, Factors
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.torch_ops import Factors
 from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.pruning import importance
 from prumux.passes.pruning.importance import Scores, fisher, hidden_fisher

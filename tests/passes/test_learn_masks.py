@@ -14,9 +14,11 @@ from prumux.optimizer.base.errors import MissingError, PassError, SpecError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model.cost import count, unit_weights
-from prumux.optimizer.model.ir import Encoder, Masks, Model
-from prumux.optimizer.model.module import EncoderModule, Factors
-from prumux.optimizer.model.sizes import Branch
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Branch, Encoder
+from prumux.optimizer.model.torch_ops import Factors
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.tasks.regression import Regression

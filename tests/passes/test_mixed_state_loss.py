@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from prumux.optimizer.model.ir import Layer
 from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Layer
 from prumux.passes.multiplexing.mixed_state_loss import (
     MixedStateLoss,
     mixed_error,

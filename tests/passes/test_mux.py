@@ -23,8 +23,9 @@ from prumux.optimizer.base.errors import ModelError, PassError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
 from prumux.optimizer.model.cost import branch_cost, count
-from prumux.optimizer.model.ir import Keys, Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.sizes import Keys
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.partner_sensitivity import partner_sensitivity
 from prumux.optimizer.tasks.regression import Regression

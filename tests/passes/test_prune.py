@@ -9,8 +9,9 @@ import torch
 
 from prumux.optimizer.base.errors import MissingError, PassError, SpecError
 from prumux.optimizer.model.cost import count, unit_macs, unit_weights
-from prumux.optimizer.model.ir import Encoder, Masks, Model
-from prumux.optimizer.model.sizes import Branch
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Branch, Encoder
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.align import Align
 from prumux.passes.prune import Prune

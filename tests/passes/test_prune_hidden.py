@@ -10,7 +10,7 @@ import torch
 from prumux.export.graph.graph import build
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import PassError, SpecError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline

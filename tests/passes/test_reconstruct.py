@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import batches
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline

@@ -17,8 +17,10 @@ from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.cost import count, unit_macs
-from prumux.optimizer.model.ir import Encoder, Masks, Model
-from prumux.optimizer.model.module import Branch, EncoderModule
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.sizes import Branch, Encoder
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.tasks.regression import Regression
 from prumux.passes.prune import Prune

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prumux.optimizer.base.errors import GateError, PassError
-from prumux.optimizer.model.ir import Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes import slice as slice_module
 from prumux.passes.slice import Slice, slice_model

@@ -12,7 +12,8 @@ import torch
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.ir import Keys, Model
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Keys
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.training.plain_text import plain_rows
 from tests.helpers.datafiles import write

@@ -14,7 +14,7 @@ from prumux.export.graph.graph_file import verify
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes.slice import slice_model

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.store import Store
-from prumux.optimizer.model.ir import Masks
+from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import find_pass, parse_target
 from tests.helpers.factory import make_context, random_model

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from prumux.optimizer.base.errors import GateError, PassError, SpecError, VerifyError
-from prumux.optimizer.model import ir
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer
+from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline import language as spec
 from prumux.optimizer.pipeline import registry
 from prumux.optimizer.pipeline.context import Context
@@ -58,8 +60,8 @@ class DropFfn(Pass):
     def run(self, model: Model, ctx: Context) -> Model:
         layers = (*model.encoder.layers[:-1], replace(model.encoder.layers[-1], ffn=0))
         encoder = replace(model.encoder, layers=layers)
-        weights = {name: model.weights[name] for name in ir.expected_shapes(encoder)}
-        return replace(model, encoder=encoder, weights=weights, masks=ir.Masks.full(encoder))
+        weights = {name: model.weights[name] for name in expected_shapes(encoder)}
+        return replace(model, encoder=encoder, weights=weights, masks=Masks.full(encoder))
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def model() -> Model:
-    encoder = ir.Encoder(
+    encoder = Encoder(
         vocab=11,
         positions=8,
         token_types=2,
         embedding=6,
         hidden=6,
         head_dim=3,
-        layers=(ir.Layer(2, 5), ir.Layer(1, 4)),
+        layers=(Layer(2, 5), Layer(1, 4)),
         labels=2,
     )
     generator = torch.Generator().manual_seed(0)
@@ -113,10 +115,10 @@ def model() -> Model:
         encoder=encoder,
         weights={
             name: torch.randn(shape, generator=generator)
-            for name, shape in ir.expected_shapes(encoder).items()
+            for name, shape in expected_shapes(encoder).items()
         },
         task=Classification(("no", "yes")),
-        masks=ir.Masks.full(encoder),
+        masks=Masks.full(encoder),
     )
 
 

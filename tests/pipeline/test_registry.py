@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from prumux.optimizer.base.errors import MissingError, SpecError, UsageError
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline import registry
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass

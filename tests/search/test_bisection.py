@@ -9,7 +9,7 @@ import pytest
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.certificate.certificate import Certificate
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from prumux.export.onnx import Onnx
 from prumux.optimizer.base.errors import MissingError, PassError
 from prumux.optimizer.base.store import Store
-from prumux.optimizer.model.ir import Encoder, Layer, Masks, Model
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder, Layer
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Target

@@ -20,7 +20,7 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.certificate.certificate import Certificate
 from prumux.optimizer.cli.opt import main
-from prumux.optimizer.model.ir import Model
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline

@@ -15,8 +15,10 @@ from prumux.optimizer.model.cost import (
     unit_macs,
     unit_weights,
 )
-from prumux.optimizer.model.ir import Layer, Masks, Model, expected_shapes
-from prumux.optimizer.model.sizes import Branch
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Branch, Layer
+from prumux.optimizer.model.weights import expected_shapes
 from tests.helpers.factory import Family, random_model
 from tests.helpers.masking import masked, random_masks
 

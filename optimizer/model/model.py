@@ -13,24 +13,11 @@ from prumux.optimizer.base.errors import VerifyError
 from prumux.optimizer.tasks.task import Task
 
 from .masks import Masks
-from .sizes import Activation, Encoder, HeadKind, Keys, Layer, Mux
+from .sizes import Encoder
 from .weights import expected_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "Activation",
-    "Applied",
-    "Encoder",
-    "HeadKind",
-    "Keys",
-    "Layer",
-    "Masks",
-    "Model",
-    "Mux",
-    "expected_shapes",
-]
 
 
 @dataclass(frozen=True)
