@@ -27,11 +27,9 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
     family = find_family(str(config.get("model_type")))
     task = registry.from_config(config)
     encoder = replace(family.sizes(config), labels=len(task.labels))
-    return (
-        family,
-        family.for_every_position(encoder) if task.pooling == "all" else encoder,
-        task,
-    )
+    if task.pooling == "all":
+        encoder = family.for_every_position(encoder)
+    return family, encoder, task
 
 
 def read_weights(
