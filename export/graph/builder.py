@@ -146,6 +146,27 @@ class GraphBuilder:
         parts = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         return self.normalised(node or name, name, x, *parts, eps=eps)
 
+    def rms_norm(self, name: str, x: str, eps: float) -> str:
+        """RMSNorm over the last axis, x / sqrt(mean x^2 + eps) * weight (+ bias).
+
+        In low types the mean of squares is taken in float32, as LayerNorm's statistics are.
+        """
+        wide = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT) if self.low else x
+        power = self.op("Mul", f"{name}.square", wide, wide)
+        weight = self.weights[f"{name}.weight"]
+        total = self.op("ReduceSum", f"{name}.power", power, self.integers(-1), keepdims=1)
+        count = self.constant(f"count.{len(weight)}", np.array(len(weight), np.float32))
+        least = self.constant(f"eps.{eps:g}", np.array(eps, np.float32))
+        mean = self.op("Div", f"{name}.mean", total, count)
+        root = self.op("Sqrt", f"{name}.root", self.op("Add", f"{name}.damped", mean, least))
+        y = self.op("Div", f"{name}.unit", wide, root)
+        if self.low:
+            y = self.op("Cast", f"{name}.low", y, to=self.element)
+        y = self.op("Mul", f"{name}.scaled", y, self.weight(f"{name}.weight"))
+        if f"{name}.bias" not in self.weights:
+            return y
+        return self.op("Add", name, y, self.weight(f"{name}.bias"))
+
     def normalised(
         self,
         node: str,

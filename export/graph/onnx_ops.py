@@ -38,6 +38,8 @@ class OnnxOps:
     """The attention mask that holds now: of single rows, or of mixed ones."""
     pending: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Linear maps that are not written yet, because a factor may be folded into them."""
+    narrow: set[str] = field(default_factory=set)
+    """Values at the first position alone."""
     shared: dict[object, str] = field(default_factory=dict)
     """Biases and rotary angles, which all layers share."""
 
@@ -57,11 +59,15 @@ class OnnxOps:
     def linear(self, name: str, x: str) -> str:
         """See `Ops.linear`."""
         self.pending[name] = (name, self._use(x))
+        if x in self.narrow:
+            self.narrow.add(name)
         return name
 
-    def norm(self, name: str, x: str) -> str:
+    def norm(self, name: str, x: str, *, centred: bool = True) -> str:
         """See `Ops.norm`."""
-        return self.build.norm(name, self._use(x), self.encoder.norm_eps)
+        if centred:
+            return self.build.norm(name, self._use(x), self.encoder.norm_eps)
+        return self.build.rms_norm(name, self._use(x), self.encoder.norm_eps)
 
     def activation(self, kind: str, x: str) -> str:
         """See `Ops.activation`."""
@@ -82,28 +88,32 @@ class OnnxOps:
         rotary: Rotary | None = None,
         relative: Relative | None = None,
         window: int | None = None,
+        scale: float | None = None,
     ) -> str:
         """See `Ops.attention`."""
         at, b, e = branch.name, self.build, self.encoder
-        heads, root = e.layers[branch.index].heads, math.sqrt(e.head_dim)
+        heads = e.layers[branch.index].heads
+        root = math.sqrt(e.head_dim) if scale is None else 1 / scale
+        first = query in self.narrow
         turned = (0, 2, 3, 1) if rotary is None else (0, 2, 1, 3)
         q = self._split(branch, "query", query, factor=1 / root if b.low else 1.0)
         k = self._split(branch, "key", key, turned)  # [B, H, K, T]
         v = self._split(branch, "value", value)
         if rotary is not None:
             angles = self._angles(rotary)
-            q = self._rotated(f"{at}.query", q, rotary, angles)
+            if not first:  # the angle at position 0 is 0
+                q = self._rotated(f"{at}.query", q, rotary, angles)
             k = self._rotated(f"{at}.key", k, rotary, angles)
             k = b.op("Transpose", f"{at}.key.turned", k, perm=(0, 1, 3, 2))
         scores = b.op("MatMul", f"{at}.scores", q, k)
         if not b.low:
             scores = b.op("Div", f"{at}.scaled", scores, b.number(root))
         if relative is not None:
-            bias = self._relative(relative, q)
+            bias = self._relative(relative, q, first)
             scores = b.op("Add", f"{at}.biased", scores, bias)
         bias = self._padding()
         if window is not None:
-            bias = self._windowed(bias, window, q)
+            bias = self._windowed(bias, window, q, first)
         scores = b.op("Add", f"{at}.masked", scores, bias)
         share = b.op("Softmax", f"{at}.share", scores, axis=-1)
         y = b.op("MatMul", f"{at}.context", share, v)
@@ -126,6 +136,7 @@ class OnnxOps:
         name = f"{x}.first"
         if name not in self.shared:
             self.shared[name] = self.build.first(name, self._use(x))
+        self.narrow.add(name)
         return name
 
     def pool(self, x: str) -> str:
@@ -252,43 +263,38 @@ class OnnxOps:
         length = b.op("Gather", f"{at}.length", shape, b.integer(axis))
         return b.op("Range", f"{at}.range", b.integer(0), length, b.integer(1))
 
-    def _distances(self, q: str) -> str:
+    def _distances(self, q: str, first: bool) -> str:
         """Key position minus query position, int64 [Tq, T]; q is [B, H, Tq, K]."""
-        key = ("distances", self._query_key(q))
+        key = ("distances", first)
         if key not in self.shared:
-            b, at = self.build, f"distance.{self.mask}.{key[1]}"
+            b, at = self.build, f"distance.{self.mask}.{first}"
             queries = self._positions(2, q, f"{at}.query")
             keys = self._positions(1, self.mask, f"{at}.key")
             column = b.op("Unsqueeze", f"{at}.column", queries, b.integers(1))
             self.shared[key] = b.op("Sub", at, keys, column)
         return self.shared[key]
 
-    def _query_key(self, q: str) -> str:
-        """Tells queries at all positions from those at the first one."""
-        layer = int(q.split(".")[1])
-        return "first" if layer >= self.encoder.narrow_from else "all"
-
-    def _windowed(self, bias: str, window: int, q: str) -> str:
+    def _windowed(self, bias: str, window: int, q: str, first: bool) -> str:
         """The lower of padding and window: their sum would be -inf, and rows of those nan."""
-        key = ("window", window, self._query_key(q))
+        key = ("window", window, first)
         if key not in self.shared:
-            b, at = self.build, f"window.{window}.{self._query_key(q)}.{self.mask}"
-            far = b.op("Abs", f"{at}.distance", self._distances(q))
+            b, at = self.build, f"window.{window}.{first}.{self.mask}"
+            far = b.op("Abs", f"{at}.distance", self._distances(q, first))
             far = b.op("Greater", f"{at}.far", far, b.integer(window))
             far = b.op("Cast", f"{at}.float", far, to=b.element)
             far = b.op("Mul", f"{at}.bias", far, b.number(b.lowest))
             self.shared[key] = b.op("Min", at, bias, far)
         return self.shared[key]
 
-    def _relative(self, of: Relative, q: str) -> str:
+    def _relative(self, of: Relative, q: str, first: bool) -> str:
         """[1, H, Tq, T]: the table's entry for every distance; equal tables are shared."""
         b = self.build
         table = b.weights[f"{of.table}.weight"][torch.as_tensor(of.buckets)]
-        key = ("relative", table.numpy().tobytes(), self._query_key(q))
+        key = ("relative", table.numpy().tobytes(), first)
         if key not in self.shared:
             at = of.table
             middle = b.integer(len(of.buckets) // 2)
-            index = b.op("Add", f"{at}.index", self._distances(q), middle)
+            index = b.op("Add", f"{at}.index", self._distances(q, first), middle)
             rows = b.op("Gather", f"{at}.rows", b.floats(f"{at}.distances", table), index)
             rows = b.op("Transpose", f"{at}.heads", rows, perm=(2, 0, 1))
             self.shared[key] = b.op("Unsqueeze", at, rows, b.integers(0))
@@ -315,9 +321,7 @@ class OnnxOps:
         return self.shared[keys[0]], self.shared[keys[1]]
 
     def _rotated(self, at: str, x: str, rotary: Rotary, angles: tuple[str, str]) -> str:
-        """[B, H, T, K] turned by positions; at the first position alone nothing turns."""
-        if self._query_key(x) == "first" and at.endswith(".query"):
-            return x  # angle 0
+        """[B, H, T, K] turned by positions."""
         b, size = self.build, self.encoder.head_dim
         cos, sin = angles
         half, step = size // 2, 2 if rotary.interleaved else 1

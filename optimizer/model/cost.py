@@ -71,9 +71,9 @@ class CountOps:
         self.macs += x.positions * out * into
         return Extent(x.positions, out)
 
-    def norm(self, name: str, x: Extent) -> Extent:
+    def norm(self, name: str, x: Extent, *, centred: bool = True) -> Extent:
         """See `Ops.norm`."""
-        del name
+        del name, centred
         return x
 
     def activation(self, kind: str, x: Extent) -> Extent:
@@ -96,9 +96,10 @@ class CountOps:
         rotary: Rotary | None = None,
         relative: Relative | None = None,
         window: int | None = None,
+        scale: float | None = None,
     ) -> Extent:
         """See `Ops.attention`. Scores are computed for all positions, windows or not."""
-        del branch, rotary, relative, window
+        del branch, rotary, relative, window, scale
         self.macs += query.positions * key.positions * (query.width + value.width)
         return Extent(query.positions, value.width)
 

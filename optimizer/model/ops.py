@@ -80,8 +80,12 @@ class Ops(Protocol):
     def linear(self, name: str, x: Value) -> Value:
         """The linear map of a name, with a bias where it has one."""
 
-    def norm(self, name: str, x: Value) -> Value:
-        """LayerNorm over the last axis, with a shift where it has one."""
+    def norm(self, name: str, x: Value, *, centred: bool = True) -> Value:
+        """LayerNorm over the last axis, with a shift where it has one.
+
+        Not `centred`, the mean is not taken out: RMSNorm, Zhang and Sennrich 2019,
+        https://arxiv.org/abs/1910.07467
+        """
 
     def activation(self, kind: str, x: Value) -> Value:
         """An activation function by its name in `Encoder`."""
@@ -99,6 +103,7 @@ class Ops(Protocol):
         rotary: Rotary | None = None,
         relative: Relative | None = None,
         window: int | None = None,
+        scale: float | None = None,
     ) -> Value:
         """Scaled dot-product attention over real tokens, [B, T, H*K] in and out.
 
@@ -110,6 +115,7 @@ class Ops(Protocol):
             rotary: turns query and key by their positions first.
             relative: bias of the scores.
             window: attend only where positions differ by at most this.
+            scale: factor of the products of queries and keys; 1 / sqrt(K) unless told.
         """
 
     def gate(self, branch: Branch, units: Value) -> Value:

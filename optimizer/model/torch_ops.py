@@ -96,19 +96,19 @@ class TorchOps:
         bias = self.p(f"{name}.bias") if f"{name}.bias" in self.table else None
         return F.linear(x, self.p(f"{name}.weight"), bias)
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
+    def norm(self, name: str, x: Tensor, *, centred: bool = True) -> Tensor:
         """See `Ops.norm`."""
         weight, eps = self.p(f"{name}.weight"), self.encoder.norm_eps
         bias = self.p(f"{name}.bias") if f"{name}.bias" in self.table else None
         z = self.factors.hidden if self._hidden(f"{name}.weight") else None
-        if z is None:
+        if z is None and centred:
             return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-        z = per_row(z, x)
+        z = torch.ones_like(weight) if z is None else per_row(z, x)
         alive = z.sum(-1, keepdim=True)
-        mean = (x * z).sum(-1, keepdim=True) / alive
-        centred = (x - mean) * z
-        variance = centred.square().sum(-1, keepdim=True) / alive
-        y = centred * torch.rsqrt(variance + eps) * weight
+        mean = (x * z).sum(-1, keepdim=True) / alive if centred else 0.0
+        off = (x - mean) * z
+        power = off.square().sum(-1, keepdim=True) / alive
+        y = off * torch.rsqrt(power + eps) * weight
         return (y if bias is None else y + bias) * z
 
     def activation(self, kind: str, x: Tensor) -> Tensor:
@@ -129,9 +129,12 @@ class TorchOps:
         rotary: Rotary | None = None,
         relative: Relative | None = None,
         window: int | None = None,
+        scale: float | None = None,
     ) -> Tensor:
         """See `Ops.attention`."""
         q, k, v = (self._split(branch, x) for x in (query, key, value))  # [B, H, T, K]
+        if scale is not None:  # `attend` divides by the root of K
+            q = q * (scale * math.sqrt(self.encoder.head_dim))
         if rotary is not None:
             q, k = self._rotated(rotary, q), self._rotated(rotary, k)
         bias = self._padding()
