@@ -172,7 +172,7 @@ def test_every_kind_of_task(
     data = jobs.data_folder(tmp_path / "data", model, pairs=name == "pairs")
     out = tmp_path / "out"
     space = "pool-early,prune{sparsity=0.1|0.5},slice,reconstruct"
-    args = [str(model), "--data", str(data), "--budget", "40%", "--passes", space]
+    args = [str(model), "--data", str(data), "--budget", "25%", "--passes", space]
     code = main([*args, "--out", str(out), "--json", "-q"])
     report = json.loads(capsys.readouterr().out)
     assert code == (0 if report["met"] else 3)

@@ -266,7 +266,9 @@ def test_a_tool_that_crashes_is_not_the_end(
 def test_a_fusion_must_pay(
     ms: tuple[float, ...], kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(runs: list[Any], rounds: int = 5, warmup: int = 1) -> tuple[Timing, ...]:
+    def timed(
+        runs: list[Any], rounds: int = 5, warmup: int = 1, **_: Any
+    ) -> tuple[Timing, ...]:
         return tuple(Timing((x,)) for x in ms[: len(runs)])
 
     monkeypatch.setattr(fusion_choice, "interleave", timed)
@@ -277,7 +279,9 @@ def test_a_fusion_must_pay(
 def test_a_fusion_that_wins_only_now_and_then_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def timed(runs: list[Any], rounds: int = 5, warmup: int = 1) -> tuple[Timing, ...]:
+    def timed(
+        runs: list[Any], rounds: int = 5, warmup: int = 1, **_: Any
+    ) -> tuple[Timing, ...]:
         fused = (8.0, 8.0, 8.0, 12.0, 12.0)
         return (Timing((10.0,) * 5), Timing(fused), Timing(fused))[: len(runs)]
 
