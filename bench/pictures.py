@@ -46,6 +46,7 @@ class Shipped:
     certified: float
     bound: float
     test: float
+    test_bound: float
     throughput: float
     low: float
     high: float
@@ -62,6 +63,7 @@ class Shipped:
             certified=100 * certify["loss"],
             bound=100 * certify["loss_upper"],
             test=100 * test["loss"],
+            test_bound=100 * test["loss_upper"],
             throughput=entry["throughput_ratio"],
             low=entry["throughput_ratio_low"],
             high=entry["throughput_ratio_high"],
@@ -112,7 +114,7 @@ def draw_frontier(shipped: list[Shipped], path: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": ""})
+    figure.savefig(path, format="png", dpi=130, bbox_inches="tight", metadata={"Software": ""})
 
 
 def draw_report(report: Path, browser: str, path: Path) -> None:
