@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+from tests.helpers.readme import broken_links, links
 from tests.helpers.scripts import BENCH
 
 TEXT = (BENCH / "README.md").read_text(encoding="utf-8")
@@ -19,19 +21,31 @@ def test_every_script_has_a_line_with_its_question_and_command() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    headings = {
-        re.sub(r"[^\w -]", "", x.lower()).replace(" ", "-")
-        for x in re.findall(r"^## (.+)$", TEXT, re.MULTILINE)
-    }
-    links = re.findall(r"\]\(([^)]+)\)", TEXT)
-    assert len(links) > 30
-    for link in links:
-        file, _, heading = link.partition("#")
-        assert not file or (BENCH / file).exists(), link
-        assert file or heading in headings, link
+    assert len(links(TEXT)) > 30
+    assert broken_links(BENCH / "README.md") == []
 
 
 def test_every_result_that_the_readmes_do_not_use_is_gone() -> None:
     main = (BENCH.parent / "README.md").read_text(encoding="utf-8")
     unused = {x.name for x in (BENCH / "results").iterdir() if x.name not in TEXT + main}
     assert unused == set()
+
+
+def test_the_table_of_the_guarantee_is_that_of_its_result() -> None:
+    path = BENCH / "results" / "sst2-guarantee.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+    section = TEXT[TEXT.index("## Guarantee") :]
+    for rows in (300, 872, 2000):
+        expected = [
+            "nothing found"
+            if x["exact_only"] == 1
+            else f"{100 * x['broken']:.1f} %, {100 * x['median_true_loss']:.2f}".replace(
+                "0.0 %", "0 %"
+            )
+            for x in entries
+            if x["rows"] == rows
+        ]
+        assert f"| {rows} | {' | '.join(expected)} |" in section
+    worst = max(x["broken"] for x in entries)
+    main = (BENCH.parent / "README.md").read_text(encoding="utf-8")
+    assert f"at most {100 * worst:.1f} % of users" in main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from prumux.export import tensorrt
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.fusion_choice import GAIN
 from prumux.export.tensorrt import TensorRt
-from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.pipeline.registry import all_targets
 from prumux.optimizer.search import precision_choice
-from tests.helpers.factory import make_context, random_model, tiny_tokenizer
+from tests.helpers.factory import random_model, tiny_tokenizer
+from tests.helpers.readme import ARTIFACT, python_blocks, run_blocks, write_artifact
 
 FOLDER = Path(__file__).parents[2] / "export"
 TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -48,27 +49,20 @@ def test_figures_are_those_of_the_code() -> None:
 
 
 def test_every_folder_and_link_exists() -> None:
-    named = re.findall(r"^\| `([\w./]+)` \|", TEXT.split("## Options")[0], re.MULTILINE)
+    named = re.findall(r"^\| `([\w./]+)` \|", TEXT.split("## The result")[0], re.MULTILINE)
     assert {x.name for x in FOLDER.iterdir() if (x / "__init__.py").exists()} == {
         x.rstrip("/") for x in named if x.endswith("/")
     }
-    for name in (*named, *re.findall(r"\]\(([^)#]+)\)", TEXT)):
+    for name in named:
         assert (FOLDER / name).exists(), name
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     model = replace(random_model(heads=(4, 3)), tokenizer=tiny_tokenizer())
-    folder = tmp_path / "my-model-prumux"
-    save_artifact(model, folder)
-    Onnx(fusion="none").emit(model, make_context(model), folder)
+    write_artifact(model, tmp_path / ARTIFACT)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    blocks = python_blocks(TEXT)
     assert len(blocks) == 3
-    for block in blocks:
-        exec(block, names)
-    logits = names["logits"]
+    logits = run_blocks(blocks)["logits"]
     assert isinstance(logits, np.ndarray)
     assert logits.shape == (2, 2)
