@@ -15,13 +15,13 @@ demo: $(LINKS) ## Make a small real model and real data, and optimise it
 	$(BIN)/prumux-opt --demo --force
 
 test: check ## All checks and tests
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 quick: $(LINKS) ## Tests without the slow ones
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
 
 matrix: $(LINKS) ## Every family with every kind of cut, precision and task
-	PRUMUX_MATRIX=1 $(BIN)/pytest -q tests/test_golden.py
+	PRUMUX_MATRIX=1 $(BIN)/pytest -q -n 2 tests/test_golden.py tests/model tests/export
 
 check: $(LINKS) ## Lint and types
 	$(BIN)/ruff check .
