@@ -31,7 +31,8 @@ def families() -> dict[str, Family]:
 
 def model_types() -> tuple[str, ...]:
     """Every `model_type` that is supported here; nothing of another package is imported."""
-    return tuple(dict.fromkeys((*families(), *metadata.entry_points(group=GROUP).names)))
+    added = sorted(metadata.entry_points(group=GROUP).names - families().keys())
+    return (*families(), *added)
 
 
 @cache
