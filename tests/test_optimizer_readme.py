@@ -1,4 +1,4 @@
-"""optimizer/README.md says what the code says: picture, paths, excerpts, figures and papers."""
+"""optimizer/README.md says what the code says: picture, paths, code, figures, papers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_table_of_axes_is_complete() -> None:
 
 
 def test_figures_are_those_of_the_code() -> None:
-    assert f"at level 1 - α = {CONFIDENCE:.0%}".replace("%", " %") in TEXT
+    assert f"= {100 * CONFIDENCE:.0f} % and one-sided" in TEXT
     assert f"at most {bisection.SAFE_SHARE:g} of the loss" in TEXT
     assert f"probability below {acquisition.FAIR_CHANCE:g} are not tried" in TEXT
     assert f"a chance of at least {acquisition.FAIR_CHANCE:g}" in TEXT
@@ -100,7 +100,7 @@ def test_figures_are_those_of_the_code() -> None:
     assert f"loses up to {progressive.GAIN:g}x the limit is accepted" in TEXT
     assert f"at most {progressive.EASY:g}x the limit" in TEXT
     assert f"above {progressive.ENOUGH:g}x no deeper cut" in TEXT
-    assert f"at α = {1 - FALLBACK_CONFIDENCE:.2f}" in TEXT
+    assert f"= {1 - FALLBACK_CONFIDENCE:.2f} of\nthe total {1 - CONFIDENCE:.2f}" in TEXT
     assert f"{1 - CONFIDENCE:.2f}, else at {FALLBACK_CONFIDENCE - CONFIDENCE:.2f}" in TEXT
     assert "50    92.8 %" in (confidence_bounds.accuracy_upper.__doc__ or "")
     assert "covers 92.8 %" in TEXT

@@ -10,7 +10,7 @@ from prumux.optimizer.model.ops import Lookup, Source
 from prumux.optimizer.model.sizes import Encoder
 
 from .builder import INPUTS, GraphBuilder
-from .layer_norm import layer_norm, scaled_norm
+from .layer_norm import layer_norm, stored_norm, write_norm
 
 IDS, _, TOKEN_TYPES = INPUTS
 
@@ -49,7 +49,7 @@ def look_up_slot(b: GraphBuilder, e: Encoder, i: int, key: Tensor) -> str:
         parts = (b.weights.get(f"{declared.norm}.{kind}") for kind in ("weight", "bias"))
         scale, shift = (None if x is None else x * key for x in parts)
         assert scale is not None
-        return scaled_norm(b, f"{at}.norm", at, x, scale, shift, eps=e.norm_eps)
+        return write_norm(b, f"{at}.norm", x, stored_norm(b, at, scale, shift), e.norm_eps)
     if declared.norm:
         x = layer_norm(b, declared.norm, x, e.norm_eps, f"{at}.norm")
     if declared.project:
