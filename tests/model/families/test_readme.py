@@ -59,8 +59,9 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
     exec(compile(code("python"), str(README), "exec"), module.__dict__)
     own, installed = metadata.EntryPoint(name, value, group), metadata.entry_points
 
-    def entry_points(**wanted: str) -> metadata.EntryPoints:
-        return metadata.EntryPoints([*installed(**wanted), *([own] * own.matches(**wanted))])
+    def entry_points(group: str) -> metadata.EntryPoints:
+        found = [*installed(group=group), *([own] if own.group == group else [])]
+        return metadata.EntryPoints(found)
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
     find_family.cache_clear()
@@ -77,8 +78,8 @@ def checkpoint(folder: Path, kind: str) -> Any:
         num_attention_heads=4,
         intermediate_size=20,
         max_position_embeddings=34,
-        num_labels=3,
     )
+    config.num_labels = 3
     torch.manual_seed(0)
     theirs = CLASSES[kind](config).eval()
     with torch.no_grad():
