@@ -141,6 +141,31 @@ class GraphBuilder:
         y = self.op("MatMul", f"{node}.matmul", x, transposed)
         return self.op("Add", node, y, self.floats(f"{stored}.bias", bias))
 
+    def norm(self, name: str, x: str, eps: float, node: str = "") -> str:
+        """LayerNorm over the last axis; named as `linear` is."""
+        parts = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        return self.normalised(node or name, name, x, *parts, eps=eps)
+
+    def normalised(
+        self,
+        node: str,
+        stored: str,
+        x: str,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        eps: float,
+    ) -> str:
+        """LayerNorm with a scale and a shift that are stored under a name."""
+        names = [self.floats(f"{stored}.weight", weight)]
+        if bias is not None:
+            names.append(self.floats(f"{stored}.bias", bias))
+        if self.low:  # its statistics are float32 whatever the type: so the operator's default
+            return self.op(
+                "LayerNormalization", node, x, *names, axis=-1, epsilon=eps, stash_type=1
+            )
+        return self.op("LayerNormalization", node, x, *names, axis=-1, epsilon=eps)
+
     def first(self, name: str, x: str) -> str:
         """The first position, kept as an axis."""
         zero, one = self.integers(0), self.integers(1)

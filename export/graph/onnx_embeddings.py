@@ -10,7 +10,6 @@ from prumux.optimizer.model.ops import Lookup, Source
 from prumux.optimizer.model.sizes import Encoder
 
 from .builder import INPUTS, GraphBuilder
-from .layer_norm import layer_norm, stored_norm, write_norm
 
 IDS, _, TOKEN_TYPES = INPUTS
 
@@ -28,7 +27,7 @@ def look_up(b: GraphBuilder, e: Encoder) -> str:
         y = b.op("Gather", lookup.table, table, index)
         x = b.op("Add", f"{lookup.table}.sum", x, y) if x else y
     if declared.norm:
-        x = layer_norm(b, declared.norm, x, e.norm_eps)
+        x = b.norm(declared.norm, x, e.norm_eps)
     return b.linear(declared.project, x) if declared.project else x
 
 
@@ -49,9 +48,9 @@ def look_up_slot(b: GraphBuilder, e: Encoder, i: int, key: Tensor) -> str:
         parts = (b.weights.get(f"{declared.norm}.{kind}") for kind in ("weight", "bias"))
         scale, shift = (None if x is None else x * key for x in parts)
         assert scale is not None
-        return write_norm(b, f"{at}.norm", x, stored_norm(b, at, scale, shift), e.norm_eps)
+        return b.normalised(f"{at}.norm", at, x, scale, shift, eps=e.norm_eps)
     if declared.norm:
-        x = layer_norm(b, declared.norm, x, e.norm_eps, f"{at}.norm")
+        x = b.norm(declared.norm, x, e.norm_eps, f"{at}.norm")
     if declared.project:
         x = b.linear(declared.project, x, f"{at}.project")
     return b.op("Mul", f"{at}.keyed", x, b.floats(f"{at}.key", key))

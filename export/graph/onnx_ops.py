@@ -21,7 +21,6 @@ from prumux.optimizer.model.sizes import Branch, Encoder
 
 from .activations import activate
 from .builder import INPUTS, GraphBuilder
-from .layer_norm import layer_norm
 from .onnx_embeddings import look_up, look_up_slot
 
 IDS, MASK = INPUTS[:2]
@@ -62,7 +61,7 @@ class OnnxOps:
 
     def norm(self, name: str, x: str) -> str:
         """See `Ops.norm`."""
-        return layer_norm(self.build, name, self._use(x), self.encoder.norm_eps)
+        return self.build.norm(name, self._use(x), self.encoder.norm_eps)
 
     def activation(self, kind: str, x: str) -> str:
         """See `Ops.activation`."""
