@@ -30,7 +30,7 @@ from prumux.optimizer.tasks.task import Task
 from .artifact_engine import artifact_path, open_artifact_engine, read_config
 from .engine_match import check_belongs
 from .grouping import BatchingRunner, DirectRunner, PredictionJob
-from .texts import owners_of, text_rows, word_rows
+from .predict_arguments import owners_of, text_rows, word_rows
 from .word_windows import WordWindows
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from prumux.optimizer.base.store import owned
 from prumux.optimizer.tasks.registry import from_own_config
 from prumux.optimizer.tasks.task import Task
 
-from .families.registry import families
+from .families.registry import model_types
 from .masks import Masks
 from .model import Model
 from .sizes import Constant, Encoder, Layer, Multiplexing
@@ -87,8 +87,8 @@ def from_config(
 def _check_sizes(encoder: Encoder) -> None:
     """Every field is of its type and range; weights are compared with the sizes later."""
     _check_fields(encoder)
-    if encoder.family not in families():
-        raise ValueError(f"family is {encoder.family!r:.40}")
+    if encoder.family not in model_types():
+        raise ValueError(f"family is {encoder.family!r:.40}, which is not installed here")
     wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
     if wrong:
         raise ValueError(f"a layer of {wrong[0].heads} heads and {wrong[0].ffn} FFN units")

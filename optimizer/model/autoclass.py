@@ -36,14 +36,14 @@ def install() -> None:
 
 
 def _register(auto: ModuleType) -> None:
-    from .hf_config import PrumuxConfig
+    from .prumux_config import PrumuxConfig
 
     PrumuxConfig.register_models = _register_models
     auto.AutoConfig.register(PrumuxConfig.model_type, PrumuxConfig, exist_ok=True)
 
 
 def _register_models() -> None:
-    from . import hf_model  # noqa: F401 - importing it registers them
+    from . import prumux_model  # noqa: F401 - importing it registers them
 
 
 class _Finder(MetaPathFinder):

@@ -19,8 +19,8 @@ from torch import Tensor
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import owned
 
-from .checkpoint import read_config, read_weights
 from .folder import digest, read_json, read_tokenizer
+from .hf_checkpoint import read_config, read_weights
 from .masks import Masks
 from .model import Model
 

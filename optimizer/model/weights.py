@@ -16,7 +16,7 @@ def weights_of(encoder: Encoder) -> tuple[Weight, ...]:
     found = [*family.embeddings(encoder).weights]
     for branch in encoder.branches():
         found += family.branch_weights(encoder, branch)
-    found += family.final_weights(encoder)
+    found += family.final_weights()
     if encoder.mux:
         found += _mux_weights(encoder.mux)
     return (*found, *family.head_weights(encoder))

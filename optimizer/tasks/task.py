@@ -229,7 +229,7 @@ class Task(ABC):
         """The rows with `extra` more that cost the optimised model most.
 
         A bootstrap does not know of errors that did not occur in the sample. Its bound is
-        therefore never below the loss on these rows (see `search/certificate.py`).
+        therefore never below the loss on these rows (see `certificate/certificate.py`).
         """
 
     def chance(self, metric: str) -> float:

@@ -56,4 +56,4 @@ def initial(
 def last_norm(model: Model) -> str:
     """The prefix of the norm whose output the head was trained on."""
     left = living(model)
-    return family_of(model.encoder).final_norm(model.encoder, left[-1] if left else None)
+    return family_of(model.encoder).read_norm(left[-1] if left else None)

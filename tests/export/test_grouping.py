@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.grouping import BatchingRunner
+from prumux.export.runtime.predict_arguments import owners_of
 from prumux.export.runtime.predictor import Predictor, load
-from prumux.export.runtime.texts import owners_of
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.model.artifact import save_artifact

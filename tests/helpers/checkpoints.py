@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prumux.optimizer.model.checkpoint import hf_source, read_config
+from prumux.optimizer.model.hf_checkpoint import hf_source, read_config
 from prumux.optimizer.model.weights import expected_shapes
 
 _SIZES = {"vocab_size": 31, "max_position_embeddings": 20, "pad_token_id": 0}

@@ -16,11 +16,12 @@ from prumux.optimizer.pipeline import registry
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import all_passes
+from prumux.optimizer.tasks.task import Task
 from tests.helpers.factory import make_context, random_model
 
 README = Path(__file__).parents[2] / "passes" / "README.md"
 TEXT = README.read_text(encoding="utf-8")
-TUTORIAL = TEXT[TEXT.index("## Write a pass") :]
+TUTORIAL = TEXT[TEXT.index("## Write a pass") : TEXT.index("## Write a family")]
 
 
 def table_row(one: type[Pass]) -> str:
@@ -97,6 +98,16 @@ def tutorial(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Pass]]:
     (name,) = entries
     yield registry.find_pass(name)
     registry.forget()
+
+
+def test_the_table_of_a_task_lists_what_is_abstract() -> None:
+    text = TEXT[TEXT.index("| a task must define |") :].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", text)) - {"head", "problem_type", "statistic"} == set(
+        Task.__abstractmethods__
+    )
+    folder = README.parents[1] / "optimizer" / "tasks"
+    copied = re.findall(r"^\| one \w+ a \w+ \| `(.*)` \|$", TEXT, re.MULTILINE)
+    assert copied == [x for x in copied if (folder / x).exists()] != []
 
 
 def test_the_tutorials_pass_runs_in_a_pipeline(tutorial: type[Pass]) -> None:

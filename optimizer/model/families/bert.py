@@ -106,10 +106,10 @@ class Bert(Family):
         at, i = branch.name, branch.index
         if branch.kind == "ffn":
             maps = linear(f"{at}.up", FFN, HIDDEN, i) + linear(f"{at}.down", HIDDEN, FFN, i)
-            return maps + norm(f"{at}.norm", HIDDEN, i)
+            return maps + self.norm_weights(branch)
         parts = [linear(f"{at}.{x}", HEADS, HIDDEN, i) for x in ("query", "key", "value")]
         maps = (*parts[0], *parts[1], *parts[2], *linear(f"{at}.output", HIDDEN, HEADS, i))
-        return maps + norm(f"{at}.norm", HIDDEN, i)
+        return maps + self.norm_weights(branch)
 
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
         """See `Family.inner`."""
@@ -119,10 +119,6 @@ class Bert(Family):
         query = ops.linear(f"{at}.query", rows)
         key, value = ops.linear(f"{at}.key", x), ops.linear(f"{at}.value", x)
         return ops.attention(branch, query, key, value)
-
-    def finish(self, ops: Ops, branch: Branch, y: Value) -> Value:
-        """See `Family.finish`."""
-        return ops.norm(f"{branch.name}.norm", y)
 
 
 FAMILY = Bert()

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from prumux.optimizer.model.axes import HIDDEN, Weight, fixed, linear
+from prumux.optimizer.model.axes import HIDDEN, Weight, fixed, linear, norm
 from prumux.optimizer.model.ops import Embeddings, Ops, Value
 from prumux.optimizer.model.sizes import Branch, Encoder
 
 Config = Mapping[str, Any]
+FINAL_NORM = "final.norm"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """The `model_type`s of configs that it reads; the first names the family."""
     pre_norm: ClassVar[bool] = False
-    """Whether the norm stands before the branch, so that the stream itself has none."""
+    """Whether norms stand before the branches, and one, `final.norm`, before the head."""
+    norm_bias: ClassVar[bool] = True
+    """Whether norms have a shift."""
+    norm_centred: ClassVar[bool] = True
+    """Whether norms take out the mean: LayerNorm, or else RMSNorm."""
 
     @abstractmethod
     def sizes(self, config: Config) -> Encoder:
@@ -69,29 +74,37 @@ class Family(ABC):
             rows: the positions to compute, [B, T, D] or [B, 1, D].
         """
 
+    def has_norm(self, branch: Branch) -> bool:
+        """Whether a branch has a norm of its own; all have unless a family says so."""
+        del branch
+        return True
+
     def prepare(self, ops: Ops, branch: Branch, x: Value) -> Value:
-        """The norm before a branch; none unless a family says so."""
-        del ops, branch
-        return x
+        """The norm before a branch, of a family that has it there."""
+        return self._norm(ops, branch, x) if self.pre_norm else x
 
     def finish(self, ops: Ops, branch: Branch, y: Value) -> Value:
-        """The norm after the residual sum; none unless a family says so."""
-        del ops, branch
-        return y
-
-    def final_weights(self, e: Encoder) -> tuple[Weight, ...]:
-        """The weights of `final`."""
-        del e
-        return ()
+        """The norm after the residual sum, of a family that has it there."""
+        return y if self.pre_norm else self._norm(ops, branch, y)
 
     def final(self, ops: Ops, x: Value) -> Value:
-        """The norm after the last layer; none unless a family says so."""
-        del ops
-        return x
+        """The norm after the last layer, where norms stand before the branches."""
+        return ops.norm(FINAL_NORM, x, centred=self.norm_centred) if self.pre_norm else x
 
-    def final_norm(self, e: Encoder, last: Branch | None) -> str:
+    def final_weights(self) -> tuple[Weight, ...]:
+        """The weights of `final`."""
+        return norm(FINAL_NORM, HIDDEN, bias=self.norm_bias) if self.pre_norm else ()
+
+    def norm_weights(self, branch: Branch) -> tuple[Weight, ...]:
+        """The weights of a branch's norm."""
+        if not self.has_norm(branch):
+            return ()
+        return norm(f"{branch.name}.norm", HIDDEN, branch.index, bias=self.norm_bias)
+
+    def read_norm(self, last: Branch | None) -> str:
         """The prefix of the norm whose output the head reads; `last` is the last branch."""
-        del e
+        if self.pre_norm:
+            return FINAL_NORM
         return f"{last.name}.norm" if last else "embeddings.norm"
 
     def for_every_position(self, e: Encoder) -> Encoder:
@@ -108,3 +121,8 @@ class Family(ABC):
         if ops.encoder.head != "linear":
             x = ops.activation(ops.encoder.head, ops.linear("head.dense", x))
         return ops.linear("head.output", x)
+
+    def _norm(self, ops: Ops, branch: Branch, x: Value) -> Value:
+        if not self.has_norm(branch):
+            return x
+        return ops.norm(f"{branch.name}.norm", x, centred=self.norm_centred)

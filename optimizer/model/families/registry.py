@@ -1,20 +1,27 @@
-"""Finds the families: every module of this folder that has a `FAMILY`."""
+"""Finds the families: every module of this folder that has a `FAMILY`, and entry points.
+
+Other packages add a family in the entry-point group `prumux.families`: its name is the
+`model_type`, its value the `Family` object. It is imported when a model asks for it, so a
+broken package affects its own models only.
+"""
 
 from __future__ import annotations
 
 import pkgutil
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 
-from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.sizes import Encoder
 
 from .family import Family
 
+GROUP = "prumux.families"
+
 
 @cache
 def families() -> dict[str, Family]:
-    """Every family by the `model_type`s of its configs."""
+    """The families of this folder by the `model_type`s of their configs."""
     package = __name__.rpartition(".")[0]
     names = sorted(x.name for x in pkgutil.iter_modules(import_module(package).__path__))
     modules = [import_module(f"{package}.{name}") for name in names]
@@ -22,21 +29,55 @@ def families() -> dict[str, Family]:
     return {model_type: x for x in found for model_type in x.model_types}
 
 
+def model_types() -> tuple[str, ...]:
+    """Every `model_type` that is supported here; nothing of another package is imported."""
+    added = sorted(metadata.entry_points(group=GROUP).names - families().keys())
+    return (*families(), *added)
+
+
+@cache
 def find_family(model_type: str) -> Family:
     """The family of a `model_type`.
 
     Raises:
         ModelError: there is none; lists those that there are.
+        MissingError: the module of its entry point does not import.
+        UsageError: the entry point is not that of a family, or two packages provide it.
     """
-    found = families().get(model_type)
-    if found is None:
+    shipped = families().get(model_type)
+    entries = metadata.entry_points(group=GROUP).select(name=model_type)
+    added = {x.value: x for x in entries}
+    providers = [*(["prumux"] if shipped else []), *sorted(added)]
+    if len(providers) > 1:
+        raise UsageError(
+            f"model_type '{model_type}' is provided by {' and by '.join(providers)}; "
+            "uninstall all packages but one"
+        )
+    if shipped:
+        return shipped
+    if not added:
         raise ModelError(
             f"model_type '{model_type:.40}' is not supported\n"
-            f"supported: {', '.join(families())} (and prumux's own artifact folders)"
+            f"supported: {', '.join(model_types())} (and prumux's own artifact folders)"
         )
-    return found
+    return _loaded(added[providers[0]])
 
 
 def family_of(encoder: Encoder) -> Family:
     """The family that an encoder belongs to."""
     return find_family(encoder.family)
+
+
+def _loaded(entry: metadata.EntryPoint) -> Family:
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise MissingError(
+            f"the family '{entry.name}' ({entry.value}) does not import: {error}"
+        ) from error
+    if not isinstance(found, Family) or entry.name not in found.model_types:
+        raise UsageError(
+            f"the entry point of family '{entry.name}' is {entry.value}, "
+            "which is no Family with that model_type"
+        )
+    return found

@@ -23,8 +23,8 @@ from prumux.optimizer.tasks.losses import hugging_face_loss
 from prumux.optimizer.tasks.registry import kind_of
 
 from .artifact import from_config
-from .hf_config import PrumuxConfig
 from .module import EncoderForward, attach
+from .prumux_config import PrumuxConfig
 from .row_groups import filled
 from .sizes import Encoder
 from .torch_ops import Factors, TorchOps

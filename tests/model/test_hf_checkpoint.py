@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.checkpoint import read_config, read_weights
 from prumux.optimizer.model.families.registry import families
+from prumux.optimizer.model.hf_checkpoint import read_config, read_weights
 from prumux.optimizer.model.sizes import Layer
 from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.tasks.registry import from_config

@@ -27,13 +27,13 @@ from transformers.utils import logging as hf_logging
 import prumux
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.model.artifact import load_artifact, save_artifact, to_config
-from prumux.optimizer.model.hf_model import (
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.prumux_model import (
     PrumuxConfig,
     PrumuxForSequenceClassification,
     PrumuxForTokenClassification,
 )
-from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.tasks.regression import Regression
 from tests.helpers.factory import Family, Kind, random_batch, random_model, tiny_tokenizer
@@ -85,7 +85,7 @@ def test_auto_classes(
     save_artifact(model, tmp_path)
     found, info = AUTO[task].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert type(found).__module__ == "prumux.optimizer.model.hf_model"
+    assert type(found).__module__ == "prumux.optimizer.model.prumux_model"
     assert not found.training
     shapes = {name: tuple(x.shape) for name, x in found.state_dict().items()}
     assert shapes == expected_shapes(model.encoder)
