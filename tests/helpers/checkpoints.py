@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,24 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+def config_of(family: str) -> dict[str, Any]:
+    """A small config of a family: from here, or from its test in tests/model/families."""
+    if family in CONFIGS:
+        return CONFIGS[family]
+    package = import_module("tests.model.families")
+    for found in pkgutil.iter_modules(package.__path__):
+        module = import_module(f"{package.__name__}.{found.name}")
+        if getattr(module, "MODEL_TYPE", None) == family:
+            tiny: dict[str, Any] = module.TINY
+            return tiny
+    raise LookupError(f"no test of tests/model/families has MODEL_TYPE = '{family}'")
+
+
 def config(
     family: str = "bert", task: str = "SequenceClassification", **changes: Any
 ) -> dict[str, Any]:
     """What a `config.json` of this family holds; `changes` of None drop a key."""
-    found = CONFIGS[family] | {
+    found = config_of(family) | {
         "model_type": family,
         "architectures": [f"XFor{task}"],
         "id2label": {"0": "bad", "1": "good"},
@@ -48,10 +63,13 @@ def state(of: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Random weights under the names of a checkpoint."""
     family, encoder, _ = read_config(of)
     random = torch.Generator().manual_seed(seed)
-    return {
-        hf_source(family, encoder, name).tensor: 0.2 * torch.randn(shape, generator=random)
-        for name, shape in expected_shapes(encoder).items()
-    }
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, shape in expected_shapes(encoder).items():
+        source = hf_source(family, encoder, name)
+        parts.setdefault(source.tensor, {})[source.index] = 0.2 * torch.randn(
+            shape, generator=random
+        )
+    return {name: torch.cat([x[i] for i in sorted(x)]) for name, x in parts.items()}
 
 
 def write(
