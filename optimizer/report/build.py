@@ -204,7 +204,7 @@ def _score(evaluator: Evaluator, shipped: MeasuredEngine, limit: float, role: st
     pipeline, target = shipped.pipeline, shipped.target
     values = asdict(evaluator.compare(pipeline, role, limit, target=target))
     del values["limit"]
-    dense = evaluator.metric != "agreement"
+    dense = evaluator.model.task.metric(evaluator.metric).needs_labels
     return Score(
         **values,
         interval=_interval(evaluator, role, pipeline, target),

@@ -74,7 +74,7 @@ def fields_of(kind: Any) -> Iterator[tuple[str, Any, bool]]:
     hints = get_type_hints(origin, include_extras=True)
     for field in fields(origin):
         hint = hints[field.name]
-        if get_args(kind) and getattr(hint, "__parameters__", ()):
+        if get_args(kind) and hasattr(hint, "__parameters__") and hint.__parameters__:
             hint = hint[get_args(kind)]
         yield field.name, hint, field.default is MISSING
 

@@ -51,9 +51,10 @@ class Plan:
         )
         if limit == 0:
             return f"{said}: exact passes only, nothing to certify"
-        if self.evaluator.metric == "balanced-accuracy":
+        metric = self.evaluator.model.task.metric(self.evaluator.metric)
+        if metric.statistic == "stratified":
             return f"{said}{provable_by_class(self.evaluator, limit)}"
-        if self.evaluator.metric != "accuracy":
+        if metric.statistic != "paired" or not metric.needs_labels:
             return said
         loss = provable_loss(rows, limit)
         if loss < 0:

@@ -289,14 +289,16 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
         ("learn-masks{sparsity=0.3 of=macs epochs=0.5},slice,distill{epochs=0.25|0.5}", 3),
     ],
 )
-def test_what_pipelines_share_is_done_once(
+def test_what_pipelines_share_is_done_once(  # noqa: PLR0917
     job: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     space: str,
     trained: int,
 ) -> None:
+    # A budget that all candidates keep; a constant answer keeps it, too.
+    monkeypatch.setattr("prumux.optimizer.run.plan.check_scores", lambda *_: ())
     command = [*job, "--passes", space, "--budget", "95%", "--out", str(tmp_path / "out")]
-    # By accuracy a constant answer would keep so large a budget.
-    assert main([*command, "--metric", "matthews_correlation", "-v"]) == 0
+    assert main([*command, "-v"]) == 0
     assert capsys.readouterr().err.count("training, ") == trained

@@ -267,6 +267,7 @@ def test_a_space_with_mixing_on_the_command_line(tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     job = [str(model), "--data", str(data), "--budget", "45%", "--passes", space]
+    job += ["--metric", "balanced-accuracy"]
     assert main([*job, "--out", str(out), "-q"]) in (0, 3)
     report = json.loads((out / "report.json").read_text())
     assert 1 <= len(report["trials"]) <= 4
