@@ -1,0 +1,201 @@
+"""ModernBERT, Warner et al. 2024, https://arxiv.org/abs/2412.13663
+
+Norms stand before the branch, and a last one before the head. No biases. The FFN is gated:
+its units are g(W x) * (V x). Positions are rotary, with one base for layers that attend
+everywhere and one for those that attend to a window. Has run on random weights only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, get_args
+
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.axes import (
+    FFN,
+    HEADS,
+    HIDDEN,
+    Weight,
+    fixed,
+    linear,
+    norm,
+    table,
+)
+from prumux.optimizer.model.ops import Embeddings, Lookup, Ops, Rotary, Value
+from prumux.optimizer.model.sizes import Branch, Encoder, HeadKind, Layer
+
+from .config_fields import activation, head_dim, layer_count, norm_eps, size
+from .family import Config, Family, Part
+
+NAMES: dict[str, str | Part] = {
+    "embeddings.word": "model.embeddings.tok_embeddings",
+    "embeddings.norm": "model.embeddings.norm",
+    "layers.{i}.attention.query": Part("model.layers.{i}.attn.Wqkv", 0, 3),
+    "layers.{i}.attention.key": Part("model.layers.{i}.attn.Wqkv", 1, 3),
+    "layers.{i}.attention.value": Part("model.layers.{i}.attn.Wqkv", 2, 3),
+    "layers.{i}.attention.output": "model.layers.{i}.attn.Wo",
+    "layers.{i}.attention.norm": "model.layers.{i}.attn_norm",
+    "layers.{i}.ffn.up": Part("model.layers.{i}.mlp.Wi", 0, 2),
+    "layers.{i}.ffn.gate": Part("model.layers.{i}.mlp.Wi", 1, 2),
+    "layers.{i}.ffn.down": "model.layers.{i}.mlp.Wo",
+    "layers.{i}.ffn.norm": "model.layers.{i}.mlp_norm",
+    "final.norm": "model.final_norm",
+    "head.dense": "head.dense",
+    "head.norm": "head.norm",
+    "head.output": "classifier",
+}
+BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
+"""Rotary bases of layers that attend everywhere and of those that attend to a window."""
+
+
+class ModernBert(Family):
+    """Norm before the branch, no biases, gated FFN, rotary positions, local attention."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("modernbert",)
+    pre_norm: ClassVar[bool] = True
+    norm_bias: ClassVar[bool] = False
+
+    def sizes(self, config: Config) -> Encoder:
+        """See `Family.sizes`."""
+        for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
+            if config.get(name):
+                raise ModelError(
+                    f"config.json: {name} is {config[name]!r}, only false is supported"
+                )
+        hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+        layers = layer_count(config, "num_hidden_layers")
+        bases = _bases(config)
+        return Encoder(
+            vocab=size(config, "vocab_size"),
+            positions=size(config, "max_position_embeddings"),
+            token_types=0,
+            embedding=hidden,
+            hidden=hidden,
+            head_dim=head_dim(hidden, heads),
+            layers=(Layer(heads, size(config, "intermediate_size")),) * layers,
+            labels=1,
+            head=_head(config.get("classifier_activation", "gelu")),
+            activation=activation(config.get("hidden_activation", "gelu")),
+            norm_eps=norm_eps(config, "norm_eps", 1e-5),
+            pad_id=size(config, "pad_token_id", default=0, least=0),
+            pooling=_pooling(config),
+            family=self.model_types[0],
+            constants=(
+                ("base_everywhere", bases["full_attention"]),
+                ("base_in_window", bases["sliding_attention"]),
+                ("local_layers", _local_layers(config, layers)),
+                ("window", size(config, "local_attention", default=128) // 2),
+            ),
+        )
+
+    def names(self, e: Encoder) -> Mapping[str, str | Part]:
+        """See `Family.names`."""
+        del e
+        return NAMES
+
+    def embeddings(self, e: Encoder) -> Embeddings:
+        """Words and a norm; positions come in as rotations."""
+        weights = table("embeddings.word", e.vocab, HIDDEN)
+        weights += norm("embeddings.norm", HIDDEN, bias=False)
+        return Embeddings((Lookup("embeddings.word", "ids"),), weights, "embeddings.norm")
+
+    def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
+        """See `Family.branch_weights`."""
+        at, i = branch.name, branch.index
+        inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
+        units = FFN if branch.kind == "ffn" else HEADS
+        maps = [linear(f"{at}.{x}", units, HIDDEN, i, bias=False) for x in inputs]
+        output = linear(branch.output, HIDDEN, units, i, bias=False)
+        return (*self.norm_weights(branch), *(weight for x in maps for weight in x), *output)
+
+    def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
+        """See `Family.inner`."""
+        at, e = branch.name, ops.encoder
+        if branch.kind == "ffn":
+            up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
+            return ops.multiply(up, ops.linear(f"{at}.gate", rows))
+        constants: dict[str, Any] = dict(e.constants)
+        local = branch.index in constants["local_layers"]
+        return ops.attention(
+            branch,
+            ops.linear(f"{at}.query", rows),
+            ops.linear(f"{at}.key", x),
+            ops.linear(f"{at}.value", x),
+            rotary=Rotary(constants["base_in_window" if local else "base_everywhere"]),
+            window=constants["window"] if local else None,
+        )
+
+    def has_norm(self, branch: Branch) -> bool:
+        """All but the first attention, which reads the norm of the embeddings."""
+        return branch != Branch(0, "attention")
+
+    def for_every_position(self, e: Encoder) -> Encoder:
+        """The head is the same at every position."""
+        return replace(e, pooling="all")
+
+    def head_weights(self, e: Encoder) -> tuple[Weight, ...]:
+        """A map, a norm and the map to the labels, which alone has a bias."""
+        dense = linear("head.dense", HIDDEN, HIDDEN, bias=False)
+        dense += norm("head.norm", HIDDEN, bias=False)
+        return dense + linear("head.output", fixed(e.labels), HIDDEN)
+
+    def head(self, ops: Ops, x: Value) -> Value:
+        """See `Family.head`."""
+        x = ops.activation(ops.encoder.head, ops.linear("head.dense", x))
+        return ops.linear("head.output", ops.norm("head.norm", x))
+
+
+def _bases(config: Config) -> dict[str, float]:
+    """Rotary bases, as transformers 5 writes them or as 4 did."""
+    old = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+    found = {}
+    for kind, default in BASES.items():
+        given = (config.get("rope_parameters") or {}).get(kind) or {}
+        if given.get("rope_type", "default") != "default" or config.get("rope_scaling"):
+            raise ModelError(
+                f"config.json: only the default rope_type is supported, for {kind}"
+            )
+        base = given.get("rope_theta", config.get(old[kind])) or default
+        if not isinstance(base, float | int) or not base > 1:
+            raise ModelError(
+                f"config.json: rope_theta of {kind} is {base!r}, it must be above 1"
+            )
+        found[kind] = float(base)
+    return found
+
+
+def _local_layers(config: Config, layers: int) -> tuple[int, ...]:
+    """Layers that attend to a window: `layer_types`, or all but every third."""
+    every = size(config, "global_attn_every_n_layers", default=3)
+    kinds = config.get("layer_types") or [
+        "sliding_attention" if i % every else "full_attention" for i in range(layers)
+    ]
+    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= BASES.keys():
+        raise ModelError(
+            f"config.json: layer_types is {kinds!r:.60}, it must name {layers} layers "
+            f"{' or '.join(BASES)}"
+        )
+    return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def _pooling(config: Config) -> Any:
+    kinds = {"cls": "first", "mean": "mean"}
+    given = config.get("classifier_pooling", "cls")
+    if given not in kinds:
+        raise ModelError(
+            f"config.json: classifier_pooling is {given!r}, it must be cls or mean"
+        )
+    return kinds[given]
+
+
+def _head(name: object) -> HeadKind:
+    kinds = [x for x in get_args(HeadKind) if x != "linear"]
+    if name not in kinds:
+        raise ModelError(
+            f"config.json: classifier_activation is {name!r}, supported: {', '.join(kinds)}"
+        )
+    return name  # type: ignore[return-value]
+
+
+FAMILY = ModernBert()
