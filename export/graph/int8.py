@@ -10,21 +10,20 @@ Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.helper
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from prumux.optimizer.base.environment import int8_saturates
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 
-from .fusion import quiet
 from .graph import PRECISION, build
-from .graph_file import FILE, is_large, save
 
 LEAST_UNITS = 16
 """A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
@@ -38,39 +37,89 @@ TOLERANCE_NATS = 0.005
 def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """The graph with int8 weights and dynamically quantised activations.
 
+    Each product y = x W becomes, with one scale s_j for each column of W,
+
+        W_ij ~ s_j Q_ij,   s_j = max_i |W_ij| / 127 (or 64 with 7 bits)
+        x ~ s_x (X - z_x), by DynamicQuantizeLinear
+        y_j = s_x s_j sum_i (X_i - z_x) Q_ij, by MatMulInteger
+
+    ONNX Runtime's `quantize_dynamic` gives the same graph and the same bytes; a test compares
+    both. It takes half a millisecond for each of 20,000 columns, and a search lowers many
+    graphs.
+
     Args:
         proto: a float32 graph that `graph.build` wrote. It is not changed.
         keep: linear maps that stay in float32, such as `layers.0.ffn.down`.
-
-    Raises:
-        MissingError: ONNX Runtime is not installed.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    nodes = [x for x in worth_lowering(proto) if x.removesuffix(".matmul") not in keep]
-    if not nodes:
+    chosen = {x for x in worth_lowering(proto) if x.removesuffix(".matmul") not in keep}
+    if not chosen:
         return proto
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        place = Path(folder) / "float"
-        save(proto, place)
-        made = Path(folder) / "int8.onnx"
-        quantize_dynamic(
-            place / FILE,
-            made,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            reduce_range=int8_saturates(),
-            nodes_to_quantize=nodes,
-            use_external_data_format=is_large(proto),
-        )
-        found = onnx.load(made)
-    # The tool adds every shape it infers. With shapes ONNX Runtime would fuse residual sums
-    # and LayerNorms, and its kernel for that takes several times as long.
-    del found.graph.value_info[:]
+    weights = {x.name: x for x in proto.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, onnx.TensorProto] = {}
+    quantised: set[str] = set()
+    for node in proto.graph.node:
+        if node.name not in chosen:
+            nodes.append(node)
+            continue
+        x, weight = node.input
+        if x not in quantised:
+            quantised.add(x)
+            nodes.append(_dynamic_quantize(x))
+        if f"{weight}_quantized" not in constants:
+            made = _quantized_columns(weight, numpy_helper.to_array(weights[weight]))
+            constants |= {tensor.name: tensor for tensor in made}
+        nodes += _integer_product(node)
+    read = {name for node in nodes for name in node.input}
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(proto)
+    lowered.ClearField("graph")
+    kept = [x for x in proto.graph.initializer if x.name in read]
+    graph = onnx.helper.make_graph(
+        nodes,
+        proto.graph.name,
+        proto.graph.input,
+        proto.graph.output,
+        [*kept, *constants.values()],
+    )
+    lowered.graph.CopyFrom(graph)
     metadata = {x.key: x.value for x in proto.metadata_props}
-    onnx.helper.set_model_props(found, {**metadata, PRECISION: "int8"})
-    return found
+    onnx.helper.set_model_props(lowered, {**metadata, PRECISION: "int8"})
+    return lowered
+
+
+def _dynamic_quantize(x: str) -> onnx.NodeProto:
+    """uint8 of a value, with the scale and zero point of its range at run time."""
+    outputs = [f"{x}_quantized", f"{x}_scale", f"{x}_zero_point"]
+    return onnx.helper.make_node(
+        "DynamicQuantizeLinear", [x], outputs, name=f"{x}_QuantizeLinear"
+    )
+
+
+def _quantized_columns(name: str, weight: NDArray[np.float32]) -> list[onnx.TensorProto]:
+    """int8 of a weight [in, out], and a scale and a zero point for each column."""
+    largest = 64 if int8_saturates() else 127
+    spread = 2 * np.abs(weight).max(0).astype(np.float64)
+    scale = (spread / (2 * largest)).astype(np.float32)
+    scale[scale < np.finfo(np.float32).tiny] = 1.0
+    found = np.clip(np.round(weight / scale), -largest, largest).astype(np.int8)
+    values = {"quantized": found, "scale": scale, "zero_point": np.zeros(len(scale), np.int8)}
+    return [numpy_helper.from_array(x, f"{name}_{kind}") for kind, x in values.items()]
+
+
+def _integer_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The nodes in place of a product: int32 sums, cast, and times both scales."""
+    x, weight = node.input
+    name, sums = f"{node.name}_quant", f"{node.output[0]}_output_quantized"
+    inputs = [f"{y}_{kind}" for kind in ("quantized", "zero_point") for y in (x, weight)]
+    cast, scales = f"{sums}_cast_output", f"{name}_scales_mul:0"
+    make = onnx.helper.make_node
+    return [
+        make("MatMulInteger", inputs, [sums], name=name),
+        make("Cast", [sums], [cast], name=f"{sums}_cast", to=onnx.TensorProto.FLOAT),
+        make("Mul", [f"{x}_scale", f"{weight}_scale"], [scales], name=f"{name}_scales_mul"),
+        make("Mul", [cast, scales], [node.output[0]], name=f"{name}_output_scale_mul"),
+    ]
 
 
 def worth_lowering(proto: onnx.ModelProto) -> list[str]:

@@ -11,6 +11,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 
+from prumux.export.graph.fusion import quiet
 from prumux.export.graph.graph import build
 from prumux.export.graph.graph_file import verify
 from prumux.export.graph.int8 import LEAST_UNITS, lower, lowered_names, worth_lowering
@@ -157,3 +158,46 @@ def test_auto_stands_for_what_the_model_is_large_enough_for() -> None:
 def test_options_that_do_not_go_together_are_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_one_target(text)
+
+
+@pytest.mark.parametrize("saturates", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_graph_is_the_one_of_onnx_runtimes_own_tool(
+    saturates: bool, mixed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    monkeypatch.setattr("prumux.export.graph.int8.int8_saturates", lambda: saturates)
+    model = random_model("bert", (8, 0, 8), (64, 128, 100), **WIDE)
+    proto = build(multiplexed(model, 2) if mixed else model)
+    zero = next(x for x in proto.graph.initializer if x.name.endswith("1.ffn.up.weight"))
+    values = onnx.numpy_helper.to_array(zero).copy()
+    values[:, 3] = 0  # a column without a range
+    zero.CopyFrom(onnx.numpy_helper.from_array(values, zero.name))
+    onnx.save(proto, tmp_path / "float.onnx")
+    with quiet():
+        quantize_dynamic(
+            tmp_path / "float.onnx",
+            tmp_path / "int8.onnx",
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=saturates,
+            nodes_to_quantize=worth_lowering(proto),
+        )
+    theirs, ours = onnx.load(tmp_path / "int8.onnx"), lower(proto)
+    assert by_name(ours) == by_name(theirs)
+    assert held(ours) == held(theirs)
+
+
+def held(proto: onnx.ModelProto) -> dict[str, Any]:
+    """Initializers by name: type, shape and bytes."""
+    return {
+        x.name: (x.data_type, tuple(x.dims), onnx.numpy_helper.to_array(x).tobytes())
+        for x in proto.graph.initializer
+    }
+
+
+def by_name(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Nodes by name: the tool sorts them, ours stay where the products were."""
+    return {x.name: x for x in proto.graph.node}
