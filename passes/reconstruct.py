@@ -23,14 +23,12 @@ from typing import ClassVar
 import torch
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.data.tokenize import Encoded, groups_of
+from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.passes.refit.refit import ResidualStreams
+from prumux.passes.refit.refit import ResidualStreams, dense_stream
 
-BATCH = 64
 LIMIT_TOKENS = 16_384
 
 
@@ -70,9 +68,10 @@ class Reconstruct(Pass):
                 "put 'reconstruct' before 'slice'",
                 exit_code=2,
             )
-        groups = groups_of(_sample(ctx.fit, self.rows), BATCH, model.encoder.slots)
-        streams = ResidualStreams(dense, model, groups, ctx.device)
-        wanted = EncoderModule(dense).alive
+        rows = _sample_size(ctx.fit, self.rows)
+        stream = dense_stream(dense, ctx.fit, rows, model.encoder.slots, ctx.device)
+        streams = ResidualStreams(stream, model, ctx.device)
+        wanted = stream.branches
         notes = {}
         with ctx.progress.task("refit", len(wanted) + 1) as step:
             for branch in wanted:
@@ -85,7 +84,7 @@ class Reconstruct(Pass):
         return replace(model, weights=streams.weights(), notes={"error_left": notes})
 
 
-def _sample(rows: Encoded, limit: int) -> Encoded:
-    """The first rows, up to `limit` rows and `LIMIT_TOKENS` tokens, at least one."""
+def _sample_size(rows: Encoded, limit: int) -> int:
+    """Number of first rows: up to `limit` rows and `LIMIT_TOKENS` tokens, at least one."""
     total = rows.lengths[:limit].cumsum()
-    return rows.take(range(max(1, int((total <= LIMIT_TOKENS).sum()))))
+    return max(1, int((total <= LIMIT_TOKENS).sum()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,13 +105,18 @@ class Context:
         return self.store.json(self.entry(name, *inputs), make)
 
 
+@lru_cache(maxsize=1)
+def _weights_digest(model: Model) -> str:
+    """The digest of a model, which does not change: the given one is asked for every time."""
+    from prumux.optimizer.model.folder import digest
+
+    return digest(model.weights, model.task, model.encoder)
+
+
 def _identity(value: object) -> str:
     """A text that differs wherever a result might."""
     if isinstance(value, Model):
-        from prumux.optimizer.model.folder import digest
-
-        weights = digest(value.weights, value.task, value.encoder)
-        return f"{weights} {value.masks.key()}"
+        return f"{_weights_digest(value)} {value.masks.key()}"
     if isinstance(value, Encoded):
         return f"{value.ids!r} {value.types!r}"
     return str(value) if isinstance(value, ConfigurableStep) else repr(value)

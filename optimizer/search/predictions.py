@@ -78,7 +78,10 @@ class CandidatePredictor:
                 ExitStack() as stack,
             ):
                 run = (
-                    stack.enter_context(on_engine(engine_target[0], model, self.ctx)).run
+                    # Parity is checked once, when the winner is packaged.
+                    stack.enter_context(
+                        on_engine(engine_target[0].draft(), model, self.ctx)
+                    ).run
                     if engine_target
                     else torch_run(model)
                 )

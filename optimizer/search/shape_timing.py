@@ -23,7 +23,7 @@ from .acquisition import TimedCandidate
 from .bisection import Trial
 from .evaluator import Evaluator
 
-ROUNDS = 5
+ROUNDS = 3
 AT_ONCE = 8
 """Engines in memory at the same time."""
 

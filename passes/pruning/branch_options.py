@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from prumux.optimizer.model.cost import block_weights, unit_macs, unit_weights
@@ -26,8 +27,8 @@ GRID = 16
 
 BranchImportance = Sequence[tuple[float, ...]]
 """Per branch, all attention then all FFN: the importance that 0, 1, ... kept units have."""
-BranchCost = Callable[[Encoder, int, int], float]
-"""Cost of a branch, from the encoder, the layer and the number of kept units."""
+BranchCost = Callable[[Encoder, int], Callable[[int], float]]
+"""Of the encoder and a layer: the cost of a branch, as a function of its kept units."""
 
 
 def choose_counts(
@@ -65,17 +66,18 @@ def counted_costs(
     """Costs of attention and FFN branches, in weights or multiply-adds."""
     length = ctx.length
 
-    def price(kind: BranchKind) -> BranchCost:
-        if of == "macs":
-            return lambda e, i, n: n * unit_macs(e, Branch(i, kind), length)
-
-        def weights(e: Encoder, i: int, n: int) -> float:
+    def cost(kind: BranchKind) -> BranchCost:
+        def of_layer(e: Encoder, i: int) -> Callable[[int], float]:
             branch = Branch(i, kind)
-            return n * unit_weights(e, branch) + block_weights(e, branch) * (n > 0)
+            if of == "macs":
+                unit, block = unit_macs(e, branch, length), 0
+            else:
+                unit, block = unit_weights(e, branch), block_weights(e, branch)
+            return lambda n: n * unit + block * (n > 0)
 
-        return weights
+        return of_layer
 
-    return price("attention"), price("ffn")
+    return cost("attention"), cost("ffn")
 
 
 def measured_costs(table: CostTable) -> tuple[BranchCost, BranchCost]:
@@ -84,7 +86,10 @@ def measured_costs(table: CostTable) -> tuple[BranchCost, BranchCost]:
     def at(e: Encoder) -> CostTable:
         return replace(table, narrow_from=e.narrow_from)
 
-    return (lambda e, i, n: at(e).attention_ms(i, n), lambda e, i, n: at(e).ffn_ms(i, n))
+    return (
+        lambda e, i: partial(at(e).attention_ms, i),
+        lambda e, i: partial(at(e).ffn_ms, i),
+    )
 
 
 def _options(
@@ -125,5 +130,6 @@ def _branch(
     encoder: Encoder,
     layer: int,
 ) -> BranchOptions:
-    costs = tuple(float(cost(encoder, layer, n)) for n in counts)
+    of_units = cost(encoder, layer)
+    costs = tuple(float(of_units(n)) for n in counts)
     return BranchOptions(tuple(counts), tuple(values[n] for n in counts), costs)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.data.tokenize import Batch, Encoded, groups_of
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
 from prumux.optimizer.model.model import Model
@@ -25,6 +26,9 @@ from .least_squares import RidgeRegression
 
 UNREAD_WEIGHT = 0.05
 """Weight of unread positions where the head reads one; stabilises the solution."""
+BATCH = 64
+LIMIT_BYTES = 512 << 20
+"""Targets of the dense model are kept up to this size."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
 
@@ -53,11 +57,68 @@ class _Recorded(EncoderModule):
         return ops
 
 
+class DenseStream:
+    """The dense model's residual stream on a sample of rows, branch by branch.
+
+    Candidates are refitted to the same targets one after another, so the targets are kept
+    where they take little memory.
+    """
+
+    def __init__(self, dense: Model, groups: list[Batch], device: str) -> None:
+        module = _Recorded(replace(dense, encoder=_wide(dense))).to(device).eval()
+        self.groups = groups
+        self.inputs = [
+            {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
+            for batch in groups
+        ]
+        self.ops = [module.recording(x) for x in self.inputs]
+        self.branches = module.alive
+        places = sum(x["input_ids"].numel() for x in self.inputs)
+        size_bytes = 4 * places * dense.encoder.hidden * len(self.branches)
+        self.keeps = size_bytes <= LIMIT_BYTES
+        self.kept: dict[Branch, list[Tensor]] = {}
+        self.stream = [ops.embed() for ops in self.ops]
+        """After the last branch that was computed."""
+
+    def sums(self, branch: Branch) -> list[Tensor]:
+        """Output map plus residual of a branch, [B, T, D] a batch; asked for in order."""
+        if branch in self.kept:
+            return self.kept[branch]
+        found = [
+            ops.write(branch, forward.inner(ops, branch, x), x)
+            for ops, x in zip(self.ops, self.stream, strict=True)
+        ]
+        self.stream = [
+            forward.finish(ops, branch, y) for ops, y in zip(self.ops, found, strict=True)
+        ]
+        if self.keeps:
+            self.kept[branch] = found
+        return found
+
+
+@lru_cache(maxsize=1)
+def _shared_stream(
+    dense: Model, fit: Encoded, rows: int, slots: int, device: str
+) -> DenseStream:
+    groups = groups_of(fit.take(range(rows)), BATCH, slots)
+    return DenseStream(dense, groups, device)
+
+
+def dense_stream(
+    dense: Model, fit: Encoded, rows: int, slots: int, device: str
+) -> DenseStream:
+    """The stream on the first `rows` fit rows; shared by the candidates of a run if kept."""
+    found = _shared_stream(dense, fit, rows, slots, device)
+    if not found.keeps:
+        _shared_stream.cache_clear()
+    return found
+
+
 class ResidualStreams:
     """The residual streams of the dense and the small model, advanced branch by branch."""
 
-    def __init__(self, dense: Model, small: Model, groups: list[Batch], device: str) -> None:
-        self.dense = _Recorded(replace(dense, encoder=_wide(dense))).to(device).eval()
+    def __init__(self, dense: DenseStream, small: Model, device: str) -> None:
+        self.dense = dense
         copied = {name: tensor.clone() for name, tensor in small.weights.items()}
         self.small = _Recorded(replace(small, encoder=_wide(small), weights=copied))
         self.small.to(device).eval()
@@ -68,14 +129,9 @@ class ResidualStreams:
         cut = small.kept_hidden
         self.there = EVERY if cut is None else cut.to(device)
         self.mixes = False
-        inputs = [
-            {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
-            for batch in groups
-        ]
-        self.dense_ops = [self.dense.recording(x) for x in inputs]
-        self.small_ops = [self.small.recording(x) for x in inputs]
+        self.dense_ops = dense.ops
+        self.small_ops = [self.small.recording(x) for x in dense.inputs]
         """The small model's masks are those of mixed rows, once it mixes."""
-        self.aim: list[Tensor] = [ops.embed() for ops in self.dense_ops]
         self.now: list[Tensor] = [ops.embed() for ops in self.small_ops]
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
@@ -88,23 +144,20 @@ class ResidualStreams:
         first = bool(mux and not self.mixes and alive and branch.index >= mux.at)
         if first:
             self._mix()
-        inners, fit = [], RidgeRegression()
-        for i, (dense, small) in enumerate(zip(self.dense_ops, self.small_ops, strict=True)):
-            inner = forward.inner(dense, branch, self.aim[i])
-            y = dense.write(branch, inner, self.aim[i])
-            self.aim[i] = forward.finish(dense, branch, y)
-            if alive:
-                inner = forward.inner(small, branch, self.now[i])
-                wanted = y[..., self.there]
-                if self.mixes:
-                    real = small.row_mask.bool()
-                    spread = not self.family.pre_norm
-                    wanted = mixed_target(wanted, self.keys, real, first, spread=spread)
-                missing = wanted - small.write(branch, inner, self.now[i])
-                fit.add(inner, missing * self.left, self._positions(branch, small.mask))
-                inners.append(inner)
+        sums = self.dense.sums(branch)
         if not alive:
             return None
+        inners, fit = [], RidgeRegression()
+        for i, small in enumerate(self.small_ops):
+            inner = forward.inner(small, branch, self.now[i])
+            wanted = sums[i][..., self.there]
+            if self.mixes:
+                real = small.row_mask.bool()
+                spread = not self.family.pre_norm
+                wanted = mixed_target(wanted, self.keys, real, first, spread=spread)
+            missing = wanted - small.write(branch, inner, self.now[i])
+            fit.add(inner, missing * self.left, self._positions(branch, small.mask))
+            inners.append(inner)
         error = self._move(branch.output, fit, ridge)
         for i, inner in enumerate(inners):
             y = self.small_ops[i].write(branch, inner, self.now[i])
@@ -119,6 +172,7 @@ class ResidualStreams:
         """
         if self.small.sizes.mux and not self.mixes:
             self._mix()
+        self.aim = self.dense.stream
         if self.small.sizes.reads_first:
             self.aim, self.now = ([x[:, :1] for x in y] for y in (self.aim, self.now))
         self.aim = [forward.taken_apart(o, x) for o, x in self._dense()]
