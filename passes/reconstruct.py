@@ -27,7 +27,8 @@ from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.passes.refit.refit import ResidualStreams, dense_stream
+from prumux.passes.refit.dense_stream import dense_stream
+from prumux.passes.refit.refit import ResidualStreams
 
 LIMIT_TOKENS = 16_384
 

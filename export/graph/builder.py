@@ -96,7 +96,7 @@ class GraphBuilder:
 
     @property
     def lowest(self) -> float:
-        """What hides a score: finite, and in low types still finite with a score added."""
+        """The bias that hides a score. In low types it stays finite with a score added."""
         lowest = torch.finfo(self._dtype).min
         return lowest / 2 if self.low else lowest
 

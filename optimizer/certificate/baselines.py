@@ -42,11 +42,11 @@ class Judged:
     task: Task
     metric: str
     role: str
-    """What the rows are for: certify or select."""
+    """The role of the rows: certify or select."""
 
     @property
     def truth(self) -> Predictions:
-        """What predictions are scored against."""
+        """The labels, or without labels the dense predictions."""
         needs_labels = self.task.metric(self.metric).needs_labels
         return self.dense if self.labels is None or not needs_labels else self.labels
 
@@ -130,7 +130,7 @@ def _order(
 
 
 def select_warnings(judged: Judged, budget: Budget) -> list[str]:
-    """What to say of the rows that candidates are compared on; certify rows decide."""
+    """Warnings about the select rows, which compare candidates; certify rows decide."""
     constant, dense = best_constant(judged), judged.score
     if dense - constant.score > budget.limit(dense):
         return []

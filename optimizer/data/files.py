@@ -248,7 +248,7 @@ def hub_splits(source: str) -> dict[str, Any]:
     name, _, config = source.partition(":")
     try:
         found = datasets.load_dataset(name, config or None)
-    # Whatever the hub, the network or a broken data set raises, the remedy is the same.
+    # The remedy is the same for every error of the hub, the network or a broken data set.
     except Exception as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise DataError(

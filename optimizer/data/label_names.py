@@ -1,4 +1,4 @@
-"""What the values of a label column mean: by `--labels`, by the data's names, or as read."""
+"""The meaning of label values: from `--labels`, from the data's names, or as read."""
 
 from __future__ import annotations
 

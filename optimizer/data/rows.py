@@ -47,9 +47,9 @@ class Rows:
     words: tuple[tuple[str, ...], ...] | None = None
     """The words of each row, for tasks that read words; `text_a` is empty then."""
     labels: Labels | None = None
-    """What `Task.read_labels` returned; None = unlabelled."""
+    """Labels from `Task.read_labels`; None = unlabelled."""
     notes: tuple[str, ...] = ()
-    """What the values of the label column were taken for, in words."""
+    """The meaning that label values were given, in words."""
     labels_used: frozenset[str] = frozenset()
     """Keys of `--labels` that occurred."""
 

@@ -1,1 +1,1 @@
-"""What a model is: sizes, weights, masks, the forward pass, checkpoints, artifact folders."""
+"""The model: sizes, weights, masks, the forward pass, checkpoints, artifact folders."""

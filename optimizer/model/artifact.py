@@ -29,7 +29,7 @@ _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
 
 
 def to_config(model: Model) -> dict[str, Any]:
-    """What `config.json` holds; `from_config` is its inverse."""
+    """The content of `config.json`; `from_config` is the inverse."""
     encoder = asdict(model.encoder)
     layers, mux = encoder.pop("layers"), encoder.pop("mux")
     encoder["constants"] = dict(model.encoder.constants)

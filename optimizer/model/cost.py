@@ -1,4 +1,4 @@
-"""What a model costs, counted: parameters, bytes and multiply-adds.
+"""The counted cost of a model: parameters, bytes and multiply-adds.
 
 `CountOps` reads the forward pass and counts. Measured costs are in `timing/cost_table.py`.
 """
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Extent:
-    """What `CountOps` hands from operator to operator: positions of a row, and a width."""
+    """A value of `CountOps`: the positions of a row, and a width."""
 
     positions: int
     width: int
@@ -179,7 +179,7 @@ def sharing(encoder: Encoder, index: int) -> int:
 
 
 def branch_cost(encoder: Encoder, length: int, of: Literal["weights", "macs"]) -> int:
-    """What all layers cost, in weights or in multiply-adds of a row: what sparsity counts."""
+    """Cost of all layers, in weights or multiply-adds of a row. Sparsity is a share of it."""
     if of == "weights":
         shapes = expected_shapes(encoder).items()
         return sum(prod(shape) for name, shape in shapes if name.startswith("layers."))

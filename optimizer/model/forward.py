@@ -56,7 +56,7 @@ def states(ops: Ops, x: Value, branches: Sequence[Branch]) -> Iterator[tuple[Bra
 
 
 def inner(ops: Ops, branch: Branch, x: Value, *, narrow: bool = False) -> Value:
-    """What a branch feeds its output map, from the residual stream x.
+    """The units of a branch, which its output map reads, from the residual stream x.
 
     Args:
         ops: the reading.

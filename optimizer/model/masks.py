@@ -14,7 +14,9 @@ from .sizes import Encoder, Layer
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What survives. A branch with no survivor is gone, LayerNorm and bias included.
+    """Heads, FFN units and hidden dimensions that stay.
+
+    A branch without units is removed, with its norm and biases.
 
     heads: per layer bool [H]; ffn: per layer bool [F]; hidden: bool [D], shared by all.
     """

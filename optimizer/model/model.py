@@ -1,4 +1,4 @@
-"""What a model is: sizes, weights, task, masks. All values are frozen; no tensor changes."""
+"""A model: sizes, weights, task and masks. All values are frozen; no tensor changes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Applied:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What passes take and return. `after is before` means that nothing changed."""
+    """The value that passes take and return. `after is before` means that nothing changed."""
 
     encoder: Encoder
     weights: Mapping[str, Tensor]
@@ -47,7 +47,7 @@ class Model:
     """Where the model came from: `name`, `model_type`, `digest`."""
     history: tuple[Applied, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What the last pass wants in its receipt; the pipeline moves it there."""
+    """Facts of the last pass; the pipeline moves them into its receipt."""
 
     @property
     def living_hidden(self) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from .axes import Weight
 from .sizes import Branch, Encoder
 
 Value = Any
-"""What flows between operators: a tensor, the name of a graph's value, or a count."""
+"""A value between operators: a tensor, the name of a graph's value, or a count."""
 Source = Literal["ids", "positions", "token_types"]
 
 
@@ -119,7 +119,7 @@ class Ops(Protocol):
         """
 
     def gate(self, branch: Branch, units: Value) -> Value:
-        """What the output map reads, times the mask factors where there are any."""
+        """The units that the output map reads, times their mask factors."""
 
     def write(self, branch: Branch, inner: Value, x: Value) -> Value:
         """The output map of a branch plus the residual stream x."""
@@ -128,7 +128,7 @@ class Ops(Protocol):
         """The first position, kept as an axis: [B, 1, D]."""
 
     def pool(self, x: Value) -> Value:
-        """What the head reads, as `Encoder.pooling` says: [B, D], or x itself."""
+        """The input of the head, as `Encoder.pooling` says: [B, D], or x itself."""
 
     def mix(self, x: Value) -> Value:
         """Mixed rows [B/n, T, D] of rows [B, T, D]; masks follow."""

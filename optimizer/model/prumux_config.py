@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 
 class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """What `artifact.to_config` writes. `num_labels` and `id2label` work as everywhere.
+    """The config that `artifact.to_config` writes. `num_labels` and `id2label` work as usual.
 
     `PrumuxConfig(**to_config(model))` describes a model; without arguments it describes none.
     """
@@ -49,7 +49,7 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return found
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is saved: label names always, though they may equal the default ones."""
+        """The saved fields: label names always, even where they equal the defaults."""
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         found: dict[str, Any] = super().to_diff_dict()
         return found | labels

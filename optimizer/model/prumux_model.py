@@ -52,7 +52,7 @@ class _AnyTypeOps(TorchOps):
 
 
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
-    """What both tasks share; use one of the subclasses. Parameter names are the artifact's."""
+    """Base of both models; use a subclass. Parameter names are those of the artifact."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
@@ -129,7 +129,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         return total / copies.view(-1, *(1 for _ in found.shape[1:]))
 
     def keyed(self, output: Any, return_dict: bool | None) -> Any:
-        """The output, or its tuple where that is asked for."""
+        """The output as an object, or as a tuple if `return_dict` is False."""
         asked = self.config.return_dict if return_dict is None else return_dict
         return output if asked else output.to_tuple()
 

@@ -36,7 +36,7 @@ def filled(rows: int, n: int) -> Ints:
 def grouped(
     lengths: Ints, n: int, copies: int = 1, tenants: Sequence[Hashable] | None = None
 ) -> Ints:
-    """Who is mixed with whom: indices of rows, [groups, n], groups of short rows first.
+    """Groups of rows that share a forward pass: row indices [groups, n], short rows first.
 
     Rows of like length share a group, and rows of two tenants never do. With `copies` each
     row is in so many groups, each time in another slot and, where there are rows enough, with

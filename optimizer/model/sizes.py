@@ -89,7 +89,7 @@ class Encoder:
     mux: Multiplexing | None = None
     """How rows are mixed; None = every row has a forward pass of its own."""
     pooling: Pooling = "first"
-    """What the head reads: the first position, the mean of all, or every position."""
+    """Positions that the head reads: the first, the mean of all, or every one."""
     family: str = "bert"
     """The architecture: a `model_type` of `prumux.optimizer.model.families`."""
     constants: tuple[tuple[str, Constant], ...] = ()

@@ -127,7 +127,7 @@ def build(
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """What a weight file holds, without running any code that is in it."""
+    """Load a weight file without running any code that is in it."""
     from safetensors.torch import load_file
 
     try:
@@ -153,7 +153,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _kind(path: Path) -> str:
-    """What a file is that torch refused to load."""
+    """Describe a file that torch refused to load."""
     with path.open("rb") as file:
         head = file.read(32)
     if head.lstrip()[:1] in (b"{", b"["):  # neither begins a pickle

@@ -1,1 +1,1 @@
-"""What a run measured: report.json, report.html and the table on the terminal."""
+"""The measurements of a run: report.json, report.html and the table on the terminal."""

@@ -1,4 +1,4 @@
-"""What report.json holds, field by field, with units.
+"""The fields of report.json, with units.
 
 These dataclasses are the one description of a report. `encoding` writes and reads them as
 JSON, `json_schema` makes report.schema.json of them, and `html` and `terminal` show them.
@@ -78,7 +78,7 @@ class ByRole(Generic[T]):
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """What the labels mean."""
+    """The task and its labels."""
 
     kind: Annotated[str, "text-classification or token-classification."]
     problem: Annotated[str, "classification or regression."]
@@ -279,7 +279,7 @@ class DataRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one run of prumux measured."""
+    """The measurements of one run."""
 
     schema_version: Annotated[Literal[1], "Version of this schema."]
     met: Annotated[bool, "True if a candidate was certified or no budget was given."]
@@ -365,7 +365,7 @@ class Report:
         return next(held, None)
 
     def model_name(self, pipeline: str) -> str:
-        """What the model of a pipeline text is in this run, in a word or two."""
+        """The role of a pipeline in this run, in a word or two."""
         names = {"": "dense", self.pipeline: "shipped"} if self.pipeline else {"": "dense"}
         if self.dropped is not None:
             names[self.dropped.pipeline] = "dropped"

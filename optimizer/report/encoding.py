@@ -80,7 +80,7 @@ def fields_of(kind: Any) -> Iterator[tuple[str, Any, bool]]:
 
 
 def metadata(hint: Any) -> tuple[Any, ...]:
-    """What stands beside the type in `Annotated`."""
+    """The metadata of an `Annotated` type."""
     return tuple(hint.__metadata__) if get_origin(hint) is Annotated else ()
 
 

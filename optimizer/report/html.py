@@ -34,7 +34,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What a target reports of one export."""
+    """The facts that a target reports of one export."""
 
     name: str
     used: str | None

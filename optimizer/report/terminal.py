@@ -9,7 +9,7 @@ from .contents import ClassRecord, ClassScores, MuxRecord, Report
 from .formats import duration, millions, percent, points
 
 Row = tuple[str, str, str, str]
-"""What was measured, the dense model, the optimised model, and the two compared."""
+"""Columns: the figure, the dense model, the optimised model, and the comparison."""
 LABEL_WIDTH = 11
 MAX_CLASSES = 20
 """The table shows all classes, if there are no more."""

@@ -31,7 +31,7 @@ class Request:
     test: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What values of the label column mean: the data's value to the model's class."""
+    """The meaning of label values: the data's value to the model's class."""
     target: str = "onnx"
     metric: str | None = None
     batch: int = 32

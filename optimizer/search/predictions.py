@@ -43,7 +43,7 @@ class CandidatePredictor:
 
     @property
     def ctx(self) -> Context:
-        """Of the run."""
+        """The context of the run."""
         return self.builder.ctx
 
     def rows(self, role: str) -> Encoded:

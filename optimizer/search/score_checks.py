@@ -36,7 +36,7 @@ def check_scores(
 
 
 def provable_by_class(evaluator: Evaluator, limit: float) -> str:
-    """What the rows of each class prove of balanced accuracy where no answer changes."""
+    """The bound of balanced accuracy if no answer changes, as one clause of a sentence."""
     given = _labels(evaluator, "certify")
     assert given is not None, "this metric needs labels"
     labels = evaluator.model.task.all_answers(given)

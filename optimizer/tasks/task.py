@@ -43,13 +43,13 @@ class ConstantAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What the labels of a model mean. A subclass is one task, an instance one label set."""
+    """The meaning of a model's labels. A subclass is one task, an instance one label set."""
 
     labels: tuple[str, ...]
     """Names of the labels, [C]."""
 
     name: ClassVar[str]
-    """What messages call the task; no two tasks share it."""
+    """The task's name in messages; no two tasks share it."""
     kind: ClassVar[str]
     """`task.kind` of a report, after the Hugging Face pipeline of that name."""
     problem: ClassVar[str]
@@ -71,7 +71,7 @@ class Task(ABC):
     has_classes: ClassVar[bool] = True
     """Whether an answer is one of the labels, so that answers can be counted by class."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
-    """What `instability` measures, for reports."""
+    """The meaning of `instability`, for reports."""
 
     # Hugging Face's names ------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """What a user gets for each row.
+        """The prediction that a user gets for each row.
 
         Args:
             logits: [N, C]; for tasks that read words, per row [words, C].

@@ -1,4 +1,4 @@
-"""What mixing and taking apart begin with."""
+"""Initial weights of multiplexing and demultiplexing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slot_keys(mux: Multiplexing, hidden: int, random: torch.Generator) -> Tensor
 def added_weights(
     keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """What `encoder` mixes and takes apart with, see `initial`."""
+    """All initial weights of mux and demux in `encoder`; see `initial`."""
     names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
     return {name: initial(name, keys, encoder, model, random) for name in names}
 

@@ -28,7 +28,7 @@ GRID = 16
 BranchImportance = Sequence[tuple[float, ...]]
 """Per branch, all attention then all FFN: the importance that 0, 1, ... kept units have."""
 BranchCost = Callable[[Encoder, int], Callable[[int], float]]
-"""Of the encoder and a layer: the cost of a branch, as a function of its kept units."""
+"""Takes the encoder and a layer; returns a branch's cost as a function of its kept units."""
 
 
 def choose_counts(

@@ -5,113 +5,24 @@ Where the small model mixes rows, its target is the dense states, multiplexed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from prumux.optimizer.data.tokenize import Batch, Encoded, groups_of
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.module import EncoderModule
-from prumux.optimizer.model.sizes import Branch, Encoder
-from prumux.optimizer.model.torch_ops import TorchOps
+from prumux.optimizer.model.sizes import Branch
 from prumux.passes.multiplexing.mixed_state_loss import mixed_target
 
+from .dense_stream import DenseStream, RecordingModule, RecordingOps, without_pool_early
 from .least_squares import RidgeRegression
 
 UNREAD_WEIGHT = 0.05
 """Weight of unread positions where the head reads one; stabilises the solution."""
-BATCH = 64
-LIMIT_BYTES = 512 << 20
-"""Targets of the dense model are kept up to this size."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
-
-
-@dataclass(eq=False)
-class _RecordingOps(TorchOps):
-    """Records inputs and outputs of the head's linear maps."""
-
-    maps: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def apply(self, name: str, x: Tensor) -> Tensor:
-        """See `TorchOps.apply`."""
-        y = super().apply(name, x)
-        if name.startswith("head."):
-            self.maps[name] = x, y
-        return y
-
-
-class _Recorded(EncoderModule):
-    reading = _RecordingOps
-
-    def recording(self, inputs: Mapping[str, Any]) -> _RecordingOps:
-        """The operators for one batch."""
-        ops = self.ops(**inputs)
-        assert isinstance(ops, _RecordingOps)
-        return ops
-
-
-class DenseStream:
-    """The dense model's residual stream on a sample of rows, branch by branch.
-
-    Candidates are refitted to the same targets one after another, so the targets are kept
-    where they take little memory.
-    """
-
-    def __init__(self, dense: Model, groups: list[Batch], device: str) -> None:
-        module = _Recorded(replace(dense, encoder=_wide(dense))).to(device).eval()
-        self.groups = groups
-        self.inputs = [
-            {k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()}
-            for batch in groups
-        ]
-        self.ops = [module.recording(x) for x in self.inputs]
-        self.branches = module.alive
-        places = sum(x["input_ids"].numel() for x in self.inputs)
-        size_bytes = 4 * places * dense.encoder.hidden * len(self.branches)
-        self.keeps = size_bytes <= LIMIT_BYTES
-        self.kept: dict[Branch, list[Tensor]] = {}
-        self.stream = [ops.embed() for ops in self.ops]
-        """After the last branch that was computed."""
-
-    def sums(self, branch: Branch) -> list[Tensor]:
-        """Output map plus residual of a branch, [B, T, D] a batch; asked for in order."""
-        if branch in self.kept:
-            return self.kept[branch]
-        found = [
-            ops.write(branch, forward.inner(ops, branch, x), x)
-            for ops, x in zip(self.ops, self.stream, strict=True)
-        ]
-        self.stream = [
-            forward.finish(ops, branch, y) for ops, y in zip(self.ops, found, strict=True)
-        ]
-        if self.keeps:
-            self.kept[branch] = found
-        return found
-
-
-@lru_cache(maxsize=1)
-def _shared_stream(
-    dense: Model, fit: Encoded, rows: int, slots: int, device: str
-) -> DenseStream:
-    groups = groups_of(fit.take(range(rows)), BATCH, slots)
-    return DenseStream(dense, groups, device)
-
-
-def dense_stream(
-    dense: Model, fit: Encoded, rows: int, slots: int, device: str
-) -> DenseStream:
-    """The stream on the first `rows` fit rows; shared by the candidates of a run if kept."""
-    found = _shared_stream(dense, fit, rows, slots, device)
-    if not found.keeps:
-        _shared_stream.cache_clear()
-    return found
 
 
 class ResidualStreams:
@@ -120,7 +31,9 @@ class ResidualStreams:
     def __init__(self, dense: DenseStream, small: Model, device: str) -> None:
         self.dense = dense
         copied = {name: tensor.clone() for name, tensor in small.weights.items()}
-        self.small = _Recorded(replace(small, encoder=_wide(small), weights=copied))
+        self.small = RecordingModule(
+            replace(small, encoder=without_pool_early(small), weights=copied)
+        )
         self.small.to(device).eval()
         self.alive = set(self.small.alive)
         self.family = family_of(small.encoder)
@@ -210,10 +123,10 @@ class ResidualStreams:
         """The keys of mixed rows, [n, D]."""
         return self.small.get_parameter("mux.keys")
 
-    def _dense(self) -> list[tuple[_RecordingOps, Tensor]]:
+    def _dense(self) -> list[tuple[RecordingOps, Tensor]]:
         return list(zip(self.dense_ops, self.aim, strict=True))
 
-    def _small(self) -> list[tuple[_RecordingOps, Tensor]]:
+    def _small(self) -> list[tuple[RecordingOps, Tensor]]:
         return list(zip(self.small_ops, self.now, strict=True))
 
     def _mix(self) -> None:
@@ -238,8 +151,3 @@ class ResidualStreams:
         if bias is not None:
             bias.add_(shift)
         return round(left, 4)
-
-
-def _wide(model: Model) -> Encoder:
-    """Sizes without `pool_early`, so that every position is computed and can be fitted."""
-    return replace(model.encoder, pool_early=False)

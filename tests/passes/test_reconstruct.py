@@ -16,7 +16,7 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.passes import reconstruct
 from prumux.passes.reconstruct import Reconstruct
-from prumux.passes.refit import refit
+from prumux.passes.refit import dense_stream
 from prumux.passes.refit.least_squares import RidgeRegression
 from prumux.passes.refit.refit import UNREAD_WEIGHT
 from prumux.passes.slice import slice_model
@@ -173,7 +173,7 @@ def test_padding_is_never_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     small = slice_model(masked(dense, seed=3, gone=0.0))
     ctx = context(dense, rows=32)
     one = Reconstruct().run(small, ctx).weights
-    monkeypatch.setattr(refit, "BATCH", 3)
+    monkeypatch.setattr(dense_stream, "BATCH", 3)
     two = Reconstruct().run(small, ctx).weights
     assert all(worst(one[k], two[k]) < 1e-3 for k in one)
 

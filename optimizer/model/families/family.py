@@ -1,4 +1,4 @@
-"""What a family is: one file that describes an architecture.
+"""The base of families. A family is one file that describes an architecture.
 
 It reads a Hugging Face config into sizes, names the tensors of a checkpoint, lists its weights
 with their axes, declares its embeddings, and writes branches and head over `Ops`.
@@ -65,7 +65,7 @@ class Family(ABC):
 
     @abstractmethod
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
-        """What the output map of a branch reads.
+        """The units of a branch, which its output map reads.
 
         Args:
             ops: the reading.
