@@ -38,9 +38,15 @@ def _silu(builder: GraphBuilder, at: str, x: str) -> str:
     return builder.op("Mul", at, x, builder.op("Sigmoid", f"{at}.sigmoid", x))
 
 
+def _quick_gelu(builder: GraphBuilder, at: str, x: str) -> str:
+    y = builder.op("Mul", f"{at}.scaled", x, builder.number(1.702))
+    return builder.op("Mul", at, x, builder.op("Sigmoid", f"{at}.sigmoid", y))
+
+
 _ACTIVATIONS: dict[str, Callable[[GraphBuilder, str, str], str]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
     "silu": _silu,
     "relu": lambda builder, at, x: builder.op("Relu", at, x),
     "tanh": lambda builder, at, x: builder.op("Tanh", at, x),

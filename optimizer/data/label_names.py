@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.tasks.labels import Fail, class_of, integer
+from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, integer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def resolved(
                 i, f"label {raw!r:.60} is neither in --labels nor one of the model's: {shown}"
             )
         used |= set() if key is None else {key}
-        out.append(target if key is None else ids[key])
+        unmapped = target if integer(value) is None else value
+        out.append(unmapped if key is None else ClassId(ids[key]))
     told = ", ".join(f"'{k}' = '{chosen.names[v]}'" for k, v in ids.items())
     return Resolved(out, frozenset(used), (*notes, f"labels as --labels says: {told}"))
 
@@ -123,13 +124,21 @@ def _by_name(
             f"labels by number: the data's {_numbered(classes)} are taken for the model's "
             f"{_numbered(chosen.names)}; if that is wrong: --labels {classes[0]}=NAME ...",
         )
+    settled = [_class_id(x, classes, chosen.names) for x in values]
     if data == model[: len(data)]:
-        return values, ()
+        return settled, ()
     note = (
         f"labels by name: the data has {_numbered(classes)}, "
         f"the model {_numbered(chosen.names)}"
     )
-    return [_class_name(x, classes) for x in values], (note,)
+    return settled, (note,)
+
+
+def _class_id(value: Any, classes: Sequence[str], names: Sequence[str]) -> Any:
+    """The model's id of a class of the data; a value that is no class stays as it is."""
+    name = _class_name(value, classes)
+    target = None if name is value else class_of(name, names)
+    return name if target is None else ClassId(target)
 
 
 def _class_name(value: Any, classes: Sequence[str]) -> Any:

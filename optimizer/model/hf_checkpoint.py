@@ -25,6 +25,11 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
         ModelError: unsupported architecture or task, or a size that is missing or wrong.
     """
     family = find_family(str(config.get("model_type")))
+    if config.get("is_decoder"):
+        raise ModelError(
+            "config.json: is_decoder is true: a position then attends to earlier ones only, "
+            "prumux's attend to all\nif the model was trained as an encoder, remove is_decoder"
+        )
     task = registry.from_config(config)
     encoder = replace(family.sizes(config), labels=len(task.labels))
     if task.pooling == "all":

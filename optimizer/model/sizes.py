@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 HeadKind = Literal["tanh", "relu", "gelu", "linear"]
 Keys = Literal["learned", "fixed", "orthogonal"]
 Pooling = Literal["first", "mean", "all"]

@@ -18,10 +18,16 @@ IGNORE = -100
 """The label of a position that is not scored."""
 
 
+class ClassId(int):
+    """A class id that is settled: no name of a class, even if one is spelled like it."""
+
+
 def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
     """Class ids of ids or label names, [N].
 
-    A column is read as names if each value is one, else as ids.
+    A column is read as names if each value is one, else as ids. If names are other numbers
+    than their ids ('1' to '5'), whole numbers are read as whichever all of them are. A column
+    that may be both is refused.
 
     Args:
         values: as they were read.
@@ -33,6 +39,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
     if len(known) < len(names):
         known = {x: i for i, x in enumerate(names)}
     texts = [x.strip() if isinstance(x, str) else x for x in values]
+    texts = _settled(texts, names, fail, allowed)
     by_name = [_find(known, x) for x in texts]
     if None not in by_name:
         return np.array(by_name, dtype=np.int64)
@@ -53,6 +60,29 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
                 f"(0..{len(names) - 1}): use its ids or names",
             )
     return np.array(ids, dtype=np.int64)
+
+
+def _settled(values: list[Any], names: Sequence[str], fail: Fail, allowed: int) -> list[Any]:
+    """The class ids of whole numbers that are names and no ids; other values stay."""
+    numbers = [None if isinstance(x, ClassId) else integer(x) for x in values]
+    named = {integer(name): i for i, name in enumerate(names)}
+    seen = {x for x in numbers if x is not None and x != allowed}
+    same = all(number == i for number, i in named.items())
+    if None in named or same or not seen or not seen <= named.keys():
+        return values
+    if seen <= set(range(len(names))):
+        one = min(seen)
+        fail(
+            None,
+            f"labels {', '.join(map(str, sorted(seen)[:8]))} may be ids (0..{len(names) - 1}) "
+            f"or names ({', '.join(names[:8])}) of the model's labels\n"
+            f"say which, each label once: --labels {one}={one} ... if they are names, "
+            f"--labels {one}={names[one]} ... if they are ids",
+        )
+    return [
+        ClassId(named[number]) if number in named else value
+        for value, number in zip(values, numbers, strict=True)
+    ]
 
 
 def _find(known: dict[str, int], value: Any) -> int | None:

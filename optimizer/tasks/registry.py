@@ -52,14 +52,14 @@ def from_config(config: Mapping[str, Any]) -> Task:
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)
     if chosen is None:
-        raise ModelError(f"problem_type '{problem!s:.60}' is not supported yet")
+        raise ModelError(
+            f"problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
+        )
     task = chosen(labels)
     try:
         task.check(len(labels))
     except ValueError as error:
-        raise ModelError(
-            f"config.json: {error}\ngive every label in id2label a name of its own"
-        ) from error
+        raise ModelError(f"config.json: {error}") from error
     return task
 
 
@@ -109,6 +109,14 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     if strange is not None:
         raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
     count = len(names) or _label_count(config)
+    missing = next((i for i in range(len(names)) if str(i) not in names), None)
+    if missing is not None:
+        ids = ", ".join(sorted(names, key=int)[:8])
+        raise ModelError(
+            f"config.json: id2label has {count} labels, but none with id {missing}; "
+            f"it has {ids}\n"
+            f"number the labels from 0 to {count - 1}, as the model's outputs are"
+        )
     return tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
 
 

@@ -34,8 +34,8 @@ class Regression(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """With `problem_type` left out, every model of one label, as Hugging Face has it."""
-        return problem_type == cls.problem_type or (problem_type is None and labels == 1)
+        """Every model of one label, also with `problem_type` left out."""
+        return problem_type in (cls.problem_type, None) and labels == 1
 
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail

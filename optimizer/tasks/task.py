@@ -112,7 +112,10 @@ class Task(ABC):
             if not isinstance(name, str):
                 raise ValueError(f"label {i} is {name!r:.40}, not a text")
             if first.setdefault(name, i) != i:
-                raise ValueError(f"labels {first[name]} and {i} are both '{name:.40}'")
+                raise ValueError(
+                    f"labels {first[name]} and {i} are both '{name:.40}'\n"
+                    "give every label in id2label a name of its own"
+                )
 
     @property
     def output_labels(self) -> tuple[str, ...]:

@@ -162,3 +162,22 @@ def test_tags_have_names_too(tmp_path: Path, form: str) -> None:
 )  # fmt: skip
 def test_metadata_of_another_kind_names_nothing(metadata: bytes | None) -> None:
     assert class_names(metadata) == {}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_labels_settle_numbers_that_may_be_ids_or_names(tmp_path: Path, kind: str) -> None:
+    file = write(tmp_path / f"rows.{kind}", text=["a", "b", "c"], label=[1, 2, 1])
+    task = Classification(("1", "2", "3"))
+    with pytest.raises(DataError, match="may be ids"):
+        read_rows(file, task)
+    with pytest.raises(DataError, match="may be ids"):
+        read_rows(file, task, labels={"1": "1"})
+    assert ids(read_rows(file, task, labels={"1": "1", "2": "2"})) == [0, 1, 0]
+    assert ids(read_rows(file, task, labels={"1": "2", "2": "3"})) == [1, 2, 1]
+
+
+def test_class_names_settle_numbers_that_may_be_ids_or_names(tmp_path: Path) -> None:
+    task = Classification(("1", "2", "3"))
+    for names, expected in ((["1", "2", "3"], [1, 2]), (["3", "2", "1"], [1, 0])):
+        file = named(tmp_path / "x.parquet", of(names), text=["a", "b"], label=[1, 2])
+        assert ids(read_rows(file, task)) == expected

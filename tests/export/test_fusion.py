@@ -77,7 +77,7 @@ def test_padding_on_the_left_and_holes_in_the_mask() -> None:
         np.testing.assert_allclose(found, logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"])
 def test_every_activation(activation: str) -> None:
     model = random_model(heads=(4, 3), activation=activation)
     plain = build(model)

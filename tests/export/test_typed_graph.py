@@ -123,7 +123,7 @@ def test_every_activation_in_fp16(activation: Activation, head: HeadKind) -> Non
     agree(run(EncoderModule(model), inputs), opened(proto).run(inputs), 0.02)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu"])
 def test_large_values_do_not_overflow_fp16(activation: Activation) -> None:
     """x ** 3 of gelu_tanh would, from 41 on; so would q k before it is divided."""
     model = random_model(heads=(4,), ffn=(16,), hidden=16, head_dim=16, activation=activation)

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.families.config_fields import activation
 from prumux.optimizer.model.families.registry import families
 from prumux.optimizer.model.hf_checkpoint import read_config, read_weights
 from prumux.optimizer.model.sizes import Layer
+from prumux.optimizer.model.torch_ops import ACTIVATIONS
 from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.tasks.registry import from_config
 from tests.helpers.checkpoints import CONFIGS, config, state
@@ -140,13 +143,17 @@ WRONG_SIZES: list[tuple[dict[str, Any], str]] = [
     ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
     (
         {"hidden_act": "mish"},
-        "'mish' is not supported; supported: gelu, gelu_tanh, relu, silu",
+        "'mish' is not supported; supported: gelu, gelu_tanh, quick_gelu, relu, silu",
     ),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
     ({"id2label": {"0": "a", "1": "a"}}, "labels 0 and 1 are both 'a'\ngive every label"),
     ({"id2label": {"x": "a", "1": "b"}}, "id2label names 'x', ids are 0, 1, 2"),
     ({"id2label": ["a", "b"]}, "id2label is a list, not a map of names"),
     ({"id2label": 3}, "id2label is a int"),
+    ({"id2label": {"1": "a", "2": "b"}}, "2 labels, but none with id 0; it has 1, 2\nnumber"),
+    ({"id2label": {"0": "a", "2": "b"}}, "none with id 1; it has 0, 2\nnumber the labels"),
+    ({"is_decoder": True}, "is_decoder is true: a position then attends to earlier ones only"),
+    ({"problem_type": "regression"}, "'regression' is not supported yet with 2 labels"),
     ({"id2label": None, "num_labels": 10**9}, "num_labels is 1000000000"),
     ({"id2label": None, "num_labels": "two"}, "num_labels is 'two'"),
     ({"architectures": 5}, "architecture '5' has no classification head"),
@@ -183,3 +190,25 @@ def test_tensors_that_do_not_fit() -> None:
     assert (
         "1 tensors that config.json does not call for, the first is 'bert.encoder.la" in text
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gelu",
+        "gelu_accurate",
+        "gelu_fast",
+        "gelu_new",
+        "gelu_python",
+        "gelu_python_tanh",
+        "gelu_pytorch_tanh",
+        "quick_gelu",
+        "relu",
+        "silu",
+        "swish",
+    ],
+)
+def test_activations_are_those_of_transformers(name: str) -> None:
+    x = torch.linspace(-12, 12, 4001)
+    ours = ACTIVATIONS[activation(name)](x)
+    torch.testing.assert_close(ours, ACT2FN[name](x), atol=2e-6, rtol=1e-6)

@@ -76,7 +76,7 @@ CASES = {
     "pool all": Case(lambda o, x: o.pool(x), "all"),
     **{
         kind: Case(lambda o, x, kind=kind: o.activation(kind, o.linear("layers.0.ffn.up", x)))
-        for kind in ("gelu", "gelu_tanh", "relu", "silu", "tanh")
+        for kind in ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh")
     },
 }
 

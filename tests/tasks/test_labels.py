@@ -33,9 +33,22 @@ def test_class_ids(values: list[object]) -> None:
 
 def test_names_that_look_like_ids() -> None:
     stars = Classification(("1", "2", "3"))
-    assert stars.read_labels(["1", "3"], None, fail).tolist() == [0, 2]  # type: ignore[union-attr]
-    assert stars.read_labels(["0", "1"], None, fail).tolist() == [0, 1]  # type: ignore[union-attr]
-    assert stars.read_labels([1, 2], None, fail).tolist() == [1, 2]  # type: ignore[union-attr]
+    names: list[list[object]] = [["1", "3"], [1, 2, 3], [3.0, 1]]
+    for values in names:
+        expected = [int(str(x)[0]) - 1 for x in values]
+        assert stars.read_labels(values, None, fail).tolist() == expected  # type: ignore[union-attr]
+    for ids in (["0", "1"], [0, 1, 2], [0, 1]):
+        assert stars.read_labels(ids, None, fail).tolist() == list(map(int, ids))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("values", [[1, 2], ["1", "2"], [2], [1, -1]])
+def test_labels_that_may_be_ids_or_names(values: list[object]) -> None:
+    stars = Classification(("1", "2", "3"))
+    with pytest.raises(DataError, match=r"ids \(0\.\.2\) or names \(1, 2, 3\).*") as caught:
+        stars.read_labels(values, None, fail)
+    one = 2 if values == [2] else 1
+    assert f"--labels {one}={one} ... if they are names" in str(caught.value)
+    assert f"--labels {one}={one + 1} ... if they are ids" in str(caught.value)
 
 
 def test_names_that_differ_in_case_only() -> None:

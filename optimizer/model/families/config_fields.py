@@ -12,7 +12,16 @@ from .family import Config
 LIMIT_LAYERS = 1000
 """Beyond this a config.json is taken for damaged, before anything of that size is made."""
 
-_SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+_SPELLINGS: dict[str, Activation] = {
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "swish": "silu",
+}
+"""Other names of the same functions in transformers' `ACT2FN`."""
 
 
 def size(
