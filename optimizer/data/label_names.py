@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, integer
+from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, first_names, integer
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,9 @@ class LabelMap:
         for read, meant in self.pairs.items():
             target = class_of(meant, self.names)
             if target is None:
-                shown = ", ".join(self.names[:8]) + (", ..." if self.names[8:] else "")
                 raise UsageError(
                     f"--labels {read}={meant}: the model has no class '{meant}'\n"
-                    f"its classes are: {shown}"
+                    f"its classes are: {first_names(self.names)}"
                 )
             found[folded(read)] = target
         return found

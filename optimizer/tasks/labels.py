@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -35,9 +36,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
         fail: raises DataError.
         allowed: an id that is passed on, though no label has it.
     """
-    known = {x.casefold(): i for i, x in enumerate(names)}
-    if len(known) < len(names):
-        known = {x: i for i, x in enumerate(names)}
+    known = _ids_of_names(tuple(names))
     texts = [x.strip() if isinstance(x, str) else x for x in values]
     texts = _settled(texts, names, fail, allowed)
     by_name = [_find(known, x) for x in texts]
@@ -51,8 +50,11 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
         if found is None and by_name[i] is not None:
             continue  # a column of names: the row to report is one without a name
         if found is None or named:
-            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-            fail(i, f"label {value!r:.60} is neither an id nor one of the model's: {shown}")
+            fail(
+                i,
+                f"label {value!r:.60} is neither an id nor one of the model's: "
+                f"{first_names(names)}",
+            )
         if found != allowed and not 0 <= found < len(names):
             fail(
                 i,
@@ -85,7 +87,14 @@ def _settled(values: list[Any], names: Sequence[str], fail: Fail, allowed: int) 
     ]
 
 
-def _find(known: dict[str, int], value: Any) -> int | None:
+@lru_cache(maxsize=1)  # asked for once a row
+def _ids_of_names(names: tuple[str, ...]) -> Mapping[str, int]:
+    """Class ids by folded name, or by the name as it is if some names differ in case only."""
+    folded = {x.casefold(): i for i, x in enumerate(names)}
+    return folded if len(folded) == len(names) else {x: i for i, x in enumerate(names)}
+
+
+def _find(known: Mapping[str, int], value: Any) -> int | None:
     if not isinstance(value, str):
         return None
     return known.get(value, known.get(value.casefold()))
@@ -93,14 +102,16 @@ def _find(known: dict[str, int], value: Any) -> int | None:
 
 def class_of(value: Any, names: Sequence[str]) -> int | None:
     """The class that a value names, by its name first, else by its id; None = none."""
-    found = {x.casefold(): i for i, x in enumerate(names)}
-    if len(found) < len(names):
-        found = {x: i for i, x in enumerate(names)}
     text = value.strip() if isinstance(value, str) else value
-    named, number = _find(found, text), integer(text)
+    named, number = _find(_ids_of_names(tuple(names)), text), integer(text)
     if named is not None or number is None:
         return named
     return number if 0 <= number < len(names) else None
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first class names, for messages."""
+    return ", ".join(names[:8]) + (", ..." if names[8:] else "")
 
 
 def integer(value: Any) -> int | None:
