@@ -35,6 +35,7 @@ from prumux.export.runtime.torch_engine import FastModule
 from prumux.optimizer.base.devices import device as there
 from prumux.optimizer.base.environment import cpu_threads, provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.masks import Masks
@@ -173,8 +174,7 @@ def inputs_of(encoder: Encoder, rows: int, length: int) -> Inputs:
 def context(model: Model, length: int) -> Context:
     """A context with random rows for importance, and one row of the timed length."""
     given = inputs_of(model.encoder, SCORE_ROWS, min(SCORE_TOKENS, length))
-    rows = tuple(tuple(map(int, x)) for x in given["input_ids"])
-    types = tuple((0,) * len(x) for x in rows)
+    rows, types = Ragged.of(given["input_ids"]), Ragged.of(given["token_type_ids"])
     one = inputs_of(model.encoder, 1, length)
     batch = Batch(rows=np.arange(1), labels=None, **one)
     fit = Encoded(rows, types, None, model.encoder.pad_id)

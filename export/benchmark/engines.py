@@ -17,6 +17,7 @@ from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.folder import read_json, read_tokenizer
@@ -131,8 +132,8 @@ def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:
     e = model.encoder
     length = min(16, e.positions // 2)
     ids = np.random.default_rng(0).integers(e.vocab // 2, e.vocab, (4, length))
-    rows = tuple(tuple(map(int, x)) for x in ids)
-    types = tuple((0,) * length for _ in rows) if e.token_types else None
+    rows = Ragged.of(ids)
+    types = Ragged.of(np.zeros_like(ids)) if e.token_types else None
     some = Encoded(rows, types, None, e.pad_id)
     work = workload(some, 4, None)
     ctx = Context(fit=some, workload=work, dense=model, target=target, threads=threads)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded, collate
 from prumux.optimizer.model.row_groups import answered
 from prumux.optimizer.pipeline.target import Engine
@@ -32,8 +33,8 @@ class PredictionJob:
     """One tenant for each row; rows of two tenants never share a forward pass."""
 
 
-def answer(engine: Engine, slots: int, job: PredictionJob) -> list[Floats]:
-    """Logits of each row of a job without padding: float32 [C] or [T, C]."""
+def answer(engine: Engine, slots: int, job: PredictionJob) -> Sequence[Floats]:
+    """Logits of a job without padding: float32 [N, C], or for each row [T, C]."""
     coded = job.encoded
     return answered(
         lambda rows: engine.run(collate(coded, rows).inputs()),
@@ -52,7 +53,7 @@ class DirectRunner:
     engine: Engine
     slots: int
 
-    def run(self, job: PredictionJob) -> list[Floats]:
+    def run(self, job: PredictionJob) -> Sequence[Floats]:
         """See `answer`."""
         return answer(self.engine, self.slots, job)
 
@@ -60,7 +61,7 @@ class DirectRunner:
         """Do nothing: there is no thread to end."""
 
 
-Waiting = tuple[PredictionJob, "Future[list[Floats]]"]
+Waiting = tuple[PredictionJob, "Future[Sequence[Floats]]"]
 Jobs = queue.SimpleQueue["Waiting | None"]
 """Waiting jobs; None tells the thread to end."""
 
@@ -81,7 +82,7 @@ class BatchingRunner:
     _jobs: Jobs = field(default_factory=queue.SimpleQueue, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
-    def run(self, job: PredictionJob) -> list[Floats]:
+    def run(self, job: PredictionJob) -> Sequence[Floats]:
         """See `answer`; blocks until the job is done."""
         if not len(job.encoded):
             return []
@@ -153,10 +154,10 @@ class BatchingRunner:
 def joined(jobs: Sequence[PredictionJob]) -> PredictionJob:
     """Join jobs with equal options into one, in order."""
     first = jobs[0].encoded
-    types = [job.encoded.types for job in jobs]
+    types = [x for job in jobs if (x := job.encoded.types) is not None]
     encoded = Encoded(
-        ids=tuple(row for job in jobs for row in job.encoded.ids),
-        types=None if first.types is None else tuple(row for x in types for row in x or ()),
+        ids=Ragged.joined([job.encoded.ids for job in jobs]),
+        types=Ragged.joined(types) if types else None,
         labels=None,
         pad_id=first.pad_id,
     )

@@ -141,14 +141,16 @@ class Predictor:
         coded = self._encode(text_rows(texts))
         options = _Options(batch_size, copies, owners_of(isolate, coded))
         logits = self._run(coded, options, range(len(coded)))
-        return np.stack(logits) if logits else np.zeros((0, self.encoder.labels), np.float32)
+        return np.asarray(logits).reshape(len(coded), self.encoder.labels)
 
     def _encode(self, rows: Rows) -> Encoded:
         with self._lock:  # a tokenizer holds its truncation as state
             return encode(rows, self.tokenizer, self.encoder)
 
-    def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
-        """Logits of each row without padding, [C] or [T, C].
+    def _run(
+        self, encoded: Encoded, options: _Options, texts: Iterable[int]
+    ) -> Sequence[Floats]:
+        """Logits of each row without padding, [N, C] or a list of [T, C].
 
         `texts` holds for each row the index of its text, by which its owner is found.
         """
@@ -163,7 +165,7 @@ class Predictor:
     def _word_logits(self, rows: list[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
 
-        def run(some: Rows, texts: Sequence[int]) -> tuple[Encoded, list[Floats]]:
+        def run(some: Rows, texts: Sequence[int]) -> tuple[Encoded, Sequence[Floats]]:
             encoded = self._encode(some)
             return encoded, self._run(encoded, options, texts)
 
@@ -257,7 +259,10 @@ def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
     Raises:
         GateError: names the number of rows and the precision.
     """
-    broken = sum(not np.isfinite(x).all() for x in logits)
+    if isinstance(logits, np.ndarray):
+        broken = int((~np.isfinite(logits)).any(-1).sum())
+    else:
+        broken = sum(not np.isfinite(x).all() for x in logits)
     if broken:
         precision = engine.describe().get("precision", "fp32")
         raise GateError(

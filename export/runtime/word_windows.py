@@ -14,7 +14,7 @@ from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.tasks.labels import IGNORE
 
 Floats = NDArray[np.float32]
-RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, list[Floats]]]
+RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, Sequence[Floats]]]
 """Tokenizes and runs rows of words; the second argument holds the index of each row's text.
 Returns the token ids and, for each row, logits [T, C]."""
 

@@ -14,6 +14,7 @@ from prumux.optimizer.model.row_groups import Run, batch_rows
 from prumux.optimizer.tasks.metrics import Predictions
 from prumux.optimizer.tasks.task import Task
 
+from .ragged import Ragged
 from .tokenize import Batch, Encoded, batches
 
 BATCH = 64
@@ -51,7 +52,7 @@ def predict(
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
             each = logits[i]
-            found[row] = each if each.ndim == 1 else each[: len(rows.ids[row])]
+            found[row] = each if each.ndim == 1 else each[: rows.lengths[row]]
         if tick is not None:
             tick()
     scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
@@ -80,10 +81,8 @@ def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]
     """
     if length is not None:
         filled = Encoded(
-            ids=tuple(_fill(rows.ids[i % len(rows)], length) for i in range(batch)),
-            types=None
-            if rows.types is None
-            else tuple(_fill(rows.types[i % len(rows)], length) for i in range(batch)),
+            ids=_filled(rows.ids, batch, length),
+            types=None if rows.types is None else _filled(rows.types, batch, length),
             labels=None,
             pad_id=rows.pad_id,
         )
@@ -97,8 +96,13 @@ def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]
     return tuple(b for group in groups for b in batches(rows.take(group), batch))
 
 
-def _fill(ids: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """A row of exactly `length` tokens: its inner tokens repeated between first and last."""
-    inner = list(ids[1:-1]) or list(ids)
+def _filled(rows: Ragged, count: int, length: int) -> Ragged:
+    """`count` rows of exactly `length` tokens: inner tokens repeat between first and last."""
+    given = [rows[i % len(rows)].tolist() for i in range(count)]
+    return Ragged.of(_fill(x, length) for x in given)
+
+
+def _fill(ids: list[int], length: int) -> list[int]:
+    inner = ids[1:-1] or ids
     repeats = -(-length // len(inner))
-    return (ids[0], *(inner * repeats)[: length - 2], ids[-1])[:length]
+    return [ids[0], *(inner * repeats)[: length - 2], ids[-1]][:length]

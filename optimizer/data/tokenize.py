@@ -17,6 +17,8 @@ from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, p
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.labels import IGNORE, Ints
 
+from .ragged import Ragged
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 class Encoded:
     """Tokenised rows without padding."""
 
-    ids: tuple[tuple[int, ...], ...]
+    ids: Ragged
     """Token ids of each row."""
-    types: tuple[tuple[int, ...], ...] | None
+    types: Ragged | None
     """Token type ids of each row; None where the model takes none."""
     labels: NDArray[Any] | tuple[Ints, ...] | None
     """Labels of the rows, or None. One label a row as in `Rows`; or, where words have labels,
@@ -45,19 +47,19 @@ class Encoded:
     @property
     def lengths(self) -> Ints:
         """Number of tokens of each row with special tokens, [N]."""
-        return np.array([len(x) for x in self.ids], dtype=np.int64)
+        return self.ids.lengths
 
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
         """The rows at these indices, in this order."""
-        at = [int(i) for i in indices]
+        at = np.asarray(indices, dtype=np.int64)
         labels = self.labels
         if isinstance(labels, tuple):
             labels = tuple(labels[i] for i in at)
         elif labels is not None:
-            labels = labels[np.array(at, dtype=np.int64)]
+            labels = labels[at]
         return Encoded(
-            ids=tuple(self.ids[i] for i in at),
-            types=None if self.types is None else tuple(self.types[i] for i in at),
+            ids=self.ids.take(at),
+            types=None if self.types is None else self.types.take(at),
             labels=labels,
             pad_id=self.pad_id,
             scored=None if self.scored is None else tuple(self.scored[i] for i in at),
@@ -108,7 +110,10 @@ def encode(
     pair = rows.text_b is not None
     length = row_limit(tokenizer, encoder, max_length, pair)
     if not len(rows):
-        return Encoded((), () if encoder.token_types else None, rows.labels, encoder.pad_id)
+        none = Ragged.of(())
+        return Encoded(
+            none, none if encoder.token_types else None, rows.labels, encoder.pad_id
+        )
     backend = tokenizer.backend_tokenizer
     before = backend.truncation, backend.padding
     tokens = rows.words is not None
@@ -130,8 +135,8 @@ def encode(
             backend.no_truncation()
         if before[1]:
             backend.enable_padding(**before[1])
-    ids = tuple(tuple(x) for x in found["input_ids"])
-    types = tuple(tuple(x) for x in found["token_type_ids"]) if encoder.token_types else None
+    ids = Ragged.of(found["input_ids"])
+    types = Ragged.of(found["token_type_ids"]) if encoder.token_types else None
     _check_range("token ids", ids, "a vocabulary", encoder.vocab)
     if types is not None:
         _check_range("token type ids", types, "token types", encoder.token_types)
@@ -174,8 +179,8 @@ def row_limit(
     return length
 
 
-def _check_range(what: str, rows: tuple[tuple[int, ...], ...], holder: str, size: int) -> None:
-    top = max((max(x) for x in rows if x), default=0)
+def _check_range(what: str, rows: Ragged, holder: str, size: int) -> None:
+    top = int(rows.values.max(initial=0))
     if top >= size:
         raise DataError(
             f"the tokenizer gives {what} up to {top}, the model has {holder} of size {size}: "
@@ -243,16 +248,16 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
     """Make one batch of the rows at these indices, padded to `pad_to` or the longest row."""
-    lengths = np.array([len(encoded.ids[i]) for i in rows])
+    lengths = encoded.lengths[rows]
     length = int(lengths.max()) if pad_to is None else pad_to
     labels = encoded.labels
     return Batch(
         rows=rows,
-        input_ids=padded([encoded.ids[i] for i in rows], length, encoded.pad_id),
+        input_ids=encoded.ids.padded(rows, length, encoded.pad_id),
         attention_mask=(np.arange(length) < lengths[:, None]).astype(np.int64),
         token_type_ids=None
         if encoded.types is None
-        else padded([encoded.types[i] for i in rows], length, 0),
+        else encoded.types.padded(rows, length, 0),
         labels=padded([labels[i] for i in rows], length, IGNORE)
         if isinstance(labels, tuple)
         else (None if labels is None else labels[rows]),

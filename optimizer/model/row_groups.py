@@ -42,22 +42,28 @@ def grouped(
     row is in so many groups, each time in another slot and, where there are rows enough, with
     other partners.
     """
-    owners = [None] * len(lengths) if tenants is None else tenants
-    rows_of: dict[Hashable, list[int]] = {}
-    for i, owner in enumerate(owners):
-        rows_of.setdefault(owner, []).append(i)
-    found = []
-    for rows in rows_of.values():
-        order = np.array(rows)[np.argsort(lengths[rows], kind="stable")]
+    found = [np.zeros((0, n), np.int64)]
+    for rows in _rows_of_tenants(len(lengths), tenants):
+        order = rows[np.argsort(lengths[rows], kind="stable")]
         for shift in range(copies):
             first = order[:shift]  # in the last slots, so that every copy is in another one
             if len(first):
-                found.append(first[(np.arange(n) + shift - n) % len(first)])
-            parts = (order[i : i + n] for i in range(shift, len(order), n))
-            found += [part[np.arange(n) % len(part)] for part in parts]
-    groups = np.array(found, dtype=np.int64).reshape(-1, n)
+                found.append(first[(np.arange(n) + shift - n) % len(first)][None])
+            rest = order[shift:]
+            found.append(rest[filled(len(rest), n)].reshape(-1, n))
+    groups = np.concatenate(found)
     longest = lengths[groups].max(1) if len(groups) else np.zeros(0, np.int64)
     return groups[np.argsort(longest, kind="stable")]
+
+
+def _rows_of_tenants(rows: int, tenants: Sequence[Hashable] | None) -> list[Ints]:
+    """The row indices of each tenant."""
+    if tenants is None:
+        return [np.arange(rows)]
+    found: dict[Hashable, list[int]] = {}
+    for i, tenant in enumerate(tenants):
+        found.setdefault(tenant, []).append(i)
+    return [np.array(x) for x in found.values()]
 
 
 def answered(
@@ -68,8 +74,8 @@ def answered(
     *,
     copies: int = 1,
     tenants: Sequence[Hashable] | None = None,
-) -> list[NDArray[np.float32]]:
-    """Logits of each row, padding removed, [C] or [T, C]: the mean over the row's places.
+) -> Sequence[NDArray[np.float32]]:
+    """Logits of each row, padding removed: the mean over the row's places in the groups.
 
     Args:
         run: logits of the rows with these indices, whole groups, padded to their longest.
@@ -78,20 +84,29 @@ def answered(
         batch: rows in one run, at least one group.
         copies: groups that each row takes part in.
         tenants: whose each row is; see `grouped`.
+
+    Returns:
+        One array [N, C]; for models that answer for every token a list of [T, C].
     """
     groups, each = grouped(lengths, n, copies, tenants), max(1, batch // n)
+    parts = [groups[i : i + each].ravel() for i in range(0, len(groups), each)]
+    answers = [run(rows) for rows in parts]
+    if not answers or answers[0].ndim == 2:
+        logits = np.concatenate(answers) if answers else np.zeros((0, 0), np.float32)
+        return mean_of_copies(logits, groups.ravel(), len(lengths))
     found: list[list[NDArray[np.float32]]] = [[] for _ in lengths]
-    for i in range(0, len(groups), each):
-        rows = groups[i : i + each].ravel()
-        for row, logits in zip(rows, run(rows), strict=True):
-            found[row].append(logits if logits.ndim == 1 else logits[: lengths[row]])
+    for rows, some in zip(parts, answers, strict=True):
+        for row, logits in zip(rows, some, strict=True):
+            found[row].append(logits[: lengths[row]])
     return [x[0] if len(x) == 1 else np.mean(x, axis=0, dtype=np.float32) for x in found]
 
 
 def mean_of_copies(logits: NDArray[Any], index: Ints, rows: int) -> NDArray[Any]:
     """Logits of `rows` rows: the mean over the places of each in `index`."""
-    if len(index) == rows and np.array_equal(index, np.arange(rows)):
-        return logits
+    if len(index) == rows:  # every row has one place
+        found = np.empty_like(logits)
+        found[index] = logits
+        return found
     total = np.zeros((rows, *logits.shape[1:]), dtype=np.float64)
     np.add.at(total, index, logits)
     copies = np.bincount(index, minlength=rows).reshape(-1, *(1 for _ in logits.shape[1:]))

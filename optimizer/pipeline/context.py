@@ -118,5 +118,8 @@ def _identity(value: object) -> str:
     if isinstance(value, Model):
         return f"{_weights_digest(value)} {value.masks.key()}"
     if isinstance(value, Encoded):
-        return f"{value.ids!r} {value.types!r}"
+        parts = [value.ids] if value.types is None else [value.ids, value.types]
+        return " ".join(
+            hashlib.sha256(x.values.tobytes() + x.ends.tobytes()).hexdigest() for x in parts
+        )
     return str(value) if isinstance(value, ConfigurableStep) else repr(value)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.tasks.labels import IGNORE
 
@@ -40,22 +41,22 @@ def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
     if not count:
         return rows
     random = np.random.default_rng(seed)
-    tokens = np.concatenate([np.array(x, dtype=np.int64) for x in rows.ids])
-    special = np.array(sorted({x[0] for x in rows.ids} | {x[-1] for x in rows.ids}))
+    tokens, ends = rows.ids.values, (rows.ids.starts, rows.ids.ends - 1)
+    special = np.unique(np.concatenate([tokens[x] for x in ends]))
     words = tokens[~np.isin(tokens, special)]
     first = random.permutation(np.resize(np.arange(len(rows)), count))
     lengths = random.choice(like.lengths, count)
-    ids, types = [], []
+    ids, types = list[list[int]](), list[list[int]]()
     for i, length in zip(first.tolist(), lengths.tolist(), strict=True):
         made, kinds = _joined(rows, i, length, random)
         swap = (random.random(len(made)) < REPLACED) & ~np.isin(made, special)
         if len(words):
             made = np.where(swap, random.choice(words, len(made)), made)
-        ids.append(tuple(made.tolist()))
+        ids.append(made.tolist())
         types.append(kinds)
     return Encoded(
-        ids=rows.ids + tuple(ids),
-        types=None if rows.types is None else rows.types + tuple(types),
+        ids=Ragged.joined([rows.ids, Ragged.of(ids)]),
+        types=None if rows.types is None else Ragged.joined([rows.types, Ragged.of(types)]),
         labels=_labels(rows, [len(x) for x in ids]),
         pad_id=rows.pad_id,
     )
@@ -63,17 +64,17 @@ def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
 
 def _joined(
     rows: Encoded, i: int, length: int, random: np.random.Generator
-) -> tuple[Ints, tuple[int, ...]]:
+) -> tuple[Ints, list[int]]:
     """Tokens and token types of row i; of one text, rows follow it up to `length` tokens."""
-    given = rows.ids[i]
-    kinds = (0,) * len(given) if rows.types is None else rows.types[i]
+    given = rows.ids[i].tolist()
+    kinds = [0] * len(given) if rows.types is None else rows.types[i].tolist()
     *made, end = given
     if end in made or length <= len(given):
         return np.array(given), kinds
     while len(made) + 1 < length:
-        other = rows.ids[int(random.integers(len(rows)))]
-        made += other[1:-1] or (end,)  # an empty row must not loop for ever
-    return np.array([*made[: length - 1], end]), (kinds[0],) * length
+        other = rows.ids[int(random.integers(len(rows)))].tolist()
+        made += other[1:-1] or [end]  # an empty row must not loop for ever
+    return np.array([*made[: length - 1], end]), [kinds[0]] * length
 
 
 def _labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.data.files import listed, read_file
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 
@@ -62,8 +64,9 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
                 break
     if not ids:
         raise DataError(f"{path} holds no text in its column '{name}'")
-    types = tuple((0,) * len(x) for x in ids) if like.types is not None else None
-    return Encoded(tuple(ids), types, None, like.pad_id)
+    rows = Ragged.of(ids)
+    types = None if like.types is None else replace(rows, values=np.zeros_like(rows.values))
+    return Encoded(rows, types, None, like.pad_id)
 
 
 def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterator[list[int]]:

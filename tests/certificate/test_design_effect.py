@@ -11,6 +11,7 @@ from prumux.optimizer.certificate import design_effect as clusters
 from prumux.optimizer.certificate.certificate import Certificate, certify
 from prumux.optimizer.certificate.design_effect import design_effect, resamples
 from prumux.optimizer.data.predict import mixed_together, predict
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.tasks.classification import Classification
 from tests.helpers.factory import multiplexed, random_model
@@ -82,7 +83,7 @@ def test_groups_are_those_that_are_mixed() -> None:
     model = multiplexed(random_model())
     rng = np.random.default_rng(0)
     ids = tuple(tuple(map(int, rng.integers(5, 101, rng.integers(3, 20)))) for _ in range(37))
-    rows = Encoded(ids, None, None, pad_id=0)
+    rows = Encoded(Ragged.of(ids), None, None, pad_id=0)
     groups = mixed_together(rows, 2, seed=3)
     assert groups is not None
     assert np.bincount(groups).tolist() == [2] * 18 + [1]
@@ -96,7 +97,7 @@ def test_groups_are_those_that_are_mixed() -> None:
     predict(run, rows, model.task, slots=2, seed=3)
     by_group: dict[int, set[tuple[int, ...]]] = {}
     for row, group in enumerate(groups):
-        by_group.setdefault(int(group), set()).add(rows.ids[row])
+        by_group.setdefault(int(group), set()).add(tuple(rows.ids[row].tolist()))
     pairs = [
         {tuple(int(x) for x in row if x != rows.pad_id) for row in batch[i : i + 2]}
         for batch in seen

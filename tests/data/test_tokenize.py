@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import (
     Encoded,
@@ -53,8 +54,9 @@ def fail(row: int | None, text: str) -> NoReturn:
 def test_single_text() -> None:
     rows = Rows(("good film", "bad playing", ""), labels=np.array([1, 0, 1]))
     found = encode(rows, make_tokenizer(), ENCODER)
-    assert found.ids == ((2, 4, 6, 3), (2, 5, 7, 8, 3), (2, 3))
-    assert found.types == ((0,) * 4, (0,) * 5, (0,) * 2)
+    assert found.ids.tolist() == [[2, 4, 6, 3], [2, 5, 7, 8, 3], [2, 3]]
+    assert found.types is not None
+    assert found.types.tolist() == [[0] * 4, [0] * 5, [0] * 2]
     assert found.lengths.tolist() == [4, 5, 2]
     assert found.labels is rows.labels
     assert found.scored is None
@@ -63,8 +65,9 @@ def test_single_text() -> None:
 def test_pairs_and_no_token_types() -> None:
     rows = Rows(("good",), ("bad film",))
     found = encode(rows, make_tokenizer(), ENCODER)
-    assert found.ids == ((2, 4, 3, 5, 6, 3),)
-    assert found.types == ((0, 0, 0, 1, 1, 1),)
+    assert found.ids.tolist() == [[2, 4, 3, 5, 6, 3]]
+    assert found.types is not None
+    assert found.types.tolist() == [[0, 0, 0, 1, 1, 1]]
     assert encode(rows, make_tokenizer(), replace(ENCODER, token_types=0)).types is None
 
 
@@ -75,7 +78,7 @@ def test_words_carry_their_label_on_the_first_subword() -> None:
         labels=(np.array([0, 1, 0]), np.array([1])),
     )
     found = encode(rows, make_tokenizer(), ENCODER)
-    assert found.ids[0] == (2, 4, 7, 8, 6, 3)
+    assert found.ids[0].tolist() == [2, 4, 7, 8, 6, 3]
     assert isinstance(found.labels, tuple)
     assert [x.tolist() for x in found.labels] == [[-100, 0, 1, -100, 0, -100], [-100, 1, -100]]
     short = encode(rows, make_tokenizer(), ENCODER, max_length=4)
@@ -147,14 +150,14 @@ def test_errors() -> None:
 
 
 def encoded() -> Encoded:
-    ids = ((2, 4, 4, 3), (2, 3), (2, 4, 3), (2, 5, 3))
-    types = tuple((0,) * len(x) for x in ids)
+    ids = Ragged.of([(2, 4, 4, 3), (2, 3), (2, 4, 3), (2, 5, 3)])
+    types = Ragged.of((0,) * len(x) for x in ids)
     return Encoded(ids, types, np.array([0, 1, 0, 1]), pad_id=9)
 
 
 def test_take() -> None:
     found = encoded().take([2, 0])
-    assert found.ids == ((2, 4, 3), (2, 4, 4, 3))
+    assert found.ids.tolist() == [[2, 4, 3], [2, 4, 4, 3]]
     assert isinstance(found.labels, np.ndarray)
     assert found.labels.tolist() == [0, 0]
     words = Encoded(

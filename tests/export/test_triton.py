@@ -24,6 +24,7 @@ from prumux.export.runtime.grouping import answer as answer_job
 from prumux.export.runtime.ort import OrtEngine
 from prumux.export.triton.repository import Serving, serving_point, write_bundle
 from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 from tests.helpers.factory import Kind, multiplexed, random_batch, random_model, tiny_tokenizer
@@ -207,7 +208,8 @@ def by_predictor(
     """What our own predictor gives when it serves these requests as one job."""
     ids = tuple(tuple(row) for rows, _ in together for row in rows)
     tenants = tuple(x for rows, who in together for x in who or (None,) * len(rows))
-    encoded = Encoded(ids, tuple((0,) * len(x) for x in ids), None, 0)
+    types = Ragged.of((0,) * len(x) for x in ids)
+    encoded = Encoded(Ragged.of(ids), types, None, 0)
     engine = OrtEngine(server.folder / "prumux_engine" / "1" / "model.onnx", 1)
     logits = answer_job(engine, N, PredictionJob(encoded, batch_size, tenants=tenants))
     ends = np.cumsum([len(rows) for rows, _ in together])

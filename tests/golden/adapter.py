@@ -26,6 +26,7 @@ from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.base.environment import device, int8_saturates, versions
 from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.cli.opt import main
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.masks import Masks
@@ -93,8 +94,8 @@ def passed(model: Model, text: str, given: Arrays) -> Model:
     return Pipeline.parse(text).run(model, ctx)
 
 
-def _unpadded(x: NDArray[Any], real: NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(map(int, row[kept])) for row, kept in zip(x, real, strict=True))
+def _unpadded(x: NDArray[Any], real: NDArray[np.bool_]) -> Ragged:
+    return Ragged.of(row[kept] for row, kept in zip(x, real, strict=True))
 
 
 def changed(

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Model
@@ -129,14 +130,14 @@ def make_context(model: Model, *workload: Batch, **fields: Any) -> Context:
     batches = workload or (random_batch(model),)
     rows = batches[0]
     fit = Encoded(
-        ids=tuple(
-            tuple(map(int, ids[mask == 1]))
+        ids=Ragged.of(
+            ids[mask == 1]
             for ids, mask in zip(rows.input_ids, rows.attention_mask, strict=True)
         ),
         types=None
         if rows.token_type_ids is None
-        else tuple(
-            tuple(map(int, types[mask == 1]))
+        else Ragged.of(
+            types[mask == 1]
             for types, mask in zip(rows.token_type_ids, rows.attention_mask, strict=True)
         ),
         labels=None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.labels import IGNORE
@@ -25,7 +26,7 @@ def coded(count: int = 200, pairs: bool = False) -> Encoded:
         b = random.integers(4, 99, 3).tolist()
         ids.append((2, *a, 3, *b, 3) if pairs else (2, *a, 3))
         types.append((0,) * (len(a) + 2) + ((1,) * 4 if pairs else ()))
-    return Encoded(tuple(ids), tuple(types), np.arange(count) % 2, 0)
+    return Encoded(Ragged.of(ids), Ragged.of(types), np.arange(count) % 2, 0)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -33,15 +34,15 @@ def test_as_many_as_asked_after_the_real_ones(pairs: bool) -> None:
     rows = coded(pairs=pairs)
     found = augmented(rows, rows, 0.5, 0)
     assert found is augmented(rows, rows, 0.5, 0), "the same object: teachers remember by it"
-    assert found.ids[:200] == rows.ids
+    assert found.ids[:200].tolist() == rows.ids.tolist()
     assert len(found) == 300
     assert found.types is not None
     assert all(len(a) == len(b) for a, b in zip(found.ids, found.types, strict=True))
-    made = found.ids[200:]
+    made = list(map(tuple, found.ids[200:].tolist()))
     assert all(x[0] == 2 and x[-1] == 3 for x in made)
     assert found.lengths.max() <= rows.lengths.max()
     assert all(x.count(3) == (2 if pairs else 1) for x in made), "marks stay where they are"
-    known = set(rows.ids)
+    known = set(map(tuple, rows.ids.tolist()))
     assert np.mean([x in known for x in made]) < 0.5, "most are new"
     assert isinstance(found.labels, np.ndarray)
     assert (found.labels[200:] == IGNORE).all()
@@ -51,7 +52,7 @@ def test_as_many_as_asked_after_the_real_ones(pairs: bool) -> None:
 def test_texts_become_as_long_as_those_that_are_served() -> None:
     rows = coded()
     served = rows.lengths + 12
-    like = Encoded(tuple((2, *range(4, n + 2), 3) for n in served), None, None, 0)
+    like = Encoded(Ragged.of([2, *range(4, n + 2), 3] for n in served), None, None, 0)
     made = augmented(rows, like, 5.0, 1).lengths[200:]
     assert set(made) == set(served)
     assert abs(made.mean() - served.mean()) < 0.3
@@ -68,8 +69,8 @@ def test_pairs_are_not_joined() -> None:
 def test_none_wanted_or_no_words_to_take() -> None:
     rows = coded()
     assert augmented(rows, rows, 0.0, 0) is rows
-    bare = Encoded(((2, 3),) * 10, None, None, 0)
-    assert augmented(bare, bare, 1.0, 0).ids == ((2, 3),) * 20
+    bare = Encoded(Ragged.of([(2, 3)] * 10), None, None, 0)
+    assert augmented(bare, bare, 1.0, 0).ids.tolist() == [[2, 3]] * 20
 
 
 def test_other_kinds_of_labels() -> None:

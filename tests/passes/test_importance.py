@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.store import Store
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule
@@ -135,7 +136,7 @@ def test_hidden_importance_is_that_of_finite_differences(family: Family, early: 
 def test_hidden_importance_of_token_tasks_looks_at_every_position() -> None:
     model = tiny(task="token-classification")
     ctx = make_context(model, random_batch(model, rows=7))
-    first = replace(ctx.fit, ids=tuple(row[:1] for row in ctx.fit.ids), types=None)
+    first = replace(ctx.fit, ids=Ragged.of(row[:1] for row in ctx.fit.ids), types=None)
     assert float(hidden_fisher(model, ctx).min()) > 0
     many, one = hidden_fisher(model, ctx), hidden_fisher(model, replace(ctx, fit=first))
     assert float(many.sum()) > 1.5 * float(one.sum())
@@ -206,6 +207,6 @@ def test_scores_are_kept_for_the_same_model_and_rows(tmp_path: Path) -> None:
         fisher(other, ctx)
         assert files() == 3 + i
     assert ctx.fit.types is not None
-    types = tuple(tuple(1 - t for t in row) for row in ctx.fit.types)
+    types = replace(ctx.fit.types, values=1 - ctx.fit.types.values)
     fisher(model, replace(ctx, fit=replace(ctx.fit, types=types)))
     assert files() == 7

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.base.store import Store
+from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.passes.training.data_parallel import ALONE, DataParallel
 from prumux.passes.training.loop import CHECKS, TrainingSchedule, train
@@ -22,7 +23,7 @@ from tests.helpers.factory import make_context, random_model
 def rows(count: int = 50) -> Encoded:
     rng = np.random.default_rng(0)
     ids = tuple(tuple(range(1, int(n) + 1)) for n in rng.integers(1, 30, count))
-    return Encoded(ids=ids, types=None, labels=None, pad_id=0)
+    return Encoded(ids=Ragged.of(ids), types=None, labels=None, pad_id=0)
 
 
 class Line:
