@@ -3,6 +3,7 @@
 import os
 
 import torch
+from hypothesis import settings
 
 from prumux.optimizer.timing import interleave
 
@@ -19,3 +20,6 @@ if WORKER and hasattr(os, "sched_setaffinity"):
 # No test asserts a time, so none need wait for a quiet machine, or repeat short runs.
 interleave.SETTLE_CHECKS = 0
 interleave.LEAST_MS = 0.0
+# Nor does a slow example mean that a law is broken.
+settings.register_profile("prumux", deadline=None)
+settings.load_profile("prumux")
