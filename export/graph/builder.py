@@ -59,14 +59,14 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """An initializer, stored once a name."""
+        """Add an initializer, unless its name is known, and return the name."""
         if name not in self._known:
             self._known.add(name)
             self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def floats(self, name: str, value: Tensor) -> str:
-        """An initializer in the type of the builder, stored once a name.
+        """Add an initializer in the builder's float type, as `constant`.
 
         Raises:
             VerifyError: a value is beyond what the type can hold.

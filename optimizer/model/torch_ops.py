@@ -279,7 +279,11 @@ class TorchOps:
 
 
 def per_row(factor: Tensor, like: Tensor) -> Tensor:
-    """A factor [W] as it is; [B, W] with axes in between, repeated for rows not yet mixed."""
+    """Give a mask factor the shape that multiplies `like`.
+
+    [W] stays as it is. [B, W] becomes [B, 1, ..., W]; where `like` has more rows because they
+    are not mixed yet, every row of the factor is repeated for the rows of its group.
+    """
     if factor.dim() == 1:
         return factor
     if len(factor) != len(like):

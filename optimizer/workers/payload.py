@@ -78,7 +78,7 @@ def needed(evaluator: Evaluator, pipeline: Pipeline) -> dict[str, Path]:
 def work(
     evaluator: Evaluator, kind: str, text: str, files: Mapping[str, bytes], host: Host
 ) -> Files | str:
-    """Do an item, in a worker.
+    """Compute one item of the queue in a worker process.
 
     Returns:
         New store entries, failed trials included; or the reason why this process has to do

@@ -47,7 +47,7 @@ def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str | Part]:
 
 
 class Bert(Family):
-    """Absolute positions, token types, attention and FFN with a norm after each."""
+    """BERT: absolute positions, token types, attention and FFN with a norm after each."""
 
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
 

@@ -30,7 +30,7 @@ NAMES = {
 
 
 class Distilbert(Bert):
-    """No token types."""
+    """DistilBERT: BERT without token types."""
 
     model_types: ClassVar[tuple[str, ...]] = ("distilbert",)
 

@@ -19,7 +19,7 @@ PROJECT = {"embeddings.project": "embeddings_project"}
 
 
 class Electra(Bert):
-    """Projected embeddings."""
+    """ELECTRA: BERT whose embeddings are projected to the hidden size."""
 
     model_types: ClassVar[tuple[str, ...]] = ("electra",)
 

@@ -50,7 +50,7 @@ BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 
 
 class ModernBert(Family):
-    """Norm before the branch, no biases, gated FFN, rotary positions, local attention."""
+    """ModernBERT: norms before branches, gated FFN, no biases, rotary and local attention."""
 
     model_types: ClassVar[tuple[str, ...]] = ("modernbert",)
     pre_norm: ClassVar[bool] = True

@@ -45,7 +45,7 @@ MAX_DISTANCE = 128
 
 
 class MPNet(Bert):
-    """Relative position bias; each layer has a copy of its table, for pruning to cut."""
+    """MPNet: relative position bias; every layer has a copy, which pruning cuts."""
 
     model_types: ClassVar[tuple[str, ...]] = ("mpnet",)
 

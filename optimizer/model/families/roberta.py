@@ -19,7 +19,7 @@ ONE_MAP = {"head.output": "classifier"}
 
 
 class Roberta(Bert):
-    """Positions from padding, a head of its own."""
+    """RoBERTa: positions are counted after the padding id; the head differs from BERT's."""
 
     model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
 
