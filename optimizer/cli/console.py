@@ -10,8 +10,10 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO
 
 from prumux.optimizer.base.devices import DEVICE
 from prumux.optimizer.base.errors import INTERRUPTED, PrumuxError, UsageError
@@ -54,17 +56,56 @@ def guarded(
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-vv" in arguments
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale such as C has no letters beyond ASCII
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return run(arguments)
+        try:
+            return run(arguments)
+        finally:
+            with shown():
+                pass  # at the end of Python a stream that fails would print a traceback
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
     except (Exception, KeyboardInterrupt) as error:
-        if verbose:
-            traceback.print_exception(error)
         code, text = _exit_code_and_message(error, again)
-    print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
+        with suppress(OSError):
+            if verbose:
+                traceback.print_exception(error)
+            print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
+    finally:
+        _flush(sys.stderr)
     return code
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Print to stdout in this block. A reader that has gone, as with `| head -1`, ends the
+    block and not the command.
+
+    Raises:
+        UsageError: stdout cannot be written, for instance to a full disk.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise UsageError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send all that is still written to this stream to the null device."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
@@ -75,6 +116,10 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
             return INTERRUPTED, f"interrupted; {again}"
         case MemoryError():
             return 1, "out of memory; try a smaller --batch"
+        case FileNotFoundError() if "temporary directory" in str(error):
+            return 2, (
+                f"{error.strerror}\nset TMPDIR to a folder that can be written and has room"
+            )
         case OSError():
             text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
             full = f"\nmake room and {again}" if error.errno == errno.ENOSPC else ""
@@ -122,4 +167,5 @@ def version() -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout."""
-    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
+    with shown():
+        print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201

@@ -14,7 +14,16 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.search.presets import EFFORTS
 
-from .console import Parser, device_name, guarded, positive, print_json, seconds, version
+from .console import (
+    Parser,
+    device_name,
+    guarded,
+    positive,
+    print_json,
+    seconds,
+    shown,
+    version,
+)
 
 DESCRIPTION = """\
 Make the fastest engine of a trained text encoder that stays within a loss budget.
@@ -79,8 +88,9 @@ def _main(arguments: list[str]) -> int:
         from prumux.optimizer.report.terminal import print_table, summary
 
         report = report_of(result.report, str(result.folder / "report.json"))
-        print_table(report, sys.stdout)
-        print("\n".join(summary(report, result.folder)))  # noqa: T201
+        with shown():
+            print_table(report, sys.stdout)
+            print("\n".join(summary(report, result.folder)))  # noqa: T201
     if not result.met:
         progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3

@@ -184,7 +184,11 @@ def open_workspace(
         raise UsageError(f"'{out}' cannot be written: {error.strerror}") from error
     try:
         if resume and run.exists():
-            _same(json.loads(run.read_text()), facts, f"the interrupted run in '{out}'")
+            _same(
+                json.loads(run.read_text(encoding="utf-8")),
+                facts,
+                f"the interrupted run in '{out}'",
+            )
         else:
             _clear(out)
             write_atomic(run, json.dumps(facts).encode())
