@@ -20,7 +20,8 @@ def show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    width = None if sys.stdout.isatty() else 100
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD)
     for name in HEADS:
         table.add_column(name, justify="right" if name else "left")

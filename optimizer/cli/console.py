@@ -39,7 +39,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(f"{message}\nsee: {self.prog} --help")
+        cure = ""
+        if re.search(r"expected .*argument|unrecognized arguments: .*-", message):
+            cure = "write ./ before the name of a file or folder that begins with a dash\n"
+        raise UsageError(f"{message}\n{cure}see: {self.prog} --help")
 
 
 def guarded(
@@ -114,7 +117,7 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
             return error.exit_code, str(error)
         case KeyboardInterrupt():
             return INTERRUPTED, f"interrupted; {again}"
-        case MemoryError():
+        case MemoryError() | RuntimeError() if _is_memory(error):
             return 1, "out of memory; try a smaller --batch"
         case FileNotFoundError() if "temporary directory" in str(error):
             return 2, (
@@ -122,14 +125,24 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
             )
         case OSError():
             text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
-            full = f"\nmake room and {again}" if error.errno == errno.ENOSPC else ""
-            return 2, text + full
+            cures = {
+                errno.ENOSPC: f"\nmake room and {again}",
+                errno.EDQUOT: f"\nmake room and {again}",
+                errno.EMFILE: "\nallow more open files, say ulimit -n 1024",
+            }
+            return 2, text + cures.get(error.errno or 0, "")
     # A bug in prumux. -vv shows the traceback.
     lines = str(error).splitlines() or [""]
     return 1, (
         f"internal error: {type(error).__name__}: {lines[0]:.200}\n"
         "run again with -vv for the traceback, and please report it"
     )
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory was short. torch and ONNX Runtime raise RuntimeError then."""
+    said = r"allocate memory|out of memory|bad.alloc"
+    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 
 
 def device_name(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.paths import check_name
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.search.presets import EFFORTS, Effort
 from prumux.optimizer.workers.workers import Workers
@@ -59,6 +60,9 @@ class Request:
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        for given in (self.model, self.data, self.train, self.validation, self.test):
+            check_name(given)
+        check_name(self.folder)
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
