@@ -36,7 +36,9 @@ def show(report: Mapping[str, Any]) -> None:
             "-" if each is None else f"{each:.2f}",
             f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
         )
-    console.print(table)
+    with console.capture() as captured:  # rich would end the process if the reader has gone
+        console.print(table)
+    print(captured.get(), end="")  # noqa: T201
     lines = [
         f"{name}: {', '.join(f'{k} {v}' for k, v in about.items())}"
         for name, about in report["engines"].items()

@@ -124,7 +124,8 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
                 f"{error.strerror}\nset TMPDIR to a folder that can be written and has room"
             )
         case OSError():
-            text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
+            where = f"{error.filename or 'the output folder'!s:.200}"
+            text = f"{error.strerror or error}: {where}"
             cures = {
                 errno.ENOSPC: f"\nmake room and {again}",
                 errno.EDQUOT: f"\nmake room and {again}",

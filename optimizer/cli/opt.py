@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
@@ -24,6 +24,9 @@ from .console import (
     shown,
     version,
 )
+
+if TYPE_CHECKING:
+    from prumux.optimizer.pipeline.configurable import Description
 
 DESCRIPTION = """\
 Make the fastest engine of a trained text encoder that stays within a loss budget.
@@ -241,6 +244,12 @@ def _list_passes(as_json: bool) -> int:
     if as_json:
         print_json({name: [asdict(x) for x in found] for name, found in groups.items()})
         return 0
+    with shown():
+        _print_groups(groups)
+    return 0
+
+
+def _print_groups(groups: Mapping[str, Sequence[Description]]) -> None:
     for name, found in groups.items():
         print(f"{name}:")  # noqa: T201
         for entry in found:
@@ -248,7 +257,6 @@ def _list_passes(as_json: bool) -> int:
             for option in entry.options:
                 default = "required" if option.default is None else f"default {option.default}"
                 print(f"    {option.name}: {option.type}, {default}. {option.help}")  # noqa: T201
-    return 0
 
 
 def _pairs(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:

@@ -32,7 +32,9 @@ def print_table(report: Report, stream: TextIO) -> None:
         table.add_column(name, justify="right")
     for row in table_rows(report):
         table.add_row(*row)
-    console.print(table)
+    with console.capture() as captured:  # rich would end the process if the reader has gone
+        console.print(table)
+    print(captured.get(), end="", file=stream)
 
 
 def table_rows(report: Report) -> list[Row]:
