@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -16,21 +17,34 @@ def local_path(text: str | Path) -> Path:
         UsageError: the name is not UTF-8.
         OSError, RuntimeError, ValueError: no path can have this name, or the home is unknown.
     """
-    check_name(text)
+    _check_letters(str(text))
     path = Path(text)
     return path if path.exists() else path.expanduser()
 
 
-def check_name(name: object) -> None:
-    """Check that every library can open a file or folder of this name.
+def check_name(name: str | Path | None) -> None:
+    """Check that a file or folder can have this name; it need not exist.
 
     Raises:
-        UsageError: it is not UTF-8, or the locale of this process is not.
+        UsageError: it is too long, holds a zero byte, or is not UTF-8.
     """
+    if name is None:
+        return
+    _check_letters(str(name))
     try:
-        str(name).encode()
+        os.lstat(str(name))
+    except ValueError as error:
+        raise UsageError(f"'{name!s:.80}' cannot be a path: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"'{name!s:.80}' cannot be a path: name too long") from error
+
+
+def _check_letters(name: str) -> None:
+    try:
+        name.encode()
     except UnicodeEncodeError as error:
-        shown = os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
         cure = "rename the file or folder"
         if sys.getfilesystemencoding() != "utf-8":
             cure = "set PYTHONUTF8=1, because this locale has no letters beyond ASCII"

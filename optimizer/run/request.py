@@ -60,9 +60,9 @@ class Request:
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
-        for given in (self.model, self.data, self.train, self.validation, self.test):
+        paths = (self.model, self.data, self.train, self.validation, self.test, self.out)
+        for given in paths:
             check_name(given)
-        check_name(self.folder)
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
@@ -84,8 +84,12 @@ class Request:
     @property
     def folder(self) -> Path:
         """Folder of the result: `--out`, else `MODEL-prumux` in the current folder."""
+        if self.out is not None:
+            return self.out
         path = Path(self.model)
         if path.name in ("", ".."):  # such as `.`, the current folder
             path = path.resolve()
         name = path.stem if path.is_file() else path.name or "model"
-        return self.out if self.out is not None else Path(f"{name}-prumux")
+        found = f"{name}-prumux"
+        check_name(found)
+        return Path(found)

@@ -24,6 +24,12 @@ def test_a_name_that_libraries_cannot_open_is_refused(monkeypatch: pytest.Monkey
         check_name("\udcc3\udcb6")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["x" * 200] * 30), "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a path"):
+        check_name(name)
+
+
 def test_a_tilde_is_the_home_unless_a_file_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
