@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.base.paths import local_path
+from prumux.optimizer.base.paths import hub_cure, local_path
 from prumux.optimizer.base.store import owned
 
 from .folder import digest, read_json, read_tokenizer
@@ -185,5 +185,5 @@ def _download(name: str) -> Path:
         first = str(error).strip().split("\n")[0][:200]
         raise ModelError(
             f"no folder '{name}' here, and the hub could not give it: {first}\n"
-            "check the name, or give a local folder"
+            + hub_cure(error, "check the name, or give a local folder")
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.base.paths import check_name, local_path
+from prumux.optimizer.base.paths import check_name, hub_cure, local_path
 
 
 @pytest.mark.parametrize("name", ["a b", "größe 模型", "a\nb", "[b]", "-x", "#%{}", None])
@@ -38,3 +38,10 @@ def test_a_tilde_is_the_home_unless_a_file_has_it(
     assert local_path("~/model") == tmp_path / "home" / "model"
     Path("~", "model").mkdir(parents=True)
     assert local_path("~/model") == Path("~/model")
+
+
+def test_a_cache_of_the_hub_that_cannot_be_written_has_a_cure() -> None:
+    for number in (13, 20, 28, 30):
+        assert "set HF_HOME" in hub_cure(OSError(number, "no"), "check the name")
+    for other in (OSError("404"), OSError(2, "no such"), ValueError("x")):
+        assert hub_cure(other, "check the name") == "check the name"
