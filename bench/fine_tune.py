@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from prumux.optimizer.base.bfloat16 import autocast
-from prumux.optimizer.base.environment import cpu_threads
+from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.data.predict import predict, torch_run
 from prumux.optimizer.data.rows import read_rows
@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(cpu_threads())
-    names = json.loads((options.data / "labels.json").read_text())["labels"]
+    names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))["labels"]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
     kinds = AutoModelForSequenceClassification, AutoModelForTokenClassification
     kind: Any = kinds[options.tokens]

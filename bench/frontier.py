@@ -211,7 +211,7 @@ def main() -> None:
         "source": evaluator.model.source["digest"],
         **provenance(evaluator.ctx.cores),
     }
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     plot(entries, options.out.with_suffix(".png"), f"{evaluator.metric}, {device()['cpu']}")
     for x in entries:
         line = f"{x['method']:12} {100 * x['macs_share']:5.1f} % of the multiply-adds"

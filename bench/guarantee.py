@@ -172,7 +172,7 @@ def main() -> None:
         "entries": entries,
         **provenance(),
     }
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for x in entries:
         line = f"budget {100 * x['budget']:4.1f} % {x['rows']:5} rows: broken "
         line += f"{100 * x['broken']:4.1f} %, exact only {100 * x['exact_only']:5.1f} %, "

@@ -175,7 +175,7 @@ def main() -> None:
         "source": evaluator.model.source["digest"],
         **provenance(evaluator.ctx.cores),
     }
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for x in entries:
         line = f"{x['model']:10} {x['target']:34} "
         line += x.get("failed") or (

@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--classes", type=int, default=2, help="labels of the grid's task")
     options = parser.parse_args()
-    grid = json.loads(options.grid.read_text())
+    grid = json.loads(options.grid.read_text(encoding="utf-8"))
     cells, score = cells_of(grid), grid["entries"][0]["score"]
     guessed = score["score_dense"] - 1 / options.classes
     fitted = partial(fit, rows=score["rows"], ceiling=guessed)
@@ -248,7 +248,7 @@ def main() -> None:
         "entries": entries,
         **provenance(),
     }
-    options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    options.out.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
     show(found)
 
 

@@ -33,8 +33,9 @@ from prumux.export.benchmark.time_shares import kernel_shares, operator_shares
 from prumux.export.runtime.ort import CUDA, OrtEngine
 from prumux.export.runtime.torch_engine import FastModule
 from prumux.optimizer.base.devices import device as there
-from prumux.optimizer.base.environment import cpu_threads, provenance
+from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.errors import PassError, PrumuxError
+from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.cost import count

@@ -78,7 +78,9 @@ def main() -> None:
         lines = [json.dumps(row, ensure_ascii=False) for row in rows(texts, most, seed)]
         (options.out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{name}: {len(lines)} rows")  # noqa: T201
-    (options.out / "labels.json").write_text(json.dumps({"labels": LABELS}) + "\n")
+    (options.out / "labels.json").write_text(
+        json.dumps({"labels": LABELS}) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -180,7 +180,9 @@ class TensorRt(Target):
             timings=ctx.cache.folder or folder,
         )
         facts = self._facts(model, folder, shapes, types)
-        (folder / (PLAN + FACTS)).write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / (PLAN + FACTS)).write_text(
+            json.dumps(facts, indent=2) + "\n", encoding="utf-8"
+        )
         notes = {**types.notes(), **self._checked(model, ctx, folder)}
         return Emitted((*files, PLAN, PLAN + FACTS), notes)
 
@@ -204,7 +206,7 @@ class TensorRt(Target):
             workspace_mib=self.workspace_mib,
             opt_level=self.opt_level,
         )
-        (folder / SCRIPT).write_text(script)
+        (folder / SCRIPT).write_text(script, encoding="utf-8")
         (folder / SCRIPT).chmod(0o755)
         return (*files, SCRIPT)
 

@@ -15,10 +15,11 @@ import torch
 
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.devices import device
-from prumux.optimizer.base.environment import cpu_threads, most_threads, provenance
+from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.errors import PrumuxError, UsageError
+from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, version
+from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
 from prumux.optimizer.data.files import find_files
 from prumux.optimizer.data.rows import read_texts
 from prumux.optimizer.data.tokenize import Encoded, encode
@@ -83,7 +84,8 @@ def _main(arguments: list[str]) -> int:
     if options.json:
         print_json(report)
     else:
-        show(report)
+        with shown():
+            show(report)
     if plt is not None:
         plot(plt, entries, options.plot)
     if stopped is not None:

@@ -16,6 +16,7 @@ from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
 from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.devices import device as torch_device
+from prumux.optimizer.base.paths import check_name
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
@@ -74,9 +75,11 @@ def open_engine(
         compiled: True = a Hugging Face model runs with `torch.compile`.
 
     Raises:
+        UsageError: the name is not UTF-8.
         ModelError: the model cannot be read.
         MissingError: the library or device that runs it is missing.
     """
+    check_name(name)
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         engine = _open_file(path, threads, device)

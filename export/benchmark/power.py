@@ -50,7 +50,9 @@ def cpu_meter(root: Path = POWERCAP) -> tuple[Meter | None, str]:
     """
     zones = [x for x in sorted(root.glob("intel-rapl:*")) if x.name.count(":") == 1]
     try:
-        found = [x for x in zones if (x / "name").read_text().startswith("package")]
+        found = [
+            x for x in zones if (x / "name").read_text(encoding="utf-8").startswith("package")
+        ]
         wraps = tuple(_joules(x / "max_energy_range_uj") for x in found)
         files = [x / "energy_uj" for x in found]
         for file in files:
@@ -66,7 +68,7 @@ def cpu_meter(root: Path = POWERCAP) -> tuple[Meter | None, str]:
 
 
 def _joules(file: Path) -> float:
-    return int(file.read_text()) / 1e6
+    return int(file.read_text(encoding="utf-8")) / 1e6
 
 
 def gpu_meter() -> tuple[Meter | None, str]:

@@ -20,7 +20,8 @@ def show(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    width = None if sys.stdout.isatty() else 100
+    console = Console(highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD)
     for name in HEADS:
         table.add_column(name, justify="right" if name else "left")
@@ -35,7 +36,9 @@ def show(report: Mapping[str, Any]) -> None:
             "-" if each is None else f"{each:.2f}",
             f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
         )
-    console.print(table)
+    with console.capture() as captured:  # rich would end the process if the reader has gone
+        console.print(table)
+    print(captured.get(), end="")  # noqa: T201
     lines = [
         f"{name}: {', '.join(f'{k} {v}' for k, v in about.items())}"
         for name, about in report["engines"].items()

@@ -39,7 +39,7 @@ def kernel_shares(
         session = onnxruntime.InferenceSession(graph, options, providers=[*providers, CPU])
         for _ in range(RUNS):
             session.run(None, dict(inputs))
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[str, float] = defaultdict(float)
     for event in events:
         name = event["name"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
+from prumux.optimizer.base.paths import local_path
 from prumux.optimizer.model.artifact import load_artifact
 from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.pipeline.target import Engine
@@ -20,13 +21,13 @@ def artifact_path(folder: Any) -> Path:
     """The path of an artifact folder that a caller gave.
 
     Raises:
-        UsageError: not a path.
+        UsageError: not a path, or one that is not UTF-8.
         ModelError: no folder can have this path, or prumux-opt has not finished it.
     """
     if not isinstance(folder, str | Path) or not str(folder).strip():
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
     try:
-        path = Path(folder).expanduser()
+        path = local_path(folder)
         unfinished = (path / ".resume" / "final").exists() and path.is_dir()
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"'{folder!s:.80}' cannot be a folder: {error}"[:300]) from error

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.base.environment import most_threads
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
+from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config
@@ -201,8 +201,9 @@ def load(
 
     Args:
         folder: the artifact folder.
-        threads: CPU threads of one run in ONNX Runtime; by default ONNX Runtime chooses. The
-            torch module uses torch's own setting.
+        threads: CPU threads of one run in ONNX Runtime; by default one for each processor
+            that this process may use, at most `OMP_NUM_THREADS`. The torch module uses
+            torch's own setting.
         max_wait_ms: milliseconds that a call waits for calls of other threads, to run their
             texts together. This pays if many threads bring few texts each. By default each
             call runs alone.
@@ -230,7 +231,7 @@ def load(
             f"'{path}' has no tokenizer\n"
             "copy tokenizer.json and tokenizer_config.json of the source model into it"
         )
-    engine, slots = open_artifact_engine(path, threads or 0, device), encoder.slots
+    engine, slots = open_artifact_engine(path, threads or cpu_threads(), device), encoder.slots
     check_belongs(engine, encoder, config, path)
     runner: DirectRunner | BatchingRunner = DirectRunner(engine, slots)
     if max_wait_ms is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from prumux.export.graph.builder import Precision
 from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
-from prumux.optimizer.base.store import write_atomic
+from prumux.optimizer.base.store import Cache, write_atomic
 
 from .library import gpu, library
 from .profiles import Profile
@@ -77,8 +77,8 @@ def build_plan(
         raise UsageError(_refused(parser, trt.__version__))
     check_network(network, options.precision, options.quantised)
     config = _configured(builder, names, profiles, options)
-    cache = timings / f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
-    _use_timings(config, cache)
+    cache, name = Cache(timings), f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
+    _use_timings(config, cache.read(name))
     made = builder.build_serialized_network(network, config)
     if made is None:
         raise PrumuxError(
@@ -86,7 +86,7 @@ def build_plan(
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
     write_atomic(plan, bytes(made))
-    _save_timings(config, cache)
+    cache.write(name, bytes(config.get_timing_cache().serialize()))
     return _check_plan(logger, plan, names, options)
 
 
@@ -126,16 +126,11 @@ def _configured(
     return config
 
 
-def _use_timings(config: trt.IBuilderConfig, cache: Path) -> None:
+def _use_timings(config: trt.IBuilderConfig, known: bytes) -> None:
     """Use the timings of earlier builds; TensorRT refuses those of another GPU or version."""
-    known = cache.read_bytes() if cache.exists() else b""
     timings = config.create_timing_cache(known)  # None where the bytes are damaged
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _save_timings(config: trt.IBuilderConfig, cache: Path) -> None:
-    write_atomic(cache, bytes(config.get_timing_cache().serialize()))
 
 
 def _refused(parser: trt.OnnxParser, version: str) -> str:

@@ -36,7 +36,7 @@ def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
     save(proto, place)
     graph, plan = f"{FOLDER}/{FILE}", f"{FOLDER}/model.plan"
     script = trtexec_script(model.encoder, workload, graph=graph, plan=plan)
-    (folder / SCRIPT).write_text(script)
+    (folder / SCRIPT).write_text(script, encoding="utf-8")
     (folder / SCRIPT).chmod(0o755)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
+
+from .processors import proc_lines
 
 
 @functools.cache
@@ -14,8 +15,7 @@ def fast_bf16(device: str) -> bool:
     """True if the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().split() if info.exists() else []
+    flags = " ".join(proc_lines("cpuinfo")).split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .cores import CoreMonitor
+from .processors import cpu_threads, proc_lines
 
 LIBRARIES = (
     "prumux",
@@ -41,22 +41,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cpu_threads() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def most_threads() -> int:
-    """The largest thread count that an engine is given; with thousands, some engines hang."""
-    return 4 * cpu_threads()
-
-
 def free_bytes() -> int:
     """Free memory in bytes; 1 TiB where the system does not tell."""
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = proc_lines("meminfo")
     found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return 1024 * int(next(found, 1 << 40))
 
@@ -110,8 +97,7 @@ def provenance(cores: CoreMonitor | None = None) -> dict[str, Any]:
 
 def _cpu_fact(*names: str) -> str:
     """A field of /proc/cpuinfo, under the first of these names that it has; else empty."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
+    for line in proc_lines("cpuinfo"):
         name, _, value = line.partition(":")
         if name.strip() in names:
             return value.strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -28,15 +28,17 @@ class Progress:
 
     def say(self, line: str, level: int = 1) -> None:
         """Print one line, if `level` is shown."""
-        if self.level >= level:
-            print(line, file=self.stream or sys.stderr, flush=True)
+        stream = self.stream or sys.stderr
+        if self.level >= level and stream is not None:
+            with suppress(OSError, ValueError):  # nobody reads it any more; the run goes on
+                print(line, file=stream, flush=True)
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Tick]:
         """Show `title` while the block runs; it calls the tick once per unit of work."""
         stream = self.stream or sys.stderr
         start = time.monotonic()
-        if self.level >= 1 and stream.isatty():
+        if self.level >= 1 and stream is not None and stream.isatty():
             with _bar(stream) as bar:
                 handle = bar.add_task(title, total=total)
                 yield lambda: bar.advance(handle)
@@ -53,7 +55,7 @@ def _bar(stream: TextIO) -> Bar:
     from rich.progress import Progress as Bar
 
     return Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

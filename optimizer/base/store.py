@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,16 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file such that no reader sees it half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # on a full disk its room is needed
+        raise
 
 
 def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -64,7 +70,7 @@ class Store:
             return make()
         path = self.folder / f"{name}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         data = json.dumps(make())
         write_atomic(path, data.encode())
         return json.loads(data)  # as later runs read it: lists, not tuples
@@ -129,6 +135,42 @@ class Store:
         return self.folder is not None and any(
             (self.folder / f"{name}.{kind}").exists() for kind in ("json", "safetensors")
         )
+
+
+@dataclass(frozen=True)
+class Cache(Store):
+    """A store that a run can do without, such as one under a HOME that cannot be written."""
+
+    def json(self, name: str, make: Callable[[], Any]) -> Any:
+        """As `Store.json`: an entry that cannot be read is made, one that cannot be written
+        is not kept."""
+        if self.folder is not None:
+            with suppress(OSError, ValueError):
+                return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        data = json.dumps(make())
+        self.write(f"{name}.json", data.encode())
+        return json.loads(data)
+
+    def read(self, file: str) -> bytes:
+        """The contents of a file; empty if it cannot be read."""
+        try:
+            return b"" if self.folder is None else (self.folder / file).read_bytes()
+        except OSError:
+            return b""
+
+    def write(self, file: str, data: bytes) -> None:
+        """Keep a file, if it can be written."""
+        if self.folder is not None:
+            with suppress(OSError):
+                write_atomic(self.folder / file, data)
+
+
+def user_cache() -> Cache:
+    """The user's cache folder, for measured costs of this machine; none without a HOME."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with suppress(RuntimeError):  # neither HOME nor an entry of the user in /etc/passwd
+        base = base if base.is_absolute() else Path.home() / ".cache"
+    return Cache(base / "prumux" if base.is_absolute() else None)
 
 
 @dataclass(frozen=True)

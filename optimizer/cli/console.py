@@ -10,8 +10,10 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO
 
 from prumux.optimizer.base.devices import DEVICE
 from prumux.optimizer.base.errors import INTERRUPTED, PrumuxError, UsageError
@@ -37,7 +39,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
-        raise UsageError(f"{message}\nsee: {self.prog} --help")
+        cure = ""
+        if re.search(r"expected .*argument|unrecognized arguments: .*-", message):
+            cure = "write ./ before the name of a file or folder that begins with a dash\n"
+        raise UsageError(f"{message}\n{cure}see: {self.prog} --help")
 
 
 def guarded(
@@ -54,17 +59,56 @@ def guarded(
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-vv" in arguments
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a locale such as C has no letters beyond ASCII
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return run(arguments)
+        try:
+            return run(arguments)
+        finally:
+            with shown():
+                pass  # at the end of Python a stream that fails would print a traceback
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 1
     except (Exception, KeyboardInterrupt) as error:
-        if verbose:
-            traceback.print_exception(error)
         code, text = _exit_code_and_message(error, again)
-    print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
+        with suppress(OSError):
+            if verbose:
+                traceback.print_exception(error)
+            print(f"{program}: {text}", file=sys.stderr)  # noqa: T201
+    finally:
+        _flush(sys.stderr)
     return code
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Print to stdout in this block. A reader that has gone, as with `| head -1`, ends the
+    block and not the command.
+
+    Raises:
+        UsageError: stdout cannot be written, for instance to a full disk.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(sys.stdout)
+        if not isinstance(error, BrokenPipeError):
+            raise UsageError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def _flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send all that is still written to this stream to the null device."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
@@ -73,18 +117,33 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
             return error.exit_code, str(error)
         case KeyboardInterrupt():
             return INTERRUPTED, f"interrupted; {again}"
-        case MemoryError():
+        case MemoryError() | RuntimeError() if _is_memory(error):
             return 1, "out of memory; try a smaller --batch"
+        case FileNotFoundError() if "temporary directory" in str(error):
+            return 2, (
+                f"{error.strerror}\nset TMPDIR to a folder that can be written and has room"
+            )
         case OSError():
-            text = f"{error.strerror or error}: {error.filename or 'the output folder'}"
-            full = f"\nmake room and {again}" if error.errno == errno.ENOSPC else ""
-            return 2, text + full
+            where = f"{error.filename or 'the output folder'!s:.200}"
+            text = f"{error.strerror or error}: {where}"
+            cures = {
+                errno.ENOSPC: f"\nmake room and {again}",
+                errno.EDQUOT: f"\nmake room and {again}",
+                errno.EMFILE: "\nallow more open files, say ulimit -n 1024",
+            }
+            return 2, text + cures.get(error.errno or 0, "")
     # A bug in prumux. -vv shows the traceback.
     lines = str(error).splitlines() or [""]
     return 1, (
         f"internal error: {type(error).__name__}: {lines[0]:.200}\n"
         "run again with -vv for the traceback, and please report it"
     )
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory was short. torch and ONNX Runtime raise RuntimeError then."""
+    said = r"allocate memory|out of memory|bad.alloc"
+    return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 
 
 def device_name(text: str) -> str:
@@ -122,4 +181,5 @@ def version() -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document to stdout."""
-    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
+    with shown():
+        print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201

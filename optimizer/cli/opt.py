@@ -5,16 +5,28 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.search.presets import EFFORTS
 
-from .console import Parser, device_name, guarded, positive, print_json, seconds, version
+from .console import (
+    Parser,
+    device_name,
+    guarded,
+    positive,
+    print_json,
+    seconds,
+    shown,
+    version,
+)
+
+if TYPE_CHECKING:
+    from prumux.optimizer.pipeline.configurable import Description
 
 DESCRIPTION = """\
 Make the fastest engine of a trained text encoder that stays within a loss budget.
@@ -79,8 +91,9 @@ def _main(arguments: list[str]) -> int:
         from prumux.optimizer.report.terminal import print_table, summary
 
         report = report_of(result.report, str(result.folder / "report.json"))
-        print_table(report, sys.stdout)
-        print("\n".join(summary(report, result.folder)))  # noqa: T201
+        with shown():
+            print_table(report, sys.stdout)
+            print("\n".join(summary(report, result.folder)))  # noqa: T201
     if not result.met:
         progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3
@@ -231,6 +244,12 @@ def _list_passes(as_json: bool) -> int:
     if as_json:
         print_json({name: [asdict(x) for x in found] for name, found in groups.items()})
         return 0
+    with shown():
+        _print_groups(groups)
+    return 0
+
+
+def _print_groups(groups: Mapping[str, Sequence[Description]]) -> None:
     for name, found in groups.items():
         print(f"{name}:")  # noqa: T201
         for entry in found:
@@ -238,7 +257,6 @@ def _list_passes(as_json: bool) -> int:
             for option in entry.options:
                 default = "required" if option.default is None else f"default {option.default}"
                 print(f"    {option.name}: {option.type}, {default}. {option.help}")  # noqa: T201
-    return 0
 
 
 def _pairs(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:

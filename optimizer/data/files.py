@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prumux.optimizer.base.errors import DataError, MissingError
+from prumux.optimizer.base.paths import hub_cure
 
 from .label_names import class_names
 
@@ -253,7 +254,7 @@ def hub_splits(source: str) -> dict[str, Any]:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise DataError(
             f"'{source}' is no file or folder here, and the hub look-up failed: {reason}\n"
-            "give a folder (--data DIR), or owner/name:config"
+            + hub_cure(e, "give a folder (--data DIR), or owner/name:config")
         ) from e
     alias = {**_SPLIT_NAMES, "validation_matched": "validation"}
     return {alias.get(k, k): v for k, v in found.items()}

@@ -130,7 +130,9 @@ def save_artifact(model: Model, folder: Path) -> None:
     if model.stage != "dense":
         raise VerifyError("masks are pending; add 'slice' to the pipeline before saving")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(to_config(model), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(to_config(model), indent=2) + "\n", encoding="utf-8"
+    )
     # Copies: safetensors refuses tensors that share storage.
     copies = {
         k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.base.paths import hub_cure, local_path
 from prumux.optimizer.base.store import owned
 
 from .folder import digest, read_json, read_tokenizer
@@ -40,9 +41,9 @@ def load_model(source: str) -> Model:
         ModelError: not found, damaged, unsafe or unsupported.
     """
     try:
-        path = Path(source).expanduser()
+        path = local_path(source)
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, RuntimeError) as error:  # a name too long, an unknown ~user
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user
         raise ModelError(f"'{source[:80]}' cannot be a path: {error}"[:300]) from error
     if is_folder:
         return _from_folder(path, source)
@@ -184,5 +185,5 @@ def _download(name: str) -> Path:
         first = str(error).strip().split("\n")[0][:200]
         raise ModelError(
             f"no folder '{name}' here, and the hub could not give it: {first}\n"
-            "check the name, or give a local folder"
+            + hub_cure(error, "check the name, or give a local folder")
         ) from error

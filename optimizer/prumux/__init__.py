@@ -9,6 +9,7 @@ Importing is quick: each name below is imported when it is first used.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from prumux.optimizer.model.autoclass import install as _install
@@ -65,4 +66,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
+# ONNX Runtime reads it when it is imported: without it, it writes an id of the device under
+# HOME and sends reports. `ORT_DISABLE_TELEMETRY=0` keeps them.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _install()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from importlib import import_module
 
 from prumux.optimizer.base.errors import INTERRUPTED
+from prumux.optimizer.base.processors import cpu_threads
 
 
 def opt() -> int:
@@ -21,6 +23,8 @@ def bench() -> int:
 
 def _run(program: str, module: str) -> int:
     again = "repeat the command"
+    _open_streams()
+    os.environ.setdefault("RAYON_NUM_THREADS", str(cpu_threads()))  # tokenizers' threads
 
     def exit_now(*_: object) -> None:
         # No work has begun. Raising KeyboardInterrupt is unsafe here: C libraries that are
@@ -40,3 +44,18 @@ def _run(program: str, module: str) -> int:
         return code
 
     return guarded(program, run_main, None, again)
+
+
+def _open_streams() -> None:
+    """Connect stdin, stdout and stderr to the null device where the caller closed them.
+
+    Else the next file that is opened would get their number, and be written into.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest free number, this one
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115, PTH123
+            setattr(sys, name, stream)

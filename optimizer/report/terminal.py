@@ -23,14 +23,18 @@ def print_table(report: Report, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 100)
+    width = None if stream.isatty() else 100
+    # Names of classes are shown as they are: `[b]` is no markup, `:x:` no emoji.
+    console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("dense", "optimised", "optimised vs dense"):
         table.add_column(name, justify="right")
     for row in table_rows(report):
         table.add_row(*row)
-    console.print(table)
+    with console.capture() as captured:  # rich would end the process if the reader has gone
+        console.print(table)
+    print(captured.get(), end="", file=stream)
 
 
 def table_rows(report: Report) -> list[Row]:

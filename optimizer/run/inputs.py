@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from prumux.optimizer.base.devices import device
-from prumux.optimizer.base.environment import cpu_threads
 from prumux.optimizer.base.errors import ModelError, UsageError
+from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.base.store import key, user_cache
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
@@ -137,9 +136,3 @@ def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> 
             free[at] = False
             picked.append(int(order[at]))
     return fit.take(picked)
-
-
-def user_cache() -> Store:
-    """The user's cache folder, for measured costs of this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Store(Path(base) / "prumux")

@@ -144,4 +144,4 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
         (staging / name).write_bytes((packaged.folder / name).read_bytes())
-    (staging / "pipeline.txt").write_text(f"{packaged.pipeline}\n")
+    (staging / "pipeline.txt").write_text(f"{packaged.pipeline}\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.paths import check_name
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.search.presets import EFFORTS, Effort
 from prumux.optimizer.workers.workers import Workers
@@ -59,6 +60,9 @@ class Request:
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        paths = (self.model, self.data, self.train, self.validation, self.test, self.out)
+        for given in paths:
+            check_name(given)
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
@@ -80,8 +84,12 @@ class Request:
     @property
     def folder(self) -> Path:
         """Folder of the result: `--out`, else `MODEL-prumux` in the current folder."""
+        if self.out is not None:
+            return self.out
         path = Path(self.model)
         if path.name in ("", ".."):  # such as `.`, the current folder
             path = path.resolve()
         name = path.stem if path.is_file() else path.name or "model"
-        return self.out if self.out is not None else Path(f"{name}-prumux")
+        found = f"{name}-prumux"
+        check_name(found)
+        return Path(found)

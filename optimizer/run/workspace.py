@@ -133,6 +133,11 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
     Raises:
         UsageError: the folder is in use or cannot be written; the message says what to do.
     """
+    if out.is_symlink() and not out.exists():
+        raise UsageError(
+            f"'{out}' is a link to '{out.readlink()}', which does not exist\n"
+            "make that folder, or give another one: --out DIR"
+        )
     if out.exists() and not out.is_dir():
         raise UsageError(
             f"'{out}' is a file\ngive a folder that does not exist yet: --out DIR"
@@ -184,7 +189,11 @@ def open_workspace(
         raise UsageError(f"'{out}' cannot be written: {error.strerror}") from error
     try:
         if resume and run.exists():
-            _same(json.loads(run.read_text()), facts, f"the interrupted run in '{out}'")
+            _same(
+                json.loads(run.read_text(encoding="utf-8")),
+                facts,
+                f"the interrupted run in '{out}'",
+            )
         else:
             _clear(out)
             write_atomic(run, json.dumps(facts).encode())
@@ -213,7 +222,7 @@ def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> No
 
 
 def _lock(out: Path) -> int | None:
-    """Lock the folder itself, which leaves no lock file; None without fcntl."""
+    """Lock the folder itself, which leaves no lock file; None where there are no locks."""
     try:
         import fcntl
     except ImportError:
@@ -221,8 +230,10 @@ def _lock(out: Path) -> int | None:
     handle = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
         os.close(handle)
+        if not isinstance(error, BlockingIOError):
+            return None  # a file system without locks, such as some on a network
         raise UsageError(
             f"another prumux-opt is at work in '{out}'; wait for it, or give another --out DIR"
         ) from error

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prumux.optimizer.base.environment import cpu_threads
 from prumux.optimizer.base.errors import MissingError
+from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.search.evaluator import Evaluator
 
 from .payload import Files, Host, packed, work

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prumux.optimizer.base.store import Store, key, write_atomic
+from prumux.optimizer.base.store import Cache, Store, key, user_cache, write_atomic
 
 
 def test_a_value_is_made_once(tmp_path: Path) -> None:
@@ -95,3 +95,70 @@ def test_keys_tell_parts_apart() -> None:
     assert key("a", "b") == key("a", "b")
     assert len({key("a", "b"), key("ab"), key("b", "a"), key("a", "b", ""), key(1, "b")}) == 5
     assert key("../../x").isalnum()
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> Path:
+    """A folder that nobody can make, root included."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "home"
+
+
+def test_a_cache_is_done_without(blocked: Path) -> None:
+    cache = Cache(blocked / ".cache" / "prumux")
+    assert cache.json("x", lambda: (1, 2)) == [1, 2]
+    cache.write("y", b"y")
+    assert cache.read("y") == b""
+    with pytest.raises(NotADirectoryError):
+        Store(blocked).json("x", lambda: 1)  # finished steps are not done without
+
+
+def test_a_cache_without_a_folder() -> None:
+    assert Cache().json("x", lambda: (1, 2)) == [1, 2]
+    Cache().write("y", b"y")
+    assert Cache().read("y") == b""
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": [1', b"\xff\xfe"])
+def test_a_damaged_entry_of_a_cache_is_made_anew(torn: bytes, tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.write("x.json", torn)
+    assert cache.json("x", lambda: 5) == 5
+    assert cache.json("x", lambda: 6) == 5
+
+
+def test_a_cache_hides_no_fault_of_what_it_keeps(tmp_path: Path) -> None:
+    def fail() -> Any:
+        raise OSError("the measurement")
+
+    with pytest.raises(OSError, match="the measurement"):
+        Cache(tmp_path).json("x", fail)
+
+
+def test_where_the_cache_of_a_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert user_cache().folder == tmp_path / ".cache" / "prumux"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert user_cache().folder == tmp_path / ".cache" / "prumux"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert user_cache().folder == tmp_path / "other" / "prumux"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert user_cache() == Cache()
+
+
+def test_a_file_that_does_not_fit_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(tmp_path / "x", b"data")
+    assert list(tmp_path.iterdir()) == []

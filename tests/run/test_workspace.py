@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -162,3 +163,25 @@ def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
         opened(tmp_path)
     first.release()
     opened(tmp_path).release()
+
+
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path: Path) -> None:
+    for name, to in (("gone", "nowhere"), ("loop", "loop")):
+        (tmp_path / name).symlink_to(to)
+        with pytest.raises(UsageError, match=f"is a link to '{to}', which does not exist"):
+            check_out(tmp_path / name, [], resume=False, force=False)
+
+
+def test_a_file_system_without_locks_is_used_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    found = open_workspace(tmp_path / "out", {"a": 1}, resume=False)
+    assert found is not None
+    assert found.lock is None
+    found.release()
