@@ -29,7 +29,7 @@ class CoreMonitor:
 
     patience_s: float = 0.0
     """Seconds that `wait` may still sleep; timed rounds add to it, see `earn`."""
-    most_s: float = 20.0
+    most_s: float = 10.0
     """Seconds that `earn` may still add."""
     least_us: float = float("inf")
     """The shortest join so far, in microseconds."""

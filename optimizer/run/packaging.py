@@ -73,14 +73,13 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
             evaluator, exported
         )  # noise of a busy machine is unlikely to repeat
     best = others.pop(best_at - 1)
-    for engine in (first, best):
-        _check_answers(evaluator, engine)
     packaged = PackagedEngines(first, best, beside=tuple(others))
     if _slower(first.speed, best.speed):
         ctx.progress.say("the optimised engine is slower than the dense one and was dropped")
         packaged = PackagedEngines(first, first, dropped=best, beside=tuple(others))
-    _stage(packaged.optimised, workspace.staging)
     best = packaged.optimised
+    _check_answers(evaluator, best)
+    _stage(best, workspace.staging)
     best.target.bundle(best.model, ctx, workspace.staging)
     return packaged
 

@@ -24,15 +24,24 @@ from .bisection import Trial
 from .evaluator import Evaluator
 
 ROUNDS = 3
+REPORT_ROUNDS = 2
+"""Rounds of shapes that only the report shows: no choice depends on them."""
 AT_ONCE = 8
 """Engines in memory at the same time."""
 
 
-def time_candidates(evaluator: Evaluator, space: Sequence[Pipeline]) -> list[TimedCandidate]:
+def time_candidates(
+    evaluator: Evaluator, space: Sequence[Pipeline], rounds: int = ROUNDS
+) -> list[TimedCandidate]:
     """Time each candidate's untrained shape; skip candidates that cannot be built.
 
     Some candidates at a time are exported untrained and timed in turn with the dense engine.
     Results are stored, so that a resumed run uses the same ones.
+
+    Args:
+        evaluator: builds and exports the candidates.
+        space: the candidates.
+        rounds: turns of each engine; below `ROUNDS` none waits for near cores.
 
     Raises:
         PassError: no candidate can be built.
@@ -43,7 +52,7 @@ def time_candidates(evaluator: Evaluator, space: Sequence[Pipeline]) -> list[Tim
     if todo:
         with evaluator.ctx.progress.task("timing shapes", len(todo)) as step:
             for names in (todo[i : i + AT_ONCE] for i in range(0, len(todo), AT_ONCE)):
-                measured = _measured(evaluator, [unique[x] for x in names], step)
+                measured = _measured(evaluator, [unique[x] for x in names], rounds, step)
                 for name, facts in zip(names, measured, strict=True):
                     made[name] = evaluator.ctx.store.json(name, partial(dict, facts))
     found = []
@@ -64,9 +73,8 @@ def with_predicted_ratio(evaluator: Evaluator, trials: Sequence[Trial]) -> tuple
     known: dict[Pipeline, TimedCandidate] = {}
     if trials:
         with suppress(PrumuxError, OSError):  # the search is finished without it
-            known = {
-                x.pipeline: x for x in time_candidates(evaluator, [x.pipeline for x in trials])
-            }
+            tried = [x.pipeline for x in trials]
+            known = {x.pipeline: x for x in time_candidates(evaluator, tried, REPORT_ROUNDS)}
     return tuple(
         replace(x, predicted_ratio=known[x.pipeline].throughput) if x.pipeline in known else x
         for x in trials
@@ -89,7 +97,10 @@ def _name(evaluator: Evaluator, pipeline: Pipeline) -> str:
 
 
 def _measured(
-    evaluator: Evaluator, space: Sequence[Pipeline], step: Callable[[], object]
+    evaluator: Evaluator,
+    space: Sequence[Pipeline],
+    rounds: int,
+    step: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """Shape, and throughput over the dense model's on the baseline target; or an error."""
     ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
@@ -115,7 +126,8 @@ def _measured(
                 facts.append({"shape": asdict(shape_of(model.encoder, unmixed, dense))})
                 add(model, evaluator.targets[0])
             step()
-        first, *others = interleave(runs, ROUNDS, repeat=True, cores=ctx.cores)
+        cores = None if rounds < ROUNDS else ctx.cores
+        first, *others = interleave(runs, rounds, repeat=True, cores=cores)
     made = (x for x in facts if "shape" in x)
     for entry, timing in zip(made, others, strict=True):
         entry["throughput"] = speedup(first, timing).median
