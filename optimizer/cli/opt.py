@@ -102,6 +102,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         test=options.test,
         columns=_pairs("--columns", options.columns, "text_a=question"),
         labels=_pairs("--labels", options.labels, "0=positive"),
+        certify_on_train=options.certify_on_train,
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -176,6 +177,12 @@ def _add_data_options(add: Add) -> None:
         default=[],
         metavar="VALUE=CLASS",
         help="the model's classes of the data's labels: 0=positive 1=negative",
+    )
+    add(
+        "--certify-on-train",
+        action="store_true",
+        help="without validation rows, certify on half of the train rows, which the model may "
+        "know by heart",
     )
 
 

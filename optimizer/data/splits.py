@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.tasks.task import Task
 
-from .files import MIN_ROWS, find_files, hub_splits, is_hub_id, listed
+from .files import find_files, unused_files
+from .formats import MIN_ROWS
+from .hub import hub_splits, is_hub_id
 from .label_names import unused
+from .names import SPLITS
 from .rows import Rows, Splits, read_rows
+from .table import listed
 
 MAX_SELECT_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the rows of each split come from."""
+
+    splits: Mapping[str, Any]
+    """By split what `read_rows` takes."""
+    unused: tuple[str, ...] = ()
+    """A line for each file or hub split that is not used."""
+
+    def shown(self, split: str) -> str:
+        """The place of a split, for messages."""
+        source = self.splits[split]
+        return str(source[0] if isinstance(source, tuple) else source)
 
 
 def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
@@ -28,6 +48,8 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     labels: Mapping[str, str] | None = None,
+    metric: str | None = None,
+    certify_on_train: bool = False,
 ) -> Splits:
     """Read the data that is given and assign its rows to roles.
 
@@ -37,65 +59,175 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
         beside: the model's file or folder; its data files are read if nothing else is given.
         task, columns, labels: see `read_rows`.
         seed: draws the parts of a file that get different roles; row order has no influence.
+        metric: the metric that was asked for; `agreement` needs no labels.
+        certify_on_train: whether rows of the train split may certify.
 
     Raises:
-        DataError: nothing is given, a file is wrong, or a role has fewer than 8 rows.
+        DataError: nothing is given, a file is wrong, no rows may certify, or a role has fewer
+            than 8 rows.
         MissingError: a hub id, and the `datasets` library is not installed.
     """
-    given = {"train": train, "validation": validation, "test": test}
-    sources: dict[str, Any] = {k: Path(v) for k, v in given.items() if v is not None}
-    folder = Path(data) if data else None
-    if folder is None and not sources and beside is not None:
-        folder = beside if beside.is_dir() else beside.parent
-    # A bare name is more likely a folder that is misspelt than a data set of the hub.
-    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
-    if hub:
-        assert data is not None
-        sources = {k: data for k in hub_splits(data) if k in given} | sources
-    elif folder is not None:
-        sources = dict(find_files(folder)) | sources
-    rows = {k: read_rows(v, task, columns, k, labels) for k, v in sources.items()}
-    if not rows:
-        where = f"{folder} holds no data" if folder else "no data is given"
-        raise DataError(
-            f"{where}: use --data DIR with train.* and validation.* "
-            "(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE"
-        )
-    splits = assign(rows, seed)
+    sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
+    found = sources.splits
+    rows = {k: read_rows(v, task, columns, k, labels) for k, v in found.items()}
     for key in unused(labels or {}, [x.labels_used for x in rows.values()]):
         raise DataError(
             f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
+    _same_kind(rows, sources)
+    usable, fallbacks = _usable(rows, metric == AGREEMENT)
+    warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
+    try:
+        splits = assign(usable, seed, certify_on_train)
+    except NoCertifyRows as e:
+        raise DataError(_cure(rows, usable, sources)) from e
     notes = dict.fromkeys(note for x in rows.values() for note in x.notes)
-    return replace(splits, notes=(*splits.notes, *notes))
+    return replace(
+        splits,
+        notes=(*splits.notes, *notes, *_unused_columns(rows)),
+        warnings=(*warnings, *splits.warnings),
+    )
 
 
-def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
-    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`."""
-    notes: list[str] = []
+def _sources(
+    data: str | None, given: Mapping[str, str | Path | None], beside: Path | None
+) -> Sources:
+    """The files, or the hub data set, of each split."""
+    files: dict[str, Any] = {k: Path(v) for k, v in given.items() if v is not None}
+    folder = Path(data) if data else None
+    if folder is None and not files and beside is not None:
+        folder = beside if beside.is_dir() else beside.parent
+    # A bare name is more likely a folder that is misspelt than a data set of the hub.
+    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
+    lines: list[str] = []
+    if hub:
+        assert data is not None
+        splits, others = hub_splits(data, files)
+        lines += others
+        files = {k: data for k in splits if k in given} | files
+    elif folder is not None:
+        lines += unused_files(folder, files)
+        files = dict(find_files(folder, files)) | files
+    if not files:
+        where = f"{folder} holds no data" if folder else "no data is given"
+        unread = f"\n{'; '.join(lines[:4])}" if lines else ""
+        raise DataError(
+            f"{where}: use --data DIR with train.* and validation.* "
+            f"(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE{unread}"
+        )
+    return Sources({k: files[k] for k in SPLITS if k in files}, tuple(lines))
+
+
+def _same_kind(rows: Mapping[str, Rows], sources: Sources) -> None:
+    """Refuse splits of which one has pairs and another single texts."""
+    pairs = [k for k, v in rows.items() if v.text_b is not None]
+    singles = [k for k, v in rows.items() if v.text_b is None]
+    if pairs and singles:
+        a, b = pairs[0], singles[0]
+        raise DataError(
+            f"{sources.shown(a)} has pairs of texts, {sources.shown(b)} has single texts\n"
+            "say which columns to use: --columns text_a=NAME (and text_b=NAME for pairs)"
+        )
+
+
+def _usable(
+    rows: Mapping[str, Rows], agreement: bool
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The splits that can be scored, and a line for each that cannot."""
+    if agreement:
+        return dict(rows), ()
     labelled = {k: v for k, v in rows.items() if v.labels is not None}
-    if labelled and len(labelled) < len(rows):
-        notes.append(f"{listed(rows.keys() - labelled)}: not used, it has no labels")
-    if not labelled:
-        notes.append("no labels: the budget is on agreement with the given model")
-    left = [k for k in ("train", "validation", "test") if k in (labelled or rows)]
-    pool, rest = rows[left[0]], left[1:]
+    if labelled:
+        return labelled, tuple(
+            f"{k}: not used, it has no labels ({v.unlabelled})"
+            for k, v in rows.items()
+            if k not in labelled
+        )
+    why = next(iter(rows.values())).unlabelled
+    return dict(rows), (
+        f"no labels ({why}): the budget is on agreement with the given model; "
+        "name the column of labels with --columns, or write --metric agreement",
+    )
+
+
+def _left_out(rows: Mapping[str, Rows]) -> list[str]:
+    return [f"{k}: {v.skipped}" for k, v in rows.items() if v.skipped]
+
+
+def _unused_columns(rows: Mapping[str, Rows]) -> list[str]:
+    """One line for the splits whose unused columns are the same."""
+    splits: dict[tuple[str, ...], list[str]] = {}
+    for split, found in rows.items():
+        splits.setdefault(found.unused, []).append(split)
+    return [f"columns not used: {', '.join(x)} ({', '.join(k)})" for x, k in splits.items() if x]
+
+
+class NoCertifyRows(Exception):
+    """There are no rows that may certify."""
+
+
+def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources) -> str:
+    """The message for data without rows that may certify: at most five lines."""
+    if "validation" in rows:
+        why = f"{sources.shown('validation')} has no labels ({rows['validation'].unlabelled})"
+        cures = [
+            "name the column of labels: --columns label=NAME, "
+            "or do without them: --metric agreement"
+        ]
+    else:
+        names = " and ".join(f"{k} ({len(v)} rows)" for k, v in rows.items())
+        why = f"no validation rows to certify on, only {names}"
+        cures = [
+            "a model knows its training rows by heart, and test rows are for the report only",
+            "give rows that the model was not trained on: --validation FILE",
+        ]
+        if sources.unused:
+            cures.append(f"({'; '.join(sources.unused[:2])})")
+        elif "test" in usable:
+            cures[-1] += f" (say, {sources.shown('test')})"
+    if "train" in usable:
+        cures.append("or certify on rows of the train split all the same: --certify-on-train")
+    return "\n".join([why, *cures])
+
+
+def assign(rows: Mapping[str, Rows], seed: int = 0, certify_on_train: bool = False) -> Splits:
+    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
+
+    Raises:
+        NoCertifyRows: without validation rows, unless rows of `train` may certify.
+        DataError: a role has fewer than 8 rows.
+    """
+    notes: list[str] = []
+    warnings: list[str] = []
+    test = rows.get("test")
+    if "validation" in rows:
+        pool_name, own = ("train", False) if "train" in rows else ("validation", True)
+        if certify_on_train:
+            warnings.append("--certify-on-train: not used, validation rows certify")
+    elif "train" in rows and certify_on_train:
+        pool_name, own = "train", True
+        warnings.append(
+            "certified on rows of the train split, which a model knows by heart: "
+            "it may lose more on new texts"
+        )
+    else:
+        raise NoCertifyRows
+    pool = rows[pool_name]
     contents = pool.contents()
     order = _order(contents, seed)
     n = len(pool)
-    if not rest:
+    if own:
         sizes = (n // 4, n // 4)
-        certify, test = pool.take(order[2 * (n // 4) :]), None
-        notes.append(f"fit, select and certify: 25, 25 and 50 % of {left[0]} ({n} rows)")
+        certify = pool.take(order[2 * (n // 4) :])
+        notes.append(f"fit, select and certify: 25, 25 and 50 % of {pool_name} ({n} rows)")
     else:
-        select_rows = min(MAX_SELECT_ROWS, n // 4) if left[0] == "train" else n // 2
-        sizes = (n - select_rows, select_rows)
-        certify, test = rows[rest[0]], rows[rest[1]] if rest[1:] else None
-        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {left[0]}")
-        notes.append(f"certify: {rest[0]} ({len(certify)} rows)")
-        if test is not None:
-            notes.append(f"test: {rest[1]} ({len(test)} rows), for the report only")
+        select_rows = min(MAX_SELECT_ROWS, n // 4)
+        sizes, certify = (n - select_rows, select_rows), rows["validation"]
+        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {pool_name}")
+        notes.append(f"certify: validation ({len(certify)} rows)")
+    if test is not None:
+        notes.append(f"test: test ({len(test)} rows), for the report only")
     certify, again = _distinct(certify)
     if again:
         notes.append(f"dropped {again} rows from certify: they repeat another row of it")
@@ -112,7 +244,7 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
             "their text is also in certify or test"
         )
     _enough({"fit": fit, "select": select, "certify": certify, "test": test}, notes)
-    return Splits(fit, select, certify, test, tuple(notes))
+    return Splits(fit, select, certify, test, tuple(notes), tuple(warnings))
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:

@@ -32,6 +32,8 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     """The meaning of label values: the data's value to the model's class."""
+    certify_on_train: bool = False
+    """Whether rows of the train split may certify, which a model knows by heart."""
     target: str = "onnx"
     metric: str | None = None
     batch: int = 32
@@ -59,6 +61,10 @@ class Request:
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
+        if not isinstance(self.certify_on_train, bool):
+            raise UsageError(
+                f"certify_on_train is {self.certify_on_train!r}, it must be True or False"
+            )
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"

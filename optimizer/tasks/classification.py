@@ -43,6 +43,7 @@ class Classification(Task):
     head: ClassVar[str] = "ForSequenceClassification"
     pooling: ClassVar[Pooling] = "first"
     columns: ClassVar[tuple[str, ...]] = ("label",)
+    other_columns: ClassVar[tuple[str, ...]] = ("labels",)
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
