@@ -162,7 +162,11 @@ def _add_search_options(add: Add) -> None:
 def _add_data_options(add: Add) -> None:
     add("--data", metavar="DIR", help="folder with train.*, validation.*, test.*; or a hub id")
     add("--train", metavar="FILE", help="rows to train on: parquet, jsonl, json, csv or tsv")
-    add("--validation", metavar="FILE", help="rows to certify the loss on")
+    add(
+        "--validation",
+        metavar="FILE",
+        help="rows to certify the loss on; test: the test split of --data certifies",
+    )
     add("--test", metavar="FILE", help="rows for the report only, used for no choice")
     add(
         "--columns",

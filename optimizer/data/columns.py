@@ -25,9 +25,7 @@ class Columns:
 
     def unused(self, table: Table) -> tuple[str, ...]:
         """The table's other columns."""
-        return tuple(
-            x for x in table.names if x not in (self.first, self.second, self.label)
-        )
+        return tuple(x for x in table.names if x not in (self.first, self.second, self.label))
 
 
 def known_columns() -> tuple[str, ...]:
@@ -131,18 +129,16 @@ def _words(table: Table, given: Mapping[str, str], can_name: bool) -> str:
     if "tokens" in given:
         return given["tokens"]
     found = [y for x in WORDS for y in column_of(table.names, x)]
-    if len(found) == 1:
-        return found[0]
-    cure = "name it 'tokens'"
-    if can_name:
-        cure = "say which to use: --columns tokens=NAME tags=NAME"
-    what = "no column 'tokens'" if not found else "more than one column of words"
-    table.fail(None, f"{what}; the columns are: {listed(table.names)}\n{cure}")
+    if len(found) != 1:
+        cure = "name it 'tokens'"
+        if can_name:
+            cure = "say which to use: --columns tokens=NAME tags=NAME"
+        what = "no column 'tokens'" if not found else "more than one column of words"
+        table.fail(None, f"{what}; the columns are: {listed(table.names)}\n{cure}")
+    return found[0]
 
 
-def _texts(
-    table: Table, given: Mapping[str, str], can_name: bool
-) -> tuple[str, str | None]:
+def _texts(table: Table, given: Mapping[str, str], can_name: bool) -> tuple[str, str | None]:
     if "text_a" in given:
         return given["text_a"], given.get("text_b")
     names = table.names
@@ -155,10 +151,10 @@ def _texts(
     found += [(x, None) for x in singles if x not in paired]
     if "text_b" in given:
         found = [(x, given["text_b"]) for x in singles if x != given["text_b"]]
-    if len(found) == 1:
-        return found[0]
-    cure = "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)"
-    if not can_name:
-        cure = "keep one, named 'text' (for pairs two: 'text_a' and 'text_b')"
-    what = "more than one candidate for the text" if found else "no text column"
-    table.fail(None, f"{what}; the columns are: {listed(names)}\n{cure}")
+    if len(found) != 1:
+        cure = "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)"
+        if not can_name:
+            cure = "keep one, named 'text' (for pairs two: 'text_a' and 'text_b')"
+        what = "more than one candidate for the text" if found else "no text column"
+        table.fail(None, f"{what}; the columns are: {listed(names)}\n{cure}")
+    return found[0]

@@ -16,7 +16,19 @@ from .names import by_split, split_of
 
 NO_DATA = (*CARDS, "labels.json", "state.json", "dataset_dict.json")
 """Files that may lie beside data and hold no rows."""
-_CODE = (".py", ".sh", ".md", ".ipynb", ".log", ".bin", ".pt", ".toml", ".yaml", ".yml", ".cfg")
+_CODE = (
+    ".py",
+    ".sh",
+    ".md",
+    ".ipynb",
+    ".log",
+    ".bin",
+    ".pt",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".cfg",
+)
 """Endings of files that hold no rows, whatever their name."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
@@ -56,11 +68,12 @@ def find_files(folder: Path, settled: Collection[str] = ()) -> Found:
 
 def unused_files(folder: Path, settled: Collection[str] = ()) -> list[str]:
     """A line for each file that looks like data and is not among those of `find_files`."""
-    lines = _find(folder, settled)[1]
+    found, lines = _find(folder, settled)
+    used = {x for paths in found.values() for x in paths}
     model = (folder / "config.json").is_file()
     known = ", ".join(FORMATS)
     for path in _entries(folder):
-        if path.is_dir() or _split_name(path) or path.name in NO_DATA:
+        if path.is_dir() or path in used or _split_name(path) or path.name in NO_DATA:
             continue
         code = path.suffix.lower() in _CODE
         if split_of(path.name.partition(".")[0]) and not ending_of(path) and not code:

@@ -1,4 +1,4 @@
-"""Decide which rows of a table are kept: those with a text and, where others have one, a label."""
+"""Leave out rows without a text, or without the label that other rows have."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def _no_labels(
 ) -> str:
     """Why labels that are there are none; '' = they are labels."""
     if not known:
-        return f"its column '{name}' is empty"
+        return f"it has no labels (its column '{name}' is empty)"
     if task.reads_words:
         return ""
     different = {folded(x) for x in known if not isinstance(x, list)}
     if different == {str(HIDDEN)} and str(HIDDEN) not in chosen.pairs:
-        return f"all its labels are {HIDDEN}"
+        return f"it has no labels (all are {HIDDEN})"
     some = len(task.labels) > 1 or not task.has_classes
     same = reported and len(different) == 1 and some
     return f"all its {len(known)} labels are '{known[0]}'" if same else ""

@@ -47,7 +47,7 @@ class Rows:
     labels_used: frozenset[str] = frozenset()
     """Keys of `--labels` that occurred."""
     unlabelled: str = ""
-    """The reason why there are no labels."""
+    """The reason why there are no labels, as in "it has no labels (...)"."""
     unused: tuple[str, ...] = ()
     """Columns that are not used."""
     skipped: str = ""
@@ -160,8 +160,8 @@ def read_rows(
         unlabelled=kept.unlabelled,
     )
     if found.label is None or kept.unlabelled:
-        said = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
-        return replace(rows, unlabelled=kept.unlabelled or said)
+        shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
+        return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
     return _labelled(kept.table, found.label, rows, task, chosen)
 
 

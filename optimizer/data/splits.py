@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from .hub import hub_splits, is_hub_id
 from .label_names import unused
 from .names import SPLITS
 from .rows import Rows, Splits, read_rows
-from .table import listed
 
 MAX_SELECT_ROWS = 2048
+ON_TRAIN = (
+    "certified on rows of the train split, which a model knows by heart: "
+    "it may lose more on new texts"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Sources:
     """By split what `read_rows` takes."""
     unused: tuple[str, ...] = ()
     """A line for each file or hub split that is not used."""
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """The hub split to read where it is not the split's own."""
 
     def shown(self, split: str) -> str:
         """The place of a split, for messages."""
@@ -55,7 +60,8 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
 
     Args:
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
-        train, validation, test: files; each wins over the same split of `data`.
+        train, validation, test: files; each wins over the same split of `data`. If
+            `validation` is `test`, the test split of `data` certifies.
         beside: the model's file or folder; its data files are read if nothing else is given.
         task, columns, labels: see `read_rows`.
         seed: draws the parts of a file that get different roles; row order has no influence.
@@ -69,24 +75,30 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     """
     sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
     found = sources.splits
-    rows = {k: read_rows(v, task, columns, k, labels) for k, v in found.items()}
+    moved = sources.moved
+    rows = {k: read_rows(v, task, columns, moved.get(k, k), labels) for k, v in found.items()}
     for key in unused(labels or {}, [x.labels_used for x in rows.values()]):
         raise DataError(
             f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
     _same_kind(rows, sources)
-    usable, fallbacks = _usable(rows, metric == AGREEMENT)
+    usable, fallbacks = _usable(rows, metric == AGREEMENT, task.columns[0])
     warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
-    try:
-        splits = assign(usable, seed, certify_on_train)
-    except NoCertifyRows as e:
-        raise DataError(_cure(rows, usable, sources)) from e
+    if "validation" in usable:
+        warnings += [
+            "--certify-on-train: not used, validation rows certify"
+        ] * certify_on_train
+    elif "train" in usable and certify_on_train:
+        warnings.append(ON_TRAIN)
+    else:
+        raise DataError(_cure(rows, usable, sources))
+    splits = assign(usable, seed)
     notes = dict.fromkeys(note for x in rows.values() for note in x.notes)
     return replace(
         splits,
         notes=(*splits.notes, *notes, *_unused_columns(rows)),
-        warnings=(*warnings, *splits.warnings),
+        warnings=tuple(warnings),
     )
 
 
@@ -95,6 +107,7 @@ def _sources(
 ) -> Sources:
     """The files, or the hub data set, of each split."""
     files: dict[str, Any] = {k: Path(v) for k, v in given.items() if v is not None}
+    named = str(given["validation"]) == "test" and "test" not in files
     folder = Path(data) if data else None
     if folder is None and not files and beside is not None:
         folder = beside if beside.is_dir() else beside.parent
@@ -109,6 +122,11 @@ def _sources(
     elif folder is not None:
         lines += unused_files(folder, files)
         files = dict(find_files(folder, files)) | files
+    moved = {}
+    if named and "test" in files and not Path("test").is_file():
+        files["validation"] = files.pop("test")
+        moved = {"validation": "test"} if hub else {}
+        lines.append("the rows of the test split certify, as --validation test says")
     if not files:
         where = f"{folder} holds no data" if folder else "no data is given"
         unread = f"\n{'; '.join(lines[:4])}" if lines else ""
@@ -116,7 +134,7 @@ def _sources(
             f"{where}: use --data DIR with train.* and validation.* "
             f"(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE{unread}"
         )
-    return Sources({k: files[k] for k in SPLITS if k in files}, tuple(lines))
+    return Sources({k: files[k] for k in SPLITS if k in files}, tuple(lines), moved)
 
 
 def _same_kind(rows: Mapping[str, Rows], sources: Sources) -> None:
@@ -132,22 +150,26 @@ def _same_kind(rows: Mapping[str, Rows], sources: Sources) -> None:
 
 
 def _usable(
-    rows: Mapping[str, Rows], agreement: bool
+    rows: Mapping[str, Rows], agreement: bool, label: str
 ) -> tuple[dict[str, Rows], tuple[str, ...]]:
-    """The splits that can be scored, and a line for each that cannot."""
+    """The splits that can be scored, and a line for each that cannot.
+
+    Args:
+        rows: by split.
+        agreement: whether labels are not needed.
+        label: the key of `--columns` that names the labels.
+    """
     if agreement:
         return dict(rows), ()
     labelled = {k: v for k, v in rows.items() if v.labels is not None}
     if labelled:
         return labelled, tuple(
-            f"{k}: not used, it has no labels ({v.unlabelled})"
-            for k, v in rows.items()
-            if k not in labelled
+            f"{k}: not used, {v.unlabelled}" for k, v in rows.items() if k not in labelled
         )
-    why = next(iter(rows.values())).unlabelled
+    split, first = next(iter(rows.items()))
     return dict(rows), (
-        f"no labels ({why}): the budget is on agreement with the given model; "
-        "name the column of labels with --columns, or write --metric agreement",
+        f"{split}: {first.unlabelled}: the budget is on agreement with the given model; "
+        f"if a column holds the labels: --columns {label}=NAME, else --metric agreement",
     )
 
 
@@ -160,20 +182,18 @@ def _unused_columns(rows: Mapping[str, Rows]) -> list[str]:
     splits: dict[tuple[str, ...], list[str]] = {}
     for split, found in rows.items():
         splits.setdefault(found.unused, []).append(split)
-    return [f"columns not used: {', '.join(x)} ({', '.join(k)})" for x, k in splits.items() if x]
-
-
-class NoCertifyRows(Exception):
-    """There are no rows that may certify."""
+    return [
+        f"columns not used: {', '.join(x)} ({', '.join(k)})" for x, k in splits.items() if x
+    ]
 
 
 def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources) -> str:
     """The message for data without rows that may certify: at most five lines."""
     if "validation" in rows:
-        why = f"{sources.shown('validation')} has no labels ({rows['validation'].unlabelled})"
+        why = f"{sources.shown('validation')}: {rows['validation'].unlabelled}"
         cures = [
-            "name the column of labels: --columns label=NAME, "
-            "or do without them: --metric agreement"
+            "give the column of labels the name that it has in the other splits, "
+            "or do without labels: --metric agreement"
         ]
     else:
         names = " and ".join(f"{k} ({len(v)} rows)" for k, v in rows.items())
@@ -182,50 +202,37 @@ def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources
             "a model knows its training rows by heart, and test rows are for the report only",
             "give rows that the model was not trained on: --validation FILE",
         ]
+        if "test" in usable:
+            cures[-1] += ", or those of the test split: --validation test"
         if sources.unused:
             cures.append(f"({'; '.join(sources.unused[:2])})")
-        elif "test" in usable:
-            cures[-1] += f" (say, {sources.shown('test')})"
     if "train" in usable:
         cures.append("or certify on rows of the train split all the same: --certify-on-train")
     return "\n".join([why, *cures])
 
 
-def assign(rows: Mapping[str, Rows], seed: int = 0, certify_on_train: bool = False) -> Splits:
+def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
     """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
 
+    Rows of `validation` certify, or half of those of `train` if it is alone.
+
     Raises:
-        NoCertifyRows: without validation rows, unless rows of `train` may certify.
         DataError: a role has fewer than 8 rows.
     """
     notes: list[str] = []
-    warnings: list[str] = []
-    test = rows.get("test")
-    if "validation" in rows:
-        pool_name, own = ("train", False) if "train" in rows else ("validation", True)
-        if certify_on_train:
-            warnings.append("--certify-on-train: not used, validation rows certify")
-    elif "train" in rows and certify_on_train:
-        pool_name, own = "train", True
-        warnings.append(
-            "certified on rows of the train split, which a model knows by heart: "
-            "it may lose more on new texts"
-        )
-    else:
-        raise NoCertifyRows
-    pool = rows[pool_name]
+    name = "train" if "train" in rows else "validation"
+    pool, test = rows[name], rows.get("test")
     contents = pool.contents()
     order = _order(contents, seed)
     n = len(pool)
-    if own:
-        sizes = (n // 4, n // 4)
-        certify = pool.take(order[2 * (n // 4) :])
-        notes.append(f"fit, select and certify: 25, 25 and 50 % of {pool_name} ({n} rows)")
-    else:
+    if "train" in rows and "validation" in rows:
         select_rows = min(MAX_SELECT_ROWS, n // 4)
         sizes, certify = (n - select_rows, select_rows), rows["validation"]
-        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {pool_name}")
+        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of train")
         notes.append(f"certify: validation ({len(certify)} rows)")
+    else:
+        sizes, certify = (n // 4, n // 4), pool.take(order[2 * (n // 4) :])
+        notes.append(f"fit, select and certify: 25, 25 and 50 % of {name} ({n} rows)")
     if test is not None:
         notes.append(f"test: test ({len(test)} rows), for the report only")
     certify, again = _distinct(certify)
@@ -244,7 +251,7 @@ def assign(rows: Mapping[str, Rows], seed: int = 0, certify_on_train: bool = Fal
             "their text is also in certify or test"
         )
     _enough({"fit": fit, "select": select, "certify": certify, "test": test}, notes)
-    return Splits(fit, select, certify, test, tuple(notes), tuple(warnings))
+    return Splits(fit, select, certify, test, tuple(notes))
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:

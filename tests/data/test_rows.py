@@ -124,7 +124,11 @@ def test_take_and_digest() -> None:
 
 
 BAD_COLUMNS: list[tuple[str, str | bytes, str]] = [
-    ("x.csv", "text,label\n,1\n ,0\n", "x.csv: all 2 rows are empty in 'text': give rows with"),
+    (
+        "x.csv",
+        "text,label\n,1\n ,0\n",
+        "x.csv: all 2 rows are empty in 'text': give rows with",
+    ),
     ("x.csv", "text,label\na,1\nb,7\n", r"x.csv, row 2: label 7 is out of range, .* 2 labels"),
     ("x.csv", "text,label\na,1\nb,1\n", r"x.csv: all 2 rows have the label 1 \('positive'\)"),
     ("x.csv", "body,y\na,1\n", r"no text column; the columns are: body, y\n.*text_a=NAME"),

@@ -75,8 +75,11 @@ def test_certify_on_train(
     ("names", "cures"),
     [
         (["train"], ["--validation FILE", "--certify-on-train"]),
-        (["train", "test"], ["--validation FILE (say, ", "test.csv", "--certify-on-train"]),
-        (["test"], ["--validation FILE (say, ", "test.csv"]),
+        (
+            ["train", "test"],
+            ["--validation FILE, or those", "--validation test", "--certify-on-train"],
+        ),
+        (["test"], ["--validation FILE, or those", "--validation test"]),
     ],
 )
 def test_no_rows_that_may_certify(tmp_path: Path, names: list[str], cures: list[str]) -> None:
@@ -135,7 +138,7 @@ def test_unlabelled(tmp_path: Path) -> None:
     splits = load(tmp_path, certify_on_train=True)
     assert splits.certify.labels is None
     assert splits.warnings[0].startswith(
-        "no labels (no column 'label' or 'labels'; its columns are: text): "
+        "train: it has no labels (no column 'label' or 'labels'; its columns are: text): "
         "the budget is on agreement with the given model; "
     )
     labelled(tmp_path / "validation.csv", 40)
@@ -244,7 +247,7 @@ def test_hub(hub: Callable[..., None]) -> None:
     assert sizes(splits) == (30, 10, 10, None)
     assert splits.warnings == (
         "not used: glue/set:sst2 unsupervised, which has no usual name of a split",
-        "test: not used, it has no labels (all its labels are -1)",
+        "test: not used, it has no labels (all are -1)",
     )
     # The data set numbers its classes the other way round than the model.
     assert ids(read_rows("glue/set", TASK, split="validation")) == [1, 0] * 5
