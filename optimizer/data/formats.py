@@ -54,8 +54,6 @@ def read_file(path: Path, wanted: set[str]) -> Table:
     ending = ending_of(path)
     if not ending:
         raise DataError(f"{path}: the ending '{path.suffix}' is none of {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder, not a file: use --data {path}")
     if not path.is_file():
         raise DataError(f"there is no file {path}: check the name")
     try:

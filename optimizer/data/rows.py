@@ -185,6 +185,8 @@ def _table(source: str | Path | Sequence[Path], wanted: set[str], split: str | N
     path, split = Path(source), split or "train"
     if path.is_dir():
         files = find_files(path)
+        if len(files) == 1 and (path / "state.json").is_file():
+            split = next(iter(files))  # one split by `save_to_disk`: what it was asked for
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
         return _table(files[split], wanted, None)
