@@ -107,7 +107,7 @@ def test_rows_without_content(tmp_path: Path, kind: str) -> None:
     )
     # Later messages count rows as the file does.
     columns["label"][6] = "ugly"
-    with pytest.raises(DataError, match="row 7: label 'ugly'"):
+    with pytest.raises(DataError, match=r"row 7: label 'ugly'"):
         read_rows(write(file, **columns), TASK)
 
 
@@ -136,7 +136,7 @@ def test_pairs_and_words_without_content(tmp_path: Path) -> None:
     assert read_texts(words, TAGS).words == (("a",),)
     with pytest.raises(DataError, match=r"row 1: 'tokens' is \['a', 1\], not a list of words"):
         read_rows(text(tmp_path / "x.jsonl", '{"tokens": ["a", 1]}'), TAGS)
-    with pytest.raises(DataError, match="row 1: 'tokens' holds half a character"):
+    with pytest.raises(DataError, match=r"row 1: 'tokens' holds half a character"):
         read_rows(text(tmp_path / "x.jsonl", '{"tokens": ["\\ud800"]}'), TAGS)
 
 
@@ -170,7 +170,7 @@ def test_test_labels_that_tell_nothing(tmp_path: Path, label: int | None, why: s
     assert splits.warnings == (f"test: not used, {why}",)
     if label == 1:
         write(tmp_path / "dev.csv", text=texts, label=[label] * 9)
-        with pytest.raises(DataError, match="all 9 rows have the label 1"):
+        with pytest.raises(DataError, match=r"all 9 rows have the label 1"):
             load(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_minus_one_beside_all_classes_is_no_label(tmp_path: Path) -> None:
     assert rows.skipped.startswith("rows are skipped: 1 without a label in 'label' (")
     # It may be a class where one is missing: sentiment as -1, 0, 1.
     three = write(tmp_path / "y.csv", text=texts, label=[0, -1, 1, 1, 0])
-    with pytest.raises(DataError, match="row 2: label -1 is not in 0..2: remove the row"):
+    with pytest.raises(DataError, match=r"row 2: label -1 is not in 0..2: remove the row"):
         read_rows(three, task)
     meant = {"-1": "contradiction", "0": "neutral", "1": "entailment"}
     assert ids(read_rows(three, task, labels=meant)) == [1, 2, 0, 0, 1]
@@ -193,14 +193,16 @@ def test_booleans(tmp_path: Path) -> None:
     file = text(tmp_path / "x.jsonl", lines)
     assert ids(read_rows(file, TASK)) == [1, 0]
     assert ids(read_rows(file, Classification(("True", "False")))) == [0, 1]
-    with pytest.raises(DataError, match="row 1: the label True is true or false, .* 3 labels"):
+    with pytest.raises(
+        DataError, match=r"row 1: the label True is true or false, .* 3 labels"
+    ):
         read_rows(file, Classification(("a", "b", "c")))
 
 
 def test_parquet_columns_with_one_name(tmp_path: Path) -> None:
     made = pyarrow.table([["a"], ["b"], [1]], names=["text", "text ", "label"])
     pyarrow.parquet.write_table(made, tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="two columns named 'text': rename one"):
+    with pytest.raises(DataError, match=r"two columns named 'text': rename one"):
         read_rows(tmp_path / "x.parquet", TASK)
 
 

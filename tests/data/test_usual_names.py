@@ -103,14 +103,14 @@ def test_links_and_files_in_place_of_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no data: (.*\n)+not used: .*rows.csv"):
         load(tmp_path)
     (tmp_path / "train.csv").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match="is a link to a file that is not there"):
+    with pytest.raises(DataError, match=r"is a link to a file that is not there"):
         find_files(tmp_path)
 
 
 def test_missing_shards(tmp_path: Path) -> None:
     for i in (0, 2):
         labelled(tmp_path / f"train/rows-{i:05}-of-00003.csv", 40)
-    with pytest.raises(DataError, match="2 of 3 shards of 'train' are there"):
+    with pytest.raises(DataError, match=r"2 of 3 shards of 'train' are there"):
         load(tmp_path)
 
 
@@ -164,13 +164,13 @@ def test_columns_that_may_be_either(tmp_path: Path) -> None:
     empty = write(tmp_path / "y.jsonl", text=["x", "y"], label=[None] * 2, labels=[0, 1])
     assert ids(read_rows(empty, TASK)) == [0, 1]
     cased = write(tmp_path / "z.jsonl", text=["x", "y"], Label=[1, 0], LABEL=[0, 1])
-    with pytest.raises(DataError, match="'Label' and 'LABEL' may both hold the labels"):
+    with pytest.raises(DataError, match=r"'Label' and 'LABEL' may both hold the labels"):
         read_rows(cased, TASK)
-    with pytest.raises(DataError, match="2 columns 'label'"):
+    with pytest.raises(DataError, match=r"2 columns 'label'"):
         read_rows(cased, TASK, {"label": "label"})
     assert ids(read_rows(cased, TASK, {"label": "LABEL"})) == [0, 1]
     twice = text(tmp_path / "t.csv", "text,text \na,b\n")
-    with pytest.raises(DataError, match="two columns named 'text'"):
+    with pytest.raises(DataError, match=r"two columns named 'text'"):
         read_rows(twice, TASK)
     with pytest.raises(DataError, match=r"--columns score=z label=y: give one of them"):
         read_rows(file, SCORE, {"score": "z", "label": "y"})
