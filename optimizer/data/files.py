@@ -187,10 +187,11 @@ def _saved(folder: Path) -> FileSet | None:
             f"{folder} holds rows in another order than their files (indices): call "
             "flatten_indices() before save_to_disk"
         )
+    there = {x.name for x in folder.iterdir()}
+    for name in names:
+        if name not in there:
+            raise DataError(f"{path} names {name:.80}, which is not there: copy it too")
     files = [folder / x for x in names]
-    for file in files:
-        if file.parent != folder or not file.is_file():
-            raise DataError(f"{path} names {file}, which is not there: copy it too")
     if not isinstance(split, str) or split_of(split) is None:
         split = "train"
     return FileSet(split, tuple(files)) if files else None

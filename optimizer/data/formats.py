@@ -106,6 +106,7 @@ def _read_arrow(path: Path, wanted: set[str], kind: str) -> Table:
         schema = _arrow_schema(path, kind)
         _refuse_twins(path, stripped(schema.names))
         data = _arrow_table(path, kind, [x for x in schema.names if folded(x) in wanted])
+        data.validate(full=True)  # damaged offsets would crash the process
         columns = {x: data.column(x).to_pylist() for x in data.column_names}
     except (OSError, ValueError, LookupError, pyarrow.ArrowException) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]

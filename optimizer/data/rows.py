@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -236,14 +236,18 @@ def _check_characters(table: Table, row: int, name: str, text: str) -> None:
 
 def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:
     values = table.columns[name]
+
+    def fail(row: int | None, text: str) -> NoReturn:
+        table.fail(row, text if name in text else f"column '{name}': {text}")
+
     if not task.has_classes:
-        return replace(rows, labels=task.read_labels(values, rows.words, table.fail))
+        return replace(rows, labels=task.read_labels(values, rows.words, fail))
     if rows.words is None:
-        values = label_values(values, task.labels, table.fail)
+        values = label_values(values, task.labels, fail)
     classes = table.classes.get(folded(name), ()) or _card_classes(table, name, values)
     resolve = resolved if rows.words is None else resolved_tags
-    found = resolve(values, classes, chosen, table.fail)
-    labels = task.read_labels(found.values, rows.words, table.fail)
+    found = resolve(values, classes, chosen, fail)
+    labels = task.read_labels(found.values, rows.words, fail)
     return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)
 
 

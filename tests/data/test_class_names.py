@@ -77,9 +77,16 @@ def test_names_as_labels_need_no_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "# Title", "---\n# no end", "---\nlicense: [mit\n---\n",
-     "---\ndataset_info: 3\n---\n", README.replace("'1'", "'2'"), "---\ndataset_info:\n  features: [1, {name: 3}]\n---\n"],
-)  # fmt: skip
+    [
+        "",
+        "# Title",
+        "---\n# no end",
+        "---\nlicense: [mit\n---\n",
+        "---\ndataset_info: 3\n---\n",
+        "---\ndataset_info:\n  features: [1, {name: 3}]\n---\n",
+        README.replace("'1'", "'2'"),
+    ],
+)
 def test_a_readme_that_names_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / "README.md").write_text(content)
     assert ids(read_rows(swapped(tmp_path / "a.csv"), TASK)) == [0, 1, 1]
@@ -154,3 +161,13 @@ def test_damaged_save_to_disk(tmp_path: Path) -> None:
     (moved / "state.json").write_text("[]")
     with pytest.raises(DataError, match=r"state.json is not as datasets' save_to_disk writes"):
         find_files(moved)
+
+
+def test_damaged_arrow(tmp_path: Path) -> None:
+    file = next(saved(tmp_path / "a", 20).glob("data-*"))
+    raw = bytearray(file.read_bytes())
+    at = raw.index(b"a 0a 1a 2")  # the texts; the offsets of their ends stand before them
+    raw[at - 50 : at - 40] = b"\xff" * 10
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match="cannot be read as arrow"):
+        read_rows(file, TASK)

@@ -199,6 +199,12 @@ def test_booleans(tmp_path: Path) -> None:
         read_rows(file, Classification(("a", "b", "c")))
 
 
+def test_the_column_is_named(tmp_path: Path) -> None:
+    file = text(tmp_path / "x.jsonl", '{"text": "a", "target": 7}')
+    with pytest.raises(DataError, match=r"row 1: column 'target': label 7 is out of range"):
+        read_rows(file, TASK, {"label": "target"})
+
+
 def test_parquet_columns_with_one_name(tmp_path: Path) -> None:
     made = pyarrow.table([["a"], ["b"], [1]], names=["text", "text ", "label"])
     pyarrow.parquet.write_table(made, tmp_path / "x.parquet")
