@@ -171,6 +171,7 @@ def _add_data_options(add: Add) -> None:
     add(
         "--columns",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=NAME",
         help="names of columns: text_a=q label=y",
@@ -178,6 +179,7 @@ def _add_data_options(add: Add) -> None:
     add(
         "--labels",
         nargs="+",
+        action="extend",
         default=[],
         metavar="VALUE=CLASS",
         help="the model's classes of the data's labels: 0=positive 1=negative",

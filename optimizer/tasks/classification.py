@@ -66,7 +66,11 @@ class Classification(Task):
             return None
         if (ids == HIDDEN).any():
             row = int(np.flatnonzero(ids == HIDDEN)[0])
-            fail(row, f"label -1 is not in 0..{len(names) - 1}: remove the row")
+            fail(
+                row,
+                f"label -1 is not in 0..{len(names) - 1}: remove the row, or say what it "
+                f"means: --labels=-1={names[0]} ...",
+            )
         if len(names) > 1 and (ids == ids[0]).all():
             fail(
                 None,

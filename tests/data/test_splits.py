@@ -270,3 +270,31 @@ def test_hub_fails(hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MissingError, match=r"pip install 'prumux\[hub\]'") as caught:
         load(Path(), data="some/set")
     assert caught.value.exit_code == 5
+
+
+def test_a_hub_data_set_without_validation(hub: Callable[..., None]) -> None:
+    def load_dataset(name: str, config: str | None) -> dict[str, HubSplit]:
+        del name, config
+        return {
+            key: HubSplit(
+                {"text": [f"{key} {i}" for i in range(rows)], "label": [0, 1] * (rows // 2)}
+            )
+            for key, rows in (("train", 40), ("test", 20))
+        }
+
+    hub(load_dataset)
+    with pytest.raises(DataError, match="or those of the test split: --validation test"):
+        load(Path(), data="some/set")
+    splits = load(Path(), data="some/set", validation="test")
+    assert sizes(splits) == (30, 10, 20, None)
+    assert splits.certify.text_a[0] == "test 0"
+
+
+def test_a_hub_data_set_with_two_validation_splits(hub: Callable[..., None]) -> None:
+    def load_dataset(name: str, config: str | None) -> dict[str, HubSplit]:
+        del name, config
+        return {key: HubSplit({"text": [key], "label": [0]}) for key in ("val", "dev")}
+
+    hub(load_dataset)
+    with pytest.raises(DataError, match="'some/set' has both some/set val and some/set dev"):
+        load(Path(), data="some/set")
