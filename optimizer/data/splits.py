@@ -20,6 +20,7 @@ from .names import SPLITS
 from .rows import Rows, Splits, read_rows
 
 MAX_SELECT_ROWS = 2048
+NOT_NEEDED = "--certify-on-train: not used, validation rows certify"
 ON_TRAIN = (
     "certified on rows of the train split, which a model knows by heart: "
     "it may lose more on new texts"
@@ -74,9 +75,10 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
         MissingError: a hub id, and the `datasets` library is not installed.
     """
     sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
-    found = sources.splits
-    moved = sources.moved
-    rows = {k: read_rows(v, task, columns, moved.get(k, k), labels) for k, v in found.items()}
+    rows = {
+        k: read_rows(v, task, columns, sources.moved.get(k, k), labels)
+        for k, v in sources.splits.items()
+    }
     for key in unused(labels or {}, [x.labels_used for x in rows.values()]):
         raise DataError(
             f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
@@ -85,13 +87,9 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     _same_kind(rows, sources)
     usable, fallbacks = _usable(rows, metric == AGREEMENT, task.columns[0])
     warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
-    if "validation" in usable:
-        warnings += [
-            "--certify-on-train: not used, validation rows certify"
-        ] * certify_on_train
-    elif "train" in usable and certify_on_train:
-        warnings.append(ON_TRAIN)
-    else:
+    if certify_on_train and usable.keys() & {"train", "validation"}:
+        warnings.append(NOT_NEEDED if "validation" in usable else ON_TRAIN)
+    elif "validation" not in usable:
         raise DataError(_cure(rows, usable, sources))
     splits = assign(usable, seed)
     notes = dict.fromkeys(note for x in rows.values() for note in x.notes)

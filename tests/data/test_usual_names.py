@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_headers(tmp_path: Path, header: str) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_blanks_in_names_of_columns(tmp_path: Path, ending: str) -> None:
-    columns = {" Sentence": ["x", "y"], "LABELS ": [1, 0], "id": [0, 1]}
+    columns: dict[str, list[Any]] = {" Sentence": ["x", "y"], "LABELS ": [1, 0], "id": [0, 1]}
     found = read_rows(write(tmp_path / f"x.{ending}", **columns), TASK)
     assert (found.text_a, ids(found), found.unused) == (("x", "y"), [1, 0], ("id",))
     named = read_rows(tmp_path / f"x.{ending}", TASK, {"label": "labels"})
@@ -180,7 +181,10 @@ def test_columns_that_may_be_either(tmp_path: Path) -> None:
 
 def test_label_columns_of_different_names(tmp_path: Path) -> None:
     labelled(tmp_path / "train.csv", 100)
-    names = {"text": [f"v {i}" for i in range(20)], "labels": [0, 1] * 10}
+    names: dict[str, list[Any]] = {
+        "text": [f"v {i}" for i in range(20)],
+        "labels": [0, 1] * 10,
+    }
     write(tmp_path / "dev.csv", **names)
     assert sizes(load(tmp_path)) == (75, 25, 20, None)
     write(tmp_path / "dev.csv", text=names["text"], gold=names["labels"])

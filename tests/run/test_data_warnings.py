@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_lines_on_the_data_are_kept(
 def test_train_rows_certify_only_when_asked(tmp_path: Path) -> None:
     model = jobs.model_folder(tmp_path / "model")
     train = jobs.data_folder(tmp_path / "data", model) / "train.jsonl"
-    options = {"train": train, "passes": "pool-early", "out": tmp_path / "out"}
+    options: dict[str, Any] = {"train": train, "passes": "pool-early", "out": tmp_path / "out"}
     with pytest.raises(DataError, match="all the same: --certify-on-train"):
         prumux.optimize(model, **options)
     with pytest.raises(UsageError, match="certify_on_train is 1, it must be True or False"):
