@@ -115,6 +115,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         test=options.test,
         columns=_pairs("--columns", options.columns, "text_a=question"),
         labels=_pairs("--labels", options.labels, "0=positive"),
+        certify_on_train=options.certify_on_train,
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -174,11 +175,16 @@ def _add_search_options(add: Add) -> None:
 def _add_data_options(add: Add) -> None:
     add("--data", metavar="DIR", help="folder with train.*, validation.*, test.*; or a hub id")
     add("--train", metavar="FILE", help="rows to train on: parquet, jsonl, json, csv or tsv")
-    add("--validation", metavar="FILE", help="rows to certify the loss on")
+    add(
+        "--validation",
+        metavar="FILE",
+        help="rows to certify the loss on; test: the test split of --data certifies",
+    )
     add("--test", metavar="FILE", help="rows for the report only, used for no choice")
     add(
         "--columns",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=NAME",
         help="names of columns: text_a=q label=y",
@@ -186,9 +192,16 @@ def _add_data_options(add: Add) -> None:
     add(
         "--labels",
         nargs="+",
+        action="extend",
         default=[],
         metavar="VALUE=CLASS",
         help="the model's classes of the data's labels: 0=positive 1=negative",
+    )
+    add(
+        "--certify-on-train",
+        action="store_true",
+        help="without validation rows, certify on half of the train rows, which the model may "
+        "know by heart",
     )
 
 

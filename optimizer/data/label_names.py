@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -64,13 +63,14 @@ def resolved(
         chosen: the model's classes and what the user said.
         fail: raises for a value that can mean nothing.
     """
+    values = _numbers(values, classes)
     named, notes = _by_name(values, classes, chosen)
     if not chosen.pairs:
         return Resolved(named, frozenset(), notes)
     ids, used = chosen.ids, set()
     out: list[Any] = []
     for i, (raw, value) in enumerate(zip(values, named, strict=True)):
-        if raw is None or integer(raw) in (-1, -100):
+        if raw is None or (integer(raw) in (-1, -100) and folded(raw) not in ids):
             out.append(raw)
             continue
         target = class_of(value, chosen.names)
@@ -106,6 +106,17 @@ def resolved_tags(
     found = resolved([x for tags in values for x in tags], classes, chosen, fail_at)
     rest = iter(found.values)
     return found._replace(values=[[next(rest) for _ in tags] for tags in values])
+
+
+def _numbers(values: Sequence[Any], classes: Sequence[str]) -> Sequence[Any]:
+    """Values with texts that are numbers as numbers, if the data names its classes.
+
+    A csv file holds all values as text. Where names are numbers, texts stay as they are.
+    """
+    if not classes or any(integer(x) is not None for x in classes):
+        return values
+    numbers = [integer(x) if isinstance(x, str) else None for x in values]
+    return [x if n is None else n for x, n in zip(values, numbers, strict=True)]
 
 
 def _by_name(
@@ -156,30 +167,3 @@ def unused(chosen: Mapping[str, str], used: Sequence[frozenset[str]]) -> list[st
     """Keys of `--labels` that no split has."""
     seen = frozenset[str]().union(*used)
     return [k for k in map(str, chosen) if folded(k) not in seen]
-
-
-def class_names(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """Names of classes by column, of the `huggingface` entry of a parquet file's schema.
-
-    What is not as the `datasets` library writes it is no name of a class.
-    """
-    try:
-        features = json.loads(metadata or b"{}")["info"]["features"]
-        columns = dict(features.items())
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
-    found = {name: _names_of(x) for name, x in columns.items()}
-    return {name: x for name, x in found.items() if x}
-
-
-def _names_of(feature: Any) -> tuple[str, ...]:
-    if isinstance(feature, list) and len(feature) == 1:
-        return _names_of(feature[0])
-    if not isinstance(feature, Mapping):
-        return ()
-    if isinstance(feature.get("feature"), Mapping):
-        return _names_of(feature["feature"])
-    names = feature.get("names")
-    if feature.get("_type") != "ClassLabel" or not isinstance(names, list):
-        return ()
-    return tuple(names) if all(isinstance(x, str) for x in names) else ()

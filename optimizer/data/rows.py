@@ -7,35 +7,29 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.tasks.labels import Labels
-from prumux.optimizer.tasks.registry import task_types
+from prumux.optimizer.tasks.labels import Labels, integer
 from prumux.optimizer.tasks.task import Task
 
-from .files import (
-    Table,
-    find_files,
-    hub_splits,
-    hub_table,
-    is_hub_id,
-    joined,
-    listed,
-    read_file,
+from .class_names import beside
+from .columns import (
+    Columns,
+    checked,
+    find_columns,
+    label_names,
+    wanted_columns,
 )
+from .files import find_files
+from .formats import read_file
+from .hub import hub_splits, hub_table, is_hub_id
+from .kept import keep, label_values, missing
 from .label_names import LabelMap, resolved, resolved_tags
-
-_PAIRS = (
-    ("text_a", "text_b"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-)
-_SINGLES = ("text", "sentence", "text_a")
+from .names import folded
+from .table import Table, joined, listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +46,12 @@ class Rows:
     """The meaning that label values were given, in words."""
     labels_used: frozenset[str] = frozenset()
     """Keys of `--labels` that occurred."""
+    unlabelled: str = ""
+    """The reason why there are no labels, as in "it has no labels (...)"."""
+    unused: tuple[str, ...] = ()
+    """Columns that are not used."""
+    skipped: str = ""
+    """How many rows are left out, and why."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -100,6 +100,8 @@ class Splits:
     test: Rows | None
     notes: tuple[str, ...]
     """How the rows got their roles, in words."""
+    warnings: tuple[str, ...] = ()
+    """Inputs that are not used, rows that are left out, and what stands in for what."""
 
     def digest(self) -> str:
         """SHA-256 of all roles, in hex."""
@@ -128,14 +130,15 @@ def read_rows(
     split: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Rows:
-    """Read one split.
+    """Read one split. Rows without text, or without the label that others have, are skipped.
 
     Args:
         source: a file, the shards of one split, a folder, or a hub id (`name` or
             `owner/name`, with `:config` where the data set has several).
         task: which labels are expected.
         columns: for keys of `known_columns` the names that the file uses instead.
-        split: which split of a folder or hub data set, `train` where not given.
+        split: which split of a folder or hub data set, `train` where not given. Labels of
+            `test` may be missing, or all the same: the rows are unlabelled then.
         labels: what values of the label column mean, see `LabelMap`.
 
     Returns:
@@ -145,20 +148,21 @@ def read_rows(
         DataError: the file cannot be read or does not fit the task.
         MissingError: a hub id, and the `datasets` library is not installed.
     """
-    named = {"text_a" if k == "text" else k: v for k, v in (columns or {}).items()}
-    known = known_columns()
-    for key in named.keys() - set(known):
-        raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
+    named = checked(columns or {}, task)
     chosen = LabelMap(labels or {}, task.labels)
-    return _rows(_table(source, named, split), task, named, chosen)
-
-
-def known_columns() -> tuple[str, ...]:
-    """Names of columns that some task reads, and that `--columns` may rename."""
-    names = ["text_a", "text_b"]
-    for task in task_types():
-        names += ["tokens"] * task.reads_words + [*task.columns]
-    return tuple(dict.fromkeys(names))
+    table = _table(source, wanted_columns(named), split)
+    found = find_columns(table, task, named, optional_label=split == "test")
+    kept = keep(table, found, task, chosen, split == "test")
+    rows = replace(
+        _unlabelled(kept.table, found, task),
+        unused=found.unused(table),
+        skipped=kept.skipped,
+        unlabelled=kept.unlabelled,
+    )
+    if found.label is None or kept.unlabelled:
+        shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
+        return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
+    return _labelled(kept.table, found.label, rows, task, chosen)
 
 
 def read_texts(
@@ -168,113 +172,89 @@ def read_texts(
 
     Arguments and errors are those of `read_rows`.
     """
-    return _unlabelled(_table(source, {}, split), task)
+    table = _table(source, wanted_columns({}), split)
+    found = find_columns(table, task, None)
+    kept = keep(table, found, task, LabelMap({}, task.labels))
+    return _unlabelled(kept.table, found, task)
 
 
-def _table(
-    source: str | Path | Sequence[Path],
-    named: Mapping[str, str],
-    split: str | None,
-) -> Table:
+def _table(source: str | Path | Sequence[Path], wanted: set[str], split: str | None) -> Table:
     """The columns of one split that a task may read."""
-    wanted = {*named.values(), *_SINGLES, *(x for p in _PAIRS for x in p), *known_columns()}
-    wanted |= {x for task in task_types() for x in task.other_columns}
     if not isinstance(source, str | Path):
         return joined([read_file(x, wanted) for x in source])
     path, split = Path(source), split or "train"
     if path.is_dir():
         files = find_files(path)
+        if len(files) == 1 and (path / "state.json").is_file():
+            split = next(iter(files))  # one split by `save_to_disk`: what it was asked for
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
-        return _table(files[split], named, None)
+        return _table(files[split], wanted, None)
     if path.is_file() or isinstance(source, Path) or not is_hub_id(source):
         return read_file(path, wanted)
-    found = hub_splits(source)
+    found, _ = hub_splits(source)
     if split not in found:
         raise DataError(f"{source} has no '{split}' split; it has: {listed(found)}")
     return hub_table(f"{source} {split}", found[split], wanted)
 
 
-def _texts(table: Table, name: str) -> tuple[str, ...]:
-    for i, x in enumerate(table.columns[name]):
-        if x is None:
-            table.fail(i, f"'{name}' is empty: fill it in or remove the row")
+def _unlabelled(table: Table, columns: Columns, task: Task) -> Rows:
+    if task.reads_words:
+        return Rows((), words=_words(table, columns.first))
+    first = _texts(table, columns.first, pair=columns.second is not None)
+    second = None if columns.second is None else _texts(table, columns.second, pair=True)
+    return Rows(first, second)
+
+
+def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:
+    """The texts of a column; where the other text of a pair is there, one may be empty."""
+    values = table.columns[name]
+    if pair:
+        values = ["" if missing(x) else x for x in values]
+    for i, x in enumerate(values):
         if not isinstance(x, str):
             table.fail(
                 i, f"'{name}' is {x!r:.40} ({type(x).__name__}), not text: write a string"
             )
-        if not x.isascii() and any("\ud800" <= c <= "\udfff" for c in x):
-            table.fail(i, f"'{name}' holds half a character (a lone surrogate): remove it")
-    return tuple(table.columns[name])
+        _check_characters(table, i, name, x)
+    return tuple(values)
 
 
 def _words(table: Table, name: str) -> tuple[tuple[str, ...], ...]:
     for i, x in enumerate(table.columns[name]):
         if not isinstance(x, list) or not x or not all(isinstance(w, str) for w in x):
             table.fail(i, f"'{name}' is {x!r:.40}, not a list of words: use jsonl or parquet")
+        for word in x:
+            _check_characters(table, i, name, word)
     return tuple(tuple(x) for x in table.columns[name])
 
 
-def _text_columns(table: Table, named: Mapping[str, str] | None) -> tuple[str, str | None]:
-    cure = "say which to use: --columns text_a=NAME (and text_b=NAME for pairs)"
-    if named is None:
-        named, cure = {}, "keep one, named 'text' (for pairs two: 'text_a' and 'text_b')"
-    if "text_a" in named:
-        return named["text_a"], named.get("text_b")
-    found: list[tuple[str, str | None]] = [p for p in _PAIRS if set(p) <= set(table.names)]
-    paired = {x for p in found for x in p}
-    found += [(x, None) for x in _SINGLES if x in table.names and x not in paired]
-    if "text_b" in named:
-        found = [(x, named["text_b"]) for x in _SINGLES if x in table.names]
-    if len(found) != 1:
-        what = "no text column" if not found else "more than one candidate for the text"
-        table.fail(
-            None,
-            f"{what}; the columns are: {listed(table.names)}\n{cure}",
-        )
-    return found[0]
-
-
-def _all_empty(table: Table, name: str) -> bool:
-    """Whether a column holds no value, as the label column of many a test split."""
-    return all(x is None for x in table.columns[name])
-
-
-def _unlabelled(table: Table, task: Task, named: Mapping[str, str] | None = None) -> Rows:
-    """Rows without labels; `named` is None where the user cannot name columns."""
-    if task.reads_words:
-        tokens = (named or {}).get("tokens", "tokens")
-        if tokens not in table.names:
-            cure = "name it 'tokens'"
-            if named is not None:
-                cure = "say which to use: --columns tokens=NAME tags=NAME"
-            text = f"no column 'tokens'; the columns are: {listed(table.names)}\n"
-            table.fail(None, text + cure)
-        return Rows((), words=_words(table, tokens))
-    a, b = _text_columns(table, named)
-    return Rows(_texts(table, a), None if b is None else _texts(table, b))
-
-
-def _rows(table: Table, task: Task, named: Mapping[str, str], chosen: LabelMap) -> Rows:
-    for key, name in named.items():
-        if name not in table.names:
-            text = f"no column '{name}' (--columns {key}={name}); the columns are: "
-            table.fail(None, text + listed(table.names))
-
-    renamed = [named[k] for k in task.columns if k in named]
-    names = renamed or [*task.columns, *task.other_columns]
-    label = next((x for x in names if x in table.names), None)
-    rows = _unlabelled(table, task, named)
-    if label is None or _all_empty(table, label):
-        return rows
-    return _labelled(table, label, rows, task, chosen)
+def _check_characters(table: Table, row: int, name: str, text: str) -> None:
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        table.fail(row, f"'{name}' holds half a character (a lone surrogate): remove it")
 
 
 def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:
-    values, classes = table.columns[name], table.classes.get(name, ())
+    values = table.columns[name]
+
+    def fail(row: int | None, text: str) -> NoReturn:
+        table.fail(row, text if name in text else f"column '{name}': {text}")
+
     if not task.has_classes:
-        return replace(rows, labels=task.read_labels(values, rows.words, table.fail))
+        return replace(rows, labels=task.read_labels(values, rows.words, fail))
+    if rows.words is None:
+        values = label_values(values, task.labels, fail)
+    classes = table.classes.get(folded(name), ()) or _card_classes(table, name, values)
     resolve = resolved if rows.words is None else resolved_tags
-    found = resolve(values, classes, chosen, table.fail)
-    labels = task.read_labels(found.values, rows.words, table.fail)
+    found = resolve(values, classes, chosen, fail)
+    labels = task.read_labels(found.values, rows.words, fail)
     return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)
+
+
+def _card_classes(table: Table, name: str, values: Sequence[Any]) -> tuple[str, ...]:
+    """Class names from a file beside the data, for a column of whole numbers."""
+    file = Path(table.parts[0][0])
+    flat = [y for x in values for y in (x if isinstance(x, list) else [x])]
+    if not file.is_file() or any(integer(x) is None for x in flat):
+        return ()
+    return beside(file).get(folded(name), ())

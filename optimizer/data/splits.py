@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.tasks.task import Task
 
-from .files import MIN_ROWS, find_files, hub_splits, is_hub_id, listed
+from .files import find_files, unused_files
+from .formats import MIN_ROWS
+from .hub import hub_splits, is_hub_id
 from .label_names import unused
+from .names import SPLITS
 from .rows import Rows, Splits, read_rows
 
 MAX_SELECT_ROWS = 2048
+NOT_NEEDED = "--certify-on-train: not used, validation rows certify"
+ON_TRAIN = (
+    "certified on rows of the train split, which a model knows by heart: "
+    "it may lose more on new texts"
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the rows of each split come from."""
+
+    splits: Mapping[str, Any]
+    """By split what `read_rows` takes."""
+    unused: tuple[str, ...] = ()
+    """A line for each file or hub split that is not used."""
+    moved: Mapping[str, str] = field(default_factory=dict)
+    """The hub split to read where it is not the split's own."""
+
+    def shown(self, split: str) -> str:
+        """The place of a split, for messages."""
+        source = self.splits[split]
+        return str(source[0] if isinstance(source, tuple) else source)
 
 
 def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
@@ -28,74 +54,185 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     labels: Mapping[str, str] | None = None,
+    metric: str | None = None,
+    certify_on_train: bool = False,
 ) -> Splits:
     """Read the data that is given and assign its rows to roles.
 
     Args:
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
-        train, validation, test: files; each wins over the same split of `data`.
+        train, validation, test: files; each wins over the same split of `data`. If
+            `validation` is `test`, the test split of `data` certifies.
         beside: the model's file or folder; its data files are read if nothing else is given.
         task, columns, labels: see `read_rows`.
         seed: draws the parts of a file that get different roles; row order has no influence.
+        metric: the metric that was asked for; `agreement` needs no labels.
+        certify_on_train: whether rows of the train split may certify.
 
     Raises:
-        DataError: nothing is given, a file is wrong, or a role has fewer than 8 rows.
+        DataError: nothing is given, a file is wrong, no rows may certify, or a role has fewer
+            than 8 rows.
         MissingError: a hub id, and the `datasets` library is not installed.
     """
-    given = {"train": train, "validation": validation, "test": test}
-    sources: dict[str, Any] = {k: Path(v) for k, v in given.items() if v is not None}
-    folder = Path(data) if data else None
-    if folder is None and not sources and beside is not None:
-        folder = beside if beside.is_dir() else beside.parent
-    # A bare name is more likely a folder that is misspelt than a data set of the hub.
-    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
-    if hub:
-        assert data is not None
-        sources = {k: data for k in hub_splits(data) if k in given} | sources
-    elif folder is not None:
-        sources = dict(find_files(folder)) | sources
-    rows = {k: read_rows(v, task, columns, k, labels) for k, v in sources.items()}
-    if not rows:
-        where = f"{folder} holds no data" if folder else "no data is given"
-        raise DataError(
-            f"{where}: use --data DIR with train.* and validation.* "
-            "(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE"
-        )
-    splits = assign(rows, seed)
+    sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
+    rows = {
+        k: read_rows(v, task, columns, sources.moved.get(k, k), labels)
+        for k, v in sources.splits.items()
+    }
     for key in unused(labels or {}, [x.labels_used for x in rows.values()]):
         raise DataError(
             f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
+    _same_kind(rows, sources)
+    usable, fallbacks = _usable(rows, metric == AGREEMENT, task.columns[0])
+    warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
+    if certify_on_train and usable.keys() & {"train", "validation"}:
+        warnings.append(NOT_NEEDED if "validation" in usable else ON_TRAIN)
+    elif "validation" not in usable:
+        raise DataError(_cure(rows, usable, sources))
+    splits = assign(usable, seed)
     notes = dict.fromkeys(note for x in rows.values() for note in x.notes)
-    return replace(splits, notes=(*splits.notes, *notes))
+    return replace(
+        splits,
+        notes=(*splits.notes, *notes, *_unused_columns(rows)),
+        warnings=tuple(warnings),
+    )
+
+
+def _sources(
+    data: str | None, given: Mapping[str, str | Path | None], beside: Path | None
+) -> Sources:
+    """The files, or the hub data set, of each split."""
+    files: dict[str, Any] = {k: Path(v) for k, v in given.items() if v is not None}
+    named = str(given["validation"]) == "test" and "test" not in files
+    folder = Path(data) if data else None
+    if folder is None and not files and beside is not None:
+        folder = beside if beside.is_dir() else beside.parent
+    # A bare name is more likely a folder that is misspelt than a data set of the hub.
+    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
+    lines: list[str] = []
+    if hub:
+        assert data is not None
+        splits, others = hub_splits(data, files)
+        lines += others
+        files = {k: data for k in splits if k in given} | files
+    elif folder is not None:
+        lines += unused_files(folder, files)
+        files = dict(find_files(folder, files)) | files
+    moved = {}
+    if named and "test" in files and not Path("test").is_file():
+        files["validation"] = files.pop("test")
+        moved = {"validation": "test"} if hub else {}
+        lines.append("the rows of the test split certify, as --validation test says")
+    if not files:
+        where = f"{folder} holds no data" if folder else "no data is given"
+        unread = f"\n{'; '.join(lines[:4])}" if lines else ""
+        raise DataError(
+            f"{where}: use --data DIR with train.* and validation.* "
+            f"(parquet, jsonl, csv, tsv),\nor --train FILE --validation FILE{unread}"
+        )
+    return Sources({k: files[k] for k in SPLITS if k in files}, tuple(lines), moved)
+
+
+def _same_kind(rows: Mapping[str, Rows], sources: Sources) -> None:
+    """Refuse splits of which one has pairs and another single texts."""
+    pairs = [k for k, v in rows.items() if v.text_b is not None]
+    singles = [k for k, v in rows.items() if v.text_b is None]
+    if pairs and singles:
+        a, b = pairs[0], singles[0]
+        raise DataError(
+            f"{sources.shown(a)} has pairs of texts, {sources.shown(b)} has single texts\n"
+            "say which columns to use: --columns text_a=NAME (and text_b=NAME for pairs)"
+        )
+
+
+def _usable(
+    rows: Mapping[str, Rows], agreement: bool, label: str
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The splits that can be scored, and a line for each that cannot.
+
+    Args:
+        rows: by split.
+        agreement: whether labels are not needed.
+        label: the key of `--columns` that names the labels.
+    """
+    if agreement:
+        return dict(rows), ()
+    labelled = {k: v for k, v in rows.items() if v.labels is not None}
+    if labelled:
+        return labelled, tuple(
+            f"{k}: not used, {v.unlabelled}" for k, v in rows.items() if k not in labelled
+        )
+    split, first = next(iter(rows.items()))
+    return dict(rows), (
+        f"{split}: {first.unlabelled}: the budget is on agreement with the given model; "
+        f"if a column holds the labels: --columns {label}=NAME, else --metric agreement",
+    )
+
+
+def _left_out(rows: Mapping[str, Rows]) -> list[str]:
+    return [f"{k}: {v.skipped}" for k, v in rows.items() if v.skipped]
+
+
+def _unused_columns(rows: Mapping[str, Rows]) -> list[str]:
+    """One line for the splits whose unused columns are the same."""
+    splits: dict[tuple[str, ...], list[str]] = {}
+    for split, found in rows.items():
+        splits.setdefault(found.unused, []).append(split)
+    return [
+        f"columns not used: {', '.join(x)} ({', '.join(k)})" for x, k in splits.items() if x
+    ]
+
+
+def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources) -> str:
+    """The message for data without rows that may certify: at most five lines."""
+    if "validation" in rows:
+        why = f"{sources.shown('validation')}: {rows['validation'].unlabelled}"
+        cures = [
+            "give the column of labels the name that it has in the other splits, "
+            "or do without labels: --metric agreement"
+        ]
+    else:
+        names = " and ".join(f"{k} ({len(v)} rows)" for k, v in rows.items())
+        why = f"no validation rows to certify on, only {names}"
+        cures = [
+            "a model knows its training rows by heart, and test rows are for the report only",
+            "give rows that the model was not trained on: --validation FILE",
+        ]
+        if "test" in usable:
+            cures[-1] += ", or those of the test split: --validation test"
+        if sources.unused:
+            cures.append(f"({'; '.join(sources.unused[:2])})")
+    if "train" in usable:
+        cures.append("or certify on rows of the train split all the same: --certify-on-train")
+    return "\n".join([why, *cures])
 
 
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
-    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`."""
+    """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
+
+    Rows of `validation` certify, or half of those of `train` if it is alone.
+
+    Raises:
+        DataError: a role has fewer than 8 rows.
+    """
     notes: list[str] = []
-    labelled = {k: v for k, v in rows.items() if v.labels is not None}
-    if labelled and len(labelled) < len(rows):
-        notes.append(f"{listed(rows.keys() - labelled)}: not used, it has no labels")
-    if not labelled:
-        notes.append("no labels: the budget is on agreement with the given model")
-    left = [k for k in ("train", "validation", "test") if k in (labelled or rows)]
-    pool, rest = rows[left[0]], left[1:]
+    name = "train" if "train" in rows else "validation"
+    pool, test = rows[name], rows.get("test")
     contents = pool.contents()
     order = _order(contents, seed)
     n = len(pool)
-    if not rest:
-        sizes = (n // 4, n // 4)
-        certify, test = pool.take(order[2 * (n // 4) :]), None
-        notes.append(f"fit, select and certify: 25, 25 and 50 % of {left[0]} ({n} rows)")
+    if "train" in rows and "validation" in rows:
+        select_rows = min(MAX_SELECT_ROWS, n // 4)
+        sizes, certify = (n - select_rows, select_rows), rows["validation"]
+        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of train")
+        notes.append(f"certify: validation ({len(certify)} rows)")
     else:
-        select_rows = min(MAX_SELECT_ROWS, n // 4) if left[0] == "train" else n // 2
-        sizes = (n - select_rows, select_rows)
-        certify, test = rows[rest[0]], rows[rest[1]] if rest[1:] else None
-        notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of {left[0]}")
-        notes.append(f"certify: {rest[0]} ({len(certify)} rows)")
-        if test is not None:
-            notes.append(f"test: {rest[1]} ({len(test)} rows), for the report only")
+        sizes, certify = (n // 4, n // 4), pool.take(order[2 * (n // 4) :])
+        notes.append(f"fit, select and certify: 25, 25 and 50 % of {name} ({n} rows)")
+    if test is not None:
+        notes.append(f"test: test ({len(test)} rows), for the report only")
     certify, again = _distinct(certify)
     if again:
         notes.append(f"dropped {again} rows from certify: they repeat another row of it")

@@ -301,7 +301,9 @@ class Report:
         ByRole[ClassScores] | None, "The same comparison, class by class.", OMIT_NONE
     ] = None
     warnings: Annotated[
-        tuple[str, ...], "Reasons to doubt the result or to choose another metric."
+        tuple[str, ...],
+        "Inputs that were not used, and reasons to doubt the result or to choose another "
+        "metric.",
     ] = ()
     throughput_ratio: Annotated[
         Times, "speed.optimised.throughput_ratio: throughput divided by the dense engine's."

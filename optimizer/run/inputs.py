@@ -60,7 +60,13 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         dict(request.columns),
         request.seed,
         request.labels,
+        request.metric,
+        request.certify_on_train,
     )
+    for note in splits.notes:
+        progress.say(f"data: {note}")
+    for warning in splits.warnings:
+        progress.say(f"warning: {warning}")
     row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
     given = {
         "fit": splits.fit,
@@ -98,6 +104,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         data_digest=splits.digest(),
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
+        warnings=splits.warnings,
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
     )

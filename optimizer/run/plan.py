@@ -31,7 +31,7 @@ class Plan:
     limit: float | None
     """The allowed loss in units of the metric; None = no budget."""
     warnings: tuple[str, ...] = ()
-    """Doubts about metric, budget and rows."""
+    """Inputs that are not used, and doubts about metric, budget and rows."""
     known: Memory = field(default_factory=Memory)
     """The given model's answers, as far as they were needed already."""
 
@@ -119,6 +119,8 @@ def plan(request: Request, progress: Progress) -> Plan:
     evaluator, known = open_evaluator(request, target, progress), Memory()
     watched = evaluator.with_store(known, no_record)
     warnings = check_scores(watched, request.budget, bool(request.labels))
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
     limit = None
     if request.budget is not None:
         score = watched.dense_score("certify") if request.budget.relative else 1.0
@@ -131,4 +133,4 @@ def plan(request: Request, progress: Progress) -> Plan:
         if request.passes is None:
             points, limit_s = request.budget.limit(1.0), request.time_limit_s
             space = default_space(request.effort, points, limit_s, evaluator.model)
-    return Plan(request, evaluator, space, limit, warnings, known)
+    return Plan(request, evaluator, space, limit, (*evaluator.warnings, *warnings), known)

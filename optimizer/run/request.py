@@ -33,6 +33,8 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     """The meaning of label values: the data's value to the model's class."""
+    certify_on_train: bool = False
+    """Whether rows of the train split may certify, which a model knows by heart."""
     target: str = "onnx"
     metric: str | None = None
     batch: int = 32
@@ -63,6 +65,10 @@ class Request:
         paths = (self.model, self.data, self.train, self.validation, self.test, self.out)
         for given in paths:
             check_name(given)
+        if not isinstance(self.certify_on_train, bool):
+            raise UsageError(
+                f"certify_on_train is {self.certify_on_train!r}, it must be True or False"
+            )
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"

@@ -57,8 +57,8 @@ def optimize(
             means 2 points; with `passes` it means no budget, and exactly that pipeline runs.
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
-            `labels`, `out`, `passes`, `target`, `metric`, `batch`, `length`, `device`,
-            `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`.
+            `labels`, `certify_on_train`, `out`, `passes`, `target`, `metric`, `batch`,
+            `length`, `device`, `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. If no candidate
@@ -97,8 +97,6 @@ def run(request: Request, progress: Progress) -> Result:
     """
     started = time.monotonic()
     todo = plan(request, progress)
-    for warning in todo.warnings:
-        progress.say(f"warning: {warning}")
     progress.say(todo.provable())
     workspace = open_workspace(request.folder, todo.facts(), request.resume, request.force)
     if workspace is None:

@@ -53,6 +53,8 @@ class Evaluator:
     tokenizer_digest: str
     notes: tuple[str, ...]
     """How the data was split, for the report."""
+    warnings: tuple[str, ...]
+    """Inputs that are not used, and what stands in for what."""
     serving: ServingPoint
     targets: tuple[Target, ...]
     """Candidates are scored, certified and packaged on the first; the others are timed."""

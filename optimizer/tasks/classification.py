@@ -43,6 +43,7 @@ class Classification(Task):
     head: ClassVar[str] = "ForSequenceClassification"
     pooling: ClassVar[Pooling] = "first"
     columns: ClassVar[tuple[str, ...]] = ("label",)
+    other_columns: ClassVar[tuple[str, ...]] = ("labels",)
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
@@ -65,7 +66,11 @@ class Classification(Task):
             return None
         if (ids == HIDDEN).any():
             row = int(np.flatnonzero(ids == HIDDEN)[0])
-            fail(row, f"label -1 is not in 0..{len(names) - 1}: remove the row")
+            fail(
+                row,
+                f"label -1 is not in 0..{len(names) - 1}: remove the row, or say what it "
+                f"means: --labels=-1={names[0]} ...",
+            )
         if len(names) > 1 and (ids == ids[0]).all():
             fail(
                 None,

@@ -50,10 +50,11 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
         if found is None and by_name[i] is not None:
             continue  # a column of names: the row to report is one without a name
         if found is None or named:
+            mixed = "" if found is None else "; other rows hold names: use names or ids in all"
             fail(
                 i,
                 f"label {value!r:.60} is neither an id nor one of the model's: "
-                f"{first_names(names)}",
+                f"{first_names(names)}{mixed}",
             )
         if found != allowed and not 0 <= found < len(names):
             fail(

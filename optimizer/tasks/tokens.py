@@ -38,7 +38,7 @@ class Tokens(Task):
     head: ClassVar[str] = "ForTokenClassification"
     pooling: ClassVar[Pooling] = "all"
     columns: ClassVar[tuple[str, ...]] = ("tags",)
-    other_columns: ClassVar[tuple[str, ...]] = ("ner_tags",)
+    other_columns: ClassVar[tuple[str, ...]] = ("ner_tags", "labels")
     reads_words: ClassVar[bool] = True
     ragged: ClassVar[bool] = True
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.data.files import listed, read_file
+from prumux.optimizer.data.formats import read_file
 from prumux.optimizer.data.ragged import Ragged
+from prumux.optimizer.data.table import listed
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 

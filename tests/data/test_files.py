@@ -57,7 +57,11 @@ BAD_FILES: list[tuple[str, str | bytes, str]] = [
     ("x.tsv", "text\tlabel\na\t1\nb\n", "row 2 has 1 fields, the header has 2"),
     ("x.csv", "text,text\na,1\n", "has two columns named 'text': rename one"),
     ("x.jsonl", '{"text": "a"}\n{"text": ', "row 2 is not JSON .*the file may be cut off"),
-    ("x.json", '[{"text": "a"}]', "row 1 is a list, not an object: write one object per line"),
+    (
+        "x.json",
+        '[["a", 1]]',
+        "row 1 is a list, not an object: write objects as .* one per line",
+    ),
     ("x.jsonl", "[" * 100_000, "row 1 is not JSON"),
     ("x.parquet", b"PAR1 and then nothing", "cannot be read as parquet .*: it may be cut off"),
 ]

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.data.label_names import class_names
+from prumux.optimizer.data.class_names import class_names
 from prumux.optimizer.data.rows import Rows, read_rows
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.tasks.classification import Classification

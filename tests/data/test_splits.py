@@ -34,11 +34,8 @@ def sizes(splits: Splits) -> tuple[int, int, int, int | None]:
         ({"train": 400, "validation": 50, "test": 30}, (300, 100, 50, 30)),
         ({"train": 400, "dev": 50}, (300, 100, 50, None)),
         ({"train": 9000, "validation": 50}, (6952, 2048, 50, None)),
-        ({"train": 400, "test": 30}, (300, 100, 30, None)),
-        ({"train": 101}, (25, 25, 51, None)),
         ({"validation": 40}, (10, 10, 20, None)),
-        ({"test": 32}, (8, 8, 16, None)),
-        ({"validation": 41, "test": 30}, (21, 20, 30, None)),
+        ({"validation": 41, "test": 30}, (10, 10, 21, 30)),
     ],
 )
 def test_roles(
@@ -55,6 +52,47 @@ def test_roles(
     assert load(tmp_path, seed=1).digest() != splits.digest()
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"train": 101}, (25, 25, 51, None)),
+        ({"train": 101, "test": 30}, (25, 25, 51, 30)),
+        ({"train": 400, "validation": 50}, (300, 100, 50, None)),
+    ],
+)
+def test_certify_on_train(
+    tmp_path: Path, files: dict[str, int], expected: tuple[int, int, int, int | None]
+) -> None:
+    for name, rows in files.items():
+        labelled(tmp_path / f"{name}.csv", rows)
+    splits = load(tmp_path, certify_on_train=True)
+    assert sizes(splits) == expected
+    said = "--certify-on-train: not used" if "validation" in files else "by heart"
+    assert [said in x for x in splits.warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("names", "cures"),
+    [
+        (["train"], ["--validation FILE", "--certify-on-train"]),
+        (
+            ["train", "test"],
+            ["--validation FILE, or those", "--validation test", "--certify-on-train"],
+        ),
+        (["test"], ["--validation FILE, or those", "--validation test"]),
+    ],
+)
+def test_no_rows_that_may_certify(tmp_path: Path, names: list[str], cures: list[str]) -> None:
+    for name in names:
+        labelled(tmp_path / f"{name}.csv", 100)
+    with pytest.raises(DataError, match="no validation rows to certify on, only") as caught:
+        load(tmp_path)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 5
+    assert [x for x in cures if x not in message] == []
+    assert ("--certify-on-train" in message) == ("train" in names)
+
+
 def test_roles_do_not_depend_on_row_order(tmp_path: Path) -> None:
     rows: dict[str, list[Any]] = {
         "text": [f"row {i}" for i in range(64)],
@@ -62,7 +100,8 @@ def test_roles_do_not_depend_on_row_order(tmp_path: Path) -> None:
     }
     write(tmp_path / "a/train.csv", **rows)
     write(tmp_path / "b/train.csv", **{k: v[::-1] for k, v in rows.items()})
-    assert load(tmp_path / "a").digest() == load(tmp_path / "b").digest()
+    a, b = (load(tmp_path / x, certify_on_train=True) for x in "ab")
+    assert a.digest() == b.digest()
 
 
 def test_duplicates_leave_fit_and_select(tmp_path: Path) -> None:
@@ -96,13 +135,19 @@ def test_files_win_over_the_folder_and_the_model(tmp_path: Path) -> None:
 
 def test_unlabelled(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", text=[f"t{i}" for i in range(40)])
-    splits = load(tmp_path)
+    splits = load(tmp_path, certify_on_train=True)
     assert splits.certify.labels is None
-    assert "no labels: the budget is on agreement with the given model" in splits.notes
+    assert splits.warnings[0].startswith(
+        "train: it has no labels (no column 'label' or 'labels'; its columns are: text): "
+        "the budget is on agreement with the given model; "
+    )
     labelled(tmp_path / "validation.csv", 40)
     splits = load(tmp_path)
     assert sizes(splits) == (10, 10, 20, None)
-    assert splits.notes[0] == "train: not used, it has no labels"
+    assert splits.warnings[0].startswith("train: not used, it has no labels (")
+    agreement = load(tmp_path, metric="agreement")
+    assert sizes(agreement) == (30, 10, 40, None)
+    assert agreement.warnings == ()
 
 
 def test_a_test_file_with_an_empty_label_column_is_not_used(tmp_path: Path) -> None:
@@ -111,14 +156,16 @@ def test_a_test_file_with_an_empty_label_column_is_not_used(tmp_path: Path) -> N
     write(tmp_path / "test.csv", text=["x"] * 9, label=[None] * 9)
     splits = load(tmp_path)
     assert sizes(splits) == (30, 10, 10, None)
-    assert splits.notes[0] == "test: not used, it has no labels"
+    said = "test: not used, it has no labels (its column 'label' is empty)"
+    assert splits.warnings == (said,)
 
 
 def test_labels_json_beside_the_data_is_left_alone(tmp_path: Path) -> None:
-    labelled(tmp_path / "train.csv", 40)
+    labelled(tmp_path / "validation.csv", 40)
     before = load(tmp_path).digest()
     (tmp_path / "labels.json").write_text(json.dumps({"labels": ["no", "yes"]}))
     assert load(tmp_path).digest() == before
+    assert load(tmp_path).warnings == ()
 
 
 def test_no_data(tmp_path: Path) -> None:
@@ -138,7 +185,7 @@ def test_too_few_rows(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"fit has 7 rows, 8 are needed: give more data\n.*31 rows"
     ):
-        load(tmp_path)
+        load(tmp_path, certify_on_train=True)
     labelled(tmp_path / "validation.csv", 7)
     with pytest.raises(DataError, match="select has 7 rows, 8 are needed"):
         load(tmp_path)
@@ -198,7 +245,10 @@ def test_hub(hub: Callable[..., None]) -> None:
     splits = load(Path(), data="glue/set:sst2")
     assert asked[0] == ("glue/set", "sst2")
     assert sizes(splits) == (30, 10, 10, None)
-    assert splits.notes[0] == "test: not used, it has no labels"
+    assert splits.warnings == (
+        "not used: glue/set:sst2 unsupervised, which has no usual name of a split",
+        "test: not used, it has no labels (all are -1)",
+    )
     # The data set numbers its classes the other way round than the model.
     assert ids(read_rows("glue/set", TASK, split="validation")) == [1, 0] * 5
     with pytest.raises(
@@ -220,3 +270,31 @@ def test_hub_fails(hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MissingError, match=r"pip install 'prumux\[hub\]'") as caught:
         load(Path(), data="some/set")
     assert caught.value.exit_code == 5
+
+
+def test_a_hub_data_set_without_validation(hub: Callable[..., None]) -> None:
+    def load_dataset(name: str, config: str | None) -> dict[str, HubSplit]:
+        del name, config
+        return {
+            key: HubSplit(
+                {"text": [f"{key} {i}" for i in range(rows)], "label": [0, 1] * (rows // 2)}
+            )
+            for key, rows in (("train", 40), ("test", 20))
+        }
+
+    hub(load_dataset)
+    with pytest.raises(DataError, match="or those of the test split: --validation test"):
+        load(Path(), data="some/set")
+    splits = load(Path(), data="some/set", validation="test")
+    assert sizes(splits) == (30, 10, 20, None)
+    assert splits.certify.text_a[0] == "test 0"
+
+
+def test_a_hub_data_set_with_two_validation_splits(hub: Callable[..., None]) -> None:
+    def load_dataset(name: str, config: str | None) -> dict[str, HubSplit]:
+        del name, config
+        return {key: HubSplit({"text": [key], "label": [0]}) for key in ("val", "dev")}
+
+    hub(load_dataset)
+    with pytest.raises(DataError, match="'some/set' has both some/set val and some/set dev"):
+        load(Path(), data="some/set")

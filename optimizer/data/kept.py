@@ -1,0 +1,122 @@
+"""Leave out rows without a text, or without the label that other rows have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from prumux.optimizer.tasks.labels import Fail, class_of, integer
+from prumux.optimizer.tasks.task import Task
+
+from .columns import Columns
+from .label_names import LabelMap, folded
+from .table import Table
+
+HIDDEN = -1
+"""The label of rows without a label, as in GLUE's test splits and in SNLI."""
+
+
+class Kept(NamedTuple):
+    """The rows of a table that are used."""
+
+    table: Table
+    skipped: str
+    """How many rows are left out, why, and the first of them; '' = none."""
+    unlabelled: str
+    """Why the rows have no labels although there is a column; '' = they have."""
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is null, NaN (pandas' null), an empty text, or blanks."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def keep(
+    table: Table, columns: Columns, task: Task, chosen: LabelMap, reported: bool = False
+) -> Kept:
+    """Leave out rows without content, and those without the label that others have.
+
+    Args:
+        table: the rows.
+        columns: its columns that are read.
+        task: says what a label is.
+        chosen: a value that it names is a label.
+        reported: whether the rows are for the report only; labels that are all the same tell
+            nothing there, and are no error.
+
+    Raises:
+        DataError: no row has content.
+    """
+    texts = [table.columns[x] for x in (columns.first, columns.second) if x is not None]
+    bare = {i for i, row in enumerate(zip(*texts, strict=True)) if all(map(_no_text, row))}
+    if len(bare) == table.rows:
+        names = " and ".join(f"'{x}'" for x in (columns.first, columns.second) if x)
+        table.fail(None, f"all {len(bare)} rows are empty in {names}: give rows with text")
+    left = [i for i in range(table.rows) if i not in bare]
+    unlabelled, without = "", set[int]()
+    if columns.label is not None:
+        values = table.columns[columns.label]
+        without = {i for i in left if missing(values[i])}
+        known = [values[i] for i in left if i not in without]
+        unlabelled = _no_labels(known, columns.label, task, chosen, reported)
+        hidden = _hidden_are_none(known, task, chosen)
+        without |= {i for i in left if hidden and integer(values[i]) == HIDDEN}
+        without = set() if unlabelled else without
+    counts = [
+        (len(bare), "without text", bare),
+        (len(without), f"without a label in '{columns.label}'", without),
+    ]
+    said = [f"{n} {what} ({table.place(min(rows))})" for n, what, rows in counts if n]
+    skipped = f"rows are skipped: {', '.join(said)}" if said else ""
+    rows = [i for i in left if i not in without]
+    return Kept(table.take(rows) if skipped else table, skipped, unlabelled)
+
+
+def _no_text(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(missing(x) for x in value)
+    return missing(value)
+
+
+def _no_labels(
+    known: Sequence[Any], name: str, task: Task, chosen: LabelMap, reported: bool
+) -> str:
+    """Why labels that are there are none; '' = they are labels."""
+    if not known:
+        return f"it has no labels (its column '{name}' is empty)"
+    if task.reads_words:
+        return ""
+    different = {folded(x) for x in known if not isinstance(x, list)}
+    if different == {str(HIDDEN)} and str(HIDDEN) not in chosen.pairs:
+        return f"it has no labels (all are {HIDDEN})"
+    some = len(task.labels) > 1 or not task.has_classes
+    same = reported and len(different) == 1 and some
+    return f"all its {len(known)} labels are '{known[0]}'" if same else ""
+
+
+def _hidden_are_none(known: Sequence[Any], task: Task, chosen: LabelMap) -> bool:
+    """Whether -1 means no label because every class occurs beside it, as in SNLI."""
+    if task.reads_words or not task.has_classes or chosen.pairs:
+        return False
+    ids = {integer(x) for x in known}
+    return HIDDEN in ids and ids - {HIDDEN} == set(range(len(task.labels)))
+
+
+def label_values(values: Sequence[Any], names: Sequence[str], fail: Fail) -> list[Any]:
+    """Label values with booleans as names or ids; lists are refused."""
+    found: list[Any] = []
+    by_name = class_of("true", names) is not None and class_of("false", names) is not None
+    for i, x in enumerate(values):
+        if isinstance(x, list | dict):
+            fail(
+                i,
+                f"the label {x!r:.40} is a {type(x).__name__}: give one label a row; "
+                "data with several labels a row are not supported",
+            )
+        if isinstance(x, bool) and len(names) != 2 and not by_name:
+            fail(i, f"the label {x} is true or false, the model has {len(names)} labels")
+        found.append((str(x) if by_name else int(x)) if isinstance(x, bool) else x)
+    return found

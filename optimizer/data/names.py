@@ -1,0 +1,97 @@
+"""The usual names of splits and columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": (
+        "validation", "valid", "val", "dev", "development", "eval", "evaluation",
+    ),
+    "test": ("test", "testing"),
+}  # fmt: skip
+"""The splits, each with the names that files, folders and hub data sets give it.
+
+A name may end in `_matched` or `_mismatched`, as MNLI's do.
+"""
+PAIRS = (
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("text", "text_pair"),
+)
+"""Usual names of two columns that hold a pair of texts."""
+SINGLES = ("text", "sentence", "text_a")
+"""Usual names of a column that holds the only text."""
+
+WORDS = ("tokens", "words")
+"""Usual names of a column of words."""
+
+_SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+_MATCHED = re.compile(r"_(mis)?matched$")
+
+
+def folded(name: str) -> str:
+    """A name without the differences that do not count: case, and blanks around it."""
+    return name.strip("\ufeff \t\r\n").casefold()
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name stands for, in any case; None = no usual name."""
+    plain = re.sub(r"[-. ]", "_", folded(name))
+    return _SPLIT_OF.get(_MATCHED.sub("", plain))
+
+
+def by_split(
+    named: Mapping[str, str],
+    settled: Collection[str],
+    fail: Callable[[str, list[str]], NoReturn],
+) -> tuple[dict[str, str], list[str]]:
+    """The title that stands for each split, and a line for each title that is not used.
+
+    `validation_mismatched` is used only where nothing else stands for its split.
+
+    Args:
+        named: by title, as messages show it, the name that says the split.
+        settled: splits that the user gave a file for.
+        fail: raises for a split that several titles stand for.
+    """
+    found: dict[str, list[str]] = {}
+    lines = []
+    for title, name in named.items():
+        split = split_of(name)
+        if split is None:
+            lines.append(f"not used: {title}, which has no usual name of a split")
+        elif split in settled:
+            lines.append(f"not used: {title}, because --{split} names another file")
+        else:
+            found.setdefault(split, []).append(title)
+    chosen = {}
+    for split, titles in found.items():
+        left = [x for x in titles if "mismatched" not in folded(named[x])] or titles
+        if len(left) > 1:
+            fail(split, left)
+        chosen[split] = left[0]
+        rest = [x for x in titles if x != left[0]]
+        lines += [f"not used: {x}, because {left[0]} is the {split} split" for x in rest]
+    return chosen, lines
+
+
+def column_of(names: Sequence[str], usual: str) -> list[str]:
+    """The columns that have a usual name, in any case; the same spelling wins."""
+    return [usual] if usual in names else [x for x in names if folded(x) == folded(usual)]
+
+
+def stripped(names: Iterable[Any]) -> list[str]:
+    """Column names without blanks and a byte order mark around them."""
+    return [str(x).strip("\ufeff \t\r\n") for x in names]
+
+
+def twice(names: Sequence[str]) -> str | None:
+    """A name that occurs twice."""
+    return next((x for x in names if names.count(x) > 1), None)

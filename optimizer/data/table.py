@@ -1,0 +1,81 @@
+"""The columns of one split, as they were read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from prumux.optimizer.base.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The columns of one split."""
+
+    parts: tuple[tuple[str, int], ...]
+    """Names and numbers of rows of the files that it was read from."""
+    names: tuple[str, ...]
+    columns: Mapping[str, Sequence[Any]]
+    """The values of the columns that were asked for; None = null."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By column the data's own names of classes, in the order of their ids."""
+    at: Sequence[int] | None = None
+    """The rows of the files that are left; None = all."""
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return self.parts[0][0] + (f" (+ {len(self.parts) - 1})" if self.parts[1:] else "")
+
+    @property
+    def rows(self) -> int:
+        """How many rows are left."""
+        return sum(n for _, n in self.parts) if self.at is None else len(self.at)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """Some of the rows; messages go on counting as the files do."""
+        at = rows if self.at is None else [self.at[i] for i in rows]
+        columns = {k: [v[i] for i in rows] for k, v in self.columns.items()}
+        return replace(self, columns=columns, at=at)
+
+    def place(self, row: int) -> str:
+        """File and number of a row, counted from 0 among the rows that are left."""
+        row = row if self.at is None else self.at[row]
+        for name, rows in self.parts:
+            if row < rows:
+                return f"{name}, row {row + 1}"
+            row -= rows
+        raise IndexError(row)
+
+    def fail(self, row: int | None, text: str) -> NoReturn:
+        """Raise DataError for a row, counted from 0, or for the whole table (None)."""
+        raise DataError(f"{self.title if row is None else self.place(row)}: {text}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Sorted names for a message."""
+    return ", ".join(sorted(names)) or "none"
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """Join the shards of one split, in order.
+
+    Raises:
+        DataError: the shards' columns differ.
+    """
+    first = tables[0]
+    for table in tables:
+        if set(table.names) != set(first.names):
+            raise DataError(
+                f"{table.title} has columns {listed(table.names)}; {first.title} has "
+                f"{listed(first.names)}: the shards of one split must agree"
+            )
+        if table.classes != first.classes:
+            raise DataError(
+                f"{table.title} and {first.title} name their classes differently: "
+                "the shards of one split must agree"
+            )
+    merged = {k: [v for x in tables for v in x.columns[k]] for k in first.columns}
+    parts = tuple(p for x in tables for p in x.parts)
+    return Table(parts, first.names, merged, first.classes)
