@@ -21,7 +21,7 @@ from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config
-from prumux.optimizer.model.folder import read_tokenizer
+from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
 from prumux.optimizer.tasks.prediction import Answer

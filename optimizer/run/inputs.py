@@ -98,7 +98,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         metric=metric,
         data_digest=splits.digest(),
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
-        notes=splits.notes,
+        notes=(*model.remarks, *splits.notes),
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
     )

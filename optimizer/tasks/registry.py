@@ -39,8 +39,7 @@ def from_config(config: Mapping[str, Any]) -> Task:
     Raises:
         ModelError: no task reads such a model, or the label names are wrong.
     """
-    named = config.get("architectures") or [""]
-    architecture = str(named[0] if isinstance(named, list | tuple) else named)
+    architecture = named_architecture(config)
     head = architecture or DEFAULT_HEAD
     fitting = [x for x in task_types() if head.endswith(x.head)]
     if not fitting:
@@ -61,6 +60,12 @@ def from_config(config: Mapping[str, Any]) -> Task:
     except ValueError as error:
         raise ModelError(f"config.json: {error}") from error
     return task
+
+
+def named_architecture(config: Mapping[str, Any]) -> str:
+    """The first name in `architectures` of a config, empty if there is none."""
+    names = config.get("architectures") or [""]
+    return str(names[0] if isinstance(names, list | tuple) else names)
 
 
 def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
