@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.environment import most_threads
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.data.tokenize import Encoded, Side, encode
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.sizes import Encoder
@@ -144,8 +144,10 @@ class Predictor:
         return np.stack(logits) if logits else np.zeros((0, self.encoder.labels), np.float32)
 
     def _encode(self, rows: Rows) -> Encoded:
+        # Rows of words run in windows from the first word on, so each is cut on the right.
+        side: Side | None = None if rows.words is None else "right"
         with self._lock:  # a tokenizer holds its truncation as state
-            return encode(rows, self.tokenizer, self.encoder)
+            return encode(rows, self.tokenizer, self.encoder, side=side)
 
     def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> list[Floats]:
         """Logits of each row without padding, [C] or [T, C].

@@ -5,9 +5,10 @@ Axis letters: N rows, B rows of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .rows import Rows
+
+
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +93,9 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
     max_length: int | None = None,
+    side: Side | None = None,
 ) -> Encoded:
-    """Tokenise rows and cut off tokens after the first `max_length`.
+    """Tokenise rows and cut off tokens beyond `max_length`, at the tokenizer's side.
 
     The tokenizer's own settings do not change.
 
@@ -100,51 +105,97 @@ def encode(
         encoder: the model's sizes.
         max_length: tokens a row, special tokens included; None = as many as model and
             tokenizer take.
+        side: where tokens are cut off; None = where the tokenizer does.
 
     Raises:
         UsageError: `max_length` does not fit the model or leaves no room for text.
-        DataError: the tokenizer's ids do not fit the model.
+        DataError: the tokenizer's ids do not fit the model, or a row has no tokens.
     """
     pair = rows.text_b is not None
     length = row_limit(tokenizer, encoder, max_length, pair)
     if not len(rows):
         return Encoded((), () if encoder.token_types else None, rows.labels, encoder.pad_id)
-    backend = tokenizer.backend_tokenizer
-    before = backend.truncation, backend.padding
     tokens = rows.words is not None
-    try:
-        found = tokenizer(
+    side = side or ("left" if tokenizer.truncation_side == "left" else "right")
+    with _kept_settings(tokenizer, side):
+        found = _called(
+            tokenizer,
             [list(x) for x in rows.words] if rows.words is not None else list(rows.text_a),
             list(rows.text_b) if rows.text_b is not None else None,
-            truncation=True,
             max_length=length,
             is_split_into_words=tokens,
             return_token_type_ids=encoder.token_types > 0,
-            return_attention_mask=False,
         )
+    ids = tuple(tuple(x) for x in found["input_ids"])
+    types = tuple(tuple(x) for x in found["token_type_ids"]) if encoder.token_types else None
+    empty = next((i for i, x in enumerate(ids) if not x), None)
+    if empty is not None:
+        raise DataError(
+            f"row {empty + 1} has no tokens, and the tokenizer adds no special ones: remove it"
+        )
+    _check_range("token ids", ids, "a vocabulary", encoder.vocab)
+    if types is not None:
+        _check_range("token type ids", types, "token types", encoder.token_types)
+    if not tokens:
+        return Encoded(ids, types, rows.labels, encoder.pad_id)
+    words = [_words_of(found, i, side) for i in range(len(ids))]
+    scored = tuple(_first_subwords(x) for x in words)
+    labels = None
+    if isinstance(rows.labels, tuple):
+        labels = tuple(
+            _aligned(rows.labels[i], words[i], first) for i, first in enumerate(scored)
+        )
+    return Encoded(ids, types, labels, encoder.pad_id, scored)
+
+
+@contextmanager
+def _kept_settings(tokenizer: PreTrainedTokenizerBase, side: Side) -> Iterator[None]:
+    """Cut at `side` inside; afterwards the tokenizer's settings are those of before.
+
+    Else the settings of this call would be saved with the tokenizer.
+    """
+    backend = tokenizer.backend_tokenizer
+    before, own = (backend.truncation, backend.padding), tokenizer.truncation_side
+    tokenizer.truncation_side = side
+    try:
+        yield
     finally:
-        # Else the settings of this call would be saved with the tokenizer.
+        tokenizer.truncation_side = own
         if before[0]:
             backend.enable_truncation(**before[0])
         else:
             backend.no_truncation()
         if before[1]:
             backend.enable_padding(**before[1])
-    ids = tuple(tuple(x) for x in found["input_ids"])
-    types = tuple(tuple(x) for x in found["token_type_ids"]) if encoder.token_types else None
-    _check_range("token ids", ids, "a vocabulary", encoder.vocab)
-    if types is not None:
-        _check_range("token type ids", types, "token types", encoder.token_types)
-    if not tokens:
-        return Encoded(ids, types, rows.labels, encoder.pad_id)
-    scored = tuple(_first_subwords(found.word_ids(i)) for i in range(len(ids)))
-    labels = None
-    if isinstance(rows.labels, tuple):
-        labels = tuple(
-            _aligned(rows.labels[i], found.word_ids(i), first)
-            for i, first in enumerate(scored)
-        )
-    return Encoded(ids, types, labels, encoder.pad_id, scored)
+
+
+def _called(
+    tokenizer: PreTrainedTokenizerBase, first: list[Any], second: list[Any] | None, **how: Any
+) -> Any:
+    """What the tokenizer gives.
+
+    Raises:
+        DataError: it fails, for instance because it lacks the unknown token.
+    """
+    try:
+        return tokenizer(first, second, truncation=True, return_attention_mask=False, **how)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        said = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise DataError(
+            f"the tokenizer fails on these rows: {said}\n"
+            "use the tokenizer that was saved with the model"
+        ) from error
+
+
+def _words_of(found: Any, row: int, side: Side) -> list[int | None]:
+    """The word of each token; None for special tokens and for a word whose head is cut off."""
+    words: list[int | None] = found.word_ids(row)
+    if side == "right":
+        return words
+    cut = {x for part in found.encodings[row].overflowing for x in part.word_ids}
+    return [None if x in cut else x for x in words]
 
 
 def row_limit(

@@ -29,8 +29,8 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
     if config.get("is_decoder"):
         given = config["is_decoder"]
         raise ModelError(
-            f"config.json: is_decoder is {str(given).lower():.20}: a position then attends to earlier ones only, "
-            "prumux's attend to all\nif the model was trained as an encoder, remove is_decoder"
+            f"config.json: is_decoder is {str(given).lower():.20}: a position then attends to "
+            "earlier ones only, prumux's attend to all\nif the model was trained as an encoder, remove is_decoder"
         )
     _refuse_quantized(config)
     task = registry.from_config(config)
@@ -42,7 +42,7 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
         )
     if encoder.most_tokens < 1:
         raise ModelError(
-            f"config.json: max_position_embeddings is {encoder.positions}, but positions begin "
+            f"config.json: max_position_embeddings is {encoder.positions}, positions begin "
             f"at pad_token_id + 1 = {encoder.pad_id + 1}: no position is left for a token"
         )
     if task.pooling == "all":

@@ -54,7 +54,7 @@ def from_config(config: Mapping[str, Any]) -> Task:
         raise ModelError(
             f"problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
         )
-    task = chosen(labels)
+    task = chosen.of_config(labels, config)
     try:
         task.check(len(labels))
     except ValueError as error:
@@ -86,7 +86,7 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
     names = config["id2label"]
     # A user may train such a model on with another `problem_type`, for the sake of its loss.
     chosen = next((x for x in own if x.reads(problem, labels)), own[0])
-    task = chosen(tuple(names[str(i)] for i in range(len(names))))
+    task = chosen.of_config(tuple(names[str(i)] for i in range(len(names))), config)
     task.check(labels)
     return task
 

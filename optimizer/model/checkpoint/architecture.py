@@ -1,6 +1,6 @@
 """The head of a checkpoint whose config.json names none, found by its weights.
 
-A config taken from a base model names `BertForMaskedLM` or nothing, whatever was trained on it.
+The config of a base model names `BertForMaskedLM` or nothing, whatever was trained on it.
 """
 
 from __future__ import annotations

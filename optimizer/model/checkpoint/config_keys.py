@@ -27,7 +27,12 @@ DROPPED = frozenset(
         # of the training and of the architecture's code
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
         *("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
-        *("embedding_dropout", "mlp_dropout", "initializer_range", "initializer_cutoff_factor"),
+        *(
+            "embedding_dropout",
+            "mlp_dropout",
+            "initializer_range",
+            "initializer_cutoff_factor",
+        ),
         *("gradient_checkpointing", "use_cache", "tie_word_embeddings", "tie_weights_"),
         *("chunk_size_feed_forward", "pruned_heads", "torchscript", "use_bfloat16"),
         *("reference_compile", "deterministic_flash_attn", "repad_logits_with_grad"),
@@ -45,4 +50,5 @@ DROPPED = frozenset(
 
 def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimised model's config.json keeps of a given one."""
-    return {str(k): v for k, v in config.items() if k not in DROPPED}
+    named = {str(k): v for k, v in config.items()}
+    return {k: v for k, v in named.items() if k not in DROPPED and not k.startswith("_")}

@@ -114,9 +114,7 @@ def _suffixes(name: str) -> Iterator[str]:
         yield name
 
 
-def _unwrapped(
-    found: Mapping[str, Tensor], expected: Collection[str]
-) -> dict[str, Tensor]:
+def _unwrapped(found: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
     plain: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for name, tensor in found.items():

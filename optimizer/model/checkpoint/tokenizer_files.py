@@ -123,7 +123,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         "truncation_side": (lambda x: x in _SIDES, "left or right"),
         "model_input_names": (_is_names, "a list of names with input_ids"),
         "tokenizer_class": (lambda x: isinstance(x, str), "the name of a class"),
-        **{x: (_is_token, "a text or an object with content") for x in _TOKENS},
+        **dict.fromkeys(_TOKENS, (_is_token, "a text or an object with content")),
         **{x: (lambda x: isinstance(x, bool), "true or false") for x in _FLAGS},
     }
     for key, (right, what) in rules.items():
