@@ -17,6 +17,10 @@ from prumux.optimizer.tasks.task import Task
 from .sizes import Encoder
 
 
+MOST_DEPTH = 64
+"""Levels of a JSON file; tokenizer.json has about ten."""
+
+
 def digest(weights: Mapping[str, Tensor], *about: Task | Encoder) -> str:
     """SHA-256 over names, shapes and bytes of the weights, and what else makes the model."""
     sha = hashlib.sha256(repr(about).encode())
@@ -40,10 +44,27 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if git_lfs.is_pointer(path):
             raise ModelError(git_lfs.cure(path)) from error
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        if "BOM" in str(error):
+            raise ModelError(
+                f"{path} begins with a byte order mark: save it as UTF-8 without one"
+            ) from error
+        raise ModelError(f"{path} cannot be read: {error}"[:300]) from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    if not _shallow(value):
+        raise ModelError(f"{path} is nested too deeply: at most {MOST_DEPTH} levels are read")
     return value
+
+
+def _shallow(value: object) -> bool:
+    """Whether a value has at most `MOST_DEPTH` levels, so that it can be shown in messages."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        below = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [y for x in below for y in x if isinstance(y, dict | list)]
+        if not level:
+            return True
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
         given = config["is_decoder"]
         raise ModelError(
             f"config.json: is_decoder is {str(given).lower():.20}: a position then attends to "
-            "earlier ones only, prumux's attend to all\nif the model was trained as an encoder, remove is_decoder"
+            "earlier ones only, prumux's attend to all\n"
+            "if the model was trained as an encoder, remove is_decoder"
         )
     _refuse_quantized(config)
     task = registry.from_config(config)

@@ -45,14 +45,14 @@ def from_config(config: Mapping[str, Any]) -> Task:
     if not fitting:
         classes = dict.fromkeys(x.auto_class() for x in task_types())
         raise ModelError(
-            f"architecture '{architecture}' has no classification head\n"
+            f"config.json: architectures: architecture '{architecture:.60}' has no classification head\n"
             f"give a model fine-tuned with {' or '.join(classes)}"
         )
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)
     if chosen is None:
         raise ModelError(
-            f"problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
+            f"config.json: problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
         )
     task = chosen.of_config(labels, config)
     try:
@@ -109,7 +109,7 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise ModelError(
             f"config.json: id2label is a {type(names).__name__}, not a map of names"
         )
-    names = {str(i): str(name) for i, name in names.items()}
+    names = {str(i): _label_name(str(i), name) for i, name in names.items()}
     strange = next((x for x in names if not x.isdecimal()), None)
     if strange is not None:
         raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
@@ -123,6 +123,16 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"number the labels from 0 to {count - 1}, as the model's outputs are"
         )
     return tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
+
+
+def _label_name(i: str, name: Any) -> str:
+    """A label's name; datasets and people write numbers and truth values, too."""
+    text = str(name) if isinstance(name, str | int | float) else None
+    if text is None or any("\ud800" <= x <= "\udfff" for x in text):
+        raise ModelError(
+            f"config.json: id2label has the name {name!r:.40} for {i:.20}, it must be a text"
+        )
+    return text
 
 
 def _label_count(config: Mapping[str, Any]) -> int:

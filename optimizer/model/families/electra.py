@@ -22,6 +22,7 @@ class Electra(Bert):
     """Projected embeddings."""
 
     model_types: ClassVar[tuple[str, ...]] = ("electra",)
+    projects: ClassVar[bool] = True
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
