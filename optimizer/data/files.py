@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from prumux.optimizer.base import git_lfs
 from prumux.optimizer.base.errors import DataError, MissingError
 
 from .label_names import class_names
@@ -129,6 +130,8 @@ def read_file(path: Path, wanted: set[str]) -> Table:
         raise DataError(f"{path}: the ending '{path.suffix}' is none of {', '.join(FORMATS)}")
     if not path.is_file():
         raise DataError(f"there is no file {path}: check the name")
+    if git_lfs.is_pointer(path):
+        raise DataError(git_lfs.cure(path))
     if path.suffix == ".parquet":
         table = _read_parquet(path, wanted)
     else:

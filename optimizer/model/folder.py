@@ -16,7 +16,6 @@ from prumux.optimizer.tasks.task import Task
 
 from .sizes import Encoder
 
-
 MOST_DEPTH = 64
 """Levels of a JSON file; tokenizer.json has about ten."""
 
@@ -58,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _shallow(value: object) -> bool:
     """Whether a value has at most `MOST_DEPTH` levels, so that it can be shown in messages."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(MOST_DEPTH):
         below = [x.values() if isinstance(x, dict) else x for x in level]
         level = [y for x in below for y in x if isinstance(y, dict | list)]

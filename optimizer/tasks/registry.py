@@ -45,14 +45,16 @@ def from_config(config: Mapping[str, Any]) -> Task:
     if not fitting:
         classes = dict.fromkeys(x.auto_class() for x in task_types())
         raise ModelError(
-            f"config.json: architectures: architecture '{architecture:.60}' has no classification head\n"
+            f"config.json: architectures: architecture '{architecture:.60}' has no "
+            "classification head\n"
             f"give a model fine-tuned with {' or '.join(classes)}"
         )
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)
     if chosen is None:
         raise ModelError(
-            f"config.json: problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
+            f"config.json: problem_type '{problem!s:.60}' is not supported yet with "
+            f"{len(labels)} labels"
         )
     task = chosen.of_config(labels, config)
     try:

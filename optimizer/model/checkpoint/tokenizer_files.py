@@ -70,7 +70,7 @@ def with_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> M
     the right, with a padding token: on the left, padding would stand where the head reads.
 
     Raises:
-        ModelError: the tokenizer has no padding token.
+        ModelError: the tokenizer has no padding token, or one that the model does not know.
     """
     if tokenizer is None:
         return model
@@ -95,6 +95,13 @@ def with_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> M
                 'add "pad_token" to tokenizer_config.json, with a token of the vocabulary'
             )
         tokenizer.pad_token = name
+    pad: Any = tokenizer.pad_token_id
+    if pad >= model.encoder.vocab:
+        raise ModelError(
+            f"the tokenizer's pad_token is {tokenizer.pad_token!r:.40} with id {pad}, the "
+            f"model has a vocabulary of {model.encoder.vocab}\n"
+            "name a token of the vocabulary as pad_token in tokenizer_config.json"
+        )
     return replace(fitted, tokenizer=tokenizer, remarks=tuple(remarks))
 
 

@@ -78,7 +78,9 @@ class ModernBert(Family):
             layers=(Layer(heads, size(config, "intermediate_size")),) * layers,
             labels=1,
             head=_head(config.get("classifier_activation", "gelu")),
-            activation=activation(config.get("hidden_activation", "gelu"), "hidden_activation"),
+            activation=activation(
+                config.get("hidden_activation", "gelu"), "hidden_activation"
+            ),
             norm_eps=norm_eps(config, "norm_eps", 1e-5),
             pad_id=size(config, "pad_token_id", default=0, least=0),
             pooling=_pooling(config),
@@ -206,7 +208,8 @@ def _head(name: object) -> HeadKind:
     kinds = [x for x in get_args(HeadKind) if x != "linear"]
     if name not in kinds:
         raise ModelError(
-            f"config.json: classifier_activation is {name!r:.40}, supported: {', '.join(kinds)}"
+            f"config.json: classifier_activation is {name!r:.40}, "
+            f"supported: {', '.join(kinds)}"
         )
     return name  # type: ignore[return-value]
 

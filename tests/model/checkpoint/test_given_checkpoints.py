@@ -95,13 +95,15 @@ def test_tensors_of_losses_and_metrics_are_ignored_with_a_note(
     found = model_of(tmp_path, lightning(prefixed(prefix, state(config())) | others))
     assert same(found, build(config(), state(config()), None, "x"))
     (line,) = found.remarks
-    assert line.startswith("ignored 4 tensors of the checkpoint that the architecture does not")
+    assert line.startswith(
+        "ignored 4 tensors of the checkpoint that the architecture does not"
+    )
     assert "criterion.pos_weight, loss_fn.weight, train_acc.tp and 1 more" in line
 
 
 def test_tensors_of_the_model_itself_are_not_ignored(tmp_path: Path) -> None:
     more = prefixed("model.", state(config(num_hidden_layers=3)))
-    with pytest.raises(ModelError, match="16 tensors that config.json does not call for"):
+    with pytest.raises(ModelError, match=r"16 tensors that config\.json does not"):
         model_of(tmp_path, lightning(more))
 
 
@@ -120,7 +122,7 @@ def test_two_models_in_one_file(tmp_path: Path) -> None:
 def test_a_head_that_is_missing_is_named(tmp_path: Path) -> None:
     base = {k: x for k, x in state(config()).items() if not k.startswith("classifier")}
     head = {"head.weight": torch.ones(2, 12), "head.bias": torch.ones(2)}
-    with pytest.raises(ModelError, match="no tensor 'classifier.weight'"):
+    with pytest.raises(ModelError, match=r"no tensor 'classifier\.weight'"):
         model_of(tmp_path, lightning(prefixed("model.", base) | head))
 
 
@@ -138,7 +140,7 @@ LORA = {
     "lora": "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight",
     "in place": "bert.encoder.layer.0.attention.self.query.base_layer.weight",
     "head": "base_model.model.classifier.modules_to_save.default.weight",
-    "lightning": "model.base_model.model.bert.encoder.layer.0.output.dense.lora_B.default.weight",
+    "lightning": "model.base_model.model.bert.classifier.lora_B.default.weight",
 }
 
 
@@ -189,7 +191,7 @@ def test_pointers_in_place_of_a_tokenizer(name: str, tmp_path: Path) -> None:
 def test_shards_of_pickles(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config()))
     weights = list(state(config()).items())
-    index = {}
+    index: dict[str, str] = {}
     for i, part in enumerate((weights[::2], weights[1::2])):
         name = f"pytorch_model-{i + 1:05d}-of-00002.bin"
         torch.save(dict(part), tmp_path / name)
