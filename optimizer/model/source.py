@@ -148,7 +148,7 @@ def _ignored(names: Sequence[str]) -> str:
     """The line about tensors that the architecture does not have."""
     more = f" and {len(names) - 3} more" if names[3:] else ""
     return (
-        f"ignored {len(names)} tensors of the checkpoint that the architecture does not have: "
+        f"the architecture does not have {len(names)} of the checkpoint's tensors, ignored: "
         f"{', '.join(names[:3])}{more}"
     )
 

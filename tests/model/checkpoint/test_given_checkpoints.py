@@ -95,9 +95,7 @@ def test_tensors_of_losses_and_metrics_are_ignored_with_a_note(
     found = model_of(tmp_path, lightning(prefixed(prefix, state(config())) | others))
     assert same(found, build(config(), state(config()), None, "x"))
     (line,) = found.remarks
-    assert line.startswith(
-        "ignored 4 tensors of the checkpoint that the architecture does not"
-    )
+    assert line.startswith("the architecture does not have 4 of the checkpoint's tensors, ig")
     assert "criterion.pos_weight, loss_fn.weight, train_acc.tp and 1 more" in line
 
 
