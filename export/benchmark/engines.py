@@ -21,7 +21,8 @@ from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
-from prumux.optimizer.model.folder import read_json, read_tokenizer
+from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
+from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.source import load_model

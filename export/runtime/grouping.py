@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded, collate
-from prumux.optimizer.model.row_groups import answered
+from prumux.optimizer.model.row_groups import RowLogits, answered
 from prumux.optimizer.pipeline.target import Engine
 
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ class PredictionJob:
     """One tenant for each row; rows of two tenants never share a forward pass."""
 
 
-def answer(engine: Engine, slots: int, job: PredictionJob) -> Sequence[Floats]:
+def answer(engine: Engine, slots: int, job: PredictionJob) -> RowLogits:
     """Logits of a job without padding: float32 [N, C], or for each row [T, C]."""
     coded = job.encoded
     return answered(
@@ -53,7 +53,7 @@ class DirectRunner:
     engine: Engine
     slots: int
 
-    def run(self, job: PredictionJob) -> Sequence[Floats]:
+    def run(self, job: PredictionJob) -> RowLogits:
         """See `answer`."""
         return answer(self.engine, self.slots, job)
 
@@ -61,7 +61,7 @@ class DirectRunner:
         """Do nothing: there is no thread to end."""
 
 
-Waiting = tuple[PredictionJob, "Future[Sequence[Floats]]"]
+Waiting = tuple[PredictionJob, "Future[RowLogits]"]
 Jobs = queue.SimpleQueue["Waiting | None"]
 """Waiting jobs; None tells the thread to end."""
 
@@ -82,7 +82,7 @@ class BatchingRunner:
     _jobs: Jobs = field(default_factory=queue.SimpleQueue, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
-    def run(self, job: PredictionJob) -> Sequence[Floats]:
+    def run(self, job: PredictionJob) -> RowLogits:
         """See `answer`; blocks until the job is done."""
         if not len(job.encoded):
             return []

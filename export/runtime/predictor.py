@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.data.tokenize import Encoded, Side, encode
 from prumux.optimizer.model.artifact import from_config
-from prumux.optimizer.model.folder import read_tokenizer
+from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
+from prumux.optimizer.model.row_groups import RowLogits
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
 from prumux.optimizer.tasks.prediction import Answer
@@ -144,12 +145,12 @@ class Predictor:
         return np.asarray(logits).reshape(len(coded), self.encoder.labels)
 
     def _encode(self, rows: Rows) -> Encoded:
+        # Rows of words run in windows from the first word on, so each is cut on the right.
+        side: Side | None = None if rows.words is None else "right"
         with self._lock:  # a tokenizer holds its truncation as state
-            return encode(rows, self.tokenizer, self.encoder)
+            return encode(rows, self.tokenizer, self.encoder, side=side)
 
-    def _run(
-        self, encoded: Encoded, options: _Options, texts: Iterable[int]
-    ) -> Sequence[Floats]:
+    def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> RowLogits:
         """Logits of each row without padding, [N, C] or a list of [T, C].
 
         `texts` holds for each row the index of its text, by which its owner is found.
@@ -165,7 +166,7 @@ class Predictor:
     def _word_logits(self, rows: list[tuple[str, ...]], options: _Options) -> list[Floats]:
         """Logits [words, C] of each row."""
 
-        def run(some: Rows, texts: Sequence[int]) -> tuple[Encoded, Sequence[Floats]]:
+        def run(some: Rows, texts: Sequence[int]) -> tuple[Encoded, RowLogits]:
             encoded = self._encode(some)
             return encoded, self._run(encoded, options, texts)
 
@@ -254,7 +255,7 @@ def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
         )
 
 
-def _check_finite(logits: Sequence[Floats], engine: Engine) -> None:
+def _check_finite(logits: RowLogits, engine: Engine) -> None:
     """Refuse logits that are nan or infinite: their largest one means nothing.
 
     Raises:

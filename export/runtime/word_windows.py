@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.row_groups import RowLogits
 from prumux.optimizer.tasks.labels import IGNORE
 
 Floats = NDArray[np.float32]
-RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, Sequence[Floats]]]
+RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, RowLogits]]
 """Tokenizes and runs rows of words; the second argument holds the index of each row's text.
 Returns the token ids and, for each row, logits [T, C]."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.row_groups import answered, padded
+from prumux.optimizer.model.row_groups import RowLogits, answered, padded
 
 IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 LOGITS, TENANT = "logits", "tenant"
@@ -132,12 +132,10 @@ def _run_grouped(
     ]
 
 
-def _shaped(
-    logits: Sequence[NDArray[np.float32]], request: TritonRequest
-) -> NDArray[np.float32]:
+def _shaped(logits: RowLogits, request: TritonRequest) -> NDArray[np.float32]:
     """One array; for token tasks as long as the request, with 0 after a row's last token."""
-    if logits[0].ndim == 1:
-        return np.stack(logits)
+    if isinstance(logits, np.ndarray):
+        return logits
     labels = logits[0].shape[1]
     found = np.zeros((*request.inputs[IDS].shape, labels), np.float32)
     for place, row in zip(found, logits, strict=True):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prumux.optimizer.base import git_lfs
 from prumux.optimizer.base.errors import DataError
 
 from .class_names import class_names
@@ -31,7 +32,6 @@ _SAME = {".ndjson": ".jsonl"}
 MIN_ROWS = 8
 """Smallest number of rows of a role."""
 
-_LFS = b"version https://git-lfs"
 _CUT_OFF = "the file may be cut off"
 
 
@@ -66,9 +66,8 @@ def read_file(path: Path, wanted: set[str]) -> Table:
 
 
 def _parsed(path: Path, ending: str, wanted: set[str]) -> Table:
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise DataError(f"{path} is a Git LFS pointer, not the file: run git lfs pull")
+    if git_lfs.is_pointer(path):
+        raise DataError(git_lfs.cure(path))
     if ending not in _TEXTS:
         return _read_arrow(path, {folded(x) for x in wanted}, ending[1:])
     text = _text(path)

@@ -15,6 +15,7 @@ from prumux.optimizer.base.store import owned
 from prumux.optimizer.tasks.registry import from_own_config
 from prumux.optimizer.tasks.task import Task
 
+from .checkpoint.config_keys import kept_keys
 from .families.registry import model_types
 from .masks import Masks
 from .model import Model
@@ -34,6 +35,7 @@ def to_config(model: Model) -> dict[str, Any]:
     layers, mux = encoder.pop("layers"), encoder.pop("mux")
     encoder["constants"] = dict(model.encoder.constants)
     return {
+        **kept_keys(model.kept_config),
         "model_type": "prumux",
         "architectures": [model.task.own_class()],
         "prumux_format": FORMAT,
@@ -152,7 +154,8 @@ def load_artifact(folder: Path) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from .folder import digest, read_json, read_tokenizer
+    from .checkpoint.tokenizer_files import read_tokenizer
+    from .folder import digest, read_json
 
     config = read_json(folder / "config.json")
     encoder, task = from_config(config, folder / "config.json")
@@ -177,6 +180,7 @@ def load_artifact(folder: Path) -> Model:
         task=task,
         masks=Masks.full(encoder),
         tokenizer=read_tokenizer(folder),
+        kept_config=kept_keys(config),
         source={
             "name": folder.name,
             "model_type": "prumux",

@@ -1,4 +1,4 @@
-"""Files of a model folder: JSON and tokenizer; and the digest of a model."""
+"""JSON files of a model folder, and the digest of a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
+from prumux.optimizer.base import git_lfs
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.tasks.task import Task
 
 from .sizes import Encoder
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+MOST_DEPTH = 64
+"""Levels of a JSON file; tokenizer.json has about ten."""
 
 
 def digest(weights: Mapping[str, Tensor], *about: Task | Encoder) -> str:
@@ -33,43 +34,76 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ModelError: missing, unreadable or not an object.
+        ModelError: missing, unreadable, not an object, or a name in it has two values.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except FileNotFoundError as error:
-        raise ModelError(
-            f"'{path.parent}' is not a model folder: it has no {path.name}\n"
-            "give a folder written by save_pretrained() or by prumux-opt"
-        ) from error
+        _refuse_folder(path, error)
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        if git_lfs.is_pointer(path):
+            raise ModelError(git_lfs.cure(path)) from error
+        if "BOM" in str(error):
+            raise ModelError(
+                f"{path} begins with a byte order mark: save it as UTF-8 without one"
+            ) from error
+        raise ModelError(f"{path} cannot be read: {error}"[:300]) from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    if not _shallow(value):
+        raise ModelError(f"{path} is nested too deeply: at most {MOST_DEPTH} levels are read")
     return value
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, None if no tokenizer file is there. Runs no remote code.
+def _shallow(value: object) -> bool:
+    """Whether a value has at most `MOST_DEPTH` levels, so that it can be shown in messages."""
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        below = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [y for x in below for y in x if isinstance(y, dict | list)]
+        if not level:
+            return True
+    return False
 
-    Raises:
-        ModelError: tokenizer files are there but cannot be used.
-    """
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
-    if not any((folder / name).exists() for name in names):
-        return None
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its pairs. Readers disagree on which of two values counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if repr(found[name]) != repr(value):
+                raise ValueError(f"{name!r:.60} has two values; keep one")
+    return found
+
+
+def _refuse_folder(path: Path, error: Exception) -> NoReturn:
+    """Say what a folder without config.json is."""
+    folder = path.parent
+    said = f"'{folder}' is not a model folder: it has no {path.name}"
+    cure = "give a folder written by save_pretrained() or by prumux-opt"
+    inner = [] if path.name != "config.json" else model_folders(folder)
+    if (folder / "adapter_config.json").exists():
+        said = f"'{folder}' holds a PEFT adapter (adapter_config.json), not a whole model"
+        cure = (
+            "merge it: model = peft_model.merge_and_unload(), then "
+            "model.save_pretrained('merged')"
         )
-    except Exception as error:  # any fault of a damaged or hostile tokenizer file
-        first = str(error).strip().split("\n")[0][:200]
-        raise ModelError(f"the tokenizer in '{folder}' cannot be loaded: {first}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"the tokenizer in '{folder}' has no fast version (tokenizer.json)")
-    result: PreTrainedTokenizerBase = tokenizer
-    return result
+    elif inner:
+        said = f"'{folder}' has no config.json itself; its folders hold models"
+        shown = ", ".join(str(folder / x) for x in inner[:4])
+        cure = f"give one of them: {shown}" + (" ..." if inner[4:] else "")
+    raise ModelError(f"{said}\n{cure}") from error
+
+
+def model_folders(folder: Path) -> list[str]:
+    """Sub folders with a model, such as the Trainer's `checkpoint-500`; by step, then name."""
+    try:
+        found = [x.parent.name for x in folder.glob("*/config.json")]
+    except OSError:
+        return []
+    return sorted(found, key=_step)
+
+
+def _step(name: str) -> tuple[str, int, str]:
+    stem, _, step = name.rpartition("-")
+    return (stem, int(step), name) if step.isdecimal() and len(step) < 19 else (name, 0, name)

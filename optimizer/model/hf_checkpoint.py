@@ -12,6 +12,7 @@ from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.tasks import registry
 from prumux.optimizer.tasks.task import Task
 
+from .checkpoint.tensor_names import named
 from .families.family import Config, Family, Part
 from .families.registry import find_family
 from .sizes import Encoder
@@ -26,12 +27,25 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
     """
     family = find_family(str(config.get("model_type")))
     if config.get("is_decoder"):
+        given = config["is_decoder"]
         raise ModelError(
-            "config.json: is_decoder is true: a position then attends to earlier ones only, "
-            "prumux's attend to all\nif the model was trained as an encoder, remove is_decoder"
+            f"config.json: is_decoder is {str(given).lower():.20}: a position then attends to "
+            "earlier ones only, prumux's attend to all\n"
+            "if the model was trained as an encoder, remove is_decoder"
         )
+    _refuse_quantized(config)
     task = registry.from_config(config)
     encoder = replace(family.sizes(config), labels=len(task.labels))
+    if encoder.pad_id >= encoder.vocab:
+        raise ModelError(
+            f"config.json: pad_token_id is {encoder.pad_id}, ids of a vocabulary of "
+            f"{encoder.vocab} are below {encoder.vocab}: correct pad_token_id or vocab_size"
+        )
+    if encoder.most_tokens < 1:
+        raise ModelError(
+            f"config.json: max_position_embeddings is {encoder.positions}, positions begin "
+            f"at pad_token_id + 1 = {encoder.pad_id + 1}: no position is left for a token"
+        )
     if task.pooling == "all":
         encoder = family.for_every_position(encoder)
     return family, encoder, task
@@ -40,25 +54,53 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
 def read_weights(
     family: Family, encoder: Encoder, found: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Canonical float32 weights out of a Hugging Face state dict, strict on names and shapes.
+    """The weights of `read_checkpoint`."""
+    return read_checkpoint(family, encoder, found)[0]
+
+
+def read_checkpoint(
+    family: Family, encoder: Encoder, found: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Canonical float32 weights out of a Hugging Face state dict, and names that it ignores.
+
+    Tensors of other modules, such as losses and metrics, are ignored, as transformers does.
 
     Raises:
-        ModelError: a tensor is missing, left over, of the wrong shape or not finite.
+        ModelError: a tensor is missing, of the wrong shape or not finite, or one of the
+            model's own modules is left over.
     """
-    found = {_modern(_unwrap(name)): tensor for name, tensor in found.items()}
+    expected = tensor_names(family, encoder)
+    inside = named(found, expected)
     weights: dict[str, Tensor] = {}
-    used = set()
     for name, shape in expected_shapes(encoder).items():
-        source = hf_source(family, encoder, name)
-        weights[name] = _read(found, source, shape).detach().to("cpu").float().contiguous()
-        used.add(source.tensor)
-    left = sorted(n for n in found.keys() - used if not _ignorable(n))
-    if left:
+        tensor = _read(inside.tensors, hf_source(family, encoder, name), shape)
+        weights[name] = tensor.detach().to("cpu").float().contiguous()
+    own = {x.split(".")[0] for x in expected}
+    left = sorted(n for n in inside.tensors.keys() - expected if not _ignorable(n))
+    wrong = [x for x in left if x.split(".")[0] in own]
+    if wrong:
         raise ModelError(
-            f"the checkpoint holds {len(left)} tensors that config.json does not call for, "
-            f"the first is '{left[0]}'"
+            f"the checkpoint holds {len(wrong)} tensors that config.json does not call for, "
+            f"the first is '{wrong[0]}'"
         )
-    return weights
+    return weights, (*left, *inside.others)
+
+
+def tensor_names(family: Family, encoder: Encoder) -> set[str]:
+    """Names of the tensors that a checkpoint must hold."""
+    return {hf_source(family, encoder, x).tensor for x in expected_shapes(encoder)}
+
+
+def _refuse_quantized(config: Config) -> None:
+    given = config.get("quantization_config")
+    if given is None:
+        return
+    method = given.get("quant_method", "unknown") if isinstance(given, Mapping) else given
+    raise ModelError(
+        f"config.json: quantization_config says '{method!s:.40}': the weights are lowered "
+        "already\ngive the model as it was before, in float32, float16 or bfloat16: "
+        "prumux chooses the precision itself"
+    )
 
 
 def hf_source(family: Family, encoder: Encoder, name: str) -> Part:
@@ -77,7 +119,7 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
     if source.tensor not in found:
         raise ModelError(
             f"the checkpoint has no tensor '{source.tensor}' (it holds {len(found)} tensors)\n"
-            f"prumux needs a fine-tuned classifier, head included, of model type that "
+            "prumux needs a fine-tuned classifier, head included, of model type that "
             "config.json names"
         )
     tensor, whole = found[source.tensor], (source.of * shape[0], *shape[1:])
@@ -89,20 +131,6 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
     if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
         raise ModelError(f"tensor '{source.tensor}' holds values that are not finite floats")
     return tensor[source.index * shape[0] :][: shape[0]] if source.of > 1 else tensor
-
-
-def _unwrap(name: str) -> str:
-    """Names as saved from DistributedDataParallel or torch.compile."""
-    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
-
-
-def _modern(name: str) -> str:
-    """TensorFlow-era LayerNorm spelling."""
-    return re.sub(r"LayerNorm\.(gamma|beta)$", _gamma, name)
-
-
-def _gamma(match: re.Match[str]) -> str:
-    return "LayerNorm.weight" if match[1] == "gamma" else "LayerNorm.bias"
 
 
 def _ignorable(name: str) -> bool:

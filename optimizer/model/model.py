@@ -45,6 +45,10 @@ class Model:
     tokenizer: PreTrainedTokenizerBase | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     """Where the model came from: `name`, `model_type`, `digest`."""
+    remarks: tuple[str, ...] = ()
+    """Lines about the given checkpoint that a user should read."""
+    kept_config: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the given config.json that belong to other libraries; artifacts keep them."""
     history: tuple[Applied, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the last pass; the pipeline moves them into its receipt."""

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+RowLogits = NDArray[np.float32] | list[NDArray[np.float32]]
+"""Logits of rows without padding: one array [N, C], or for each row [T, C]."""
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 """Inputs [B, T] under their ONNX names to logits."""
 
@@ -74,7 +76,7 @@ def answered(
     *,
     copies: int = 1,
     tenants: Sequence[Hashable] | None = None,
-) -> Sequence[NDArray[np.float32]]:
+) -> RowLogits:
     """Logits of each row, padding removed: the mean over the row's places in the groups.
 
     Args:

@@ -6,31 +6,35 @@ remote code for tokenizers.
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.paths import hub_cure, local_path
 from prumux.optimizer.base.store import owned
 
-from .folder import digest, read_json, read_tokenizer
-from .hf_checkpoint import read_config, read_weights
+from .checkpoint.architecture import with_architecture
+from .checkpoint.config_keys import kept_keys
+from .checkpoint.tensor_names import refuse_adapters
+from .checkpoint.token_types import fold_types
+from .checkpoint.tokenizer_files import read_tokenizer, with_tokenizer
+from .checkpoint.weight_files import WEIGHT_FILES, find_weights, read_state
+from .folder import digest, read_json
+from .hf_checkpoint import read_checkpoint, read_config
 from .masks import Masks
 from .model import Model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-DOWNLOADS = ("*.json", "*.txt", "*.model", "model-*-of-*.safetensors")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "weights")
+DOWNLOADS = ("*.json", "*.txt", "*.model", "model-*-of-*.safetensors", "pytorch_model-*.bin")
+LOCAL = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx"})
+"""Suffixes of files, which no hub id has."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -49,8 +53,7 @@ def load_model(source: str) -> Model:
         return _from_folder(path, source)
     if is_file:
         return _from_file(path, source)
-    looks_local = path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".onnx"}
-    if looks_local or not HUB_ID.fullmatch(source):
+    if path.suffix in LOCAL or not HUB_ID.fullmatch(source):
         raise ModelError(
             f"no file or folder '{source}'\n"
             "give a Hugging Face folder, a hub id, an artifact folder or a model.pt"
@@ -64,24 +67,17 @@ def _from_folder(folder: Path, name: str) -> Model:
         from .artifact import load_artifact
 
         return load_artifact(folder)
-    for file in WEIGHT_FILES:
-        if (folder / file).exists():
-            model = build(config, _tensors(folder / file), None, name)
-            # After the model: a fault of its config would be called one of the tokenizer.
-            return replace(model, tokenizer=read_tokenizer(folder))
-    raise ModelError(
-        f"'{folder}' has a config.json but no weights\n"
-        f"expected one of: {', '.join(WEIGHT_FILES)}"
-    )
+    file, others = find_weights(folder)
+    model = build(config, read_state(file), None, name)
+    if others:
+        model = _remarked(model, f"{file.name} was read, {', '.join(others[:3])} was not")
+    # After the model: a fault of its config would be called one of the tokenizer.
+    return _with_tokenizer(model, folder)
 
 
 def _from_file(path: Path, name: str) -> Model:
-    found = _tensors(path)
+    found = read_state(path)
     config = found.pop("config", None)
-    for key in WRAPPERS:
-        if isinstance(found.get(key), Mapping):
-            found = dict(found[key])
-            break
     if config is None:
         if not (path.parent / "config.json").exists():
             raise ModelError(
@@ -91,8 +87,20 @@ def _from_file(path: Path, name: str) -> Model:
         config = read_json(path.parent / "config.json")
     if not isinstance(config, Mapping):
         raise ModelError(f"'config' in '{path.name}' is a {type(config).__name__}, not a dict")
-    model = build(config, found, None, name)
-    return replace(model, tokenizer=read_tokenizer(path.parent))
+    return _with_tokenizer(build(config, found, None, name), path.parent)
+
+
+def _with_tokenizer(model: Model, folder: Path) -> Model:
+    """The model with the tokenizer of a folder; the digest is that of what is left of it."""
+    fitted = with_tokenizer(model, read_tokenizer(folder))
+    if fitted.encoder == model.encoder:
+        return fitted
+    made = digest(fitted.weights, fitted.task, fitted.encoder)
+    return replace(fitted, source={**fitted.source, "digest": made})
+
+
+def _remarked(model: Model, line: str) -> Model:
+    return replace(model, remarks=(*model.remarks, line))
 
 
 def build(
@@ -102,6 +110,7 @@ def build(
     name: str,
 ) -> Model:
     """A `Model` out of a config and a state dict with Hugging Face names."""
+    found = {k: v for k, v in found.items() if not str(k).endswith("_extra_state")}
     wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if wrong or not found:
         what = (
@@ -111,69 +120,38 @@ def build(
             f"the file does not hold a state dict ({what})\n"
             "save it with torch.save(model.state_dict(), 'model.pt')"
         )
+    refuse_adapters(found)
+    config, remarks = with_architecture(config, found)
     family, encoder, task = read_config(config)
-    weights = owned(read_weights(family, encoder, found))
-    return Model(
+    weights, ignored = read_checkpoint(family, encoder, found)
+    if ignored:
+        remarks = (*remarks, _ignored(ignored))
+    model = Model(
         encoder=encoder,
         weights=weights,
         task=task,
         masks=Masks.full(encoder),
         tokenizer=tokenizer,
-        source={
-            "name": Path(name).name,
-            "model_type": str(config["model_type"]),
-            "digest": digest(weights, task, encoder),
-        },
+        remarks=remarks,
+        kept_config=kept_keys(config),
     )
+    model = fold_types(model) if encoder.token_types == 1 else model
+    weights = owned(model.weights)
+    source = {
+        "name": Path(name).name,
+        "model_type": str(config["model_type"]),
+        "digest": digest(weights, task, model.encoder),
+    }
+    return replace(model, weights=weights, source=source)
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    """Load a weight file without running any code that is in it."""
-    from safetensors.torch import load_file
-
-    try:
-        if path.name.endswith(".index.json"):
-            return {k: v for shard in _shards(path) for k, v in load_file(shard).items()}
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"'{path.name}' is {_kind(path)}, not a state dict; it was not executed\n"
-            "save it with torch.save(model.state_dict(), 'model.pt')"
-        ) from error
-    except ModelError:
-        raise
-    except Exception as error:
-        # A damaged pickle raises anything from KeyError to AssertionError.
-        first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise ModelError(f"'{path.name}' is damaged or not a weight file: {first}") from error
-    if not isinstance(found, Mapping):
-        raise ModelError(f"'{path.name}' holds a {type(found).__name__}, not a state dict")
-    return dict(found)
-
-
-def _kind(path: Path) -> str:
-    """Describe a file that torch refused to load."""
-    with path.open("rb") as file:
-        head = file.read(32)
-    if head.lstrip()[:1] in (b"{", b"["):  # neither begins a pickle
-        return "JSON text"
-    if head[:1] == b"\x80" or head[:2] == b"PK":
-        return "a pickled object"
-    return f"a file of another kind (it begins with {head[:16]!r})"
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index names, all of them beside it."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
-        raise ModelError(f"{index.name} has no 'weight_map' of tensor names to file names")
-    shards = sorted(set(names.values()))
-    outside = [x for x in shards if Path(x).name != x or x == ".." or "\\" in x]
-    if outside:
-        raise ModelError(f"{index.name} names a file outside its folder: '{outside[0][:80]}'")
-    return [index.parent / shard for shard in shards]
+def _ignored(names: Sequence[str]) -> str:
+    """The line about tensors that the architecture does not have."""
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return (
+        f"the architecture does not have {len(names)} of the checkpoint's tensors, ignored: "
+        f"{', '.join(names[:3])}{more}"
+    )
 
 
 def _download(name: str) -> Path:

@@ -104,7 +104,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         data_digest=splits.digest(),
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
-        warnings=splits.warnings,
+        warnings=(*model.remarks, *splits.warnings),
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
     )

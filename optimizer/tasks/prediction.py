@@ -17,7 +17,8 @@ class Prediction:
     label: str | None
     """None for regression."""
     score: float
-    """The label's probability in [0, 1]; for regression the value itself."""
+    """The label's probability in [0, 1]; for regression the value itself, or its sigmoid where
+    the config.json of a reranker names that activation."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """The probability of every label; empty for regression."""
 

@@ -39,28 +39,35 @@ def from_config(config: Mapping[str, Any]) -> Task:
     Raises:
         ModelError: no task reads such a model, or the label names are wrong.
     """
-    named = config.get("architectures") or [""]
-    architecture = str(named[0] if isinstance(named, list | tuple) else named)
+    architecture = named_architecture(config)
     head = architecture or DEFAULT_HEAD
     fitting = [x for x in task_types() if head.endswith(x.head)]
     if not fitting:
         classes = dict.fromkeys(x.auto_class() for x in task_types())
         raise ModelError(
-            f"architecture '{architecture}' has no classification head\n"
+            f"config.json: architectures: architecture '{architecture:.60}' has no "
+            "classification head\n"
             f"give a model fine-tuned with {' or '.join(classes)}"
         )
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)
     if chosen is None:
         raise ModelError(
-            f"problem_type '{problem!s:.60}' is not supported yet with {len(labels)} labels"
+            f"config.json: problem_type '{problem!s:.60}' is not supported yet with "
+            f"{len(labels)} labels"
         )
-    task = chosen(labels)
+    task = chosen.of_config(labels, config)
     try:
         task.check(len(labels))
     except ValueError as error:
         raise ModelError(f"config.json: {error}") from error
     return task
+
+
+def named_architecture(config: Mapping[str, Any]) -> str:
+    """The first name in `architectures` of a config, empty if there is none."""
+    names = config.get("architectures") or [""]
+    return str(names[0] if isinstance(names, list | tuple) else names)
 
 
 def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
@@ -81,7 +88,7 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
     names = config["id2label"]
     # A user may train such a model on with another `problem_type`, for the sake of its loss.
     chosen = next((x for x in own if x.reads(problem, labels)), own[0])
-    task = chosen(tuple(names[str(i)] for i in range(len(names))))
+    task = chosen.of_config(tuple(names[str(i)] for i in range(len(names))), config)
     task.check(labels)
     return task
 
@@ -104,7 +111,7 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise ModelError(
             f"config.json: id2label is a {type(names).__name__}, not a map of names"
         )
-    names = {str(i): str(name) for i, name in names.items()}
+    names = {str(i): _label_name(str(i), name) for i, name in names.items()}
     strange = next((x for x in names if not x.isdecimal()), None)
     if strange is not None:
         raise ModelError(f"config.json: id2label names '{strange:.40}', ids are 0, 1, 2, ...")
@@ -118,6 +125,16 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
             f"number the labels from 0 to {count - 1}, as the model's outputs are"
         )
     return tuple(names.get(str(i), f"LABEL_{i}") for i in range(count))
+
+
+def _label_name(i: str, name: Any) -> str:
+    """A label's name; datasets and people write numbers and truth values, too."""
+    text = str(name) if isinstance(name, str | int | float) else None
+    if text is None or any("\ud800" <= x <= "\udfff" for x in text):
+        raise ModelError(
+            f"config.json: id2label has the name {name!r:.40} for {i:.20}, it must be a text"
+        )
+    return text
 
 
 def _label_count(config: Mapping[str, Any]) -> int:

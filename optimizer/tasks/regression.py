@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -12,15 +12,31 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prumux.optimizer.base.errors import ModelError
+
 from .labels import Fail
 from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer, pearson, spearman
 from .prediction import Answer, Prediction
 from .task import ConstantAnswer, Pooling, Task, WorstCase
 
+Activation = Literal["identity", "sigmoid"]
+_ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Identity": "identity",
+    "torch.nn.Sigmoid": "sigmoid",
+}
+"""Names that sentence transformers writes."""
+OLD_ACTIVATION = "sbert_ce_default_activation_function"
+"""The key of sentence transformers before version 4."""
+
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """One score a row; predictions are the values of the first logit, float64 [N]."""
+    """One score a row: the first logit, or its sigmoid where a reranker's config says so."""
+
+    activation: Activation = "identity"
+    """Turns a logit into the score that is predicted and measured."""
 
     name: ClassVar[str] = "regression"
     kind: ClassVar[str] = "text-classification"
@@ -37,6 +53,25 @@ class Regression(Task):
     def reads(cls, problem_type: str | None, labels: int) -> bool:
         """Every model of one label, also with `problem_type` left out."""
         return problem_type in (cls.problem_type, None) and labels == 1
+
+    @classmethod
+    def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
+        """See `Task.of_config`: the activation of a sentence transformers reranker."""
+        block = config.get("sentence_transformers")
+        key, named = "sentence_transformers.activation_fn", None
+        if isinstance(block, Mapping):
+            named = block.get("activation_fn")
+        elif block is not None:
+            named = block
+        if named is None and config.get(OLD_ACTIVATION) is not None:
+            key, named = OLD_ACTIVATION, config[OLD_ACTIVATION]
+        found = "identity" if named is None else _ACTIVATIONS.get(str(named))
+        if found is None:
+            raise ModelError(
+                f"config.json: {key} is {named!r:.80}, prumux computes Identity and Sigmoid\n"
+                f"write {' or '.join(list(_ACTIVATIONS)[:2])}, or remove it for raw scores"
+            )
+        return cls(labels, found)
 
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
@@ -59,14 +94,16 @@ class Regression(Task):
         logits: NDArray[Any] | Sequence[NDArray[Any]],
         scored: Sequence[NDArray[Any]] | None = None,
     ) -> Floats:
-        """The first logit of each row, [N]."""
+        """The score of each row, [N]."""
         del scored
         values = np.asarray(logits)
-        return np.asarray(values.reshape(len(values), -1)[:, 0], dtype=np.float64)
+        first = np.asarray(values.reshape(len(values), -1)[:, 0], dtype=np.float64)
+        # tanh does not overflow, as exp would.
+        return first if self.activation == "identity" else 0.5 + 0.5 * np.tanh(first / 2)
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
         """The value of each row, without a label."""
-        return [Prediction(None, float(row[0])) for row in logits]
+        return [Prediction(None, float(x)) for x in self.predictions(logits)]
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -127,7 +164,9 @@ class Regression(Task):
         count = int(known.sum())
         if not count:
             return found.sum() * 0.0, 0
-        return F.mse_loss(found[known].squeeze(-1), scores[known].float()), count
+        values = found[known].squeeze(-1)
+        values = values if self.activation == "identity" else values.sigmoid()
+        return F.mse_loss(values, scores[known].float()), count
 
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator

@@ -6,9 +6,9 @@ Axis letters: N rows, B rows of a batch, T positions of a row, C labels, R weigh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -94,6 +94,16 @@ class Task(ABC):
             problem_type: as in `config.json`, None where it says nothing.
             labels: how many labels the model has.
         """
+
+    @classmethod
+    def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
+        """The task with these names of labels, and what else a `config.json` says of it.
+
+        Raises:
+            ModelError: it says something that prumux cannot do.
+        """
+        del config
+        return cls(labels)
 
     def to_json(self) -> dict[str, Any]:
         """The task as a report shows it."""

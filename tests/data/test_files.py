@@ -129,3 +129,11 @@ def test_shards(tmp_path: Path) -> None:
         DataError, match=r"has columns label, sentence; .* has label, text: the"
     ):
         read_rows(tmp_path, TASK)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"train.{ending}"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match=r"is a Git LFS pointer.*\nrun: git lfs install"):
+        read_rows(path, TASK)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from prumux.export import tensorrt
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.fusion_choice import GAIN
 from prumux.export.tensorrt import TensorRt
+from prumux.optimizer.model.checkpoint.tokenizer_files import with_tokenizer
 from prumux.optimizer.pipeline.registry import all_targets
 from prumux.optimizer.search import precision_choice
 from tests.helpers.factory import random_model, tiny_tokenizer
@@ -58,7 +58,7 @@ def test_every_folder_and_link_exists() -> None:
 
 
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = replace(random_model(heads=(4, 3)), tokenizer=tiny_tokenizer())
+    model = with_tokenizer(random_model(heads=(4, 3)), tiny_tokenizer())
     write_artifact(model, tmp_path / ARTIFACT)
     monkeypatch.chdir(tmp_path)
     blocks = python_blocks(TEXT)

@@ -14,7 +14,8 @@ import torch
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.artifact import save_artifact
-from prumux.optimizer.model.folder import digest, read_json, read_tokenizer
+from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
+from prumux.optimizer.model.folder import digest, read_json
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import build, load_model
 from tests.helpers.checkpoints import config, state, write

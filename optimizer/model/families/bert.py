@@ -50,16 +50,24 @@ class Bert(Family):
     """BERT: absolute positions, token types, attention and FFN with a norm after each."""
 
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
+    projects: ClassVar[bool] = False
+    """Whether a linear map follows embeddings that are narrower than the hidden size."""
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
         kind = config.get("position_embedding_type", "absolute")
         if kind != "absolute":
             raise ModelError(
-                f"position_embedding_type '{kind}' is not supported, only 'absolute'"
+                f"config.json: position_embedding_type '{kind!s:.40}' is not supported, only "
+                "'absolute'"
             )
         hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
         embedding = size(config, "embedding_size", default=hidden)
+        if embedding != hidden and not self.projects:
+            raise ModelError(
+                f"config.json: embedding_size is {embedding}, hidden_size is {hidden}: "
+                f"{self.model_types[0]} has no map between them, remove embedding_size"
+            )
         layer = Layer(heads, size(config, "intermediate_size"))
         return Encoder(
             vocab=size(config, "vocab_size"),

@@ -54,8 +54,9 @@ def norm_eps(config: Config, key: str, default: float) -> float:
         ModelError: it is not between 0 and 1.
     """
     value = config.get(key, default)
-    if not isinstance(value, float | int) or not 0 < value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}, it must be between 0 and 1")
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not number or not 0 < value < 1:
+        raise ModelError(f"config.json: {key} is {value!r:.40}, it must be between 0 and 1")
     return float(value)
 
 
@@ -66,12 +67,15 @@ def head_dim(hidden: int, heads: int) -> int:
         ModelError: heads do not divide the hidden size.
     """
     if hidden % heads:
-        raise ModelError(f"hidden size {hidden} does not divide into {heads} heads")
+        raise ModelError(
+            f"config.json: hidden size {hidden} does not divide into {heads} heads "
+            "(hidden_size or dim, num_attention_heads or n_heads)"
+        )
     return hidden // heads
 
 
-def activation(name: object) -> Activation:
-    """An activation by Hugging Face's name.
+def activation(name: object, key: str = "hidden_act") -> Activation:
+    """An activation by Hugging Face's name; `key` is where it stands.
 
     Raises:
         ModelError: it is not supported; lists those that are.
@@ -79,5 +83,8 @@ def activation(name: object) -> Activation:
     known = _SPELLINGS.get(str(name), str(name))
     if known not in get_args(Activation):
         supported = ", ".join(get_args(Activation))
-        raise ModelError(f"activation '{name}' is not supported; supported: {supported}")
+        raise ModelError(
+            f"config.json: {key}: activation '{name!s:.40}' is not supported; "
+            f"supported: {supported}"
+        )
     return known  # type: ignore[return-value]

@@ -48,7 +48,7 @@ class Distilbert(Bert):
             layers=(layer,) * layer_count(config, "n_layers"),
             labels=1,
             head="relu",
-            activation=activation(config.get("activation", "gelu")),
+            activation=activation(config.get("activation", "gelu"), "activation"),
             pad_id=size(config, "pad_token_id", default=0, least=0),
             family=self.model_types[0],
         )

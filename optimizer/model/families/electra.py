@@ -22,6 +22,7 @@ class Electra(Bert):
     """ELECTRA: BERT whose embeddings are projected to the hidden size."""
 
     model_types: ClassVar[tuple[str, ...]] = ("electra",)
+    projects: ClassVar[bool] = True
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""

@@ -47,6 +47,8 @@ NAMES: dict[str, str | Part] = {
 }
 BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 """Rotary bases of layers that attend everywhere and of those that attend to a window."""
+LIMIT_BASE = 1e12
+"""No model comes near it."""
 
 
 class ModernBert(Family):
@@ -61,7 +63,7 @@ class ModernBert(Family):
         for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
             if config.get(name):
                 raise ModelError(
-                    f"config.json: {name} is {config[name]!r}, only false is supported"
+                    f"config.json: {name} is {config[name]!r:.60}, only false is supported"
                 )
         hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
         layers = layer_count(config, "num_hidden_layers")
@@ -76,7 +78,9 @@ class ModernBert(Family):
             layers=(Layer(heads, size(config, "intermediate_size")),) * layers,
             labels=1,
             head=_head(config.get("classifier_activation", "gelu")),
-            activation=activation(config.get("hidden_activation", "gelu")),
+            activation=activation(
+                config.get("hidden_activation", "gelu"), "hidden_activation"
+            ),
             norm_eps=norm_eps(config, "norm_eps", 1e-5),
             pad_id=size(config, "pad_token_id", default=0, least=0),
             pooling=_pooling(config),
@@ -150,16 +154,23 @@ def _bases(config: Config) -> dict[str, float]:
     """Rotary bases, as transformers 5 writes them or as 4 did."""
     old = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
     found = {}
+    of_kinds = config.get("rope_parameters") or {}
     for kind, default in BASES.items():
-        given = (config.get("rope_parameters") or {}).get(kind) or {}
+        given = of_kinds.get(kind) or {} if isinstance(of_kinds, Mapping) else None
+        if not isinstance(given, Mapping):
+            raise ModelError(
+                f"config.json: rope_parameters is {of_kinds!r:.60}, it must have an object of "
+                f"{' and of '.join(BASES)}"
+            )
         if given.get("rope_type", "default") != "default" or config.get("rope_scaling"):
             raise ModelError(
                 f"config.json: only the default rope_type is supported, for {kind}"
             )
         base = given.get("rope_theta", config.get(old[kind])) or default
-        if not isinstance(base, float | int) or not base > 1:
+        if not isinstance(base, float | int) or not 1 < base < LIMIT_BASE:
             raise ModelError(
-                f"config.json: rope_theta of {kind} is {base!r}, it must be above 1"
+                f"config.json: rope_theta of {kind} is {base!r:.40}, it must be above 1 and "
+                f"below {LIMIT_BASE:g}"
             )
         found[kind] = float(base)
     return found
@@ -171,7 +182,11 @@ def _local_layers(config: Config, layers: int) -> tuple[int, ...]:
     kinds = config.get("layer_types") or [
         "sliding_attention" if i % every else "full_attention" for i in range(layers)
     ]
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= BASES.keys():
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != layers
+        or any(not isinstance(x, str) or x not in BASES for x in kinds)
+    ):
         raise ModelError(
             f"config.json: layer_types is {kinds!r:.60}, it must name {layers} layers "
             f"{' or '.join(BASES)}"
@@ -182,9 +197,9 @@ def _local_layers(config: Config, layers: int) -> tuple[int, ...]:
 def _pooling(config: Config) -> Any:
     kinds = {"cls": "first", "mean": "mean"}
     given = config.get("classifier_pooling", "cls")
-    if given not in kinds:
+    if not isinstance(given, str) or given not in kinds:
         raise ModelError(
-            f"config.json: classifier_pooling is {given!r}, it must be cls or mean"
+            f"config.json: classifier_pooling is {given!r:.40}, it must be cls or mean"
         )
     return kinds[given]
 
@@ -193,7 +208,8 @@ def _head(name: object) -> HeadKind:
     kinds = [x for x in get_args(HeadKind) if x != "linear"]
     if name not in kinds:
         raise ModelError(
-            f"config.json: classifier_activation is {name!r}, supported: {', '.join(kinds)}"
+            f"config.json: classifier_activation is {name!r:.40}, "
+            f"supported: {', '.join(kinds)}"
         )
     return name  # type: ignore[return-value]
 

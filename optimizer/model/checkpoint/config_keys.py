@@ -1,0 +1,54 @@
+"""Keys of a given config.json that the optimised model's config.json keeps.
+
+A model carries facts for other libraries there, such as the activation of a sentence
+transformers reranker (`sentence_transformers`), `finetuning_task` or `label_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DROPPED = frozenset(
+    {
+        # described by prumux's own fields; no longer true of a pruned model
+        *("model_type", "architectures", "problem_type", "id2label", "label2id", "num_labels"),
+        *("pad_token_id", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+        *("intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size"),
+        *("embedding_size", "dim", "n_layers", "n_heads", "hidden_dim", "hidden_act"),
+        *("activation", "layer_norm_eps", "norm_eps", "position_embedding_type"),
+        *("is_decoder", "add_cross_attention", "cross_attention_hidden_size"),
+        *("is_encoder_decoder", "relative_attention_num_buckets", "hidden_activation"),
+        *("classifier_activation", "classifier_pooling", "norm_bias", "mlp_bias"),
+        *("attention_bias", "classifier_bias", "decoder_bias", "layer_types"),
+        *("rope_parameters", "rope_theta", "global_rope_theta", "local_rope_theta"),
+        *("local_attention", "global_attn_every_n_layers", "sinusoidal_pos_embds"),
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
+        # of the training and of the architecture's code
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+        *("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
+        *(
+            "embedding_dropout",
+            "mlp_dropout",
+            "initializer_range",
+            "initializer_cutoff_factor",
+        ),
+        *("gradient_checkpointing", "use_cache", "tie_word_embeddings", "tie_weights_"),
+        *("chunk_size_feed_forward", "pruned_heads", "torchscript", "use_bfloat16"),
+        *("reference_compile", "deterministic_flash_attn", "repad_logits_with_grad"),
+        *("sparse_prediction", "sparse_pred_ignore_index", "attn_implementation"),
+        # of the file, or a promise that other code must run
+        *("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"),
+        *("auto_map", "quantization_config", "_attn_implementation", "custom_pipelines"),
+        *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
+        *("_commit_hash", "_attn_implementation_internal", "trust_remote_code"),
+        # prumux's own
+        *("prumux_format", "encoder", "heads_per_layer", "ffn_per_layer", "mux", "source"),
+    }
+)
+
+
+def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimised model's config.json keeps of a given one."""
+    named = {str(k): v for k, v in config.items()}
+    return {k: v for k, v in named.items() if k not in DROPPED and not k.startswith("_")}

@@ -1,0 +1,1 @@
+"""Files of a given model: weights, names, tokenizer, config."""
