@@ -214,7 +214,7 @@ def by_predictor(
     logits = answer_job(engine, N, PredictionJob(encoded, batch_size, tenants=tenants))
     ends = np.cumsum([len(rows) for rows, _ in together])
     return [
-        np.stack(logits[end - len(rows) : end])
+        np.asarray(logits[end - len(rows) : end])
         for (rows, _), end in zip(together, ends, strict=True)
     ]
 
