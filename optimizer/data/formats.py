@@ -245,6 +245,13 @@ def _read_csv(path: Path, text: str, separator: str) -> Table:
         # Plain tab-separated text, where a lone quote is just a character (GLUE's files).
         rows = [[_unquoted(x) for x in row] for row in rows]
     header, body = (stripped(rows[0]), rows[1:]) if rows else ([], [])
+    other = next((x for x in "\t;|" if separator == "," and header and x in header[0]), None)
+    if len(header) == 1 and other:
+        cure = "name it .tsv" if other == "\t" else "write it with commas"
+        raise DataError(
+            f"{path} has one column, {header[0]!r:.60}: its fields seem to be separated by "
+            f"{other!r}; {cure}"
+        )
     _refuse_twins(path, header)
     for i, row in enumerate(body, 1):
         if len(row) != len(header):

@@ -16,6 +16,7 @@ from prumux.optimizer.tasks.registry import from_own_config
 from prumux.optimizer.tasks.task import Task
 
 from .checkpoint.config_keys import kept_keys
+from .checkpoint.tensor_names import values_fault
 from .families.registry import model_types
 from .masks import Masks
 from .model import Model
@@ -169,11 +170,9 @@ def load_artifact(folder: Path) -> Model:
         weights = owned(load_file(folder / "model.safetensors"))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"'{folder}/model.safetensors' cannot be read: {error}") from error
-    bad = next((k for k, v in weights.items() if not bool(v.isfinite().all())), None)
-    if bad is not None:
-        raise ModelError(
-            f"'{folder}' is damaged: weight '{bad}' holds values that are not finite"
-        )
+    for name, weight in weights.items():
+        if fault := values_fault(weight):
+            raise ModelError(f"'{folder}' is damaged: weight '{name}' {fault}")
     model = Model(
         encoder=encoder,
         weights=weights,

@@ -12,7 +12,7 @@ from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.tasks import registry
 from prumux.optimizer.tasks.task import Task
 
-from .checkpoint.tensor_names import named
+from .checkpoint.tensor_names import named, values_fault
 from .families.family import Config, Family, Part
 from .families.registry import find_family
 from .sizes import Encoder
@@ -114,6 +114,13 @@ def hf_source(family: Family, encoder: Encoder, name: str) -> Part:
     return replace(part, tensor=f"{tensor}.{kind}")
 
 
+def _labels_cure(source: Part, tensor: Tensor, whole: tuple[int, ...]) -> str:
+    """A line that helps where the head has another number of classes than config.json."""
+    if "classifier" not in source.tensor or tuple(tensor.shape[1:]) != whole[1:]:
+        return ""
+    return f"\nname the {len(tensor)} classes in config.json: id2label"
+
+
 def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> Tensor:
     """One weight, checked."""
     if source.tensor not in found:
@@ -126,10 +133,10 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
     if tuple(tensor.shape) != whole:
         raise ModelError(
             f"tensor '{source.tensor}' has shape {tuple(tensor.shape)}, "
-            f"config.json says {whole}"
+            f"config.json says {whole}{_labels_cure(source, tensor, whole)}"
         )
-    if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-        raise ModelError(f"tensor '{source.tensor}' holds values that are not finite floats")
+    if fault := values_fault(tensor):
+        raise ModelError(f"tensor '{source.tensor}' {fault}")
     return tensor[source.index * shape[0] :][: shape[0]] if source.of > 1 else tensor
 
 

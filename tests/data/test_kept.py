@@ -38,8 +38,8 @@ ROWS = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
         ("x.csv", "text,label\na,1\nb,0\n".encode("utf-16")),
         ("x.CSV", "text,label\na,1\nb,0\n"),
         ("x.csv", 'text, label\n"a", 1\nb, 0\n'),
-        ("x.csv.gz", gzip.compress(b"text,label\na,1\nb,0\n")),
-        ("x.jsonl.gz", gzip.compress("\n".join(map(json.dumps, ROWS)).encode())),
+        ("x.csv.gz", gzip.compress(b"text,label\na,1\nb,0\n", mtime=0)),
+        ("x.jsonl.gz", gzip.compress("\n".join(map(json.dumps, ROWS)).encode(), mtime=0)),
     ],
 )
 def test_further_forms(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -48,6 +48,8 @@ def test_further_forms(tmp_path: Path, name: str, content: str | bytes) -> None:
 
 
 BAD: list[tuple[str, str | bytes, str]] = [
+    ("x.csv", "text\tlabel\na\t1\n", r"separated by '\\t'; name it \.tsv"),
+    ("x.csv", "text;label\na;1\n", "separated by ';'; write it with commas"),
     ("x.json", json.dumps({"train": ROWS, "dev": ROWS}), r"2 lists of objects \(train, dev\)"),
     ("x.json", '{"text": ["a", "b"], "label": [1]}', "lengths .'text' has 2, 'label' has 1"),
     ("x.json", json.dumps(ROWS, indent=1)[:-9], "not JSON .* line 8 column .*may be cut off"),
@@ -59,7 +61,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("x.csv", "text,label\na,1\n".encode("utf-16-le"), "line 1 holds a null byte"),
     ("x.csv", "text,label\nq,1\n".encode("utf-16")[:-1], "line 2 is not UTF-16, as it begins"),
     ("x.csv", "text,label\na,1\ncafé,1\n".encode("latin-1"), "line 3 is not UTF-8"),
-    ("x.csv.gz", gzip.compress(b"text\na\n")[:-9], "cannot be unpacked"),
+    ("x.csv.gz", gzip.compress(b"text\na\n", mtime=0)[:-9], "cannot be unpacked"),
     ("x.csv.gz", b"text\na\n", "cannot be unpacked"),
     ("x.parquet.gz", b"", r"the ending '.gz' is none of"),
     ("x.parquet", "version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer.*lfs pull"),

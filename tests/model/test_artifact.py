@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from prumux.optimizer.base.errors import ModelError, VerifyError
 from prumux.optimizer.model.artifact import (
@@ -113,6 +114,13 @@ def poison(folder: Path) -> None:
     save_artifact(broken, folder)
 
 
+def as_float8(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights["head.output.bias"] = weights["head.output.bias"].to(torch.float8_e4m3fn)
+    save_file(weights, file)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda x: (x / "config.json").unlink(), "is not a model folder"),
     "bad config": (
@@ -121,6 +129,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (lambda x: (x / "model.safetensors").unlink(), "cannot be read"),
     "truncated": (truncate, "model.safetensors' cannot be read"),
+    "float8": (as_float8, "weight 'head.output.bias' has type float8_e4m3fn"),
     "not finite": (poison, "weight 'head.output.bias' holds values that are not finite"),
     "newer": (edit(prumux_format=3), "prumux_format is 3, this prumux reads 1 and 2"),
     "no encoder": (edit(encoder=None), "config.json is not one that prumux wrote"),

@@ -183,9 +183,18 @@ def test_tensors_that_do_not_fit() -> None:
     name = "bert.encoder.layer.1.intermediate.dense.weight"
     text = refused(config(), good | {name: torch.zeros(9, 12)})
     assert f"tensor '{name}' has shape (9, 12), config.json says (10, 12)" in text
-    for broken in (torch.full((10, 12), float("nan")), torch.zeros(10, 12, dtype=torch.long)):
-        text = refused(config(), good | {name: broken})
-        assert f"tensor '{name}' holds values that are not finite floats" in text
+    faults = {
+        "holds values that are not finite": torch.full((10, 12), float("nan")),
+        "has type int64: save it in float32": torch.zeros(10, 12, dtype=torch.long),
+        "has type float8_e4m3fn": torch.zeros(10, 12).to(torch.float8_e4m3fn),
+        "has type complex64": torch.zeros(10, 12, dtype=torch.complex64),
+    }
+    for fault, broken in faults.items():
+        assert f"tensor '{name}' {fault}" in refused(config(), good | {name: broken})
+    three = good | {"classifier.weight": torch.zeros(3, 12)}
+    assert "says (2, 12)\nname the 3 classes in config.json: id2label" in refused(
+        config(), three
+    )
     text = refused(config(), good | {"bert.encoder.layer.2.output.dense.bias": torch.ones(12)})
     assert (
         "1 tensors that config.json does not call for, the first is 'bert.encoder.la" in text

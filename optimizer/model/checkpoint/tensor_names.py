@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
@@ -136,3 +137,13 @@ def _plain(name: str) -> str:
 
 def _modern(match: re.Match[str]) -> str:
     return ".weight" if match[1] == "gamma" else ".bias"
+
+
+def values_fault(tensor: Tensor) -> str | None:
+    """Why the values of a tensor cannot be weights; None if they can."""
+    if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"has type {kind}: save it in float32, float16 or bfloat16"
+    if not bool(tensor.isfinite().all()):
+        return "holds values that are not finite"
+    return None
