@@ -1,0 +1,88 @@
+"""Does prumux stay in order whatever it is given, and whenever it is stopped?
+
+    python bench/robustness.py mutations        # 10,000 mutated inputs
+    python bench/robustness.py kills            # 100 SIGKILLs, each run resumed
+    python bench/robustness.py crossed          # a million rows from 64 threads
+    python bench/robustness.py promise --model minilm-sst2 --data sst2 --emotions goemotions
+
+Each part writes `bench/results/robustness-PART.json` and prints its table last. Finished steps
+are kept in `--work`: a part that was stopped goes on. `mutations --only 4711` replays one
+input. The parts are described in `bench/README.md`. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the parts beside this file, and the helpers of the tests
+# One thread: the models are tiny, and threads do not outlive a fork.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Part = tuple[dict[str, Any], list[str]]
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def one_core() -> None:
+    """Stay on one core: two threads of a tiny model only wait for each other."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def mutations(options: argparse.Namespace) -> Part:
+    """Run mutated inputs; see `robust/mutate.py`."""
+    from bench.robust import mutate
+
+    os.environ["HOME"] = str(options.work / "home")
+    bench = mutate.prepare(options.work / "mutations")
+    if options.only is not None:
+        case = mutate.run_case(bench, options.seed, options.only)
+        return {"case": case.number}, [f"{k}: {v}" for k, v in vars(case).items()]
+    parts = options.work / f"mutations-{options.seed}.jsonl"
+    numbers = range(options.first, options.first + options.cases)
+    cases = mutate.run_all(bench, options.seed, numbers, parts, say)
+    found = mutate.summary(cases, bench, options.seed)
+    return found, mutate.lines(found)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {"mutations": mutations}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one part, write its JSON, print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: bench/results/robustness-PART.json")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "prumux-robustness"
+    )
+    parser.add_argument("--cases", type=int, default=10_000, help="mutated inputs")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
+    parser.add_argument("--only", type=int, help="replay the mutated input of this number")
+    options = parser.parse_args(argv)
+    one_core()
+    options.work = options.work.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    found, table = PARTS[options.part](options)
+    out = options.out or ROOT / "bench" / "results" / f"robustness-{options.part}.json"
+    if options.only is None:
+        from prumux.optimizer.base.environment import provenance
+
+        document = {"schema_version": 1, "part": options.part, **found, **provenance()}
+        out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(table))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
