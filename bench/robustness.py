@@ -55,7 +55,18 @@ def mutations(options: argparse.Namespace) -> Part:
     return found, mutate.lines(found)
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {"mutations": mutations}
+def crossed(options: argparse.Namespace) -> Part:
+    """Send rows from many threads; see `robust/crossed.py`."""
+    from bench.robust import crossed as part
+
+    lanes = part.run(options.work / "crossed", options.rows)
+    return {"lanes": lanes}, part.lines(lanes)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
+    "mutations": mutations,
+    "crossed": crossed,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=10_000, help="mutated inputs")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--only", type=int, help="replay the mutated input of this number")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of each way")
     options = parser.parse_args(argv)
     one_core()
     options.work = options.work.resolve()

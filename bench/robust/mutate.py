@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import shutil
@@ -105,6 +106,7 @@ def prepare(folder: Path) -> Bench:
     from prumux.optimizer.timing import interleave
 
     interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
+    gc.freeze()  # a collection in a child would copy all memory that it shares with this process
     bench = Bench(folder, bases, {False: 0.0, True: 0.0})
     for i, base in enumerate(bases):
         for full in (False, True) if i == 0 else (False,):
