@@ -63,8 +63,18 @@ def crossed(options: argparse.Namespace) -> Part:
     return {"lanes": lanes}, part.lines(lanes)
 
 
+def kills(options: argparse.Namespace) -> Part:
+    """Kill runs and resume them; see `robust/kills.py`."""
+    from bench.robust import kills as part
+
+    runs = part.run(options.work / "kills", options.kills, options.seed, say)
+    found = part.summary(runs, options.seed)
+    return found, part.lines(found)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
     "mutations": mutations,
+    "kills": kills,
     "crossed": crossed,
 }
 
@@ -81,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=10_000, help="mutated inputs")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--only", type=int, help="replay the mutated input of this number")
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of each way")
     options = parser.parse_args(argv)
     one_core()

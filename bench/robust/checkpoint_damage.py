@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .values import change_json, change_tree, damage_file, odd, shown
+from .values import change_json, change_tree, damage_file, dumps, odd, shown
 
 DTYPES = tuple(
     getattr(torch, x)
@@ -107,7 +107,7 @@ def header(random: Random, model: Path) -> str:
     else:
         tree, said = change_tree(random, tree, ("__metadata__", name))
     said = said if kind == "any" else f"{name}.{kind} = {entry[kind]}"
-    text = json.dumps(tree).encode("utf-8", "surrogatepass")
+    text = dumps(tree).encode("utf-8", "surrogatepass")
     path.write_bytes(struct.pack("<Q", len(text)) + text + rest)
     return f"header: {said}"
 
@@ -270,7 +270,7 @@ def code(random: Random, model: Path) -> str:
             if random.random() < 0.3
             else {"trust_remote_code": True}.get(kind, "own")
         )
-        (model / file).write_text(json.dumps(tree))
+        (model / file).write_text(dumps(tree))
         said.append(f"{file} {kind} = {shown(tree[kind])}")
     return f"own code: {', '.join(said)}"
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .checkpoint_damage import CANARY, Bomb
-from .values import change_encoding, change_tree, damage_file, odd, shown
+from .values import change_encoding, change_tree, damage_file, dumps, odd, shown
 
 Table = dict[str, list[Any]]
 NAMES = ("text", "label", "labels", "sentence", "text_a", "text_b", "score", "tags", "idx", "", " text ", "text\n", "字")  # fmt: skip
@@ -101,7 +101,7 @@ def trees(random: Random, data: Path) -> str:
     rows = [dict(zip(table, x, strict=True)) for x in zip(*table.values(), strict=True)]
     tree, said = change_tree(random, json.loads(json.dumps(rows)), NAMES)
     lines = isinstance(tree, list) and random.random() < 0.7
-    text = "\n".join(json.dumps(x) for x in tree) if lines else json.dumps(tree)
+    text = "\n".join(map(dumps, tree)) if lines else dumps(tree)
     path.unlink()
     path.with_suffix(".jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
     return f"{path.stem}.jsonl: {said}"
@@ -198,7 +198,7 @@ def _write(path: Path, table: Table, random: Random) -> None:
             made = pa.table({k: [ascii(v)[:99] for v in x] for k, x in table.items()})
         pq.write_table(made, path)
     elif "json" in path.suffix:
-        lines = [json.dumps(dict(zip(table, x, strict=True))) for x in rows]
+        lines = [dumps(dict(zip(table, x, strict=True))) for x in rows]
         random.shuffle(lines)
         path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
     else:

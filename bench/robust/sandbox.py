@@ -40,8 +40,13 @@ class Outcome:
     faults: tuple[str, ...]
 
 
-def forked(work: Callable[[], int], limit_s: float, said: Path) -> tuple[int, float, float]:
-    """Run a function in a child, its output in a file.
+def forked(
+    work: Callable[[], int],
+    limit_s: float,
+    said: Path,
+    started_as: Callable[[int], None] | None = None,
+) -> tuple[int, float, float]:
+    """Run a function in a child, its output in a file; `started_as` is told the child's id.
 
     Returns:
         Exit code (negative: the signal), seconds, and peak MiB.
@@ -62,6 +67,8 @@ def forked(work: Callable[[], int], limit_s: float, said: Path) -> tuple[int, fl
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    if started_as is not None:
+        started_as(pid)
     waiting = os.pidfd_open(pid)
     ready, _, _ = select.select([waiting], [], [], limit_s)
     os.close(waiting)
