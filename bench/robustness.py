@@ -23,8 +23,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the parts beside this file, and the helpers of the tests
-# One thread: the models are tiny, and threads do not outlive a fork.
-os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 Part = tuple[dict[str, Any], list[str]]
 
@@ -35,7 +33,8 @@ def say(text: str) -> None:
 
 
 def one_core() -> None:
-    """Stay on one core: two threads of a tiny model only wait for each other."""
+    """Stay on one core: threads of a tiny model wait for each other, and outlive no fork."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 

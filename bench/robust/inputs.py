@@ -41,14 +41,23 @@ def make(folder: Path) -> tuple[Base, ...]:
     ready = folder / READY
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        jobs.SIZES.update(SIZES)
-        bases = [_base(folder / name, name) for name in MAKERS]
+        bases = [make_base(folder / name, name) for name in MAKERS]
         made = [{"name": x.name, "model": x.model, "budget": x.budget} for x in bases]
         ready.write_text(json.dumps(made))
     return tuple(Base(**x) for x in json.loads(ready.read_text()))
 
 
-def _base(folder: Path, name: str) -> Base:
+def make_base(folder: Path, name: str) -> Base:
+    """Make the base of a name in a folder."""
+    before = dict(jobs.SIZES)
+    jobs.SIZES.update(SIZES)
+    try:
+        return _made(folder, name)
+    finally:
+        jobs.SIZES.update(before)
+
+
+def _made(folder: Path, name: str) -> Base:
     model = folder / "model"
     kinds = MAKERS[name](model)
     source = model / kinds.get("file", "")

@@ -197,6 +197,9 @@ def run_all(
     bench: Bench, seed: int, numbers: Iterable[int], parts: Path, say: Callable[[str], None]
 ) -> list[Case]:
     """Run cases that are not in the file of parts; each is stored at once."""
+    if parts.exists() and not parts.read_bytes().endswith(b"\n"):
+        with parts.open("a") as file:
+            file.write("\n")  # after a line that was torn
     known = {x.number: x for x in read(parts)}
     found = []
     for number in numbers:

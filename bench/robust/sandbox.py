@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,18 @@ def forked(
         Exit code (negative: the signal), seconds, and peak MiB.
     """
     started = time.monotonic()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads that are left do no harm
+        pid = os.fork()
     if not pid:
         os.setsid()
         out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        sys.stdout, sys.stderr = (
+            open(x, "w", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+            for x in (1, 2)
+        )
         code = CRASHED
         try:
             code = work()
@@ -153,7 +160,7 @@ def watch(folder: Path, seen: Path) -> None:
             path, mode, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             place = os.fsdecode(path) if isinstance(path, str | bytes) else ""
-            place = str(Path(place).absolute()) if place else inside
+            place = os.path.normpath(Path(place).absolute()) if place else inside
             if (writes or (mode and mode[0] in "wax")) and not place.startswith(
                 (inside, *allowed)
             ):

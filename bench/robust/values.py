@@ -120,8 +120,8 @@ def change_tree(random: Random, tree: Any, extra: tuple[str, ...] = ()) -> tuple
         del parent[key]
         return tree, f"no {name}"
     if kind == "copy":
-        parent[key] = at(tree, random.choice(paths))
-        return json.loads(json.dumps(tree)), f"{name} is a copy of another value"
+        parent[key] = json.loads(json.dumps(at(tree, random.choice(paths))))
+        return tree, f"{name} is a copy of another value: {shown(parent[key])}"
     if isinstance(parent, dict) and kind == "rename":
         new = random.choice(
             [f"{key} ", str(key).upper(), f"_{key}", "", str(odd(random))[:99]]
