@@ -71,10 +71,22 @@ def kills(options: argparse.Namespace) -> Part:
     return found, part.lines(found)
 
 
+def promise(options: argparse.Namespace) -> Part:
+    """Simulate users of three tasks; see `robust/promise.py` and `guarantee.py`."""
+    from bench.robust import promise as part
+
+    if not (options.model and options.data and options.emotions):
+        raise SystemExit("write: promise --model FOLDER --data FOLDER --emotions FOLDER")
+    given = part.tasks(options.work / "promise", options.model, options.data, options.emotions)
+    found = part.run(options.work / "promise", given, options.users)
+    return {"seed": 0, "tasks": found}, part.lines(found)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
     "mutations": mutations,
     "kills": kills,
     "crossed": crossed,
+    "promise": promise,
 }
 
 
@@ -92,8 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", type=int, help="replay the mutated input of this number")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of each way")
+    parser.add_argument("--users", type=int, default=1000, help="simulated users of each cell")
+    parser.add_argument("--model", help="a model of two classes, fine-tuned on --data")
+    parser.add_argument("--data", help="its data: train, validation and test in parquet")
+    parser.add_argument("--emotions", help="data of more than 20 classes, with labels.json")
     options = parser.parse_args(argv)
-    one_core()
+    if options.part != "promise":
+        one_core()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     found, table = PARTS[options.part](options)

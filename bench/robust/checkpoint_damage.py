@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,21 +28,49 @@ DTYPES = tuple(
         "uint8",
         "complex64",
         "float8_e4m3fn",
-    )  # fmt: skip
+    )
 )
 CONFIG_KEYS = (
-    *("is_decoder", "add_cross_attention", "hidden_act", "position_embedding_type", "num_labels"),
+    *(
+        "is_decoder",
+        "add_cross_attention",
+        "hidden_act",
+        "position_embedding_type",
+        "num_labels",
+    ),
     *("problem_type", "auto_map", "custom_pipelines", "quantization_config", "id2label"),
-    *("label2id", "torch_dtype", "pruned_heads", "head_dim", "embedding_size", "layer_norm_eps"),
-    *("architectures", "model_type", "tie_word_embeddings", "chunk_size_feed_forward", "prumux"),
+    *(
+        "label2id",
+        "torch_dtype",
+        "pruned_heads",
+        "head_dim",
+        "embedding_size",
+        "layer_norm_eps",
+    ),
+    *(
+        "architectures",
+        "model_type",
+        "tie_word_embeddings",
+        "chunk_size_feed_forward",
+        "prumux",
+    ),
     *("global_attn_every_n_layers", "local_attention", "layer_types", "rope_theta"),
     *("classifier_pooling", "pad_token_id", "type_vocab_size", "hidden_dropout_prob"),
-)  # fmt: skip
+)
 TOKENIZER_KEYS = (
     *("auto_map", "tokenizer_class", "model_max_length", "truncation_side", "padding_side"),
     *("model_input_names", "do_lower_case", "added_tokens_decoder", "pad_token", "cls_token"),
-    *("chat_template", "backend", "extra_special_tokens", "truncation", "padding", "normalizer"),
-)  # fmt: skip
+    *(
+        "chat_template",
+        "backend",
+        "extra_special_tokens",
+        "truncation",
+        "padding",
+        "normalizer",
+    ),
+)
+Damage = Callable[[Random, Path], str]
+"""Damages inputs in a folder and says how."""
 CANARY = "canary"
 """A file that appears if something in an input was executed."""
 
@@ -88,7 +116,9 @@ def header(random: Random, model: Path) -> str:
     entry = tree[name]
     kind = random.choice(("dtype", "shape", "data_offsets", "any"))
     if kind == "dtype":
-        entry["dtype"] = random.choice(["F16", "BF16", "F64", "I8", "U8", "BOOL", "F8_E4M3", "X", "", None, 7])  # fmt: skip
+        entry["dtype"] = random.choice(
+            ["F16", "BF16", "F64", "I8", "U8", "BOOL", "F8_E4M3", "X", "", None, 7]
+        )
     elif kind == "shape":
         entry["shape"] = _odd_shape(random, entry["shape"])
     elif kind == "data_offsets":
@@ -114,8 +144,9 @@ def header(random: Random, model: Path) -> str:
 
 def _odd_shape(random: Random, shape: list[int]) -> Any:
     big = [2**40, *shape[1:]]
-    wrong = [*shape, 1], shape[::-1], [], [0], big, [-1, *shape[1:]], [math.prod(shape)], None
-    return random.choice([*wrong, [float(x) for x in shape], "x", [2**32, 2**32]])
+    wrong: list[Any] = [[*shape, 1], shape[::-1], [], [0], big, [-1, *shape[1:]], None, "x"]
+    more = [math.prod(shape)], [float(x) for x in shape], [2**32, 2**32]
+    return random.choice([*wrong, *more])
 
 
 def tensors(random: Random, model: Path) -> str:
@@ -301,7 +332,7 @@ def files(random: Random, model: Path) -> str:
     return f"{path.name}: {kind}"
 
 
-CHECKPOINT = {
+CHECKPOINT: dict[str, Damage] = {
     "weight bytes": weight_bytes,
     "safetensors header": header,
     "tensors": tensors,
@@ -310,4 +341,4 @@ CHECKPOINT = {
     "own code": code,
     "files": files,
 }
-CONFIG = {"config.json": config_file, "tokenizer": tokenizer_file}
+CONFIG: dict[str, Damage] = {"config.json": config_file, "tokenizer": tokenizer_file}

@@ -13,11 +13,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .checkpoint_damage import CANARY, Bomb
+from .checkpoint_damage import CANARY, Bomb, Damage
 from .values import change_encoding, change_tree, damage_file, dumps, odd, shown
 
 Table = dict[str, list[Any]]
-NAMES = ("text", "label", "labels", "sentence", "text_a", "text_b", "score", "tags", "idx", "", " text ", "text\n", "字")  # fmt: skip
+NAMES = (
+    "text",
+    "label",
+    "labels",
+    "sentence",
+    "text_a",
+    "text_b",
+    "score",
+    "tags",
+    "idx",
+    "",
+    " text ",
+    "text\n",
+    "字",
+)
 
 
 def pick(random: Random, data: Path) -> Path:
@@ -118,7 +132,10 @@ def parquet_types(random: Random, data: Path) -> str:
         arrays[name], kind = _typed(random, rows)
     elif kind == "pickle":
         bomb = pickle.dumps(Bomb(data / CANARY, "exec"))
-        metadata = {b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": bomb}  # fmt: skip
+        metadata = {
+            b"ARROW:extension:name": b"arrow.py_extension_type",
+            b"ARROW:extension:metadata": bomb,
+        }
     fields = [
         pa.field(k, x.type, metadata=metadata if k == name and metadata else None)
         for k, x in arrays.items()
@@ -161,8 +178,14 @@ def quoting(random: Random, data: Path) -> str:
         return cells(random, data)
     separator = random.choice([",", "\t", ";", "|"])
     made = io.StringIO()
-    style = random.choice([csv.QUOTE_ALL, csv.QUOTE_NONE, csv.QUOTE_MINIMAL])
-    writer = csv.writer(made, delimiter=separator, quoting=style, escapechar="\\", lineterminator=random.choice(["\n", "\r\n", "\r", "\n\n"]))  # fmt: skip
+    style: Any = random.choice([csv.QUOTE_ALL, csv.QUOTE_NONE, csv.QUOTE_MINIMAL])
+    writer = csv.writer(
+        made,
+        delimiter=separator,
+        quoting=style,
+        escapechar="\\",
+        lineterminator=random.choice(["\n", "\r\n", "\r", "\n\n"]),
+    )
     writer.writerow(table)
     writer.writerows(zip(*table.values(), strict=True))
     text = made.getvalue()
@@ -208,7 +231,7 @@ def _write(path: Path, table: Table, random: Random) -> None:
             writer.writerows(rows)
 
 
-DATA = {
+DATA: dict[str, Damage] = {
     "bytes": data_bytes,
     "encodings": encodings,
     "names": rename,

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -259,22 +260,26 @@ def run(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> list
     while sum(len(x.kills) for x in found) < kills:
         for i, job in enumerate(known):
             step = folder / f"run-{seed}-{i}-{number}.json"
-            told = stored(step, lambda job=job: asdict(killed_run(folder, job, number, seed)))  # noqa: B023
-            done = [Kill(**x) for x in told["kills"]]
-            one = KilledRun(
-                **{
-                    **told,
-                    "kills": tuple(done),
-                    "codes": tuple(told["codes"]),
-                    "differs": tuple(told["differs"]),
-                }
-            )
+            made = partial(_facts, folder, job, number, seed)
+            one = _read(stored(step, made))
             say(
-                f"{one.effort}, run {number}: {len(done)} kills, {one.differs or 'the same result'}"
+                f"{one.effort}, run {number}: {len(one.kills)} kills, "
+                f"{one.differs or 'the same result'}"
             )
             found.append(one)
         number += 1
     return found
+
+
+def _facts(folder: Path, job: Job, number: int, seed: int) -> dict[str, Any]:
+    return asdict(killed_run(folder, job, number, seed))
+
+
+def _read(told: Mapping[str, Any]) -> KilledRun:
+    """The killed run of its stored facts."""
+    done = tuple(Kill(**x) for x in told["kills"])
+    codes, differs = tuple(told["codes"]), tuple(told["differs"])
+    return KilledRun(told["effort"], told["number"], done, codes, differs)
 
 
 def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
@@ -289,7 +294,7 @@ def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
             if code not in DONE:
                 raise RuntimeError(f"{effort}: a run ended with {code}:\n{said.read_text()}")
             results.append(result(out))
-        if wrong := differences(*results):
+        if wrong := differences(results[0], results[1]):
             raise RuntimeError(f"{effort}: two quiet runs differ: {wrong}")
         return {"expected": results[0], "seconds": seconds}
 

@@ -17,13 +17,12 @@ from random import Random
 from typing import Any
 
 from . import inputs
-from .checkpoint_damage import CHECKPOINT, CONFIG
+from .checkpoint_damage import CHECKPOINT, CONFIG, Damage
 from .data_damage import DATA
 from .inputs import Base
 from .sandbox import CRASHED, Outcome, forked, run_command
 from .text_damage import SOUND, TEXTS
 
-Damage = Callable[[Random, Path], str]
 AREAS: dict[str, dict[str, Damage]] = {
     "checkpoint": CHECKPOINT,
     "config and tokenizer": CONFIG,
@@ -106,7 +105,7 @@ def prepare(folder: Path) -> Bench:
     from prumux.optimizer.timing import interleave
 
     interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
-    gc.freeze()  # a collection in a child would copy all memory that it shares with this process
+    gc.freeze()  # a collection in a child would copy the memory that it shares
     bench = Bench(folder, bases, {False: 0.0, True: 0.0})
     for i, base in enumerate(bases):
         for full in (False, True) if i == 0 else (False,):

@@ -19,8 +19,23 @@ from typing import Any
 LIMIT_S = 60.0
 ADDRESS_BYTES = 6 << 30
 """More address space than the process has at its start; an input may not use that much."""
-PROCESS_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")  # fmt: skip
-NETWORK_EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto", "urllib.Request")  # fmt: skip
+PROCESS_EVENTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+)
+NETWORK_EVENTS = (
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+    "socket.bind",
+    "socket.sendto",
+    "urllib.Request",
+)
 CRASHED = 99
 """Exit code of a child whose command raised."""
 ENDED_WELL = (0, 2, 3, 4, 5)
@@ -62,7 +77,7 @@ def forked(
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (
-            open(x, "w", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+            open(x, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
             for x in (1, 2)
         )
         code = CRASHED

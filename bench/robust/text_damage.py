@@ -23,25 +23,115 @@ TARGETS = (
     "onnx{precision=auto opset=18}",
 )
 NUMBERS = (
-    *("nan", "inf", "-1", "0", "1", "1e999", "1e-999", "-0.0", "0x10", "1_000", "٣", "½", "+1"),
-    *("9" * 400, "0." + "0" * 400 + "1", "1,2", "1|2", "true", "", "none", "''", '"x"', "0.5.5"),
-)  # fmt: skip
+    *(
+        "nan",
+        "inf",
+        "-1",
+        "0",
+        "1",
+        "1e999",
+        "1e-999",
+        "-0.0",
+        "0x10",
+        "1_000",
+        "٣",
+        "½",
+        "+1",
+    ),
+    *(
+        "9" * 400,
+        "0." + "0" * 400 + "1",
+        "1,2",
+        "1|2",
+        "true",
+        "",
+        "none",
+        "''",
+        '"x"',
+        "0.5.5",
+    ),
+)
 CHARACTERS = "{}=|,.-+ \t\n\x00'\"\\()[]é字\u200b\u202e;#$`0a"
-BUDGETS = ("2%", "2%rel", "0.5", "0%", "100%", "1000%", "-1%", "nan%", "1e400%", "%", "2 %", "2％", "2%%", "inf", "", "2%abs")  # fmt: skip
+BUDGETS = (
+    "2%",
+    "2%rel",
+    "0.5",
+    "0%",
+    "100%",
+    "1000%",
+    "-1%",
+    "nan%",
+    "1e400%",
+    "%",
+    "2 %",
+    "2\uff05",
+    "2%%",
+    "inf",
+    "",
+    "2%abs",
+)
 OTHERS = {
-    "--metric": ("accuracy", "f1", "macro-f1", "agreement", "pearson", "", "x", "Accuracy", "\ud800"),
+    "--metric": (
+        "accuracy",
+        "f1",
+        "macro-f1",
+        "agreement",
+        "pearson",
+        "",
+        "x",
+        "Accuracy",
+        "\ud800",
+    ),
     "--length": ("1", "2", "40", "41", "0", "-1", "9999999999", "1.5", "x", "٣"),
     "--batch": ("1", "3", "999999", "0", "-1", "x", "1e3"),
     "--seed": ("0", "-1", "9223372036854775808", "x", "1e5", ""),
     "--time-limit": ("1s", "0s", "-1m", "1e9h", "nan", "99999999999999999999h", "m", ""),
-    "--labels": ("0=good", "0=x", "9=good", "=good", "good=", "0=good=bad", "", "a b=good", "1=bad 0=bad"),
-    "--columns": ("text=label", "label=text", "text_a=text", "x=y", "label=x", "=", "text=", "text_a=text text_b=text"),
+    "--labels": (
+        "0=good",
+        "0=x",
+        "9=good",
+        "=good",
+        "good=",
+        "0=good=bad",
+        "",
+        "a b=good",
+        "1=bad 0=bad",
+    ),
+    "--columns": (
+        "text=label",
+        "label=text",
+        "text_a=text",
+        "x=y",
+        "label=x",
+        "=",
+        "text=",
+        "text_a=text text_b=text",
+    ),
     "--device": ("cpu", "cuda", "cuda:99", "gpu", "", "cuda:-1", "cpu:0"),
     "--workers": ("0", "-1", "2", "1000000", "ray://", "ray://x:y", "x", ""),
     "--effort": ("quick", "standard", "thorough", "Quick", ""),
-    "--out": ("result", ".", "..", "", "/dev/null/x", "a" * 300, "x\x00y", "../model", "../data", "~"),
-    "--train": ("", ".", "nothing.csv", "../model/config.json", "../model", "a" * 5000, "\x00"),
-}  # fmt: skip
+    "--out": (
+        "result",
+        ".",
+        "..",
+        "",
+        "/dev/null/x",
+        "a" * 300,
+        "x\x00y",
+        "../model",
+        "../data",
+        "~",
+    ),
+    "--train": (
+        "",
+        ".",
+        "nothing.csv",
+        "../model/config.json",
+        "../model",
+        "a" * 5000,
+        "\x00",
+    ),
+}
 """Values of other options, sound and not."""
 
 
@@ -69,7 +159,9 @@ def damaged(random: Random, text: str) -> str:
         elif kind == 6:
             text = text[:at] + random.choice(SOUND) + text[at:]
         else:
-            text = text.replace(*random.choice([("{", "{{"), ("=", "=="), ("-", "_"), (",", ", "), ("e", "E")]))  # fmt: skip
+            text = text.replace(
+                *random.choice([("{", "{{"), ("=", "=="), ("-", "_"), (",", ", "), ("e", "E")])
+            )
     return text
 
 

@@ -21,11 +21,28 @@ def dumps(tree: Any) -> str:
 
 
 ODD: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1, 2, 3, 0.5, -0.0, 1e-300, 1e308, 2**31, 2**63, 2**70, 10**400),
+    *(
+        None,
+        True,
+        False,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        0.5,
+        -0.0,
+        1e-300,
+        1e308,
+        2**31,
+        2**63,
+        2**70,
+        10**400,
+    ),
     *(float("nan"), float("inf"), "", " ", "0", "1.5", "x", "None", "true", "\x00", "\ud800"),
     *("../../etc/passwd", "ünïcödé 字", "<script>", "{{7*7}}", "owner/name--file.Class", LONG),
     *([], [None], [[]], [0, 1], ["a", "b"], {}, {"a": 1}, {"": None}, {"0": "a", "1": "a"}),
-)  # fmt: skip
+)
 
 
 def odd(random: Random, was: Any = None) -> Any:
@@ -77,7 +94,19 @@ def damage(random: Random, data: bytes) -> tuple[bytes, str]:
     return data[:at] + made + data[end:], f"{kind}, {width} bytes at {at} of {size}"
 
 
-DAMAGES = ("cut", "empty", "bits", "bits", "noise", "insert", "delete", "zeros", "ones", "double", "swap")  # fmt: skip
+DAMAGES = (
+    "cut",
+    "empty",
+    "bits",
+    "bits",
+    "noise",
+    "insert",
+    "delete",
+    "zeros",
+    "ones",
+    "double",
+    "swap",
+)
 
 
 def damage_file(random: Random, path: Path) -> str:
@@ -150,7 +179,9 @@ def change_json(random: Random, path: Path, extra: tuple[str, ...] = ()) -> str:
 def change_encoding(random: Random, path: Path) -> str:
     """Write the same text in another encoding, or with a mark or character that breaks it."""
     text = path.read_text(encoding="utf-8")
-    kind = random.choice(("utf-16", "utf-32", "utf-8-sig", "latin-1", "nul", "cr", "lines", "surrogate"))  # fmt: skip
+    kind = random.choice(
+        ("utf-16", "utf-32", "utf-8-sig", "latin-1", "nul", "cr", "lines", "surrogate")
+    )
     where = random.randrange(len(text) + 1)
     if kind == "nul":
         data = (text[:where] + "\x00" + text[where:]).encode()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import pickle
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -23,35 +23,28 @@ import pytest
 from prumux.optimizer.cli import opt
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
+from tests.helpers.datafiles import write
 from tests.helpers.scripts import script
 
 ROBUSTNESS = script("robustness")  # from here on its parts can be imported
-(
-    crossed,
-    inputs,
-    kills,
-    mutate,
-    sandbox,
-    checkpoint_damage,
-    data_damage,
-    text_damage,
-    values,
-    steps,
-) = (
-    importlib.import_module(f"bench.robust.{x}")
-    for x in (
-        "crossed",
-        "inputs",
-        "kills",
-        "mutate",
-        "sandbox",
-        "checkpoint_damage",
-        "data_damage",
-        "text_damage",
-        "values",
-        "steps",
-    )
-)
+
+
+def part(name: str) -> Any:
+    """A module of `bench/robust/`."""
+    return importlib.import_module(f"bench.robust.{name}")
+
+
+checkpoint_damage = part("checkpoint_damage")
+crossed = part("crossed")
+data_damage = part("data_damage")
+inputs = part("inputs")
+kills = part("kills")
+mutate = part("mutate")
+promise = part("promise")
+sandbox = part("sandbox")
+steps = part("steps")
+text_damage = part("text_damage")
+values = part("values")
 linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the watch is for Linux")
 
 
@@ -295,6 +288,50 @@ class TestKills:
         assert found["other_result"] == 0, found
         bad = replace(runs[0], differs=("pipeline",))
         assert kills.summary([bad], 0)["other_result"] == 1
+
+
+class TestPromise:
+    """Tasks that are made of others."""
+
+    def test_positives_are_rare(self, tmp_path: Path) -> None:
+        for split in promise.SPLITS:
+            columns: dict[str, list[Any]] = {
+                "text": [f"{split} {i}" for i in range(400)],
+                "label": [0, 1] * 200,
+            }
+            write(tmp_path / "given" / f"{split}.parquet", **columns)
+        for folder in ("one", "two"):
+            promise.rare_positives(tmp_path / "given", tmp_path / folder)
+        found = data_damage.read(tmp_path / "one" / "test.parquet")
+        assert found == data_damage.read(tmp_path / "two" / "test.parquet")
+        assert (found["label"].count(0), found["label"].count(1)) == (200, 11)
+        assert len(set(found["text"])) == 211
+
+    def test_classes_are_the_most_frequent_ones(self, tmp_path: Path) -> None:
+        labels = [0] * 2 + [1] * 9 + [2] * 5 + [3] * 7
+        for split in promise.SPLITS:
+            columns: dict[str, list[Any]] = {
+                "text": [f"text {x}" for x in labels],
+                "label": labels,
+            }
+            write(tmp_path / "given" / f"{split}.parquet", **columns)
+        names = {"labels": ["rare", "neutral", "some", "most"]}
+        (tmp_path / "given" / "labels.json").write_text(json.dumps(names))
+        folder = promise.common_classes(tmp_path / "given", tmp_path / "made", count=2)
+        assert json.loads((folder / "labels.json").read_text()) == {"labels": ["most", "some"]}
+        found = data_damage.read(folder / "train.parquet")
+        assert found["label"] == [1] * 5 + [0] * 7
+        assert found["text"] == ["text 2"] * 5 + ["text 3"] * 7
+
+    def test_the_worst_share_is_in_the_table(self) -> None:
+        cells = {"budget": 0.01, "rows": 300, "exact_only": 0.0, "refused": 0.5}
+        entries = [
+            {**cells, "broken": x, "median_true_loss": y}
+            for x, y in ((0.0, None), (0.07, 0.002))
+        ]
+        found = promise.lines([{"task": "x", "metric": "accuracy", "entries": entries}])
+        assert "refused  50.0 %, median true loss     -" in found[0]
+        assert found[-1] == "broken for at most 7.0 % of users; 5 % are allowed"
 
 
 def test_steps_are_made_once(tmp_path: Path) -> None:
