@@ -15,10 +15,9 @@ import re
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -41,6 +40,8 @@ TIMES = re.compile(r"seconds|date|command|latency_ms_.*")
 """Fields of a report that no two runs share."""
 DONE = 0, 3
 """Exit codes of a finished run: a candidate met the budget, or none."""
+MOMENTS = 0.8
+"""Kills come within this share of the seconds that the quiet run took."""
 MOST_KILLS = 3
 """Most kills of one run."""
 
@@ -165,24 +166,29 @@ def killed_run(folder: Path, job: Job, number: int, seed: int) -> KilledRun:
     shutil.rmtree(out, ignore_errors=True)
     kills: list[Kill] = []
     codes: list[int] = []
+    wrong: list[str] = []
     for _ in range(random.randint(1, MOST_KILLS)):
-        killer = Killer(random.uniform(0, job.seconds), random.random() < 0.5, out)
+        killer = Killer(random.uniform(0, MOMENTS * job.seconds), random.random() < 0.5, out)
         code, _ = run_once(command(job.model, job.data, job.effort, out), said, killer.start)
+        killer.done.set()
         codes.append(code)
+        wrong += _unexpected(code, said, (*DONE, -signal.SIGKILL))
         if killer.kill is not None:
             kills.append(killer.kill)
         if code in DONE:
             break
     if codes[-1] not in DONE:
         codes.append(run_once(command(job.model, job.data, job.effort, out), said)[0])
-    wrong = [] if codes[-1] in DONE else [f"exit code {codes[-1]}: {said.read_text()[-300:]}"]
-    wrong += [
-        f"a process ended with {x}" for x in codes[:-1] if x not in (*DONE, -signal.SIGKILL)
-    ]
+        wrong += _unexpected(codes[-1], said, DONE)
     if codes[-1] in DONE:
         wrong += differences(result(out), job.expected)
     shutil.rmtree(out, ignore_errors=True)
     return KilledRun(job.effort, number, tuple(kills), tuple(codes), tuple(wrong))
+
+
+def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
+    text = said.read_text(errors="replace")[-400:]
+    return [] if code in expected else [f"a process ended with {code}: {text}"]
 
 
 @dataclass(frozen=True)
@@ -206,14 +212,17 @@ class Killer:
     """A worker of it, if it has any."""
     out: Path
     kill: Kill | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when the process has ended, so that no other one with its id is killed."""
 
     def start(self, pid: int) -> None:
         """Begin to wait."""
         threading.Thread(target=self._wait, args=(pid,), daemon=True).start()
 
     def _wait(self, pid: int) -> None:
-        time.sleep(self.after_s)
-        workers = [x for x in descendants(pid) if b"ray::" in _name(x)]
+        if self.done.wait(self.after_s):
+            return
+        workers = [x for x in descendants(pid) if _name(x).startswith(b"ray::")]
         trials = len(list((self.out / ".resume").glob("trial-*.json")))
         with suppress(ProcessLookupError):
             if self.worker and workers:

@@ -116,14 +116,15 @@ def run(folder: Path, given: Sequence[Task], users: int) -> list[dict[str, Any]]
     """Every task's simulated users; each task is stored when it is done."""
     found = []
     for task in given:
-        name = f"{task.name}-{task.metric}".replace(" ", "-").replace("%", "percent")
+        name = task.name.replace(" ", "-").replace("%", "percent")
 
         def make(task: Task = task, name: str = name) -> dict[str, Any]:
+            # The answers of the candidates are recorded once for all metrics.
             out = folder / f"{name}.json"
             population = guarantee.record(task.model, task.data, out, task.metric)
             return {"task": task.name, **guarantee.study(population, ROWS, users)}
 
-        found.append(stored(folder / f"{name}-{users}.json", make))
+        found.append(stored(folder / f"{name}-{task.metric}-{users}.json", make))
     return found
 
 
