@@ -222,7 +222,7 @@ class Killer:
     def _wait(self, pid: int) -> None:
         if self.done.wait(self.after_s):
             return
-        workers = [x for x in descendants(pid) if _name(x).startswith(b"ray::")]
+        workers = [x for x in descendants(pid) if is_worker(_name(x))]
         trials = len(list((self.out / ".resume").glob("trial-*.json")))
         with suppress(ProcessLookupError):
             if self.worker and workers:
@@ -241,6 +241,11 @@ def descendants(pid: int) -> list[int]:
             for child in (task / "children").read_text().split():
                 found += [int(child), *descendants(int(child))]
     return found
+
+
+def is_worker(name: bytes) -> bool:
+    """Whether a process does the work of a run; Ray's agents are as the machine itself."""
+    return name.startswith(b"ray::") and b"Agent" not in name
 
 
 def _name(pid: int) -> bytes:

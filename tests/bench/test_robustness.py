@@ -275,6 +275,10 @@ class TestKills:
         found = kills.differences(kills.without_times(a), kills.without_times(b))
         assert found == [".x[0].loss: 0.1, not 0.2"]
 
+    def test_only_workers_are_killed(self) -> None:
+        names = (b"ray::IDLE\x00", b"ray::work\x00", b"ray::DashboardAgent\x00", b"raylet\x00")
+        assert [kills.is_worker(x) for x in names] == [True, True, False, False]
+
     @linux
     @pytest.mark.slow
     def test_killed_runs_give_the_result_of_quiet_ones(
