@@ -113,12 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         one_core()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
+    from prumux.optimizer.base.environment import provenance
+
+    facts = provenance()  # now: the checkout may change while a part runs
     found, table = PARTS[options.part](options)
     out = options.out or ROOT / "bench" / "results" / f"robustness-{options.part}.json"
     if options.only is None:
-        from prumux.optimizer.base.environment import provenance
-
-        document = {"schema_version": 1, "part": options.part, **found, **provenance()}
+        document = {"schema_version": 1, "part": options.part, **found, **facts}
         out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print("\n".join(table))  # noqa: T201
 
