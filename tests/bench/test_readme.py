@@ -66,4 +66,6 @@ def test_the_figures_of_robustness_are_those_of_their_results() -> None:
     assert f"| {kills['kills']} kills | {efforts} | {kills['other_result']} |" in section
     for x in crossed["lanes"]:
         faults = x["crossed"] + x["not_answered"] + x["groups_of_two_tenants"]
-        assert f"| {x['rows']:,} rows | `{x['lane']}`, {x['runs']:,} runs | {faults} |" in section
+        assert (
+            f"| {x['rows']:,} rows | `{x['lane']}`, {x['runs']:,} runs | {faults} |" in section
+        )
