@@ -5,9 +5,9 @@
 The script records every candidate's answers on all labelled rows once. The certify and test
 rows together are the population: a candidate's loss on all of them is its true loss. Each
 simulated user draws certify rows from the population and select rows from the select rows,
-both with replacement, and runs the search of `prumux-opt --effort quick`. The promise is
-broken for a user if the true loss of the shipped model exceeds the budget. prumux promises
-at most 5 % of users.
+both with replacement, and runs the checks and the search of `prumux-opt --effort quick`. The
+promise is broken for a user if the true loss of the shipped model exceeds the budget. prumux
+promises at most 5 % of users. A user whose budget the checks refuse gets no model.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +25,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.environment import provenance, versions
+from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
-from prumux.optimizer.certificate.certificate import Certificate
-from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
+from prumux.optimizer.certificate.baselines import Judged, check
+from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.certificate.certificate import Certificate, certify
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.run.inputs import open_evaluator
 from prumux.optimizer.run.request import Request
 from prumux.optimizer.search.bisection import Trial, safe_loss, search_by_bisection
 from prumux.optimizer.search.presets import default_space
+from prumux.optimizer.tasks.task import Task
 
-Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 @dataclass(frozen=True, eq=False)
+class Recorded:
+    """Answers of each candidate and of the given model on labelled rows."""
+
+    found: Ints
+    """[candidates, rows]"""
+    dense: Ints
+    labels: Ints
+
+
+@dataclass(frozen=True, eq=False)
 class Population:
-    """Correctness of each candidate, and of the given model, on each row."""
+    """What every candidate answers on each row."""
 
     order: tuple[Pipeline, ...]
     """Candidates from the slowest to the fastest."""
-    select: Bools
-    """[candidates, rows]"""
-    select_dense: Bools
-    rows: Bools
-    """[candidates, rows]; the search sees samples of these rows only."""
-    rows_dense: Bools
+    select: Recorded
+    rows: Recorded
+    """The search sees samples of these rows only."""
+    task: Task
+    metric: str = "accuracy"
 
-    @property
+    def loss(self, rows: Recorded, candidate: int, chosen: Any = slice(None)) -> float:
+        """Score of the given model minus the candidate's, on the chosen rows."""
+        labels = rows.labels[chosen]
+        before, after = (
+            self.task.score(self.metric, x[chosen], labels)
+            for x in (rows.dense, rows.found[candidate])
+        )
+        return before - after
+
+    @cached_property
     def true_loss(self) -> NDArray[np.float64]:
         """[candidates]"""
-        found: NDArray[np.float64] = self.rows_dense.mean() - self.rows.mean(1)
-        return found
+        return np.array([self.loss(self.rows, i) for i in range(len(self.order))])
+
+
+REFUSED, EXACT = -2, -1
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,7 @@ class SimulatedResult:
     """The result of one simulated search."""
 
     shipped: int
-    """Index of the candidate; -1 = the exact model."""
+    """Index of the candidate; `EXACT` = the exact model, `REFUSED` = none."""
     true_loss: float
 
 
@@ -72,78 +96,106 @@ def simulated_search(
     population: Population, limit: float, rows: int, random: np.random.Generator
 ) -> SimulatedResult:
     """Simulate one user: draw rows, search, and look up the shipped model's true loss."""
-    chosen = random.integers(population.select.shape[1], size=population.select.shape[1])
-    seen = random.integers(population.rows.shape[1], size=rows)
-    select_loss = population.select_dense[chosen].mean() - population.select[:, chosen].mean(1)
-    index = {str(p): i for i, p in enumerate(population.order)}
+    drawn = len(population.select.labels)
+    chosen = random.integers(drawn, size=drawn)
+    seen = random.integers(len(population.rows.labels), size=rows)
+    world, index = population.rows, {str(p): i for i, p in enumerate(population.order)}
+    dense, labels = world.dense[seen], world.labels[seen]
+    task, metric = population.task, population.metric
+    try:
+        check(Judged(dense, labels, task, metric, "certify"), Budget(limit))
+    except UsageError:
+        return SimulatedResult(REFUSED, 0.0)
 
     def trial(pipeline: Pipeline) -> Trial:
-        loss = float(select_loss[index[str(pipeline)]])
+        loss = population.loss(population.select, index[str(pipeline)], chosen)
         return Trial(pipeline, 1 - loss, loss, 0.0, 0)
 
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        dense, found = population.rows_dense[seen], population.rows[index[str(pipeline)], seen]
-        worse, better = int((dense & ~found).sum()), int((~dense & found).sum())
-        upper = accuracy_upper(rows, worse, better, confidence)
-        loss = (worse - better) / rows
-        score = float(dense.mean())
-        return Certificate(
-            "accuracy", rows, score, score - loss, loss, upper, confidence, limit, "tango"
-        )
+        found = world.found[index[str(pipeline)], seen]
+        return certify(metric, dense, found, labels, task, limit, confidence)
 
     safe = safe_loss(rows, limit)
     winner = search_by_bisection(
         population.order, trial, prove, limit, lambda _: False, safe=safe
     ).winner
     if winner is None:
-        return SimulatedResult(-1, 0.0)
+        return SimulatedResult(EXACT, 0.0)
     at = index[str(winner)]
     return SimulatedResult(at, float(population.true_loss[at]))
 
 
 def simulate(
     population: Population, limit: float, rows: int, users: int, seed: int = 0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Simulate users.
 
     Returns:
-        The share of users whose budget was exceeded (`broken`), the share who got the exact
-        model (`exact_only`), and the median true loss.
+        The share of users whose budget was exceeded (`broken`), who got the exact model
+        (`exact_only`), whose budget was refused (`refused`), and the median true loss of
+        those who got a model (None = nobody).
     """
     random = np.random.default_rng(seed)
     ends = [simulated_search(population, limit, rows, random) for _ in range(users)]
-    broken = sum(x.true_loss > limit for x in ends)
+    served = [x.true_loss for x in ends if x.shipped != REFUSED]
     return {
+        "metric": population.metric,
         "budget": limit,
         "rows": rows,
         "users": users,
-        "broken": broken / users,
-        "exact_only": sum(x.shipped < 0 for x in ends) / users,
-        "median_true_loss": float(np.median([x.true_loss for x in ends])),
+        "broken": sum(x > limit for x in served) / users,
+        "exact_only": sum(x.shipped == EXACT for x in ends) / users,
+        "refused": 1 - len(served) / users,
+        "median_true_loss": float(np.median(served)) if served else None,
     }
 
 
-def record(options: argparse.Namespace) -> Population:
+def record(model: str, data: str, out: Path, metric: str) -> Population:
     """Every candidate's answers, kept beside the result so that a killed run can continue."""
-    request = Request(model=options.model, data=options.data, passes="-")
+    request = Request(model=model, data=data, passes="-", metric=metric)
     opened = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, versions())
-    store = Store(options.out.with_suffix(f".{about}.parts"))
+    store = Store(out.with_suffix(f".{about}.parts"))
     evaluator = replace(opened, ctx=replace(opened.ctx, store=store))
     order = evaluator.builder.by_cost(default_space("quick", 0.02, None, opened.model))
 
-    def right(pipeline: Pipeline, roles: Sequence[str]) -> Bools:
-        found = [evaluator.predictor.with_labels(pipeline, role) for role in roles]
-        return np.concatenate([np.asarray(a) == np.asarray(b) for a, b in found])
+    def answers(pipeline: Pipeline, roles: Sequence[str]) -> Ints:
+        found = [evaluator.predictor.predict(pipeline, role) for role in roles]
+        return np.concatenate([np.asarray(x) for x in found])
+
+    def recorded(*roles: str) -> Recorded:
+        labels = [np.asarray(evaluator.predictor.rows(role).labels) for role in roles]
+        found = np.stack([answers(p, roles) for p in order])
+        return Recorded(found, answers(Pipeline(()), roles), np.concatenate(labels))
 
     world = ("certify",) if evaluator.test_rows is None else ("certify", "test")
-    dense = Pipeline(())
-    return Population(
-        tuple(order),
-        np.stack([right(p, ("select",)) for p in order]),
-        right(dense, ("select",)),
-        np.stack([right(p, world) for p in order]),
-        right(dense, world),
+    task = opened.model.task
+    return Population(tuple(order), recorded("select"), recorded(*world), task, metric)
+
+
+def study(
+    population: Population, rows: Sequence[int], users: int, budgets: Sequence[float] = BUDGETS
+) -> dict[str, Any]:
+    """Candidates with their true losses, and one entry for each budget and number of rows."""
+    return {
+        "metric": population.metric,
+        "candidates": [
+            {"pipeline": str(p), "true_loss": float(x)}
+            for p, x in zip(population.order, population.true_loss, strict=True)
+        ],
+        "world_rows": len(population.rows.labels),
+        "entries": [simulate(population, x, n, users) for x in budgets for n in rows],
+    }
+
+
+def line(entry: dict[str, Any]) -> str:
+    """One entry as a line of text."""
+    median = entry["median_true_loss"]
+    shown = "    -" if median is None else f"{100 * median:5.2f}"
+    return (
+        f"budget {100 * entry['budget']:4.1f} % {entry['rows']:5} rows: broken "
+        f"{100 * entry['broken']:4.1f} %, exact only {100 * entry['exact_only']:5.1f} %, "
+        f"refused {100 * entry['refused']:5.1f} %, median true loss {shown}"
     )
 
 
@@ -153,31 +205,16 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--metric", default="accuracy")
     parser.add_argument("--users", type=int, default=1000)
     parser.add_argument("--rows", type=int, nargs="+", default=[300, 872, 2000])
     options = parser.parse_args()
-    population = record(options)
-    entries: list[dict[str, Any]] = [
-        simulate(population, limit, rows, options.users)
-        for limit in BUDGETS
-        for rows in options.rows
-    ]
-    found = {
-        "schema_version": 1,
-        "candidates": [
-            {"pipeline": str(p), "true_loss": float(x)}
-            for p, x in zip(population.order, population.true_loss, strict=True)
-        ],
-        "world_rows": population.rows.shape[1],
-        "entries": entries,
-        **provenance(),
-    }
-    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    for x in entries:
-        line = f"budget {100 * x['budget']:4.1f} % {x['rows']:5} rows: broken "
-        line += f"{100 * x['broken']:4.1f} %, exact only {100 * x['exact_only']:5.1f} %, "
-        line += f"median true loss {100 * x['median_true_loss']:5.2f}"
-        print(line, file=sys.stderr)  # noqa: T201 - the table of a script
+    population = record(options.model, options.data, options.out, options.metric)
+    found = study(population, options.rows, options.users)
+    document = {"schema_version": 1, **found, **provenance()}
+    options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    for entry in found["entries"]:
+        print(line(entry), file=sys.stderr)  # noqa: T201 - the table of a script
 
 
 if __name__ == "__main__":

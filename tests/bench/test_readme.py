@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from tests.helpers.readme import broken_links, links
 from tests.helpers.scripts import BENCH
@@ -49,3 +50,22 @@ def test_the_table_of_the_guarantee_is_that_of_its_result() -> None:
     worst = max(x["broken"] for x in entries)
     main = (BENCH.parent / "README.md").read_text(encoding="utf-8")
     assert f"at most {100 * worst:.1f} % of users" in main
+
+
+def test_the_figures_of_robustness_are_those_of_their_results() -> None:
+    def read(part: str) -> Any:
+        path = BENCH / "results" / f"robustness-{part}.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    section = TEXT[TEXT.index("## Robustness") :]
+    mutations, kills, crossed = read("mutations"), read("kills"), read("crossed")
+    codes = ", ".join(f"{n:,} with {code}" for code, n in mutations["exit_codes"].items())
+    ended = f"{mutations['cases']:,} inputs, {mutations['full_runs']} of them run to the end"
+    assert f"| {ended} | {codes} | {mutations['faults']} |" in section
+    efforts = ", ".join(f"{x['kills']} of {name}" for name, x in kills["efforts"].items())
+    assert f"| {kills['kills']} kills | {efforts} | {kills['other_result']} |" in section
+    for x in crossed["lanes"]:
+        faults = x["crossed"] + x["not_answered"] + x["groups_of_two_tenants"]
+        assert (
+            f"| {x['rows']:,} rows | `{x['lane']}`, {x['runs']:,} runs | {faults} |" in section
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from prumux.optimizer.search.bisection import Trial
 from prumux.optimizer.search.presets import progressive_schedule
 from prumux.optimizer.search.progressive import SearchActions
 from prumux.optimizer.search.progressive_certificates import search_progressively
+from prumux.optimizer.tasks.classification import Classification
 from tests.helpers.factory import random_model
 from tests.helpers.scripts import script
 
@@ -29,6 +31,7 @@ def _script() -> ModuleType:
 def world(script: ModuleType, losses: list[float], rows: int = 4000) -> Any:
     """Candidates that err on so many more rows than a model that is right on nine of ten."""
     random = np.random.default_rng(0)
+    labels = random.integers(2, size=rows)
     dense = random.random(rows) < 0.9
     flips = random.random((len(losses), rows))
     found = np.stack(
@@ -39,9 +42,14 @@ def world(script: ModuleType, losses: list[float], rows: int = 4000) -> Any:
         for i in range(len(losses))
     )
     half = rows // 2
-    return script.Population(
-        order, found[:, :half], dense[:half], found[:, half:], dense[half:]
-    )
+
+    def recorded(part: slice) -> Any:
+        truth = labels[part]
+        answers = (np.where(x, truth, 1 - truth) for x in (found[:, part], dense[part]))
+        return script.Recorded(*answers, truth)
+
+    parts = recorded(slice(half)), recorded(slice(half, None))
+    return script.Population(order, *parts, Classification(("bad", "good")))
 
 
 def test_the_promise_is_kept_even_where_every_candidate_sits_at_the_edge(
@@ -64,6 +72,20 @@ def test_good_candidates_are_shipped(script: ModuleType) -> None:
 def test_nothing_good_means_exact(script: ModuleType) -> None:
     found = script.simulate(world(script, [0.2, 0.3]), 0.02, 872, users=20)
     assert found["exact_only"] == 1
+
+
+def test_a_budget_that_a_constant_answer_keeps_is_refused(script: ModuleType) -> None:
+    """5 % positives and a model that is right on nine of ten: accuracy tells nothing."""
+    given = world(script, [0.0, 0.001])
+    rare = (np.random.default_rng(1).random(2000) < 0.05).astype(np.int64)
+    right = given.rows.found == given.rows.labels, given.rows.dense == given.rows.labels
+    rows = script.Recorded(*(np.where(x, rare, 1 - rare) for x in right), rare)
+    for metric, refused in (("accuracy", 1), ("balanced-accuracy", 0)):
+        asked = replace(given, rows=rows, select=rows, metric=metric)
+        found = script.simulate(asked, 0.02, rows=872, users=20)
+        assert found["refused"] == refused
+        assert (found["median_true_loss"] is None) == bool(refused)
+        assert found["broken"] == 0
 
 
 @pytest.mark.parametrize("rows", [872, 5000])

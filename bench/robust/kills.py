@@ -1,0 +1,347 @@
+"""Runs that are killed at random moments and resumed: is the result that of a quiet run?
+
+Training is counted in epochs, because training by the clock repeats nowhere. For the same
+reason engines are timed by a steady clock: milliseconds that follow from an engine's sizes.
+Everything else is a run of `prumux-opt`, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.helpers import jobs
+
+from .sandbox import forked
+from .steps import stored
+
+EPOCHS = 0.2
+LIMIT_S = 1800.0
+EFFORTS: dict[str, tuple[str, ...]] = {
+    "quick": (),
+    "standard": ("--effort", "standard", "--time-limit", "1000h"),
+    "thorough": ("--effort", "thorough", "--time-limit", "1000h"),
+    "quick, two workers": ("--workers", "2"),
+}
+TIMES = re.compile(r"seconds|date|command|latency_ms_.*")
+"""Fields of a report that no two runs share."""
+DONE = 0, 3
+"""Exit codes of a finished run: a candidate met the budget, or none."""
+MOMENTS = 0.8
+"""Kills come within this share of the seconds that the quiet run took."""
+MOST_KILLS = 3
+"""Most kills of one run."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL."""
+
+    after_s: float
+    of: str
+    """The killed process: `run`, or `worker` for a process that Ray started."""
+    trials: int
+    """Finished trials on disk."""
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """One run, from its first start to its result."""
+
+    effort: str
+    number: int
+    kills: tuple[Kill, ...]
+    codes: tuple[int, ...]
+    """Exit code of each process, in order; the last one finished."""
+    differs: tuple[str, ...]
+    """Parts of the result that are not those of the quiet run."""
+
+
+def steady_ms(run: Callable[[], object]) -> float:
+    """Do the run; milliseconds that follow from the sizes of its engine alone."""
+    run()
+    engine = _engine_of(run)
+    sizes = str(getattr(engine, "sizes", ""))
+    numbers = [
+        int(x)
+        for part in re.findall(r"(?:heads|ffn)=([\d,]+)", sizes)
+        for x in part.split(",")
+    ]
+    slots = int(getattr(engine, "slots", 1))
+    quicker = 2 if engine is not None and engine.describe().get("precision") == "int8" else 1
+    return (5 + sum(numbers) / 10) / slots / quicker
+
+
+def _engine_of(run: Any) -> Any:
+    """The engine that a timed callable holds."""
+    values = [*getattr(run, "args", ()), *(getattr(run, "__defaults__", None) or ())]
+    values += [x.cell_contents for x in getattr(run, "__closure__", None) or ()]
+    return next((x for x in values if hasattr(x, "describe")), None)
+
+
+def command(model: Path, data: Path, effort: str, out: Path) -> list[str]:
+    """The command of a run."""
+    given = [str(model), "--data", str(data), "--budget", "20%", "--out", str(out), "--resume"]
+    return [*given, *EFFORTS[effort]]
+
+
+def run_once(
+    job: Sequence[str], said: Path, kill: Callable[[int], None] | None = None
+) -> tuple[int, float]:
+    """One process of a run; `kill` is started in a thread with its id.
+
+    Returns:
+        The exit code, negative for a signal, and seconds.
+    """
+
+    def work() -> int:
+        from prumux.optimizer.cli.opt import main
+        from prumux.optimizer.timing import interleave
+        from prumux.passes.training.training_pass import TrainingPass
+
+        interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
+        interleave.wall_ms = steady_ms
+        patched: Any = TrainingPass
+        patched.with_minutes = lambda self, _: replace(self, epochs=EPOCHS, minutes=None)
+        return main(list(job))
+
+    code, seconds, _ = forked(work, LIMIT_S, said, kill)
+    return code, seconds
+
+
+def result(out: Path) -> dict[str, Any]:
+    """All parts of a result that must not depend on kills."""
+    report = json.loads((out / "report.json").read_text())
+    trials = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
+    digests = {
+        str(x.relative_to(out)): hashlib.sha256(x.read_bytes()).hexdigest()
+        for x in sorted(out.rglob("*"))
+        if x.suffix in (".safetensors", ".onnx", ".plan")
+    }
+    files = sorted(str(x.relative_to(out)) for x in out.rglob("*"))
+    return {
+        **without_times(report),
+        "trials.jsonl": without_times(trials),
+        "digests": digests,
+        "all files": files,
+    }
+
+
+def without_times(value: Any) -> Any:
+    """A JSON value without the fields of `TIMES`."""
+    if isinstance(value, dict):
+        return {k: without_times(x) for k, x in value.items() if not TIMES.fullmatch(k)}
+    return [without_times(x) for x in value] if isinstance(value, list) else value
+
+
+def differences(found: Any, expected: Any, at: str = "") -> list[str]:
+    """Where two JSON values differ, at most a few places."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted({*found, *expected})
+        parts = [differences(found.get(k), expected.get(k), f"{at}.{k}") for k in keys]
+        return [x for part in parts for x in part][:8]
+    if isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = enumerate(zip(found, expected, strict=True))
+        return [x for i, (a, b) in pairs for x in differences(a, b, f"{at}[{i}]")][:8]
+    return [] if found == expected else [f"{at}: {found!s:.60}, not {expected!s:.60}"]
+
+
+def killed_run(folder: Path, job: Job, number: int, seed: int) -> KilledRun:
+    """Start a run, kill it up to `MOST_KILLS` times, let it finish, and compare."""
+    random = Random(f"{seed} {job.effort} {number}")
+    out, said = folder / f"out{number}", folder / f"said{number}.txt"
+    shutil.rmtree(out, ignore_errors=True)
+    kills: list[Kill] = []
+    codes: list[int] = []
+    wrong: list[str] = []
+    for _ in range(random.randint(1, MOST_KILLS)):
+        killer = Killer(random.uniform(0, MOMENTS * job.seconds), random.random() < 0.5, out)
+        code, _ = run_once(command(job.model, job.data, job.effort, out), said, killer.start)
+        killer.done.set()
+        codes.append(code)
+        wrong += _unexpected(code, said, (*DONE, -signal.SIGKILL))
+        if killer.kill is not None:
+            kills.append(killer.kill)
+        if code in DONE:
+            break
+    if codes[-1] not in DONE:
+        codes.append(run_once(command(job.model, job.data, job.effort, out), said)[0])
+        wrong += _unexpected(codes[-1], said, DONE)
+    if codes[-1] in DONE:
+        wrong += differences(result(out), job.expected)
+    shutil.rmtree(out, ignore_errors=True)
+    return KilledRun(job.effort, number, tuple(kills), tuple(codes), tuple(wrong))
+
+
+def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
+    text = said.read_text(errors="replace")[-400:]
+    return [] if code in expected else [f"a process ended with {code}: {text}"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run, and the result of a run that nobody killed."""
+
+    effort: str
+    model: Path
+    data: Path
+    expected: dict[str, Any]
+    seconds: float
+    """How long the quiet run took."""
+
+
+@dataclass(eq=False)
+class Killer:
+    """Kills a process, or one that Ray started for it, after some seconds."""
+
+    after_s: float
+    worker: bool
+    """A worker of it, if it has any."""
+    out: Path
+    kill: Kill | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set when the process has ended, so that no other one with its id is killed."""
+
+    def start(self, pid: int) -> None:
+        """Begin to wait."""
+        threading.Thread(target=self._wait, args=(pid,), daemon=True).start()
+
+    def _wait(self, pid: int) -> None:
+        if self.done.wait(self.after_s):
+            return
+        workers = [x for x in descendants(pid) if is_worker(_name(x))]
+        trials = len(list((self.out / ".resume").glob("trial-*.json")))
+        with suppress(ProcessLookupError):
+            if self.worker and workers:
+                os.kill(workers[0], signal.SIGKILL)
+                self.kill = Kill(self.after_s, "worker", trials)
+                return
+            os.kill(pid, signal.SIGKILL)
+            self.kill = Kill(self.after_s, "run", trials)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
+def is_worker(name: bytes) -> bool:
+    """Whether a process does the work of a run; Ray's agents are as the machine itself."""
+    return name.startswith(b"ray::") and b"Agent" not in name
+
+
+def _name(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def run(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> list[KilledRun]:
+    """Kill runs of every effort in turn until so many kills are done; each run is stored."""
+    model, data = folder / "model", folder / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    # A cost table that was measured once holds for all runs.
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+
+    def make() -> int:
+        jobs.data_folder(data, jobs.model_folder(model))
+        return 0
+
+    if not (data / "test.jsonl").exists() and forked(make, LIMIT_S, folder / "making.txt")[0]:
+        raise RuntimeError((folder / "making.txt").read_text())
+    efforts = [x for x in EFFORTS if "workers" not in x or importlib.util.find_spec("ray")]
+    known = [_job(folder, x, model, data) for x in efforts]
+    found: list[KilledRun] = []
+    number = 0
+    while sum(len(x.kills) for x in found) < kills:
+        for i, job in enumerate(known):
+            step = folder / f"run-{seed}-{i}-{number}.json"
+            made = partial(_facts, folder, job, number, seed)
+            one = _read(stored(step, made))
+            say(
+                f"{one.effort}, run {number}: {len(one.kills)} kills, "
+                f"{one.differs or 'the same result'}"
+            )
+            found.append(one)
+        number += 1
+    return found
+
+
+def _facts(folder: Path, job: Job, number: int, seed: int) -> dict[str, Any]:
+    return asdict(killed_run(folder, job, number, seed))
+
+
+def _read(told: Mapping[str, Any]) -> KilledRun:
+    """The killed run of its stored facts."""
+    done = tuple(Kill(**x) for x in told["kills"])
+    codes, differs = tuple(told["codes"]), tuple(told["differs"])
+    return KilledRun(told["effort"], told["number"], done, codes, differs)
+
+
+def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
+    """The job of an effort, with the result of a run that is not killed."""
+
+    def make() -> dict[str, Any]:
+        out, said = folder / "quiet", folder / "quiet.txt"
+        results = []
+        for _ in range(2):
+            shutil.rmtree(out, ignore_errors=True)
+            code, seconds = run_once(command(model, data, effort, out), said)
+            if code not in DONE:
+                raise RuntimeError(f"{effort}: a run ended with {code}:\n{said.read_text()}")
+            results.append(result(out))
+        if wrong := differences(results[0], results[1]):
+            raise RuntimeError(f"{effort}: two quiet runs differ: {wrong}")
+        return {"expected": results[0], "seconds": seconds}
+
+    told = stored(folder / f"quiet-{list(EFFORTS).index(effort)}.json", make)
+    return Job(effort, model, data, **told)
+
+
+def summary(found: Sequence[KilledRun], seed: int) -> dict[str, Any]:
+    """Counts by effort, and all runs."""
+    efforts: dict[str, dict[str, Any]] = {}
+    for x in found:
+        counts = efforts.setdefault(
+            x.effort, {"runs": 0, "kills": 0, "of_workers": 0, "other_result": 0}
+        )
+        counts["runs"] += 1
+        counts["kills"] += len(x.kills)
+        counts["of_workers"] += sum(k.of == "worker" for k in x.kills)
+        counts["other_result"] += bool(x.differs)
+    return {
+        "seed": seed,
+        "kills": sum(len(x.kills) for x in found),
+        "other_result": sum(bool(x.differs) for x in found),
+        "epochs_of_each_training": EPOCHS,
+        "efforts": efforts,
+        "runs": [asdict(x) for x in found],
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The summary as a table."""
+    made = [f"{'effort':24}{'runs':>6}{'kills':>7}{'of workers':>12}{'other result':>14}"]
+    for name, x in found["efforts"].items():
+        made.append(
+            f"{name:24}{x['runs']:6}{x['kills']:7}{x['of_workers']:12}{x['other_result']:14}"
+        )
+    return made

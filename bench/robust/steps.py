@@ -1,0 +1,18 @@
+"""Finished steps of a study, kept so that a stopped one goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def stored(path: Path, make: Callable[[], Any]) -> Any:
+    """The JSON value in a file; made and written if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(make()), encoding="utf-8")
+        part.replace(path)
+    return json.loads(path.read_text(encoding="utf-8"))
