@@ -37,7 +37,9 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         ModelError, DataError, UsageError: an input is missing, damaged or does not fit.
         MissingError: a library or device is missing.
     """
-    target.check()
+    target.check_search()
+    if notice := target.notice():
+        progress.say(notice)
     torch_device = device(request.device)
     torch.manual_seed(request.seed)
     threads = cpu_threads()

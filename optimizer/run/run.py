@@ -121,6 +121,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     given = todo.evaluator
     evaluator = exact_only(given) if todo.limit == 0 else choose_precision(given, todo.limit)
     todo, found, chosen = choose(replace(todo, evaluator=evaluator), started, workers)
+    workspace.mark_searched()
     engines = package(todo.evaluator, chosen, workspace)
     budget = todo.request.budget
     report = build_report(

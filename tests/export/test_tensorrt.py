@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 import pytest
 
-from prumux.export import tensorrt as target_module
 from prumux.export.graph.qdq import quantized
 from prumux.export.tensorrt import TensorRt
 from prumux.export.trt import library as trt_library
-from prumux.export.trt.engine import open_plan, read_facts
+from prumux.export.trt.engine import open_plan
+from prumux.export.trt.plan_facts import read_facts
 from prumux.export.trt.profiles import Profile, nearest, profiles
 from prumux.export.trt.trtexec import trtexec_script
 from prumux.export.trt.types_check import TypeReport, check_types, seen_in
@@ -38,7 +38,8 @@ from tests.helpers.factory import make_context, multiplexed, random_batch, rando
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TensorRT, even where it is."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for flavor in trt_library.FLAVORS:
+        monkeypatch.setitem(sys.modules, flavor.module, None)
 
 
 def test_profiles_follow_the_workload() -> None:
@@ -129,11 +130,11 @@ def test_without_tensorrt_the_graph_and_the_script_are_left(
 
 
 @pytest.mark.usefixtures("nothing")
-def test_the_command_ends_before_anything_is_read(
+def test_the_command_says_at_once_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["no-such-model", "--budget", "2%", "--target", "tensorrt"]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 5
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "TensorRT is not installed" in said
     assert "pip install 'prumux[tensorrt]'" in said
@@ -288,7 +289,7 @@ def test_the_gate_of_the_numbers(
 ) -> None:
     model = random_model(heads=(4,))
     ctx = make_context(model)
-    monkeypatch.setattr(target_module, "TrtEngine", lambda plan: Fixed(model, off))
+    monkeypatch.setattr(TensorRt, "engine", lambda *rest: Fixed(model, off))
     if right:
         notes = TensorRt()._checked(model, ctx, tmp_path)
         assert notes["parity"]["fp16"] == pytest.approx(off, rel=0.01)
@@ -309,15 +310,10 @@ def test_drafts_are_not_checked(tmp_path: Path) -> None:
 
 
 def test_a_broken_installation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import builtins
+    def broken(name: str) -> Any:
+        assert name == "tensorrt"
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    real = builtins.__import__
-
-    def broken(name: str, *rest: Any) -> Any:
-        if name == "tensorrt":
-            raise ImportError("libnvinfer.so.11: cannot open shared object file")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(MissingError, match=r"does not load: libnvinfer\.so\.11"):
-        trt_library.library()
+        trt_library.CLASSIC.library()

@@ -48,7 +48,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         stand_in(monkeypatch)
     else:
         try:
-            trt_library.check()
+            trt_library.CLASSIC.check_run()
         except MissingError as error:
             pytest.skip(str(error).splitlines()[0])
     return str(request.param)
@@ -81,7 +81,9 @@ def emitted(model: Model, folder: Path, precision: Any = "fp16", **options: Any)
 
 def build(graph: Path, names: Sequence[str], recipe: BuildOptions) -> Any:
     plan = graph.with_name("other.plan")
-    return build_plan(graph, plan, names, (), recipe, timings=graph.parent)
+    return build_plan(
+        graph, plan, names, (), recipe, flavor=trt_library.CLASSIC, timings=graph.parent
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
@@ -100,6 +102,7 @@ def test_an_engine_gives_the_answers(
     assert ("int8" in done.notes["types"]) == (precision == "int8")
     assert done.notes["parity"][precision] < done.notes["limit"]
     engine, module = TensorRt().engine(tmp_path, 1), EncoderModule(model)
+    assert isinstance(engine, trt_engine.TrtEngine)
     assert engine.slots == model.encoder.slots
     for rows, length in ((1, 1), (6, 12), (2, 30), (20, 3), (7, 38)):
         inputs = random_batch(model, rows, length, seed=rows).inputs()
@@ -118,7 +121,7 @@ def test_what_lies_beside_a_plan(machine: str, tmp_path: Path) -> None:
     assert facts["slots"] == 3
     assert facts["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert facts["profiles"][0] == {"rows": [3, 6, 6], "tokens": [1, 16, 38]}
-    assert facts["versions"]["tensorrt"] == trt_library.library().__version__
+    assert facts["versions"]["tensorrt"] == trt_library.CLASSIC.library().__version__
     assert facts["device"] == trt_library.gpu()
     assert len(facts["graph_sha256"]) == len(facts["plan_sha256"]) == 64
     engine = open_plan(tmp_path / "model.plan")
@@ -276,7 +279,7 @@ def test_what_a_run_is_refused_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_script_builds_what_we_would(tmp_path: Path) -> None:
     if shutil.which("trtexec") is None:
         pytest.skip("no trtexec on the path")
-    trt_library.check()
+    trt_library.CLASSIC.check_run()
     model = shaped("mux")
     emitted(model, tmp_path)
     inputs = random_batch(model, 6, 12).inputs()
