@@ -21,7 +21,7 @@ from prumux.export.graph.builder import Precision
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save, verify
 from prumux.export.graph.int8 import check_known
-from prumux.export.graph.parity import Parity
+from prumux.export.graph.parity import TOLERANCES, Parity
 from prumux.export.graph.qdq import products, quantize, quantized
 from prumux.export.graph.sensitivity import divergence, worst
 from prumux.export.runtime.ort import session_options
@@ -49,9 +49,6 @@ SST-2 a few maps of a MiniLM-L6 caused that much of it."""
 MOST_MIB = 1 << 20
 """Largest workspace, 1 TiB."""
 Capability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
-"""Largest difference of a logit, as a share of the largest absolute logit, or of 1 if that is
-smaller."""
 
 
 @dataclass(frozen=True)

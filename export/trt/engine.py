@@ -44,17 +44,17 @@ class TrtEngine:
         import torch
 
         flavor = flavor_of(plan)
-        trt = flavor.library()
+        here = flavor.library()
         self._gpu = gpu(flavor.title)
         facts = read_facts(plan)
-        logger = trt.Logger(trt.Logger.ERROR)
-        runtime = trt.Runtime(logger)
+        logger = here.Logger(here.Logger.ERROR)
+        runtime = here.Runtime(logger)
         try:
             engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         except OSError as error:
             raise ModelError(f"'{plan}' cannot be read: {error.strerror}") from error
         if engine is None:
-            by = f"{flavor.title} {trt.__version__}"
+            by = f"{flavor.title} {here.__version__}"
             raise ModelError(_not_ours(plan, facts, by, self._gpu))
         self._keep = logger, runtime  # they must live as long as the engine
         self._engine = engine
@@ -70,7 +70,7 @@ class TrtEngine:
         self._used: set[int] = set()
         self._flavor = flavor
         self._facts = facts
-        self._version = str(trt.__version__)
+        self._version = str(here.__version__)
         self.slots = max(1, int(facts.get("slots", min(x.rows[0] for x in self._profiles))))
         """Number of rows that share a forward pass; the smallest profile holds one group."""
         self._one_at_a_time = Lock()

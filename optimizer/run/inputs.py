@@ -103,6 +103,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         notes=splits.notes,
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
+        certify_texts=splits.certify,
     )
 
 

@@ -41,7 +41,7 @@ def test_figures_are_those_of_the_code() -> None:
     assert f"`atol`, {Onnx().atol:g}".replace("0.0001", "1e-4") in TEXT
     limits = ", ".join(
         f"{name} {'1e-3' if x == 1e-3 else f'{x:g}'}"
-        for name, x in tensorrt.TOLERANCES.items()
+        for name, x in TOLERANCES.items()
     )
     assert f"as a share of the largest logit: {limits} |" in TEXT
     assert f"calibrated on {tensorrt.CALIBRATION_ROWS} of your rows" in TEXT
