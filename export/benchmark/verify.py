@@ -181,8 +181,8 @@ def encoded(opened: OpenedArtifact) -> Encoded:
     if other:
         raise GateError(
             f"the tokenizer of '{opened.path}' is not the certified one: it gives other "
-            f"tokens for {len(other)} of {len(rows)} rows, {len(rows.ids[other[0]])} in place of "
-            f"{len(kept.ids[other[0]])} for the first{files}\n"
+            f"tokens for {len(other)} of {len(rows)} rows, {len(rows.ids[other[0]])} in place "
+            f"of {len(kept.ids[other[0]])} for the first{files}\n"
             "copy the tokenizer again from where prumux-opt wrote it, and use its versions"
         )
     return rows
@@ -214,12 +214,8 @@ def _parity(kept: KeptAnswers, found: Sequence[NDArray[Any]], task: Task) -> Par
     if not task.ragged:
         return compare([np.stack(kept.logits)], [np.stack(found)], task)
     masks = kept.scored or [np.ones(len(x), dtype=np.bool_) for x in kept.ids]
-    return compare(
-        [x[None] for x in kept.logits],
-        [x[None] for x in found],
-        task,
-        [x[None] for x in masks],
-    )
+    certified, here, real = ([x[None] for x in some] for some in (kept.logits, found, masks))
+    return compare(certified, here, task, real)
 
 
 def _score(opened: OpenedArtifact, logits: Sequence[NDArray[Any]]) -> float:
