@@ -22,9 +22,9 @@ def rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         proto: a typed graph that has passed `graph_file.verify`.
     """
-    types = _low_types(proto)
-    if not types:
+    if not any(x.data_type in LOW for x in proto.graph.initializer):
         return proto
+    types = _low_types(proto)
     found = onnx.ModelProto()
     found.CopyFrom(proto)
     graph = found.graph

@@ -169,8 +169,8 @@ def test_int8_spares_the_same_maps_in_every_candidate() -> None:
     assert (tuned.spare, tuned.flavor) == (0, "rtx")
     assert parse_target(str(tuned)) == tuned
     assert tuned.tuned(model, ctx) == tuned
-    own = [TensorRt(x).tuned(model, ctx) for x in ("fp16", "bf16", "fp32")]  # type: ignore[arg-type]
-    assert own == [TensorRt(x) for x in ("fp16", "bf16", "fp32")]  # type: ignore[arg-type]
+    others: tuple[Any, ...] = ("fp16", "bf16", "fp32")
+    assert [TensorRt(x).tuned(model, ctx) for x in others] == [TensorRt(x) for x in others]
     wanted = quantized(TensorRt("int8")._graph(model, ctx))
     scored = tuned.draft()
     assert isinstance(scored, TensorRt)
