@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if options.verify is not None:
         return _verify(options, arguments)
     if not options.models:
-        raise UsageError("no model given\nwrite: prumux-bench A B, or --verify ARTIFACT")
+        parser.error("the following arguments are required: A")
     progress = Progress(0 if options.quiet else 1)
     target = None if options.target is None else parse_target(options.target)
     threads, length = options.threads or cpu_threads(), _length(options)
