@@ -1,16 +1,16 @@
-"""The `tensorrt` target: a typed `model.onnx`, and the engine `model.plan` built from it.
+"""The `tensorrt` target: a typed `model.onnx`, and the engine that is built from it.
 
     prumux-opt MODEL --budget 2% --target 'tensorrt{precision=fp16}'
+    prumux-opt MODEL --budget 2% --target 'tensorrt{flavor=rtx}'
 
-We have not run the parts that need TensorRT, for lack of a machine with it.
+Where no GPU is, or no TensorRT, the typed graph answers in ONNX Runtime in the engine's place.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,23 +21,22 @@ from prumux.export.graph.builder import Precision
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save, verify
 from prumux.export.graph.int8 import check_known
-from prumux.export.graph.parity import Parity
+from prumux.export.graph.parity import TOLERANCES, Parity
 from prumux.export.graph.qdq import products, quantize, quantized
 from prumux.export.graph.sensitivity import divergence, worst
+from prumux.export.runtime.ort import session_options
 from prumux.export.runtime.reference import TorchReference
+from prumux.export.runtime.typed_graph import TypedGraphEngine
 from prumux.export.trt.build import BuildOptions, build_plan
-from prumux.export.trt.engine import FACTS, PLAN, TrtEngine
-from prumux.export.trt.profiles import Profile, profiles
+from prumux.export.trt.engine import TrtEngine
+from prumux.export.trt.library import CLASSIC, Flavor, flavor_named
+from prumux.export.trt.plan_facts import FACTS, write_facts
+from prumux.export.trt.profiles import profiles
 from prumux.export.trt.trtexec import SCRIPT, trtexec_script
-from prumux.export.trt.types_check import TypeReport
-from prumux.optimizer.base.environment import versions
 from prumux.optimizer.base.errors import GateError, MissingError, UsageError
-from prumux.optimizer.base.store import file_digest
 from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.pipeline.target import Emitted, Target
-
-from .trt import library as trt_library
+from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 
 if TYPE_CHECKING:
     from prumux.optimizer.pipeline.context import Context
@@ -49,14 +48,12 @@ SPARED_SHARE = 0.75
 SST-2 a few maps of a MiniLM-L6 caused that much of it."""
 MOST_MIB = 1 << 20
 """Largest workspace, 1 TiB."""
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
-"""Largest difference of a logit, as a share of the largest absolute logit, or of 1 if that is
-smaller."""
+Capability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
 
 
 @dataclass(frozen=True)
 class TensorRt(Target):
-    """TensorRT engine for the GPU of this machine, with its types checked after the build."""
+    """TensorRT engine, with its types checked; `flavor=rtx` builds it without a GPU."""
 
     name: ClassVar[str] = "tensorrt"
     precision: Literal["fp16", "bf16", "fp32", "int8"] = field(
@@ -84,6 +81,19 @@ class TensorRt(Target):
         default=None,
         metadata={"help": "largest difference of a logit, as a share of the largest logit"},
     )
+    flavor: Literal["auto", "tensorrt", "rtx"] = field(
+        default="auto",
+        metadata={
+            "help": "rtx = TensorRT for RTX, which builds without a GPU; auto = tensorrt "
+            "where it is installed, else rtx"
+        },
+    )
+    capabilities: tuple[Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"], ...] = (
+        field(
+            default=(),
+            metadata={"help": "what GPUs flavor=rtx builds for; none given = sm80 and later"},
+        )
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.opt_level <= 5:
@@ -101,6 +111,15 @@ class TensorRt(Target):
             raise ValueError(f"spare must be 0..1, not {self.spare:g}")
         if self.keep and self.precision != "int8":
             raise ValueError(f"keep is for precision=int8, not {self.precision}")
+        if self.capabilities and self.flavor != "rtx":
+            raise ValueError(f"capabilities is for flavor=rtx, not {self.flavor}")
+        if len(set(self.capabilities)) < len(self.capabilities):
+            raise ValueError("capabilities names one twice")
+
+    @property
+    def library(self) -> Flavor:
+        """The flavour that builds and runs the engine here."""
+        return flavor_named(self.flavor)
 
     @property
     def floats(self) -> Precision:
@@ -120,9 +139,26 @@ class TensorRt(Target):
         low = self.precision == "int8"
         return replace(self, precision=self.floats, keep=()) if low else self
 
+    def tuned(self, model: Model, ctx: Context) -> TensorRt:
+        """For int8, this target with `keep` set to the most sensitive linear maps."""
+        if self.precision != "int8" or not self.spare:
+            return self
+        proto, _, kept = self._calibrated(model, ctx)
+        names = [x.removesuffix(".matmul") for x in quantized(proto)]
+        spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
+        return replace(self, keep=tuple(dict.fromkeys((*kept, *spared))), spare=0)
+
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
-        """Write `triton/` around `model.plan`."""
-        from prumux.export.triton.repository import FOLDER, Serving, write_bundle
+        """Write `triton/` around the plan.
+
+        Triton has no backend for TensorRT for RTX: it serves the typed graph in its place.
+        """
+        from prumux.export.triton.repository import (
+            FOLDER,
+            Serving,
+            serving_point,
+            write_bundle,
+        )
 
         shapes = profiles(model.encoder, ctx.workload)
         rows = max(x.rows[2] for x in shapes)
@@ -131,15 +167,48 @@ class TensorRt(Target):
             length=max(b.input_ids.shape[1] for b in ctx.workload),
             profiles=sum(x.rows[2] == rows for x in shapes),
         )
-        write_bundle(model.encoder, model.task, folder / PLAN, folder / FOLDER, serving)
+        engine = folder / CLASSIC.plan
+        if not engine.exists():
+            engine, serving = folder / FILE, serving_point(ctx.workload)
+        write_bundle(model.encoder, model.task, engine, folder / FOLDER, serving)
 
     def check(self) -> None:
-        """Check that TensorRT and a GPU exist.
+        """Check that TensorRT and a GPU exist, so that the engine itself runs here.
 
         Raises:
             MissingError: one is missing; the message says how to get it.
         """
-        trt_library.check()
+        self.library.check_run()
+
+    def check_search(self) -> None:
+        """Check that candidates can be scored: on the engine, or on its typed graph.
+
+        Raises:
+            MissingError: neither a GPU with TensorRT nor ONNX Runtime is here.
+        """
+        if not self._runs_here():
+            session_options(1)
+
+    def notice(self) -> str:
+        """What is missing for the engine itself, and what answers in its place."""
+        if self._runs_here():
+            return ""
+        instead = (
+            "the typed graph in ONNX Runtime answers in its place, and candidates are timed "
+            "on this CPU"
+        )
+        try:
+            self.library.check_build()
+        except MissingError as error:
+            return f"{error}\nuntil the engine is built, {instead}"
+        return f"no GPU here: {self.library.plan} is built but does not run; {instead}"
+
+    def _runs_here(self) -> bool:
+        try:
+            self.check()
+        except MissingError:
+            return False
+        return True
 
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
@@ -152,39 +221,45 @@ class TensorRt(Target):
             check_known(self.keep, [x.removesuffix(".matmul") for x in products(proto)])
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
-        """Write `model.onnx`, `tensorrt.sh`, `model.plan` and `model.plan.json`.
+        """Write `model.onnx`, `tensorrt.sh`, the plan, and a JSON file that describes it.
 
         Raises:
-            MissingError: no TensorRT or no GPU. `model.onnx` and `tensorrt.sh` are written.
+            MissingError: no TensorRT, or for the classic one no GPU. `model.onnx` and
+                `tensorrt.sh` are written.
             GateError: the engine holds other types than were asked for, or a logit is off.
             UsageError: the context has no workload to build and check for.
         """
         files, shapes = self.write(model, ctx, folder), profiles(model.encoder, ctx.workload)
+        flavor = self.library
         try:
-            self.check()
+            flavor.check_build()
         except MissingError as error:
             raise MissingError(
                 f"{error}\n'{folder}' holds {FILE} and {SCRIPT}, which builds the engine "
                 "where both are"
             ) from error
+        plan = folder / flavor.plan
         options = BuildOptions(
-            self.floats, self.precision == "int8", self.workspace_mib, self.opt_level
+            self.floats,
+            self.precision == "int8",
+            self.workspace_mib,
+            self.opt_level,
+            self.capabilities,
         )
         names = input_names(model.encoder)
         types = build_plan(
             folder / FILE,
-            folder / PLAN,
+            plan,
             names,
             shapes,
             options,
+            flavor=flavor,
             timings=ctx.cache.folder or folder,
         )
-        facts = self._facts(model, folder, shapes, types)
-        (folder / (PLAN + FACTS)).write_text(
-            json.dumps(facts, indent=2) + "\n", encoding="utf-8"
-        )
+        about = {"precision": self.precision, "target": str(self)}
+        write_facts(model.encoder, plan, shapes, {**about, **types.notes()}, self.capabilities)
         notes = {**types.notes(), **self._checked(model, ctx, folder)}
-        return Emitted((*files, PLAN, PLAN + FACTS), notes)
+        return Emitted((*files, plan.name, plan.name + FACTS), notes)
 
     def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
         """Write the typed graph, and the script that builds an engine from it elsewhere.
@@ -212,34 +287,42 @@ class TensorRt(Target):
 
     def draft(self) -> Target:
         """A target that builds without checking logits, for timing random weights."""
-        return _TensorRtDraft(
-            self.precision, self.workspace_mib, self.opt_level, self.keep, spare=0
-        )
+        same = {x.name: getattr(self, x.name) for x in fields(self)}
+        return _TensorRtDraft(**{**same, "spare": 0})
 
-    def engine(self, folder: Path, threads: int) -> TrtEngine:
-        """Load `model.plan`; `threads` is ignored."""
-        del threads
-        return TrtEngine(folder / PLAN)
+    def engine(self, folder: Path, threads: int) -> Engine:
+        """Load the plan, which ignores `threads`; without TensorRT or GPU the typed graph."""
+        if self._runs_here():
+            return TrtEngine(folder / self.library.plan)
+        return TypedGraphEngine(folder / FILE, threads, self.library.engine)
 
     def _graph(self, model: Model, ctx: Context) -> onnx.ModelProto:
-        proto = build(model, precision=self.floats, portable=True)
         if self.precision != "int8":
+            return build(model, precision=self.floats, portable=True)
+        proto, rows, kept = self._calibrated(model, ctx)
+        if not self.spare:
             return proto
+        names = [x.removesuffix(".matmul") for x in quantized(proto)]
+        spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
+        plain = build(model, precision=self.floats, portable=True)
+        return quantize(plain, rows, (*kept, *spared))
+
+    def _calibrated(
+        self, model: Model, ctx: Context
+    ) -> tuple[onnx.ModelProto, list[Any], list[str]]:
+        """The int8 graph without `keep`, the rows it was calibrated on, and the names kept."""
+        proto = build(model, precision=self.floats, portable=True)
         some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
         rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
         there = set(products(proto))  # pruning may have removed a branch that `keep` names
         kept = [x for x in self.keep if f"{x}.matmul" in there or x in there]
-        found = quantize(proto, rows, kept)
-        if not self.spare:
-            return found
-        names = [x.removesuffix(".matmul") for x in quantized(found)]
-        spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
-        return quantize(proto, rows, (*kept, *spared))
+        return quantize(proto, rows, kept), rows, kept
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         """Parity with the torch module on the workload."""
         reference = TorchReference(model, ctx.workload)
-        parity = reference.compare(self.engine(folder, ctx.threads))
+        engine = self.engine(folder, ctx.threads)
+        parity = reference.compare(engine)
         limit = self.limit(reference.logits)
         if not parity.max_abs_diff <= limit:
             raise GateError(self._off(parity, limit))
@@ -266,34 +349,16 @@ class TensorRt(Target):
             f"tensorrt{{tolerance={2 * (self.tolerance or TOLERANCES[self.precision]):g}}}"
         )
 
-    def _facts(
-        self, model: Model, folder: Path, shapes: Sequence[Profile], types: TypeReport
-    ) -> Mapping[str, Any]:
-        import torch
-
-        return {
-            "engine": "tensorrt",
-            "precision": self.precision,
-            "slots": model.encoder.slots,
-            "inputs": list(input_names(model.encoder)),
-            "profiles": [{"rows": x.rows, "tokens": x.tokens} for x in shapes],
-            **types.notes(),
-            "graph_sha256": file_digest(folder / FILE),
-            "plan_sha256": file_digest(folder / PLAN),
-            "device": trt_library.gpu(),
-            "compute_capability": list(torch.cuda.get_device_capability()),
-            "versions": {
-                **versions(),
-                "tensorrt": str(trt_library.library().__version__),
-                "cuda": str(torch.version.cuda),
-            },
-            "target": str(self),
-        }
-
 
 @dataclass(frozen=True)
 class _TensorRtDraft(TensorRt):
-    """Builds the engine and does not check its logits."""
+    """Writes what runs here, the plan or the typed graph, and does not check its logits."""
+
+    def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
+        """See `TensorRt.emit`; where no engine runs, none is built."""
+        if self._runs_here():
+            return super().emit(model, ctx, folder)
+        return Emitted(self.write(model, ctx, folder))
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
         del model, ctx, folder

@@ -16,7 +16,7 @@ import torch
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.devices import device
 from prumux.optimizer.base.environment import provenance
-from prumux.optimizer.base.errors import PrumuxError, UsageError
+from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
 from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
@@ -29,11 +29,13 @@ from .engines import OpenedModel, open_engine
 from .power import meter
 from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
 from .show import plot, plotter, show
+from .verify import lines_of, open_artifact, speed, verify
 
 EPILOG = """\
 examples:
   prumux-bench my-model my-model-prumux --target onnx --data my-data
   prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
+  prumux-bench --verify my-model-prumux
 
 A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
 .plan files, folders that prumux-opt wrote. Ratios are against A, timed in the same rounds.
@@ -47,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.verify is not None:
+        return _verify(options, arguments)
+    if not options.models:
+        parser.error("the following arguments are required: A")
     progress = Progress(0 if options.quiet else 1)
     target = None if options.target is None else parse_target(options.target)
     threads, length = options.threads or cpu_threads(), _length(options)
@@ -102,9 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "models",
-        nargs="+",
+        nargs="*",
         metavar="A",
         help="models to compare; ratios are against the first",
+    )
+    add(
+        "--verify",
+        metavar="ARTIFACT",
+        help="ask the engine of a result for its certified answers; exit 4 if they changed",
     )
     add("--target", metavar="TEXT", help="export folders to this target, such as onnx")
     add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows per run")
@@ -127,6 +139,40 @@ def _parser() -> argparse.ArgumentParser:
     add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
     add("--version", action="version", version=version())
     return parser
+
+
+def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Check that an artifact answers here as it was certified.
+
+    Raises:
+        GateError: it does not.
+    """
+    if options.models:
+        raise UsageError(
+            f"--verify takes one result, not {options.models[0]} as well\n"
+            f"write: prumux-bench --verify {options.verify}"
+        )
+    threads, cores = options.threads or cpu_threads(), CoreMonitor()
+    torch.set_num_threads(threads)
+    progress = Progress(0 if options.quiet else 1)
+    with progress.task("verifying", 2) as step:
+        opened = open_artifact(options.verify, threads, options.device)
+        step()
+        found = verify(opened)
+        step()
+    batches = sorted({1, *options.batch})
+    entries = [] if found.faults else speed(opened, batches, options.rounds, cores)
+    if options.json:
+        report = {**asdict(found), "faults": found.faults, "threads": threads}
+        command = shlex.join(["prumux-bench", *arguments])
+        speeds = {"entries": [asdict(x) for x in entries], "command": command}
+        print_json({**report, **speeds, **provenance(cores)})
+    else:
+        print("\n".join(lines_of(found, entries)))  # noqa: T201
+    if found.faults:
+        faults = "\n".join(found.faults)
+        raise GateError(f"'{options.verify}' is not what was certified:\n{faults}")
+    return 0
 
 
 def _batches(text: str) -> tuple[int, ...]:

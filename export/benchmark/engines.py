@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prumux.export.runtime.engine_match import check_belongs
 from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
 from prumux.export.runtime.torch_engine import TorchEngine
-from prumux.export.trt.engine import open_plan
+from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.base.paths import check_name
 from prumux.optimizer.data.predict import workload
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ANY_VOCAB = 1000
 """Random rows use token ids below this number; every vocabulary that we know is larger."""
-FILES = ("model.plan", "model.onnx")
+FILES = (*PLANS, "model.onnx")
 """Engine files of an artifact folder, in the order in which they are looked for."""
 
 

@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import GateError
 from prumux.optimizer.tasks.task import Task
 
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
+"""Largest difference of a logit between two engines of a precision, as a share of the largest
+absolute logit, or of 1 if that is smaller."""
+
 
 @dataclass(frozen=True)
 class Parity:

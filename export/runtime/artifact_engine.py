@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prumux.export.trt.engine import open_plan
+from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.base.paths import local_path
 from prumux.optimizer.model.artifact import load_artifact
@@ -15,6 +15,7 @@ from prumux.optimizer.pipeline.target import Engine
 
 from .ort import CUDA, OrtEngine, gpu_providers
 from .torch_engine import TorchEngine
+from .typed_graph import TypedGraphEngine
 
 
 def artifact_path(folder: Any) -> Path:
@@ -60,8 +61,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
     """The first engine of an artifact folder that can run here.
 
-    `model.plan` comes first and needs TensorRT; then `model.onnx`, which needs ONNX Runtime;
-    then the torch module.
+    `model.plan` and `model.rtx.plan` come first, and need their TensorRT and a GPU; then
+    `model.onnx`, which needs ONNX Runtime; then the torch module. The graph beside a plan is
+    rounded as its types say, so that it gives the certified answers on a CPU.
 
     Args:
         path: the artifact folder.
@@ -73,18 +75,33 @@ def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
         MissingError: `cuda` was asked for and ONNX Runtime cannot use a GPU.
         ModelError: a file is damaged.
     """
-    if (path / "model.plan").exists() and device != "cpu":
-        with suppress(MissingError):
-            return open_plan(path / "model.plan")
-    if not (path / "model.onnx").exists():
-        return TorchEngine(load_artifact(path))
-    if device == "cuda":
-        return OrtEngine(path / "model.onnx", threads, (CUDA,))
+    plans = [path / x for x in PLANS if (path / x).exists()]
+    for plan in plans:
+        if device != "cpu":
+            with suppress(MissingError):
+                return open_plan(plan)
+    graph = path / "model.onnx"
+    if device == "cuda" and graph.exists():
+        return OrtEngine(graph, threads, (CUDA,))
     try:
-        engine = OrtEngine(path / "model.onnx", threads)
+        return _open_graph(graph, threads, device, typed=bool(plans))
     except MissingError:
         return TorchEngine(load_artifact(path))
-    providers = gpu_providers()
-    if device == "cpu" or not providers or engine.describe()["precision"] == "int8":
+
+
+def _open_graph(graph: Path, threads: int, device: str, typed: bool) -> Engine:
+    """A graph in ONNX Runtime, on a GPU if one can be used and the graph is not int8.
+
+    Raises:
+        MissingError: there is no graph, or no ONNX Runtime.
+        ModelError: the graph is damaged.
+    """
+    if not graph.exists():
+        raise MissingError(f"there is no '{graph}'")
+    providers = () if device == "cpu" else gpu_providers()
+    if typed and not providers:
+        return TypedGraphEngine(graph, threads)
+    engine = OrtEngine(graph, threads)
+    if not providers or engine.describe()["precision"] == "int8":
         return engine
-    return OrtEngine(path / "model.onnx", threads, providers)
+    return OrtEngine(graph, threads, providers)

@@ -1,7 +1,7 @@
 """Build a TensorRT engine from a typed ONNX graph.
 
-Written for the API of TensorRT 10.13 and 11; a test compares every call with that API. We have
-not built an engine with it, for lack of a machine with TensorRT.
+Written for the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7; a test compares every
+call with both. Engines were built with TensorRT for RTX, on a CPU; none with TensorRT.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from prumux.export.graph.builder import Precision
 from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
 from prumux.optimizer.base.store import Cache, write_atomic
 
-from .library import gpu, library
+from .library import Flavor, gpu, gpu_here
 from .profiles import Profile
+from .rtx import choose_capabilities
 from .types_check import TypeReport, check_built, check_network
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+NOT_OPENED = (
+    "no GPU was there to open the engine; the types of the parsed network, which the build "
+    "must keep, were right"
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class BuildOptions:
     """Memory in MiB that kernels may use while they run; None = all of the GPU's."""
     opt_level: int = 3
     """TensorRT's builder optimisation level, 0..5: higher levels search longer."""
+    capabilities: tuple[str, ...] = ()
+    """Compute capabilities to build for, such as sm89; none = what the flavour builds for."""
 
 
 def build_plan(
@@ -45,9 +53,10 @@ def build_plan(
     profiles: Sequence[Profile],
     options: BuildOptions,
     *,
+    flavor: Flavor,
     timings: Path,
 ) -> TypeReport:
-    """Build an engine for the GPU of this machine, write it, and check its types.
+    """Build an engine, write it, and check its types.
 
     Args:
         graph: `model.onnx`, with its weights beside it if they have a file of their own.
@@ -55,18 +64,20 @@ def build_plan(
         names: the graph's inputs, all [B, T].
         profiles: shapes to build for.
         options: types and limits.
+        flavor: the library that builds it.
         timings: folder of TensorRT's timing caches, one file per GPU and version.
 
     Returns:
-        The types that were found in the engine.
+        The types that were found in the engine. Without a GPU no engine can be opened, and
+        only the types of the network are checked.
 
     Raises:
-        MissingError: TensorRT or the GPU is missing.
+        MissingError: the library or the GPU is missing.
         UsageError: TensorRT's parser refuses the graph.
         GateError: the network or the engine holds other types than were asked for.
         PrumuxError: TensorRT could not build the engine.
     """
-    trt = library()
+    trt = flavor.library()
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(
@@ -74,32 +85,43 @@ def build_plan(
     )
     parser = trt.OnnxParser(network, logger)  # holds the weights until the build is done
     if not parser.parse_from_file(str(graph)):
-        raise UsageError(_refused(parser, trt.__version__))
-    check_network(network, options.precision, options.quantised)
-    config = _configured(builder, names, profiles, options)
-    cache, name = Cache(timings), f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
-    _use_timings(config, cache.read(name))
-    made = builder.build_serialized_network(network, config)
+        raise UsageError(_refused(parser, f"{flavor.title} {trt.__version__}"))
+    check_network(network, options.precision, options.quantised, flavor)
+    config = _configured(builder, names, profiles, options, flavor)
+    if flavor.portable:
+        choose_capabilities(config, options.capabilities)
+        made = builder.build_serialized_network(network, config)
+    else:
+        cache, name = Cache(timings), f"tensorrt-{_digest(gpu(), trt.__version__)}.timings"
+        _use_timings(config, cache.read(name))
+        made = builder.build_serialized_network(network, config)
     if made is None:
         raise PrumuxError(
-            f"TensorRT {trt.__version__} could not build '{graph}'; it says why above\n"
+            f"{flavor.title} {trt.__version__} could not build '{graph}'; it says why above\n"
             "more memory may help: tensorrt{workspace_mib=...}, or a smaller --batch"
         )
     write_atomic(plan, bytes(made))
-    cache.write(name, bytes(config.get_timing_cache().serialize()))
-    return _check_plan(logger, plan, names, options)
+    if not flavor.portable:
+        cache.write(name, bytes(config.get_timing_cache().serialize()))
+    elif not gpu_here():
+        return TypeReport({}, unseen=NOT_OPENED)
+    return _check_plan(logger, plan, names, options, flavor)
 
 
 def _check_plan(
-    logger: trt.Logger, plan: Path, names: Sequence[str], options: BuildOptions
+    logger: trt.Logger,
+    plan: Path,
+    names: Sequence[str],
+    options: BuildOptions,
+    flavor: Flavor,
 ) -> TypeReport:
     """Load a plan and check its types."""
-    trt = library()
+    trt = flavor.library()
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise GateError(f"TensorRT {trt.__version__} cannot load what it just built")
-    return check_built(engine, names, options.precision, options.quantised)
+        raise GateError(f"{flavor.title} {trt.__version__} cannot load what it just built")
+    return check_built(engine, names, options.precision, options.quantised, flavor)
 
 
 def _configured(
@@ -107,9 +129,10 @@ def _configured(
     names: Sequence[str],
     profiles: Sequence[Profile],
     options: BuildOptions,
+    flavor: Flavor,
 ) -> trt.IBuilderConfig:
     """A builder config with the options, and with one optimisation profile for each range."""
-    trt = library()
+    trt = flavor.library()
     config = builder.create_builder_config()
     config.builder_optimization_level = options.opt_level
     # Without this the inspector reports names only, and the types cannot be checked.
@@ -133,13 +156,13 @@ def _use_timings(config: trt.IBuilderConfig, known: bytes) -> None:
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _refused(parser: trt.OnnxParser, version: str) -> str:
+def _refused(parser: trt.OnnxParser, by: str) -> str:
     reason = "no reason given"
     if parser.num_errors:
         error: trt.ParserError = parser.get_error(0)
         reason = f"{error.node_operator()} '{error.node_name()}': {error.desc()}"[:300]
     return (
-        f"the ONNX parser of TensorRT {version} refuses the graph: {reason}\n"
+        f"the ONNX parser of {by} refuses the graph: {reason}\n"
         "the target onnx does not need it; please report this"
     )
 

@@ -1,12 +1,11 @@
 """A TensorRT engine, ready to run, with torch's CUDA tensors as its buffers.
 
-Written for the API of TensorRT 10.13 and 11; a test compares every call with that API. We have
-not run an engine with it, for lack of a machine with TensorRT.
+Written for the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7; a test compares every
+call with both. We have not run an engine with it, for lack of a machine with a GPU.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -19,16 +18,17 @@ from prumux.export.graph.graph import OUTPUT
 from prumux.optimizer.base.errors import ModelError, PrumuxError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
 
-from .library import gpu, library
+from .library import CLASSIC, FLAVORS, Flavor, flavor_of, gpu
+from .plan_facts import read_facts
 from .profiles import Profile, nearest
+from .rtx import RuntimeCache
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 DEVICE = "cuda"
-PLAN = "model.plan"
-FACTS = ".json"
-"""Suffix of the JSON file beside a plan that describes it, as in `model.plan.json`."""
+PLANS = tuple(x.plan for x in FLAVORS)
+"""Names of engine files in an artifact folder."""
 
 
 class TrtEngine:
@@ -43,27 +43,34 @@ class TrtEngine:
         """
         import torch
 
-        trt = library()
-        self._gpu = gpu()
+        flavor = flavor_of(plan)
+        here = flavor.library()
+        self._gpu = gpu(flavor.title)
         facts = read_facts(plan)
-        logger = trt.Logger(trt.Logger.ERROR)
-        runtime = trt.Runtime(logger)
+        logger = here.Logger(here.Logger.ERROR)
+        runtime = here.Runtime(logger)
         try:
             engine = runtime.deserialize_cuda_engine(plan.read_bytes())
         except OSError as error:
             raise ModelError(f"'{plan}' cannot be read: {error.strerror}") from error
         if engine is None:
-            raise ModelError(_not_ours(plan, facts, trt.__version__, self._gpu))
+            by = f"{flavor.title} {here.__version__}"
+            raise ModelError(_not_ours(plan, facts, by, self._gpu))
         self._keep = logger, runtime  # they must live as long as the engine
         self._engine = engine
-        self._context = engine.create_execution_context()
+        self._cache = RuntimeCache(engine, plan) if flavor.portable else None
+        self._context: trt.IExecutionContext = (
+            self._cache.context if self._cache else engine.create_execution_context()
+        )
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._names = inputs_of(engine)
+        self._names = inputs_of(engine, flavor)
         self._profiles = profiles_of(engine, self._names[0])
         self._most_rows = max(x.rows[2] for x in self._profiles)
         self._active = -1
+        self._used: set[int] = set()
+        self._flavor = flavor
         self._facts = facts
-        self._version = str(trt.__version__)
+        self._version = str(here.__version__)
         self.slots = max(1, int(facts.get("slots", min(x.rows[0] for x in self._profiles))))
         """Number of rows that share a forward pass; the smallest profile holds one group."""
         self._one_at_a_time = Lock()
@@ -97,7 +104,7 @@ class TrtEngine:
         Times include the copies to and from the GPU; no CUDA graph is used.
         """
         return {
-            "engine": "tensorrt",
+            "engine": self._flavor.engine,
             "version": self._version,
             "device": self._gpu,
             "threads": "1",
@@ -145,6 +152,9 @@ class TrtEngine:
             raise PrumuxError(
                 f"TensorRT failed on inputs of {rows} x {tokens}; it says why above"
             )
+        if self._cache and index not in self._used:
+            self._used.add(index)
+            self._cache.save()
         return found
 
     def _profile(self, rows: int, tokens: int) -> int:
@@ -188,27 +198,9 @@ def open_plan(path: Path) -> TrtEngine:
     return TrtEngine(path)
 
 
-def read_facts(plan: Path) -> dict[str, Any]:
-    """The contents of the JSON file that describes a plan; empty if there is no file.
-
-    Raises:
-        ModelError: the file is damaged.
-    """
-    path = plan.with_name(plan.name + FACTS)
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"'{path}' is no JSON: {error}; build the plan again") from error
-    if not isinstance(found, dict) or not isinstance(found.get("slots", 1), int):
-        raise ModelError(f"'{path}' does not describe a plan; build the plan again")
-    return found
-
-
-def inputs_of(engine: trt.ICudaEngine) -> tuple[str, ...]:
+def inputs_of(engine: trt.ICudaEngine, flavor: Flavor = CLASSIC) -> tuple[str, ...]:
     """Names of an engine's inputs, in order."""
-    trt = library()
+    trt = flavor.library()
     every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return tuple(x for x in every if engine.get_tensor_mode(x) == trt.TensorIOMode.INPUT)
 
@@ -231,10 +223,11 @@ def _no_buffer(name: str, shape: tuple[int, ...]) -> str:
     return f"TensorRT refuses the buffer of '{name}', {_by(shape)}; it says why above"
 
 
-def _not_ours(plan: Path, facts: Mapping[str, Any], version: str, gpu_name: str) -> str:
+def _not_ours(plan: Path, facts: Mapping[str, Any], by: str, gpu_name: str) -> str:
     made = facts.get("versions", {}).get("tensorrt", "unknown")
-    device = facts.get("device", "an unknown GPU")
+    built_for = facts.get("built_for")
+    device = f"for {built_for}" if built_for else f"on {facts.get('device', 'an unknown GPU')}"
     return (
-        f"'{plan}' cannot be loaded by TensorRT {version} on {gpu_name}\n"
-        f"it was built by TensorRT {made} on {device}: build it again here"
+        f"'{plan}' cannot be loaded by {by} on {gpu_name}\n"
+        f"it was built by TensorRT {made} {device}: build it again here"
     )

@@ -1,40 +1,150 @@
-"""Import TensorRT and find the GPU, or say what is missing and how to get it."""
+"""The two flavours of TensorRT, and all that differs between them.
+
+`tensorrt` compiles kernels for the GPU of this machine. `rtx`, TensorRT for RTX, compiles with
+or without a GPU for many GPUs; its kernels are finished on the GPU that runs them.
+The classes and calls of both are the same, so one code path uses either.
+
+Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
+"""
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prumux.optimizer.base.errors import MissingError
 
-OLDEST = (10, 13)
-NEEDED = f"{OLDEST[0]}.{OLDEST[1]} or newer"
-INSTALL = "pip install 'prumux[tensorrt]'"
+PORTABLE = "8.0, 8.6, 8.9 and 12.0"
+"""What it builds for by default: Ampere, Ada and Blackwell."""
 
 
-def library() -> Any:
-    """The `tensorrt` module.
+@dataclass(frozen=True)
+class Flavor:
+    """A TensorRT library, and what is special about it."""
 
-    Raises:
-        MissingError: TensorRT is not installed, does not load, or is too old.
-    """
-    try:
-        import tensorrt as trt
-    except (ImportError, OSError) as error:  # OSError: the package without its libraries
-        first = str(error).strip().split("\n")[0][:200]
-        missing = isinstance(error, ModuleNotFoundError)
-        raise MissingError(
-            f"TensorRT {'is not installed' if missing else f'does not load: {first}'}\n"
-            f"{INSTALL} ({NEEDED}), on a machine with an NVIDIA GPU; or keep the target onnx"
-        ) from error
-    version = tuple(int(x) for x in trt.__version__.split(".")[:2])
-    if version < OLDEST:
-        raise MissingError(
-            f"TensorRT {trt.__version__} is here, {NEEDED} is needed: {INSTALL}"
+    name: str
+    """Value of the option `flavor`."""
+    title: str
+    """Its name in messages."""
+    engine: str
+    """Its name in reports."""
+    module: str
+    """Import name."""
+    oldest: tuple[int, int]
+    install: str
+    plan: str
+    """Name of the engine file."""
+    portable: bool
+    """True = builds without a GPU, for the compute capabilities that are asked for, and keeps
+    kernels that the running GPU finished in a cache beside the engine. False = builds on the
+    GPU, and keeps the timings of kernels for later builds."""
+
+    @property
+    def needed(self) -> str:
+        """The oldest version, in words."""
+        return f"{self.oldest[0]}.{self.oldest[1]} or newer"
+
+    def library(self) -> Any:
+        """The module.
+
+        Raises:
+            MissingError: it is not installed, does not load, or is too old.
+        """
+        try:
+            trt = importlib.import_module(self.module)
+        except (ImportError, OSError) as error:  # OSError: the package without its libraries
+            first = str(error).strip().split("\n")[0][:200]
+            missing = isinstance(error, ModuleNotFoundError)
+            why = "is not installed" if missing else f"does not load: {first}"
+            raise MissingError(f"{self.title} {why}\n{self.how()}") from error
+        version = tuple(int(x) for x in trt.__version__.split(".")[:2])
+        if version < self.oldest:
+            raise MissingError(
+                f"{self.title} {trt.__version__} is here, {self.needed} is needed: "
+                f"{self.install}"
+            )
+        return trt
+
+    def how(self) -> str:
+        """How to get it, in one line."""
+        if self.portable:
+            where = "an x86-64 machine, with or without a GPU"
+            return f"{self.install} ({self.needed}), on {where}; or keep the target onnx"
+        return (
+            f"{self.install} ({self.needed}), on a machine with an NVIDIA GPU; "
+            f"or keep the target onnx\nor {RTX.install} and tensorrt{{flavor=rtx}}, which "
+            "builds an engine on any x86-64 machine"
         )
-    return trt
+
+    def check_build(self) -> None:
+        """Check that an engine can be built here.
+
+        Raises:
+            MissingError: the library is missing, or the GPU that it needs.
+        """
+        self.library()
+        if not self.portable:
+            gpu(self.title)
+
+    def check_run(self) -> None:
+        """Check that an engine can be run here.
+
+        Raises:
+            MissingError: the library or the GPU is missing.
+        """
+        self.library()
+        gpu(self.title)
 
 
-def gpu() -> str:
+CLASSIC = Flavor(
+    name="tensorrt",
+    title="TensorRT",
+    engine="tensorrt",
+    module="tensorrt",
+    oldest=(10, 13),
+    install="pip install 'prumux[tensorrt]'",
+    plan="model.plan",
+    portable=False,
+)
+RTX = Flavor(
+    name="rtx",
+    title="TensorRT for RTX",
+    engine="tensorrt-rtx",
+    module="tensorrt_rtx_bindings",
+    oldest=(1, 7),
+    install="pip install 'prumux[tensorrt-rtx]'",
+    plan="model.rtx.plan",
+    portable=True,
+)
+FLAVORS = (CLASSIC, RTX)
+"""In the order in which they are looked for."""
+
+
+def flavor_named(name: str) -> Flavor:
+    """The flavour that the option `flavor` names; `auto` = the first that is installed.
+
+    If neither is installed, `auto` is the classic one.
+    """
+    if name != "auto":
+        return next(x for x in FLAVORS if x.name == name)
+    return next((x for x in FLAVORS if _installed(x)), CLASSIC)
+
+
+def flavor_of(plan: Path) -> Flavor:
+    """The flavour that built an engine file, by the file's name."""
+    return RTX if plan.name.endswith(".rtx.plan") else CLASSIC
+
+
+def gpu_here() -> bool:
+    """True if torch sees a GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def gpu(title: str = CLASSIC.title) -> str:
     """Name of the GPU.
 
     Raises:
@@ -42,19 +152,17 @@ def gpu() -> str:
     """
     import torch
 
-    if not torch.cuda.is_available():
+    if not gpu_here():
         raise MissingError(
-            "TensorRT needs an NVIDIA GPU, and torch sees none\n"
+            f"{title} needs an NVIDIA GPU, and torch sees none\n"
             "install a torch with CUDA and the driver, or keep the target onnx"
         )
     return str(torch.cuda.get_device_name())
 
 
-def check() -> None:
-    """Check that TensorRT and a GPU exist, so that an engine can be built and run here.
-
-    Raises:
-        MissingError: one is missing; the message says how to get it.
-    """
-    library()
-    gpu()
+def _installed(flavor: Flavor) -> bool:
+    try:
+        importlib.import_module(flavor.module)
+    except (ImportError, OSError):
+        return False
+    return True

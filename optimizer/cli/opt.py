@@ -127,6 +127,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         workers=options.workers,
         resume=options.resume,
         force=options.force,
+        keep_answers=options.keep_answers,
         command=shlex.join(["prumux-opt", *arguments]),
     )
 
@@ -217,6 +218,12 @@ def _add_run_options(add: Add) -> None:
     add("--out", type=Path, metavar="DIR", help="result folder, default MODEL-prumux")
     add("--resume", action="store_true", help="go on where an interrupted run stopped")
     add("--force", action="store_true", help="replace an earlier result")
+    add(
+        "--no-keep-answers",
+        dest="keep_answers",
+        action="store_false",
+        help="write no certified_answers.jsonl, which holds up to 256 texts of your data",
+    )
     add("--seed", type=int, default=0, metavar="N", help="of every random choice, default 0")
     add(
         "--device",

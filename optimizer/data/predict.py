@@ -47,6 +47,19 @@ def predict(
         slots: number of rows that the model mixes into one.
         seed: draws the order of rows of equal length, and so which rows are mixed.
     """
+    found = row_logits(run, rows, tick, slots=slots, seed=seed)
+    return task.predictions(found, scored_positions(rows))
+
+
+def row_logits(
+    run: Run,
+    rows: Encoded,
+    tick: Callable[[], None] | None = None,
+    *,
+    slots: int = 1,
+    seed: int | None = None,
+) -> list[NDArray[Any]]:
+    """Logits of each row, [C] or [T, C], in their order; arguments as in `predict`."""
     found: list[Any] = [None] * len(rows)
     for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
         logits = run(batch.inputs())
@@ -55,8 +68,12 @@ def predict(
             found[row] = each if each.ndim == 1 else each[: rows.lengths[row]]
         if tick is not None:
             tick()
-    scored = rows.labels if isinstance(rows.labels, tuple) else rows.scored
-    return task.predictions(found, scored)
+    return found
+
+
+def scored_positions(rows: Encoded) -> tuple[NDArray[Any], ...] | None:
+    """Per row the positions that count, for tasks that label words; else None."""
+    return rows.labels if isinstance(rows.labels, tuple) else rows.scored
 
 
 def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | None:

@@ -101,7 +101,9 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
             UsageError: an engine lies in the folder.
         """
         folder = Path(save_directory)
-        engines = [x for x in ("model.onnx", "model.plan") if (folder / x).exists()]
+        engines = [
+            x for x in ("model.onnx", "model.plan", "model.rtx.plan") if (folder / x).exists()
+        ]
         if engines:
             raise UsageError(
                 f"'{folder}' holds {engines[0]}, which would keep the old weights\n"

@@ -30,6 +30,18 @@ class Target(ConfigurableStep):
             MissingError: one is not; the message says how to install it.
         """
 
+    def check_search(self) -> None:
+        """Check that candidates can be built and scored; the same as `check` for most targets.
+
+        Raises:
+            MissingError: a library is missing; the message says how to install it.
+        """
+        self.check()
+
+    def notice(self) -> str:
+        """What users should know before a run: what is missing, and what is done instead."""
+        return ""
+
     def check_model(self, model: Model) -> None:
         """Check that the options fit the given model.
 

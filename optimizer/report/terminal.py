@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -58,6 +59,7 @@ def table_rows(report: Report) -> list[Row]:
 def summary(report: Report, folder: Path) -> list[str]:
     """The lines below the table."""
     lines = [("pipeline", report.pipeline or "(dense)"), ("target", report.target)]
+    lines.append(("answered", _answered_by(report.engine)))
     for engine in report.beside:
         text = f"{report.model_name(engine.pipeline)} on {engine.target}"
         lines.append(("also timed", f"{text}: {engine.throughput_ratio:.2f}x"))
@@ -71,6 +73,15 @@ def summary(report: Report, folder: Path) -> list[str]:
     since = " since --resume" if "--resume" in report.command else ""
     lines.append(("written", f"{folder}/  ({duration(report.seconds)}{since})"))
     return [f"{name:<{LABEL_WIDTH}}{text}" for name, text in lines]
+
+
+def _answered_by(engine: Mapping[str, str]) -> str:
+    """The engine whose answers were scored and certified."""
+    name = " ".join(engine.get(x, "") for x in ("engine", "version", "precision")).strip()
+    text = f"by {name} on {engine.get('device', 'cpu')}"
+    if "instead_of" in engine:
+        text += f", in place of {engine['instead_of']}, whose engine did not run here"
+    return text
 
 
 def class_rows(found: ClassScores) -> list[Row]:

@@ -36,7 +36,9 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         ModelError, DataError, UsageError: an input is missing, damaged or does not fit.
         MissingError: a library or device is missing.
     """
-    target.check()
+    target.check_search()
+    if notice := target.notice():
+        progress.say(notice)
     torch_device = device(request.device)
     torch.manual_seed(request.seed)
     threads = cpu_threads()
@@ -107,6 +109,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         warnings=(*model.remarks, *splits.warnings),
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
+        certify_texts=splits.certify,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prumux.optimizer.base.errors import GateError
+from prumux.optimizer.base.errors import GateError, MissingError
 from prumux.optimizer.data.predict import BATCH, predict
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
@@ -63,8 +63,11 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     wanted += [(dense, target) for target in evaluator.targets if not target.exact]
     wanted += [(chosen, target) for target in evaluator.targets]
     best_at = len(wanted) - len(evaluator.targets)
+    folders = [workspace.engines / str(i) for i in range(len(wanted))]
+    # Where the engine's builder is missing, the chosen model's files are those that are left.
+    best = _export_kept(evaluator, *wanted[best_at], folders[best_at])
     exported = [
-        _export(evaluator, *which, workspace.engines / str(i))
+        best if i == best_at else _export(evaluator, *which, folders[i])
         for i, which in enumerate(wanted)
     ]
     first, *others = _timed(evaluator, exported)
@@ -82,6 +85,18 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     _stage(best, workspace.staging)
     best.target.bundle(best.model, ctx, workspace.staging)
     return packaged
+
+
+def _export_kept(
+    evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
+) -> ExportedModel:
+    """Export the chosen model; says how to go on where the engine's builder is missing."""
+    try:
+        return _export(evaluator, pipeline, target, folder)
+    except MissingError as error:
+        raise MissingError(
+            f"{error}\nthe search is finished and kept: repeat the command with --resume there"
+        ) from error
 
 
 def _export(

@@ -47,6 +47,8 @@ class Request:
     """Number of processes on this machine, or the address of a Ray cluster."""
     resume: bool = False
     force: bool = False
+    keep_answers: bool = True
+    """Whether the result holds texts of certify rows with the certified answers."""
     command: str = ""
 
     def __post_init__(self) -> None:

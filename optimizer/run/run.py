@@ -11,6 +11,7 @@ from typing import Any
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.certificate.kept_answers import write_answers
 from prumux.optimizer.report.build import build_report, write_report
 from prumux.optimizer.search.precision_choice import choose_precision, exact_only
 from prumux.optimizer.workers.scheduler import trial_threads
@@ -18,6 +19,7 @@ from prumux.optimizer.workers.scheduler import trial_threads
 from .choose import choose, useful_workers
 from .packaging import package
 from .plan import Plan, plan
+from .recording import recorded
 from .request import Request
 from .workspace import Workspace, finished, open_workspace
 
@@ -58,7 +60,8 @@ def optimize(
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
             `labels`, `certify_on_train`, `out`, `passes`, `target`, `metric`, `batch`,
-            `length`, `device`, `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`.
+            `length`, `device`, `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`,
+            `keep_answers`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. If no candidate
@@ -119,6 +122,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     given = todo.evaluator
     evaluator = exact_only(given) if todo.limit == 0 else choose_precision(given, todo.limit)
     todo, found, chosen = choose(replace(todo, evaluator=evaluator), started, workers)
+    workspace.mark_searched()
     engines = package(todo.evaluator, chosen, workspace)
     budget = todo.request.budget
     report = build_report(
@@ -135,6 +139,10 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     )
     for warning in report.warnings[len(todo.warnings) :]:
         todo.evaluator.ctx.progress.say(f"warning: {warning}")
+    if todo.request.keep_answers:
+        kept = recorded(todo.evaluator, engines.optimised, report, workspace)
+        if kept is not None:
+            write_answers(kept, workspace.staging)
     written = write_report(report, workspace.staging)
     workspace.publish()
     return Result(todo.request.folder, written)

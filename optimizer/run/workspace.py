@@ -17,6 +17,10 @@ RESUME = ".resume"
 RUN = "run.json"
 """File in it with the facts that a resumed run must share with the interrupted one."""
 REPORT = "report.json"
+SEARCHED = "searched"
+"""Empty file in it: the search is finished, only the engine is missing."""
+MACHINE = ("threads", "device")
+"""Facts of the machine that searched. Another machine may build the engine."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Workspace:
             file.write(json.dumps(trial) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def mark_searched(self) -> None:
+        """Note that the search is finished, so that another machine may build the engine."""
+        write_atomic(self.out / RESUME / SEARCHED, b"")
 
     def release(self) -> None:
         """Release the lock."""
@@ -189,11 +197,10 @@ def open_workspace(
         raise UsageError(f"'{out}' cannot be written: {error.strerror}") from error
     try:
         if resume and run.exists():
-            _same(
-                json.loads(run.read_text(encoding="utf-8")),
-                facts,
-                f"the interrupted run in '{out}'",
-            )
+            before, now = json.loads(run.read_text(encoding="utf-8")), facts
+            if (out / RESUME / SEARCHED).exists():
+                now = {**now, **{x: before.get(x) for x in MACHINE}}
+            _same(before, now, f"the interrupted run in '{out}'")
         else:
             _clear(out)
             write_atomic(run, json.dumps(facts).encode())

@@ -16,6 +16,7 @@ from prumux.optimizer.base.store import Store, file_digest, key
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, certify
 from prumux.optimizer.data.predict import mixed_together
+from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.model import Model
@@ -59,6 +60,8 @@ class Evaluator:
     targets: tuple[Target, ...]
     """Candidates are scored, certified and packaged on the first; the others are timed."""
     record: Record = no_record
+    certify_texts: Rows | None = None
+    """The certify rows before they were tokenised."""
 
     @property
     def builder(self) -> Builder:

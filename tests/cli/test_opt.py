@@ -47,6 +47,7 @@ def test_artifact_folder(done: Path) -> None:
         "report.json",
         "report.html",
         "trials.jsonl",
+        "certified_answers.jsonl",
         "tensorrt.sh",
         "tensorrt",
         "triton",

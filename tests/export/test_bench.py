@@ -182,7 +182,11 @@ def test_texts_are_all_that_is_needed(
         (["{model}", "--plot", "x.numbers"], 2, "name it x.png"),
         (["nothing", "--plot", "no/where.png"], 2, "no/where.png cannot be written: No such"),
         (["nothing", "--plot", "{file}/x.png"], 2, "x.png cannot be written: Not a directory"),
-        (["nothing", "--target", "tensorrt"], 5, "TensorRT is not installed"),
+        (
+            ["nothing", "--target", "tensorrt{{flavor=tensorrt}}"],
+            5,
+            "TensorRT is not installed",
+        ),
         (["{data}/train.jsonl"], 2, "train.jsonl"),
         (["nowhere.onnx"], 2, "nowhere.onnx"),
         (["{model}", "--target", "onnyx"], 2, "onnyx"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prumux.export import tensorrt
+from prumux.export.graph.parity import TOLERANCES
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.fusion_choice import GAIN
 from prumux.export.tensorrt import TensorRt
@@ -31,7 +32,7 @@ def test_the_table_of_options_is_that_of_list_passes() -> None:
     start = TEXT.index("| target | option |")
     found = TEXT[start:].split("\n\n")[0].splitlines()[2:]
     assert found == expected
-    assert len(found) == 12
+    assert len(found) == 14
 
 
 def test_figures_are_those_of_the_code() -> None:
@@ -40,8 +41,7 @@ def test_figures_are_those_of_the_code() -> None:
     assert precision_choice.SHARE == 0.25, "a quarter of the budget"
     assert f"`atol`, {Onnx().atol:g}".replace("0.0001", "1e-4") in TEXT
     limits = ", ".join(
-        f"{name} {'1e-3' if x == 1e-3 else f'{x:g}'}"
-        for name, x in tensorrt.TOLERANCES.items()
+        f"{name} {'1e-3' if x == 1e-3 else f'{x:g}'}" for name, x in TOLERANCES.items()
     )
     assert f"as a share of the largest logit: {limits} |" in TEXT
     assert f"calibrated on {tensorrt.CALIBRATION_ROWS} of your rows" in TEXT

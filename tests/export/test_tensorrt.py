@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 import pytest
 
-from prumux.export import tensorrt as target_module
 from prumux.export.graph.qdq import quantized
 from prumux.export.tensorrt import TensorRt
 from prumux.export.trt import library as trt_library
-from prumux.export.trt.engine import open_plan, read_facts
+from prumux.export.trt.engine import open_plan
+from prumux.export.trt.plan_facts import read_facts
 from prumux.export.trt.profiles import Profile, nearest, profiles
 from prumux.export.trt.trtexec import trtexec_script
 from prumux.export.trt.types_check import TypeReport, check_types, seen_in
@@ -38,7 +38,8 @@ from tests.helpers.factory import make_context, multiplexed, random_batch, rando
 @pytest.fixture
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No TensorRT, even where it is."""
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    for flavor in trt_library.FLAVORS:
+        monkeypatch.setitem(sys.modules, flavor.module, None)
 
 
 def test_profiles_follow_the_workload() -> None:
@@ -129,11 +130,11 @@ def test_without_tensorrt_the_graph_and_the_script_are_left(
 
 
 @pytest.mark.usefixtures("nothing")
-def test_the_command_ends_before_anything_is_read(
+def test_the_command_says_at_once_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["no-such-model", "--budget", "2%", "--target", "tensorrt"]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 5
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "TensorRT is not installed" in said
     assert "pip install 'prumux[tensorrt]'" in said
@@ -160,8 +161,29 @@ def test_names_to_keep_are_looked_for_beforehand() -> None:
         TensorRt("int8", keep=("layers.1.ffn.down", "layers.9.x")).check_model(model)
 
 
+def test_int8_spares_the_same_maps_in_every_candidate() -> None:
+    model = random_model(heads=(4, 4))
+    ctx = make_context(model)
+    tuned = TensorRt("int8", flavor="rtx").tuned(model, ctx)
+    assert tuned.keep
+    assert (tuned.spare, tuned.flavor) == (0, "rtx")
+    assert parse_target(str(tuned)) == tuned
+    assert tuned.tuned(model, ctx) == tuned
+    others: tuple[Any, ...] = ("fp16", "bf16", "fp32")
+    assert [TensorRt(x).tuned(model, ctx) for x in others] == [TensorRt(x) for x in others]
+    wanted = quantized(TensorRt("int8")._graph(model, ctx))
+    scored = tuned.draft()
+    assert isinstance(scored, TensorRt)
+    assert quantized(tuned._graph(model, ctx)) == wanted
+    assert quantized(scored._graph(model, ctx)) == wanted
+    assert len(wanted) < len(quantized(TensorRt("int8", spare=0)._graph(model, ctx)))
+
+
 def test_the_text_form() -> None:
     assert str(TensorRt()) == "tensorrt"
+    two = TensorRt(flavor="rtx", capabilities=("sm80", "sm89"))
+    assert str(two) == "tensorrt{flavor=rtx capabilities=sm80,sm89}"
+    assert parse_target(str(two)) == two
     text = 'tensorrt{precision=int8 workspace_mib=512 opt_level=5 keep="head.dense"}'
     assert parse_target(text) == TensorRt("int8", 512, 5, ("head.dense",))
     assert parse_target(str(parse_target(text))) == parse_target(text)
@@ -173,6 +195,10 @@ def test_the_text_form() -> None:
         ("tolerance=0", "tolerance must be above 0"),
         ('keep="head.dense"', "keep is for precision=int8, not fp16"),
         ("precision=fp8", "wants fp16 or bf16 or fp32 or int8"),
+        ("flavor=trt", "wants auto or tensorrt or rtx"),
+        ("capabilities=sm80", "capabilities is for flavor=rtx, not auto"),
+        ("flavor=rtx capabilities=sm80,sm80", "capabilities names one twice"),
+        ("flavor=rtx capabilities=sm90", "wants list of sm75 or sm80 or sm86 or sm89"),
     ):
         with pytest.raises(SpecError, match=said):
             parse_target(f"tensorrt{{{wrong}}}")
@@ -288,7 +314,7 @@ def test_the_gate_of_the_numbers(
 ) -> None:
     model = random_model(heads=(4,))
     ctx = make_context(model)
-    monkeypatch.setattr(target_module, "TrtEngine", lambda plan: Fixed(model, off))
+    monkeypatch.setattr(TensorRt, "engine", lambda *rest: Fixed(model, off))
     if right:
         notes = TensorRt()._checked(model, ctx, tmp_path)
         assert notes["parity"]["fp16"] == pytest.approx(off, rel=0.01)
@@ -309,15 +335,34 @@ def test_drafts_are_not_checked(tmp_path: Path) -> None:
 
 
 def test_a_broken_installation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import builtins
+    def broken(name: str) -> Any:
+        assert name == "tensorrt"
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
-    real = builtins.__import__
-
-    def broken(name: str, *rest: Any) -> Any:
-        if name == "tensorrt":
-            raise ImportError("libnvinfer.so.11: cannot open shared object file")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
     with pytest.raises(MissingError, match=r"does not load: libnvinfer\.so\.11"):
-        trt_library.library()
+        trt_library.CLASSIC.library()
+
+
+def test_auto_takes_the_classic_flavour_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    classic, rtx = trt_library.FLAVORS
+    there = SimpleNamespace(__version__="11.4.1.2")
+    for installed in (False, True):
+        monkeypatch.setitem(sys.modules, rtx.module, there)
+        monkeypatch.setitem(sys.modules, classic.module, there if installed else None)
+        assert trt_library.flavor_named("auto") is (classic if installed else rtx)
+        assert TensorRt(flavor="rtx").library is rtx
+        assert TensorRt(flavor="tensorrt").library is classic
+    monkeypatch.setitem(sys.modules, classic.module, None)
+    monkeypatch.setitem(sys.modules, rtx.module, None)
+    assert trt_library.flavor_named("auto") is classic
+    assert trt_library.flavor_of(Path("a/model.rtx.plan")) is rtx
+    assert trt_library.flavor_of(Path("a/model.plan")) is classic
+
+
+def test_a_new_version_of_rtx_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sys.modules, trt_library.RTX.module, SimpleNamespace(__version__="1.2.0")
+    )
+    with pytest.raises(MissingError, match=r"TensorRT for RTX 1\.2\.0 is here, 1\.7 or newer"):
+        TensorRt(flavor="rtx").check()

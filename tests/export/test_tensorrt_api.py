@@ -10,27 +10,21 @@ from types import ModuleType
 import pytest
 
 from prumux.export import tensorrt
-from prumux.export.trt import (
-    build as trt_build,
-)
-from prumux.export.trt import (
-    engine as trt_engine,
-)
-from prumux.export.trt import (
-    library as trt_library,
-)
-from prumux.export.trt import (
-    types_check as trt_types,
-)
-from prumux.export.trt.library import OLDEST
+from prumux.export.trt import build as trt_build
+from prumux.export.trt import engine as trt_engine
+from prumux.export.trt import library as trt_library
+from prumux.export.trt import rtx as trt_rtx
+from prumux.export.trt import types_check as trt_types
+from prumux.export.trt.library import CLASSIC, RTX
 from tests.helpers import tensorrt_api
 from tests.helpers.api_use import Uses, signatures
-from tests.helpers.tensorrt_api import real_api
+from tests.helpers.tensorrt_api import real_api, rtx_api
 
 SOURCES = {
     x.__name__.rpartition(".")[2]: inspect.getsource(x)
     for x in (tensorrt, trt_build, trt_engine, trt_library, trt_types)
 }
+RTX_SOURCES = {**SOURCES, "rtx": inspect.getsource(trt_rtx)}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +53,21 @@ def uses(api: ModuleType, source: str) -> Uses:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_everything_we_use_exists(api: ModuleType, name: str) -> None:
-    assert tuple(int(x) for x in api.__version__.split(".")[:2]) >= OLDEST
+    assert tuple(int(x) for x in api.__version__.split(".")[:2]) >= CLASSIC.oldest
     assert uses(api, SOURCES[name]).wrong == []
+
+
+@pytest.mark.parametrize("name", RTX_SOURCES)
+def test_everything_we_use_exists_in_rtx(name: str) -> None:
+    rtx = rtx_api()
+    assert tuple(int(x) for x in rtx.__version__.split(".")[:2]) >= RTX.oldest
+    found = uses(rtx, RTX_SOURCES[name])
+    assert found.wrong == []
+    if name == "rtx":
+        assert {
+            "IBuilderConfig.set_compute_capability",
+            "IRuntimeCache.serialize",
+        } <= found.found
 
 
 def test_everything_was_followed(api: ModuleType) -> None:

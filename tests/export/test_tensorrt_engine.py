@@ -1,14 +1,14 @@
-"""Building and running engines: with TensorRT where it is, and with a stand-in everywhere."""
+"""Running engines: with either TensorRT where a GPU is, and with a stand-in everywhere.
+
+The stand-in runs what TensorRT for RTX built; what only builds is in test_tensorrt_rtx.py.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-import sys
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +18,15 @@ import onnx
 import pytest
 import torch
 
+from prumux.export.graph.graph import input_names
 from prumux.export.tensorrt import TensorRt
 from prumux.export.trt import build as trt_build
 from prumux.export.trt import engine as trt_engine
 from prumux.export.trt import library as trt_library
 from prumux.export.trt.build import BuildOptions, build_plan
 from prumux.export.trt.engine import open_plan
+from prumux.export.trt.library import RTX, Flavor
+from prumux.export.trt.profiles import profiles
 from prumux.optimizer.base.errors import (
     GateError,
     MissingError,
@@ -32,37 +35,33 @@ from prumux.optimizer.base.errors import (
     UsageError,
 )
 from prumux.optimizer.base.store import Store
+from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from tests.helpers import fake_tensorrt
 from tests.helpers.factory import make_context, multiplexed, random_batch, random_model
+from tests.helpers.fake_tensorrt import stand_in
 
 STAND_IN = "stand-in"
-REAL = pytest.param("TensorRT", marks=pytest.mark.tensorrt)
+REAL = [pytest.param(x, marks=pytest.mark.tensorrt, id=x.title) for x in trt_library.FLAVORS]
 
 
-@pytest.fixture(params=[STAND_IN, REAL])
-def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=[STAND_IN, *REAL])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Flavor:
     """What builds and runs engines."""
     if request.param == STAND_IN:
         stand_in(monkeypatch)
-    else:
-        try:
-            trt_library.check()
-        except MissingError as error:
-            pytest.skip(str(error).splitlines()[0])
-    return str(request.param)
+        return RTX
+    return runs_here(request.param)
 
 
-def stand_in(patch: pytest.MonkeyPatch) -> None:
-    stream = SimpleNamespace(cuda_stream=1, synchronize=lambda: None)
-    patch.setitem(sys.modules, "tensorrt", fake_tensorrt)
-    patch.setattr(trt_engine, "DEVICE", "cpu")
-    patch.setattr("torch.cuda.is_available", lambda: True)
-    patch.setattr("torch.cuda.get_device_name", lambda: "no GPU")
-    patch.setattr("torch.cuda.get_device_capability", lambda: (0, 0))
-    patch.setattr("torch.cuda.Stream", lambda: stream)
-    patch.setattr("torch.cuda.stream", lambda stream: nullcontext())
+def runs_here(flavor: Flavor) -> Flavor:
+    """The flavour; skips the test, with a reason, where its engines do not run."""
+    try:
+        flavor.check_run()
+    except MissingError as error:
+        pytest.skip(str(error).splitlines()[0])
+    return flavor
 
 
 def shaped(shape: str) -> Model:
@@ -73,33 +72,39 @@ def shaped(shape: str) -> Model:
     return multiplexed(model, n=3, at=1) if shape == "mux" else model
 
 
-def emitted(model: Model, folder: Path, precision: Any = "fp16", **options: Any) -> Any:
-    batches = [random_batch(model, 6, length, seed=length) for length in (5, 12)]
-    ctx = make_context(model, *batches, cache=Store(folder / "cache"))
-    return TensorRt(precision, **options).emit(model, ctx, folder)
+def workload(model: Model) -> list[Batch]:
+    return [random_batch(model, 6, length, seed=length) for length in (5, 12)]
 
 
-def build(graph: Path, names: Sequence[str], recipe: BuildOptions) -> Any:
-    plan = graph.with_name("other.plan")
-    return build_plan(graph, plan, names, (), recipe, timings=graph.parent)
+def emitted(
+    model: Model, folder: Path, precision: Any = "fp16", flavor: Flavor = RTX, **options: Any
+) -> Any:
+    ctx = make_context(model, *workload(model), cache=Store(folder / "cache"))
+    target = TensorRt(precision, flavor=flavor.name, **options)  # type: ignore[arg-type]
+    return target.emit(model, ctx, folder)
+
+
+def build(model: Model, graph: Path, options: BuildOptions, flavor: Flavor = RTX) -> Any:
+    plan, names = graph.with_name("other.plan"), input_names(model.encoder)
+    shapes = profiles(model.encoder, workload(model))
+    return build_plan(graph, plan, names, shapes, options, flavor=flavor, timings=graph.parent)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("shape", ["dense", "uneven", "tokens", "mux"])
 def test_an_engine_gives_the_answers(
-    machine: str, shape: str, precision: str, tmp_path: Path
+    machine: Flavor, shape: str, precision: str, tmp_path: Path
 ) -> None:
-    if machine == STAND_IN and precision == "bf16":
-        pytest.skip("ONNX Runtime's CPU cannot run it")
     model = shaped(shape)
-    done = emitted(model, tmp_path, precision)
-    assert set(done.files) == {"model.onnx", "tensorrt.sh", "model.plan", "model.plan.json"}
+    done = emitted(model, tmp_path, precision, machine)
+    plan = machine.plan
+    assert set(done.files) == {"model.onnx", "tensorrt.sh", plan, f"{plan}.json"}
     assert all((tmp_path / x).exists() for x in done.files)
     low = "fp16" if precision == "int8" else precision
     assert done.notes["types"][low] > 0
     assert ("int8" in done.notes["types"]) == (precision == "int8")
     assert done.notes["parity"][precision] < done.notes["limit"]
-    engine, module = TensorRt().engine(tmp_path, 1), EncoderModule(model)
+    engine, module = open_plan(tmp_path / plan), EncoderModule(model)
     assert engine.slots == model.encoder.slots
     for rows, length in ((1, 1), (6, 12), (2, 30), (20, 3), (7, 38)):
         inputs = random_batch(model, rows, length, seed=rows).inputs()
@@ -111,42 +116,96 @@ def test_an_engine_gives_the_answers(
         assert np.abs(found - reference)[real].max() < limit
 
 
-def test_what_lies_beside_a_plan(machine: str, tmp_path: Path) -> None:
+def test_what_lies_beside_a_plan(machine: Flavor, tmp_path: Path) -> None:
     model = shaped("mux")
-    emitted(model, tmp_path, workspace_mib=1024)
-    facts = json.loads((tmp_path / "model.plan.json").read_text())
+    emitted(model, tmp_path, flavor=machine, workspace_mib=1024)
+    plan = tmp_path / machine.plan
+    facts = json.loads((tmp_path / f"{plan.name}.json").read_text())
     assert facts["slots"] == 3
     assert facts["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
     assert facts["profiles"][0] == {"rows": [3, 6, 6], "tokens": [1, 16, 38]}
-    assert facts["versions"]["tensorrt"] == trt_library.library().__version__
+    assert facts["versions"]["tensorrt"] == machine.library().__version__
     assert facts["device"] == trt_library.gpu()
     assert len(facts["graph_sha256"]) == len(facts["plan_sha256"]) == 64
-    engine = open_plan(tmp_path / "model.plan")
+    engine = open_plan(plan)
     assert dict(engine.describe())["precision"] == "fp16"
-    assert dict(engine.describe())["engine"] == "tensorrt"
-    (tmp_path / "model.plan.json").unlink()
-    alone = open_plan(tmp_path / "model.plan")  # as trtexec leaves it
+    assert dict(engine.describe())["engine"] == machine.engine
+    (tmp_path / f"{plan.name}.json").unlink()
+    alone = open_plan(plan)  # as trtexec leaves it
     assert alone.slots == 3
     inputs = random_batch(model, 4, 9).inputs()
     np.testing.assert_array_equal(alone.run(inputs), engine.run(inputs))
 
 
-def test_timings_are_kept(machine: str, tmp_path: Path) -> None:
+class TimingConfig:
+    """The part of TensorRT's config that keeps timings; TensorRT for RTX has none."""
+
+    def __init__(self) -> None:
+        self.cache: bytes | None = None
+
+    def create_timing_cache(self, known: bytes) -> bytes | None:
+        return None if known == b"damaged" else known
+
+    def set_timing_cache(self, cache: bytes, ignore: bool) -> bool:
+        if cache not in (b"", b"timings"):
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        assert self.cache is not None
+        return SimpleNamespace(serialize=lambda: b"timings")
+
+
+@pytest.mark.parametrize("before", [b"", b"timings", b"of another version", b"damaged"])
+def test_timings_are_used_if_they_fit(before: bytes) -> None:
+    config = TimingConfig()
+    trt_build._use_timings(config, before)
+    assert config.cache == (b"timings" if before == b"timings" else b"")
+
+
+@pytest.mark.tensorrt
+def test_real_timings_are_kept(tmp_path: Path) -> None:
+    runs_here(trt_library.CLASSIC)
     model = shaped("dense")
-    emitted(model, tmp_path)
+    emitted(model, tmp_path, flavor=trt_library.CLASSIC)
     (kept,) = (tmp_path / "cache").iterdir()
     assert kept.stat().st_size > 0
-    emitted(model, tmp_path)
+    emitted(model, tmp_path, flavor=trt_library.CLASSIC)
     for bad in (b"of another version", b"damaged"):
         kept.write_bytes(bad)
-        emitted(model, tmp_path)
+        emitted(model, tmp_path, flavor=trt_library.CLASSIC)
         assert kept.read_bytes() != bad
 
 
-def test_wrong_inputs(machine: str, tmp_path: Path) -> None:
+def test_finished_kernels_are_kept_beside_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
     model = shaped("dense")
     emitted(model, tmp_path)
-    engine = open_plan(tmp_path / "model.plan")
+    kept = tmp_path / "model.rtx.plan.cache"
+    assert kept.read_bytes() == b"kernels 0"  # of the check against the torch module
+    one = random_batch(model, 1, 9).inputs()
+    open_plan(tmp_path / "model.rtx.plan").run(one)
+    assert kept.read_bytes() == b"kernels 0 1"
+    kept.write_bytes(b"of another GPU")
+    open_plan(tmp_path / "model.rtx.plan").run(one)
+    assert kept.read_bytes() == b"kernels 1"
+
+    def full(*rest: Any) -> None:
+        raise OSError("read-only file system")
+
+    kept.unlink()
+    monkeypatch.setattr("prumux.export.trt.rtx.write_atomic", full)
+    open_plan(tmp_path / "model.rtx.plan").run(one)
+    assert not kept.exists()
+
+
+def test_wrong_inputs(machine: Flavor, tmp_path: Path) -> None:
+    model = shaped("dense")
+    emitted(model, tmp_path, flavor=machine)
+    engine = open_plan(tmp_path / machine.plan)
     ids = np.ones((2, 41), np.int64)
     with pytest.raises(UsageError, match="takes input_ids, attention_mask, token_type_ids; g"):
         engine.run({"input_ids": ids})
@@ -155,10 +214,10 @@ def test_wrong_inputs(machine: str, tmp_path: Path) -> None:
         engine.run(long)
 
 
-def test_a_damaged_plan(machine: str, tmp_path: Path) -> None:
+def test_a_damaged_plan(machine: Flavor, tmp_path: Path) -> None:
     model = shaped("dense")
-    emitted(model, tmp_path)
-    plan = tmp_path / "model.plan"
+    emitted(model, tmp_path, flavor=machine)
+    plan = tmp_path / machine.plan
     plan.write_bytes(plan.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"cannot be loaded by TensorRT .* on ") as caught:
         open_plan(plan)
@@ -168,30 +227,29 @@ def test_a_damaged_plan(machine: str, tmp_path: Path) -> None:
         open_plan(plan)
 
 
-def test_a_graph_that_the_parser_refuses(machine: str, tmp_path: Path) -> None:
+def test_a_graph_that_the_parser_refuses(machine: Flavor, tmp_path: Path) -> None:
     model = shaped("dense")
-    emitted(model, tmp_path)
+    emitted(model, tmp_path, flavor=machine)
     proto = onnx.load(tmp_path / "model.onnx")
     proto.graph.node[0].domain = proto.graph.node[0].op_type = "NoSuchThing"
     proto.opset_import.append(onnx.helper.make_opsetid("NoSuchThing", 1))
     onnx.save(proto, tmp_path / "odd.onnx")
     with pytest.raises(UsageError, match="refuses the graph: NoSuchThing"):
-        build(tmp_path / "odd.onnx", (), BuildOptions("fp16", False))
+        build(model, tmp_path / "odd.onnx", BuildOptions("fp16", False), machine)
 
 
-def test_other_types_than_asked_are_refused(machine: str, tmp_path: Path) -> None:
+def test_other_types_than_asked_are_refused(machine: Flavor, tmp_path: Path) -> None:
     model = shaped("dense")
-    emitted(model, tmp_path, "fp32")
-    engine = open_plan(tmp_path / "model.plan")
+    emitted(model, tmp_path, "fp32", machine)
     for recipe in (BuildOptions("fp16", False), BuildOptions("fp32", True)):
         with pytest.raises(GateError, match="asked for"):
-            build(tmp_path / "model.onnx", engine.names, recipe)
+            build(model, tmp_path / "model.onnx", recipe, machine)
 
 
-def test_many_threads_get_their_own_answers(machine: str, tmp_path: Path) -> None:
+def test_many_threads_get_their_own_answers(machine: Flavor, tmp_path: Path) -> None:
     model = shaped("uneven")
-    emitted(model, tmp_path)
-    engine = open_plan(tmp_path / "model.plan")
+    emitted(model, tmp_path, flavor=machine)
+    engine = open_plan(tmp_path / machine.plan)
     asked = [random_batch(model, 1 + i % 5, 3 + i, seed=i).inputs() for i in range(16)]
     alone = [engine.run(x) for x in asked]
     found: list[Any] = [None] * len(asked)
@@ -212,21 +270,17 @@ def test_what_fails_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Only the stand-in can be made to fail."""
     stand_in(monkeypatch)
     model = shaped("dense")
-    with pytest.raises(PrumuxError, match="could not build") as caught:
-        emitted(model, tmp_path, opt_level=5)
-    assert caught.value.exit_code == 1
     emitted(model, tmp_path)
-    engine = open_plan(tmp_path / "model.plan")
+    engine = open_plan(tmp_path / "model.rtx.plan")
     ids = np.full((1, 4), -1)
     with pytest.raises(PrumuxError, match="failed on inputs of 1 x 4"):
         engine.run(dict.fromkeys(engine.names, ids))
     monkeypatch.setattr(trt_build, "check_network", lambda *rest: None)
     emitted(model, tmp_path, "fp32")
     with pytest.raises(GateError, match="fp16 was asked for; the engine's layers hold"):
-        build(tmp_path / "model.onnx", engine.names, BuildOptions("fp16", False))
+        build(model, tmp_path / "model.onnx", BuildOptions("fp16", False))
     # The build took long: what it gave is there for whoever looks into it.
     assert (tmp_path / "other.plan").stat().st_size > 0
-    assert list(tmp_path.glob("tensorrt-*.timings"))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp32"])
@@ -238,7 +292,7 @@ def test_what_cannot_be_seen_is_said(
     done = emitted(shaped("dense"), tmp_path, precision)
     assert done.notes["types"] == {"fp32": 1, "int64": 3}
     assert done.notes["parity"][precision] < done.notes["limit"]
-    facts = json.loads((tmp_path / "model.plan.json").read_text())
+    facts = json.loads((tmp_path / "model.rtx.plan.json").read_text())
     if precision == "fp32":  # as asked, whatever is inside
         assert "types_unseen" not in done.notes
         assert "types_unseen" not in facts
@@ -258,7 +312,7 @@ def test_what_a_run_is_refused_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stand_in(monkeypatch)
     model = shaped("dense")
     emitted(model, tmp_path)
-    engine = open_plan(tmp_path / "model.plan")
+    engine = open_plan(tmp_path / "model.rtx.plan")
     inputs = random_batch(model, 6, 12).inputs()
     with monkeypatch.context() as patch:
         patch.setattr(trt_engine, "nearest", lambda profiles, *rest: len(profiles) - 1)
@@ -276,9 +330,9 @@ def test_what_a_run_is_refused_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_script_builds_what_we_would(tmp_path: Path) -> None:
     if shutil.which("trtexec") is None:
         pytest.skip("no trtexec on the path")
-    trt_library.check()
+    runs_here(trt_library.CLASSIC)
     model = shaped("mux")
-    emitted(model, tmp_path)
+    emitted(model, tmp_path, flavor=trt_library.CLASSIC)
     inputs = random_batch(model, 6, 12).inputs()
     ours = open_plan(tmp_path / "model.plan").run(inputs)
     (tmp_path / "model.plan").unlink()

@@ -23,6 +23,8 @@ ATTACHED = (
     *("throughput_ratio", "speed", "file_bytes", "beside", "dropped"),
 )
 """Of a report: times, versions, digests, devices."""
+ADDED = ("triton", "tensorrt", "certified_answers")
+"""Files of a result that 0.1.0 did not write, or wrote otherwise."""
 
 
 def model_ids() -> list[tuple[str, str]]:
@@ -94,7 +96,7 @@ def of_run(out: Path) -> Facts:
         target="onnx{precision=fp32 fusion=none}",
     )
     kept: Facts = {k: x for k, x in report.items() if k not in ATTACHED}
-    kept["files"] = [x for x in report["files"] if not x.startswith(("triton", "tensorrt"))]
+    kept["files"] = [x for x in report["files"] if not x.startswith(ADDED)]
     kept["source"] = {k: x for k, x in report["source"].items() if k != "digest"}
     kept["data"] = {"roles": report["data"]["roles"]}
     kept["serving"] = _without(report["serving"], "threads")

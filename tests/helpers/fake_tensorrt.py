@@ -1,183 +1,114 @@
-"""A stand-in for TensorRT: the classes that we use, on ONNX Runtime's CPU.
+"""What TensorRT for RTX cannot do without a driver: open an engine and run it.
 
-It shows that our calls come in an order that works, that shapes and profiles are right and
-that buffers hold what they should. It shows nothing of TensorRT.
+All that builds is the real library: parser, network, profiles, config and builder. The
+runtime here runs the graph that an engine was built from, in ONNX Runtime on the CPU. It shows
+that our calls come in an order that works, that profiles are right and that buffers hold what
+they should. It shows nothing of TensorRT's runtime.
 """
 
 from __future__ import annotations
 
-import base64
 import ctypes
-import enum
+import hashlib
 import json
-from types import SimpleNamespace
+import sys
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from prumux.export.graph.rounding import rounding
+from prumux.export.trt import engine as trt_engine
+from prumux.export.trt.library import RTX
+from tests.helpers.tensorrt_api import rtx_api
 from tests.helpers.tensorrt_list import types_of
 
-__version__ = "11.4.0.106"
 FUSE = False
 """Whether the inspector shows one layer for all."""
 NOWHERE = 0
 """An address that no buffer can have."""
+WORDS: dict[int, str] = {
+    TensorProto.FLOAT: "Float",
+    TensorProto.FLOAT16: "Half",
+    TensorProto.BFLOAT16: "BFloat16",
+    TensorProto.INT8: "Int8",
+    TensorProto.INT64: "Int64",
+    TensorProto.BOOL: "Bool",
+}
+Built = tuple[onnx.ModelProto, list[dict[str, Any]]]
 
 
-class DataType(enum.Enum):
-    FLOAT = TensorProto.FLOAT
-    HALF = TensorProto.FLOAT16
-    BF16 = TensorProto.BFLOAT16
-    INT8 = TensorProto.INT8
-    INT64 = TensorProto.INT64
-    BOOL = TensorProto.BOOL
+def stand_in(patch: pytest.MonkeyPatch) -> None:
+    """A GPU that is none, on which the real builder's engines seem to run."""
+    real = rtx_api()
+    stream = SimpleNamespace(cuda_stream=1, synchronize=lambda: None)
+    patch.setitem(sys.modules, RTX.module, library(real))
+    patch.setattr(trt_engine, "DEVICE", "cpu")
+    patch.setattr("torch.cuda.is_available", lambda: True)
+    patch.setattr("torch.cuda.get_device_name", lambda: "no GPU")
+    patch.setattr("torch.cuda.get_device_capability", lambda: (0, 0))
+    patch.setattr("torch.cuda.Stream", lambda: stream)
+    patch.setattr("torch.cuda.stream", lambda stream: nullcontext())
 
 
-WORDS = dict(
-    zip(DataType, ("Float", "Half", "BFloat16", "Int8", "Int64", "Bool"), strict=True)
-)
-LayerType = enum.Enum("LayerType", ["MATRIX_MULTIPLY", "QUANTIZE", "OTHER"])
-TensorIOMode = enum.Enum("TensorIOMode", ["INPUT", "OUTPUT"])
-NetworkDefinitionCreationFlag = enum.IntEnum(
-    "NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 0}
-)
-ProfilingVerbosity = enum.Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
-MemoryPoolType = enum.Enum("MemoryPoolType", ["WORKSPACE"])
-BuilderFlag = enum.Enum("BuilderFlag", ["TF32"])
-LayerInformationFormat = enum.Enum("LayerInformationFormat", ["JSON"])
+def library(real: ModuleType) -> ModuleType:
+    """The real library with another runtime, which learns of each engine that is built."""
+    known: dict[str, Built] = {}
+    parsed: list[str] = []
 
+    class OnnxParser:
+        def __init__(self, network: Any, logger: Any) -> None:
+            self._real = real.OnnxParser(network, logger)
 
-class Logger:
-    ERROR = 1
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
 
-    def __init__(self, severity: int) -> None:
-        assert severity == self.ERROR
+        def parse_from_file(self, path: str) -> bool:
+            parsed.append(path)
+            return bool(self._real.parse_from_file(path))
 
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            self._real, self._profiles = real.Builder(logger), list[Any]()
 
-class Network:
-    def __init__(self) -> None:
-        self.proto = onnx.ModelProto()
-        self.types: dict[str, int] = {}
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
 
-    @property
-    def num_layers(self) -> int:
-        return len(self.proto.graph.node)
+        def create_optimization_profile(self) -> Any:
+            self._profiles.append(self._real.create_optimization_profile())
+            return self._profiles[-1]
 
-    def get_layer(self, i: int) -> Any:
-        node = self.proto.graph.node[i]
-        kinds = {"MatMul": LayerType.MATRIX_MULTIPLY, "QuantizeLinear": LayerType.QUANTIZE}
-        value = SimpleNamespace(dtype=DataType(self.types[node.output[0]]))
-        kind = kinds.get(node.op_type, LayerType.OTHER)
-        return SimpleNamespace(type=kind, name=node.name, get_output=[value].__getitem__)
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            made = self._real.build_serialized_network(network, config)
+            names = [network.get_input(i).name for i in range(network.num_inputs)]
+            ranges = [{x: profile.get_shape(x) for x in names} for profile in self._profiles]
+            if made is not None:
+                known[_digest(bytes(made))] = onnx.load(parsed[-1]), ranges
+            return made
 
+    class Runtime:
+        def __init__(self, logger: Any) -> None: ...
 
-class OnnxParser:
-    def __init__(self, network: Network, logger: Logger) -> None:
-        self._network = network
-        self.num_errors = 0
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            found = known.get(_digest(plan))
+            return Engine(real, *found) if found else None
 
-    def parse_from_file(self, path: str) -> bool:
-        proto = onnx.load(path)
-        self._odd = [x for x in proto.graph.node if x.domain]
-        self.num_errors = len(self._odd)
-        if not self._odd:
-            self._network.proto, self._network.types = proto, types_of(proto)
-        return not self._odd
-
-    def get_error(self, i: int) -> Any:
-        node = self._odd[i]
-        return SimpleNamespace(
-            node_operator=lambda: node.op_type, node_name=lambda: node.name, desc=lambda: "no"
-        )
-
-
-class Profile:
-    def __init__(self) -> None:
-        self.shapes: dict[str, Any] = {}
-
-    def set_shape(self, name: str, low: Any, tuned: Any, high: Any) -> None:
-        assert all(a <= b <= c for a, b, c in zip(low, tuned, high, strict=True))
-        self.shapes[name] = (low, tuned, high)
-
-
-class Config:
-    def __init__(self) -> None:
-        self.builder_optimization_level = -1
-        self.profiling_verbosity: Any = None
-        self.profiles: list[Profile] = []
-        self.cache: bytes | None = None
-        self.tf32 = True
-
-    def set_memory_pool_limit(self, pool: Any, limit_bytes: int) -> None:
-        assert pool == MemoryPoolType.WORKSPACE
-        assert limit_bytes % (1 << 20) == 0
-
-    def clear_flag(self, flag: Any) -> None:
-        assert flag == BuilderFlag.TF32
-        self.tf32 = False
-
-    def add_optimization_profile(self, profile: Profile) -> int:
-        self.profiles.append(profile)
-        return len(self.profiles) - 1
-
-    def create_timing_cache(self, known: bytes) -> bytes | None:
-        return None if known == b"damaged" else known
-
-    def set_timing_cache(self, cache: bytes, ignore: bool) -> bool:
-        if cache not in (b"", b"timings"):
-            return False
-        self.cache = cache
-        return True
-
-    def get_timing_cache(self) -> Any:
-        assert self.cache is not None
-        return SimpleNamespace(serialize=lambda: b"timings")
-
-
-class Builder:
-    def __init__(self, logger: Logger) -> None: ...
-
-    def create_network(self, flags: int) -> Network:
-        assert flags == 1
-        return Network()
-
-    def create_builder_config(self) -> Config:
-        return Config()
-
-    def create_optimization_profile(self) -> Profile:
-        return Profile()
-
-    def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-        assert not config.tf32
-        assert config.cache is not None
-        if config.builder_optimization_level == 5:
-            return None  # as if it ran out of memory
-        assert config.profiling_verbosity == ProfilingVerbosity.DETAILED
-        held = {
-            "graph": base64.b64encode(network.proto.SerializeToString()).decode(),
-            "profiles": [x.shapes for x in config.profiles],
-        }
-        return json.dumps(held).encode()
-
-
-class Runtime:
-    def __init__(self, logger: Logger) -> None: ...
-
-    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
-        try:
-            held = json.loads(plan)
-        except ValueError:
-            return None
-        return Engine(onnx.load_from_string(base64.b64decode(held["graph"])), held["profiles"])
+    found = ModuleType(real.__name__)
+    own = {"OnnxParser": OnnxParser, "Builder": Builder, "Runtime": Runtime}
+    found.__dict__.update({**vars(real), **own})
+    return found
 
 
 class Engine:
-    def __init__(self, proto: onnx.ModelProto, profiles: list[dict[str, Any]]) -> None:
-        self.proto, self.profiles, self.types = proto, profiles, types_of(proto)
+    def __init__(self, real: Any, proto: onnx.ModelProto, profiles: list[Any]) -> None:
+        self._real, self.proto, self.profiles = real, proto, profiles
+        self.types = types_of(proto)
         self.names = [x.name for x in (*proto.graph.input, *proto.graph.output)]
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = len(profiles)
@@ -185,12 +116,13 @@ class Engine:
     def get_tensor_name(self, i: int) -> str:
         return str(self.names[i])
 
-    def get_tensor_mode(self, name: str) -> TensorIOMode:
-        last = name == self.names[-1]
-        return TensorIOMode.OUTPUT if last else TensorIOMode.INPUT
+    def get_tensor_mode(self, name: str) -> Any:
+        mode = self._real.TensorIOMode
+        return mode.OUTPUT if name == self.names[-1] else mode.INPUT
 
-    def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType(self.types[name])
+    def get_tensor_dtype(self, name: str) -> Any:
+        kinds = self._real.DataType
+        return kinds.INT64 if self.types[name] == TensorProto.INT64 else kinds.FLOAT
 
     def get_tensor_profile_shape(self, name: str, i: int) -> list[tuple[int, ...]]:
         return [tuple(x) for x in self.profiles[i][name]]
@@ -200,11 +132,7 @@ class Engine:
             {
                 "Name": node.name,
                 "Outputs": [
-                    {
-                        "Name": x,
-                        "Dimensions": [-1, 4],
-                        "Format/Datatype": WORDS[DataType(self.types[x])],
-                    }
+                    {"Dimensions": [-1, 4], "Format/Datatype": WORDS[self.types[x]]}
                     for x in node.output
                 ],
             }
@@ -218,21 +146,39 @@ class Engine:
         graph = self.proto.graph
         sides = {"Inputs": graph.input, "Outputs": graph.output}
         return {"Name": "{ForeignNode[a...z]}", "LayerType": "Myelin"} | {
-            side: [
-                {"Dimensions": [-1, 4], "Datatype": WORDS[DataType(self.types[x.name])]}
-                for x in values
-            ]
-            for side, values in sides.items()
+            side: [{"Dimensions": [-1, 4], "Datatype": WORDS[self.types[x.name]]} for x in of]
+            for side, of in sides.items()
         }
 
-    def create_execution_context(self) -> Context:
-        return Context(self)
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(cache=None, create_runtime_cache=Cache)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
+        return config
+
+    def create_execution_context(self, config: Any) -> Context:
+        return Context(self, config.cache)
+
+
+class Cache:
+    """The profiles that ran, in place of their kernels."""
+
+    def __init__(self) -> None:
+        self.kernels = ""
+
+    def deserialize(self, known: bytes) -> bool:
+        right = known.startswith(b"kernels")
+        self.kernels = known.decode().removeprefix("kernels") if right else ""
+        return right
+
+    def serialize(self) -> bytes:
+        return f"kernels{self.kernels}".encode()
 
 
 class Context:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._session = onnxruntime.InferenceSession(engine.proto.SerializeToString())
+    def __init__(self, engine: Engine, cache: Cache) -> None:
+        self._engine, self._cache = engine, cache
+        proto = rounding(engine.proto).SerializeToString()
+        self._session = onnxruntime.InferenceSession(proto)
         self._active = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -264,6 +210,8 @@ class Context:
         }
         if any((x < 0).any() for x in inputs.values()):
             return False
+        kernel = f" {self._active}"
+        self._cache.kernels += "" if kernel in self._cache.kernels else kernel
         logits = self._session.run(None, inputs)[0]
         shape = self.get_tensor_shape("logits")
         _at(self._addresses["logits"], shape, np.float32)[:] = logits
@@ -274,3 +222,7 @@ def _at(address: int, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     memory = (ctypes.c_byte * size).from_address(address)
     return np.frombuffer(memory, kind).reshape(shape)
+
+
+def _digest(plan: bytes) -> str:
+    return hashlib.sha256(plan).hexdigest()

@@ -61,6 +61,20 @@ def real_api() -> ModuleType:
             sys.setdlopenflags(flags)
 
 
+def rtx_api() -> ModuleType:
+    """TensorRT for RTX: its whole library, which builds engines without a GPU.
+
+    Skips the test, with a reason, where it is not installed; `make` installs it.
+    """
+    from prumux.export.trt.library import RTX
+    from prumux.optimizer.base.errors import MissingError
+
+    try:
+        return RTX.library()  # type: ignore[no-any-return]
+    except MissingError as error:
+        pytest.skip(str(error).splitlines()[0])
+
+
 def _load_stubs(folder: Path, compiler: str, major: str) -> None:
     source = folder / "stubs.c"
     source.write_text("".join(f"void *{x}(void) {{ return 0; }}\n" for x in SYMBOLS))

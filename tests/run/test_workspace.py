@@ -185,3 +185,16 @@ def test_a_file_system_without_locks_is_used_without(
     assert found is not None
     assert found.lock is None
     found.release()
+
+
+def test_after_the_search_another_machine_may_build(tmp_path: Path) -> None:
+    here, there = ({"seed": 0, "threads": n, "device": d} for n, d in ((2, "cpu"), (9, "gpu")))
+    first = open_workspace(tmp_path, here, resume=False)
+    leave(first)
+    with pytest.raises(UsageError, match="had another device, threads"):
+        open_workspace(tmp_path, there, resume=True)
+    assert first is not None
+    first.mark_searched()
+    leave(open_workspace(tmp_path, there, resume=True))
+    with pytest.raises(UsageError, match="had another seed"):
+        open_workspace(tmp_path, {**there, "seed": 1}, resume=True)

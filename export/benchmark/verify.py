@@ -1,0 +1,271 @@
+"""`prumux-bench --verify`: does the engine answer here as it did when it was certified?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.export.graph.parity import TOLERANCES, Parity, compare
+from prumux.export.runtime.artifact_engine import (
+    artifact_path,
+    open_artifact_engine,
+    read_config,
+)
+from prumux.export.runtime.engine_match import check_belongs
+from prumux.export.trt.engine import PLANS, open_plan
+from prumux.optimizer.base.cores import CoreMonitor
+from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
+from prumux.optimizer.certificate.kept_answers import KeptAnswers, digests, read_answers
+from prumux.optimizer.data.predict import row_logits, workload
+from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.model.artifact import from_config
+from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
+from prumux.optimizer.model.sizes import Encoder
+from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.tasks.task import Task
+
+from .engines import OpenedModel
+from .run import Entry, measure
+
+ROUNDED = 1e-9
+"""Scores that differ by less are equal."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `--verify` found."""
+
+    rows: int
+    other_files: tuple[str, ...]
+    """Files that are not those that were certified."""
+    parity: Parity
+    limit: float
+    """The largest difference of a logit that may be."""
+    metric: str
+    score: float
+    """Of the answers here, by the metric of the certificate."""
+    score_certified: float
+    """Of the certified answers to the same rows."""
+    loss_upper: float
+    """The certified upper bound of the loss, moved by what the score fell here."""
+    budget: float | None
+    engine: Mapping[str, str]
+    certified_engine: Mapping[str, str]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong, in words; empty = the engine holds what was certified."""
+        found = []
+        if self.other_files:
+            found.append(f"not the certified files: {', '.join(self.other_files)}")
+        if not self.parity.max_abs_diff <= self.limit:
+            found.append(
+                f"logits differ by up to {self.parity.max_abs_diff:.3g}, "
+                f"the limit is {self.limit:.3g}"
+            )
+        if not self.holds:
+            found.append(
+                f"the loss is at most {100 * self.loss_upper:.2f} points here, the budget "
+                f"allows {100 * (self.budget or 0):.2f}"
+            )
+        return tuple(found)
+
+    @property
+    def holds(self) -> bool:
+        """True if the budget holds on these rows, or there was none."""
+        fell = self.score < self.score_certified - ROUNDED
+        return self.budget is None or not fell or self.loss_upper <= self.budget
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedArtifact:
+    """An artifact folder with the engine that serves it, and its kept answers."""
+
+    path: Path
+    kept: KeptAnswers
+    encoder: Encoder
+    task: Task
+    tokenizer: Any
+    engine: Engine
+    other_files: tuple[str, ...]
+
+
+def open_artifact(name: str, threads: int, device: str) -> OpenedArtifact:
+    """Open the engine that `prumux.load` would run; a plan must run where there is one.
+
+    Raises:
+        GateError: a file is not the certified one, and cannot be read.
+        MissingError: the library or the GPU of a plan is missing.
+        ModelError: the folder is damaged, or holds no certified answers.
+    """
+    path = artifact_path(name)
+    config = read_config(path)
+    kept = read_answers(path)
+    now = digests(path)
+    files = kept.facts.files
+    other = tuple(x for x in sorted(files) if files[x] != now.get(x))
+    try:
+        encoder, task = from_config(config, path / "config.json")
+        tokenizer = read_tokenizer(path)
+        engine = _engine(path, threads, device)
+        check_belongs(engine, encoder, config, path)
+    except MissingError:
+        raise
+    except PrumuxError as error:
+        if not other:
+            raise
+        raise GateError(f"not the certified files: {', '.join(other)}\n{error}") from error
+    return OpenedArtifact(path, kept, encoder, task, tokenizer, engine, other)
+
+
+def _engine(path: Path, threads: int, device: str) -> Engine:
+    plans = [path / x for x in PLANS if (path / x).exists()]
+    if not plans or device == "cpu":
+        return open_artifact_engine(path, threads, device)
+    try:
+        return open_plan(plans[0])
+    except MissingError as error:
+        raise MissingError(
+            f"'{plans[0]}' cannot run here: {error}\n"
+            "--device cpu verifies the typed graph that was certified in its place"
+        ) from error
+
+
+def verify(opened: OpenedArtifact) -> Verification:
+    """Ask the engine for the kept rows, from their texts on, and compare its answers.
+
+    Raises:
+        GateError: the tokenizer cuts the texts into other tokens, or a row has other logits.
+    """
+    kept, task, facts = opened.kept, opened.task, opened.kept.facts
+    rows, slots = encoded(opened), opened.encoder.slots
+    found = row_logits(
+        opened.engine.run, rows, None, slots=slots, seed=facts.seed if slots > 1 else None
+    )
+    certified, score = _score(opened, kept.logits), _score(opened, found)
+    largest = max(float(np.abs(x).max(initial=0.0)) for x in kept.logits)
+    share = TOLERANCES.get(facts.engine.get("precision", ""), TOLERANCES["fp32"])
+    return Verification(
+        rows=len(rows),
+        other_files=opened.other_files,
+        parity=_parity(kept, found, task),
+        limit=share * max(1.0, largest),
+        metric=facts.metric,
+        score=score,
+        score_certified=certified,
+        loss_upper=facts.loss_upper + certified - score,
+        budget=facts.limit,
+        engine=dict(opened.engine.describe()),
+        certified_engine=dict(facts.engine),
+    )
+
+
+def encoded(opened: OpenedArtifact) -> Encoded:
+    """The kept texts as tokens.
+
+    Raises:
+        GateError: they are not the tokens that were certified.
+    """
+    kept = opened.kept
+    files = f"\nnot the certified files: {', '.join(opened.other_files)}"
+    files = files if opened.other_files else ""
+    if opened.tokenizer is None:
+        raise GateError(f"'{opened.path}' holds no tokenizer that can be read{files}")
+    rows = encode(kept.rows, opened.tokenizer, opened.encoder)
+    other = [i for i, ids in enumerate(rows.ids) if not np.array_equal(ids, kept.ids[i])]
+    if other:
+        raise GateError(
+            f"the tokenizer of '{opened.path}' is not the certified one: it gives other "
+            f"tokens for {len(other)} of {len(rows)} rows, {len(rows.ids[other[0]])} in place "
+            f"of {len(kept.ids[other[0]])} for the first{files}\n"
+            "copy the tokenizer again from where prumux-opt wrote it, and use its versions"
+        )
+    return rows
+
+
+def speed(
+    opened: OpenedArtifact, batches: Sequence[int], rounds: int, cores: CoreMonitor
+) -> list[Entry]:
+    """Time the engine on the kept rows."""
+    rows, encoder = encoded(opened), opened.encoder
+    one = OpenedModel(
+        str(opened.path),
+        opened.engine,
+        encoder.vocab,
+        encoder.token_types > 0,
+        0,
+        opened.tokenizer,
+        encoder,
+        opened.task,
+    )
+    found: list[Entry] = []
+    for batch in batches:
+        inputs = [x.inputs() for x in workload(rows, batch, None)]
+        found += measure([one], [inputs], batch, rounds, cores=cores)
+    return found
+
+
+def _parity(kept: KeptAnswers, found: Sequence[NDArray[Any]], task: Task) -> Parity:
+    if not task.ragged:
+        return compare([np.stack(kept.logits)], [np.stack(found)], task)
+    masks = kept.scored or [np.ones(len(x), dtype=np.bool_) for x in kept.ids]
+    certified, here, real = ([x[None] for x in some] for some in (kept.logits, found, masks))
+    return compare(certified, here, task, real)
+
+
+def _score(opened: OpenedArtifact, logits: Sequence[NDArray[Any]]) -> float:
+    kept, task = opened.kept, opened.task
+    predictions = task.predictions(list(logits), kept.scored)
+    if task.ragged:
+        references: Any = tuple(np.asarray(x) for x in kept.references)
+    else:
+        references = np.asarray(kept.references)
+    return task.score(kept.facts.metric, predictions, references)
+
+
+def lines_of(found: Verification, entries: Sequence[Entry]) -> list[str]:
+    """What users read."""
+    same = round(found.parity.agreement * found.parity.rows)
+    rows = [
+        ("answered", f"by {_named(found.engine)}"),
+        ("certified", f"by {_named(found.certified_engine)}"),
+        ("files", "not all certified ones" if found.other_files else "the certified ones"),
+        ("equal labels", f"{same} of {found.parity.rows}"),
+        (
+            "logits",
+            f"differ by up to {found.parity.max_abs_diff:.3g}, limit {found.limit:.3g}",
+        ),
+        (
+            found.metric,
+            f"{100 * found.score:.2f} here, {100 * found.score_certified:.2f} certified, on "
+            f"the same {found.rows} rows",
+        ),
+    ]
+    if found.budget is not None:
+        rows.append(
+            (
+                "budget",
+                f"{'holds' if found.holds else 'does not hold'}: loss at most "
+                f"{100 * found.loss_upper:.2f} points, {100 * found.budget:.2f} allowed",
+            )
+        )
+    for x in entries:
+        rows.append(
+            (
+                f"batch {x.batch}",
+                f"{x.rows_per_second:.0f} rows/s; p50 {x.batch_ms_p50:.2f} ms, "
+                f"p99 {x.batch_ms_p99:.2f} ms",
+            )
+        )
+    return [f"{name:<14}{text}" for name, text in rows]
+
+
+def _named(engine: Mapping[str, str]) -> str:
+    name = " ".join(engine.get(x, "") for x in ("engine", "version", "precision")).strip()
+    text = f"{name} on {engine.get('device', 'cpu')}"
+    return f"{text}, in place of {engine['instead_of']}" if "instead_of" in engine else text

@@ -1,0 +1,137 @@
+"""`certified_answers.jsonl`: some certify rows with the answers of the certified engine.
+
+`prumux-bench --verify` asks the engine for the same rows on the machine that serves. The first
+line holds facts, and each other line one row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.base.store import file_digest, write_atomic
+from prumux.optimizer.data.ragged import Ragged
+from prumux.optimizer.data.rows import Rows
+
+FILE = "certified_answers.jsonl"
+MOST_ROWS = 256
+UNCHECKED = (FILE, "tensorrt.sh", "pipeline.txt", "README.md")
+"""Files of a result that no engine reads."""
+
+
+@dataclass(frozen=True)
+class CertifiedFacts:
+    """What a certificate said, and of what."""
+
+    metric: str
+    limit: float | None
+    """The loss that the budget allows; None = no budget."""
+    loss_upper: float
+    """Upper bound of the loss, by all certify rows."""
+    confidence: float
+    certified_rows: int
+    seed: int
+    """Draws which rows of a multiplexed model share a pass."""
+    engine: Mapping[str, str]
+    """The engine that gave the answers."""
+    files: Mapping[str, str]
+    """SHA-256 of the files that engine and tokenizer are read from."""
+    format: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class KeptAnswers:
+    """Rows with what the certified engine answered."""
+
+    facts: CertifiedFacts
+    rows: Rows
+    ids: Ragged
+    """Token ids of each row."""
+    logits: tuple[NDArray[np.float32], ...]
+    """Per row [C] or [T, C]."""
+    references: tuple[Any, ...]
+    """Per row what the metric compares answers with: the label or the dense answer."""
+    scored: tuple[NDArray[np.bool_], ...] | None = None
+    """Per row the positions that count, for tasks that label words."""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a result that engine and tokenizer are read from."""
+    return {
+        x.name: file_digest(x)
+        for x in sorted(folder.iterdir())
+        if x.is_file() and x.name not in UNCHECKED
+    }
+
+
+def write_answers(kept: KeptAnswers, folder: Path) -> None:
+    """Write the file."""
+    lines = [json.dumps(asdict(kept.facts))]
+    for i, ids in enumerate(kept.ids.tolist()):
+        row: dict[str, Any] = {}
+        if kept.rows.words is not None:
+            row["words"] = kept.rows.words[i]
+        else:
+            row["text"] = kept.rows.text_a[i]
+        if kept.rows.text_b is not None:
+            row["text_b"] = kept.rows.text_b[i]
+        row |= {"ids": ids, "logits": kept.logits[i].tolist()}
+        row["reference"] = np.asarray(kept.references[i]).tolist()
+        if kept.scored is not None:
+            row["scored"] = np.flatnonzero(kept.scored[i]).tolist()
+        lines.append(json.dumps(row, ensure_ascii=False))
+    text = "".join(f"{line}\n" for line in lines)
+    write_atomic(folder / FILE, text.encode("utf-8", "surrogatepass"))
+
+
+def read_answers(folder: Path) -> KeptAnswers:
+    """Read the file of a result.
+
+    Raises:
+        ModelError: the folder has none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise ModelError(
+            f"'{folder}' holds no {FILE}, so there is nothing to verify\n"
+            "write it again with prumux-opt, without --no-keep-answers"
+        )
+    try:
+        first, *lines = path.read_bytes().decode("utf-8", "surrogatepass").splitlines()
+        facts = CertifiedFacts(**json.loads(first))
+        return _kept(facts, [json.loads(line) for line in lines])
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"'{path}' is damaged: {type(error).__name__}: {error}\n"
+            "copy the result again from where prumux-opt wrote it"
+        ) from error
+
+
+def _kept(facts: CertifiedFacts, rows: list[dict[str, Any]]) -> KeptAnswers:
+    words = "words" in rows[0]
+    logits = tuple(np.array(x["logits"], np.float32) for x in rows)
+    return KeptAnswers(
+        facts=facts,
+        rows=Rows(
+            text_a=() if words else tuple(x["text"] for x in rows),
+            text_b=tuple(x["text_b"] for x in rows) if "text_b" in rows[0] else None,
+            words=tuple(tuple(x["words"]) for x in rows) if words else None,
+        ),
+        ids=Ragged.of(x["ids"] for x in rows),
+        logits=logits,
+        references=tuple(x["reference"] for x in rows),
+        scored=tuple(_mask(x) for x in rows) if "scored" in rows[0] else None,
+    )
+
+
+def _mask(row: Mapping[str, Any]) -> NDArray[np.bool_]:
+    mask = np.zeros(len(row["ids"]), dtype=np.bool_)
+    mask[row["scored"]] = True
+    return mask

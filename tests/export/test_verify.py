@@ -1,0 +1,243 @@
+"""`prumux-bench --verify`: the certified answers, asked for again where an engine serves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prumux.export.benchmark.cli import main
+from prumux.export.onnx import Onnx
+from prumux.export.trt.library import gpu_here
+from prumux.optimizer.certificate.kept_answers import (
+    FILE,
+    CertifiedFacts,
+    KeptAnswers,
+    digests,
+    read_answers,
+    write_answers,
+)
+from prumux.optimizer.data.predict import predict, row_logits, scored_positions
+from prumux.optimizer.data.rows import Rows
+from prumux.optimizer.data.tokenize import encode
+from prumux.optimizer.model.artifact import save_artifact
+from prumux.optimizer.model.model import Model
+from tests.helpers.factory import make_context, multiplexed, random_model, tiny_tokenizer
+from tests.helpers.jobs import texts
+
+TASK: dict[str, Any] = {"tokens": "token-classification"}
+ROUNDS = ["--rounds", "1"]
+
+
+def shaped(shape: str, seed: int = 0) -> Model:
+    kind = TASK.get(shape, "text-classification")
+    model = random_model(heads=(4, 4), labels=3, task=kind, seed=seed)
+    model = multiplexed(model, n=2) if shape == "mixed" else model
+    return replace(model, tokenizer=tiny_tokenizer())
+
+
+def artifact(folder: Path, shape: str = "plain", seed: int = 0) -> Path:
+    """A result with certified answers, as a run writes it."""
+    model = shaped(shape, seed)
+    save_artifact(model, folder)
+    Onnx(fusion="none", precision="fp32").emit(model, make_context(model), folder)
+    given = texts(70, seed=5)
+    rows = Rows((), words=tuple(tuple(x.split()) for x in given))
+    if shape != "tokens":
+        second = tuple(texts(70, seed=6)) if shape == "pairs" else None
+        rows = Rows(tuple(given), second)
+    coded = encode(rows, tiny_tokenizer(), model.encoder)
+    engine = Onnx(precision="fp32").engine(folder, 1)
+    mixing: dict[str, int] = {"slots": 2, "seed": 3} if shape == "mixed" else {}
+    logits = row_logits(engine.run, coded, None, **mixing)
+    answers = predict(engine.run, coded, model.task, None, **mixing)
+    facts = CertifiedFacts(
+        metric="accuracy",
+        limit=0.02,
+        loss_upper=0.015,
+        confidence=0.95,
+        certified_rows=700,
+        seed=3,
+        engine=dict(engine.describe()),
+        files=digests(folder),
+    )
+    kept = KeptAnswers(
+        facts, rows, coded.ids, tuple(logits), tuple(answers), scored_positions(coded)
+    )
+    write_answers(kept, folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prumux.export.benchmark.run.LEAST_MS", 1.0)
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifact(tmp_path_factory.mktemp("certified") / "plain")
+
+
+@pytest.fixture
+def copied(certified: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(certified, tmp_path / "copied")
+
+
+@pytest.mark.parametrize("shape", ["plain", "pairs", "mixed", "tokens"])
+def test_what_is_kept_is_read_again(shape: str, tmp_path: Path) -> None:
+    folder = artifact(tmp_path, shape)
+    kept = read_answers(folder)
+    write_answers(kept, tmp_path)
+    again = read_answers(tmp_path)
+    assert (again.facts, again.rows.contents()) == (kept.facts, kept.rows.contents())
+    assert again.ids == kept.ids
+    for a, b in zip(again.logits, kept.logits, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert main(["--verify", str(folder), "--device", "cpu", *ROUNDS]) == 0
+
+
+def test_the_same_artifact_is_accepted(
+    certified: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--verify", str(certified), "--threads", "2", *ROUNDS]) == 0
+    said = capsys.readouterr().out
+    assert "equal labels  70 of 70" in said
+    assert "budget        holds: loss at most 1.50 points, 2.00 allowed" in said
+    assert "batch 1 " in said
+    assert "batch 32 " in said
+
+
+def test_the_report_is_one_json_document(
+    certified: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--verify", str(certified), "--json", "-q", *ROUNDS]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["rows"], report["faults"], report["parity"]["agreement"]) == (70, [], 1.0)
+    assert [x["batch"] for x in report["entries"]] == [1, 32]
+    assert report["engine"]["engine"] == "onnxruntime"
+
+
+def flipped(folder: Path, at: float) -> None:
+    """One bit of the engine differs."""
+    graph = folder / "model.onnx"
+    raw = bytearray(graph.read_bytes())
+    raw[int(at * len(raw))] ^= 1
+    graph.write_bytes(raw)
+
+
+def of_another_model(name: str) -> Callable[[Path], None]:
+    def swap(folder: Path) -> None:
+        other = artifact(folder.with_name("other"), seed=1)
+        shutil.copyfile(other / name, folder / name)
+
+    return swap
+
+
+def other_words(folder: Path) -> None:
+    """Another vocabulary: the same words get other ids."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: flipped(x, 0.0), "not the certified files: model.onnx"),
+        (lambda x: flipped(x, 0.5), "not the certified files: model.onnx"),
+        (lambda x: flipped(x, 0.97), "not the certified files: model.onnx"),
+        (of_another_model("model.onnx"), "not the certified files: model.onnx"),
+        (other_words, "the tokenizer of"),
+    ],
+    ids=["first byte", "a weight", "near the end", "another graph", "another tokenizer"],
+)
+def test_another_engine_or_tokenizer_is_caught(
+    copied: Path, change: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copied)
+    assert main(["--verify", str(copied), *ROUNDS]) == 4
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) <= 8
+
+
+def without_digests(folder: Path, **facts: Any) -> None:
+    """As if the engine had been built here: only its answers can tell."""
+    path = folder / FILE
+    first, *rows = path.read_text().splitlines()
+    changed = {**json.loads(first), "files": {}, **facts}
+    path.write_text("\n".join([json.dumps(changed), *rows]) + "\n")
+
+
+def test_answers_alone_give_another_graph_away(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_another_model("model.onnx")(copied)
+    of_another_model("config.json")(copied)
+    without_digests(copied)
+    assert main(["--verify", str(copied), *ROUNDS]) == 4
+    error = capsys.readouterr().err
+    assert "logits differ by up to" in error
+    assert "points here, the budget allows 2.00" in error
+
+
+def test_a_loss_beyond_the_budget_is_caught(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small differences that turn labels count by what they cost."""
+    path = copied / FILE
+    first, *rows = path.read_text().splitlines()
+    for i in range(3):  # certified for three rows: another label, hardly another logit
+        row = json.loads(rows[i])
+        top, second, _ = sorted(row["logits"], reverse=True)
+        at = row["logits"].index(second)
+        row["logits"][at], row["reference"] = top + 1e-6, at
+        rows[i] = json.dumps(row)
+    path.write_text("\n".join([first, *rows]) + "\n")
+    without_digests(copied, engine={"precision": "int8"})
+    assert main(["--verify", str(copied), *ROUNDS]) == 4
+    assert "the loss is at most 5.79 points here, the budget allows 2.00" in (
+        capsys.readouterr().err
+    )
+    without_digests(copied, engine={"precision": "int8"}, limit=0.06)
+    assert main(["--verify", str(copied), *ROUNDS]) == 0
+    assert "equal labels  67 of 70" in capsys.readouterr().out
+
+
+def test_what_cannot_be_verified(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--verify", str(copied), "another", *ROUNDS]) == 2
+    assert "--verify takes one result" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "the following arguments are required: A" in capsys.readouterr().err
+    assert main(["--verify", str(tmp_path / "none")]) == 2
+    path = copied / FILE
+    whole = path.read_text()
+    for bad in ("", "{}\n", whole[: len(whole) // 2], whole.replace('"ids"', '"idz"')):
+        path.write_text(bad)
+        capsys.readouterr()
+        assert main(["--verify", str(copied)]) == 2
+        assert "is damaged" in capsys.readouterr().err
+    path.unlink()
+    assert main(["--verify", str(copied)]) == 2
+    assert "without --no-keep-answers" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(gpu_here(), reason="a GPU is here")
+@pytest.mark.parametrize("plan", ["model.plan", "model.rtx.plan"])
+def test_a_plan_needs_what_runs_it(
+    plan: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / plan).write_bytes(b"a plan")
+    assert main(["--verify", str(copied), *ROUNDS]) == 5
+    assert "--device cpu verifies the typed graph" in capsys.readouterr().err
+    assert main(["--verify", str(copied), "--device", "cpu", *ROUNDS]) == 0
