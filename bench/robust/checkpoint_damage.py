@@ -257,7 +257,8 @@ def index_file(random: Random, model: Path) -> str:
         weights = weights_of(model)
         names = _read(weights)
         path.write_text(
-            json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, weights.name)})
+            json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, weights.name)}),
+            encoding="utf-8",
         )
         if weights.name == "model.safetensors":
             weights.rename(model / "other.safetensors")
@@ -283,11 +284,11 @@ def code(random: Random, model: Path) -> str:
     """Put Python files beside the model and point at them, as remote code does."""
     text = f"open({str(model / CANARY)!r}, 'w').close()\nclass Own: pass\n"
     for name in ("modeling_own", "tokenization_own", "configuration_own", "__init__"):
-        (model / f"{name}.py").write_text(text)
-    (model / "setup.sh").write_text(f"touch {model / CANARY}\n")
+        (model / f"{name}.py").write_text(text, encoding="utf-8")
+    (model / "setup.sh").write_text(f"touch {model / CANARY}\n", encoding="utf-8")
     said = []
     for file in random.sample(["config.json", "tokenizer_config.json"], random.choice([1, 2])):
-        tree = json.loads((model / file).read_text())
+        tree = json.loads((model / file).read_text(encoding="utf-8"))
         tree["auto_map"] = {
             "AutoConfig": "configuration_own.Own",
             "AutoModelForSequenceClassification": "modeling_own.Own",
@@ -301,7 +302,7 @@ def code(random: Random, model: Path) -> str:
             if random.random() < 0.3
             else {"trust_remote_code": True}.get(kind, "own")
         )
-        (model / file).write_text(dumps(tree))
+        (model / file).write_text(dumps(tree), encoding="utf-8")
         said.append(f"{file} {kind} = {shown(tree[kind])}")
     return f"own code: {', '.join(said)}"
 
@@ -327,7 +328,8 @@ def files(random: Random, model: Path) -> str:
     elif kind == "lfs":
         oid = random.randbytes(32).hex()
         path.write_text(
-            f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n"
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n",
+            encoding="utf-8",
         )
     return f"{path.name}: {kind}"
 

@@ -193,7 +193,9 @@ def quoting(random: Random, data: Path) -> str:
     where = random.randrange(len(text) + 1)
     ending = random.choice(["csv", "tsv"])
     path.unlink()
-    path.with_suffix(f".{ending}").write_text(text[:where] + extra + text[where:], newline="")
+    path.with_suffix(f".{ending}").write_text(
+        text[:where] + extra + text[where:], newline="", encoding="utf-8"
+    )
     return f"{path.stem}.{ending}: separator {separator!r}, {extra!r} at {where}"
 
 
@@ -201,7 +203,7 @@ def read(path: Path) -> Table:
     """The columns of a sound data file."""
     if path.suffix == ".parquet":
         return dict(pq.read_table(path).to_pydict())
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if "json" in path.suffix:
         rows: list[dict[str, Any]] = [json.loads(x) for x in text.splitlines()]
     else:

@@ -43,8 +43,8 @@ def make(folder: Path) -> tuple[Base, ...]:
         shutil.rmtree(folder, ignore_errors=True)
         bases = [make_base(folder / name, name) for name in MAKERS]
         made = [{"name": x.name, "model": x.model, "budget": x.budget} for x in bases]
-        ready.write_text(json.dumps(made))
-    return tuple(Base(**x) for x in json.loads(ready.read_text()))
+        ready.write_text(json.dumps(made), encoding="utf-8")
+    return tuple(Base(**x) for x in json.loads(ready.read_text(encoding="utf-8")))
 
 
 def make_base(folder: Path, name: str) -> Base:
@@ -89,7 +89,7 @@ def _shards(folder: Path) -> dict[str, Any]:
     for file in set(places.values()):
         save_file({k: weights[k] for k in names if places[k] == file}, folder / file)
     index = {"metadata": {}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return {"budget": True}
 
 
@@ -103,7 +103,7 @@ def _bin(folder: Path) -> dict[str, Any]:
 def _pt(folder: Path) -> dict[str, Any]:
     jobs.model_folder(folder)
     weights = load_file(folder / "model.safetensors")
-    read = json.loads((folder / "config.json").read_text())
+    read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     torch.save({"state_dict": weights, "config": read}, folder / "model.pt")
     (folder / "model.safetensors").unlink()
     return {"budget": True, "file": "model.pt"}
@@ -114,7 +114,8 @@ def _artifact(folder: Path) -> dict[str, Any]:
     data = jobs.data_folder(folder.parent / "given-data", folder.parent / "given")
     given = [str(folder.parent / "given"), "--data", str(data), "--out", str(folder), "-q"]
     passes = "prune{sparsity=0.1},slice"
-    assert main([*given, "--passes", passes]) == 0, "the base could not be made"
+    if main([*given, "--passes", passes]):
+        raise RuntimeError("the sound artifact could not be made")
     for name in ("given", "given-data"):
         shutil.rmtree(folder.parent / name)
     return {}
@@ -147,6 +148,6 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "electra": _family("electra"),
     "mpnet": _family("mpnet"),
     "modernbert": _family("modernbert"),
-    "regression": _family("bert", id2label={"0": "LABEL_0"}),
+    "one-score": _family("bert", id2label={"0": "LABEL_0"}),
     "tokens": _family("bert", "TokenClassification"),
 }

@@ -124,8 +124,10 @@ def run_once(
 
 def result(out: Path) -> dict[str, Any]:
     """All parts of a result that must not depend on kills."""
-    report = json.loads((out / "report.json").read_text())
-    trials = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    trials = [
+        json.loads(x) for x in (out / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     digests = {
         str(x.relative_to(out)): hashlib.sha256(x.read_bytes()).hexdigest()
         for x in sorted(out.rglob("*"))
@@ -187,7 +189,7 @@ def killed_run(folder: Path, job: Job, number: int, seed: int) -> KilledRun:
 
 
 def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
-    text = said.read_text(errors="replace")[-400:]
+    text = said.read_text(errors="replace", encoding="utf-8")[-400:]
     return [] if code in expected else [f"a process ended with {code}: {text}"]
 
 
@@ -238,7 +240,7 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
+            for child in (task / "children").read_text(encoding="utf-8").split():
                 found += [int(child), *descendants(int(child))]
     return found
 
@@ -266,7 +268,7 @@ def run(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> list
         return 0
 
     if not (data / "test.jsonl").exists() and forked(make, LIMIT_S, folder / "making.txt")[0]:
-        raise RuntimeError((folder / "making.txt").read_text())
+        raise RuntimeError((folder / "making.txt").read_text(encoding="utf-8"))
     efforts = [x for x in EFFORTS if "workers" not in x or importlib.util.find_spec("ray")]
     known = [_job(folder, x, model, data) for x in efforts]
     found: list[KilledRun] = []
@@ -306,7 +308,9 @@ def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
             shutil.rmtree(out, ignore_errors=True)
             code, seconds = run_once(command(model, data, effort, out), said)
             if code not in DONE:
-                raise RuntimeError(f"{effort}: a run ended with {code}:\n{said.read_text()}")
+                raise RuntimeError(
+                    f"{effort}: a run ended with {code}:\n{said.read_text(encoding='utf-8')}"
+                )
             results.append(result(out))
         if wrong := differences(results[0], results[1]):
             raise RuntimeError(f"{effort}: two quiet runs differ: {wrong}")

@@ -81,7 +81,9 @@ def prepare(folder: Path) -> Bench:
         return 0
 
     if forked(make, 1800, said)[0]:
-        raise RuntimeError(f"the sound inputs could not be made:\n{said.read_text()}")
+        raise RuntimeError(
+            f"the sound inputs could not be made:\n{said.read_text(encoding='utf-8')}"
+        )
     bases = inputs.make(folder / "bases")
 
     def learn() -> int:
@@ -93,13 +95,13 @@ def prepare(folder: Path) -> Bench:
             more = ["--dry-run"] if i else ["--out", str(folder / "learnt"), "--force", "-q"]
             given = [str(home / base.model), "--data", str(home / "data" / "parquet")]
             codes.append(main([*given, "--passes", SOUND[0], "--target", QUICK, *more]))
-        names.write_text(json.dumps(sorted(sys.modules)))
+        names.write_text(json.dumps(sorted(sys.modules)), encoding="utf-8")
         return max(codes)
 
     if forked(learn, 600, said)[0]:
-        raise RuntimeError(f"a sound input does not run:\n{said.read_text()}")
+        raise RuntimeError(f"a sound input does not run:\n{said.read_text(encoding='utf-8')}")
     # Imported once here, not in each child; and some libraries write a folder when imported.
-    for name in json.loads(names.read_text()):
+    for name in json.loads(names.read_text(encoding="utf-8")):
         with suppress(Exception):  # a module that is made on the fly, or private to a library
             importlib.import_module(name)
     from prumux.optimizer.timing import interleave
@@ -182,7 +184,9 @@ def _damage(folder: Path, damage: Damage, random: Random) -> str:
 
     code, _, _ = forked(work, 60, said)
     if code == CRASHED:
-        raise RuntimeError(f"the mutation of {folder.name} failed:\n{said.read_text()}")
+        raise RuntimeError(
+            f"the mutation of {folder.name} failed:\n{said.read_text(encoding='utf-8')}"
+        )
     return told.read_text(encoding="utf-8")[:300]
 
 
@@ -197,7 +201,7 @@ def run_all(
 ) -> list[Case]:
     """Run cases that are not in the file of parts; each is stored at once."""
     if parts.exists() and not parts.read_bytes().endswith(b"\n"):
-        with parts.open("a") as file:
+        with parts.open("a", encoding="utf-8") as file:
             file.write("\n")  # after a line that was torn
     known = {x.number: x for x in read(parts)}
     found = []

@@ -70,12 +70,16 @@ def common_classes(
         count: number of classes.
         skip: the name of a class that is left out: one that says that none of the others fits.
     """
-    names: list[str] = json.loads((source / "labels.json").read_text())["labels"]
+    names: list[str] = json.loads((source / "labels.json").read_text(encoding="utf-8"))[
+        "labels"
+    ]
     train = np.array(pq.read_table(source / "train.parquet").column("label").to_pylist())
     order = np.argsort(-np.bincount(train, minlength=len(names)), kind="stable")
     kept = [int(i) for i in order if names[i] != skip][:count]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "labels.json").write_text(json.dumps({"labels": [names[i] for i in kept]}))
+    (folder / "labels.json").write_text(
+        json.dumps({"labels": [names[i] for i in kept]}), encoding="utf-8"
+    )
     for split in SPLITS:
         columns = pq.read_table(source / f"{split}.parquet").to_pydict()
         rows = [i for i, x in enumerate(columns["label"]) if x in kept]

@@ -77,7 +77,7 @@ def forked(
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (
-            open(x, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            open(x, "w", errors="backslashreplace", closefd=False, encoding="utf-8")  # noqa: SIM115
             for x in (1, 2)
         )
         code = CRASHED
@@ -158,7 +158,7 @@ def _move_in(folder: Path) -> None:
 
 def address_bytes() -> int:
     """Address space that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     return pages * resource.getpagesize()
 
 

@@ -102,7 +102,7 @@ def build_plan(
         )
     write_atomic(plan, bytes(made))
     if not flavor.portable:
-        cache.write(name, bytes(config.get_timing_cache().serialize()))
+        cache.write(name, _timings(config))
     elif not gpu_here():
         return TypeReport({}, unseen=NOT_OPENED)
     return _check_plan(logger, plan, names, options, flavor)
@@ -154,6 +154,10 @@ def _use_timings(config: trt.IBuilderConfig, known: bytes) -> None:
     timings = config.create_timing_cache(known)  # None where the bytes are damaged
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _timings(config: trt.IBuilderConfig) -> bytes:
+    return bytes(config.get_timing_cache().serialize())
 
 
 def _refused(parser: trt.OnnxParser, by: str) -> str:
