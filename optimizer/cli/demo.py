@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 FOLDER = Path("prumux-demo")
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "pyarrow", "onnx")
+PACKAGES = ("torch", "transformers", "numpy", "scipy")
 FILES_EACH = 250
 ROWS_EACH = 1500
 SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))

@@ -83,4 +83,5 @@ def _load_stubs(folder: Path, compiler: str, major: str) -> None:
         made = folder / soname
         command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{soname}", "-o", str(made)]
         subprocess.run([*command, str(source)], check=True, capture_output=True)
-        ctypes.CDLL(str(made), ctypes.RTLD_GLOBAL)  # found by its soname from now on
+        # Found by its soname from now on. Local: its symbols must not hide those of RTX.
+        ctypes.CDLL(str(made), ctypes.RTLD_LOCAL)
