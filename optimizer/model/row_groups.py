@@ -8,7 +8,7 @@ slots gets the mean of its logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def grouped(
 
 
 def answered(
-    run: Callable[[Ints], NDArray[Any]],
+    run: Callable[[Ints], Iterable[NDArray[Any]]],
     lengths: Ints,
     n: int,
     batch: int,
@@ -72,7 +72,7 @@ def answered(
     """Logits of each row, padding removed, [C] or [T, C]: the mean over the row's places.
 
     Args:
-        run: logits of the rows with these indices, whole groups, padded to their longest.
+        run: logits of the rows with these indices, which are whole groups.
         lengths: tokens of each row.
         n: rows that are mixed into one.
         batch: rows in one run, at least one group.
