@@ -62,7 +62,7 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb_utils
 
         tensor = pb_utils.get_input_tensor_by_name
-        return {name: _read(tensor(request, name)) for name in self.names}
+        return {name: _values(tensor(request, name)) for name in self.names}
 
     def _run(self, given: Sequence[dict[str, Any]]) -> list[Any]:
         """Logits of each request, from one run of all their rows."""
@@ -79,7 +79,7 @@ class TritonPythonModel:
             return str(error).strip().split("\n")[0]
 
 
-def _read(tensor: Any) -> Any:
+def _values(tensor: Any) -> Any:
     """The values of a tensor.
 
     Raises:

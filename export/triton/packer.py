@@ -243,7 +243,7 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb_utils
 
         tensor = pb_utils.get_input_tensor_by_name
-        inputs = {name: _read(tensor(request, name)) for name in self.limits.names}
+        inputs = {name: _values(tensor(request, name)) for name in self.limits.names}
         tenant = tensor(request, TENANT)
         tenants = None if tenant is None else tuple(tenant.as_numpy().reshape(-1).tolist())
         return TritonRequest(inputs, tenants, request.is_cancelled())
@@ -260,7 +260,7 @@ class TritonPythonModel:
         if response.has_error():
             raise EngineError(response.error().message())
         logits = pb_utils.get_output_tensor_by_name(response, LOGITS)
-        found: NDArray[np.float32] = _read(logits)
+        found: NDArray[np.float32] = _values(logits)
         return found
 
 
@@ -276,7 +276,7 @@ def _error(error: Exception) -> Any:
     return pb_utils.TritonError(str(error), code)
 
 
-def _read(tensor: Any) -> Any:
+def _values(tensor: Any) -> Any:
     """The values of a tensor.
 
     Raises:

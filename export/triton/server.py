@@ -31,6 +31,7 @@ from prumux.optimizer.cli.console import guarded
 
 HOST = "127.0.0.1"
 BACKEND = "python"
+SHARED_MEMORY = Path("/dev/shm")
 SERVER = Path("pytriton") / "tritonserver"
 WHEEL = Path(os.environ.get("PRUMUX_TRITON_SERVER") or Path(sys.prefix) / "triton-server")
 """Where the wheel is, unless a call names another folder; `make triton` installs it there."""
@@ -102,6 +103,8 @@ def serving(
             yield server
         finally:
             _stop(server.process)
+            for file in SHARED_MEMORY.glob(f"{place.name}*"):  # left if it was killed
+                file.unlink(missing_ok=True)
 
 
 def free_ports() -> Ports:
@@ -149,6 +152,8 @@ def _check_backends(repository: Path) -> None:
 def _start(
     wheel: Path, repository: Path, ports: Ports, place: Path
 ) -> subprocess.Popen[bytes]:
+    models = place / "models"  # the Python backend takes no spaces in a path
+    models.symlink_to(repository.resolve())
     backend = place / "backends" / BACKEND
     backend.mkdir(parents=True)
     # The wheel keeps one stub for each Python apart; the backend wants one beside itself.
@@ -161,7 +166,7 @@ def _start(
     }
     command = [
         str(wheel / SERVER / "bin" / "tritonserver"),
-        f"--model-repository={repository.resolve()}",
+        f"--model-repository={models}",
         f"--backend-directory={place / 'backends'}",
         # A name of its own: two servers on one machine would share their memory.
         f"--backend-config=python,shm-region-prefix-name={place.name}",

@@ -25,8 +25,15 @@ from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 
 from prumux.export.runtime.ort import session_options
+from prumux.export.triton.server import WHEEL
 
 BACKEND = "triton_python_backend_utils"
+needs_server = pytest.mark.skipif(
+    not (WHEEL / "pytriton").is_dir(),
+    reason="no Triton server: `make triton` installs it, PRUMUX_TRITON_SERVER names its folder",
+)
+if (WHEEL / "pytriton").is_dir():
+    sys.path.append(str(WHEEL))  # last: what the clients of the real server need lies there
 
 
 @functools.cache
@@ -69,8 +76,10 @@ class Tensor:
 class TritonError:
     """What is wrong with a request."""
 
-    def __init__(self, message: str) -> None:
-        self._message = message
+    INTERNAL, INVALID_ARG, CANCELLED = "internal", "invalid argument", "cancelled"
+
+    def __init__(self, message: str, code: str = INTERNAL) -> None:
+        self._message, self.code = message, code
 
     def message(self) -> str:
         return self._message
@@ -101,6 +110,10 @@ class Request:
     """A client's request."""
 
     inputs: dict[str, NDArray[Any]]
+    cancelled: bool = False
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
 
     @property
     def rows(self) -> int:
