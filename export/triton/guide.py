@@ -61,8 +61,8 @@ PLAIN = """
 ## Requests of unequal length
 
 `{name}` collects the rows of all requests that arrive within the queue delay, sorts them by
-length, and runs rows of similar length together. Clients need not pad to a common length, and a
-request that the model cannot take fails alone. More concurrent callers, or a longer
+length, and runs rows of similar length together. Clients need not pad to a common length, and
+a request that the model cannot take fails alone. More concurrent callers, or a longer
 `max_queue_delay_microseconds` in `{name}/config.pbtxt`, fill larger runs.
 
 The engine, `{name}_engine`, takes the same inputs. Calling it saves a millisecond or so where
@@ -92,7 +92,7 @@ ERRORS = """
 
 | client sees | reason |
 |---|---|
-| HTTP 400, gRPC INVALID_ARGUMENT | a type, shape, length or token id that the model does not take |
+| HTTP 400, gRPC INVALID_ARGUMENT | a type, shape, length or token id that is not accepted |
 | HTTP 500, gRPC INTERNAL | the engine failed |
 | gRPC CANCELLED | the client cancelled the request before it was run |
 """
@@ -122,7 +122,9 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> s
         "shape": f"[rows, {'' if encoder.pooled else 'tokens, '}{encoder.labels}]",
         "labels": ", ".join(" ".join(x.split()) for x in task.labels),
         "tenant": TENANT,
-        "plan": ": its TensorRT must be the one that built `model.plan`" if backend == "tensorrt" else "",
+        "plan": ": its TensorRT must be the one that built `model.plan`"
+        if backend == "tensorrt"
+        else "",
         "command": PYTHON_COMMAND if backend == "python" else COMMAND,
     }
     parts = [START, CALLING, CALL, MIXED if encoder.slots > 1 else PLAIN, ERRORS]

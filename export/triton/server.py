@@ -4,8 +4,8 @@
     python -m prumux.export.triton.server my-model-prumux/triton --wheel triton-server
 
 This server has Triton's Python backend and no other, so it serves repositories that
-`--target 'onnx{triton=python}'` wrote. It runs on Linux on x86-64. Its Python backend was built
-for numpy 1 and reads wrong values with numpy 2, hence the folder of its own.
+`--target 'onnx{triton=python}'` wrote. It runs on Linux on x86-64. Its Python backend was
+built for numpy 1 and reads wrong values with numpy 2, hence the folder of its own.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ def serving(
     ports = ports or free_ports()
     with tempfile.TemporaryDirectory(prefix="triton-") as folder:
         place = Path(folder)
-        server = TritonServer(
-            _start(wheel, repository, ports, place), ports, place / "log"
-        )
+        server = TritonServer(_start(wheel, repository, ports, place), ports, place / "log")
         try:
             _wait(server)
             yield server
@@ -125,7 +123,9 @@ def _check_wheel(wheel: Path) -> None:
         raise MissingError(f"'{wheel}' holds no Triton server: {install}")
     if not _stub(wheel).is_file():
         python = ".".join(map(str, sys.version_info[:2]))
-        raise MissingError(f"the server in '{wheel}' has no stub for Python {python}: {install}")
+        raise MissingError(
+            f"the server in '{wheel}' has no stub for Python {python}: {install}"
+        )
 
 
 def _stub(wheel: Path) -> Path:
@@ -242,7 +242,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}")
     parser.add_argument("repository", type=Path, help="the folder triton/ of a result")
     parser.add_argument(
-        "--port", type=int, default=Ports.http, help="of HTTP; gRPC's is one, metrics' two more"
+        "--port",
+        type=int,
+        default=Ports.http,
+        help="of HTTP; gRPC's is one, metrics' two more",
     )
     parser.add_argument("--wheel", type=Path, default=WHEEL, help="folder of the wheel")
     given = parser.parse_args(arguments)

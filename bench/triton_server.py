@@ -1,7 +1,7 @@
 """What does a Triton server cost against the bare engine, and are all answers right?
 
     make triton
-    python bench/triton.py ARTIFACT --out bench/results/NAME.json
+    python bench/triton_server.py ARTIFACT --out bench/results/NAME.json
 
 The server is that of the wheel `nvidia-pytriton`; the engine behind the packer is ONNX Runtime
 in Triton's Python backend. Rows are random token ids. Clients send their next request when the
@@ -11,8 +11,8 @@ last one is answered; they share the machine with the server.
    logits that the engine gave this very row (rows are unique), and no group may hold two
    tenants.
 2. `timings`: in every round all of these run in turn: the bare engine one row at a time, the
-   bare engine with full batches of like length, the server, and for 1, 2 and 4 packers a server
-   whose engine answers zeros at once: the most that packers and clients can do here.
+   bare engine with full batches of like length, the server, and for 1, 2 and 4 packers a
+   server whose engine answers zeros at once: the most that packers and clients can do here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,10 @@ class Load:
     rows: int = 1
     """Rows of a request."""
 
+    def tenant(self, number: int) -> str:
+        """The tenant of a request; empty = none."""
+        return f"tenant {number % self.tenants}" if self.tenants else ""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -96,21 +100,6 @@ class Answers:
     """By the number of the request."""
     errors: list[str] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class AnswerCheck:
-    """Counts of requests, all but the first of which should be 0."""
-
-    requests: int
-    lost: int
-    crossed: int
-    """Rows whose answer is not what the engine gave this row."""
-    shared: int
-    """Groups that hold rows of two tenants."""
-    first_error: str
-    engine_runs: int
-    rows_a_run: float
 
 
 def random_rows(model: Model, count: int, shortest: int, longest: int) -> list[Row]:
@@ -152,11 +141,6 @@ def write_repository(
     return folder
 
 
-def tenant_of(number: int, load: Load) -> str:
-    """The tenant of a request."""
-    return f"tenant {number % load.tenants}" if load.tenants else ""
-
-
 def ask(url: str, model: Model, rows: Sequence[Row], load: Load) -> Answers:
     """Send all rows, from so many clients at once, over gRPC."""
     return asyncio.run(_ask(url, model, rows, load))
@@ -176,7 +160,7 @@ async def _ask(url: str, model: Model, rows: Sequence[Row], load: Load) -> Answe
                 inputs.append(triton.InferInput(name, list(values.shape), "INT64"))
                 inputs[-1].set_data_from_numpy(values)
             if load.tenants:
-                owners = np.array([[tenant_of(number, load)]] * len(part), dtype=object)
+                owners = np.array([[load.tenant(number)]] * len(part), dtype=object)
                 inputs.append(triton.InferInput("tenant", list(owners.shape), "BYTES"))
                 inputs[-1].set_data_from_numpy(owners)
             start = time.perf_counter()
@@ -195,10 +179,14 @@ async def _ask(url: str, model: Model, rows: Sequence[Row], load: Load) -> Answe
 
 def check_answers(
     model: Model, rows: Sequence[Row], load: Load, answers: Answers, runs: Path
-) -> AnswerCheck:
-    """Compare every answer with what the engine gave the same row."""
+) -> dict[str, Any]:
+    """Compare every answer with what the engine gave the same row.
+
+    Counts requests that were lost, rows whose answer is not what the engine gave this row
+    (crossed), and groups that hold rows of two tenants (shared).
+    """
     n = model.encoder.slots
-    owner = {x.tobytes(): tenant_of(i // load.rows, load) for i, x in enumerate(rows)}
+    owner = {x.tobytes(): load.tenant(i // load.rows) for i, x in enumerate(rows)}
     given: dict[bytes, list[Floats]] = {}
     shared, sizes = 0, []
     for ids, mask, logits in recorded(runs):
@@ -217,21 +205,21 @@ def check_answers(
             expected = places[0] if len(places) == 1 else _mean(places)
             crossed += not np.array_equal(found, expected)
     asked = len(rows) // load.rows
-    return AnswerCheck(
-        requests=asked,
-        lost=asked - len(answers.logits),
-        crossed=crossed,
-        shared=shared,
-        first_error=next(iter(answers.errors), ""),
-        engine_runs=len(sizes),
-        rows_a_run=statistics.mean(sizes) if sizes else 0.0,
-    )
+    return {
+        "requests": asked,
+        "lost": asked - len(answers.logits),
+        "crossed": crossed,
+        "shared": shared,
+        "first_error": next(iter(answers.errors), ""),
+        "engine_runs": len(sizes),
+        "rows_a_run": statistics.mean(sizes) if sizes else 0.0,
+    }
 
 
 def _mean(places: Sequence[Floats]) -> Floats:
     """As the packer takes it, of a row that filled several slots."""
-    found: Floats = np.mean(places, axis=0, dtype=np.float32) if places else np.zeros(0)
-    return found
+    none = np.zeros(0, np.float32)
+    return np.mean(places, axis=0, dtype=np.float32) if places else none
 
 
 def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
@@ -241,7 +229,9 @@ def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
             yield pickle.load(file)
 
 
-def difference(model: Model, engine: OrtEngine, rows: Sequence[Row], answers: Answers) -> float:
+def difference(
+    model: Model, engine: OrtEngine, rows: Sequence[Row], answers: Answers
+) -> float:
     """Largest difference of a logit from the bare engine's, given the row alone."""
     some = [i for i in sorted(answers.logits) if i < COMPARED_ROWS]
     each = (engine.run(inputs_of(model, [rows[i]])) - answers.logits[i][:1] for i in some)
@@ -258,11 +248,9 @@ def check(
             answers = ask(server.grpc, model, rows, load)
         # The recorder writes into the folder of the engine's model.
         runs = repository / f"{NAME}_engine" / RUNS
-        found = asdict(check_answers(model, rows, load, answers, runs))
+        found = check_answers(model, rows, load, answers, runs)
     engine = OrtEngine(artifact / "model.onnx", cpu_threads())
-    if load.rows == 1:
-        found["difference_alone"] = difference(model, engine, rows, answers)
-    return found
+    return {**found, "difference_alone": difference(model, engine, rows, answers)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,9 +263,8 @@ class Case:
     rows: int
 
 
-def bare_cases(model: Model, artifact: Path, rows: Sequence[Row]) -> list[Case]:
+def bare_cases(model: Model, engine: OrtEngine, rows: Sequence[Row]) -> list[Case]:
     """The engine without a server."""
-    engine = OrtEngine(artifact / "model.onnx", cpu_threads())
     size = batch_rows(MAX_BATCH, model.encoder.slots)
     ordered = sorted(rows, key=len)
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -302,7 +289,7 @@ def time_all(
     model: Model, artifact: Path, rows: Sequence[Row], load: Load, given: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Part 2: all servers run, and one of them is asked at a time."""
-    cases = bare_cases(model, artifact, rows)
+    cases = bare_cases(model, OrtEngine(artifact / "model.onnx", cpu_threads()), rows)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 

@@ -1,4 +1,4 @@
-"""`bench/triton.py` on tiny models and a real server: no request lost, no answer crossed."""
+"""`bench/triton_server.py` on tiny models: no request lost, no answer crossed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from tests.helpers.tritonserver import needs_server
 
 @pytest.fixture(name="bench")
 def _bench() -> ModuleType:
-    return script("triton")
+    return script("triton_server")
 
 
 @needs_server
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_run_with_64_clients_of_three_tenants(
     n: int,
@@ -32,8 +33,8 @@ def test_a_run_with_64_clients_of_three_tenants(
 ) -> None:
     model = random_model(heads=(4, 4), hidden=16, labels=3)
     write_artifact(multiplexed(model, n=n, at=1) if n > 1 else model, tmp_path / "artifact")
-    line = f"triton.py {tmp_path}/artifact --out {tmp_path}/found.json --requests 900"
-    line += " --round-rows 96 --rounds 2 --rows 1 8 --packers 1 2"
+    line = f"triton_server.py {tmp_path}/artifact --out {tmp_path}/found.json --requests 900"
+    line += " --round-rows 96 --rounds 2 --rows 1 8 --packers 1"
     monkeypatch.setattr(sys, "argv", line.split())
     bench.main()
     found = json.loads((tmp_path / "found.json").read_text())
@@ -50,7 +51,6 @@ def test_a_run_with_64_clients_of_three_tenants(
         "server, 1 rows a request",
         "server, 8 rows a request",
         "no engine, 1 packers, 8 rows a request",
-        "no engine, 2 packers, 8 rows a request",
     ]
     for x in found["timings"]:
         assert len(x["rows_per_second"]) == 2
@@ -72,7 +72,7 @@ def test_a_crossed_answer_is_found(bench: ModuleType, tmp_path: Path) -> None:
     load = bench.Load(clients=1, tenants=2)
     right = bench.Answers({0: logits[:1], 1: logits[1:]})
     found = bench.check_answers(model, rows, load, right, tmp_path / "runs")
-    assert (found.lost, found.crossed, found.shared) == (1, 0, 1)
+    assert (found["lost"], found["crossed"], found["shared"]) == (1, 0, 1)
     swapped = bench.Answers({0: logits[1:], 1: logits[:1]})
     found = bench.check_answers(model, rows, load, swapped, tmp_path / "runs")
-    assert (found.lost, found.crossed) == (1, 2)
+    assert (found["lost"], found["crossed"]) == (1, 2)
