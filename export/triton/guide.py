@@ -25,8 +25,8 @@ Use the release of the image that you need{plan}.
 WHEEL = """
 Without Docker, on Linux (the server of this wheel has Triton's Python backend only):
 
-    pip install --no-deps --target triton-server nvidia-pytriton 'numpy<2'
-    python -m prumux.export.triton.server . --wheel triton-server
+    pip install --no-deps --target ~/triton-server nvidia-pytriton 'numpy<2'
+    python -m prumux.export.triton.server . --wheel ~/triton-server
 """
 CALLING = """
 ## Calling it

@@ -18,8 +18,8 @@ GRAPH = "model.onnx"
 LOGITS = "logits"
 
 
-class TritonPythonModel:
-    """The class that Triton's Python backend loads."""
+class OnnxModel:
+    """A graph in an ONNX Runtime session."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the graph, on this instance's GPU if it has one that ONNX Runtime can use."""
@@ -77,6 +77,10 @@ class TritonPythonModel:
             return self._run([inputs])[0]
         except Exception as error:
             return str(error).strip().split("\n")[0]
+
+
+TritonPythonModel = OnnxModel
+"""The name that Triton's Python backend looks for."""
 
 
 def _values(tensor: Any) -> Any:

@@ -1,7 +1,7 @@
 """Run a Triton server without Docker: the one in the wheel `nvidia-pytriton`.
 
-    pip install --no-deps --target triton-server nvidia-pytriton 'numpy<2'
-    python -m prumux.export.triton.server my-model-prumux/triton --wheel triton-server
+    pip install --no-deps --target ~/triton-server nvidia-pytriton 'numpy<2'
+    python -m prumux.export.triton.server my-model-prumux/triton --wheel ~/triton-server
 
 This server has Triton's Python backend and no other, so it serves repositories that
 `--target 'onnx{triton=python}'` wrote. It runs on Linux on x86-64. Its Python backend was

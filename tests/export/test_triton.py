@@ -134,7 +134,7 @@ def test_a_graph_is_served_by_the_python_backend(tmp_path: Path) -> None:
     }
     text = (folder / "README.md").read_text()
     assert 'sh -c "pip install onnxruntime && tritonserver --model-repository=/models"' in text
-    assert "python -m prumux.export.triton.server . --wheel triton-server" in text
+    assert "python -m prumux.export.triton.server . --wheel ~/triton-server" in text
 
 
 def test_a_serving_point_warms_up_at_its_own_length() -> None:
