@@ -87,12 +87,14 @@ def serving(
 
     Raises:
         MissingError: the wheel is not installed, or has no server for this Python.
-        UsageError: the repository needs a backend that this server does not have.
+        UsageError: the repository needs a backend that this server does not have, or a port
+            is in use.
         PrumuxError: the server ended, or did not get ready in time; with the end of its log.
     """
     _check_wheel(wheel)
     _check_backends(repository)
     ports = ports or free_ports()
+    _check_ports(ports)
     with tempfile.TemporaryDirectory(prefix="triton-") as folder:
         place = Path(folder)
         server = TritonServer(_start(wheel, repository, ports, place), ports, place / "log")
@@ -115,6 +117,17 @@ def free_ports() -> Ports:
     finally:
         for each in sockets:
             each.close()
+
+
+def _check_ports(ports: Ports) -> None:
+    """Else another server on these ports would be taken for this one."""
+    for port in (ports.http, ports.grpc, ports.metrics):
+        with socket.socket() as each:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                each.bind((HOST, port))
+            except OSError as error:
+                raise UsageError(f"port {port} is in use: give another --port") from error
 
 
 def _check_wheel(wheel: Path) -> None:
@@ -249,11 +262,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--wheel", type=Path, default=WHEEL, help="folder of the wheel")
     given = parser.parse_args(arguments)
+    if not 1 <= given.port <= 65533:
+        raise UsageError(f"--port is {given.port}: use 1..65533")
     ports = Ports(given.port, given.port + 1, given.port + 2)
     with serving(given.repository, ports, given.wheel) as server:
         sys.stdout.write(f"ready: HTTP {server.http}, gRPC {server.grpc}\n")
         sys.stdout.flush()
-        server.process.wait()
+        code = server.process.wait()
+        if code:
+            raise PrumuxError(f"Triton ended with exit code {code}\n{_end(server.log)}")
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from prumux.export.runtime.grouping import PredictionJob
 from prumux.export.runtime.grouping import answer as answer_job
 from prumux.export.runtime.ort import OrtEngine
 from prumux.export.triton.repository import Serving, write_bundle
-from prumux.export.triton.server import MODULE, TritonServer, main, serving
+from prumux.export.triton.server import MODULE, TritonServer, free_ports, main, serving
 from prumux.optimizer.base.errors import MissingError, PrumuxError, UsageError
 from prumux.optimizer.cli.console import guarded
 from prumux.optimizer.data.tokenize import Encoded
@@ -308,6 +309,18 @@ def test_metrics_count_the_requests(server: TritonServer) -> None:
 
 
 @needs_server
+def test_a_second_server_on_the_same_ports_is_refused(
+    server: TritonServer, repository: Path
+) -> None:
+    taken = replace(free_ports(), grpc=server.ports.grpc)
+    with (
+        pytest.raises(UsageError, match=f"port {server.ports.grpc} is in use"),
+        serving(repository, taken),
+    ):
+        pass
+
+
+@needs_server
 @pytest.mark.slow
 def test_a_server_starts_again_and_knows_nothing_of_before(tmp_path: Path) -> None:
     repository = write("mixed", tmp_path)
@@ -363,5 +376,7 @@ def test_what_cannot_be_served_is_said(
     line = [str(tmp_path / "triton"), "--wheel", str(wheel)]
     assert guarded(MODULE, main, line, "repeat the command") == 2
     said = capsys.readouterr().err
+    assert guarded(MODULE, main, [*line, "--port", "65534"], "") == 2
+    assert "--port is 65534: use 1..65533" in capsys.readouterr().err
     assert "'prumux_engine' needs Triton's backend onnxruntime" in said
     assert "--target 'onnx{triton=python}'" in said
