@@ -11,8 +11,9 @@ last one is answered; they share the machine with the server.
    logits that the engine gave this very row (rows are unique), and no group may hold two
    tenants.
 2. `timings`: in every round all of these run in turn: the bare engine one row at a time, the
-   bare engine with full batches of like length, the server, and for 1, 2 and 4 packers a
-   server whose engine answers zeros at once: the most that packers and clients can do here.
+   bare engine with full batches of like length, the server with one client and with many, and
+   for 1, 2 and 4 packers a server whose engine answers zeros at once: the most that packers
+   and clients can do here.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def write_repository(
     model: Model, artifact: Path, folder: Path, packers: int, engine: str = ""
 ) -> Path:
     """A model repository; `engine` is the source of another `model.py` for the engine."""
-    options = Serving(backend="python", packers=packers)
+    options = Serving(backend="python", packers=packers, threads=cpu_threads())
     write_bundle(model.encoder, model.task, artifact / "model.onnx", folder, options)
     if engine:
         place = folder / f"{NAME}_engine" / "1"
@@ -305,10 +306,11 @@ def time_all(
                     return answers.latencies_ms
 
                 count = len(rows) // each.rows * each.rows
-                cases.append(Case(f"{name}, {each.rows} rows a request", run, count))
+                asked = f"{name}, {each.clients} clients, {each.rows} rows each"
+                cases.append(Case(asked, run, count))
 
         loads = [Load(load.clients, load.tenants, x) for x in given.rows]
-        add("server", 2, "", loads)
+        add("server", 2, "", [Load(1, load.tenants), *loads])
         for packers in given.packers:
             add(f"no engine, {packers} packers", packers, ZEROS, loads[-1:])
         return interleaved(cases, given.rounds)
@@ -348,11 +350,11 @@ def table(found: dict[str, Any]) -> str:
         f"{answers['requests']} requests: {answers['lost']} lost, {answers['crossed']} rows "
         f"crossed, {answers['shared']} groups of two tenants; "
         f"{answers['rows_a_run']:.1f} rows a run of the engine",
-        f"{'':36}{'rows/s':>10}{'of batches':>12}{'p50 ms':>10}{'p99 ms':>10}",
+        f"{'':44}{'rows/s':>10}{'of batches':>12}{'p50 ms':>10}{'p99 ms':>10}",
     ]
     for x in found["timings"]:
         lines.append(
-            f"{x['name']:36}{statistics.median(x['rows_per_second']):10.0f}"
+            f"{x['name']:44}{statistics.median(x['rows_per_second']):10.0f}"
             f"{x['share_of_batches']:12.0%}"
             f"{x['latency_ms_p50']:10.2f}{x['latency_ms_p99']:10.2f}"
         )
@@ -368,7 +370,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--wheel", type=Path, default=WHEEL, help="folder of the server")
     parser.add_argument("--requests", type=int, default=100_000, help="of part 1")
-    parser.add_argument("--round-rows", type=int, default=5_000, help="rows a round of part 2")
+    parser.add_argument("--round-rows", type=int, default=2_000, help="rows a round of part 2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tenants", type=int, default=3)

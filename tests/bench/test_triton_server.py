@@ -10,6 +10,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from prumux.export.graph import graph_file
+from prumux.export.graph.graph import build
+from prumux.export.runtime.ort import OrtEngine
 from tests.helpers.factory import multiplexed, random_model
 from tests.helpers.readme import write_artifact
 from tests.helpers.scripts import script
@@ -48,9 +51,10 @@ def test_a_run_with_64_clients_of_three_tenants(
     assert [x["name"] for x in found["timings"]] == [
         "engine, one row",
         f"engine, batches of {64 // n * n}",
-        "server, 1 rows a request",
-        "server, 8 rows a request",
-        "no engine, 1 packers, 8 rows a request",
+        "server, 1 clients, 1 rows each",
+        "server, 64 clients, 1 rows each",
+        "server, 64 clients, 8 rows each",
+        "no engine, 1 packers, 64 clients, 8 rows each",
     ]
     for x in found["timings"]:
         assert len(x["rows_per_second"]) == 2
@@ -74,5 +78,10 @@ def test_a_crossed_answer_is_found(bench: ModuleType, tmp_path: Path) -> None:
     found = bench.check_answers(model, rows, load, right, tmp_path / "runs")
     assert (found["lost"], found["crossed"], found["shared"]) == (1, 0, 1)
     swapped = bench.Answers({0: logits[1:], 1: logits[:1]})
+    graph_file.save(build(model), tmp_path)
+    engine = OrtEngine(tmp_path / "model.onnx", 1)
+    own = bench.Answers({i: engine.run(bench.inputs_of(model, [rows[i]])) for i in range(3)})
+    assert bench.difference(model, engine, rows, own) == 0
+    assert bench.difference(model, engine, rows, swapped) > 1
     found = bench.check_answers(model, rows, load, swapped, tmp_path / "runs")
     assert (found["lost"], found["crossed"]) == (1, 2)
