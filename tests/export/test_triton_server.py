@@ -19,40 +19,21 @@ from numpy.typing import NDArray
 
 from prumux.export.graph import graph_file
 from prumux.export.graph.graph import build
-from prumux.export.runtime.grouping import PredictionJob
-from prumux.export.runtime.grouping import answer as answer_job
 from prumux.export.runtime.ort import OrtEngine
-from prumux.export.triton.repository import Serving, write_bundle
+from prumux.export.triton.client import TritonEngine
+from prumux.export.triton.repository import write_bundle
 from prumux.export.triton.server import MODULE, TritonServer, free_ports, main, serving
 from prumux.optimizer.base.errors import MissingError, PrumuxError, UsageError
 from prumux.optimizer.cli.console import guarded
-from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.model import Model
-from tests.helpers.factory import multiplexed, random_model
-from tests.helpers.tritonserver import needs_server, read_config, request
-
-N = 3
-SLOTS = {"plain": 1, "mixed": N, "tokens": N, "roberta": 1}
-
-
-def small(name: str) -> Model:
-    model = random_model(
-        family="roberta" if name == "roberta" else "bert",
-        heads=(4, 4),
-        hidden=16,
-        labels=3,
-        task="token-classification" if name == "tokens" else "text-classification",
-    )
-    return multiplexed(model, n=N, at=1) if SLOTS[name] > 1 else model
-
-
-def write(name: str, folder: Path) -> Path:
-    """A repository that holds one model."""
-    model = small(name)
-    graph_file.save(build(model), folder)
-    serving = Serving(name, max_batch=9, length=12, backend="python")
-    write_bundle(model.encoder, model.task, folder / "model.onnx", folder / "triton", serving)
-    return folder / "triton"
+from tests.helpers.triton_served import (
+    SLOTS,
+    TritonClient,
+    alone,
+    given,
+    served_model,
+    write_served,
+)
+from tests.helpers.tritonserver import needs_server, read_config
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +41,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One repository of all models; the space in its name is a part of the test."""
     together = tmp_path_factory.mktemp("all models")
     for name in SLOTS:
-        for folder in write(name, tmp_path_factory.mktemp(name)).iterdir():
+        for folder in write_served(name, tmp_path_factory.mktemp(name)).iterdir():
             if folder.is_dir():
                 shutil.copytree(folder, together / folder.name)
     return together
@@ -72,62 +53,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
         yield running
 
 
-class Client:
-    """One of Triton's clients: HTTP or gRPC."""
-
-    def __init__(self, server: TritonServer, kind: str) -> None:
-        if kind == "http":
-            import tritonclient.http as module
-
-            self.client: Any = module.InferenceServerClient(server.http, concurrency=4)
-        else:
-            import tritonclient.grpc as module
-
-            self.client = module.InferenceServerClient(server.grpc)
-        self.module: Any = module
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.close()
-
-    def inputs(self, values: dict[str, NDArray[Any]]) -> list[Any]:
-        kinds = {"int64": "INT64", "int32": "INT32", "object": "BYTES"}
-        found = []
-        for name, x in values.items():
-            kind = kinds[str(x.dtype)]
-            found.append(self.module.InferInput(name, list(x.shape), kind))
-            found[-1].set_data_from_numpy(x)
-        return found
-
-    def infer(self, name: str, values: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        """Logits."""
-        found: NDArray[Any] = self.client.infer(name, self.inputs(values)).as_numpy("logits")
-        return found
-
-
-def given(
-    name: str, rows: list[list[int]], tenants: list[str] | None = None, width: int = 0
-) -> dict[str, NDArray[Any]]:
-    """The inputs of one request."""
-    values = request(rows, tenants, width, small(name).encoder.pad_id).inputs
-    if not small(name).encoder.token_types:
-        del values["token_type_ids"]
-    return values
-
-
-def alone(repository: Path, name: str, rows: list[list[int]]) -> list[NDArray[Any]]:
-    """What our own predictor gives for the rows of one request: [C] or [T, C] each."""
-    ids = tuple(map(tuple, rows))
-    encoder = small(name).encoder
-    types = tuple((0,) * len(x) for x in ids) if encoder.token_types else None
-    encoded = Encoded(ids, types, None, encoder.pad_id)
-    engine = OrtEngine(repository / f"{name}_engine" / "1" / "model.onnx", 1)
-    return answer_job(engine, SLOTS[name], PredictionJob(encoded, 9))
-
-
-def counts(client: Client, name: str) -> tuple[int, int]:
+def counts(client: TritonClient, name: str) -> tuple[int, int]:
     """Rows that a model answered, and runs that it took."""
     (found,) = client.client.get_inference_statistics(name, as_json=True)["model_stats"]
     return int(found.get("inference_count", 0)), int(found.get("execution_count", 0))
@@ -141,7 +67,7 @@ def parameters(config: Any) -> dict[str, str]:
 def test_triton_reads_the_configurations_as_written(
     server: TritonServer, repository: Path
 ) -> None:
-    with Client(server, "grpc") as client:
+    with TritonClient(server, "grpc") as client:
         for name in SLOTS:
             for folder in (name, f"{name}_engine"):
                 found = client.client.get_model_config(folder).config
@@ -165,7 +91,7 @@ def test_triton_reads_the_configurations_as_written(
 def test_answers_are_those_of_the_predictor(
     server: TritonServer, repository: Path, name: str, kind: str
 ) -> None:
-    with Client(server, kind) as client:
+    with TritonClient(server, kind) as client:
         for rows in ([[5, 6, 7], [8, 9]], [[11]], [[x, 4, x] for x in range(5, 14)]):
             found = client.infer(name, given(name, rows, width=6))
             for row, logits in zip(found, alone(repository, name, rows), strict=True):
@@ -187,7 +113,7 @@ def test_requests_of_unequal_length_are_run_together(
     """Triton's own batcher would run these one by one."""
     asked = [[[3 + i, *range(4, 4 + i % 7)]] for i in range(64)]
     expected = [alone(repository, "plain", rows)[0] for rows in asked]
-    with Client(server, "grpc") as client, ThreadPoolExecutor(64) as pool:
+    with TritonClient(server, "grpc") as client, ThreadPoolExecutor(64) as pool:
         rows, runs = counts(client, "plain_engine")
         ask = lambda x: client.infer("plain", given("plain", x))  # noqa: E731
         found = list(pool.map(ask, asked))
@@ -240,8 +166,8 @@ def test_a_broken_request_fails_alone(
     good = given("mixed", [[5, 6, 7], [8, 9]])
     expected = alone(repository, "mixed", [[5, 6, 7], [8, 9]])
     with (
-        Client(server, "grpc") as others,
-        Client(server, kind) as client,
+        TritonClient(server, "grpc") as others,
+        TritonClient(server, kind) as client,
         ThreadPoolExecutor(4) as pool,
     ):
         going = [pool.submit(others.infer, "mixed", good | tenant(i)) for i in range(4)]
@@ -265,7 +191,7 @@ def test_cancelled_requests_leave_the_others_alone(
     rows = [[5, 6, 7], [8, 9]]
     expected = alone(repository, "mixed", rows)
     found: list[Any] = []
-    with Client(server, "grpc") as client, ThreadPoolExecutor(8) as pool:
+    with TritonClient(server, "grpc") as client, ThreadPoolExecutor(8) as pool:
         inputs = client.inputs(given("mixed", [[x] for x in range(5, 14)]))
         going = []
         for number in range(40):
@@ -289,6 +215,35 @@ def test_cancelled_requests_leave_the_others_alone(
 
 
 @needs_server
+@pytest.mark.parametrize("name", SLOTS)
+def test_the_engine_can_be_asked_without_its_packer(
+    server: TritonServer, repository: Path, name: str
+) -> None:
+    served = TritonEngine(server.http, SLOTS[name], name)
+    rows = [[5 + i, *range(4, 4 + i % 7)] for i in range(20)]
+    inputs = given(name, rows, width=8)
+    expected = OrtEngine(repository / f"{name}_engine" / "1" / "model.onnx", 1).run(inputs)
+    np.testing.assert_allclose(served.run(inputs), expected, atol=1e-5)
+    assert served.names == tuple(inputs)
+    assert served.describe()["backend"] == "python"
+    broken = {k: x.copy() for k, x in inputs.items()}
+    broken["input_ids"][0, 0] = 10**6
+    with pytest.raises(PrumuxError, match=rf"{name}_engine/infer' answers 500: .*indices"):
+        served.run(broken)
+    with pytest.raises(UsageError, match=r"other_engine/config' answers 404: .*unknown model"):
+        TritonEngine(server.http, 1, "other")
+
+
+def test_a_server_that_is_not_there_is_said() -> None:
+    with pytest.raises(
+        MissingError, match=r"no Triton server answers at 'http://127\.0\.0\.1"
+    ):
+        TritonEngine(f"127.0.0.1:{free_ports().http}")
+    with pytest.raises(MissingError, match=r"no Triton server answers at 'x://y'"):
+        TritonEngine("x://y")
+
+
+@needs_server
 def test_metrics_count_the_requests(server: TritonServer) -> None:
     def count() -> float:
         with urllib.request.urlopen(server.metrics, timeout=10) as answer:
@@ -299,7 +254,7 @@ def test_metrics_count_the_requests(server: TritonServer) -> None:
         return float(found)
 
     before = count()
-    with Client(server, "http") as client:
+    with TritonClient(server, "http") as client:
         for _ in range(3):
             client.infer("roberta", given("roberta", [[5, 6]]))
     end = time.monotonic() + 20  # counted after they are answered
@@ -323,11 +278,11 @@ def test_a_second_server_on_the_same_ports_is_refused(
 @needs_server
 @pytest.mark.slow
 def test_a_server_starts_again_and_knows_nothing_of_before(tmp_path: Path) -> None:
-    repository = write("mixed", tmp_path)
+    repository = write_served("mixed", tmp_path)
     rows = [[5, 6, 7], [8, 9]]
     answers = []
     for _ in range(2):
-        with serving(repository) as running, Client(running, "http") as client:
+        with serving(repository) as running, TritonClient(running, "http") as client:
             answers.append(client.infer("mixed", given("mixed", rows)))
         assert running.process.poll() is not None
         assert not list(Path("/dev/shm").glob(f"{running.log.parent.name}*"))
@@ -339,7 +294,7 @@ def test_a_server_starts_again_and_knows_nothing_of_before(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_repository_that_fails_its_warm_up_is_not_served(tmp_path: Path) -> None:
     """The warm-up runs: with rows that are no whole groups the engine refuses it."""
-    config = write("mixed", tmp_path) / "mixed_engine" / "config.pbtxt"
+    config = write_served("mixed", tmp_path) / "mixed_engine" / "config.pbtxt"
     config.write_text(config.read_text().replace("batch_size: 9", "batch_size: 8"))
     with (
         pytest.raises(PrumuxError, match=r"(?s)Triton ended with exit code .*warmup sample"),
@@ -370,7 +325,7 @@ def test_what_cannot_be_served_is_said(
     stub.write_text("")
     with pytest.raises(UsageError, match=r"holds no \*/config.pbtxt: give a result's triton/"):
         start(tmp_path, wheel)
-    model = small("plain")
+    model = served_model("plain")
     graph_file.save(build(model), tmp_path)
     write_bundle(model.encoder, model.task, tmp_path / "model.onnx", tmp_path / "triton")
     line = [str(tmp_path / "triton"), "--wheel", str(wheel)]
