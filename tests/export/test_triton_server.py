@@ -300,7 +300,7 @@ def test_a_repository_that_fails_its_warm_up_is_not_served(tmp_path: Path) -> No
     config = write_served("mixed", tmp_path) / "mixed_engine" / "config.pbtxt"
     config.write_text(config.read_text().replace("batch_size: 9", "batch_size: 8"))
     with (
-        pytest.raises(PrumuxError, match="Triton ended with exit code (1|-11)"),
+        pytest.raises(PrumuxError, match=r"Triton ended with exit code (1|-11)"),
         serving(tmp_path / "triton"),
     ):
         pass
