@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # An editable install links files one by one: a new or renamed module needs new links.
 LINKS  := $(VENV)/.links-$(shell find optimizer passes export -name '*.*' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 
-.PHONY: help demo test quick matrix check format schema clean
+.PHONY: help demo test quick matrix triton check format schema clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,6 +22,9 @@ quick: $(LINKS) ## Tests without the slow ones
 
 matrix: $(LINKS) ## Every family with every kind of cut, precision and task
 	PRUMUX_MATRIX=1 $(BIN)/pytest -q -n 2 tests/test_golden.py tests/model tests/export
+
+triton: $(VENV)/triton-server/.installed ## Install a Triton server apart, and test what it serves
+	$(BIN)/pytest -q tests/export/test_triton_server.py tests/bench/test_triton_server.py
 
 check: $(LINKS) ## Lint and types
 	$(BIN)/ruff check .
@@ -44,6 +47,11 @@ $(VENV)/.libraries: constraints.txt pyproject.toml
 # torch first and pinned: an open range may pull in gigabytes of CUDA libraries.
 	$(BIN)/pip install -q -c constraints.txt setuptools torch
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation '.[cpu,hub,demo,plot,dev]'
+	touch $@
+
+$(VENV)/triton-server/.installed: triton-server.txt $(LINKS)
+	rm -rf $(@D)
+	$(BIN)/pip install -q --no-deps --no-compile --target $(@D) -r triton-server.txt
 	touch $@
 
 $(LINKS): $(VENV)/.libraries

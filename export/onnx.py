@@ -76,6 +76,12 @@ class Onnx(Target):
     device: Literal["cpu", "cuda"] = field(
         default="cpu", metadata={"help": "where ONNX Runtime runs the graph"}
     )
+    triton: Literal["onnxruntime", "python"] = field(
+        default="onnxruntime",
+        metadata={
+            "help": "backend in triton/; python = for servers without the onnxruntime backend"
+        },
+    )
 
     def __post_init__(self) -> None:
         if not 17 <= self.opset <= 20:
@@ -200,7 +206,7 @@ class Onnx(Target):
         from .triton.repository import FOLDER, serving_point, write_bundle
         from .trt.trtexec import write_script
 
-        serving = serving_point(ctx.workload)
+        serving = replace(serving_point(ctx.workload), backend=self.triton)
         if self.precision == "int8":  # its products run on CPUs only
             serving = replace(serving, kind="KIND_CPU")
         write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)

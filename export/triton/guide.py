@@ -9,17 +9,26 @@ from prumux.optimizer.tasks.task import Task
 from .packer import TENANT
 
 IMAGE = "nvcr.io/nvidia/tritonserver:25.06-py3"
+COMMAND = "tritonserver --model-repository=/models"
+PYTHON_COMMAND = f'sh -c "pip install onnxruntime && {COMMAND}"'
 START = """\
 # A Triton model repository, written by prumux
 
     docker run --rm --shm-size=1g -p 8000:8000 -p 8001:8001 \\
       -v "$PWD:/models:ro" {image} \\
-      tritonserver --model-repository=/models
+      {command}
 
 Run the command in this folder. On a machine with NVIDIA GPUs add `--gpus all` after `--rm`.
 Use the release of the image that you need{plan}.
-`curl localhost:8000/v2/models/{name}/ready` succeeds when the model is ready.
+`curl localhost:8000/v2/health/ready` succeeds when the model is ready.
+"""
+WHEEL = """
+Without Docker, on Linux (the server of this wheel has Triton's Python backend only):
 
+    pip install --no-deps --target ~/triton-server nvidia-pytriton 'numpy<2'
+    python -m prumux.export.triton.server . --wheel ~/triton-server
+"""
+CALLING = """
 ## Calling it
 
 `{name}` takes {inputs}:
@@ -48,9 +57,16 @@ for name in {names}:
 logits = client.infer("{name}", inputs).as_numpy("{output}")
 ```
 """
-LENGTHS = """
-Triton batches requests of equal length only. Pad to a multiple of, say, 16 tokens
-(`pad_to_multiple_of=16`), so that it can batch more of them.
+PLAIN = """
+## Requests of unequal length
+
+`{name}` collects the rows of all requests that arrive within the queue delay, sorts them by
+length, and runs rows of similar length together. Clients need not pad to a common length, and
+a request that the model cannot take fails alone. More concurrent callers, or a longer
+`max_queue_delay_microseconds` in `{name}/config.pbtxt`, fill larger runs.
+
+The engine, `{name}_engine`, takes the same inputs. Calling it saves a millisecond or so where
+requests come one at a time; Triton joins requests to it of equal length only.
 """
 MIXED = """
 ## Mixed rows
@@ -71,9 +87,18 @@ logits = client.infer("{name}", [*inputs, tenant]).as_numpy("{output}")
 More concurrent callers, or a longer `max_queue_delay_microseconds` in `{name}/config.pbtxt`,
 fill more groups.
 """
+ERRORS = """
+## Errors
+
+| client sees | reason |
+|---|---|
+| HTTP 400, gRPC INVALID_ARGUMENT | a type, shape, length or token id that is not accepted |
+| HTTP 500, gRPC INTERNAL | the engine failed |
+| gRPC CANCELLED | the client cancelled the request before it was run |
+"""
 
 
-def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False) -> str:
+def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> str:
     """The text of the README.
 
     Args:
@@ -81,7 +106,7 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False
         task: names of the labels.
         name: name of the Triton model that clients call.
         rows: most rows of a request.
-        plan: True = the engine is a TensorRT plan.
+        backend: Triton's backend of the engine.
     """
     names = input_names(encoder)
     values = {
@@ -97,7 +122,12 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, plan: bool = False
         "shape": f"[rows, {'' if encoder.pooled else 'tokens, '}{encoder.labels}]",
         "labels": ", ".join(" ".join(x.split()) for x in task.labels),
         "tenant": TENANT,
-        "plan": ": its TensorRT must be the one that built `model.plan`" if plan else "",
+        "plan": ": its TensorRT must be the one that built `model.plan`"
+        if backend == "tensorrt"
+        else "",
+        "command": PYTHON_COMMAND if backend == "python" else COMMAND,
     }
-    parts = [START, CALL, MIXED if encoder.slots > 1 else LENGTHS]
+    parts = [START, CALLING, CALL, MIXED if encoder.slots > 1 else PLAIN, ERRORS]
+    if backend == "python":
+        parts.insert(1, WHEEL)
     return "".join(part.format(**values) for part in parts)

@@ -1,4 +1,8 @@
-"""The Triton model in front of a multiplexed engine: groups rows of concurrent requests.
+"""The Triton model in front of an engine: puts rows of concurrent requests together.
+
+Rows are sorted by length. A multiplexed engine gets whole groups of rows; any engine gets
+runs of rows of similar length, padded to the longest of the run. Triton's own batcher joins
+requests of equal length only.
 
 `repository.py` copies this file into a model repository as `model.py`, with
 `optimizer/model/row_groups.py` beside it. The rest of prumux is not installed there, so this
@@ -19,6 +23,8 @@ from prumux.optimizer.model.row_groups import RowLogits, answered, padded
 
 IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 LOGITS, TENANT = "logits", "tenant"
+RUN_TOKENS = 512
+"""About the number of tokens that take the engine as long as starting a run."""
 Ints = NDArray[np.int64]
 Run = Callable[[Mapping[str, Ints]], NDArray[np.float32]]
 """The engine: inputs [B, T] of whole groups -> logits [B, C] or [B, T, C]."""
@@ -30,6 +36,10 @@ class RequestError(Exception):
 
 class EngineError(Exception):
     """The engine could not run a batch."""
+
+
+class CancelledError(Exception):
+    """A request that is not run, because its client no longer waits for the answer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class EngineLimits:
     token_types: int
     """0 = the engine has no input `token_type_ids`."""
     pad_id: int
+    run_tokens: int = RUN_TOKENS
+    """Rows are run in two parts if that saves more padded tokens than this."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -61,6 +73,8 @@ class TritonRequest:
     """[rows, T] each."""
     tenants: tuple[Hashable, ...] | None = None
     """The tenant of each row; None = no tenant. Rows without one are grouped together."""
+    cancelled: bool = False
+    """True if the client no longer waits for the answer."""
 
     def __len__(self) -> int:
         return len(self.inputs[IDS])
@@ -116,20 +130,48 @@ def _run_grouped(
     owners = [owner for x in requests for owner in x.tenants or (None,) * len(x)]
     all_lengths = np.concatenate([*lengths, np.zeros(0, np.int64)])
 
-    def run_rows(index: Ints) -> NDArray[np.float32]:
-        longest = int(all_lengths[index].max())
-        return run(
-            {
-                name: padded([each[i] for i in index], longest, fills[name])
-                for name, each in rows.items()
-            }
-        )
+    def run_rows(index: Ints) -> list[NDArray[np.float32]]:
+        found: list[NDArray[np.float32]] = []
+        longest = all_lengths[index].reshape(-1, limits.slots).max(axis=1)
+        for start, end in parts(longest, limits.run_tokens / limits.slots):
+            part = index[start * limits.slots : end * limits.slots]
+            found += run(
+                {
+                    name: padded([each[i] for i in part], int(longest[end - 1]), fills[name])
+                    for name, each in rows.items()
+                }
+            )
+        return found
 
     logits = answered(run_rows, all_lengths, limits.slots, limits.rows, tenants=owners)
     ends = np.cumsum([len(x) for x in requests]).tolist()
     return [
         _shaped(logits[end - len(x) : end], x) for x, end in zip(requests, ends, strict=True)
     ]
+
+
+def parts(lengths: Ints, tokens: float) -> list[tuple[int, int]]:
+    """Ranges of groups that are run together, from lengths that do not fall.
+
+    Groups are padded to the longest of their range. A range is split where that saves most
+    padding, if it saves more than `tokens` tokens a slot.
+
+    Example:
+        >>> parts(np.array([4, 5, 90, 100]), tokens=64)
+        [(0, 2), (2, 4)]
+    """
+    found: list[tuple[int, int]] = []
+    left = [(0, len(lengths))]
+    while left:
+        start, end = left.pop()
+        # Splitting before group i pads the groups from `start` to i to the length of i - 1.
+        saved = (lengths[end - 1] - lengths[start : end - 1]) * np.arange(1, end - start)
+        if len(saved) and saved.max() > tokens:
+            middle = start + 1 + int(saved.argmax())
+            left += [(middle, end), (start, middle)]
+        else:
+            found.append((start, end))
+    return found
 
 
 def _shaped(logits: RowLogits, request: TritonRequest) -> NDArray[np.float32]:
@@ -143,11 +185,13 @@ def _shaped(logits: RowLogits, request: TritonRequest) -> NDArray[np.float32]:
     return found
 
 
-def _fault(request: TritonRequest, limits: EngineLimits) -> RequestError | None:
+def _fault(request: TritonRequest, limits: EngineLimits) -> Exception | None:
     """The error of a request that cannot be run, else None.
 
     Requests are checked first, because a bad one would fail a run that others share.
     """
+    if request.cancelled:
+        return CancelledError("the client cancelled the request")
     shapes = {name: x.shape for name, x in request.inputs.items()}
     if len(set(shapes.values())) > 1 or len(shapes[IDS]) != 2 or 0 in shapes[IDS]:
         return RequestError(f"inputs must be [rows, tokens], all alike; given: {shapes}")
@@ -189,7 +233,7 @@ class TritonPythonModel:
 
         found = answer(self._run, [self._read(x) for x in requests], self.limits)
         return [
-            pb_utils.InferenceResponse([], error=pb_utils.TritonError(str(x)))
+            pb_utils.InferenceResponse([], error=_error(x))
             if isinstance(x, Exception)
             else pb_utils.InferenceResponse([pb_utils.Tensor(LOGITS, x)])
             for x in found
@@ -199,11 +243,10 @@ class TritonPythonModel:
         import triton_python_backend_utils as pb_utils
 
         tensor = pb_utils.get_input_tensor_by_name
-        inputs = {name: tensor(request, name).as_numpy() for name in self.limits.names}
+        inputs = {name: _values(tensor(request, name)) for name in self.limits.names}
         tenant = tensor(request, TENANT)
-        if tenant is None:
-            return TritonRequest(inputs)
-        return TritonRequest(inputs, tuple(tenant.as_numpy().reshape(-1).tolist()))
+        tenants = None if tenant is None else tuple(tenant.as_numpy().reshape(-1).tolist())
+        return TritonRequest(inputs, tenants, request.is_cancelled())
 
     def _run(self, inputs: Mapping[str, Ints]) -> NDArray[np.float32]:
         import triton_python_backend_utils as pb_utils
@@ -217,5 +260,33 @@ class TritonPythonModel:
         if response.has_error():
             raise EngineError(response.error().message())
         logits = pb_utils.get_output_tensor_by_name(response, LOGITS)
-        found: NDArray[np.float32] = logits.as_numpy()
+        found: NDArray[np.float32] = _values(logits)
         return found
+
+
+def _error(error: Exception) -> Any:
+    """The error as Triton's own, with the code that decides the status a client sees."""
+    import triton_python_backend_utils as pb_utils
+
+    codes = {
+        RequestError: pb_utils.TritonError.INVALID_ARG,
+        CancelledError: pb_utils.TritonError.CANCELLED,
+    }
+    code = codes.get(type(error), pb_utils.TritonError.INTERNAL)
+    return pb_utils.TritonError(str(error), code)
+
+
+def _values(tensor: Any) -> Any:
+    """The values of a tensor.
+
+    Raises:
+        RuntimeError: the server's Python backend was built for another numpy. It then makes
+            arrays whose elements all lie at one address.
+    """
+    values = tensor.as_numpy()
+    if values.size > 1 and not any(values.strides):
+        raise RuntimeError(
+            f"this server's Python backend misreads arrays of numpy {np.__version__}: "
+            "give it numpy 1 (pip install 'numpy<2')"
+        )
+    return values

@@ -1,8 +1,8 @@
 """Write a Triton model repository around an engine, ready to serve.
 
-Clients always call one model, `NAME`. If the model is not multiplexed, that is the engine.
-If it is, that is a packer (`packer.py`), and the engine behind it is called `NAME_engine`:
-Triton's own batcher would put rows of different tenants into one group.
+Clients call one model, `NAME`: a packer (`packer.py`) in front of the engine, `NAME_engine`.
+Triton's own batcher joins requests of equal length only, fails all requests of a batch for a
+bad one, and would put rows of different tenants into one group of a multiplexed engine.
 
 Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +24,9 @@ from prumux.optimizer.model import row_groups as slots
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.task import Task
 
-from . import packer
+from . import onnx_model, packer
 from .guide import guide
-from .packer import TENANT
+from .packer import RUN_TOKENS, TENANT
 from .pbtxt import Word, dump
 
 FOLDER = "triton"
@@ -34,11 +34,17 @@ NAME = "prumux"
 MAX_BATCH = 64
 WARM_TOKENS = 16
 """Tokens per row of the smaller warm-up run."""
-BACKENDS = {".onnx": "onnxruntime", ".plan": "tensorrt"}
-CHECKED = (("max_batch", 1), ("length", 1), ("delay_us", 0), ("profiles", 1))
+FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+"""Backends that take the engine itself, with the file that they look for."""
+CHECKED = (
+    *(("max_batch", 1), ("length", 1), ("delay_us", 0), ("profiles", 1)),
+    *(("threads", 0), ("packers", 1)),
+)
+Backend = Literal["onnxruntime", "python"]
+"""What runs a graph: Triton's onnxruntime backend, or ONNX Runtime in a Python model."""
 SLOTS_FILE = "prumux_slots.py"
-PACKER_INSTANCES = 2
-"""One instance groups rows while the other waits for the engine."""
+PACKERS = 2
+"""One packer groups rows while the other waits for the engine."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,12 @@ class Serving:
     profiles: int = 1
     """Number of a plan's optimisation profiles, from the first on, that take `max_batch`
     rows. The configuration lists these, and Triton chooses among them."""
+    backend: Backend = "onnxruntime"
+    """Triton backend of a graph; a plan always runs in Triton's tensorrt backend."""
+    threads: int = 0
+    """CPU threads of a graph in the Python backend; 0 = ONNX Runtime's choice."""
+    packers: int = PACKERS
+    """Processes that group rows."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -99,52 +111,56 @@ def write_bundle(
         ModelError: the engine does not exist, or is neither an ONNX graph nor a plan.
     """
     serving = serving or Serving()
-    backend = BACKENDS.get(engine.suffix)
+    backends = {".onnx": serving.backend, ".plan": "tensorrt"}
+    backend = backends.get(engine.suffix)
     if backend is None or not engine.is_file():
         raise ModelError(f"'{engine}' is not a model.onnx or model.plan that could be served")
     shutil.rmtree(folder, ignore_errors=True)
-    name = serving.name if encoder.slots == 1 else f"{serving.name}_engine"
-    _engine_files(engine, folder / name)
-    _write(folder / name / "config.pbtxt", engine_config(encoder, task, backend, serving))
-    if encoder.slots > 1:
-        _packer_files(folder / serving.name / "1")
-        _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
+    place = folder / f"{serving.name}_engine"
+    _engine_files(engine, place)
+    if backend == "python":
+        _write(place / "1" / "model.py", Path(onnx_model.__file__).read_text(encoding="utf-8"))
+    _write(place / "config.pbtxt", engine_config(encoder, backend, serving))
+    _packer_files(folder / serving.name / "1")
+    _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
     # The output names this file, for Triton's classification extension.
     if task.output_labels:
         lines = "".join(" ".join(x.split()) + "\n" for x in task.output_labels)
         _write(folder / serving.name / "labels.txt", lines)
-    text = guide(encoder, task, serving.name, _rows(encoder, serving), backend == "tensorrt")
+    text = guide(encoder, task, serving.name, _rows(encoder, serving), backend)
     _write(folder / "README.md", text)
     return tuple(sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()))
 
 
-def engine_config(encoder: Encoder, task: Task, backend: str, serving: Serving) -> str:
+def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     """`config.pbtxt` of the engine, which takes token ids of any length."""
-    alone, rows = encoder.slots == 1, _rows(encoder, serving)
+    rows = _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
     comments = ["Rows in, logits out. max_batch_size counts rows."]
-    if not alone:
+    if encoder.slots > 1:
         comments += [
             f"Runs {encoder.slots} neighbouring rows in one forward pass: call",
             f"'{serving.name}', which sends whole groups. There is no dynamic batching here:",
             "it would put rows of unrelated requests into one group, and a request of a wrong",
             "size would fail the others.",
         ]
-    fields: dict[str, Any] = {
-        "name": serving.name if alone else f"{serving.name}_engine",
-        "backend": backend,
-        "default_model_filename": "model.onnx" if backend == "onnxruntime" else "model.plan",
+    fields: dict[str, Any] = {"name": f"{serving.name}_engine", "backend": backend}
+    if backend in FILES:
+        fields["default_model_filename"] = FILES[backend]
+    fields |= {
         "max_batch_size": rows,
         "input": _inputs(encoder),
-        "output": [_output(encoder, task if alone else None)],
+        "output": [_output(encoder)],
     }
-    if alone:
-        fields["dynamic_batching"] = _batching(encoder, serving)
-    instances = {"count": 1, "kind": Word(serving.kind)}
+    if encoder.slots == 1 and backend in FILES:
+        fields["dynamic_batching"] = {}  # without a delay: the packer has waited already
+    instances: dict[str, Any] = {"count": 1, "kind": Word(serving.kind)}
     if backend == "tensorrt":
         chosen = [str(i) for i in range(serving.profiles)]
         instances = {"count": 1, "kind": Word("KIND_GPU"), "profile": chosen}
     fields["instance_group"] = [instances]
+    if backend == "python":
+        fields["parameters"] = _parameters({"threads": serving.threads})
     fields["model_warmup"] = [
         _warm_up(encoder, encoder.slots, min(WARM_TOKENS, length)),
         _warm_up(encoder, rows, length),
@@ -153,13 +169,17 @@ def engine_config(encoder: Encoder, task: Task, backend: str, serving: Serving) 
 
 
 def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
-    """`config.pbtxt` of the packer, the model that clients of a multiplexed model call."""
+    """`config.pbtxt` of the packer, the model that clients call."""
     rows = _rows(encoder, serving)
     comments = [
-        f"Fills groups of {encoder.slots} rows of similar length and of one tenant, and",
-        "returns to each request the logits of its rows. max_batch_size counts rows, not",
-        "groups. There is no warm-up: it would call the engine, which may not be loaded yet.",
+        "Runs rows of similar length together, and returns to each request the logits of its",
+        "rows. max_batch_size counts rows.",
     ]
+    if encoder.slots > 1:
+        comments += [
+            f"Fills groups of {encoder.slots} rows of similar length and of one tenant.",
+        ]
+    comments += ["There is no warm-up: it would call the engine, which may not be loaded yet."]
     tenant = {
         "name": TENANT,
         "data_type": Word("TYPE_STRING"),
@@ -173,8 +193,8 @@ def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
         "vocab": encoder.vocab,
         "token_types": encoder.token_types,
         "pad_id": encoder.pad_id,
+        "run_tokens": RUN_TOKENS,
     }
-    parameters = {"engine": f"{serving.name}_engine", **limits}
     fields: dict[str, Any] = {
         "name": serving.name,
         "backend": "python",
@@ -183,13 +203,14 @@ def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
         "input": [*({**x, "allow_ragged_batch": True} for x in _inputs(encoder)), tenant],
         "output": [_output(encoder, task)],
         "dynamic_batching": _batching(encoder, serving),
-        "instance_group": [{"count": PACKER_INSTANCES, "kind": Word("KIND_CPU")}],
-        "parameters": [
-            {"key": key, "value": {"string_value": str(value)}}
-            for key, value in parameters.items()
-        ],
+        "instance_group": [{"count": serving.packers, "kind": Word("KIND_CPU")}],
+        "parameters": _parameters({"engine": f"{serving.name}_engine", **limits}),
     }
     return _text(comments, fields)
+
+
+def _parameters(values: Mapping[str, str | int]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": {"string_value": str(x)}} for key, x in values.items()]
 
 
 def _text(comments: list[str], fields: dict[str, Any]) -> str:
@@ -218,7 +239,7 @@ def _inputs(encoder: Encoder) -> list[dict[str, Any]]:
     ]
 
 
-def _output(encoder: Encoder, task: Task | None) -> dict[str, Any]:
+def _output(encoder: Encoder, task: Task | None = None) -> dict[str, Any]:
     """The logits; named by the labels where a task is given whose answer is the largest."""
     dims = [encoder.labels] if encoder.pooled else [-1, encoder.labels]
     found: dict[str, Any] = {

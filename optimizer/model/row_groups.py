@@ -69,7 +69,7 @@ def _rows_of_tenants(rows: int, tenants: Sequence[Hashable] | None) -> list[Ints
 
 
 def answered(
-    run: Callable[[Ints], NDArray[Any]],
+    run: Callable[[Ints], NDArray[Any] | list[NDArray[Any]]],
     lengths: Ints,
     n: int,
     batch: int,
@@ -80,7 +80,7 @@ def answered(
     """Logits of each row, padding removed: the mean over the row's places in the groups.
 
     Args:
-        run: logits of the rows with these indices, whole groups, padded to their longest.
+        run: logits of the rows with these indices, which are whole groups.
         lengths: tokens of each row.
         n: rows that are mixed into one.
         batch: rows in one run, at least one group.
@@ -93,7 +93,7 @@ def answered(
     groups, each = grouped(lengths, n, copies, tenants), max(1, batch // n)
     parts = [groups[i : i + each].ravel() for i in range(0, len(groups), each)]
     answers = [run(rows) for rows in parts]
-    if not answers or answers[0].ndim == 2:
+    if not answers or answers[0][0].ndim == 1:
         logits = np.concatenate(answers) if answers else np.zeros((0, 0), np.float32)
         return mean_of_copies(logits, groups.ravel(), len(lengths))
     found: list[list[NDArray[np.float32]]] = [[] for _ in lengths]

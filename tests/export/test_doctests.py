@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("name", "examples"), [("graph.sensitivity", 1), ("graph.parity", 1), ("triton.pbtxt", 1)]
+    ("name", "examples"),
+    [("graph.sensitivity", 1), ("graph.parity", 1), ("triton.pbtxt", 1), ("triton.packer", 1)],
 )
 def test_examples(name: str, examples: int) -> None:
     found = doctest.testmod(import_module(f"prumux.export.{name}"))

@@ -24,9 +24,36 @@ import pytest
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 
+from prumux.export.graph import graph_file
+from prumux.export.graph.graph import build
 from prumux.export.runtime.ort import session_options
+from prumux.export.triton.repository import Serving, write_bundle
+from prumux.export.triton.server import WHEEL
+from prumux.optimizer.model.model import Model
+from tests.helpers.factory import Kind, multiplexed, random_model
 
 BACKEND = "triton_python_backend_utils"
+needs_server = pytest.mark.skipif(
+    not (WHEEL / "pytriton").is_dir(),
+    reason="no Triton server: `make triton` installs it",
+)
+if (WHEEL / "pytriton").is_dir():
+    sys.path.append(str(WHEEL))  # last: what the clients of the real server need lies there
+
+
+SERVING = Serving(max_batch=8, length=12)
+N = 3
+
+
+def small(n: int = 1, task: Kind = "text-classification", **fields: Any) -> Model:
+    model = random_model(heads=(4, 4), hidden=16, labels=3, task=task, **fields)
+    return multiplexed(model, n=n, at=1) if n > 1 else model
+
+
+def bundle(model: Model, folder: Path, serving: Serving = SERVING) -> Path:
+    graph_file.save(build(model), folder)
+    write_bundle(model.encoder, model.task, folder / "model.onnx", folder / "triton", serving)
+    return folder / "triton"
 
 
 @functools.cache
@@ -69,8 +96,10 @@ class Tensor:
 class TritonError:
     """What is wrong with a request."""
 
-    def __init__(self, message: str) -> None:
-        self._message = message
+    INTERNAL, INVALID_ARG, CANCELLED = "internal", "invalid argument", "cancelled"
+
+    def __init__(self, message: str, code: str = INTERNAL) -> None:
+        self._message, self.code = message, code
 
     def message(self) -> str:
         return self._message
@@ -101,6 +130,10 @@ class Request:
     """A client's request."""
 
     inputs: dict[str, NDArray[Any]]
+    cancelled: bool = False
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
 
     @property
     def rows(self) -> int:

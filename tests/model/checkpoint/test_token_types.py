@@ -61,7 +61,7 @@ def test_the_snippet_of_the_readme_runs_with_the_tokenizer_of_a_family(
 
 
 def engine_config_of(model: Model) -> str:
-    return engine_config(model.encoder, model.task, "onnxruntime", Serving())
+    return engine_config(model.encoder, "onnxruntime", Serving())
 
 
 @pytest.mark.parametrize("family", ["bert", "electra"])
