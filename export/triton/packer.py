@@ -135,12 +135,11 @@ def _run_grouped(
         longest = all_lengths[index].reshape(-1, limits.slots).max(axis=1)
         for start, end in parts(longest, limits.run_tokens / limits.slots):
             part = index[start * limits.slots : end * limits.slots]
-            found += run(
-                {
-                    name: padded([each[i] for i in part], int(longest[end - 1]), fills[name])
-                    for name, each in rows.items()
-                }
-            )
+            inputs = {
+                name: padded([each[i] for i in part], int(longest[end - 1]), fills[name])
+                for name, each in rows.items()
+            }
+            found.extend(run(inputs))
         return found
 
     logits = answered(run_rows, all_lengths, limits.slots, limits.rows, tenants=owners)
