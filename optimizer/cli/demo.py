@@ -34,11 +34,11 @@ SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
 """Name of a split, and the share of each package's rows at which it ends."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
-STEPS = 120
+STEPS = 100
 BATCH = 32
 SORTED_TOGETHER = 8
 """Batches whose texts are sorted by length together, so that little is padding."""
-FROZEN_LAYERS = 2
+FROZEN_LAYERS = 3
 """Lower layers that keep their pretrained weights."""
 Texts = list[tuple[str, int]]
 
@@ -146,13 +146,15 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
         id2label=dict(enumerate(PACKAGES)),
         label2id={name: i for i, name in enumerate(PACKAGES)},
         problem_type="single_label_classification",
+        hidden_dropout_prob=0.0,  # one pass over the rows does not overfit
+        attention_probs_dropout_prob=0.0,
     )
     for frozen in (model.bert.embeddings, *model.bert.encoder.layer[:FROZEN_LAYERS]):
         frozen.requires_grad_(False)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     head = [p for n, p in trained if n.startswith("classifier")]
     body = [p for n, p in trained if not n.startswith("classifier")]
-    optimizer = torch.optim.AdamW([{"params": body, "lr": 2e-4}, {"params": head, "lr": 1e-3}])
+    optimizer = torch.optim.AdamW([{"params": body, "lr": 3e-4}, {"params": head, "lr": 1e-3}])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / STEPS)
     model.train()
     with progress.task("fine-tuning the demo model", STEPS) as step:

@@ -24,7 +24,7 @@ from .bisection import Trial
 from .evaluator import Evaluator
 
 ROUNDS = 3
-REPORT_ROUNDS = 2
+REPORT_ROUNDS = 1
 """Rounds of shapes that only the report shows: no choice depends on them."""
 AT_ONCE = 8
 """Engines in memory at the same time."""
