@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 FOLDER = Path("prumux-demo")
 PACKAGES = ("torch", "transformers", "numpy", "scipy")
 FILES_EACH = 250
-ROWS_EACH = 1500
+ROWS_EACH = 1200
 SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
 """Name of a split, and the share of each package's rows at which it ends."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
-STEPS = 100
+STEPS = 90
 BATCH = 32
 SORTED_TOGETHER = 8
 """Batches whose texts are sorted by length together, so that little is padding."""

@@ -34,10 +34,6 @@ SAFE_SHARE = 0.5
 """Certification starts at a candidate whose observed loss is at most this share of the largest
 loss that the rows can certify."""
 
-STRIDE = 2
-"""Of candidates that were not tried, one in so many is certified: each costs a build, and
-neighbours differ little."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -166,19 +162,13 @@ def none_found(trials: dict[int, Trial], limit: float) -> SearchResult:
 
 
 def _path(trials: dict[int, Trial], low: int, safe: float) -> list[int]:
-    """Candidates to certify: the tried ones up to a safe one, then up to `low` every second.
+    """Candidates to certify: the tried ones up to a safe one, then every one up to `low`.
 
-    Those that were tried are always among them, because they are built already. If none is
-    safe, the slowest candidate comes first and then one half-way, tried or not, so that a
-    tight budget does not end with nothing at the first failure.
+    If none is safe, the slowest candidate comes first and then one half-way, tried or not, so
+    that a tight budget does not end with nothing at the first failure.
     """
     tried = [i for i in sorted(trials) if i <= low]
     safe_ones = [i for i in tried if trials[i].loss <= safe]
-    if safe_ones:
-        path = [i for i in tried if i <= safe_ones[-1]]
-    else:
-        path = sorted({0, tried[0] // 2, tried[0]})
-    for i in range(path[-1] + 1, low + 1):
-        if i in trials or i - path[-1] == STRIDE:
-            path.append(i)
-    return path
+    if not safe_ones:
+        return sorted({0, tried[0] // 2, *range(tried[0], low + 1)})
+    return [i for i in tried if i < safe_ones[-1]] + list(range(safe_ones[-1], low + 1))
