@@ -33,7 +33,7 @@ def fast_bf16(device: str) -> bool:
     pairs = [(rows.to(x), weight.to(x)) for x in (torch.float32, torch.bfloat16)]
     rounds = [[_seconds(*x) for x in pairs] for _ in range(ROUNDS)]
     single, half = (min(x) for x in zip(*rounds, strict=True))
-    return single > GAIN * half
+    return bool(single > GAIN * half)
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
