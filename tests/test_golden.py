@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prumux.optimizer.base import bfloat16
 from tests.golden import adapter, canonical, cases, models
 
 GOLDEN = cases.GOLDEN
@@ -64,6 +65,12 @@ def stored(name: str) -> dict[str, Any]:
 def as_json(facts: Any) -> Any:
     """Values as they come back from a file."""
     return json.loads(json.dumps(facts))
+
+
+@pytest.fixture(autouse=True)
+def same_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in bfloat16, as 0.1.0 did where it wrote the files, whether or not it pays."""
+    monkeypatch.setattr(bfloat16, "fast_bf16", lambda device: True)
 
 
 @pytest.fixture(scope="module")

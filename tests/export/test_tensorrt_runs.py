@@ -76,7 +76,7 @@ def _served(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = prumux.load(str(out))
     assert model.engine.describe()["runs"] == "the typed graph, rounded to fp16"
     assert len(model.predict(["good film", "bad play"])) == 2
-    config = (out / "triton" / "prumux" / "config.pbtxt").read_text()
+    config = (out / "triton" / "prumux_engine" / "config.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in config
 
 
