@@ -34,7 +34,7 @@ SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
 """Name of a split, and the share of each package's rows at which it ends."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
-STEPS = 90
+STEPS = 80
 BATCH = 32
 SORTED_TOGETHER = 8
 """Batches whose texts are sorted by length together, so that little is padding."""
