@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.url and options.verify is None:
+        raise UsageError(
+            f"--url is for --verify\nwrite: prumux-bench --verify RESULT --url {options.url}"
+        )
     if options.verify is not None:
         return _verify(options, arguments)
     if not options.models:
@@ -134,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="plot throughput by batch size, as png or svg",
     )
+    add(
+        "--url",
+        default="",
+        metavar="HOST:PORT",
+        help="with --verify: ask the engine of a running Triton server, by HTTP",
+    )
     add("--json", action="store_true", help="one JSON document on stdout")
     add("-q", "--quiet", action="store_true", help="errors only")
     add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
@@ -156,7 +166,7 @@ def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     torch.set_num_threads(threads)
     progress = Progress(0 if options.quiet else 1)
     with progress.task("verifying", 2) as step:
-        opened = open_artifact(options.verify, threads, options.device)
+        opened = open_artifact(options.verify, threads, options.device, options.url)
         step()
         found = verify(opened)
         step()

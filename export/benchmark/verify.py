@@ -17,6 +17,7 @@ from prumux.export.runtime.artifact_engine import (
     read_config,
 )
 from prumux.export.runtime.engine_match import check_belongs
+from prumux.export.triton.client import TritonEngine
 from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
@@ -95,8 +96,14 @@ class OpenedArtifact:
     other_files: tuple[str, ...]
 
 
-def open_artifact(name: str, threads: int, device: str) -> OpenedArtifact:
+def open_artifact(name: str, threads: int, device: str, url: str = "") -> OpenedArtifact:
     """Open the engine that `prumux.load` would run; a plan must run where there is one.
+
+    Args:
+        name: the artifact folder.
+        threads: CPU threads of the engine.
+        device: as for `prumux.load`.
+        url: host and port of a Triton server whose engine is asked instead.
 
     Raises:
         GateError: a file is not the certified one, and cannot be read.
@@ -112,7 +119,9 @@ def open_artifact(name: str, threads: int, device: str) -> OpenedArtifact:
     try:
         encoder, task = from_config(config, path / "config.json")
         tokenizer = read_tokenizer(path)
-        engine = _engine(path, threads, device)
+        engine: Engine = (
+            TritonEngine(url, encoder.slots) if url else _engine(path, threads, device)
+        )
         check_belongs(engine, encoder, config, path)
     except MissingError:
         raise

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,58 @@ def test_a_plan_needs_what_runs_it(
     assert main(["--verify", str(copied), *ROUNDS]) == 5
     assert "--device cpu verifies the typed graph" in capsys.readouterr().err
     assert main(["--verify", str(copied), "--device", "cpu", *ROUNDS]) == 0
+
+
+class Served(BaseHTTPRequestHandler):
+    """Answers as a Triton server does that runs a graph. The real one: test_triton_server."""
+
+    engine: Any
+
+    def do_GET(self) -> None:
+        config = {"backend": "onnxruntime", "max_batch_size": 64}
+        names = [{"name": x} for x in ("input_ids", "attention_mask", "token_type_ids")]
+        self._answer({"version": "2"} if self.path == "/v2" else {**config, "input": names})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        inputs = {x["name"]: np.reshape(x["data"], x["shape"]) for x in asked["inputs"]}
+        logits = self.engine.run(inputs)
+        output = {"name": "logits", "shape": logits.shape, "data": logits.ravel().tolist()}
+        self._answer({"outputs": [output]})
+
+    def _answer(self, values: dict[str, Any]) -> None:
+        text = json.dumps(values).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(("seed", "code"), [(0, 0), (1, 4)])
+def test_a_triton_server_is_asked(
+    certified: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    seed: int,
+    code: int,
+) -> None:
+    """The files here are the certified ones; the server runs them, or another model's."""
+    behind = Onnx(precision="fp32").engine(artifact(tmp_path / "behind", seed=seed), 1)
+    handler = type("Handler", (Served,), {"engine": behind})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"127.0.0.1:{server.server_port}"
+        assert main(["--verify", str(certified), "--url", url, *ROUNDS]) == code
+        server.shutdown()
+    told = capsys.readouterr()
+    assert "by triton 2" in told.out
+    assert ("logits differ by up to" in told.err) == (code == 4)
+
+
+def test_a_url_needs_a_result(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--url", "localhost:8000"]) == 2
+    err = capsys.readouterr().err
+    assert "write: prumux-bench --verify RESULT --url localhost:8000" in err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,8 @@ _SIDES = ("left", "right")
 _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 _PADS = ("[PAD]", "<pad>", "<PAD>")
 _TRIAL = ("A first text.", "")
+SPARE_IDS = 1_000_000
+"""Ids may leave gaps, of at most so many numbers in all."""
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
@@ -119,8 +121,36 @@ def _check_files(folder: Path) -> None:
     for name in _JSON:
         if (folder / name).exists():
             values = read_json(folder / name)
+            _check_ids(values, name, folder / name)
             if name == "tokenizer_config.json":
                 _check_config(values, folder / name)
+
+
+def _check_ids(values: Mapping[str, Any], name: str, path: Path) -> None:
+    """Refuse ids far beyond the number of tokens: memory is allocated up to the largest."""
+    found = list(_ids(values, name))
+    most = len(found) + SPARE_IDS
+    for token, number in found:
+        if isinstance(number, int) and not 0 <= number < most:
+            raise ModelError(
+                f"{path}: the id of {token!r:.60} is {number}; with {len(found)} tokens here, "
+                f"it must be in 0..{most - 1}"
+            )
+
+
+def _ids(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, object]]:
+    """Each token of a file with its id, as far as the file has the usual form."""
+    model, decoder = values.get("model"), values.get("added_tokens_decoder")
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    for tokens in (values if name == "vocab.json" else None, vocabulary):
+        if isinstance(tokens, Mapping):
+            yield from tokens.items()
+    added = values.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, Mapping):
+            yield str(entry.get("content")), entry.get("id")
+    for text, token in decoder.items() if isinstance(decoder, Mapping) else ():
+        yield str(token), int(text) if text.isdecimal() else None
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:

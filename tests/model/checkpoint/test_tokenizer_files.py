@@ -287,3 +287,16 @@ def test_a_tokenizer_that_fails_on_a_row_is_an_error_of_the_data() -> None:
 def test_a_model_without_a_tokenizer_stays_as_it_is() -> None:
     model = random_model(heads=(4,))
     assert with_tokenizer(model, None) is model
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, -1])
+def test_ids_far_beyond_the_vocabulary_are_refused(tmp_path: Path, number: int) -> None:
+    """The Rust library allocates up to the largest id, and aborts the process if it cannot."""
+    folder = folder_of(tmp_path)
+    tiny_tokenizer().save_pretrained(str(folder))
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    whole["model"]["vocab"]["good"] = number
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"the id of 'good' is {number}; with \d+ tokens"):
+        load_model(str(folder))
