@@ -9,10 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.hf_checkpoint import hf_source, read_config
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.source import load_model
 from prumux.optimizer.model.weights import expected_shapes
 
 _SIZES = {"vocab_size": 31, "max_position_embeddings": 20, "pad_token_id": 0}
@@ -82,3 +86,20 @@ def write(
     (folder / "config.json").write_text(json.dumps(of))
     save_file(dict(state(of) if weights is None else weights), folder / "model.safetensors")
     return folder
+
+
+def refused(source: object) -> str:
+    """The message with which a source is refused."""
+    with pytest.raises(ModelError) as caught:
+        load_model(str(source))
+    text = str(caught.value)
+    assert 1 <= len(text.splitlines()) <= 5
+    assert caught.value.exit_code == 2
+    return text
+
+
+def same(a: Model, b: Model) -> bool:
+    """Whether two models have the same weights, bit by bit."""
+    return a.weights.keys() == b.weights.keys() and all(
+        torch.equal(x, b.weights[k]) for k, x in a.weights.items()
+    )

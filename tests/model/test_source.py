@@ -18,25 +18,9 @@ from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.folder import digest, read_json
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import build, load_model
-from tests.helpers.checkpoints import config, state, write
+from tests.helpers.checkpoints import config, refused, same, state, write
 
 INDEX = "model.safetensors.index.json"
-
-
-def refused(source: object) -> str:
-    """The message with which a source is refused."""
-    with pytest.raises(ModelError) as caught:
-        load_model(str(source))
-    text = str(caught.value)
-    assert 1 <= len(text.splitlines()) <= 5
-    assert caught.value.exit_code == 2
-    return text
-
-
-def same(a: Model, b: Model) -> bool:
-    return a.weights.keys() == b.weights.keys() and all(
-        torch.equal(x, b.weights[k]) for k, x in a.weights.items()
-    )
 
 
 @pytest.fixture

@@ -14,25 +14,10 @@ from torch import Tensor
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import build, load_model
-from tests.helpers.checkpoints import config, state, write
+from tests.helpers.checkpoints import config, refused, same, state, write
 
 State = dict[str, Tensor]
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 268\n"
-
-
-def refused(source: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_model(str(source))
-    text = str(caught.value)
-    assert 1 <= len(text.splitlines()) <= 5
-    assert caught.value.exit_code == 2
-    return text
-
-
-def same(a: Model, b: Model) -> bool:
-    return a.weights.keys() == b.weights.keys() and all(
-        torch.equal(x, b.weights[k]) for k, x in a.weights.items()
-    )
 
 
 def prefixed(prefix: str, weights: State) -> State:
