@@ -111,8 +111,11 @@ def tasks(folder: Path, model: str, data: str, emotions: str) -> list[Task]:
         Task("SST-2", model, data, "accuracy"),
         Task("5 % positives", model, rare, "accuracy"),
         Task("5 % positives", model, rare, "balanced-accuracy"),
+        Task("5 % positives", model, rare, "f1"),
+        Task("5 % positives", model, rare, "matthews_correlation"),
         Task("20 classes", own, str(twenty), "accuracy"),
         Task("20 classes", own, str(twenty), "balanced-accuracy"),
+        Task("20 classes", own, str(twenty), "macro-f1"),
     ]
 
 

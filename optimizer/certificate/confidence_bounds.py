@@ -78,3 +78,34 @@ def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95)
     if changed >= rows:
         return 1.0
     return float(beta.ppf(confidence, changed + 1, rows - changed))
+
+
+def few_errors_upper(
+    loss: float, spread: float, step: float, confidence: float = 0.95
+) -> float:
+    """Score bound of a loss whose errors come in steps, as `accuracy_upper` is for accuracy.
+
+    A normal bound takes the spread that was observed. If the true loss is higher by d, then
+    there are d / step more errors and the variance is higher by d * step. The bound solves
+
+        d = z sqrt(spread^2 + step^2 / 2 + d step),    upper = loss + step / 2 + d,
+
+    with half an error more for continuity. Without any observed error it is the loss with
+    `unseen_errors` more errors.
+
+    Args:
+        loss: the observed loss.
+        spread: its standard error, estimated from the rows.
+        step: what one more error costs.
+        confidence: one-sided.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    half = z * z * step / 2
+    return (
+        loss + step / 2 + half + math.sqrt((z * spread) ** 2 + (z * step) ** 2 / 2 + half**2)
+    )
+
+
+def unseen_errors(confidence: float = 0.95) -> float:
+    """The number of errors that a sample without errors cannot exclude: 3.6 at 95 %."""
+    return few_errors_upper(0.0, 0.0, 1.0, confidence)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 Side = Literal["left", "right"]
+PART_CHARACTERS = 1_000_000
+"""Texts of so many characters are tokenised at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +123,15 @@ def encode(
             none, none if encoder.token_types else None, rows.labels, encoder.pad_id
         )
     side = side or ("left" if tokenizer.truncation_side == "left" else "right")
-    found = _encodings(rows, tokenizer, length, side)
-    ids = Ragged.of(x.ids for x in found)
-    types = Ragged.of(x.type_ids for x in found) if encoder.token_types else None
+    id_parts, type_parts, words = [], [], []
+    for found in _encodings(rows, tokenizer, length, side):
+        id_parts.append(Ragged.of(x.ids for x in found))
+        if encoder.token_types:
+            type_parts.append(Ragged.of(x.type_ids for x in found))
+        if rows.words is not None:
+            words += [_words_of(x, side) for x in found]
+    ids = Ragged.joined(id_parts)
+    types = Ragged.joined(type_parts) if encoder.token_types else None
     empty = np.flatnonzero(ids.lengths == 0)
     if len(empty):
         raise DataError(
@@ -135,7 +143,6 @@ def encode(
         _check_range("token type ids", types, "token types", encoder.token_types)
     if rows.words is None:
         return Encoded(ids, types, rows.labels, encoder.pad_id)
-    words = [_words_of(x, side) for x in found]
     scored = tuple(_first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
@@ -147,24 +154,36 @@ def encode(
 
 def _encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
-) -> list[Any]:
+) -> Iterator[list[Any]]:
     """What the tokenizer's Rust library gives for each row, cut to `length` tokens at `side`.
 
-    Calling the tokenizer itself gives the same ids, but spends about 10 microseconds of
-    Python on each row.
+    The rows come in parts, because the library also keeps every token that is cut off.
 
     Raises:
         DataError: it fails, for instance because it lacks the unknown token.
     """
-    texts = list(rows.text_a)
-    given = texts if rows.text_b is None else list(zip(texts, rows.text_b, strict=True))
+    given: list[Any] = list(rows.text_a)
+    if rows.words is not None:
+        given = [list(x) for x in rows.words]
+    elif rows.text_b is not None:
+        given = list(zip(given, rows.text_b, strict=True))
+    for part in _parts(given):
+        with _settings(tokenizer, length, side):
+            found = _encoded(part, tokenizer, split=rows.words is not None)
+        yield found
+
+
+def _encoded(part: list[Any], tokenizer: PreTrainedTokenizerBase, split: bool) -> list[Any]:
+    """The encodings of some texts, pairs or lists of words (`split`).
+
+    Calling the tokenizer itself gives the same ids, but spends about 10 microseconds of
+    Python on each row.
+    """
     backend = tokenizer.backend_tokenizer
     try:
-        with _settings(tokenizer, length, side):
-            if rows.words is not None:
-                words = [list(x) for x in rows.words]
-                return list(backend.encode_batch(words, is_pretokenized=True))
-            return list(backend.encode_batch_fast(given))
+        if split:
+            return list(backend.encode_batch(part, is_pretokenized=True))
+        return list(backend.encode_batch_fast(part))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
@@ -173,6 +192,15 @@ def _encodings(
             f"the tokenizer fails on these rows: {said}\n"
             "use the tokenizer that was saved with the model"
         ) from error
+
+
+def _parts(given: list[Any]) -> Iterator[list[Any]]:
+    """The rows in order, in lists of about `PART_CHARACTERS` characters."""
+    sizes = [len(x) if isinstance(x, str) else sum(map(len, x)) for x in given]
+    part = np.cumsum(sizes) // PART_CHARACTERS
+    starts = np.flatnonzero(np.diff(part, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(given)], strict=True):
+        yield given[start:end]
 
 
 @contextmanager

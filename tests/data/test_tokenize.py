@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.base.errors import DataError, UsageError
+from prumux.optimizer.data import tokenize
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import (
@@ -121,6 +122,34 @@ def test_silent_and_leaves_the_tokenizer_as_it_was(
     before = tokenizer.backend_tokenizer.to_str()
     assert encode(Rows(("good " * 9,)), tokenizer, ENCODER).lengths.tolist() == [11]
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+@pytest.mark.parametrize("form", ["texts", "pairs", "words"])
+def test_parts_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tuple("good " * (i % 4 + 1) + "film" for i in range(9))
+    words = tuple(tuple(x.split()) for x in texts)
+    rows = Rows(
+        texts,
+        texts[::-1] if form == "pairs" else None,
+        words if form == "words" else None,
+        tuple(np.zeros(len(x), np.int64) for x in words) if form == "words" else None,
+    )
+    whole = encode(rows, make_tokenizer(), ENCODER)
+    monkeypatch.setattr(tokenize, "PART_CHARACTERS", 20)
+    calls: list[int] = []
+    encoded = tokenize._encoded
+    monkeypatch.setattr(
+        tokenize, "_encoded", lambda p, *a, **k: (calls.append(len(p)), encoded(p, *a, **k))[1]
+    )
+    parts = encode(rows, make_tokenizer(), ENCODER)
+    assert len(calls) > 3
+    assert sum(calls) == 9
+    assert parts.ids.tolist() == whole.ids.tolist()
+    assert parts.types is not None
+    assert whole.types is not None
+    assert parts.types.tolist() == whole.types.tolist()
+    for mine, theirs in zip(parts.labels or (), whole.labels or (), strict=True):
+        assert np.array_equal(mine, theirs)
 
 
 def test_no_rows() -> None:
