@@ -46,6 +46,8 @@ LEAST_SHARE = 0.3
 FALLBACK_SPARSITIES = 0.25, 0.5
 """Sparsity of the fallback candidate, for budgets below `TIGHT` and for others. It is not
 trained, so it cannot have memorised the select rows."""
+DEEPER_STEP, DEEPEST = 0.05, 0.9
+"""Further fallback candidates are pruned in such steps, up to this sparsity."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class ScheduleStep:
         """Number of passes that train."""
         return sum(x.training is not None for x in self.passes)
 
+    @property
+    def untrained(self) -> tuple[Pass, ...]:
+        """The passes before the training at the end; none if one of them trains too."""
+        *before, last = self.passes
+        alone = last.training is not None and not any(x.training for x in before)
+        return tuple(before) if alone else ()
+
     def timed(self, minutes: float) -> tuple[Pass, ...]:
         """The passes, each training for so many minutes."""
         return tuple(x.with_minutes(minutes) for x in self.passes)
@@ -86,10 +95,13 @@ class ProgressiveSchedule:
     fallbacks: tuple[Pipeline, ...]
     """Hardly changed candidates without training, the least changed first. The last certified
     one is the result if no trained candidate is certified."""
+    deeper_fallbacks: tuple[Pipeline, ...] = ()
+    """The last fallback, pruned further and further: what `quick` would try. A bisection finds
+    the last one within the limit."""
 
     def candidates(self) -> tuple[Pipeline, ...]:
-        """The fallbacks and every cut with its brief training, before mixes and `final`."""
-        found, pipeline = list(self.fallbacks), self.start
+        """All fallbacks and every cut with its brief training, before mixes and `final`."""
+        found, pipeline = [*self.fallbacks, *self.deeper_fallbacks], self.start
         for step in self.cuts:
             pipeline = pipeline.then(*step.timed(step.minutes))
             found.append(pipeline)
@@ -142,6 +154,7 @@ def progressive_schedule(  # noqa: PLR0917 - everything that a schedule depends 
         mixes=tuple(step(x, _make("distill")) for x in mixes),
         final=ScheduleStep((_make("distill"),), math.inf, brief, refit_minutes=refit),
         fallbacks=_fallbacks(points, lowered),
+        deeper_fallbacks=_deeper_fallbacks(points),
     )
 
 
@@ -182,6 +195,13 @@ def _fallbacks(points: float, lowered: bool) -> tuple[Pipeline, ...]:
     sparsity = FALLBACK_SPARSITIES[points >= TIGHT]
     pruned = _pruned(_make("prune", sparsity=sparsity, of="macs"))
     return (exact_pipeline(), pruned) if lowered and points < TIGHT else (pruned,)
+
+
+def _deeper_fallbacks(points: float) -> tuple[Pipeline, ...]:
+    first = FALLBACK_SPARSITIES[points >= TIGHT]
+    steps = range(1, round((DEEPEST - first) / DEEPER_STEP) + 1)
+    shares = [round(first + DEEPER_STEP * i, 2) for i in steps]
+    return tuple(_pruned(_make("prune", sparsity=x, of="macs")) for x in shares)
 
 
 def _pruned(pruning: Pass) -> Pipeline:

@@ -6,7 +6,8 @@ https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907): the fallback candidates F are
 in a fixed sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained
 candidates are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything
 at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F
-holds.
+holds. F is what `--effort quick` would try: a bisection on the select rows finds the last
+candidate within the limit.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def search_progressively(
     for pipeline in schedule.fallbacks:
         with suppress(PassError):  # recorded by `trial`; the trained candidates may work
             fallbacks.append(actions.trial(pipeline))
+    if fallbacks and fallbacks[-1].loss <= limit:
+        fallbacks += _bisected(schedule.deeper_fallbacks, actions, limit)
     trained = run_schedule(schedule, actions, limit, fit, must=not fallbacks)
     trials = dict(enumerate((*fallbacks, *trained.tried)))
     if not any(x.loss <= limit for x in trials.values()):
@@ -83,6 +86,21 @@ def search_progressively(
         return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
     found = conclude(trials, proofs, last, limit, late)
     return _fastest(_with_fallbacks(found, first, last_fallback) if first else found, actions)
+
+
+def _bisected(order: Sequence[Pipeline], actions: SearchActions, limit: float) -> list[Trial]:
+    """Trials of a bisection for the last candidate within the limit, in the order given."""
+    found: dict[int, Trial] = {}
+    low, high = -1, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            found[middle] = actions.trial(order[middle])
+            holds = found[middle].loss <= limit
+        except PassError:  # recorded by `trial`; those after it are pruned further still
+            holds = False
+        low, high = (middle, high) if holds else (low, middle)
+    return [found[i] for i in sorted(found)]
 
 
 def fallback_confidence(rows: int, limit: float) -> float:

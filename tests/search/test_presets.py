@@ -71,9 +71,16 @@ class World:
     """Of what is safe, as measured."""
     surer: tuple[float, float] | None = None
     """As `safe`, of a safe candidate that is not the last of them."""
+    refitted: Mapping[float, float] = field(default_factory=dict)
+    """Loss by speed-up of cuts without training; all if not named."""
+    deeper: tuple[float, float] | None = None
+    """Up to which sparsity deeper fallbacks lose nothing, and their bound."""
 
     def __post_init__(self) -> None:
         self.tried: list[str] = []
+        """Those that were trained."""
+        self.asked: list[str] = []
+        """Cuts without training, and deeper fallbacks."""
 
     def searched(self) -> SearchResult:
         hands = SearchActions(self.trial, self.prove, self.look, self.granted)
@@ -87,9 +94,17 @@ class World:
             if (known := self.known(pipeline)) is None:
                 raise PassError("no", exit_code=2)
             return Trial(pipeline, 0.9, known[0], 1.0, 200)
+        if pipeline in self.given.deeper_fallbacks:
+            self.asked.append(str(pipeline))
+            loss = 0.0 if self.deeper and sparsity(pipeline) <= self.deeper[0] else 1.0
+            return Trial(pipeline, 1 - loss, loss, 1.0, 150)
         speedup = cuts(pipeline)[-1]
         if speedup > self.most:
             raise PassError("embeddings and head alone take longer", exit_code=2)
+        if pipeline.passes[-1].training is None:
+            self.asked.append(str(pipeline))
+            loss = self.refitted.get(speedup, 1.0)
+            return Trial(pipeline, 1 - loss, loss, 1.0, 100)
         self.tried.append(str(pipeline))
         loss = next((x for k, x in self.brief.items() if k >= speedup), 1.0)
         if "mux" in str(pipeline):
@@ -104,15 +119,17 @@ class World:
             known = self.known(pipeline)
             assert known
             upper = known[1]
+        if pipeline in self.given.deeper_fallbacks:
+            assert self.deeper
+            upper = self.deeper[1]
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, upper, confidence, LIMIT, "tango")
 
     def look(self, space: Sequence[Pipeline]) -> list[TimedCandidate]:
         """A speed-up is what was asked for, and what mixing is said to give."""
         found = []
         for pipeline in space:
-            speedup = (
-                self.safe_speedup if pipeline in self.given.fallbacks else cuts(pipeline)[-1]
-            )
+            known = (*self.given.fallbacks, *self.given.deeper_fallbacks)
+            speedup = self.safe_speedup if pipeline in known else cuts(pipeline)[-1]
             mux = [x for x in pipeline.passes if x.slots > 1]
             n = mux[0].slots if mux else 1
             faster = speedup * (self.mixing.get(n, 0.0) if mux else 1.0)
@@ -130,12 +147,21 @@ def cuts(pipeline: object) -> list[float]:
     return [float(x) for x in re.findall(r"speedup=([\d.]+)", str(pipeline))]
 
 
+def trained_candidates(given: ProgressiveSchedule) -> tuple[Pipeline, ...]:
+    return given.candidates()[len(given.fallbacks) + len(given.deeper_fallbacks) :]
+
+
+def sparsity(pipeline: object) -> float:
+    return float(re.findall(r"sparsity=([\d.]+)", str(pipeline))[-1])
+
+
 def trained(pipeline: object) -> list[float]:
     return [float(x) for x in re.findall(r"minutes=([\d.]+)", str(pipeline))]
 
 
 def test_members_go_on_from_each_other() -> None:
-    _, *members = map(str, progressive_schedule("standard", 0.02, 600.0, MODEL).candidates())
+    given = progressive_schedule("standard", 0.02, 600.0, MODEL)
+    members = [str(x) for x in trained_candidates(given)]
     assert len(members) == len(RUNGS)
     for before, after in pairwise(members):
         assert after.startswith(before + ",prune{speedup=")
@@ -150,8 +176,11 @@ def test_a_tight_budget_begins_with_less() -> None:
     tight, wide = (
         progressive_schedule("standard", points, 600.0, MODEL) for points in (0.01, 0.02)
     )
-    assert cuts(tight.candidates()[1]) == [1.5]
-    assert cuts(wide.candidates()[1]) == [2]
+    assert cuts(trained_candidates(tight)[0]) == [1.5]
+    assert cuts(trained_candidates(wide)[0]) == [2]
+    assert sparsity(tight.deeper_fallbacks[0]) == 0.3
+    assert sparsity(wide.deeper_fallbacks[0]) == 0.55
+    assert sparsity(wide.deeper_fallbacks[-1]) == 0.9
     assert len(tight.fallbacks) == len(wide.fallbacks) == 1
     assert "sparsity=0.25 " in str(tight.fallbacks[0])
     assert "sparsity=0.5 " in str(wide.fallbacks[0])
@@ -180,6 +209,42 @@ def test_the_last_cut_that_loses_little_more_is_trained_for_all_that_is_left() -
     assert world.tried[-1] == f"{world.tried[3]},distill{{minutes=99.0}}"
     assert str(found.winner) == world.tried[-1]
     assert len(found.proofs) == 1, "those on the way are near the limit"
+
+
+def test_a_cut_that_training_makes_worse_is_left_as_it_was_refitted() -> None:
+    world = World({2: 0.0127, 3: 0.018, 4.2: 0.04}, refitted={2: 0.006, 3: 0.02})
+    found = world.searched()
+    assert trained(world.tried[1]) == [BRIEF], "the second cut goes on from the refitted one"
+    assert cuts(found.winner) == [2, 3]
+    assert str(found.winner) == world.tried[-1] == f"{world.tried[1]},distill{{minutes=99.0}}"
+
+
+def test_a_cut_that_loses_little_is_not_trained() -> None:
+    world = World({4.2: 0.018, 5.5: 0.04}, refitted={2: 0.001})
+    world.searched()
+    assert cuts(world.tried[0]) == [2, 4.2], "and the next rung is skipped"
+    assert len(trained(world.tried[0])) == 1
+
+
+def test_long_training_that_loses_more_is_not_taken() -> None:
+    world = World({2: 0.012, 3: 0.018, 4.2: 0.04}, long=1.5)
+    found = world.searched()
+    assert trained(world.tried[-1])[-1] == 99
+    assert str(found.winner) == world.tried[1]
+
+
+def test_the_candidates_of_quick_are_certified_too() -> None:
+    world = World({2: 0.2}, safe=GOOD, deeper=(0.7, 0.015), safe_speedup=3.0)
+    found = world.searched()
+    tried = [sparsity(x) for x in world.asked if "sparsity" in x]
+    assert tried == [0.7, 0.8, 0.75]
+    assert [x.confidence for _, x in found.proofs][:2] == [0.99, 0.99]
+    assert sparsity(found.winner) == 0.7, "as fast as the safest: the later one"
+    world = World({2: 0.2}, safe=GOOD, deeper=(0.7, 0.025), safe_speedup=3.0)
+    assert sparsity(world.searched().winner) == 0.5, "not certified"
+    world = World({2: 0.2}, safe=LOSES, deeper=(0.7, 0.015))
+    world.searched()
+    assert not [x for x in world.asked if "sparsity" in x], "the safest one loses too much"
 
 
 def test_the_first_cut_stays_whatever_it_loses() -> None:
@@ -323,7 +388,7 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
     assert mixes == [[], [], [], ["2"], ["5"], ["5"]], "as fast is not faster"
     assert str(found.winner) == world.tried[-1] == f"{world.tried[-2]},distill{{minutes=99.0}}"
     assert cuts(found.winner) == [2, 3]
-    assert len(found.trials) == len(world.tried) + 1, "and the safe one"
+    assert len(found.trials) == len(world.tried) + len(world.asked) + 1, "and the safe one"
 
 
 @pytest.mark.parametrize(("lost", "goes_on"), [(0.026, False), (0.024, True)])
@@ -366,7 +431,7 @@ def test_the_end_of_the_time_is_said() -> None:
     found = world.searched()
     assert len(world.tried) == 3
     assert str(found.winner) == world.tried[-1]
-    assert "stopped by the time limit after 4 trials" in found.reason
+    assert "stopped by the time limit after 8 trials" in found.reason
 
 
 def test_no_time_at_all_still_tries_one() -> None:
