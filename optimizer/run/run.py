@@ -120,7 +120,11 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
     workers = useful_workers(todo)
     torch.set_num_threads(trial_threads(todo.evaluator, workers))
     given = todo.evaluator
-    evaluator = exact_only(given) if todo.limit == 0 else choose_precision(given, todo.limit)
+    evaluator = (
+        exact_only(given)
+        if todo.limit == 0
+        else choose_precision(given, todo.limit, todo.space)
+    )
     todo, found, chosen = choose(replace(todo, evaluator=evaluator), started, workers)
     workspace.mark_searched()
     engines = package(todo.evaluator, chosen, workspace)

@@ -19,6 +19,7 @@ what is tried next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prumux.optimizer.base.errors import PassError
@@ -119,6 +120,26 @@ def search_by_bisection(
             yield proofs[-1][1]
 
     return conclude(trials, proofs, fixed_sequence(certificates()), limit, bool(late))
+
+
+def bisect_trials(
+    order: Sequence[Pipeline], trial: Callable[[Pipeline], Trial], limit: float
+) -> list[Trial]:
+    """Trials of a bisection for the last candidate within the limit, in the order given.
+
+    A candidate that cannot be built counts as one that loses too much: `trial` records it, and
+    those after it are pruned further still.
+    """
+    found: dict[int, Trial] = {}
+    low, high = -1, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        holds = False
+        with suppress(PassError):
+            found[middle] = trial(order[middle])
+            holds = found[middle].loss <= limit
+        low, high = (middle, high) if holds else (low, middle)
+    return [found[i] for i in sorted(found)]
 
 
 def safe_loss(rows: int, limit: float) -> float:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target, on_engine
 from prumux.optimizer.timing.interleave import interleave, speedup
 
+from .bisection import bisect_trials
 from .evaluator import Evaluator
+from .presets import exact_pipeline
 
 GAIN = 1.1
 """The least speed-up of the given model that a lower precision must bring."""
 SHARE = 0.25
-"""The largest share of the budget that a lower precision may lose; pruning gets the rest."""
+"""A lower precision that loses more than this share of the budget leaves less for pruning: it
+is used if its fastest candidate is faster than that of the precision above."""
 ROUNDS = 7
 
 
-def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
+def choose_precision(
+    evaluator: Evaluator, limit: float | None, space: Sequence[Pipeline] = ()
+) -> Evaluator:
     """The evaluator with concrete targets: the lowest precision that pays, then the exact one.
 
     Candidates are for the first; the exact one is timed beside it. The choice is stored, so
@@ -27,38 +35,75 @@ def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
     Args:
         evaluator: its target may resolve to several, see `Target.variants`.
         limit: the allowed loss; None = no budget, so that the precision stays exact.
+        space: candidates of the search; those that do not train may be tried here.
     """
     exact, *others = evaluator.target.variants(evaluator.model.encoder)
 
     def decide() -> dict[str, list[str]]:
         if limit is None or not others:
             return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
-        paying = [t for other in others if (t := _paying(evaluator, exact, other, limit))]
-        return {"targets": [str(t) for t in (*paying[-1:], exact)]}
+        best = exact
+        for other in others:
+            best = _better(evaluator, exact, best, other, limit, space)
+        return {"targets": [str(x) for x in dict.fromkeys((best, exact))]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
     return replace(evaluator, targets=tuple(parse_target(text) for text in found))
 
 
-def _paying(evaluator: Evaluator, exact: Target, other: Target, limit: float) -> Target | None:
-    """The target, tuned to the given model, if it is fast and accurate enough."""
-    ctx = evaluator.ctx
-    tuned = other.tuned(evaluator.model, ctx)
-    gain = _gain(evaluator, exact, tuned)
+def _better(  # noqa: PLR0917 - two targets, compared on everything
+    evaluator: Evaluator,
+    exact: Target,
+    best: Target,
+    other: Target,
+    limit: float,
+    space: Sequence[Pipeline],
+) -> Target:
+    """`other`, tuned to the given model, if it is fast and accurate enough, else `best`."""
+    say = evaluator.ctx.progress.say
+    tuned = other.tuned(evaluator.model, evaluator.ctx)
+    gain = _gain(evaluator, (exact, evaluator.model), (tuned, evaluator.model))
     said = f"{tuned}: {gain:.2f}x with the given model"
     if gain < GAIN:
-        ctx.progress.say(f"{said}, not used: at least {GAIN:g}x are needed")
-        return None
+        say(f"{said}, not used: at least {GAIN:g}x are needed")
+        return best
     loss = evaluator.dense_score("select") - evaluator.dense_score("select", tuned)
     said += f", {100 * loss:.2f} points lost on the select rows"
-    if loss > SHARE * limit:
-        ctx.progress.say(f"{said}, not used: at most {100 * SHARE * limit:.2f} may be")
-        return None
-    ctx.progress.say(said)
-    return tuned
+    if loss <= SHARE * limit:
+        say(said)
+        return tuned
+    if loss > limit:
+        say(f"{said}, not used: at most {100 * limit:.2f} may be")
+        return best
+    say(f"{said}: comparing the candidates of both precisions")
+    return _faster(evaluator, best, tuned, limit, space)
 
 
-def _gain(evaluator: Evaluator, exact: Target, other: Target) -> float:
+def _faster(
+    evaluator: Evaluator, one: Target, other: Target, limit: float, space: Sequence[Pipeline]
+) -> Target:
+    """The target whose fastest candidate within the limit is faster; no certify row is used."""
+    untrained = [p for p in space if not any(x.training for x in p.passes)]
+    if not untrained:
+        return one
+    order, found = evaluator.builder.by_cost(untrained), []
+    for target in (one, other):
+        trial = replace(evaluator, targets=(target,)).trial
+        within = [x for x in bisect_trials(order, trial, limit) if x.loss <= limit]
+        found.append(within[-1].pipeline if within else exact_pipeline())
+    build = evaluator.builder.build
+    gain = _gain(evaluator, (one, build(found[0])), (other, build(found[1])))
+    faster = other if gain > 1 else one
+    evaluator.ctx.progress.say(
+        f"{found[1]} on {other}: {gain:.2f}x of {found[0]} on {one}: {faster} is used"
+    )
+    return faster
+
+
+def _gain(
+    evaluator: Evaluator, before: tuple[Target, Model], after: tuple[Target, Model]
+) -> float:
+    """Throughput of one model on its target over that of another, timed in turn."""
     ctx = evaluator.ctx
     inputs = [batch.inputs() for batch in ctx.workload]
 
@@ -67,8 +112,8 @@ def _gain(evaluator: Evaluator, exact: Target, other: Target) -> float:
             engine.run(x)
 
     with (
-        on_engine(exact.draft(), evaluator.model, ctx) as one,
-        on_engine(other.draft(), evaluator.model, ctx) as two,
+        on_engine(before[0].draft(), before[1], ctx) as one,
+        on_engine(after[0].draft(), after[1], ctx) as two,
         ctx.progress.task("timing lower precision", ROUNDS) as step,
     ):
         runs = [lambda engine=engine: run(engine) for engine in (one, two)]

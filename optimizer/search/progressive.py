@@ -1,14 +1,14 @@
 """Progressive pruning: each candidate starts from the one before, pruned further and trained.
 
 Training is expensive and the time is given, so most of it goes to one model; the question is
-how far to cut that one. Cuts are refitted and trained briefly, one on top of the other, as long
-as their loss is little above the limit: the loss falls about with the logarithm of training
-time, so a cut that is slightly too deep after a minute is good after half an hour. A cut whose
-refit alone loses little is not trained, and training that makes it worse is dropped: 36 s of
-training were seen to raise the loss of a first cut from 0.49 to 1.27 points. Multiplexing then
-goes on top of the deepest accepted cut, as long as it loses no more. The last accepted candidate
-is trained for all the time that is left. (Training a second, safer one beside it was measured
-to leave too little time for both.)
+how far to cut that one. Cuts are refitted and trained briefly, one on top of the other, as
+long as their loss is little above the limit: the loss falls about with the logarithm of
+training time, so a cut that is slightly too deep after a minute is good after half an hour. A
+cut whose refit alone loses little is not trained, and training that makes it worse is dropped:
+36 s of training were seen to raise the loss of a first cut from 0.49 to 1.27 points.
+Multiplexing then goes on top of the deepest accepted cut, as long as it loses no more. The
+last accepted candidate is trained for all the time that is left. (Training a second, safer one
+beside it was measured to leave too little time for both.)
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from .bisection import (
     Proofs,
     SearchResult,
     Trial,
+    bisect_trials,
     conclude,
     none_found,
 )
@@ -65,7 +66,7 @@ def search_progressively(
         with suppress(PassError):  # recorded by `trial`; the trained candidates may work
             fallbacks.append(actions.trial(pipeline))
     if fallbacks and fallbacks[-1].loss <= limit:
-        fallbacks += _bisected(schedule.deeper_fallbacks, actions, limit)
+        fallbacks += bisect_trials(schedule.deeper_fallbacks, actions.trial, limit)
     trained = run_schedule(schedule, actions, limit, fit, must=not fallbacks)
     trials = dict(enumerate((*fallbacks, *trained.tried)))
     if not any(x.loss <= limit for x in trials.values()):
@@ -86,21 +87,6 @@ def search_progressively(
         return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
     found = conclude(trials, proofs, last, limit, late)
     return _fastest(_with_fallbacks(found, first, last_fallback) if first else found, actions)
-
-
-def _bisected(order: Sequence[Pipeline], actions: SearchActions, limit: float) -> list[Trial]:
-    """Trials of a bisection for the last candidate within the limit, in the order given."""
-    found: dict[int, Trial] = {}
-    low, high = -1, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            found[middle] = actions.trial(order[middle])
-            holds = found[middle].loss <= limit
-        except PassError:  # recorded by `trial`; those after it are pruned further still
-            holds = False
-        low, high = (middle, high) if holds else (low, middle)
-    return [found[i] for i in sorted(found)]
 
 
 def fallback_confidence(rows: int, limit: float) -> float:

@@ -13,9 +13,11 @@ import pytest
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.cli.opt import main
+from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.search import precision_choice as lower
+from prumux.optimizer.search.bisection import Trial
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.search.precision_choice import choose_precision, exact_only
 from tests.helpers import jobs
@@ -41,22 +43,58 @@ class Given:
     losses: dict[bool, float] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
 
+    @property
+    def builder(self) -> Any:
+        return SimpleNamespace(by_cost=list, build=str)
+
     def dense_score(self, role: str, target: Target | None = None) -> float:
         assert role == "select"
         return 0.9 - (self.losses[target.exact] if target else 0.0)
 
 
-def decided(
-    gain: float, loss: float, monkeypatch: pytest.MonkeyPatch, store: Store, hidden: int = 64
+SPACED = tuple(Pipeline.parse(f"prune{{sparsity=0.{i}}},slice") for i in (1, 2, 3, 4))
+
+
+def decided(  # noqa: PLR0917 - a fixture by another name
+    gain: float,
+    loss: float,
+    monkeypatch: pytest.MonkeyPatch,
+    store: Store,
+    last: tuple[int, int] = (0, 0),
+    cut_gain: float = 0.0,
 ) -> list[str]:
-    """Texts of what a budget of two points is kept on, and of what is timed beside it."""
-    encoder = SimpleNamespace(hidden=hidden)
+    """Texts of what a budget of two points is kept on, and of what is timed beside it.
+
+    Args:
+        gain: of the lower precision with the given model.
+        loss: of it, on the select rows.
+        monkeypatch: replaces the timing.
+        store: of the run.
+        last: how many of four candidates keep the budget, exactly and in lower precision.
+        cut_gain: throughput of the last of these in lower precision over the exact one.
+    """
+    timed: list[Any] = []
+
+    def timing(evaluator: Any, before: Any, after: Any) -> float:
+        timed.append((before[1], after[1]))
+        return gain if len(timed) == 1 else cut_gain
+
+    def trial(evaluator: Any, pipeline: Pipeline) -> Trial:
+        keeps = last[not evaluator.targets[0].exact]
+        lost = 0.01 if SPACED.index(pipeline) < keeps else 0.03
+        return Trial(pipeline, 0.9 - lost, lost, 1.0, 1)
+
+    monkeypatch.setattr(lower, "_gain", timing)
+    monkeypatch.setattr(Given, "trial", trial, raising=False)
+    encoder = SimpleNamespace(hidden=64)
     ctx = SimpleNamespace(progress=Progress(), store=store)
     target = parse_target("onnx")
     monkeypatch.setattr(type(target), "tuned", lambda self, model, ctx: self)
-    monkeypatch.setattr(lower, "_gain", lambda evaluator, exact, other: gain)
     evaluator: Any = Given(SimpleNamespace(encoder=encoder), ctx, target, {False: loss})
-    found: Evaluator = choose_precision(evaluator, 0.02)
+    found: Evaluator = choose_precision(evaluator, 0.02, SPACED if any(last) else ())
+    if len(timed) == 2:
+        built = [str(SPACED[x - 1]) if x else "pool-early" for x in last]
+        assert timed[1] == tuple(built), "the fastest of each that keeps the budget"
     return [str(x) for x in found.targets]
 
 
@@ -68,13 +106,24 @@ INT8 = "onnx{precision=int8}"
     [
         (2.0, 0.003, [INT8, "onnx{precision=fp32}"]),
         (1.05, 0.0, ["onnx{precision=fp32}"]),  # not fast enough
-        (2.0, 0.011, ["onnx{precision=fp32}"]),  # more than half of the budget
+        (2.0, 0.021, ["onnx{precision=fp32}"]),  # more than the budget
     ],
 )
 def test_what_pays_is_used(
     gain: float, loss: float, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert decided(gain, loss, monkeypatch, Store()) == expected
+
+
+@pytest.mark.parametrize(
+    ("last", "cut_gain", "used"),
+    [((3, 2), 1.3, True), ((4, 1), 0.8, False), ((3, 0), 1.1, True), ((0, 1), 2.0, True)],
+)
+def test_a_precision_that_loses_much_competes(
+    last: tuple[int, int], cut_gain: float, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = decided(2.0, 0.006, monkeypatch, Store(), last, cut_gain)
+    assert found == [INT8, "onnx{precision=fp32}"][not used :]
 
 
 def test_a_resumed_run_goes_on_with_what_was_decided(
