@@ -64,6 +64,17 @@ class Certificate:
         """True if the bound is within the limit."""
         return self.loss_upper <= self.limit
 
+    @property
+    def rows_that_would_do(self) -> int | None:
+        """About the rows that a loss like this one needs; None if no number is enough.
+
+        The distance of a bound from the loss falls with the square root of the rows.
+        """
+        if self.loss >= self.limit:
+            return None
+        wide = (self.loss_upper - self.loss) / (self.limit - self.loss)
+        return math.ceil(self.rows * wide * wide)
+
     def to_json(self) -> dict[str, Any]:
         """All fields and `holds`, as plain values."""
         return {**asdict(self), "holds": self.holds}

@@ -160,16 +160,23 @@ def conclude(
         failed = proofs[0][1]
         reason = (
             f"the safest candidate lost {failed.loss:.2%}, proved by {failed.rows} rows to be "
-            f"at most {failed.loss_upper:.2%}, above the limit {limit:.2%}"
+            f"at most {failed.loss_upper:.2%}, above the limit {limit:.2%}{_needed(failed)}"
         )
         return SearchResult(ordered, tuple(proofs), None, failed, reason)
     reason = "the fastest candidate that was certified"
     if len(proofs) > last + 1:
         failed = proofs[last + 1][1]
-        reason += f"; the next could lose up to {failed.loss_upper:.2%}"
+        reason += f"; the next could lose up to {failed.loss_upper:.2%}{_needed(failed)}"
     elif late:
         reason += f"; stopped by the time limit after {len(trials)} trials"
     return SearchResult(ordered, tuple(proofs), proofs[last][0], proofs[last][1], reason)
+
+
+def _needed(failed: Certificate) -> str:
+    rows = failed.rows_that_would_do
+    if rows is None:
+        return ""
+    return f" (its loss was {failed.loss:.2%}: about {rows:,} labelled rows could prove it)"
 
 
 def none_found(trials: dict[int, Trial], limit: float) -> SearchResult:

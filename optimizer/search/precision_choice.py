@@ -82,7 +82,7 @@ def _better(  # noqa: PLR0917 - two targets, compared on everything
 def _faster(
     evaluator: Evaluator, one: Target, other: Target, limit: float, space: Sequence[Pipeline]
 ) -> Target:
-    """The target whose fastest candidate within the limit is faster; no certify row is used."""
+    """The target whose fastest candidate within the limit is faster, by select rows alone."""
     untrained = [p for p in space if not any(x.training for x in p.passes)]
     if not untrained:
         return one

@@ -300,3 +300,27 @@ def test_errors() -> None:
         rows_needed(0.01, loss=0.02)
     with pytest.raises(UsageError, match="'pearson' does not fit"):
         certify("pearson", p, p, p, BINARY, 0.02)
+
+
+def test_the_rows_that_would_do() -> None:
+    few = certify_counts(872, 30, 22)
+    assert not few.holds
+    assert few.rows_that_would_do is not None
+    share = few.rows_that_would_do / 872
+    assert certify_counts(*(round(share * x) for x in (872, 30, 22))).loss_upper == (
+        pytest.approx(0.02, abs=0.0005)
+    )
+    assert certify_counts(872, 40, 10).rows_that_would_do is None
+    holds = certify_counts(872, 10, 10)
+    assert holds.holds
+    assert holds.rows_that_would_do is not None
+    assert holds.rows_that_would_do <= 872
+
+
+def certify_counts(rows: int, worse: int, better: int) -> Certificate:
+    """A certificate of accuracy within 2 points for these counts."""
+    y = np.zeros(rows, dtype=np.int64)
+    dense, found = y.copy(), y.copy()
+    found[:worse] = 1
+    dense[worse : worse + better] = 1
+    return certify("accuracy", dense, found, y, BINARY, limit=0.02)

@@ -138,9 +138,12 @@ def test_parts_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tokenize, "PART_CHARACTERS", 20)
     calls: list[int] = []
     encoded = tokenize._encoded
-    monkeypatch.setattr(
-        tokenize, "_encoded", lambda p, *a, **k: (calls.append(len(p)), encoded(p, *a, **k))[1]
-    )
+
+    def counted(part: list[Any], *args: Any, **options: Any) -> list[Any]:
+        calls.append(len(part))
+        return encoded(part, *args, **options)
+
+    monkeypatch.setattr(tokenize, "_encoded", counted)
     parts = encode(rows, make_tokenizer(), ENCODER)
     assert len(calls) > 3
     assert sum(calls) == 9
