@@ -73,6 +73,10 @@ def _main(arguments: list[str]) -> int:
     if options.model is None:
         raise UsageError("no model given\nwrite: prumux-opt MODEL --budget 2%, or --demo")
     request = _request(options, arguments)
+    if options.push_to_hub is not None:
+        from prumux.optimizer.run.hub import check_repo
+
+        check_repo(options.push_to_hub)
     if options.dry_run:
         from prumux.optimizer.run.plan import plan
         from prumux.optimizer.run.time_estimate import estimate
@@ -94,6 +98,11 @@ def _main(arguments: list[str]) -> int:
         with shown():
             print_table(report, sys.stdout)
             print("\n".join(summary(report, result.folder)))  # noqa: T201
+    if options.push_to_hub is not None and result.met:
+        from prumux.optimizer.run.hub import push_to_hub
+
+        address = push_to_hub(result.folder, options.push_to_hub)
+        progress.say(f"pushed to {address}, without certified_answers.jsonl")
     if not result.met:
         progress.say(f"prumux-opt: no candidate met the budget: {result.report['reason']}")
         return 3
@@ -223,6 +232,12 @@ def _add_run_options(add: Add) -> None:
         dest="keep_answers",
         action="store_false",
         help="write no certified_answers.jsonl, which holds up to 256 texts of your data",
+    )
+    add(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="push a result that meets the budget to the Hugging Face hub; new repositories "
+        "are private",
     )
     add("--seed", type=int, default=0, metavar="N", help="of every random choice, default 0")
     add(

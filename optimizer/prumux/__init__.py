@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prumux.export.runtime.predictor import Predictor, load
     from prumux.optimizer.base.errors import PrumuxError
     from prumux.optimizer.pipeline.pipeline import Pipeline
+    from prumux.optimizer.run.hub import push_to_hub
     from prumux.optimizer.run.run import Result, optimize
     from prumux.optimizer.tasks.prediction import Prediction
 
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "load",
     "optimize",
+    "push_to_hub",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "Result": "prumux.optimizer.run.run",
     "load": "prumux.export.runtime.predictor",
     "optimize": "prumux.optimizer.run.run",
+    "push_to_hub": "prumux.optimizer.run.hub",
 }
 
 

@@ -46,7 +46,7 @@ class ExportFacts:
 
 def render(report: Report) -> str:
     """The page: HTML with its style and drawings inside, and every value escaped."""
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     return template.render(
         r=report,
         verdict=verdict(report),
@@ -114,13 +114,14 @@ def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of this folder. Values are escaped, but not in Markdown."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = files("prumux.optimizer.report")
     made = Environment(
         loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
+        autoescape=lambda name: name is None or not name.endswith(".md.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

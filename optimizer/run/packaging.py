@@ -21,6 +21,8 @@ from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
 from .workspace import Workspace
 
+GRAPH, HUB_GRAPH = "model.onnx", "onnx/model.onnx"
+"""The graph, and where transformers.js, optimum and sentence transformers look for it."""
 OTHER_ANSWERS = 0.001
 """Share of answers that may differ from the certified ones; one may in any case."""
 
@@ -158,4 +160,15 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
         (staging / name).write_bytes((packaged.folder / name).read_bytes())
+    if (staging / GRAPH).exists():
+        _share(staging / GRAPH, staging / HUB_GRAPH)
     (staging / "pipeline.txt").write_text(f"{packaged.pipeline}\n", encoding="utf-8")
+
+
+def _share(file: Path, second: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    second.parent.mkdir(exist_ok=True)
+    try:
+        second.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, second)

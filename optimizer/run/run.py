@@ -13,6 +13,7 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.certificate.kept_answers import write_answers
 from prumux.optimizer.report.build import build_report, write_report
+from prumux.optimizer.report.model_card import write_model_card
 from prumux.optimizer.search.precision_choice import choose_precision, exact_only
 from prumux.optimizer.workers.scheduler import trial_threads
 
@@ -147,6 +148,7 @@ def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
         kept = recorded(todo.evaluator, engines.optimised, report, workspace)
         if kept is not None:
             write_answers(kept, workspace.staging)
+    write_model_card(report, workspace.staging)
     written = write_report(report, workspace.staging)
     workspace.publish()
     return Result(todo.request.folder, written)

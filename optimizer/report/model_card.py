@@ -1,0 +1,47 @@
+"""README.md of a result: the model card that the Hugging Face hub shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prumux.optimizer.base.store import write_atomic
+
+from .contents import Report
+from .formats import points
+from .html import environment, verdict
+
+CARD = "README.md"
+TAGS = ("prumux", "onnx", "pruning", "model-compression")
+
+
+def write_model_card(report: Report, folder: Path) -> None:
+    """Write README.md beside the files of the result."""
+    write_atomic(folder / CARD, model_card(report).encode("utf-8", "surrogatepass"))
+
+
+def model_card(report: Report) -> str:
+    """The card: YAML for the hub, then what the model is, its figures, and how to load it.
+
+    The facts are those of the report. The name of the given model is the only one of a path.
+    """
+    task = report.task
+    precision = report.engine.get("precision", "fp32")
+    tags = [*TAGS, *([precision] if precision != "fp32" else [])]
+    if report.mux is not None:
+        tags.append("data-multiplexing")
+    jinja = environment()
+    jinja.filters["plain_text"] = plain_text
+    return jinja.get_template("model_card.md.jinja").render(
+        r=report,
+        tags=tags,
+        kind="text-classification" if task is None else task.kind,
+        verdict=verdict(report),
+        points=points,
+        processor=report.device.get("cpu", "an unknown processor"),
+    )
+
+
+def plain_text(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))

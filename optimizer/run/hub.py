@@ -1,0 +1,74 @@
+"""Push a finished result to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prumux.optimizer.base.errors import MissingError, UsageError
+from prumux.optimizer.base.paths import hub_cure
+from prumux.optimizer.certificate.kept_answers import FILE as ANSWERS
+
+from .workspace import RESUME, finished
+
+
+def push_to_hub(
+    folder: str | Path, repo: str, *, private: bool = True, answers: bool = False
+) -> str:
+    """Push a result folder to a model repository, which is made if there is none.
+
+    Args:
+        folder: what `prumux-opt` wrote.
+        repo: `owner/name`.
+        private: whether a new repository is private; an existing one stays as it is.
+        answers: push `certified_answers.jsonl` too, which holds up to 256 texts of your data.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        UsageError: the folder holds no finished result, or the name is no `owner/name`.
+        MissingError: the hub cannot be reached, or refuses.
+
+    Example:
+        >>> prumux.push_to_hub("my-model-prumux", "me/my-model-prumux")  # doctest: +SKIP
+        'https://huggingface.co/me/my-model-prumux'
+    """
+    check_repo(repo)
+    if finished(Path(folder)) is None:
+        raise UsageError(
+            f"'{folder}' holds no finished result\n"
+            "give the folder that prumux-opt wrote (--out)"
+        )
+    from huggingface_hub import HfApi
+
+    left = [f"{RESUME}/**", *([] if answers else [ANSWERS])]
+    try:
+        api = HfApi()
+        found = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=left)
+    # The remedy is the same for every error of the hub and the network.
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise MissingError(
+            f"'{folder}' is finished, but could not be pushed to '{repo}': {said}\n"
+            + hub_cure(
+                error, "log in with 'hf auth login', then repeat the command with --resume"
+            )
+        ) from error
+    return str(found)
+
+
+def check_repo(repo: str) -> None:
+    """Check the name of a repository.
+
+    Raises:
+        UsageError: it is no `owner/name`.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(f"'{repo}' is no repository: {error}\nwrite owner/name") from error
+    if repo.count("/") != 1:
+        raise UsageError(f"'{repo}' is no repository: write owner/name, such as me/{repo}")
