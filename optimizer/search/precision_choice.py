@@ -33,7 +33,8 @@ def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
     def decide() -> dict[str, list[str]]:
         if limit is None or not others:
             return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
-        paying = [t for other in others if (t := _paying(evaluator, exact, other, limit))]
+        known = [x for x in others if _has_times(evaluator, x)]
+        paying = [t for other in known if (t := _paying(evaluator, exact, other, limit))]
         return {"targets": [str(t) for t in (*paying[-1:], exact)]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
@@ -58,8 +59,22 @@ def _paying(evaluator: Evaluator, exact: Target, other: Target, limit: float) ->
     return tuned
 
 
+def _has_times(evaluator: Evaluator, other: Target) -> bool:
+    """False if times come from a costs file and it has none of this target."""
+    costs = evaluator.ctx.costs
+    if costs is None or other.timed_as in costs.targets:
+        return True
+    evaluator.ctx.progress.say(
+        f"{other}: not used, '{costs.path}' holds no times of {other.timed_as}"
+    )
+    return False
+
+
 def _gain(evaluator: Evaluator, exact: Target, other: Target) -> float:
     ctx = evaluator.ctx
+    if ctx.costs is not None:
+        given = evaluator.model.encoder
+        return ctx.costs.estimate(given, given, other.timed_as, exact.timed_as).speedup
     inputs = [batch.inputs() for batch in ctx.workload]
 
     def run(engine: Any) -> None:
