@@ -149,6 +149,12 @@ class Onnx(Target):
         """The same target in fp32, on which the given model is timed."""
         return replace(self, precision="fp32", keep=())
 
+    @property
+    def timed_as(self) -> str:
+        """Name under which a costs file holds its times: device and precision count."""
+        precision: OnnxPrecision = "fp32" if self.precision == "auto" else self.precision
+        return str(Onnx(precision=precision, device=self.device))
+
     def tuned(self, model: Model, ctx: Context) -> Onnx:
         """For int8, this target with `keep` set to the most sensitive linear maps."""
         if self.precision != "int8":

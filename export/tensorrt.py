@@ -186,16 +186,16 @@ class TensorRt(Target):
         Raises:
             MissingError: neither a GPU with TensorRT nor ONNX Runtime is here.
         """
-        if not self._runs_here():
+        if not self.runs_here:
             session_options(1)
 
-    def notice(self) -> str:
+    def notice(self, timed: str = "on this CPU") -> str:
         """What is missing for the engine itself, and what answers in its place."""
-        if self._runs_here():
+        if self.runs_here:
             return ""
         instead = (
-            "the typed graph in ONNX Runtime answers in its place, and candidates are timed "
-            "on this CPU"
+            f"the typed graph in ONNX Runtime answers in its place, and candidates are timed "
+            f"{timed}"
         )
         try:
             self.library.check_build()
@@ -203,7 +203,15 @@ class TensorRt(Target):
             return f"{error}\nuntil the engine is built, {instead}"
         return f"no GPU here: {self.library.plan} is built but does not run; {instead}"
 
-    def _runs_here(self) -> bool:
+    @property
+    def timed_as(self) -> str:
+        """Name under which a costs file holds its times: flavour and precision count."""
+        flavor: Any = self.library.name
+        return str(TensorRt(precision=self.precision, flavor=flavor))
+
+    @property
+    def runs_here(self) -> bool:
+        """True if TensorRT and a GPU exist."""
         try:
             self.check()
         except MissingError:
@@ -292,7 +300,7 @@ class TensorRt(Target):
 
     def engine(self, folder: Path, threads: int) -> Engine:
         """Load the plan, which ignores `threads`; without TensorRT or GPU the typed graph."""
-        if self._runs_here():
+        if self.runs_here:
             return TrtEngine(folder / self.library.plan)
         return TypedGraphEngine(folder / FILE, threads, self.library.engine)
 
@@ -356,7 +364,7 @@ class _TensorRtDraft(TensorRt):
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """See `TensorRt.emit`; where no engine runs, none is built."""
-        if self._runs_here():
+        if self.runs_here:
             return super().emit(model, ctx, folder)
         return Emitted(self.write(model, ctx, folder))
 

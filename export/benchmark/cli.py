@@ -25,6 +25,7 @@ from prumux.optimizer.data.rows import read_texts
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.pipeline.registry import parse_target
 
+from . import cost_command
 from .engines import OpenedModel, open_engine
 from .power import meter
 from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
@@ -36,6 +37,7 @@ examples:
   prumux-bench my-model my-model-prumux --target onnx --data my-data
   prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
   prumux-bench --verify my-model-prumux
+  prumux-bench --measure-costs costs.json my-model --batch 32 --length 128
 
 A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
 .plan files, folders that prumux-opt wrote. Ratios are against A, timed in the same rounds.
@@ -55,10 +57,20 @@ def _main(arguments: list[str]) -> int:
         raise UsageError(
             f"--url is for --verify\nwrite: prumux-bench --verify RESULT --url {options.url}"
         )
+    if options.measure_costs is not None:
+        return cost_command.run(options, arguments, _length(options))
+    if options.mix is not None:
+        raise UsageError("--mix is for --measure-costs\nsee: prumux-bench --help")
+    options.rounds = options.rounds or ROUNDS
     if options.verify is not None:
         return _verify(options, arguments)
     if not options.models:
         parser.error("the following arguments are required: A")
+    return _compare(options, arguments)
+
+
+def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Time the models side by side."""
     progress = Progress(0 if options.quiet else 1)
     target = None if options.target is None else parse_target(options.target)
     threads, length = options.threads or cpu_threads(), _length(options)
@@ -122,11 +134,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARTIFACT",
         help="ask the engine of a result for its certified answers; exit 4 if they changed",
     )
+    add(
+        "--measure-costs",
+        type=Path,
+        metavar="FILE",
+        help="time shapes of a model here, for prumux-opt --costs FILE anywhere; needs "
+        "config.json only, no weights and no data",
+    )
+    add(
+        "--mix",
+        type=cost_command.mixed,
+        metavar="2,5,10",
+        help="with --measure-costs: rows that may share a pass, or none",
+    )
     add("--target", metavar="TEXT", help="export folders to this target, such as onnx")
     add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows per run")
     add("--length", metavar="N", help="tokens per random row (default 128), or: data")
     add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
-    add("--rounds", type=positive, default=ROUNDS, metavar="N", help="timed rounds")
+    add("--rounds", type=positive, metavar="N", help="timed rounds")
     add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"

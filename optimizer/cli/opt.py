@@ -129,6 +129,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         metric=options.metric,
         batch=options.batch,
         length=options.length,
+        costs=options.costs,
         device=options.device,
         seed=options.seed,
         effort=options.effort,
@@ -217,9 +218,14 @@ def _add_data_options(add: Add) -> None:
 
 def _add_engine_options(add: Add) -> None:
     add("--target", default="onnx", metavar="TEXT", help="default onnx; see --list-passes")
-    add("--batch", type=positive, default=32, metavar="N", help="rows in a batch, default 32")
+    add("--batch", type=positive, metavar="N", help="rows in a batch, default 32")
     add(
         "--length", type=positive, metavar="N", help="tokens in a row, default: as in the data"
+    )
+    add(
+        "--costs",
+        metavar="FILE",
+        help="choose for the machine that this file of prumux-bench --measure-costs is of",
     )
 
 

@@ -19,11 +19,16 @@ from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.model import Model
 
 from .configurable import ConfigurableStep
+from .costs import Costs
 from .engine import Emitted, Engine
 
 
 class Exporter(Protocol):
     """The part of a target that timing needs; see `Target`."""
+
+    @property
+    def timed_as(self) -> str:
+        """Name under which a costs file holds its times."""
 
     def draft(self) -> Exporter:
         """The exporter with options that make `emit` quick."""
@@ -59,6 +64,8 @@ class Context:
     """Finished steps of this run."""
     cache: Store = field(default_factory=Store)
     """Measured costs of this machine, kept between runs."""
+    costs: Costs | None = None
+    """Times of the machine that will serve; None = times are measured here."""
     may_time: bool = True
     """False in a worker, where other processes would disturb timings."""
     cores: CoreMonitor = field(default_factory=CoreMonitor)

@@ -38,9 +38,25 @@ class Target(ConfigurableStep):
         """
         self.check()
 
-    def notice(self) -> str:
-        """What users should know before a run: what is missing, and what is done instead."""
+    def notice(self, timed: str = "on this CPU") -> str:
+        """What users should know before a run: what is missing, and what is done instead.
+
+        Args:
+            timed: where candidates are timed if no engine of this target runs here.
+        """
+        del timed
         return ""
+
+    @property
+    def timed_as(self) -> str:
+        """Name under which a costs file holds its times: the target without options that
+        hardly change them."""
+        return str(self)
+
+    @property
+    def runs_here(self) -> bool:
+        """False if something else answers in the engine's place, so that times are not its."""
+        return True
 
     def check_model(self, model: Model) -> None:
         """Check that the options fit the given model.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prumux.optimizer.base.environment import device, versions
+from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.certificate.certificate import interval
 from prumux.optimizer.model.cost import count
@@ -23,7 +25,6 @@ from .contents import (
     ClassScores,
     DataRecord,
     EngineTiming,
-    Interval,
     LayerSizes,
     ModelCost,
     MuxRecord,
@@ -36,8 +37,10 @@ from .contents import (
     TaskRecord,
     TrialRecord,
 )
+from .costs_record import CostsRecord
 from .encoding import from_json, to_json
 from .html import render
+from .units import Interval
 
 if TYPE_CHECKING:
     from prumux.optimizer.model.model import Model
@@ -140,6 +143,7 @@ def build_report(
         speed=Pair(_timing(dense), _timing(shipped)),
         beside=tuple(_other_engine(x) for x in engines.beside),
         serving=ServingRecord(**serving),
+        costs=_costs(evaluator, engines.dropped or shipped),
         cost=Pair(_cost(dense.model.encoder, length), _cost(model.encoder, length)),
         file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
         layers=_layer_sizes(given.encoder, model.encoder),
@@ -225,6 +229,36 @@ def _mux(evaluator: Evaluator, shipped: MeasuredEngine) -> MuxRecord | None:
         return None
     values = evaluator.predictor.partner_sensitivity(shipped.pipeline, "certify")
     return from_json(MuxRecord, to_json(values))
+
+
+def _costs(evaluator: Evaluator, chosen: MeasuredEngine) -> CostsRecord | None:
+    """What the costs file says of the chosen model, if there is one."""
+    costs = evaluator.ctx.costs
+    if costs is None:
+        return None
+    name, found = chosen.target.timed_as, None
+    with suppress(PrumuxError):  # this target or mixing was not measured
+        found = costs.estimate(
+            chosen.model.encoder,
+            evaluator.model.encoder,
+            name,
+            evaluator.target.baseline().timed_as,
+        )
+    measured = costs.targets.get(name)
+    return CostsRecord(
+        file=costs.path.name,
+        digest=costs.digest,
+        date=costs.date,
+        measured_on=dict(costs.machine),
+        target=name,
+        engine={} if measured is None else dict(measured.engine),
+        batch=costs.batch,
+        length=costs.length,
+        error=max(x.error for x in costs.targets.values()),
+        dense_ms=None if found is None else found.dense_ms,
+        chosen_ms=None if found is None else found.ms,
+        throughput_ratio=None if found is None else found.speedup,
+    )
 
 
 def _timing(engine: MeasuredEngine) -> EngineTiming:

@@ -3,7 +3,7 @@
 These dataclasses are the one description of a report. `encoding` writes and reads them as
 JSON, `json_schema` makes report.schema.json of them, and `html` and `terminal` show them.
 
-A field's type says its unit (`Seconds`, `Share`); the text in `Annotated` says what it is.
+A field's type says its unit (`units`), the text in `Annotated` says what it is.
 To add a field: add it here with a default, fill it in `build`, show it where users need it,
 and write the schema again (`make schema`). A field with a default may be missing in a report
 that an earlier version wrote.
@@ -15,39 +15,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from .costs_record import CostsRecord
+from .units import (
+    OMIT_NONE,
+    Bytes,
+    Count,
+    Fraction,
+    Interval,
+    Milliseconds,
+    Positive,
+    Probability,
+    RowsPerSecond,
+    Seconds,
+    Share,
+    Times,
+    Unit,
+)
+
 SCHEMA_VERSION: Literal[1] = 1
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Unit and range of a number, for the type of a field."""
-
-    name: str = ""
-    """Empty for a count of what the field's text names."""
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-class _OmitNone:
-    """Marks a field that report.json leaves out where it is None."""
-
-
-OMIT_NONE = _OmitNone()
-
-Count = Annotated[int, Unit(minimum=0)]
-Positive = Annotated[int, Unit(minimum=1)]
-Bytes = Annotated[int, Unit("bytes", minimum=0)]
-Seconds = Annotated[float, Unit("seconds", minimum=0)]
-Milliseconds = Annotated[float, Unit("milliseconds", above=0)]
-RowsPerSecond = Annotated[float, Unit("rows per second", above=0)]
-Times = Annotated[float, Unit("times", above=0)]
-Share = Annotated[float, Unit("share, where 0.01 is one point")]
-Fraction = Annotated[float, Unit("share, where 0.01 is one point", minimum=0, maximum=1)]
-Probability = Annotated[float, Unit("probability", above=0, below=1)]
-Interval = tuple[float, float]
-"""Lower and upper end, in the unit of what they bound."""
 T = TypeVar("T")
 
 
@@ -263,8 +250,8 @@ class TrialRecord:
     macs: Annotated[Count | None, "Multiply-adds for one row of serving.mean_tokens tokens."]
     predicted_ratio: Annotated[
         Times | None,
-        "Throughput divided by the dense engine's, predicted from timing the untrained shape. "
-        "Null if it was not timed.",
+        "Throughput divided by the dense engine's, predicted from timing the untrained shape, "
+        "with a costs file from its times. Null if it was not timed.",
     ] = None
     error: Annotated[str | None, "Why the candidate failed, if it did.", OMIT_NONE] = None
 
@@ -313,6 +300,11 @@ class Report:
         tuple[OtherEngine, ...], "Other engines that were timed in the same rounds."
     ] = ()
     serving: Annotated[ServingRecord, "The serving point."]
+    costs: Annotated[
+        CostsRecord | None,
+        "The costs file that candidates were chosen by. `speed` and `throughput_ratio` were "
+        "measured on `device` all the same. Null if candidates were timed there.",
+    ] = None
     cost: Annotated[Pair[ModelCost], "Size and computation of both models, counted."]
     file_bytes: Annotated[Pair[Bytes], "Size of the engines' files, in bytes."]
     layers: Annotated[LayerSizes, "Sizes of both models, layer by layer."]

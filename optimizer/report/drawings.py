@@ -16,13 +16,13 @@ from typing import Literal
 from .contents import (
     CertificateRecord,
     EngineTiming,
-    Interval,
     OtherEngine,
     Report,
     Score,
 )
 from .formats import TIMES, points
 from .scales import LinearScale, LogScale, Tick, ratio_ticks, round_values
+from .units import Interval
 
 MarkKind = Literal["dense", "trial", "holds", "fails", "shipped", "test", "predicted"]
 WIDTH = 480.0
@@ -149,8 +149,9 @@ def throughput_rows(report: Report) -> ValueRows:
     # `prune{speedup=}` checks the speed-up that was asked for by timing shapes.
     asked = re.findall(r"speedup=([0-9.e+]+)", report.pipeline)
     rows += [ValueRow("predicted", "asked for (speedup=)", float(x)) for x in asked[-1:]]
+    how = "from timing its shape" if report.costs is None else f"from {report.costs.file}"
     rows += [
-        ValueRow("predicted", "from timing its shape", t.predicted_ratio)
+        ValueRow("predicted", how, t.predicted_ratio)
         for t in report.trials
         if t.pipeline == report.pipeline and t.predicted_ratio
     ]

@@ -47,3 +47,9 @@ def plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(v) for v in value) or "none"
     return str(value)
+
+
+def machine_name(facts: Mapping[str, str]) -> str:
+    """A machine in words: its GPU, if it has one, and its processor."""
+    parts = (facts.get("gpu", ""), facts.get("cpu", ""))
+    return ", ".join(x for x in parts if x) or "an unknown machine"

@@ -11,7 +11,8 @@ from prumux.optimizer.tasks import registry
 
 from . import drawings
 from .contents import CertificateRecord, Report, TrialRecord
-from .formats import TIMES, duration, millions, percent, plain, points
+from .costs_record import CostsRecord
+from .formats import TIMES, duration, machine_name, millions, percent, plain, points
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -58,6 +59,8 @@ def render(report: Report) -> str:
         trials=trial_rows(report),
         numbers={t.pipeline: i for i, t in enumerate(report.trials, 1)},
         exports=[export_facts(*x) for x in vars(report.export).items()],
+        estimate=None if report.costs is None else estimated(report.costs),
+        here=machine_name(report.device),
         beside=[(drawings.engine_name(x, report), x) for x in report.beside],
         task=registry.from_report({} if report.task is None else vars(report.task)),
     )
@@ -66,10 +69,14 @@ def render(report: Report) -> str:
 def verdict(report: Report) -> str:
     """The result in one sentence."""
     ratio = f"{report.throughput_ratio:.2f}{TIMES} the dense model's throughput"
+    if report.costs is not None:
+        ratio = estimated(report.costs)
     if not report.met:
         return f"No candidate met the budget. The unpruned model is shipped: {ratio}."
     if report.dropped is not None:
         slow = report.dropped.throughput_ratio
+        if report.costs is not None:
+            return f"The chosen engine was dropped: {ratio}. The dense model is shipped."
         return (
             f"The chosen engine was dropped: it ran at {slow:.2f}{TIMES} the dense engine's "
             "throughput. The dense model is shipped."
@@ -86,6 +93,16 @@ def verdict(report: Report) -> str:
     return (
         f"{ratio}, {points(abs(score.loss))} points of {report.metric} {change} on the "
         f"{role} rows. Nothing was certified: {report.reason}."
+    )
+
+
+def estimated(costs: CostsRecord) -> str:
+    """The estimated throughput on the machine of a costs file."""
+    where = f"for {machine_name(costs.measured_on)} by {costs.file}, not measured"
+    if costs.throughput_ratio is None:
+        return f"no estimate of the throughput {where}"
+    return (
+        f"{costs.throughput_ratio:.2f}{TIMES} the dense model's throughput, estimated {where}"
     )
 
 

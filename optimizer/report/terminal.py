@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 from .contents import ClassRecord, ClassScores, MuxRecord, Report
-from .formats import duration, millions, percent, points
+from .costs_record import CostsRecord
+from .formats import duration, machine_name, millions, percent, points
 
 Row = tuple[str, str, str, str]
 """Columns: the figure, the dense model, the optimised model, and the comparison."""
@@ -63,11 +64,15 @@ def summary(report: Report, folder: Path) -> list[str]:
     for engine in report.beside:
         text = f"{report.model_name(engine.pipeline)} on {engine.target}"
         lines.append(("also timed", f"{text}: {engine.throughput_ratio:.2f}x"))
+    if report.costs is not None:
+        lines += _costs_lines(report.costs, report.device)
     if report.budget is not None:
         lines += _budget_lines(report)
     if report.dropped is not None:
         ratio = report.dropped.throughput_ratio
         text = f"its engine ran at {ratio:.2f}x the dense engine's throughput"
+        if report.costs is not None:
+            text = "slower than the dense engine by its costs"
         lines.append(("dropped", f"{report.dropped.pipeline}: {text}"))
     lines += [("warning", x) for x in report.warnings]
     since = " since --resume" if "--resume" in report.command else ""
@@ -82,6 +87,24 @@ def _answered_by(engine: Mapping[str, str]) -> str:
     if "instead_of" in engine:
         text += f", in place of {engine['instead_of']}, whose engine did not run here"
     return text
+
+
+def _costs_lines(costs: CostsRecord, here: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The machine that was chosen for, and the one that searched."""
+    there, ratio = machine_name(costs.measured_on), costs.throughput_ratio
+    found = "no throughput" if ratio is None else f"{ratio:.2f}x the dense throughput"
+    return [
+        (
+            "estimated",
+            f"{found} on {there}, by {costs.file} ({costs.target}, batch {costs.batch}, "
+            f"{costs.length} tokens, {costs.date}); not measured",
+        ),
+        (
+            "searched",
+            f"on {machine_name(here)}; rows/s and latencies in the table were measured here "
+            "and chose nothing",
+        ),
+    ]
 
 
 def class_rows(found: ClassScores) -> list[Row]:
@@ -151,10 +174,11 @@ def _mux_rows(mux: MuxRecord | None) -> list[Row]:
 
 def _speed_rows(report: Report) -> list[Row]:
     dense, ours, serving = report.speed.dense, report.speed.optimised, report.serving
+    here = "" if report.costs is None else " here"
     spread = f"[{ours.throughput_ratio_low:.2f}, {ours.throughput_ratio_high:.2f}]"
     rows = [
         (
-            f"rows/s (batch {serving.batch}, {serving.mean_tokens} tokens)",
+            f"rows/s{here} (batch {serving.batch}, {serving.mean_tokens} tokens)",
             f"{dense.rows_per_second:.0f}",
             f"{ours.rows_per_second:.0f}",
             f"{ours.throughput_ratio:.2f}x  {spread}",

@@ -120,7 +120,11 @@ def _free_search(todo: Plan, limit: float) -> Search:
     lowered = todo.request.passes is None and not evaluator.targets[0].exact
     # A lower precision by itself is a candidate too.
     space = (exact_pipeline(), *todo.space) if lowered else todo.space
-    order = evaluator.builder.by_cost(space)
+    if evaluator.ctx.costs is not None:  # its milliseconds in place of multiply-adds
+        predicted = time_candidates(evaluator, space)
+        order = [x.pipeline for x in sorted(predicted, key=lambda x: x.throughput)]
+    else:
+        order = evaluator.builder.by_cost(space)
     return lambda trial, certify, out_of_time: search_by_bisection(
         order, trial, certify, limit, out_of_time, safe=safe
     )

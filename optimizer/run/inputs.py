@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from prumux.optimizer.base.devices import device
+from prumux.optimizer.base.environment import device as cpu_name
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
@@ -15,16 +17,22 @@ from prumux.optimizer.base.store import key, user_cache
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
+from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.costs import Costs
+from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.tasks.task import Task
+from prumux.optimizer.timing.cost_file import read_costs
 from prumux.optimizer.timing.serving_point import ServingPoint
 
 from .request import Request
 
+BATCH = 32
+"""Rows in a batch, where nothing else is asked for."""
 NEAR = 16
 """A row of similar length is drawn among this many ranks on either side."""
 
@@ -37,14 +45,19 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         MissingError: a library or device is missing.
     """
     target.check_search()
-    if notice := target.notice():
+    costs = None if request.costs is None else read_costs(Path(request.costs).expanduser())
+    timed = "on this CPU" if costs is None else f"by '{costs.path}'"
+    if notice := target.notice(timed):
         progress.say(notice)
+    batch, length = serving_of(request, costs)
     torch_device = device(request.device)
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)
     model = load_model(request.model)
     target.check_model(model)
+    if costs is not None:
+        check_costs(costs, model.encoder, target, progress)
     if model.tokenizer is None:
         raise ModelError(
             f"no tokenizer lies beside '{request.model}'\n"
@@ -69,7 +82,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         progress.say(f"data: {note}")
     for warning in splits.warnings:
         progress.say(f"warning: {warning}")
-    row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
+    row_limit(model.tokenizer, model.encoder, length, splits.fit.text_b is not None)
     given = {
         "fit": splits.fit,
         "select": splits.select,
@@ -84,7 +97,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
     metric = _metric(request, model.task, coded["certify"].labels is not None)
     ctx = Context(
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
-        workload=workload(coded["certify"], request.batch, request.length),
+        workload=workload(coded["certify"], batch, length),
         dense=model,
         train=coded["fit"],
         select=coded["select"],
@@ -94,6 +107,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         device=torch_device,
         progress=progress,
         cache=user_cache(),
+        costs=costs,
     )
     return Evaluator(
         model=model,
@@ -106,10 +120,70 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         data_digest=splits.digest(),
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
-        warnings=(*model.remarks, *splits.warnings),
-        serving=ServingPoint(request.batch, request.length, ctx.length, threads),
+        warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
+        serving=ServingPoint(batch, length, ctx.length, threads),
         targets=target.variants(model.encoder)[:1],
         certify_texts=splits.certify,
+    )
+
+
+def serving_of(request: Request, costs: Costs | None) -> tuple[int, int | None]:
+    """Rows in a batch and tokens in a row: as asked for, or as the costs were measured.
+
+    Raises:
+        UsageError: another serving point than that of the costs is asked for.
+    """
+    if costs is None:
+        return request.batch or BATCH, request.length
+    for name, given, measured in (
+        ("batch", request.batch, costs.batch),
+        ("length", request.length, costs.length),
+    ):
+        if given is not None and given != measured:
+            again = replace(
+                costs,
+                batch=request.batch or costs.batch,
+                length=request.length or costs.length,
+            )
+            raise UsageError(
+                f"'{costs.path}': serving.{name} is {measured}, --{name} is {given}\n"
+                f"leave --{name} out, or measure at it on the serving machine: "
+                f"{again.again}"
+            )
+    return costs.batch, costs.length
+
+
+def check_costs(costs: Costs, encoder: Encoder, target: Target, progress: Progress) -> None:
+    """Check that the costs are of this model and of the targets that it needs.
+
+    Raises:
+        UsageError: they are not; the message names file and key.
+    """
+    costs.check_model(encoder)
+    try:
+        for needed in (target.baseline(), target.variants(encoder)[0]):
+            costs.on(needed.timed_as)
+    except UsageError as error:
+        whole = (
+            x for x in costs.targets if parse_target(x).baseline().timed_as in costs.targets
+        )
+        other = next(whole, None)
+        cure = "" if other is None else f"\nor choose for what was: --target '{other}'"
+        raise UsageError(f"{error}{cure}") from error
+    progress.say(
+        f"costs: candidates are timed by '{costs.path}', measured on {costs.name} "
+        f"({costs.date}), and not on this machine"
+    )
+
+
+def timed_elsewhere(target: Target, costs: Costs | None) -> tuple[str, ...]:
+    """A warning where neither the engine nor a costs file tells how fast candidates are."""
+    if costs is not None or target.runs_here:
+        return ()
+    return (
+        f"the engine of {target} cannot be timed here: candidates were chosen, and all times "
+        f"measured, on this CPU ({cpu_name()['cpu']}); measure on the serving machine: "
+        "prumux-bench --measure-costs costs.json MODEL, then add --costs costs.json",
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from prumux.optimizer.base.errors import GateError, MissingError
+from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
 from prumux.optimizer.data.predict import BATCH, predict
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
@@ -73,14 +74,17 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
         for i, which in enumerate(wanted)
     ]
     first, *others = _timed(evaluator, exported)
-    if _slower(first.speed, others[best_at - 1].speed):
+    if _slower(evaluator, first, others[best_at - 1]) and ctx.costs is None:
         first, *others = _timed(
             evaluator, exported
         )  # noise of a busy machine is unlikely to repeat
     best = others.pop(best_at - 1)
     packaged = PackagedEngines(first, best, beside=tuple(others))
-    if _slower(first.speed, best.speed):
-        ctx.progress.say("the optimised engine is slower than the dense one and was dropped")
+    if _slower(evaluator, first, best):
+        where = "" if ctx.costs is None else f" on {ctx.costs.name}"
+        ctx.progress.say(
+            f"the optimised engine is slower than the dense one{where} and was dropped"
+        )
         packaged = PackagedEngines(first, first, dropped=best, beside=tuple(others))
     best = packaged.optimised
     _check_answers(evaluator, best)
@@ -122,10 +126,24 @@ def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[Expo
     return [replace(x, speed=speed) for x, speed in zip(exported, speeds, strict=True)]
 
 
-def _slower(dense: Speed, other: Speed) -> bool:
-    """True if slower in the median round and in the best one; noise does not decide."""
-    best = other.rows_per_second_high < dense.rows_per_second_high
-    return other.throughput_ratio < 1 and best
+def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
+    """True if slower in the median round and in the best one; noise does not decide.
+
+    With costs of the machine that will serve, their estimate decides where there is one.
+    """
+    if evaluator.ctx.costs is not None:
+        with suppress(PrumuxError):  # this target or mixing was not measured
+            return (
+                evaluator.ctx.costs.estimate(
+                    other.model.encoder,
+                    dense.model.encoder,
+                    other.target.timed_as,
+                    dense.target.timed_as,
+                ).speedup
+                < 1
+            )
+    best = other.speed.rows_per_second_high < dense.speed.rows_per_second_high
+    return other.speed.throughput_ratio < 1 and best
 
 
 def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:

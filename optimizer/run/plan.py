@@ -88,6 +88,7 @@ class Plan:
             **more,
             "target": str(evaluator.target),
             "serving": evaluator.serving.to_json(),
+            "costs": None if evaluator.ctx.costs is None else evaluator.ctx.costs.describe(),
             "out": str(request.folder),
         }
 
@@ -115,7 +116,7 @@ def plan(request: Request, progress: Progress) -> Plan:
             )
     Workers.parse(request.workers).check()
     inputs = (request.model, request.data, request.train, request.validation, request.test)
-    check_out(request.folder, inputs, request.resume, request.force)
+    check_out(request.folder, (*inputs, request.costs), request.resume, request.force)
     evaluator, known = open_evaluator(request, target, progress), Memory()
     watched = evaluator.with_store(known, no_record)
     warnings = check_scores(watched, request.budget, bool(request.labels))

@@ -37,8 +37,11 @@ class Request:
     """Whether rows of the train split may certify, which a model knows by heart."""
     target: str = "onnx"
     metric: str | None = None
-    batch: int = 32
+    batch: int | None = None
+    """Rows in a batch; None = those of `costs`, else 32."""
     length: int | None = None
+    costs: str | None = None
+    """A file of `prumux-bench --measure-costs`: times of the machine that will serve."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"
@@ -55,17 +58,18 @@ class Request:
         for name, least in (("seed", 0), ("batch", 1), ("length", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (name == "length" and value is None) and not (
+            if not (name in ("batch", "length") and value is None) and not (
                 whole and least <= value < 2**63
             ):
                 raise UsageError(f"{name} is {value!r}, give a whole number from {least}")
-        for name in ("model", "passes", "data", "train", "validation", "test", "target"):
+        texts = ("model", "passes", "data", "train", "validation", "test", "target", "costs")
+        for name in texts:
             value = getattr(self, name)
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):
                 raise UsageError(f"{name} is {value!r}, it must be a text that is not empty")
-        paths = (self.model, self.data, self.train, self.validation, self.test, self.out)
-        for given in paths:
+        paths = (self.model, self.data, self.train, self.validation, self.test)
+        for given in (*paths, self.costs, self.out):
             check_name(given)
         if not isinstance(self.certify_on_train, bool):
             raise UsageError(

@@ -61,8 +61,8 @@ def optimize(
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
             `labels`, `certify_on_train`, `out`, `passes`, `target`, `metric`, `batch`,
-            `length`, `device`, `effort`, `time_limit_s`, `seed`, `workers`, `resume`, `force`,
-            `keep_answers`.
+            `length`, `costs`, `device`, `effort`, `time_limit_s`, `seed`, `workers`,
+            `resume`, `force`, `keep_answers`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. If no candidate
@@ -84,8 +84,9 @@ def optimize(
     for name, make in (("out", Path), ("data", str), ("train", str), ("test", str)):
         if isinstance(options.get(name), str | Path):
             options[name] = make(options[name])
-    if isinstance(options.get("validation"), Path):
-        options["validation"] = str(options["validation"])
+    for name in ("validation", "costs"):
+        if isinstance(options.get(name), Path):
+            options[name] = str(options[name])
     if isinstance(options.get("labels"), Mapping):
         options["labels"] = {str(k): str(v) for k, v in options["labels"].items()}
     request = Request(model=str(model), budget=share, **options)

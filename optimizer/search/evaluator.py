@@ -95,6 +95,7 @@ class Evaluator:
             "budget": None if budget is None else str(budget),
             "metric": self.metric,
             "target": str(self.target),
+            "costs": None if self.ctx.costs is None else self.ctx.costs.digest,
             "batch": self.serving.batch,
             "length": self.serving.length,
             "seed": self.ctx.seed,

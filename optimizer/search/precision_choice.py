@@ -44,7 +44,8 @@ def choose_precision(
             return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
         best = exact
         for other in others:
-            best = _better(evaluator, exact, best, other, limit, space)
+            if _has_times(evaluator, other):
+                best = _better(evaluator, exact, best, other, limit, space)
         return {"targets": [str(x) for x in dict.fromkeys((best, exact))]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
@@ -79,6 +80,17 @@ def _better(  # noqa: PLR0917 - two targets, compared on everything
     return _faster(evaluator, best, tuned, limit, space)
 
 
+def _has_times(evaluator: Evaluator, other: Target) -> bool:
+    """False if times come from a costs file and it has none of this target."""
+    costs = evaluator.ctx.costs
+    if costs is None or other.timed_as in costs.targets:
+        return True
+    evaluator.ctx.progress.say(
+        f"{other}: not used, '{costs.path}' holds no times of {other.timed_as}"
+    )
+    return False
+
+
 def _faster(
     evaluator: Evaluator, one: Target, other: Target, limit: float, space: Sequence[Pipeline]
 ) -> Target:
@@ -105,6 +117,13 @@ def _gain(
 ) -> float:
     """Throughput of one model on its target over that of another, timed in turn."""
     ctx = evaluator.ctx
+    if ctx.costs is not None:
+        given, base = evaluator.model.encoder, before[0].timed_as
+        found = [
+            ctx.costs.estimate(model.encoder, given, target.timed_as, base).speedup
+            for target, model in (before, after)
+        ]
+        return found[1] if before[1] is evaluator.model else found[1] / found[0]
     inputs = [batch.inputs() for batch in ctx.workload]
 
     def run(engine: Any) -> None:

@@ -14,6 +14,8 @@ from prumux.optimizer.base.errors import PassError, PrumuxError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
+from prumux.optimizer.pipeline.costs import Costs
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.timing.interleave import interleave, speedup
@@ -36,6 +38,7 @@ def time_candidates(
     """Time each candidate's untrained shape; skip candidates that cannot be built.
 
     Some candidates at a time are exported untrained and timed in turn with the dense engine.
+    With `ctx.costs` their times are predicted.
     Results are stored, so that a resumed run uses the same ones.
 
     Args:
@@ -50,7 +53,8 @@ def time_candidates(
     todo = [name for name in unique if not evaluator.ctx.store.has(name)]
     made: dict[str, dict[str, Any]] = {}
     if todo:
-        with evaluator.ctx.progress.task("timing shapes", len(todo)) as step:
+        doing = "timing shapes" if evaluator.ctx.costs is None else "sizing candidates"
+        with evaluator.ctx.progress.task(doing, len(todo)) as step:
             for names in (todo[i : i + AT_ONCE] for i in range(0, len(todo), AT_ONCE)):
                 measured = _measured(evaluator, [unique[x] for x in names], rounds, step)
                 for name, facts in zip(names, measured, strict=True):
@@ -103,6 +107,8 @@ def _measured(
     step: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """Shape, and throughput over the dense model's on the baseline target; or an error."""
+    if evaluator.ctx.costs is not None:
+        return [_predicted(evaluator, x, evaluator.ctx.costs, step) for x in space]
     ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
     dense = count(replace(evaluator.model.encoder, mux=None), ctx.length).macs
     facts: list[dict[str, Any]] = []
@@ -122,8 +128,7 @@ def _measured(
             except PassError as error:
                 facts.append({"error": str(error)})
             else:
-                unmixed = count(replace(model.encoder, mux=None), ctx.length).macs
-                facts.append({"shape": asdict(shape_of(model.encoder, unmixed, dense))})
+                facts.append({"shape": _shape(model.encoder, dense, ctx.length)})
                 add(model, evaluator.targets[0])
             step()
         cores = None if rounds < ROUNDS else ctx.cores
@@ -132,3 +137,25 @@ def _measured(
     for entry, timing in zip(made, others, strict=True):
         entry["throughput"] = speedup(first, timing).median
     return facts
+
+
+def _predicted(
+    evaluator: Evaluator, pipeline: Pipeline, costs: Costs, step: Callable[[], object]
+) -> dict[str, Any]:
+    """The facts of `_measured`, with the throughput that a costs file predicts."""
+    given, length = evaluator.model.encoder, evaluator.ctx.length
+    dense = count(replace(given, mux=None), length).macs
+    baseline, target = evaluator.target.baseline().timed_as, evaluator.targets[0].timed_as
+    try:
+        encoder = evaluator.builder.untrained(pipeline).encoder
+        ratio = costs.estimate(encoder, given, target, baseline).speedup
+    except PassError as error:
+        return {"error": str(error)}
+    finally:
+        step()
+    return {"shape": _shape(encoder, dense, length), "throughput": ratio}
+
+
+def _shape(encoder: Encoder, dense: int, length: int) -> dict[str, Any]:
+    unmixed = count(replace(encoder, mux=None), length).macs
+    return asdict(shape_of(encoder, unmixed, dense))

@@ -74,9 +74,14 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
     """Speed-up over the dense model of a model of these sizes: best round over best round.
 
+    With `ctx.costs` it is predicted, and nothing is timed here.
+
     Raises:
         MissingError: there is no target.
     """
+    if ctx.costs is not None and ctx.target is not None:
+        name = ctx.target.timed_as
+        return ctx.costs.estimate(encoder, ctx.dense.encoder, name, name).speedup
     both = (ctx.dense.encoder, encoder)
     pool = _pool(both, ctx)
     with ctx.progress.task("timing the choice", rounds) as step:

@@ -15,7 +15,7 @@ A table is refused if it is more than 10 % off on uneven models that were not in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from prumux.optimizer.base.store import key
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder, Layer
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.costs import Block, CostTable, Curve
 
 from .calibration import (
     FFN_SHARES,
@@ -39,6 +40,16 @@ from .calibration import (
     uneven,
 )
 
+__all__ = [
+    "Block",
+    "CostTable",
+    "Curve",
+    "cost_table",
+    "fit",
+    "measure_table",
+    "table_from_json",
+]
+
 CHECKS = 6
 LIMIT = 0.10
 """Largest relative error on uneven models that a table may have."""
@@ -50,88 +61,10 @@ FLOOR = 0.02
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Milliseconds by size; `sizes` rise from 0."""
-
-    sizes: tuple[int, ...]
-    ms: tuple[float, ...]
-
-    def at(self, size: int) -> float:
-        """Linear between the knots; size 0 costs nothing."""
-        return float(np.interp(size, self.sizes, self.ms)) if size else 0.0
-
-
-@dataclass(frozen=True)
-class Block:
-    """The cost of the two branches of a layer."""
-
-    attention: Curve
-    ffn: Curve
-
-
-@dataclass(frozen=True)
-class CostTable:
-    """Milliseconds of one pass over the workload."""
-
-    dense_ms: float
-    """The dense model as it was given, without pool-early."""
-    base_ms: float
-    """Embeddings, head and the engine's own overhead."""
-    wide: Block
-    """A layer that runs at every position."""
-    narrow: Block
-    """The last attention block and all after it, at the pooled position only."""
-    narrow_from: int
-    """First layer that is narrow while its attention lives; past the last if none is."""
-    error: float
-    """Largest relative error on the uneven models that check the table."""
-
-    def attention_ms(self, layer: int, heads: int) -> float:
-        """One attention block."""
-        return self._block(layer, self.narrow_from).attention.at(heads)
-
-    def ffn_ms(self, layer: int, units: int) -> float:
-        """One FFN block."""
-        return self._block(layer, self.narrow_from).ffn.at(units)
-
-    def predict_ms(self, encoder: Encoder) -> float:
-        """A whole model of these sizes.
-
-        With `pool_early` it uses the last attention block of `encoder`; `attention_ms` and
-        `ffn_ms` use that of the model that the table was made for.
-        """
-        first = encoder.narrow_from
-        blocks = (self._block(i, first) for i in range(len(encoder.layers)))
-        parts = (
-            block.attention.at(x.heads) + block.ffn.at(x.ffn)
-            for block, x in zip(blocks, encoder.layers, strict=True)
-        )
-        return self.base_ms + sum(parts)
-
-    def limit_ms(self, speedup: float, name: str) -> float:
-        """Milliseconds that a model with this speed-up over the dense model may take.
-
-        Raises:
-            PassError: embeddings and head alone take longer; `name` is the pass's.
-        """
-        limit = self.dense_ms / speedup
-        if limit < self.base_ms:
-            most = int(10 * self.dense_ms / self.base_ms) / 10
-            raise PassError(
-                f"{name}{{speedup={speedup:g}}} leaves {limit:.3g} of {self.dense_ms:.3g} ms, "
-                f"embeddings and head alone take {self.base_ms:.3g} ms\n"
-                f"ask for {name}{{speedup={most:g}}} or less",
-                exit_code=2,
-            )
-        return limit
-
-    def _block(self, layer: int, first: int) -> Block:
-        return self.narrow if layer >= first else self.wide
-
-
 def cost_table(model: Model, ctx: Context) -> CostTable:
     """The table of the model's full sizes on `ctx.target`, measured once a machine.
+
+    With `ctx.costs` it is that of the other machine, and nothing is measured.
 
     Raises:
         MissingError: there is no target to measure on.
@@ -150,12 +83,16 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
     most = Layer(max(x.heads for x in dense.layers), max(x.ffn for x in dense.layers))
     left = model.masks.sizes(model.encoder)
     full = replace(left, layers=(most,) * len(dense.layers))
+    if ctx.costs is not None:
+        found = ctx.costs.table(full, ctx.costs.dense_of(dense), ctx.target.timed_as)
+        early = left.reads_first  # else no curve is narrow
+        return replace(found, narrow_from=left.narrow_from if early else len(left.layers))
     shapes = [b.input_ids.shape for b in ctx.workload]
     # repr, because the short text of an encoder leaves most of its fields out
     name = "costs-" + key(
         repr(full), repr(dense), ctx.target, ctx.threads, shapes, device(), versions()
     )
-    table = _from_json(ctx.cache.json(name, lambda: asdict(_checked(full, ctx))))
+    table = table_from_json(ctx.cache.json(name, lambda: asdict(measure_table(full, ctx))))
     return replace(table, narrow_from=left.narrow_from)
 
 
@@ -239,12 +176,16 @@ def _steps(size: int, at: tuple[int, ...]) -> Floats:
     return share
 
 
-def _checked(full: Encoder, ctx: Context) -> CostTable:
-    """Measure; if the check fails, measure once more with twice the rounds."""
-    first = _measure(full, ctx, ROUNDS)
+def measure_table(full: Encoder, ctx: Context, rounds: int = ROUNDS) -> CostTable:
+    """Measure; if the check fails, measure once more with twice the rounds.
+
+    Raises:
+        PassError: the table is off both times.
+    """
+    first = _measure(full, ctx, rounds)
     if first.error <= LIMIT:
         return first
-    again = _measure(full, ctx, 2 * ROUNDS)
+    again = _measure(full, ctx, 2 * rounds)
     if again.error <= LIMIT:
         return again
     raise PassError(
@@ -266,7 +207,9 @@ def _measure(full: Encoder, ctx: Context, rounds: int) -> CostTable:
     return replace(table, error=max(abs(table.predict_ms(x) / ms - 1) for x, ms in pairs))
 
 
-def _from_json(found: Mapping[str, Any]) -> CostTable:
+def table_from_json(found: Mapping[str, Any]) -> CostTable:
+    """The table that `asdict` gave."""
+
     def block(x: Mapping[str, Any]) -> Block:
         curves = (Curve(tuple(x[k]["sizes"]), tuple(x[k]["ms"])) for k in ("attention", "ffn"))
         return Block(*curves)

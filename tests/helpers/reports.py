@@ -78,6 +78,21 @@ def changed(name: str) -> dict[str, Any]:
             engine(report["pipeline"], "onnx{precision=fp32}", 3.5),
         ]
         report["target"] = "onnx{precision=int8 fusion=none}"
+    elif name == "costs":
+        report["costs"] = {
+            "file": "costs<.json",
+            "digest": "0" * 64,
+            "date": "2026-11-27T20:00:00+00:00",
+            "measured_on": {"cpu": "Some CPU", "gpu": "NVIDIA <L4>", "cpu_threads": "8"},
+            "target": "tensorrt{flavor=rtx}",
+            "engine": {"engine": "tensorrt-rtx"},
+            "batch": 32,
+            "length": 25,
+            "error": 0.04,
+            "dense_ms": 7.5,
+            "chosen_ms": 2.5,
+            "throughput_ratio": 3.0,
+        }
     elif name == "predicted":
         for ratio, trial in enumerate(report["trials"], 2):
             trial["predicted_ratio"] = float(ratio)
@@ -111,5 +126,5 @@ def changed(name: str) -> dict[str, Any]:
 
 KINDS = (
     "plain", "refused", "no budget", "dropped", "mux", "beside", "predicted", "failed",
-    "tokens", "classes",
+    "tokens", "classes", "costs",
 )  # fmt: skip

@@ -1,0 +1,338 @@
+"""Part a: does an engine run here, does it answer as torch does, and how fast is it?
+
+All engines take inputs from host memory and give logits to host memory, by the wall clock, so
+they are compared alike. The ceiling is one large matrix product in the same precision.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bench.shapes import SHAPES, TYPES, ceiling_flops, context, cuda_ms, dense_model, pruned
+from prumux.export.graph.parity import TOLERANCES
+from prumux.export.runtime.reference import TorchReference
+from prumux.export.runtime.torch_engine import FastModule
+from prumux.optimizer.base.errors import MissingError
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import batch_rows, in_groups
+from prumux.optimizer.model.sizes import Encoder, Layer, Multiplexing
+from prumux.optimizer.model.weights import expected_shapes
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.timing.interleave import wall_ms
+
+from .work import Facts, Work, say
+
+KINDS = {
+    "cuda": {
+        "rtx": "tensorrt{flavor=rtx precision=PRECISION}",
+        "torch-graph": "",
+        "ort-cuda": "onnx{precision=PRECISION device=cuda fusion=none}",
+        "tensorrt": "tensorrt{flavor=tensorrt precision=PRECISION}",
+        "torch-compile": "",
+    },
+    "cpu": {"ort-cpu": "onnx{precision=PRECISION fusion=none}", "torch": ""},
+}
+"""Engines by device, most valuable first, with their targets; empty = torch itself."""
+CELLS = (
+    *((0.0, 1), (0.8, 1), (0.0, 2), (0.95, 1), (0.6, 1), (0.8, 2), (0.0, 5), (0.95, 10)),
+    *((0.0, 10), (0.95, 2), (0.6, 2), (0.8, 5), (0.95, 5), (0.6, 5), (0.8, 10), (0.6, 10)),
+)
+"""Share of the encoder's weights that is cut, and rows in one pass, most valuable first."""
+SCALE = 0.05
+"""Deviation of random weights: logits then differ between rows."""
+PARITY_ROWS, PARITY_TOKENS = 20, 48
+LEAST_RUNS = 5
+Inputs = dict[str, NDArray[Any]]
+Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What part a measures."""
+
+    device: str
+    precision: str = "fp16"
+    shapes: tuple[str, ...] = ("minilm", "bert-base")
+    cells: tuple[tuple[float, int], ...] = CELLS
+    kinds: tuple[str, ...] = ()
+    """None given = those of the device."""
+    batches: tuple[int, ...] = (1, 32, 128, 512)
+    lengths: tuple[int, ...] = (32, 128)
+    seconds: float = 0.4
+    """Of each point."""
+    matrix: int = 8192
+    """Rows of the matrix product of the ceiling."""
+
+    def items(self) -> list[tuple[str, float, int, str]]:
+        """Shape, share that is cut, rows in a pass and engine, most valuable first."""
+        kinds = self.kinds or tuple(KINDS[self.device])
+        return [
+            (shape, s, n, k) for s, n in self.cells for shape in self.shapes for k in kinds
+        ]
+
+
+def run(plan: Plan, work: Work) -> None:
+    """Measure item by item until the time is over."""
+    absent = missing(plan.device, plan.precision)
+    work.keep("a-missing", {"missing": absent})
+    for shape, sparsity, n, kind in plan.items():
+        if kind in absent:
+            continue
+        name = f"a-{shape}-{round(100 * sparsity)}-{n}-{kind}"
+        item = Item(plan, work, name, shape, sparsity, n, kind)
+        if not work.attempt(name, item.measure):
+            say("part a: the time is over")
+            return
+
+
+@dataclass(frozen=True)
+class Item:
+    """One shape in one engine."""
+
+    plan: Plan
+    work: Work
+    name: str
+    shape: str
+    sparsity: float
+    n: int
+    kind: str
+
+    def measure(self) -> Facts | None:
+        """Open the engine, compare its logits, and time each batch and length."""
+        model = self.model()
+        ctx = serving(model, self.plan, self.n)
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.monotonic()
+            run, about = self.open(model, ctx, Path(folder))
+            about["open_seconds"] = round(time.monotonic() - start, 2)
+            reference = TorchReference(model, (parity_batch(model),))
+            found: Facts = {**self.about(model), **about, "points": []}
+            found["parity"] = self.parity(run, reference)
+            found["ceiling_tflops"] = self.ceiling() / 1e12
+            macs = {x: count(model.encoder, x).macs for x in self.plan.lengths}
+            for length in self.plan.lengths:
+                for batch in self.plan.batches:
+                    if self.work.left_s <= 0:
+                        self.work.keep(self.name, {**found, "unfinished": True})
+                        return None
+                    point = self.point(run, model.encoder, batch, length)
+                    flops = 2 * macs[length] * point["rows_per_second"]
+                    share = flops / 1e12 / found["ceiling_tflops"]
+                    found["points"].append({**point, "ceiling_share": share})
+        return found
+
+    def about(self, model: Model) -> Facts:
+        """What the item is."""
+        return {
+            "shape": self.shape,
+            "sparsity": self.sparsity,
+            "n": self.n,
+            "kind": self.kind,
+            "precision": self.plan.precision,
+            "layers": [[x.heads, x.ffn] for x in model.encoder.layers],
+        }
+
+    def model(self) -> Model:
+        """Random weights of the sizes that `prune` leaves, with mixed rows."""
+        dense = dense_model(self.shape, max(self.plan.lengths), pool_early=False)
+        encoder = replace(dense.encoder, layers=self.layers(dense))
+        if self.n > 1:
+            encoder = replace(encoder, mux=Multiplexing(self.n))
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            name: SCALE * torch.randn(size, generator=generator) + name.endswith("norm.weight")
+            for name, size in expected_shapes(encoder).items()
+        }
+        return Model(encoder, weights, dense.task, Masks.full(encoder))
+
+    def layers(self, dense: Model) -> tuple[Layer, ...]:
+        """The sizes after `prune`, chosen once for a shape."""
+        if not self.sparsity:
+            return dense.encoder.layers
+        name = f"sizes-{self.shape}-{round(100 * self.sparsity)}"
+        if (found := self.work.read(name)) is None:
+            ctx = context(dense, PARITY_TOKENS)
+            chosen = pruned(dense, ctx, self.sparsity).layers
+            found = {"layers": [[x.heads, x.ffn] for x in chosen]}
+            self.work.keep(name, found)
+        return tuple(Layer(*x) for x in found["layers"])
+
+    def open(self, model: Model, ctx: Context, folder: Path) -> tuple[Run, Facts]:
+        """The engine as a function, and what it says of itself."""
+        text = KINDS[self.plan.device].get(self.kind, "")
+        if not text:
+            torch_run = TorchRun(model, self.plan.device, self.plan.precision, self.kind)
+            return torch_run, {"engine": torch_run.describe()}
+        target = parse_target(text.replace("PRECISION", self.plan.precision))
+        target.check()
+        emitted = target.draft().emit(model, ctx, folder)
+        engine = target.engine(folder, ctx.threads)
+        size = sum((folder / x).stat().st_size for x in emitted.files)
+        return engine.run, {"engine": dict(engine.describe()), "file_mb": round(size / 1e6, 1)}
+
+    def parity(self, run: Run, reference: TorchReference) -> Facts:
+        """The largest difference of a logit from the fp32 torch module."""
+
+        class _Engine:
+            def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+                return np.asarray(run(inputs), dtype=np.float32)
+
+            def describe(self) -> Mapping[str, str]:
+                return {}
+
+        found = reference.compare(_Engine())
+        largest = max(float(np.abs(x).max()) for x in reference.logits)
+        limit = TOLERANCES[self.plan.precision] * max(1.0, largest)
+        return {
+            "max_abs_diff": found.max_abs_diff,
+            "limit": limit,
+            "holds": bool(found.max_abs_diff <= limit),
+            "agreement": found.agreement,
+            "rows": found.rows,
+        }
+
+    def ceiling(self) -> float:
+        """Operations per second of one large matrix product, now."""
+        clock = cuda_ms if self.plan.device == "cuda" else wall_ms
+        return ceiling_flops(self.plan.device, self.plan.precision, self.plan.matrix, clock)
+
+    def point(self, run: Run, encoder: Encoder, batch: int, length: int) -> Facts:
+        """Throughput at a batch size, rounded up to whole groups, and a length."""
+        rows = batch_rows(batch + self.n - 1, self.n)
+        inputs = random_inputs(encoder, rows, length)
+        times = timed_ms(lambda: run(inputs), self.plan.seconds)
+        return {
+            "batch": rows,
+            "length": length,
+            "ms": median(times),
+            "rows_per_second": 1000 * rows / median(times),
+            "rows_per_second_low": 1000 * rows / max(times),
+            "rows_per_second_high": 1000 * rows / min(times),
+            "runs": len(times),
+        }
+
+
+class TorchRun:
+    """The torch module on the device, with a CUDA graph a shape, or compiled."""
+
+    def __init__(self, model: Model, device: str, precision: str, kind: str) -> None:
+        dtype = TYPES[precision]
+        self._module: Any = FastModule(model).to(device, dtype).eval()
+        if kind == "torch-compile":
+            self._module = torch.compile(self._module)
+        self._device, self._precision, self._kind = device, precision, kind
+        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._groups = in_groups(self._whole, model.encoder.slots)
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Logits."""
+        return self._groups(inputs)
+
+    def describe(self) -> dict[str, str]:
+        """Library, version, device, precision and how it runs."""
+        device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
+        facts = {"engine": self._kind, "version": torch.__version__, "device": device}
+        return {**facts, "precision": self._precision}
+
+    def _whole(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        given = {k: torch.as_tensor(x) for k, x in inputs.items()}
+        with torch.inference_mode():
+            if self._kind == "torch-graph":
+                logits = self._replayed(given)
+            else:
+                logits = self._module(**{k: x.to(self._device) for k, x in given.items()})
+            found: NDArray[Any] = logits.float().cpu().numpy()
+        return found
+
+    def _replayed(self, given: Mapping[str, torch.Tensor]) -> Any:
+        shape = tuple(given["input_ids"].shape)
+        if shape not in self._graphs:
+            self._graphs.clear()  # a graph keeps the memory of its shape
+            self._graphs[shape] = self._captured(given)
+        graph, held, logits = self._graphs[shape]
+        for name, x in given.items():
+            held[name].copy_(x)
+        graph.replay()
+        return logits
+
+    def _captured(self, given: Mapping[str, torch.Tensor]) -> tuple[Any, Any, Any]:
+        held = {k: x.to(self._device) for k, x in given.items()}
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._module(**held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph: Any = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._module(**held)
+        return graph, held, logits
+
+
+def serving(model: Model, plan: Plan, n: int) -> Context:
+    """A context whose workload has the largest batch, at each length."""
+    ctx = context(model, max(plan.lengths))
+    rows = batch_rows(max(plan.batches) + n - 1, n)
+    work = [_batch(random_inputs(model.encoder, rows, x)) for x in plan.lengths]
+    return replace(ctx, workload=tuple(work), threads=torch.get_num_threads())
+
+
+def random_inputs(encoder: Encoder, rows: int, length: int, seed: int = 0) -> Inputs:
+    """Random token ids without padding: int64 [rows, length] by input name."""
+    ids = np.random.default_rng(seed).integers(1, encoder.vocab, (rows, length))
+    ones = np.ones_like(ids)
+    return {"input_ids": ids, "attention_mask": ones, "token_type_ids": ones - 1}
+
+
+def parity_batch(model: Model) -> Batch:
+    """Rows of unequal length, padded."""
+    inputs = random_inputs(model.encoder, PARITY_ROWS, PARITY_TOKENS, seed=1)
+    lengths = np.random.default_rng(2).integers(4, PARITY_TOKENS + 1, PARITY_ROWS)
+    mask = (np.arange(PARITY_TOKENS) < lengths[:, None]).astype(np.int64)
+    return _batch({k: x * mask for k, x in inputs.items()})
+
+
+def _batch(inputs: Inputs) -> Batch:
+    return Batch(rows=np.arange(len(inputs["input_ids"])), labels=None, **inputs)
+
+
+def timed_ms(call: Callable[[], object], seconds: float) -> list[float]:
+    """Milliseconds of each run, for about so long, at least `LEAST_RUNS`."""
+    for _ in range(2):
+        call()
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times) < LEAST_RUNS:
+        times.append(wall_ms(call))
+    return times
+
+
+def missing(device: str, precision: str) -> dict[str, str]:
+    """Engines that do not run here, and why."""
+    found = {}
+    for kind, text in KINDS[device].items():
+        if text:
+            try:
+                parse_target(text.replace("PRECISION", precision)).check()
+            except MissingError as error:
+                found[kind] = str(error).split("\n")[0]
+    return found
+
+
+def known_shapes() -> tuple[str, ...]:
+    """Names of shapes."""
+    return tuple(SHAPES)

@@ -1,0 +1,292 @@
+"""Measured milliseconds of a model as a sum over its branches, on this machine or another.
+
+`timing/cost_table.py` fits a `CostTable`; `timing/cost_file.py` writes and reads `Costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prumux.optimizer.base.errors import PassError, UsageError
+from prumux.optimizer.model.sizes import Encoder, Multiplexing
+
+UNTIMED = {
+    *("vocab", "positions", "token_types", "labels", "norm_eps", "pad_id", "positions_from"),
+    *("pool_early", "mux"),
+}
+"""Sizes that hardly change times, and the two that a table has curves for."""
+TIMED_FIELDS = tuple(x.name for x in fields(Encoder) if x.name not in UNTIMED)
+"""Sizes that times depend on."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Milliseconds by size; `sizes` rise from 0."""
+
+    sizes: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def at(self, size: int) -> float:
+        """Linear between the knots; size 0 costs nothing."""
+        return float(np.interp(size, self.sizes, self.ms)) if size else 0.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """The cost of the two branches of a layer."""
+
+    attention: Curve
+    ffn: Curve
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Milliseconds of one pass over the workload."""
+
+    dense_ms: float
+    """The dense model as it was given, without pool-early."""
+    base_ms: float
+    """Embeddings, head and the engine's own overhead."""
+    wide: Block
+    """A layer that runs at every position."""
+    narrow: Block
+    """The last attention block and all after it, at the pooled position only."""
+    narrow_from: int
+    """First layer that is narrow while its attention lives; past the last if none is."""
+    error: float
+    """Largest relative error on the uneven models that check the table."""
+
+    def attention_ms(self, layer: int, heads: int) -> float:
+        """One attention block."""
+        return self.block(layer, self.narrow_from).attention.at(heads)
+
+    def ffn_ms(self, layer: int, units: int) -> float:
+        """One FFN block."""
+        return self.block(layer, self.narrow_from).ffn.at(units)
+
+    def predict_ms(self, encoder: Encoder) -> float:
+        """A whole model of these sizes.
+
+        With `pool_early` it uses the last attention block of `encoder`; `attention_ms` and
+        `ffn_ms` use that of the model that the table was made for.
+        """
+        first = encoder.narrow_from
+        blocks = (self.block(i, first) for i in range(len(encoder.layers)))
+        parts = (
+            block.attention.at(x.heads) + block.ffn.at(x.ffn)
+            for block, x in zip(blocks, encoder.layers, strict=True)
+        )
+        return self.base_ms + sum(parts)
+
+    def limit_ms(self, speedup: float, name: str) -> float:
+        """Milliseconds that a model with this speed-up over the dense model may take.
+
+        Raises:
+            PassError: embeddings and head alone take longer; `name` is the pass's.
+        """
+        limit = self.dense_ms / speedup
+        if limit < self.base_ms:
+            most = int(10 * self.dense_ms / self.base_ms) / 10
+            raise PassError(
+                f"{name}{{speedup={speedup:g}}} leaves {limit:.3g} of {self.dense_ms:.3g} ms, "
+                f"embeddings and head alone take {self.base_ms:.3g} ms\n"
+                f"ask for {name}{{speedup={most:g}}} or less",
+                exit_code=2,
+            )
+        return limit
+
+    def block(self, layer: int, first: int) -> Block:
+        """The curves of a layer; those from `first` on are narrow."""
+        return self.narrow if layer >= first else self.wide
+
+
+@dataclass(frozen=True)
+class TargetCosts:
+    """Times on one target of a machine."""
+
+    single: CostTable
+    """Of models that run one row a pass, with the curves of pool-early."""
+    mixed: Mapping[int, CostTable]
+    """By rows that share a pass: of models that mix them at the embeddings."""
+    engine: Mapping[str, str]
+    """Facts of the engine: library, version, device, threads, precision."""
+
+    @property
+    def error(self) -> float:
+        """Largest relative error of a table on models that were not in its fit."""
+        return max(x.error for x in (self.single, *self.mixed.values()))
+
+    def predict_ms(self, encoder: Encoder) -> float:
+        """A whole model: layers before the mixing cost as with single rows.
+
+        Raises:
+            PassError: rows are mixed in a way that was not measured.
+        """
+        mux = encoder.mux
+        if mux is None:
+            return self.single.predict_ms(encoder)
+        if mux != Multiplexing(mux.n, mux.at) or mux.n not in self.mixed:
+            known = ", ".join(f"mux{{n={n}}}" for n in sorted(self.mixed)) or "none"
+            raise PassError(
+                f"the costs hold no times of {_mix_text(mux)}, they hold {known}\n"
+                f"measure them: prumux-bench --measure-costs FILE MODEL --mix {mux.n}",
+                exit_code=2,
+            )
+        table, first = self.mixed[mux.n], encoder.narrow_from
+        total = table.base_ms
+        for i, layer in enumerate(encoder.layers):
+            block = (self.single if i < mux.at else table).block(i, first)
+            total += block.attention.at(layer.heads) + block.ffn.at(layer.ffn)
+        return total
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Predicted milliseconds of a batch."""
+
+    dense_ms: float
+    ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Of the model over the dense one."""
+        return self.dense_ms / self.ms
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Times that were measured on the machine that will serve, for any machine to use."""
+
+    path: Path
+    digest: str
+    """SHA-256 of the file."""
+    encoder: Encoder
+    """The dense model that was measured."""
+    batch: int
+    length: int
+    """Tokens of every row."""
+    targets: Mapping[str, TargetCosts]
+    """By `Target.timed_as`."""
+    machine: Mapping[str, str]
+    """The machine that was measured: `cpu`, `gpu`, `cpu_threads`, ..."""
+    date: str
+
+    def on(self, target: str) -> TargetCosts:
+        """The costs of a target, by its `timed_as`.
+
+        Raises:
+            UsageError: it was not measured.
+        """
+        if target not in self.targets:
+            raise UsageError(
+                f"'{self.path}': targets has no {target}, it has {', '.join(self.targets)}\n"
+                f"measure it on the serving machine: {self.again} --target '{target}'"
+            )
+        return self.targets[target]
+
+    def table(self, full: Encoder, dense: Encoder, target: str) -> CostTable:
+        """The table of a model of these full sizes, without mixed rows.
+
+        Raises:
+            PassError: the sizes are not those that were measured.
+        """
+        self.check_sizes(full)
+        found = self.on(target)
+        if dense == self.encoder:
+            return found.single
+        return replace(found.single, dense_ms=found.predict_ms(dense))
+
+    def estimate(
+        self, encoder: Encoder, dense: Encoder, target: str, baseline: str
+    ) -> Estimate:
+        """Predicted times of a model on a target, and of the dense model on `baseline`.
+
+        Raises:
+            PassError: the sizes or the mixing were not measured.
+            UsageError: a target was not measured.
+        """
+        self.check_sizes(encoder)
+        first = self.table(dense, self.dense_of(dense), baseline).dense_ms
+        return Estimate(first, self.on(target).predict_ms(encoder))
+
+    def dense_of(self, encoder: Encoder) -> Encoder:
+        """`self.encoder` if that encoder has its sizes, so that its measured time is used."""
+        return self.encoder if _timed(encoder) == _timed(self.encoder) else encoder
+
+    def check_sizes(self, encoder: Encoder) -> None:
+        """Check that only heads and FFN units may differ from the measured model.
+
+        Raises:
+            PassError: another size differs.
+        """
+        wrong = _differing(encoder, self.encoder)
+        if wrong:
+            mine, theirs = (getattr(x, wrong) for x in (encoder, self.encoder))
+            raise PassError(
+                f"'{self.path}' holds times of models with {wrong} {theirs}, this candidate "
+                f"has {mine}\nleave out what changes it, such as prune-hidden or units=apart",
+                exit_code=2,
+            )
+
+    def check_model(self, encoder: Encoder) -> None:
+        """Check that the given model has the sizes that were measured.
+
+        Raises:
+            UsageError: it has others; the message names the first.
+        """
+        for name in TIMED_FIELDS:
+            mine, theirs = getattr(encoder, name), getattr(self.encoder, name)
+            if mine != theirs:
+                if name == "layers":
+                    mine, theirs = str(encoder), str(self.encoder)
+                raise UsageError(
+                    f"'{self.path}': model.{name} is {theirs}, the given model has {mine}\n"
+                    f"measure this model on the serving machine: {self.again}"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for people, as JSON values."""
+        return {
+            "file": self.path.name,
+            "digest": self.digest,
+            "measured_on": dict(self.machine),
+            "date": self.date,
+            "targets": list(self.targets),
+            "use": "candidates are timed by this file, not on this machine",
+        }
+
+    @property
+    def again(self) -> str:
+        """The command that measures costs at the same serving point."""
+        return (
+            f"prumux-bench --measure-costs {self.path.name} MODEL --batch {self.batch} "
+            f"--length {self.length}"
+        )
+
+    @property
+    def name(self) -> str:
+        """The machine in words: its GPU where an engine ran on one, and its processor."""
+        parts = [self.machine.get("gpu", ""), self.machine.get("cpu", "")]
+        return ", ".join(x for x in parts if x) or "an unknown machine"
+
+
+def _timed(encoder: Encoder) -> tuple[object, ...]:
+    plain = not encoder.pool_early and encoder.mux is None
+    return (*(getattr(encoder, name) for name in TIMED_FIELDS), plain)
+
+
+def _differing(encoder: Encoder, given: Encoder) -> str:
+    """The first size that differs besides heads and FFN units; empty if none does."""
+    if len(encoder.layers) != len(given.layers):
+        return "layers"
+    others = (x for x in TIMED_FIELDS if x != "layers")
+    return next((x for x in others if getattr(encoder, x) != getattr(given, x)), "")
+
+
+def _mix_text(mux: Multiplexing) -> str:
+    return f"mux{{n={mux.n} variant={mux.variant} demux={mux.demux}}}"
