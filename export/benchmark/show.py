@@ -25,17 +25,13 @@ def show(report: Mapping[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for name in HEADS:
         table.add_column(name, justify="right" if name else "left")
-    for x in report["entries"]:
-        low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
-        each = x["rows_per_second_per_watt"]
-        table.add_row(
-            x["name"],
-            str(x["batch"]),
-            f"{x['rows_per_second']:.0f}",
-            *(f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")),
-            "-" if each is None else f"{each:.2f}",
-            f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
-        )
+    entries, best = report["entries"], report["best"]
+    for x in entries:
+        table.add_row(*_cells(x))
+    if best and any(x not in entries for x in best):
+        table.add_section()
+        for x in best:
+            table.add_row(*_cells(x))
     with console.capture() as captured:  # rich would end the process if the reader has gone
         console.print(table)
     print(captured.get(), end="")  # noqa: T201
@@ -47,8 +43,23 @@ def show(report: Mapping[str, Any]) -> None:
     lines += [f"length {report['length']}; {timing}; {rounds} rounds"]
     join = report["device"].get("thread_join_us")
     lines += [f"joining two threads: {join} microseconds"] if join else []
+    lines += [f"not run: {name}: {why}" for name, why in report["not_run"].items()]
     lines += [f"power: {x}" for x in dict.fromkeys(report["power"].values())]
     print("\n".join(lines))  # noqa: T201
+
+
+def _cells(x: Mapping[str, Any]) -> list[str]:
+    """A row of the table."""
+    low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
+    each = x["rows_per_second_per_watt"]
+    return [
+        f"{x['name']}, {x['graph']}" if x["graph"] else x["name"],
+        str(x["batch"]),
+        f"{x['rows_per_second']:.0f}",
+        *(f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")),
+        "-" if each is None else f"{each:.2f}",
+        f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
+    ]
 
 
 def plotter(path: Path) -> Any:
