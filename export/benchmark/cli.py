@@ -62,6 +62,12 @@ def _main(arguments: list[str]) -> int:
         return _verify(options, arguments)
     if not options.models:
         parser.error("the following arguments are required: A")
+    if options.engines and (options.target or options.compile):
+        given = "--target" if options.target else "--compile"
+        raise UsageError(
+            f"--engines chooses the engines, {given} would not be used\n"
+            f"leave one of them out, such as {given}"
+        )
     progress = Progress(0 if options.quiet else 1)
     length = _length(options)
     device(options.device)  # raises at once if the device does not exist

@@ -77,7 +77,7 @@ def open_kinds(
 
 
 def _torch(name: str, options: OpenOptions) -> OpenedModel:
-    """Eager, and compiled as its other graph."""
+    """Eager; a given model also compiled, as its other graph."""
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         raise MissingError("an engine file does not run in torch")
@@ -86,11 +86,16 @@ def _torch(name: str, options: OpenOptions) -> OpenedModel:
     model = load_model(name)
     auto, device = model.task.auto_class(), torch_device(options.device)
     size = sum(4 * x.numel() for x in model.weights.values())
-    eager, compiled = (
-        of_model(name, model, OpenGraph(graph, HfEngine(name, auto, device, on), size))
-        for graph, on in (("eager", False), ("compiled", True))
-    )
-    return replace(eager, others=(compiled,))
+
+    def opened(graph: str, compiled: bool) -> OpenedModel:
+        return of_model(
+            name, model, OpenGraph(graph, HfEngine(name, auto, device, compiled), size)
+        )
+
+    eager = opened("eager", compiled=False)
+    if model.source.get("model_type") == "prumux":  # torch compiles it again for each shape
+        return eager
+    return replace(eager, others=(opened("compiled", compiled=True),))
 
 
 def _onnx(name: str, options: OpenOptions) -> OpenedModel:
