@@ -62,6 +62,11 @@ def _main(arguments: list[str]) -> int:
         return _verify(options, arguments)
     if not options.models:
         parser.error("the following arguments are required: A")
+    if options.keep_graphs and not options.target:
+        raise UsageError(
+            "--keep-graphs keeps what --target exports, and there is none\n"
+            "write --target onnx, or leave --keep-graphs out"
+        )
     if options.engines and (options.target or options.compile):
         given = "--target" if options.target else "--compile"
         raise UsageError(
@@ -72,7 +77,8 @@ def _main(arguments: list[str]) -> int:
     length = _length(options)
     device(options.device)  # raises at once if the device does not exist
     plt = None if options.plot is None else plotter(options.plot)
-    opened, not_run = _opened(options, progress)
+    folders = _graph_folders(options)
+    opened, not_run = _opened(options, folders, progress)
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
     cores = CoreMonitor()
@@ -103,7 +109,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _opened(
-    options: argparse.Namespace, progress: Progress
+    options: argparse.Namespace, keep: Sequence[Path | None], progress: Progress
 ) -> tuple[list[OpenedModel], dict[str, str]]:
     """All models in all engines that were asked for, and the engines that cannot run."""
     target = None if options.target is None else parse_target(options.target)
@@ -120,10 +126,30 @@ def _opened(
                 found += some
                 not_run |= missing
             else:
-                x = open_engine(name, target, threads, options.device, compiled, fuse)
+                x = open_engine(name, target, threads, options.device, compiled, fuse, keep[i])
                 found.append(named(x, label))
             step()
     return found, not_run
+
+
+def _graph_folders(options: argparse.Namespace) -> list[Path | None]:
+    """A folder for the graphs of each model, or None for each.
+
+    Raises:
+        UsageError: one cannot be made.
+    """
+    if options.keep_graphs is None:
+        return [None] * len(options.models)
+    found = [options.keep_graphs / Path(x).name for x in _distinct(options.models)]
+    for x in found:
+        try:
+            x.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--keep-graphs: {x} cannot be written: {error.strerror}\n"
+                "name a folder of yours: --keep-graphs graphs"
+            ) from error
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,6 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_kinds,
         metavar="KIND,...",
         help=f"run each model in these engines: {', '.join(KINDS)}, or all that can run here",
+    )
+    add(
+        "--keep-graphs",
+        type=Path,
+        metavar="DIR",
+        help="with --target: leave the exported graphs in this folder",
     )
     add("--as-is", action="store_true", help="do not try fusions on A, if it is a graph")
     add("--length", metavar="N", help="tokens per random row (default 128), or: data")

@@ -71,13 +71,14 @@ class OpenedModel:
         return int(getattr(self.engine, "slots", 1))
 
 
-def open_engine(  # noqa: PLR0917 - the last has a default
+def open_engine(  # noqa: PLR0917 - the last have defaults
     name: str,
     target: Target | None,
     threads: int,
     device: str,
     compiled: bool,
     fuse: bool = False,
+    keep: Path | None = None,
 ) -> OpenedModel:
     """Open a model that a user named.
 
@@ -90,6 +91,7 @@ def open_engine(  # noqa: PLR0917 - the last has a default
             be used.
         compiled: True = a Hugging Face model runs with `torch.compile`.
         fuse: True = an `.onnx` file also gets ONNX Runtime's fusions, as its other graphs.
+        keep: folder in which exported graphs stay; None = they do not.
 
     Raises:
         UsageError: the name is not UTF-8.
@@ -107,7 +109,7 @@ def open_engine(  # noqa: PLR0917 - the last has a default
         target.check()
     model = load_model(name)
     if target is not None:
-        return exported(name, model, target, threads)
+        return exported(name, model, target, threads, keep)
     run: Engine
     if model.source.get("model_type") == "prumux" or path.is_file():
         run = TorchEngine(model)
@@ -139,9 +141,11 @@ def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
     )
 
 
-def exported(name: str, model: Model, target: Target, threads: int) -> OpenedModel:
-    """A model on a target, in all its graphs."""
-    found = export_all(model, target, threads)
+def exported(
+    name: str, model: Model, target: Target, threads: int, keep: Path | None = None
+) -> OpenedModel:
+    """A model on a target, in all its graphs; `keep` as in `open_engine`."""
+    found = export_all(model, target, threads, keep)
     first, *others = (of_model(name, model, x) for x in found.graphs)
     return replace(first, others=tuple(others), not_run=found.not_run)
 

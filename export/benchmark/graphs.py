@@ -47,28 +47,39 @@ class ModelGraphs:
     not_run: dict[str, str] = field(default_factory=dict)
 
 
-def export_all(model: Model, target: Target, threads: int) -> ModelGraphs:
+def export_all(
+    model: Model, target: Target, threads: int, keep: Path | None = None
+) -> ModelGraphs:
     """Export a model to a target; with `fusion=auto` once without and once with each fusion.
+
+    Args:
+        model: the model.
+        target: the target.
+        threads: CPU threads of one run.
+        keep: folder in which the files stay, one folder a graph; None = they do not.
 
     Raises:
         PrumuxError: the plain graph cannot be exported.
     """
     if getattr(target, "fusion", None) != "auto" or not target.exact:
-        return ModelGraphs([_exported("", model, target, threads)])
+        return ModelGraphs([_exported("", model, target, threads, keep)])
     plain: Any = target  # a dataclass with the field `fusion`
-    found = ModelGraphs([_exported(PLAIN, model, replace(plain, fusion="none"), threads)])
+    unfused = replace(plain, fusion="none")
+    found = ModelGraphs([_exported(PLAIN, model, unfused, threads, keep)])
     for fusion in FUSED:
         name = f"fusion={fusion}"
         try:
-            each = _exported(name, model, replace(plain, fusion=fusion), threads)
-            found.graphs.append(each)
+            fused = replace(plain, fusion=fusion)
+            found.graphs.append(_exported(name, model, fused, threads, keep))
         except PrumuxError as error:
             found.not_run[name] = _first_line(error)
     return found
 
 
-def _exported(name: str, model: Model, target: Target, threads: int) -> OpenGraph:
-    """Export a model to a temporary folder, and open the engine."""
+def _exported(
+    name: str, model: Model, target: Target, threads: int, keep: Path | None
+) -> OpenGraph:
+    """Export a model to a temporary folder or one in `keep`, and open the engine."""
     e = model.encoder
     length = min(TRIED_TOKENS, e.positions // 2)
     ids = np.random.default_rng(0).integers(e.vocab // 2, e.vocab, (TRIED_ROWS, length))
@@ -77,10 +88,11 @@ def _exported(name: str, model: Model, target: Target, threads: int) -> OpenGrap
     some = Encoded(rows, types, None, e.pad_id)
     work = workload(some, TRIED_ROWS, None)
     ctx = Context(fit=some, workload=work, dense=model, target=target, threads=threads)
-    with tempfile.TemporaryDirectory() as folder:
-        emitted = target.emit(model, ctx, Path(folder))
-        size = sum((Path(folder) / x).stat().st_size for x in emitted.files)
-        return OpenGraph(name, target.engine(Path(folder), threads), size)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep / (name or "engine") if keep else Path(temporary)
+        emitted = target.emit(model, ctx, folder)
+        size = sum((folder / x).stat().st_size for x in emitted.files)
+        return OpenGraph(name, target.engine(folder, threads), size)
 
 
 def fuse_file(

@@ -214,12 +214,28 @@ def test_torch_runs_beside_onnx_runtime(
     assert {(names[0], "eager"), (names[0], "compiled"), (names[1], "fusion=all")} <= graphs
 
 
+def test_the_exported_graphs_are_kept(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(given / "model"), "--target", "onnx", "--keep-graphs", str(tmp_path)]
+    assert main([*command, "--length", "8", "--rounds", "1", "--json", "-q"]) == 0
+    capsys.readouterr()
+    kept = sorted(x.relative_to(tmp_path).as_posix() for x in tmp_path.rglob("*.onnx"))
+    assert kept == [f"model/{x}/model.onnx" for x in ("fusion=all", "fusion=basic", "plain")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--engines", "onyx"], 2, "'onyx' is no kind of engine"),
         (["--engines", "tensorrt"], 5, "TensorRT is not installed"),
         (["--engines", "onnx", "--target", "onnx"], 2, "--engines chooses the engines"),
+        (["--keep-graphs", "x"], 2, "write --target onnx, or leave --keep-graphs out"),
+        (
+            ["--target", "onnx", "--keep-graphs", "{file}/x"],
+            2,
+            "config.json/x/model cannot be written: Not a directory",
+        ),
         (["--engines", "onnx", "--compile"], 2, "--engines chooses the engines"),
     ],
 )
@@ -230,7 +246,9 @@ def test_what_is_refused(
     code: int,
     message: str,
 ) -> None:
-    assert main([str(given / "model"), *arguments, "-q"]) == code
+    places = {"file": given / "model" / "config.json"}
+    given_arguments = [x.format(**places) for x in arguments]
+    assert main([str(given / "model"), *given_arguments, "-q"]) == code
     said = capsys.readouterr().err
     assert message in said
     assert said.startswith("prumux-bench: ")
