@@ -6,17 +6,16 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.devices import device
 from prumux.optimizer.base.environment import provenance
-from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
+from prumux.optimizer.base.errors import GateError, UsageError
 from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
@@ -26,9 +25,11 @@ from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.pipeline.registry import parse_target
 
 from . import cost_command
-from .engines import OpenedModel, open_engine
-from .power import meter
-from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
+from .choose import choose
+from .engine_kinds import KINDS, OpenOptions, open_kinds
+from .engines import OpenedModel, named, open_engine
+from .measured import Measured
+from .run import ROUNDS, Inputs, inputs_of, measure
 from .show import plot, plotter, show
 from .verify import lines_of, open_artifact, speed, verify
 
@@ -41,8 +42,10 @@ examples:
 
 A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
 .plan files, folders that prumux-opt wrote. Ratios are against A, timed in the same rounds.
+Each model runs in its fastest graph, and at its own best batch size if none is given.
 """
-DEVICES = ("auto", "cpu", "cuda")
+VERIFY_BATCH = 32
+"""Rows of a batch, and 1, where --verify is not told."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,49 +74,94 @@ def _main(arguments: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Time the models side by side."""
+    if options.keep_graphs and not options.target:
+        raise UsageError(
+            "--keep-graphs keeps what --target exports, and there is none\n"
+            "write --target onnx, or leave --keep-graphs out"
+        )
+    if options.engines and (options.target or options.compile):
+        given = "--target" if options.target else "--compile"
+        raise UsageError(
+            f"--engines chooses the engines, {given} would not be used\n"
+            f"leave one of them out, such as {given}"
+        )
     progress = Progress(0 if options.quiet else 1)
-    target = None if options.target is None else parse_target(options.target)
-    threads, length = options.threads or cpu_threads(), _length(options)
+    length = _length(options)
     device(options.device)  # raises at once if the device does not exist
     plt = None if options.plot is None else plotter(options.plot)
-    torch.set_num_threads(threads)
-    opened = []
-    with progress.task("opening", len(options.models)) as step:
-        for name, label in zip(options.models, _distinct(options.models), strict=True):
-            x = open_engine(name, target, threads, options.device, options.compile)
-            opened.append(replace(x, name=label))
-            step()
+    folders = _graph_folders(options)
+    opened, not_run = _opened(options, folders, progress)
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
-    meters = [meter(x.engine.describe().get("device", "cpu")) for x in opened]
-    data = {n: [inputs_of(x, opened, n, length, rows) for x in opened] for n in options.batch}
-    for inputs in data.values():
-        try_all(opened, inputs)
-    entries, stopped, cores = list[Entry](), None, CoreMonitor()
-    energy = [x for x, _ in meters]
-    with progress.task("timing", len(data)) as step:
-        try:
-            for batch, inputs in data.items():
-                found = measure(opened, inputs, batch, options.rounds, energy, cores)
-                entries += found
-                step()
-        except (KeyboardInterrupt, PrumuxError) as error:
-            if not entries:
-                raise
-            stopped = error  # the measurements so far are shown first
-    power = {x.name: text for x, (_, text) in zip(opened, meters, strict=True)}
-    report = {**_report(opened, entries, options), **provenance(cores)}
-    report |= {"command": shlex.join(["prumux-bench", *arguments]), "power": power}
+    cores = CoreMonitor()
+
+    def inputs(to: OpenedModel, batch: int) -> list[Inputs]:
+        return inputs_of(to, opened, batch, length, rows)
+
+    with progress.task("trying", 1) as step:
+        choices = choose(opened, options.batch, inputs, cores)
+        step()
+    measured = Measured(choices, options.batch, options.rounds, cores)
+    with progress.task("timing", len(options.batch or (0,))) as step:
+        stopped = measured.run(measure, step)
+    report = {**measured.report(), **provenance(cores)}
+    report["not_run"] = {**not_run, **choices.not_run}
+    report["length"] = options.length or ("data" if options.data else "128")
+    report["command"] = shlex.join(["prumux-bench", *arguments])
     if options.json:
         print_json(report)
     else:
         with shown():
             show(report)
     if plt is not None:
-        plot(plt, entries, options.plot)
+        plot(plt, measured.entries, options.plot)
     if stopped is not None:
         raise stopped
     return 0
+
+
+def _opened(
+    options: argparse.Namespace, keep: Sequence[Path | None], progress: Progress
+) -> tuple[list[OpenedModel], dict[str, str]]:
+    """All models in all engines that were asked for, and the engines that cannot run."""
+    target = None if options.target is None else parse_target(options.target)
+    threads, compiled = options.threads or cpu_threads(), options.compile
+    torch.set_num_threads(threads)
+    found, not_run = list[OpenedModel](), dict[str, str]()
+    labels = _distinct(options.models)
+    with progress.task("opening", len(labels)) as step:
+        for i, (name, label) in enumerate(zip(options.models, labels, strict=True)):
+            fuse = i == 0 and not options.as_is
+            if options.engines:
+                how = OpenOptions(threads, options.device, fuse)
+                some, missing = open_kinds(name, label, options.engines, how)
+                found += some
+                not_run |= missing
+            else:
+                x = open_engine(name, target, threads, options.device, compiled, fuse, keep[i])
+                found.append(named(x, label))
+            step()
+    return found, not_run
+
+
+def _graph_folders(options: argparse.Namespace) -> list[Path | None]:
+    """A folder for the graphs of each model, or None for each.
+
+    Raises:
+        UsageError: one cannot be made.
+    """
+    if options.keep_graphs is None:
+        return [None] * len(options.models)
+    found = [options.keep_graphs / Path(x).name for x in _distinct(options.models)]
+    for x in found:
+        try:
+            x.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--keep-graphs: {x} cannot be written: {error.strerror}\n"
+                "name a folder of yours: --keep-graphs graphs"
+            ) from error
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,7 +196,25 @@ def _parser() -> argparse.ArgumentParser:
         help="with --measure-costs: rows that may share a pass, or none",
     )
     add("--target", metavar="TEXT", help="export folders to this target, such as onnx")
-    add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows per run")
+    add(
+        "--batch",
+        type=_batches,
+        metavar="1,8,32",
+        help="rows per run (default: for each model its own best size)",
+    )
+    add(
+        "--engines",
+        type=_kinds,
+        metavar="KIND,...",
+        help=f"run each model in these engines: {', '.join(KINDS)}, or all that can run here",
+    )
+    add(
+        "--keep-graphs",
+        type=Path,
+        metavar="DIR",
+        help="with --target: leave the exported graphs in this folder",
+    )
+    add("--as-is", action="store_true", help="do not try fusions on A, if it is a graph")
     add("--length", metavar="N", help="tokens per random row (default 128), or: data")
     add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
     add("--rounds", type=positive, metavar="N", help="timed rounds")
@@ -195,7 +261,7 @@ def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         step()
         found = verify(opened)
         step()
-    batches = sorted({1, *options.batch})
+    batches = sorted({1, *(options.batch or (VERIFY_BATCH,))})
     entries = [] if found.faults else speed(opened, batches, options.rounds, cores)
     if options.json:
         report = {**asdict(found), "faults": found.faults, "threads": threads}
@@ -212,6 +278,19 @@ def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _batches(text: str) -> tuple[int, ...]:
     return tuple(positive(x.strip()) for x in text.split(","))
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    if text == "all":
+        return tuple(KINDS)
+    found = tuple(x.strip() for x in text.split(","))
+    for x in found:
+        if x not in KINDS:
+            raise argparse.ArgumentTypeError(
+                f"{x!r} is no kind of engine\n"
+                f"write --engines all, or some of {', '.join(KINDS)}"
+            )
+    return found
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -288,28 +367,6 @@ def _texts(opened: Sequence[OpenedModel], data: str) -> Encoded:
         "--length data needs a tokenizer, and none of the models has one\n"
         "name a folder first, or give --length 128"
     )
-
-
-def _report(
-    opened: Sequence[OpenedModel],
-    entries: Sequence[Entry],
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """The JSON report; `throughput_ratio` is at the batch size where the first is fastest."""
-    first = [x for x in entries if x.name == opened[0].name]
-    best = max(first, key=lambda x: x.rows_per_second).batch
-    last = next(x for x in reversed(entries) if x.batch == best)
-    return {
-        "schema_version": 1,
-        "throughput_ratio": last.throughput_ratio,
-        "at_batch": best,
-        "entries": [asdict(x) for x in entries],
-        "engines": {x.name: dict(x.engine.describe()) for x in opened},
-        "file_bytes": {x.name: x.size_bytes for x in opened},
-        "length": options.length or ("data" if options.data else "128"),
-        "rounds": options.rounds,
-        "timing": TIMING,
-    }
 
 
 if __name__ == "__main__":

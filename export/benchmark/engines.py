@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,18 +16,16 @@ from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.base.paths import check_name
-from prumux.optimizer.data.predict import workload
-from prumux.optimizer.data.ragged import Ragged
-from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.source import load_model
-from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.target import Engine, Target
 from prumux.optimizer.tasks.task import Task
+
+from .graphs import OpenGraph, export_all, fuse_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,10 +56,29 @@ class OpenedModel:
     tokenizer: PreTrainedTokenizerBase | None = None
     encoder: Encoder | None = None
     task: Task | None = None
+    graph: str = ""
+    """What runs where a model has several graphs, such as `plain` or `fusion=all`."""
+    others: tuple[OpenedModel, ...] = ()
+    """The same model in its other graphs; the fastest is timed."""
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Graphs that could not be made, each with the reason."""
+    side: str = ""
+    """The model's name where it runs in several kinds of engine."""
+
+    @property
+    def slots(self) -> int:
+        """Number of rows that share a forward pass."""
+        return int(getattr(self.engine, "slots", 1))
 
 
-def open_engine(
-    name: str, target: Target | None, threads: int, device: str, compiled: bool
+def open_engine(  # noqa: PLR0917 - the last have defaults
+    name: str,
+    target: Target | None,
+    threads: int,
+    device: str,
+    compiled: bool,
+    fuse: bool = False,
+    keep: Path | None = None,
 ) -> OpenedModel:
     """Open a model that a user named.
 
@@ -74,6 +90,8 @@ def open_engine(
         device: `cpu`, `cuda` or `auto`, for torch and ONNX graphs. `auto` is a GPU if one can
             be used.
         compiled: True = a Hugging Face model runs with `torch.compile`.
+        fuse: True = an `.onnx` file also gets ONNX Runtime's fusions, as its other graphs.
+        keep: folder in which exported graphs stay; None = they do not.
 
     Raises:
         UsageError: the name is not UTF-8.
@@ -83,68 +101,105 @@ def open_engine(
     check_name(name)
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
-        engine = _open_file(path, threads, device)
-        types = "token_type_ids" in engine.names
-        return OpenedModel(name, engine, ANY_VOCAB, types, _size_bytes(path))
-    config = _own_config(path)
-    if config is not None:  # an artifact runs on its own engine
-        encoder, task = from_config(config, path / "config.json")
+        return _opened_file(path, name, threads, device, fuse)
+    if is_result(path):  # an artifact runs on its own engine
         file = next(path / x for x in FILES if (path / x).exists())
-        types, size = encoder.token_types > 0, _size_bytes(file)
-        words = read_tokenizer(path)
-        engine = _open_file(file, threads, device)
-        check_belongs(engine, encoder, config, path)
-        return OpenedModel(name, engine, encoder.vocab, types, size, words, encoder, task)
+        return replace(open_result(path, file, _open_file(file, threads, device)), name=name)
     if target is not None:
         target.check()
     model = load_model(name)
-    run: Engine
-    size = sum(4 * x.numel() for x in model.weights.values())
     if target is not None:
-        run, size = _exported(model, target, threads)
-    elif model.source.get("model_type") == "prumux" or path.is_file():
+        return exported(name, model, target, threads, keep)
+    run: Engine
+    if model.source.get("model_type") == "prumux" or path.is_file():
         run = TorchEngine(model)
     else:
         run = HfEngine(name, model.task.auto_class(), torch_device(device), compiled)
+    size = sum(4 * x.numel() for x in model.weights.values())
+    return of_model(name, model, OpenGraph("", run, size))
+
+
+def named(opened: OpenedModel, name: str) -> OpenedModel:
+    """The same model, in all its graphs, under another name."""
+    others = tuple(replace(x, name=name) for x in opened.others)
+    return replace(opened, name=name, others=others)
+
+
+def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
+    """A model in an engine."""
     e = model.encoder
-    types = e.token_types > 0
-    return OpenedModel(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
+    return OpenedModel(
+        name,
+        graph.engine,
+        e.vocab,
+        e.token_types > 0,
+        graph.size_bytes,
+        model.tokenizer,
+        e,
+        model.task,
+        graph.name,
+    )
 
 
-def _own_config(path: Path) -> dict[str, Any] | None:
-    """The configuration of an artifact folder with an engine; None for other folders."""
+def exported(
+    name: str, model: Model, target: Target, threads: int, keep: Path | None = None
+) -> OpenedModel:
+    """A model on a target, in all its graphs; `keep` as in `open_engine`."""
+    found = export_all(model, target, threads, keep)
+    first, *others = (of_model(name, model, x) for x in found.graphs)
+    return replace(first, others=tuple(others), not_run=found.not_run)
+
+
+def _opened_file(path: Path, name: str, threads: int, device: str, fuse: bool) -> OpenedModel:
+    """Open an `.onnx` or `.plan` file, and its fused graphs if they are asked for."""
+    engine = _open_file(path, threads, device)
+    types, size = "token_type_ids" in engine.names, _size_bytes(path)
+    first = OpenedModel(name, engine, ANY_VOCAB, types, size)
+    if not fuse or not isinstance(engine, OrtEngine):
+        return first
+    found = fuse_file(path, engine, lambda x: OrtEngine(x, threads, _providers(device)))
+    first, *others = (
+        replace(first, engine=x.engine, size_bytes=x.size_bytes, graph=x.name)
+        for x in found.graphs
+    )
+    return replace(first, size_bytes=size, others=tuple(others), not_run=found.not_run)
+
+
+def is_result(path: Path) -> bool:
+    """True for an artifact folder that holds an engine."""
     if not any((path / x).exists() for x in FILES):
-        return None
+        return False
+    return bool(read_json(path / "config.json").get("model_type") == "prumux")
+
+
+def open_result(path: Path, file: Path, engine: FileEngine) -> OpenedModel:
+    """An artifact folder on an engine of its own.
+
+    Args:
+        path: the folder.
+        file: the engine's file.
+        engine: that file, open.
+
+    Raises:
+        ModelError: the folder is damaged, or the engine is another model's.
+    """
     config = read_json(path / "config.json")
-    return config if config.get("model_type") == "prumux" else None
+    encoder, task = from_config(config, path / "config.json")
+    types, size = encoder.token_types > 0, _size_bytes(file)
+    words = read_tokenizer(path)
+    check_belongs(engine, encoder, config, path)
+    return OpenedModel(str(path), engine, encoder.vocab, types, size, words, encoder, task)
 
 
 def _open_file(path: Path, threads: int, device: str) -> FileEngine:
     """Open an `.onnx` or `.plan` file."""
     if path.suffix == ".plan":
         return open_plan(path)
-    providers = gpu_providers() if device == "auto" else (CUDA,) * (device == "cuda")
-    return OrtEngine(path, threads, providers)
+    return OrtEngine(path, threads, _providers(device))
 
 
-def _exported(model: Model, target: Target, threads: int) -> tuple[Engine, int]:
-    """Export a model to a temporary folder.
-
-    Returns:
-        The open engine, and the size of its files in bytes.
-    """
-    e = model.encoder
-    length = min(16, e.positions // 2)
-    ids = np.random.default_rng(0).integers(e.vocab // 2, e.vocab, (4, length))
-    rows = Ragged.of(ids)
-    types = Ragged.of(np.zeros_like(ids)) if e.token_types else None
-    some = Encoded(rows, types, None, e.pad_id)
-    work = workload(some, 4, None)
-    ctx = Context(fit=some, workload=work, dense=model, target=target, threads=threads)
-    with tempfile.TemporaryDirectory() as folder:
-        emitted = target.emit(model, ctx, Path(folder))
-        size = sum((Path(folder) / x).stat().st_size for x in emitted.files)
-        return target.engine(Path(folder), threads), size
+def _providers(device: str) -> tuple[str, ...]:
+    return gpu_providers() if device == "auto" else (CUDA,) * (device == "cuda")
 
 
 def _size_bytes(graph: Path) -> int:

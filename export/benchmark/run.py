@@ -51,22 +51,24 @@ class Entry:
     """Power of the processor while this engine ran; None = no counters can be read."""
     rows_per_second_per_watt: float | None = None
     """Equals rows per joule."""
+    graph: str = ""
+    """The graph that ran where a model has several, such as `plain` or `fusion=all`."""
 
 
 def measure(  # noqa: PLR0917 - the last two have defaults
     opened: Sequence[OpenedModel],
     runs: Sequence[Sequence[Inputs]],
-    batch: int,
+    batch: int | Sequence[int],
     rounds: int,
     meters: Sequence[Meter | None] | None = None,
     cores: CoreMonitor | None = None,
 ) -> list[Entry]:
-    """Time engines in turn on batches of `batch` rows.
+    """Time engines in turn.
 
     Args:
         opened: the engines; ratios are against the first.
         runs: the inputs of one round, for each engine.
-        batch: rows of each input.
+        batch: rows of each input, the same for all engines or one number for each.
         rounds: number of timed rounds.
         meters: the energy meter of each engine; None = no meter.
         cores: waits for near cores before each round.
@@ -85,18 +87,21 @@ def measure(  # noqa: PLR0917 - the last two have defaults
         )
     ]
     timings = interleave(works, rounds, warmup=0, cores=cores)
-    each = sum(len(x["input_ids"]) for x in runs[0])
+    sizes = [batch] * len(opened) if isinstance(batch, int) else batch
+    each = [sum(len(x["input_ids"]) for x in data) for data in runs]
     per_row = [
-        Timing(tuple(ms / (each * times) for ms in timing.rounds_ms))
-        for timing, times in zip(timings, repeats, strict=True)
+        Timing(tuple(ms / (rows * times) for ms in timing.rounds_ms))
+        for timing, rows, times in zip(timings, each, repeats, strict=True)
     ]
     return [
         _entry(
-            x.name,
-            batch,
+            x,
+            sizes[i],
             timings=(per_row[0], timing),
             single=single[i],
-            joules_a_row=sum(joules[i]) / (rounds * each * repeats[i]) if meters[i] else None,
+            joules_a_row=sum(joules[i]) / (rounds * each[i] * repeats[i])
+            if meters[i]
+            else None,
         )
         for i, (x, timing) in enumerate(zip(opened, per_row, strict=True))
     ]
@@ -117,7 +122,7 @@ def _round(
 
 
 def _entry(
-    name: str,
+    opened: OpenedModel,
     batch: int,
     *,
     timings: tuple[Timing, Timing],
@@ -128,7 +133,7 @@ def _entry(
     timing, gain = timings[1], speedup(*timings)
     seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(
-        name,
+        opened.name,
         batch,
         1000 / timing.median_ms,
         1000 / timing.high_ms,
@@ -142,6 +147,7 @@ def _entry(
         gain.high,
         joules_a_row / seconds if joules_a_row else None,
         1 / joules_a_row if joules_a_row else None,
+        opened.graph,
     )
 
 

@@ -11,7 +11,8 @@ from prumux.optimizer.base.errors import MissingError, UsageError
 
 from .run import Entry
 
-HEADS = ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", "rows/s/W", "against the first")
+PER_WATT = "rows/s/W"
+HEADS = ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", PER_WATT, "against the first")
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -23,19 +24,17 @@ def show(report: Mapping[str, Any]) -> None:
     width = None if sys.stdout.isatty() else 100
     console = Console(highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD)
-    for name in HEADS:
-        table.add_column(name, justify="right" if name else "left")
-    for x in report["entries"]:
-        low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
-        each = x["rows_per_second_per_watt"]
-        table.add_row(
-            x["name"],
-            str(x["batch"]),
-            f"{x['rows_per_second']:.0f}",
-            *(f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")),
-            "-" if each is None else f"{each:.2f}",
-            f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
-        )
+    entries, best = report["entries"], report["best"]
+    energy = any(x["rows_per_second_per_watt"] is not None for x in entries)
+    heads = [x for x in HEADS if energy or x != PER_WATT]
+    for name in heads:
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for x in entries:
+        table.add_row(*_cells(x, heads))
+    if any(x not in entries for x in best):
+        table.add_section()
+        for x in best:
+            table.add_row(*_cells(x, heads))
     with console.capture() as captured:  # rich would end the process if the reader has gone
         console.print(table)
     print(captured.get(), end="")  # noqa: T201
@@ -47,8 +46,26 @@ def show(report: Mapping[str, Any]) -> None:
     lines += [f"length {report['length']}; {timing}; {rounds} rounds"]
     join = report["device"].get("thread_join_us")
     lines += [f"joining two threads: {join} microseconds"] if join else []
+    lines += [f"not run: {name}: {why}" for name, why in report["not_run"].items()]
     lines += [f"power: {x}" for x in dict.fromkeys(report["power"].values())]
     print("\n".join(lines))  # noqa: T201
+
+
+def _cells(x: Mapping[str, Any], heads: Sequence[str]) -> list[str]:
+    """A row of the table."""
+    low, high = x["throughput_ratio_low"], x["throughput_ratio_high"]
+    each = x["rows_per_second_per_watt"]
+    name = f"{x['name']}, {x['graph']}" if x["graph"] else x["name"]
+    speed = [f"{x['rows_per_second']:.0f}"]
+    speed += [f"{x[f'batch_ms_{p}']:.2f}" for p in ("p50", "p90", "p99")]
+    if PER_WATT in heads:
+        speed.append("-" if each is None else f"{each:.2f}")
+    return [
+        name,
+        str(x["batch"]),
+        *speed,
+        f"{x['throughput_ratio']:.2f}x  [{low:.2f}, {high:.2f}]",
+    ]
 
 
 def plotter(path: Path) -> Any:

@@ -15,6 +15,8 @@ from prumux.export.graph.graph import ORIGIN, PRECISION, SLOTS
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
 
+from .rtx_provider import RTX, add_rtx
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPTIONS = {CUDA: {"use_tf32": "0"}}
@@ -143,7 +145,9 @@ def _open_session(graph: Path | bytes, threads: int, providers: tuple[str, ...])
     """
     ort = _library()
     options = session_options(threads)
-    absent = [p for p in providers if p not in ort.get_available_providers()]
+    if RTX in providers:
+        add_rtx(options, ort)
+    absent = [p for p in providers if p not in (RTX, *ort.get_available_providers())]
     if absent:
         raise MissingError(
             f"this ONNX Runtime has no {absent[0]}, "
@@ -153,7 +157,8 @@ def _open_session(graph: Path | bytes, threads: int, providers: tuple[str, ...])
     order = [(p, OPTIONS.get(p, {})) for p in dict.fromkeys((*providers, CPU))]
     try:
         source = graph if isinstance(graph, bytes) else str(graph)
-        session = ort.InferenceSession(source, options, providers=order)
+        named = {} if RTX in providers else {"providers": order}
+        session = ort.InferenceSession(source, options, **named)
     except Exception as error:  # ONNX Runtime's errors have no common class
         file = not isinstance(graph, bytes)
         what = f"'{graph!s}'" if file else "the graph"

@@ -1,0 +1,206 @@
+"""Find the graph and the batch size at which each model is fastest.
+
+A comparison is fair only if each side runs as well as it can. Every graph of every model is
+run shortly at every batch size; the fastest of each model are then timed in `run.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from prumux.optimizer.base.cores import CoreMonitor
+from prumux.optimizer.base.errors import GateError, PrumuxError
+from prumux.optimizer.model.row_groups import batch_rows
+from prumux.optimizer.timing.interleave import interleave, wall_ms
+
+from .engines import OpenedModel
+from .run import Inputs, try_all
+
+BATCHES = {"cpu": (8, 16, 32, 64), "gpu": (8, 32, 64, 128, 256, 512)}
+"""Batch sizes that are tried where none is asked for."""
+LEAST_MS = 40.0
+"""In a round each graph repeats its run for about this time."""
+ROUNDS = (2, 3)
+"""Rounds of all graphs, then of those near the best."""
+NEAR = 1.15
+"""Only what takes at most this many times the best time per row runs in the last rounds."""
+NEEDED = ("", "plain", "eager")
+"""Graphs that must run; others are left out if they do not."""
+InputsOf = Callable[[OpenedModel, int], Sequence[Inputs]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short run of a graph at a batch size."""
+
+    name: str
+    graph: str
+    batch: int
+    rows_per_second: float
+    """Of the best round."""
+
+
+@dataclass(eq=False)
+class _Cell:
+    """A graph at a batch size, and its best time so far."""
+
+    model: int
+    opened: OpenedModel
+    batch: int
+    inputs: Sequence[Inputs]
+    row_ms: float = math.inf
+
+    @property
+    def rows(self) -> int:
+        return sum(len(x["input_ids"]) for x in self.inputs)
+
+    def run(self) -> None:
+        for x in self.inputs:
+            self.opened.engine.run(x)
+
+    def probe(self) -> Probe:
+        return Probe(self.opened.name, self.opened.graph, self.batch, 1000 / self.row_ms)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The graph and the batch size of a model."""
+
+    opened: OpenedModel
+    batch: int
+    inputs: Sequence[Inputs]
+    row_ms: float
+    """The best time per row in the short runs; inf if there was no choice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """What was found by short runs."""
+
+    cells: tuple[_Cell, ...]
+    models: int
+    not_run: Mapping[str, str]
+
+    @property
+    def probes(self) -> list[Probe]:
+        """Every short run that was timed."""
+        return [x.probe() for x in self.cells if x.row_ms < math.inf]
+
+    def best(self) -> list[Choice]:
+        """The fastest graph and batch size of each model.
+
+        Where the first model runs in several kinds of engine, the fastest of them is first.
+        """
+        return self._chosen(self.cells)
+
+    def best_at(self, batch: int) -> list[Choice]:
+        """The fastest graph of each model at a batch size; ordered as `best`."""
+        return self._chosen([x for x in self.cells if x.batch == batch])
+
+    def _chosen(self, cells: Sequence[_Cell]) -> list[Choice]:
+        found = [_fastest(x for x in cells if x.model == i) for i in range(self.models)]
+        side = found[0].opened.side
+        same = [x for x in found if side and x.opened.side == side]
+        first = min(same, key=lambda x: x.row_ms, default=found[0])
+        return [first, *(x for x in found if x is not first)]
+
+
+def _fastest(cells: Iterable[_Cell]) -> Choice:
+    best = min(cells, key=lambda x: x.row_ms)
+    return Choice(replace(best.opened, others=()), best.batch, best.inputs, best.row_ms)
+
+
+def choose(
+    models: Sequence[OpenedModel],
+    batches: Sequence[int] | None,
+    inputs_of: InputsOf,
+    cores: CoreMonitor,
+) -> Choices:
+    """Run every graph of every model shortly, at every batch size.
+
+    Where a model has one graph and one batch size, it is tried and not timed, unless it runs
+    in several kinds of engine.
+
+    Args:
+        models: each with its other graphs.
+        batches: batch sizes; None = the usual ones of the device, cut to whole groups of a
+            multiplexed model.
+        inputs_of: the inputs of one round of a model at a batch size.
+        cores: waits for near cores before each run.
+
+    Raises:
+        UsageError: a model cannot run a batch size that was asked for.
+        GateError: a model's logits are nan or infinite.
+    """
+    cells, not_run = list[_Cell](), dict[str, str]()
+    for i, model in enumerate(models):
+        not_run |= {f"{model.name}, {k}": v for k, v in model.not_run.items()}
+        for opened in (model, *model.others):
+            cells += _cells(i, opened, batches, inputs_of, not_run)
+    fixed = batches is not None
+    rivals = [x for x in cells if x.opened.side or len(_rivals(x, cells, fixed)) > 1]
+    for number, rounds in enumerate(ROUNDS):
+        if number:
+            near = (NEAR * min(y.row_ms for y in _rivals(x, cells, fixed)) for x in rivals)
+            rivals = [x for x, limit in zip(rivals, near, strict=True) if x.row_ms <= limit]
+        _time(rivals, rounds, cores)
+    return Choices(tuple(cells), len(models), not_run)
+
+
+def _cells(
+    number: int,
+    opened: OpenedModel,
+    batches: Sequence[int] | None,
+    inputs_of: InputsOf,
+    not_run: dict[str, str],
+) -> list[_Cell]:
+    """The batch sizes of one graph, each tried once.
+
+    The plain graph must run at every batch size that was asked for.
+    """
+    found = list[_Cell]()
+    for batch in _sizes(opened, batches):
+        cell = _Cell(number, opened, batch, inputs_of(opened, batch))
+        try:
+            try_all([opened], [cell.inputs])
+        except GateError:
+            raise
+        except PrumuxError as error:
+            if opened.graph in NEEDED and (batches or not found):
+                raise
+            what = ", ".join(x for x in (opened.name, opened.graph, f"batch {batch}") if x)
+            not_run[what] = str(error).split("\n")[0]
+            break
+        found.append(cell)
+    return found
+
+
+def _sizes(opened: OpenedModel, batches: Sequence[int] | None) -> Sequence[int]:
+    if batches is not None:
+        return batches
+    on_cpu = opened.engine.describe().get("device", "cpu") == "cpu"
+    usual = BATCHES["cpu" if on_cpu else "gpu"]
+    return sorted({batch_rows(x, opened.slots) for x in usual})
+
+
+def _rivals(cell: _Cell, cells: Sequence[_Cell], fixed: bool) -> list[_Cell]:
+    """The cells of the same model; at the same batch size if batch sizes are fixed."""
+    same = [x for x in cells if x.model == cell.model]
+    return [x for x in same if x.batch == cell.batch] if fixed else same
+
+
+def _time(cells: Sequence[_Cell], rounds: int, cores: CoreMonitor) -> None:
+    """Run cells in turn and keep the best time of each."""
+    counts = [max(1, round(LEAST_MS / max(wall_ms(x.run), 1e-3))) for x in cells]
+    runs = [partial(_repeated, x.run, n) for x, n in zip(cells, counts, strict=True)]
+    timings = interleave(runs, rounds, warmup=0, cores=cores)
+    for cell, count, timing in zip(cells, counts, timings, strict=True):
+        cell.row_ms = min(cell.row_ms, timing.low_ms / (count * cell.rows))
+
+
+def _repeated(run: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        run()

@@ -1,0 +1,187 @@
+"""`prumux-bench --engines`: a model in every kind of engine that can run it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from prumux.export.graph.graph import build
+from prumux.export.runtime.ort import CUDA, OrtEngine, session_options
+from prumux.export.runtime.rtx_provider import RTX, add_rtx
+from prumux.export.trt.engine import open_plan
+from prumux.export.trt.library import FLAVORS, Flavor, flavor_of
+from prumux.optimizer.base.devices import device as torch_device
+from prumux.optimizer.base.errors import MissingError, PrumuxError
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.pipeline.registry import parse_target
+
+from .engines import (
+    HfEngine,
+    OpenedModel,
+    exported,
+    is_result,
+    named,
+    of_model,
+    open_engine,
+    open_result,
+)
+from .graphs import OpenGraph
+
+TYPED = Path("tensorrt", "model.onnx")
+"""The fp16 graph of a result, which GPUs run in place of its graph for CPUs."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How engines are opened."""
+
+    threads: int
+    device: str
+    """Of torch."""
+    fuse: bool
+    """True = an `.onnx` file also gets ONNX Runtime's fusions."""
+
+
+def open_kinds(
+    name: str, label: str, kinds: Sequence[str], options: OpenOptions
+) -> tuple[list[OpenedModel], dict[str, str]]:
+    """Open a model in engines of these kinds.
+
+    Args:
+        name: as `open_engine` takes it.
+        label: the name that is shown.
+        kinds: of `KINDS`.
+        options: how engines are opened.
+
+    Returns:
+        The opened models, named `LABEL, KIND`, and for each kind that cannot run the reason.
+
+    Raises:
+        PrumuxError: none of them can run it; the first reason.
+    """
+    found, not_run = list[OpenedModel](), dict[str, str]()
+    first: PrumuxError | None = None
+    for kind in kinds:
+        try:
+            opened = KINDS[kind](name, options)
+        except PrumuxError as error:
+            first = first or error
+            not_run[f"{label}, {kind}"] = str(error).split("\n")[0]
+            continue
+        found.append(replace(named(opened, f"{label}, {kind}"), side=label))
+    if not found and first is not None:
+        raise first
+    return found, not_run
+
+
+def _torch(name: str, options: OpenOptions) -> OpenedModel:
+    """Eager; a given model also compiled, as its other graph."""
+    path = Path(name)
+    if path.suffix in (".onnx", ".plan"):
+        raise MissingError("an engine file does not run in torch")
+    if path.is_file():
+        return open_engine(name, None, options.threads, options.device, compiled=False)
+    model = load_model(name)
+    auto, device = model.task.auto_class(), torch_device(options.device)
+    size = sum(4 * x.numel() for x in model.weights.values())
+
+    def opened(graph: str, compiled: bool) -> OpenedModel:
+        return of_model(
+            name, model, OpenGraph(graph, HfEngine(name, auto, device, compiled), size)
+        )
+
+    eager = opened("eager", compiled=False)
+    if model.source.get("model_type") == "prumux":  # torch compiles it again for each shape
+        return eager
+    return replace(eager, others=(opened("compiled", compiled=True),))
+
+
+def _onnx(name: str, options: OpenOptions) -> OpenedModel:
+    """ONNX Runtime on the CPU, in fp32 where the engine is not given."""
+    graph = _graph_file(name)
+    if graph is None:
+        target = parse_target("onnx{precision=fp32}")
+        return exported(name, load_model(name), target, options.threads)
+    if is_result(Path(name)):
+        return open_result(Path(name), graph, OrtEngine(graph, options.threads))
+    return open_engine(name, None, options.threads, "cpu", compiled=False, fuse=options.fuse)
+
+
+def _onnx_cuda(name: str, options: OpenOptions) -> OpenedModel:
+    """ONNX Runtime on CUDA, in fp32 and fp16."""
+    targets = [parse_target(f"onnx{{device=cuda precision={x}}}") for x in ("fp32", "fp16")]
+    targets[0].check()
+    if _graph_file(name) is not None:
+        return _on_gpu(name, options.threads, CUDA)
+    model = load_model(name)
+    full, half = (exported(name, model, x, options.threads) for x in targets)
+    return replace(full, others=(*full.others, replace(half, graph="fp16")))
+
+
+def _onnx_rtx(name: str, options: OpenOptions) -> OpenedModel:
+    """ONNX Runtime with the plug-in for TensorRT for RTX, in fp16."""
+    import onnxruntime
+
+    add_rtx(session_options(options.threads), onnxruntime)
+    if _graph_file(name) is not None:
+        return _on_gpu(name, options.threads, RTX)
+    model = load_model(name)
+    graph = build(model, precision="fp16").SerializeToString()
+    engine = OrtEngine(graph, options.threads, (RTX,))
+    return of_model(name, model, OpenGraph("", engine, len(graph)))
+
+
+def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
+    """A plan of one flavour of TensorRT; a model that has none is built here."""
+    flavor.check_run()
+    path = Path(name)
+    if path.suffix == ".onnx":
+        raise MissingError(f"a graph is no plan: build one with {flavor.title}")
+    if path.suffix == ".plan":
+        if flavor_of(path) is not flavor:
+            raise MissingError(f"it is a plan of {flavor_of(path).title}")
+        return open_engine(name, None, options.threads, options.device, compiled=False)
+    if not is_result(path):
+        target = parse_target(f"tensorrt{{flavor={flavor.name}}}")
+        return exported(name, load_model(name), target, options.threads)
+    plan = path / flavor.plan
+    if not plan.exists():
+        raise MissingError(f"the folder holds no {flavor.plan}: build it with tensorrt.sh")
+    return open_result(path, plan, open_plan(plan))
+
+
+def _graph_file(name: str) -> Path | None:
+    """The graph of an `.onnx` file or of an artifact folder; None for other models.
+
+    Raises:
+        MissingError: the engine is a plan.
+    """
+    path = Path(name)
+    if path.suffix == ".onnx":
+        return path
+    if path.suffix == ".plan":
+        raise MissingError("a plan does not run in ONNX Runtime")
+    return path / "model.onnx" if is_result(path) else None
+
+
+def _on_gpu(name: str, threads: int, provider: str) -> OpenedModel:
+    """The graph of a file or an artifact folder on a GPU."""
+    path = Path(name)
+    if not is_result(path):
+        engine = OrtEngine(path, threads, (provider,))
+        return replace(open_engine(name, None, threads, "cpu", compiled=False), engine=engine)
+    typed = path / TYPED
+    graph = typed if typed.exists() else path / "model.onnx"
+    return open_result(path, graph, OrtEngine(graph, threads, (provider,)))
+
+
+KINDS: dict[str, Callable[[str, OpenOptions], OpenedModel]] = {
+    "torch": _torch,
+    "onnx": _onnx,
+    "onnx-cuda": _onnx_cuda,
+    "onnx-rtx": _onnx_rtx,
+    **{x.engine: partial(_plan, x) for x in FLAVORS},
+}
+"""By the name that `--engines` takes."""
