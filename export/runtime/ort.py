@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.export.graph.builder import INPUTS
+from prumux.export.graph.compose import CASCADE
 from prumux.export.graph.graph import ORIGIN, PRECISION, SLOTS
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
@@ -74,6 +75,8 @@ class OrtEngine:
         """Axes of a row's logits, labels last; empty if the graph does not state them."""
         self.sizes = meta.description if meta.description.startswith("encoder{") else ""
         """The text form of the `Encoder`; empty in graphs that prumux did not write."""
+        self.second = about.get(CASCADE, "none") if self.sizes else ""
+        """The text form of a cascade's `SecondStage`, `none` without one; empty if unknown."""
         self.origin = about.get(ORIGIN, "")
         """Digest of the given model, see `graph.origin`; empty if unknown."""
         self._run = in_groups(self._whole_groups, self.slots)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.certificate.certificate import interval
-from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 from .class_scores import class_scores, result_warnings
@@ -140,7 +140,7 @@ def build_report(
         speed=Pair(_timing(dense), _timing(shipped)),
         beside=tuple(_other_engine(x) for x in engines.beside),
         serving=ServingRecord(**serving),
-        cost=Pair(_cost(dense.model.encoder, length), _cost(model.encoder, length)),
+        cost=Pair(_cost(dense.model, length), _cost(model, length)),
         file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
         layers=_layer_sizes(given.encoder, model.encoder),
         mux=_mux(evaluator, shipped),
@@ -240,8 +240,8 @@ def _other_engine(engine: MeasuredEngine) -> OtherEngine:
     )
 
 
-def _cost(encoder: Encoder, length: int) -> ModelCost:
-    return ModelCost(**asdict(count(encoder, length)))
+def _cost(model: Model, length: int) -> ModelCost:
+    return ModelCost(**asdict(count_model(model, length)))
 
 
 def _layer_sizes(given: Encoder, shipped: Encoder) -> LayerSizes:

@@ -1,0 +1,113 @@
+"""Cascades in torch: a small model answers the rows it is sure of, a larger one the others.
+
+    z = first(x)                       logits of every row, [B, C]
+    m_i = z_i(1) - z_i(2)              the margin between the two best logits of row i
+    deferred = {i : m_i < t}           at most ceil(s B) of them, smallest margins first
+    z_i = second(x_i)  for deferred i
+
+The ONNX graph of a cascade computes the same, see `export/graph/compose.py`. A temperature
+divides all margins alike, so it would change no choice of rows: there is none.
+Wang et al. 2020, https://arxiv.org/abs/2012.01988
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .model import Model
+from .module import EncoderModule
+from .sizes import Encoder
+
+PARTS = 1_000_000
+"""Shares of a batch are counted in millionths, so that torch and ONNX round alike."""
+Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Ids, mask and token types, [B, T] each, to logits [B, C]."""
+
+
+def margins(logits: Tensor) -> Tensor:
+    """The difference between the two best logits of each row: [B, C] to [B]."""
+    best = logits.topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
+
+
+def most_rows(rows: int, max_share: float) -> int:
+    """The most rows of a batch that are deferred: `max_share` of them, rounded up.
+
+    Example:
+        >>> most_rows(32, 0.1), most_rows(1, 0.1), most_rows(10, 0.1)
+        (4, 1, 1)
+    """
+    return -(-rows * parts(max_share) // PARTS)
+
+
+def parts(max_share: float) -> int:
+    """A share in millionths, at least one."""
+    return max(1, round(max_share * PARTS))
+
+
+def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
+    """The rows that the second stage answers, by their first logits: indices [K], ascending.
+
+    A row whose margin is not a number is not deferred: its logits show the fault.
+    """
+    margin = margins(logits.float())
+    below = (margin < threshold).nonzero()[:, 0]
+    most = most_rows(len(logits), max_share)
+    if len(below) > most:
+        below = below[margin[below].argsort(stable=True)[:most]].sort().values
+    return below
+
+
+def answer(  # noqa: PLR0917 - both stages, their rule and their inputs
+    first: Logits,
+    second: Logits,
+    threshold: float,
+    max_share: float,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None,
+) -> Tensor:
+    """Logits [B, C] of a cascade. No second stage runs where no row is deferred."""
+    logits = first(input_ids, attention_mask, token_type_ids)
+    rows = deferred(logits, threshold, max_share)
+    if not len(rows):
+        return logits
+    types = None if token_type_ids is None else token_type_ids[rows]
+    found = second(input_ids[rows], attention_mask[rows], types)
+    return logits.index_copy(0, rows, found)
+
+
+class CascadeModule(nn.Module):
+    """Runs a `Model` with a second stage."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        if model.second is None:
+            raise ValueError("the model has no second stage: use EncoderModule")
+        self.first = EncoderModule(model)
+        self.second = EncoderModule(model.second.model)
+        self.rule = model.second.threshold, model.second.max_share
+
+    @property
+    def sizes(self) -> Encoder:
+        """The sizes of the first stage."""
+        return self.first.sizes
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, C]; arguments as in `EncoderForward.forward`."""
+        given = input_ids, attention_mask, token_type_ids
+        found: Tensor = answer(self.first, self.second, *self.rule, *given)
+        return found
+
+
+def module_of(model: Model) -> EncoderModule | CascadeModule:
+    """The torch module that runs a model, with its second stage if there is one."""
+    return EncoderModule(model) if model.second is None else CascadeModule(model)

@@ -1,0 +1,207 @@
+"""`cascade`: a second, larger model answers the rows that this one is not sure of.
+
+A row is deferred where the margin between its two best logits is below a threshold:
+
+    m(x) = z(1)(x) - z(2)(x) < t,    t: so that a share `defer` of the select rows is below
+
+The threshold stands in the middle of the widest gap between neighbouring margins near that
+share, so that rounding moves few rows across it. Rows at which both models agree keep their
+answer whoever gives it; so a cascade changes few of the given model's answers.
+
+Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import PassError, SpecError
+from prumux.optimizer.data.predict import row_logits, torch_run
+from prumux.optimizer.model.cascade import margins
+from prumux.optimizer.model.model import Model, SecondStage
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.model_store import ModelStore
+from prumux.optimizer.pipeline.passes import Pass, TrainingLength
+from prumux.optimizer.pipeline.pipeline import Pipeline
+
+Floats = NDArray[np.float32]
+ALL = float(np.finfo(np.float32).max)
+"""The threshold that defers every row."""
+NEAR = 0.005
+"""The threshold may stand where up to this share of the rows more or fewer is deferred."""
+
+
+@dataclass(frozen=True)
+class Cascade(Pass):
+    """Let a second model, made by another pipeline, answer the rows with the smallest margins.
+
+    It comes last. The second model is made of the given one, not of the one before.
+
+    Example: `pool-early,prune{sparsity=0.9},slice,reconstruct,cascade{to="" defer=0.2}`
+    """
+
+    name: ClassVar[str] = "cascade"
+    to: str = field(
+        default="",
+        metadata={
+            "help": "pipeline of the second model, such as "
+            '"pool-early,prune{sparsity=0.5},slice,reconstruct"; "" = the given model'
+        },
+    )
+    defer: float = field(
+        default=0.2, metadata={"help": "share of the select rows to defer, in [0, 1]"}
+    )
+    max_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "most rows of a batch that are deferred, a share, rounded up; below 1 "
+            "answers depend on the batch"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.defer <= 1:
+            raise ValueError(f"defer must be in [0, 1], not {self.defer}")
+        if not 0 < self.max_share <= 1:
+            raise ValueError(f"max_share must be above 0 and at most 1, not {self.max_share}")
+        passes = self.second_stage
+        wrong = next((x for x in passes if x.slots > 1 or x.second_stage is not None), None)
+        if wrong is not None:
+            raise ValueError(
+                f"to: '{wrong}' cannot be: the second model takes rows one by one"
+            )
+        if Pipeline(passes).uncut:
+            raise ValueError("to marks what to prune and does not cut it out: add slice")
+
+    @property
+    def second_stage(self) -> tuple[Pass, ...]:
+        """The passes of `to`."""
+        if not self.to.strip():
+            return ()
+        try:
+            return Pipeline.parse(self.to).passes
+        except SpecError as error:
+            raise ValueError(f"to: {error}") from error
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long the second model's passes train, together."""
+        found = [x.training for x in self.second_stage if x.training is not None]
+        if not found:
+            return None
+        timed = [x.minutes for x in found if x.minutes is not None]
+        return TrainingLength(
+            sum(timed) if timed else None,
+            sum(x.epochs for x in found),
+            max(x.augment for x in found),
+        )
+
+    @property
+    def measures(self) -> bool:
+        """True if a pass of `to` times shapes."""
+        return any(x.measures for x in self.second_stage)
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """Files that passes of `to` depend on."""
+        return tuple(file for x in self.second_stage for file in x.input_files)
+
+    def sketch(self) -> Pass:
+        """The same cascade of untrained models."""
+        return _Sketch(**{x: getattr(self, x) for x in ("to", "defer", "max_share")})
+
+    def check_given(self, model: Model) -> None:
+        """Refuse models whose rows do not have one answer out of several classes."""
+        task = model.task
+        if task.ragged or not task.has_classes or len(task.labels) < 2:
+            raise PassError(
+                f"'{self.name}' needs one answer a row, out of two classes or more: it defers "
+                "rows by the margin between the two best\n"
+                f"this is a {task.name} model with {len(task.labels)} label(s): leave "
+                f"'{self.name}' out",
+                exit_code=2,
+            )
+
+    def requires(self, model: Model) -> None:
+        """Refuse other tasks, and masks that are not cut out."""
+        self.check_given(model)
+        if not model.masks.all_true:
+            raise PassError(
+                f"'{self.name}' takes finished models and masks are pending\n"
+                f"write slice before it: slice,{self.name}",
+                exit_code=2,
+            )
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Return the model with a second stage."""
+        second = self._second(ctx)
+        given = self._margins(model, ctx)
+        threshold = threshold_at(given, self.defer)
+        share = float((given < threshold).mean())
+        notes: dict[str, Any] = {
+            "threshold": threshold,
+            "deferred": share,
+            "rows": len(given),
+            "margins": quantiles(given),
+            "second": [asdict(x) for x in second.history],
+        }
+        alone = replace(second, history=(), notes={})
+        stage = SecondStage(alone, threshold, share, self.max_share)
+        return replace(model, second=stage, notes=notes)
+
+    def _second(self, ctx: Context) -> Model:
+        """The second model; a candidate of the run that was built before is not built again."""
+        return ModelStore(ctx.dense, ctx.store).build(Pipeline(self.second_stage), ctx)
+
+    def _margins(self, model: Model, ctx: Context) -> Floats:
+        """The first model's margins on the select rows, [N]."""
+        rows, slots = ctx.select or ctx.fit, model.encoder.slots
+        mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
+        found = row_logits(torch_run(model), rows, None, **mixing)
+        return margins(torch.as_tensor(np.stack(found))).numpy()
+
+
+@dataclass(frozen=True)
+class _Sketch(Cascade):
+    """The cascade of untrained models; it takes pending masks and stores nothing."""
+
+    def requires(self, model: Model) -> None:
+        """Refuse other tasks only."""
+        self.check_given(model)
+
+    def _second(self, ctx: Context) -> Model:
+        quick = (x.sketch() for x in self.second_stage)
+        passes = tuple(x for x in quick if x is not None)
+        return Pipeline(passes).run(ctx.dense, ctx)
+
+
+def threshold_at(margins: Floats, share: float) -> float:
+    """The threshold below which about this share of the margins lies.
+
+    It is a float32, so that torch and ONNX compare with the same number.
+
+    Args:
+        margins: at least one, [N].
+        share: in [0, 1]; 0 defers no row, 1 defers all.
+    """
+    count, given = round(share * len(margins)), np.sort(margins).astype(np.float64)
+    if share <= 0 or count == 0:
+        return 0.0
+    if share >= 1 or count == len(given):
+        return ALL
+    near = int(NEAR * len(given))
+    counts = np.arange(max(1, count - near), min(len(given) - 1, count + near) + 1)
+    gaps = given[counts] - given[counts - 1]
+    best = counts[np.argmax(gaps)]
+    return float(np.float32((given[best - 1] + given[best]) / 2))
+
+
+def quantiles(margins: Floats) -> list[float]:
+    """The margins at 0, 5, ..., 100 % of the rows, for the receipt."""
+    return [round(float(x), 4) for x in np.quantile(margins, np.linspace(0, 1, 21))]
