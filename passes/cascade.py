@@ -156,7 +156,7 @@ class Cascade(Pass):
         return replace(model, second=stage, notes=notes)
 
     def _second(self, ctx: Context) -> Model:
-        """The second model; a candidate of the run that was built before is not built again."""
+        """The second model. One that the run has built before is not built again."""
         return ModelStore(ctx.dense, ctx.store).build(Pipeline(self.second_stage), ctx)
 
     def _margins(self, model: Model, ctx: Context) -> Floats:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -136,11 +137,11 @@ class _Rule:
         self._op("ScatterND", DEFERRED, none, where, all_)
         return self._nodes
 
-    def _node(self, kind: str, inputs: list[str], outputs: list[str], **more: int) -> None:
+    def _node(self, kind: str, inputs: list[str], outputs: list[str], **more: Any) -> None:
         made = helper.make_node(kind, inputs, outputs, name=outputs[0], **more)
         self._nodes.append(made)
 
-    def _op(self, kind: str, name: str, *inputs: str, **more: int) -> str:
+    def _op(self, kind: str, name: str, *inputs: str, **more: Any) -> str:
         self._node(kind, list(inputs), [name], **more)
         return name
 

@@ -93,7 +93,7 @@ def from_config(
     try:
         encoder = _sizes_of(config, config["prumux_format"] == 1)
         if config.get("second") is not None:
-            _rule(config["second"])
+            second_of(config["second"])
         return encoder, from_own_config(config, encoder.labels)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -115,7 +115,7 @@ def second_from_config(
     """
     if config.get("second") is None:
         return None
-    encoder, rule = _rule(config["second"])
+    encoder, rule = second_of(config["second"])
     model = replace(
         first,
         encoder=encoder,
@@ -132,7 +132,7 @@ def second_text(config: Mapping[str, Any]) -> str:
     """The text form of a `SecondStage`; `none` where the config has no second stage."""
     if config.get("second") is None:
         return "none"
-    encoder, rule = _rule(config["second"])
+    encoder, rule = second_of(config["second"])
     return rule_text(encoder, rule["threshold"], rule["max_share"])
 
 
@@ -144,8 +144,12 @@ def split_weights(
     return {k: x for k, x in weights.items() if not k.startswith(SECOND)}, second
 
 
-def _rule(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, float]]:
-    """Sizes of a second stage, and threshold and shares."""
+def second_of(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, float]]:
+    """Sizes of a second stage, and its threshold and shares, from a config's `second`.
+
+    Raises:
+        ValueError, LookupError, TypeError: they are damaged.
+    """
     rule = {name: config[name] for name in ("threshold", "share", "max_share")}
     for name, value in rule.items():
         most = math.inf if name == "threshold" else 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from .model import Model
@@ -103,9 +102,10 @@ class CascadeModule(nn.Module):
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, C]; arguments as in `EncoderForward.forward`."""
-        given = input_ids, attention_mask, token_type_ids
-        found: Tensor = answer(self.first, self.second, *self.rule, *given)
-        return found
+        threshold, most = self.rule
+        return answer(
+            self.first, self.second, threshold, most, input_ids, attention_mask, token_type_ids
+        )
 
 
 def module_of(model: Model) -> EncoderModule | CascadeModule:

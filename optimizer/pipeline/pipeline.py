@@ -76,7 +76,7 @@ class Pipeline:
 
     @property
     def stages(self) -> tuple[Pipeline, ...]:
-        """The pipelines whose models the result holds, or that it begins with: itself first."""
+        """This pipeline, and those of second stages: the models that the result needs."""
         seconds = (p.second_stage for p in self.passes)
         return (self, *(Pipeline(x) for x in seconds if x is not None))
 
