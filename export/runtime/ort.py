@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.export.graph.builder import INPUTS
-from prumux.export.graph.compose import CASCADE
+from prumux.export.graph.compose import CASCADE, DEFERRED
 from prumux.export.graph.graph import ORIGIN, PRECISION, SLOTS
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
@@ -63,6 +63,7 @@ class OrtEngine:
         self._threads = threads
         self._session = _open_session(graph, threads, providers)
         self._names = tuple(x.name for x in self._session.get_inputs())
+        self._outputs = tuple(x.name for x in self._session.get_outputs())
         meta = self._session.get_modelmeta()
         about = meta.custom_metadata_map
         slots = about.get(SLOTS, "1")
@@ -110,8 +111,24 @@ class OrtEngine:
         return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
+        first = self._outputs[:1]  # a cascade has a second output
+        found: NDArray[np.float32] = self._session.run(first, dict(inputs))[0]
         return found
+
+    def deferred(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Rows that the second stage of a cascade answers, [B]: 1 = deferred, 0 = not.
+
+        Without a second stage it is 0 everywhere.
+        """
+
+        def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+            if DEFERRED not in self._outputs:
+                return np.zeros(len(inputs["input_ids"]))
+            found = self._session.run([DEFERRED], dict(inputs))[0]
+            return np.asarray(found, np.float64)
+
+        given = {name: inputs[name] for name in self._names}
+        return in_groups(whole_groups, self.slots)(given)
 
     def describe(self) -> Mapping[str, str]:
         """Facts that belong to every measurement: engine, version, device, precision."""

@@ -14,17 +14,19 @@ from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.certificate.certificate import interval
 from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search.cascade_facts import cascade_facts
 
 from .class_scores import class_scores, result_warnings
 from .contents import (
     SCHEMA_VERSION,
     ByRole,
+    CascadeRecord,
     CertificateRecord,
     ClassScores,
     DataRecord,
     EngineTiming,
-    Interval,
     LayerSizes,
+    MarginBin,
     ModelCost,
     MuxRecord,
     OtherEngine,
@@ -33,11 +35,13 @@ from .contents import (
     Report,
     Score,
     ServingRecord,
+    StageScores,
     TaskRecord,
     TrialRecord,
 )
 from .encoding import from_json, to_json
 from .html import render
+from .units import Interval
 
 if TYPE_CHECKING:
     from prumux.optimizer.model.model import Model
@@ -144,6 +148,7 @@ def build_report(
         file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
         layers=_layer_sizes(given.encoder, model.encoder),
         mux=_mux(evaluator, shipped),
+        cascade=_cascade(evaluator, shipped),
         passes=tuple(PassRecord(**asdict(x)) for x in model.history),
         export=Pair(dict(dense.emitted.notes), dict(shipped.emitted.notes)),
         engine=dict(shipped.engine.describe()),
@@ -225,6 +230,28 @@ def _mux(evaluator: Evaluator, shipped: MeasuredEngine) -> MuxRecord | None:
         return None
     values = evaluator.predictor.partner_sensitivity(shipped.pipeline, "certify")
     return from_json(MuxRecord, to_json(values))
+
+
+def _cascade(evaluator: Evaluator, shipped: MeasuredEngine) -> CascadeRecord | None:
+    second = shipped.model.second
+    if second is None:
+        return None
+    facts = _by_role(
+        evaluator,
+        lambda role: cascade_facts(
+            evaluator.predictor, shipped.pipeline, role, shipped.engine
+        ),
+    )
+    of = facts.certify
+    bars = zip(of.edges, of.edges[1:], of.rows, of.differ, strict=False)
+    scores = {k: StageScores(x.deferred, x.first, x.second) for k, x in facts.items()}
+    return CascadeRecord(
+        second=str(second.model.encoder),
+        threshold=second.threshold,
+        max_share=second.max_share,
+        stages=ByRole(scores["certify"], scores.get("test")),
+        margins=tuple(MarginBin(*x) for x in bars),
+    )
 
 
 def _timing(engine: MeasuredEngine) -> EngineTiming:

@@ -15,39 +15,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
+from .units import (
+    OMIT_NONE,
+    Bytes,
+    Count,
+    Fraction,
+    Interval,
+    Milliseconds,
+    Positive,
+    Probability,
+    RowsPerSecond,
+    Seconds,
+    Share,
+    Times,
+    Unit,
+)
+
 SCHEMA_VERSION: Literal[1] = 1
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Unit and range of a number, for the type of a field."""
-
-    name: str = ""
-    """Empty for a count of what the field's text names."""
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-class _OmitNone:
-    """Marks a field that report.json leaves out where it is None."""
-
-
-OMIT_NONE = _OmitNone()
-
-Count = Annotated[int, Unit(minimum=0)]
-Positive = Annotated[int, Unit(minimum=1)]
-Bytes = Annotated[int, Unit("bytes", minimum=0)]
-Seconds = Annotated[float, Unit("seconds", minimum=0)]
-Milliseconds = Annotated[float, Unit("milliseconds", above=0)]
-RowsPerSecond = Annotated[float, Unit("rows per second", above=0)]
-Times = Annotated[float, Unit("times", above=0)]
-Share = Annotated[float, Unit("share, where 0.01 is one point")]
-Fraction = Annotated[float, Unit("share, where 0.01 is one point", minimum=0, maximum=1)]
-Probability = Annotated[float, Unit("probability", above=0, below=1)]
-Interval = tuple[float, float]
-"""Lower and upper end, in the unit of what they bound."""
 T = TypeVar("T")
 
 
@@ -240,6 +226,36 @@ class MuxRecord:
 
 
 @dataclass(frozen=True)
+class StageScores:
+    """What each stage of a cascade does on the rows of a role."""
+
+    deferred: Annotated[Fraction, "Share of the rows that the second stage answered."]
+    first: Annotated[Share, "Score of the first stage alone, in torch."]
+    second: Annotated[Share, "Score of the second stage alone, in torch."]
+
+
+@dataclass(frozen=True)
+class MarginBin:
+    """Rows whose margin lies in one interval."""
+
+    low: Annotated[float, Unit("logits"), "Smallest margin."]
+    high: Annotated[float, Unit("logits"), "Largest margin."]
+    rows: Annotated[Count, "Certify rows with such a margin."]
+    differ: Annotated[Count, "Those of them that the two stages answer differently."]
+
+
+@dataclass(frozen=True)
+class CascadeRecord:
+    """Which rows the second stage of a cascade answers, and what each stage is worth."""
+
+    second: Annotated[str, "Sizes of the second stage."]
+    threshold: Annotated[float, Unit("logits", minimum=0), "Rows below it are deferred."]
+    max_share: Annotated[Fraction, "Most rows of a batch that are deferred, as a share."]
+    stages: Annotated[ByRole[StageScores], "Share deferred, and each stage alone."]
+    margins: Annotated[tuple[MarginBin, ...], "Histogram of the first stage's margins."]
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """Receipt of one pass."""
 
@@ -320,6 +336,9 @@ class Report:
         MuxRecord | None,
         "How much answers depend on mixed rows, on the certify rows. Null without mux.",
     ]
+    cascade: Annotated[
+        CascadeRecord | None, "The stages of a cascade, if the result is one.", OMIT_NONE
+    ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[
         Pair[Mapping[str, Any]],

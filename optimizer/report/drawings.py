@@ -16,13 +16,13 @@ from typing import Literal
 from .contents import (
     CertificateRecord,
     EngineTiming,
-    Interval,
     OtherEngine,
     Report,
     Score,
 )
 from .formats import TIMES, points
 from .scales import LinearScale, LogScale, Tick, ratio_ticks, round_values
+from .units import Interval
 
 MarkKind = Literal["dense", "trial", "holds", "fails", "shipped", "test", "predicted"]
 WIDTH = 480.0

@@ -22,7 +22,8 @@ from typing import (
 
 from prumux.optimizer.base.errors import UsageError
 
-from .contents import OMIT_NONE, Report
+from .contents import Report
+from .units import OMIT_NONE
 
 T = TypeVar("T")
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}

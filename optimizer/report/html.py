@@ -12,6 +12,7 @@ from prumux.optimizer.tasks import registry
 from . import drawings
 from .contents import CertificateRecord, Report, TrialRecord
 from .formats import TIMES, duration, millions, percent, plain, points
+from .margin_bars import margin_bars
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -54,6 +55,7 @@ def render(report: Report) -> str:
         frontier=drawings.frontier(report),
         throughput=drawings.throughput_rows(report),
         scores=drawings.score_rows(report),
+        margins=None if report.cascade is None else margin_bars(report.cascade),
         layers=drawings.layer_bars(report),
         trials=trial_rows(report),
         numbers={t.pipeline: i for i, t in enumerate(report.trials, 1)},

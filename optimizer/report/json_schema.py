@@ -14,8 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from .contents import OMIT_NONE, SCHEMA_VERSION, Report, Unit
+from .contents import SCHEMA_VERSION, Report
 from .encoding import choices, fields_of, metadata, plain
+from .units import OMIT_NONE, Unit
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 HEAD = {

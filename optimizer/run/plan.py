@@ -114,12 +114,14 @@ def plan(request: Request, progress: Progress) -> Plan:
                 f"add slice after it: --passes '{pipeline},slice'"
             )
         pipeline.check_order()
+        if len(pipeline.stages) > 1:
+            target.check_stages()
     Workers.parse(request.workers).check()
     inputs = (request.model, request.data, request.train, request.validation, request.test)
     check_out(request.folder, inputs, request.resume, request.force)
     evaluator, known = open_evaluator(request, target, progress), Memory()
-    for pipeline in space:
-        _check_cascade(pipeline, evaluator)
+    for pass_ in (x for pipeline in space for x in pipeline.passes):
+        pass_.check_given(evaluator.model)
     watched = evaluator.with_store(known, no_record)
     warnings = check_scores(watched, request.budget, bool(request.labels))
     for warning in warnings:
@@ -137,11 +139,3 @@ def plan(request: Request, progress: Progress) -> Plan:
             points, limit_s = request.budget.limit(1.0), request.time_limit_s
             space = default_space(request.effort, points, limit_s, evaluator.model)
     return Plan(request, evaluator, space, limit, (*evaluator.warnings, *warnings), known)
-
-
-def _check_cascade(pipeline: Pipeline, evaluator: Evaluator) -> None:
-    """Refuse what a pass can never take, and cascades where the target runs one model only."""
-    for pass_ in pipeline.passes:
-        pass_.check_given(evaluator.model)
-    if len(pipeline.stages) > 1:
-        evaluator.target.check_stages()
