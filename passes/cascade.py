@@ -4,9 +4,8 @@ A row is deferred where the margin between its two best logits is below a thresh
 
     m(x) = z(1)(x) - z(2)(x) < t,    t: so that a share `defer` of the select rows is below
 
-The threshold stands in the middle of the widest gap between neighbouring margins near that
-share, so that rounding moves few rows across it. Rows at which both models agree keep their
-answer whoever gives it; so a cascade changes few of the given model's answers.
+Rows at which both models agree keep their answer whoever gives it, so a cascade changes few of
+the given model's answers.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """
@@ -23,18 +22,12 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import PassError, SpecError
 from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.model.cascade import margins
+from prumux.optimizer.model.cascade import check_margins, margins, threshold_at
 from prumux.optimizer.model.model import Model, SecondStage
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.model_store import ModelStore
 from prumux.optimizer.pipeline.passes import Pass, TrainingLength
 from prumux.optimizer.pipeline.pipeline import Pipeline
-
-Floats = NDArray[np.float32]
-ALL = float(np.finfo(np.float32).max)
-"""The threshold that defers every row."""
-NEAR = 0.005
-"""The threshold may stand where up to this share of the rows more or fewer is deferred."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +85,7 @@ class Cascade(Pass):
     @property
     def training(self) -> TrainingLength | None:
         """How long the second model's passes train, together."""
-        found = [x.training for x in self.second_stage if x.training is not None]
-        if not found:
-            return None
-        timed = [x.minutes for x in found if x.minutes is not None]
-        return TrainingLength(
-            sum(timed) if timed else None,
-            sum(x.epochs for x in found),
-            max(x.augment for x in found),
-        )
+        return Pipeline(self.second_stage).training
 
     @property
     def measures(self) -> bool:
@@ -118,23 +103,15 @@ class Cascade(Pass):
 
     def check_given(self, model: Model) -> None:
         """Refuse models whose rows do not have one answer out of several classes."""
-        task = model.task
-        if task.ragged or not task.has_classes or len(task.labels) < 2:
-            raise PassError(
-                f"'{self.name}' needs one answer a row, out of two classes or more: it defers "
-                "rows by the margin between the two best\n"
-                f"this is a {task.name} model with {len(task.labels)} label(s): leave "
-                f"'{self.name}' out",
-                exit_code=2,
-            )
+        check_margins(model.task)
 
     def requires(self, model: Model) -> None:
         """Refuse other tasks, and masks that are not cut out."""
         self.check_given(model)
         if not model.masks.all_true:
             raise PassError(
-                f"'{self.name}' takes finished models and masks are pending\n"
-                f"write slice before it: slice,{self.name}",
+                "cascade takes finished models and masks are pending\n"
+                "write slice before it: slice,cascade",
                 exit_code=2,
             )
 
@@ -148,7 +125,7 @@ class Cascade(Pass):
             "threshold": threshold,
             "deferred": share,
             "rows": len(given),
-            "margins": quantiles(given),
+            "margins": np.quantile(given, np.linspace(0, 1, 21)).round(4).tolist(),
             "second": [asdict(x) for x in second.history],
         }
         alone = replace(second, history=(), notes={})
@@ -159,7 +136,7 @@ class Cascade(Pass):
         """The second model. One that the run has built before is not built again."""
         return ModelStore(ctx.dense, ctx.store).build(Pipeline(self.second_stage), ctx)
 
-    def _margins(self, model: Model, ctx: Context) -> Floats:
+    def _margins(self, model: Model, ctx: Context) -> NDArray[np.float32]:
         """The first model's margins on the select rows, [N]."""
         rows, slots = ctx.select or ctx.fit, model.encoder.slots
         mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
@@ -179,29 +156,3 @@ class _Sketch(Cascade):
         quick = (x.sketch() for x in self.second_stage)
         passes = tuple(x for x in quick if x is not None)
         return Pipeline(passes).run(ctx.dense, ctx)
-
-
-def threshold_at(margins: Floats, share: float) -> float:
-    """The threshold below which about this share of the margins lies.
-
-    It is a float32, so that torch and ONNX compare with the same number.
-
-    Args:
-        margins: at least one, [N].
-        share: in [0, 1]; 0 defers no row, 1 defers all.
-    """
-    count, given = round(share * len(margins)), np.sort(margins).astype(np.float64)
-    if share <= 0 or count == 0:
-        return 0.0
-    if share >= 1 or count == len(given):
-        return ALL
-    near = int(NEAR * len(given))
-    counts = np.arange(max(1, count - near), min(len(given) - 1, count + near) + 1)
-    gaps = given[counts] - given[counts - 1]
-    best = counts[np.argmax(gaps)]
-    return float(np.float32((given[best - 1] + given[best]) / 2))
-
-
-def quantiles(margins: Floats) -> list[float]:
-    """The margins at 0, 5, ..., 100 % of the rows, for the receipt."""
-    return [round(float(x), 4) for x in np.quantile(margins, np.linspace(0, 1, 21))]

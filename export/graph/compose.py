@@ -50,7 +50,7 @@ def compose(
         VerifyError: the stages' inputs differ.
     """
     inputs = [x.name for x in first.graph.input]
-    if inputs != [x.name for x in second.graph.input]:
+    if sorted(inputs) != sorted(x.name for x in second.graph.input):
         raise VerifyError("the stages of a cascade take different inputs")
     rule = _Rule(stage, inputs)
     one, two = _renamed(first, FIRST, inputs), _renamed(second, SECOND, [])
@@ -165,7 +165,7 @@ def _renamed(proto: onnx.ModelProto, prefix: str, keep: list[str]) -> onnx.Graph
         return given if not given or given in keep else f"{prefix}{given}"
 
     for node in graph.node:
-        node.name = f"{prefix}{node.name}"
+        node.name = name(node.name)
         for names in (node.input, node.output):
             for i, given in enumerate(names):
                 names[i] = name(given)

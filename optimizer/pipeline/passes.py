@@ -43,6 +43,7 @@ class Pass(ConfigurableStep):
     `measures`          True if it times shapes on the target
     `input_files`       files that the result depends on
     `choices(model)`    instances that a search tries
+    `check_given(m)`    refuses a given model before anything is built
     `second_stage`      passes of a second model that the result holds; None = one model
     ==================  ==================================================================
     """

@@ -14,7 +14,7 @@ from prumux.optimizer.model.model import Applied, Model
 from .context import Context
 from .language import check_size, expand, parse
 from .lexer import shorten
-from .passes import Pass
+from .passes import Pass, TrainingLength
 from .registry import pass_from
 
 AfterPass = Callable[[int, Pass, Model, Model], None]
@@ -79,6 +79,17 @@ class Pipeline:
         """This pipeline, and those of second stages: the models that the result needs."""
         seconds = (p.second_stage for p in self.passes)
         return (self, *(Pipeline(x) for x in seconds if x is not None))
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long its passes train, together; None = they do not."""
+        found = [x.training for x in self.passes if x.training is not None]
+        timed = [x.minutes for x in found if x.minutes is not None]
+        if not found:
+            return None
+        minutes = sum(timed) if timed else None
+        epochs = sum(x.epochs for x in found)
+        return TrainingLength(minutes, epochs, max(x.augment for x in found))
 
     def check_order(self) -> None:
         """Refuse a pass after one that makes a cascade.

@@ -170,8 +170,9 @@ def test_a_damaged_second_stage_is_refused(change: dict[str, Any], said: str) ->
 
 
 def test_hugging_face_loads_and_saves_both_stages(tmp_path: Path) -> None:
-    import prumux  # noqa: F401 - registers the model type
     from transformers import AutoModelForSequenceClassification as Auto
+
+    import prumux  # noqa: F401 - registers the model type
 
     model = cascade_of(0.4, max_share=0.5)
     save_artifact(model, tmp_path / "one")
