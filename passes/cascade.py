@@ -42,10 +42,7 @@ class Cascade(Pass):
     name: ClassVar[str] = "cascade"
     to: str = field(
         default="",
-        metadata={
-            "help": "pipeline of the second model, such as "
-            '"pool-early,prune{sparsity=0.5},slice,reconstruct"; "" = the given model'
-        },
+        metadata={"help": 'pipeline of the second model, in quotes; "" = the given model'},
     )
     defer: float = field(
         default=0.2, metadata={"help": "share of the select rows to defer, in [0, 1]"}
@@ -53,8 +50,7 @@ class Cascade(Pass):
     max_share: float = field(
         default=1.0,
         metadata={
-            "help": "most rows of a batch that are deferred, a share, rounded up; below 1 "
-            "answers depend on the batch"
+            "help": "largest share of a batch to defer; below 1 answers depend on the batch"
         },
     )
 
@@ -89,12 +85,12 @@ class Cascade(Pass):
 
     @property
     def measures(self) -> bool:
-        """True if a pass of `to` times shapes."""
+        """See `Pass`, of any pass of `to`."""
         return any(x.measures for x in self.second_stage)
 
     @property
     def input_files(self) -> tuple[Path, ...]:
-        """Files that passes of `to` depend on."""
+        """See `Pass`, of all passes of `to`."""
         return tuple(file for x in self.second_stage for file in x.input_files)
 
     def sketch(self) -> Pass:
@@ -118,30 +114,19 @@ class Cascade(Pass):
     def run(self, model: Model, ctx: Context) -> Model:
         """Return the model with a second stage."""
         second = self._second(ctx)
-        given = self._margins(model, ctx)
+        given = _margins(model, ctx)
         threshold = threshold_at(given, self.defer)
         share = float((given < threshold).mean())
-        notes: dict[str, Any] = {
-            "threshold": threshold,
-            "deferred": share,
-            "rows": len(given),
-            "margins": np.quantile(given, np.linspace(0, 1, 21)).round(4).tolist(),
-            "second": [asdict(x) for x in second.history],
-        }
-        alone = replace(second, history=(), notes={})
-        stage = SecondStage(alone, threshold, share, self.max_share)
+        quantiles = np.quantile(given, np.linspace(0, 1, 21)).round(4).tolist()
+        notes: dict[str, Any] = {"threshold": threshold, "deferred": share, "rows": len(given)}
+        notes |= {"margins": quantiles, "second": [asdict(x) for x in second.history]}
+        second = replace(second, history=(), notes={})
+        stage = SecondStage(second, threshold, share, self.max_share)
         return replace(model, second=stage, notes=notes)
 
     def _second(self, ctx: Context) -> Model:
         """The second model. One that the run has built before is not built again."""
         return ModelStore(ctx.dense, ctx.store).build(Pipeline(self.second_stage), ctx)
-
-    def _margins(self, model: Model, ctx: Context) -> NDArray[np.float32]:
-        """The first model's margins on the select rows, [N]."""
-        rows, slots = ctx.select or ctx.fit, model.encoder.slots
-        mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
-        found = row_logits(torch_run(model), rows, None, **mixing)
-        return margins(torch.as_tensor(np.stack(found))).numpy()
 
 
 @dataclass(frozen=True)
@@ -153,6 +138,13 @@ class _Sketch(Cascade):
         self.check_given(model)
 
     def _second(self, ctx: Context) -> Model:
-        quick = (x.sketch() for x in self.second_stage)
-        passes = tuple(x for x in quick if x is not None)
-        return Pipeline(passes).run(ctx.dense, ctx)
+        quick = tuple(y for x in self.second_stage if (y := x.sketch()) is not None)
+        return Pipeline(quick).run(ctx.dense, ctx)
+
+
+def _margins(model: Model, ctx: Context) -> NDArray[np.float32]:
+    """A model's margins on the select rows, [N]."""
+    slots = model.encoder.slots
+    mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
+    found = row_logits(torch_run(model), ctx.select or ctx.fit, None, **mixing)
+    return margins(torch.as_tensor(np.stack(found))).numpy()

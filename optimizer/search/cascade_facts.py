@@ -15,8 +15,7 @@ from prumux.optimizer.data.predict import row_logits, scored_positions, torch_ru
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.cascade import margins
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.row_groups import Run
-from prumux.optimizer.pipeline.engine import Engine
+from prumux.optimizer.pipeline.engine import DefersRows, Engine
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 from .predictions import CandidatePredictor
@@ -77,8 +76,9 @@ def _measured(
     labels = predictor.with_labels(Pipeline(()), role)[1]
     margin = margins(torch.as_tensor(np.stack(one))).numpy()
     edges, counts, differ = histogram(margin, np.asarray(answers[0]) != np.asarray(answers[1]))
-    asked: Run | None = getattr(engine, "deferred", None)
-    below = margin < second.threshold if asked is None else _told(asked, rows, mixing)
+    below = margin < second.threshold
+    if isinstance(engine, DefersRows):
+        below = _told(engine.deferred, rows, mixing)
     first_score, second_score = (task.score(predictor.metric, x, labels) for x in answers)
     share = float(below.mean())
     return CascadeFacts(share, first_score, second_score, edges, counts, differ)

@@ -246,7 +246,7 @@ def saved(model: Model, folder: Path) -> Path:
     return folder
 
 
-def labels_of(folder: Path, texts: list[str]) -> list[str]:
+def labels_of(folder: Path, texts: list[str]) -> list[str | None]:
     found = prumux.load(folder).predict(texts)
     return [x.label for x in found if isinstance(x, Prediction)]
 

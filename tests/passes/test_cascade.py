@@ -38,7 +38,9 @@ def given_model() -> Model:
 
 
 def context(model: Model, **fields: Any) -> Context:
-    return make_context(model, random_batch(model, rows=40), store=Store(Path(tempfile.mkdtemp())), **fields)
+    return make_context(
+        model, random_batch(model, rows=40), store=Store(Path(tempfile.mkdtemp())), **fields
+    )
 
 
 def text(first: str, **options: Any) -> str:
