@@ -36,10 +36,11 @@ class Cascade(Pass):
 
     It comes last. The second model is made of the given one, not of the one before.
 
-    Example: `pool-early,prune{sparsity=0.9},slice,reconstruct,cascade{to="" defer=0.2}`
+    Example: `pool-early,prune{sparsity=0.9},slice,cascade{to="" defer=0.2}`
     """
 
     name: ClassVar[str] = "cascade"
+    most_rows: ClassVar[int | None] = None
     to: str = field(
         default="",
         metadata={"help": 'pipeline of the second model, in quotes; "" = the given model'},
@@ -105,16 +106,13 @@ class Cascade(Pass):
         """Refuse other tasks, and masks that are not cut out."""
         self.check_given(model)
         if not model.masks.all_true:
-            raise PassError(
-                "cascade takes finished models and masks are pending\n"
-                "write slice before it: slice,cascade",
-                exit_code=2,
-            )
+            why = "cascade takes finished models and masks are pending"
+            raise PassError(f"{why}\nwrite slice before it: slice,cascade", exit_code=2)
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Return the model with a second stage."""
         second = self._second(ctx)
-        given = _margins(model, ctx)
+        given = _margins(model, ctx, self.most_rows)
         threshold = threshold_at(given, self.defer)
         share = float((given < threshold).mean())
         quantiles = np.quantile(given, np.linspace(0, 1, 21)).round(4).tolist()
@@ -133,18 +131,20 @@ class Cascade(Pass):
 class _Sketch(Cascade):
     """The cascade of untrained models; it takes pending masks and stores nothing."""
 
+    most_rows: ClassVar[int | None] = 256
+
     def requires(self, model: Model) -> None:
-        """Refuse other tasks only."""
-        self.check_given(model)
+        """Refuse no masks."""
 
     def _second(self, ctx: Context) -> Model:
         quick = tuple(y for x in self.second_stage if (y := x.sketch()) is not None)
         return Pipeline(quick).run(ctx.dense, ctx)
 
 
-def _margins(model: Model, ctx: Context) -> NDArray[np.float32]:
+def _margins(model: Model, ctx: Context, most_rows: int | None) -> NDArray[np.float32]:
     """A model's margins on the select rows, [N]."""
-    slots = model.encoder.slots
+    rows, slots = ctx.select or ctx.fit, model.encoder.slots
     mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
-    found = row_logits(torch_run(model), ctx.select or ctx.fit, None, **mixing)
+    rows = rows.take(range(len(rows))[:most_rows])
+    found = row_logits(torch_run(model), rows, None, **mixing)
     return margins(torch.as_tensor(np.stack(found))).numpy()
