@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import onnx
 
 from prumux.optimizer.base.errors import MissingError, UsageError
-from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.model import Model, SecondStage
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Emitted, Target
 from prumux.optimizer.timing.interleave import Timing
 
 from .graph import fusion as fusion_tool
+from .graph.compose import compose
 from .graph.graph import build
 from .graph.graph_file import FILE, is_large, save, verify
 from .graph.int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
-from .graph.parity import Parity, above, check_finite
+from .graph.parity import Parity, above, check, check_finite
 from .runtime.fusion_choice import (
     FUSED,
     CheckedGraph,
@@ -117,6 +118,9 @@ class Onnx(Target):
                 f"or on a GPU {replace(self, device='cuda')}"
             )
 
+    def check_stages(self) -> None:
+        """Cascades are one graph for ONNX Runtime."""
+
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
 
@@ -176,6 +180,13 @@ class Onnx(Target):
         self.check()
         if not ctx.workload:
             raise UsageError("no workload to check the graph on: give the context a batch")
+        if model.second is not None:
+            return self._emit_cascade(model, model.second, ctx, folder)
+        proto, notes = self._stage(model, ctx)
+        return Emitted(save(proto, folder), notes)
+
+    def _stage(self, model: Model, ctx: Context) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The graph of one model, checked, and what is reported of it."""
         proto = build(model, self.opset)
         verify(proto)
         checker = GraphChecker(
@@ -186,12 +197,30 @@ class Onnx(Target):
         )
         plain = checker.check("none", proto)
         if self.exact:
-            return self._emit_fastest(plain, checker, model.encoder, ctx, folder)
+            return self._fastest(plain, checker, model.encoder, ctx)
         proto = self._lowered(model, plain.proto)
         verify(proto)
         parity = checker.reference.compare(self._open(proto, ctx.threads))
         check_finite(parity, str(self), self._overflow)
-        return Emitted(save(proto, folder), self._notes(proto, plain.parity, parity))
+        return proto, self._notes(proto, plain.parity, parity)
+
+    def _emit_cascade(
+        self, model: Model, second: SecondStage, ctx: Context, folder: Path
+    ) -> Emitted:
+        """Write both stages as one graph; each is lowered, fused and checked by itself."""
+        one, notes = self._stage(replace(model, second=None), ctx)
+        two, more = self._stage(second.model, ctx)
+        proto = compose(one, two, second)
+        if not fusion_tool.counts(proto):  # the checker knows no fused operators
+            verify(proto)
+        parity = TorchReference(model, ctx.workload).compare(self._open(proto, ctx.threads))
+        if self.exact:
+            what = "ONNX Runtime (cascade) against the torch module"
+            check(parity, self.atol, what, self._remedies("none", parity))
+        else:
+            check_finite(parity, str(self), self._overflow)
+        cascade = {"max_abs_diff": parity.max_abs_diff, "agreement": parity.agreement}
+        return Emitted(save(proto, folder), {**notes, "second": more, "cascade": cascade})
 
     def draft(self) -> Target:
         """A target that writes the plain graph unchecked, for timing random weights."""
@@ -216,17 +245,13 @@ class Onnx(Target):
         if self.precision == "int8":  # its products run on CPUs only
             serving = replace(serving, kind="KIND_CPU")
         write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)
-        write_script(model, ctx.workload, folder)
+        if model.second is None:  # TensorRT would need two engines
+            write_script(model, ctx.workload, folder)
 
-    def _emit_fastest(
-        self,
-        plain: CheckedGraph,
-        checker: GraphChecker,
-        encoder: Encoder,
-        ctx: Context,
-        folder: Path,
-    ) -> Emitted:
-        """Write the graph with the fusions that were asked for, or with the fastest ones."""
+    def _fastest(
+        self, plain: CheckedGraph, checker: GraphChecker, encoder: Encoder, ctx: Context
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The graph with the fusions that were asked for, or with the fastest ones."""
         found, dropped = [plain], dict[str, str]()
         timings: dict[Fusion, Timing] = {}
         if self.fusion == "auto":
@@ -253,7 +278,7 @@ class Onnx(Target):
             "workload_ms": {name: x.median_ms for name, x in timings.items()},
             "dropped": dropped,
         }
-        return Emitted(save(kept.proto, folder), notes)
+        return kept.proto, notes
 
     def _lowered(self, model: Model, plain: onnx.ModelProto) -> onnx.ModelProto:
         """The graph in another precision.
@@ -310,4 +335,11 @@ class _OnnxDraft(Onnx):
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`."""
         del ctx
-        return Emitted(save(self._lowered(model, build(model, self.opset)), folder))
+        return Emitted(save(self._graph(model), folder))
+
+    def _graph(self, model: Model) -> onnx.ModelProto:
+        second = model.second
+        if second is None:
+            return self._lowered(model, build(model, self.opset))
+        first = replace(model, second=None)
+        return compose(self._graph(first), self._graph(second.model), second)

@@ -218,6 +218,18 @@ class TensorRt(Target):
             return False
         return True
 
+    def check_stages(self) -> None:
+        """Refuse cascades: how many rows the second model gets is only known when it runs.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"{self} builds one engine, and a cascade has two models\n"
+            "run it in ONNX Runtime on the GPU: --target 'onnx{device=cuda}'; or build two "
+            "engines: one run for each stage, without 'cascade'"
+        )
+
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
 

@@ -36,10 +36,11 @@ def run(options: argparse.Namespace, arguments: Sequence[str], length: int | Non
             "--measure-costs times random rows: leave --data, --verify and --compile out\n"
             f"{again} {options.models[0]} --length 128"
         )
-    if len(options.batch) > 1:
+    batch, *more = options.batch or (32,)
+    if more:
         raise UsageError(
-            f"--measure-costs is for one batch size, {len(options.batch)} given\n"
-            f"{again} {options.models[0]} --batch {options.batch[0]}"
+            f"--measure-costs is for one batch size, {1 + len(more)} given\n"
+            f"{again} {options.models[0]} --batch {batch}"
         )
     threads = options.threads or cpu_threads()
     device(options.device)  # raises at once if the device does not exist
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], length: int | Non
         model=options.models[0],
         file=options.measure_costs,
         target=options.target,
-        batch=options.batch[0],
+        batch=batch,
         length=length or 128,
         mixed=MIXED if options.mix is None else options.mix,
         rounds=options.rounds or ROUNDS,

@@ -9,6 +9,7 @@ from typing import Any
 from prumux.export.graph.builder import INPUTS
 from prumux.export.graph.graph import input_names, origin
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.artifact import second_text
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
 
@@ -36,6 +37,7 @@ def check_belongs(
         "inputs": (input_names(encoder), _in_order(getattr(engine, "names", None))),
         "logits a row": (logits, getattr(engine, "logits", None)),
         "sizes": (str(encoder), getattr(engine, "sizes", None)),
+        "second stage": (second_text(config), getattr(engine, "second", None)),
         "source model": (
             origin(source) if isinstance(source, Mapping) else None,
             getattr(engine, "origin", None),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.export.graph.builder import INPUTS
+from prumux.export.graph.compose import CASCADE, DEFERRED
 from prumux.export.graph.graph import ORIGIN, PRECISION, SLOTS
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
@@ -64,6 +65,7 @@ class OrtEngine:
         self._threads = threads
         self._session = _open_session(graph, threads, providers)
         self._names = tuple(x.name for x in self._session.get_inputs())
+        self._outputs = tuple(x.name for x in self._session.get_outputs())
         meta = self._session.get_modelmeta()
         about = meta.custom_metadata_map
         slots = about.get(SLOTS, "1")
@@ -76,6 +78,8 @@ class OrtEngine:
         """Axes of a row's logits, labels last; empty if the graph does not state them."""
         self.sizes = meta.description if meta.description.startswith("encoder{") else ""
         """The text form of the `Encoder`; empty in graphs that prumux did not write."""
+        self.second = about.get(CASCADE, "none") if self.sizes else ""
+        """The text form of a cascade's `SecondStage`, `none` without one; empty if unknown."""
         self.origin = about.get(ORIGIN, "")
         """Digest of the given model, see `graph.origin`; empty if unknown."""
         self._run = in_groups(self._whole_groups, self.slots)
@@ -109,8 +113,24 @@ class OrtEngine:
         return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
+        first = self._outputs[:1]  # a cascade has a second output
+        found: NDArray[np.float32] = self._session.run(first, dict(inputs))[0]
         return found
+
+    def deferred(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Rows that the second stage of a cascade answers, [B]: 1 = deferred, 0 = not.
+
+        Without a second stage it is 0 everywhere.
+        """
+
+        def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+            if DEFERRED not in self._outputs:
+                return np.zeros(len(inputs["input_ids"]))
+            found = self._session.run([DEFERRED], dict(inputs))[0]
+            return np.asarray(found, np.float64)
+
+        given = {name: inputs[name] for name in self._names}
+        return in_groups(whole_groups, self.slots)(given)
 
     def describe(self) -> Mapping[str, str]:
         """Facts that belong to every measurement: engine, version, device, precision."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from prumux.optimizer.model.cascade import module_of
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
 from prumux.optimizer.model.torch_ops import TorchOps
@@ -19,7 +20,7 @@ class TorchEngine:
     """The torch module as an engine, used if ONNX Runtime is not installed."""
 
     def __init__(self, model: Model) -> None:
-        self._module = EncoderModule(model).eval()
+        self._module = module_of(model).eval()
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Logits, float32 [B, C] or [B, T, C]."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.optimizer.model.cascade import module_of
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.module import run
 from prumux.optimizer.model.row_groups import Run, batch_rows
 from prumux.optimizer.tasks.metrics import Predictions
 from prumux.optimizer.tasks.task import Task
@@ -24,7 +25,7 @@ QUANTILES = (0.125, 0.375, 0.625, 0.875)
 
 def torch_run(model: Model) -> Run:
     """The torch module of a model as a function of numpy inputs."""
-    module = EncoderModule(model).eval()
+    module = module_of(model).eval()
     return lambda inputs: run(module, inputs)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError, VerifyError
 from prumux.optimizer.base.store import owned
@@ -19,11 +21,13 @@ from .checkpoint.config_keys import kept_keys
 from .checkpoint.tensor_names import values_fault
 from .families.registry import model_types
 from .masks import Masks
-from .model import Model
+from .model import Model, SecondStage, rule_text
 from .sizes import Constant, Encoder, Layer, Multiplexing
 
 FORMAT = 2
 """1: prumux 0.1.0, which knew no families and no pooling."""
+SECOND = "second."
+"""Prefix of a second stage's weights. A prumux that knows no cascades refuses them."""
 LIMIT = 2**24
 """No size of a model comes near it; a damaged one may."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
@@ -32,24 +36,43 @@ _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
 
 def to_config(model: Model) -> dict[str, Any]:
     """The content of `config.json`; `from_config` is the inverse."""
-    encoder = asdict(model.encoder)
-    layers, mux = encoder.pop("layers"), encoder.pop("mux")
-    encoder["constants"] = dict(model.encoder.constants)
+    second = {} if model.second is None else {"second": _second_config(model.second)}
     return {
         **kept_keys(model.kept_config),
         "model_type": "prumux",
         "architectures": [model.task.own_class()],
         "prumux_format": FORMAT,
-        "encoder": encoder,
-        "heads_per_layer": [layer["heads"] for layer in layers],
-        "ffn_per_layer": [layer["ffn"] for layer in layers],
-        "mux": mux,
+        **_sizes_config(model.encoder),
+        **second,
         "problem_type": model.task.problem_type,
         "id2label": {str(i): name for i, name in enumerate(model.task.labels)},
         "label2id": {name: i for i, name in enumerate(model.task.labels)},
         "pad_token_id": model.encoder.pad_id,
         "source": dict(model.source),
         "dtype": "float32",
+    }
+
+
+def _sizes_config(encoder: Encoder) -> dict[str, Any]:
+    """The sizes of one stage."""
+    sizes = asdict(encoder)
+    layers, mux = sizes.pop("layers"), sizes.pop("mux")
+    sizes["constants"] = dict(encoder.constants)
+    return {
+        "encoder": sizes,
+        "heads_per_layer": [layer["heads"] for layer in layers],
+        "ffn_per_layer": [layer["ffn"] for layer in layers],
+        "mux": mux,
+    }
+
+
+def _second_config(second: SecondStage) -> dict[str, Any]:
+    """The second stage's sizes, and the rule of which rows it answers."""
+    return {
+        **_sizes_config(second.model.encoder),
+        "threshold": second.threshold,
+        "share": second.share,
+        "max_share": second.max_share,
     }
 
 
@@ -68,16 +91,9 @@ def from_config(
             "update prumux, or write the folder again with prumux-opt"
         )
     try:
-        known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
-        sizes = {k: v for k, v in config["encoder"].items() if k in known}
-        if config["prumux_format"] == 1:
-            sizes["pooling"] = "all" if sizes["head"] == "linear" else "first"
-        sizes["constants"] = _constants(sizes.get("constants", {}))
-        pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
-        layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
-        mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
-        encoder = Encoder(layers=layers, mux=mux, **sizes)
-        _check_sizes(encoder)
+        encoder = _sizes_of(config, config["prumux_format"] == 1)
+        if config.get("second") is not None:
+            second_of(config["second"])
         return encoder, from_own_config(config, encoder.labels)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -85,6 +101,76 @@ def from_config(
             f"{where} is not one that prumux wrote: {why}\n"
             "write the folder again with prumux-opt"
         ) from error
+
+
+def second_from_config(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], first: Model
+) -> SecondStage | None:
+    """The second stage of a cascade; None where `from_config` reads a single model.
+
+    Args:
+        config: one that `from_config` accepted.
+        weights: those of the second stage, without their prefix.
+        first: task, tokenizer and source are taken from it.
+    """
+    if config.get("second") is None:
+        return None
+    encoder, rule = second_of(config["second"])
+    model = replace(
+        first,
+        encoder=encoder,
+        weights=weights,
+        masks=Masks.full(encoder),
+        kept_hidden=None,
+        history=(),
+        second=None,
+    )
+    return SecondStage(model, **rule)
+
+
+def second_text(config: Mapping[str, Any]) -> str:
+    """The text form of a `SecondStage`; `none` where the config has no second stage."""
+    if config.get("second") is None:
+        return "none"
+    encoder, rule = second_of(config["second"])
+    return rule_text(encoder, rule["threshold"], rule["max_share"])
+
+
+def split_weights(
+    weights: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of the first and of the second stage, the latter without their prefix."""
+    second = {k.removeprefix(SECOND): x for k, x in weights.items() if k.startswith(SECOND)}
+    return {k: x for k, x in weights.items() if not k.startswith(SECOND)}, second
+
+
+def second_of(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, float]]:
+    """Sizes of a second stage, and its threshold and shares, from a config's `second`.
+
+    Raises:
+        ValueError, LookupError, TypeError: they are damaged.
+    """
+    rule = {name: config[name] for name in ("threshold", "share", "max_share")}
+    for name, value in rule.items():
+        most = math.inf if name == "threshold" else 1
+        if not isinstance(value, float | int) or not 0 <= value <= most:
+            raise ValueError(f"{name} of the second stage is {value!r:.40}")
+    return _sizes_of(config), {name: float(value) for name, value in rule.items()}
+
+
+def _sizes_of(config: Mapping[str, Any], first_format: bool = False) -> Encoder:
+    """The sizes that `_sizes_config` wrote."""
+    known = {f.name for f in fields(Encoder)} - {"layers", "mux"}
+    sizes = {k: v for k, v in config["encoder"].items() if k in known}
+    if first_format:
+        sizes["pooling"] = "all" if sizes["head"] == "linear" else "first"
+    sizes["constants"] = _constants(sizes.get("constants", {}))
+    pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
+    layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
+    mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
+    encoder = Encoder(layers=layers, mux=mux, **sizes)
+    _check_sizes(encoder)
+    return encoder
 
 
 def _check_sizes(encoder: Encoder) -> None:
@@ -137,9 +223,9 @@ def save_artifact(model: Model, folder: Path) -> None:
         json.dumps(to_config(model), indent=2) + "\n", encoding="utf-8"
     )
     # Copies: safetensors refuses tensors that share storage.
-    copies = {
-        k: v.clone(memory_format=torch.contiguous_format) for k, v in model.weights.items()
-    }
+    second = {} if model.second is None else model.second.model.weights
+    held = {**model.weights, **{f"{SECOND}{k}": v for k, v in second.items()}}
+    copies = {k: v.clone(memory_format=torch.contiguous_format) for k, v in held.items()}
     # Written as bytes: safetensors' own files can only be read by their owner.
     (folder / "model.safetensors").write_bytes(save(copies, metadata={"format": "pt"}))
     if model.tokenizer is not None:
@@ -173,9 +259,10 @@ def load_artifact(folder: Path) -> Model:
     for name, weight in weights.items():
         if fault := values_fault(weight):
             raise ModelError(f"'{folder}' is damaged: weight '{name}' {fault}")
+    first, added = split_weights(weights)
     model = Model(
         encoder=encoder,
-        weights=weights,
+        weights=first,
         task=task,
         masks=Masks.full(encoder),
         tokenizer=read_tokenizer(folder),
@@ -187,6 +274,7 @@ def load_artifact(folder: Path) -> Model:
             "origin": str(source.get("origin", source.get("digest", ""))),
         },
     )
+    model = replace(model, second=second_from_config(config, added, model))
     try:
         model.verify()
     except VerifyError as error:

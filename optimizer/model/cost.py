@@ -12,6 +12,7 @@ from typing import Literal
 
 from . import forward
 from .families.registry import family_of
+from .model import Model
 from .ops import Relative, Rotary
 from .sizes import Branch, Encoder, Layer
 from .weights import branch_parameters, expected_shapes
@@ -154,6 +155,25 @@ def count(encoder: Encoder, length: int) -> Cost:
         mux_parameters=sum(mux.values()),
         mux_macs=ops.mux_macs,
     )
+
+
+def count_model(model: Model, length: int) -> Cost:
+    """Count a model without its masked units, and with its second stage, if it has one.
+
+    Multiply-adds are those of a row on average: the first stage's, and those of the second
+    stage times the share of rows that are deferred. Margins and the gathering of rows are no
+    multiply-adds.
+    """
+    first = count(model.masks.sizes(model.encoder), length)
+    if model.second is None:
+        return first
+    other, share = count_model(model.second.model, length), model.second.cost_share
+    sums = {
+        k: value + asdict(other)[k]
+        for k, value in asdict(first).items()
+        if k not in ("macs", "mux_macs")
+    }
+    return Cost(**sums, macs=first.macs + round(share * other.macs), mux_macs=first.mux_macs)
 
 
 @lru_cache(maxsize=4096)

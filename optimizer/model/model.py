@@ -31,6 +31,53 @@ class Applied:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def rule_text(encoder: Encoder, threshold: float, max_share: float) -> str:
+    """Sizes of a second stage and the rule of its rows, to tell cascades apart."""
+    return f"{encoder} below {threshold!r}, at most {max_share!r} of a batch"
+
+
+@dataclass(frozen=True, eq=False)
+class SecondStage:
+    """The larger model of a cascade, and the rule that says which rows it answers.
+
+    The margin of a row is the difference between its two best logits in the first stage. Rows
+    with a margin below `threshold` are deferred: the second stage answers them.
+    """
+
+    model: Model
+    """Runs on single rows, and has no second stage."""
+    threshold: float
+    share: float
+    """Share of rows that the threshold deferred on the rows that it was chosen on."""
+    max_share: float = 1.0
+    """At most this share of a batch is deferred, rounded up to a whole row; the rows with the
+    smallest margins are."""
+
+    @property
+    def cost_share(self) -> float:
+        """Expected share of rows that the second stage runs on."""
+        return min(self.share, self.max_share)
+
+    def __str__(self) -> str:
+        return rule_text(self.model.encoder, self.threshold, self.max_share)
+
+    def verify(self, first: Model) -> None:
+        """Check the second stage, and that it takes and gives what the first one does.
+
+        Raises:
+            VerifyError: names what is off.
+        """
+        self.model.verify()
+        if self.model.second is not None or self.model.encoder.mux:
+            raise VerifyError("the second stage of a cascade is one model without mixed rows")
+        for name in ("labels", "vocab", "token_types", "pooled"):
+            one, two = getattr(first.encoder, name), getattr(self.model.encoder, name)
+            if one != two:
+                raise VerifyError(f"first and second stage differ: {name} is {one} and {two}")
+        if not self.threshold >= 0 or not 0 < self.max_share <= 1 or not 0 <= self.share <= 1:
+            raise VerifyError(f"the second stage's rule is off: {self}")
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """The value that passes take and return. `after is before` means that nothing changed."""
@@ -49,6 +96,8 @@ class Model:
     """Lines about the given checkpoint that a user should read."""
     kept_config: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the given config.json that belong to other libraries; artifacts keep them."""
+    second: SecondStage | None = None
+    """In a cascade, what answers the rows that this model is not sure of."""
     history: tuple[Applied, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the last pass; the pipeline moves them into its receipt."""
@@ -85,6 +134,8 @@ class Model:
             raise VerifyError(
                 f"{len(self.task.labels)} label names for {self.encoder.labels} labels"
             )
+        if self.second is not None:
+            self.second.verify(self)
 
 
 def _same_names(expected: Mapping[str, object], found: Mapping[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from numpy.typing import NDArray
@@ -92,6 +92,16 @@ class EncoderModule(EncoderForward, nn.Module):
         return self
 
 
+class RunsRows(Protocol):
+    """A module that gives logits; `sizes` say how many rows it mixes."""
+
+    @property
+    def sizes(self) -> Encoder: ...
+
+    def __call__(self, *args: Tensor, **inputs: Tensor) -> Any:
+        """Logits [B, C] or [B, T, C]."""
+
+
 def living(model: Model) -> list[Branch]:
     """The branches of which something survives, in order."""
     masks = {"attention": model.masks.heads, "ffn": model.masks.ffn}
@@ -125,7 +135,7 @@ def _trivial(masks: tuple[Tensor, ...]) -> bool:
     return all(bool(m.all()) or not bool(m.any()) for m in masks)
 
 
-def run(module: EncoderModule, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def run(module: RunsRows, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """Logits for numpy inputs, any number of rows, without gradients."""
 
     def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

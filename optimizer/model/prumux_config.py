@@ -27,6 +27,7 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         mux: Mapping[str, Any] | None = None,
         prumux_format: int = 1,
         source: Mapping[str, str] | None = None,
+        second: Mapping[str, Any] | None = None,
         pad_token_id: int | None = 0,
         **kwargs: Any,
     ) -> None:
@@ -38,6 +39,7 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.mux = None if mux is None else dict(mux)
         self.prumux_format = prumux_format
         self.source = dict(source or {})
+        self.second = None if second is None else dict(second)
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
 
@@ -46,6 +48,9 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         found: dict[str, Any] = super().to_dict()
         if self.encoder is not None:
             found["encoder"] = self.encoder | {"labels": self.num_labels}
+        if self.second is not None:
+            sizes = self.second["encoder"] | {"labels": self.num_labels}
+            found["second"] = self.second | {"encoder": sizes}
         return found
 
     def to_diff_dict(self) -> dict[str, Any]:

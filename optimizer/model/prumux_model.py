@@ -5,6 +5,7 @@ Importing this file registers them with the Auto classes; `import prumux` sees t
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,8 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.tasks.losses import hugging_face_loss
 from prumux.optimizer.tasks.registry import kind_of
 
-from .artifact import from_config
+from .artifact import from_config, second_of
+from .cascade import answer
 from .module import EncoderForward, attach
 from .prumux_config import PrumuxConfig
 from .row_groups import filled
@@ -51,6 +53,19 @@ class _AnyTypeOps(TorchOps):
         return super().attend(q, k, v, bias)
 
 
+class _Stage(EncoderForward, nn.Module):
+    """The second stage of a cascade."""
+
+    reading = _AnyTypeOps
+
+    def __init__(self, sizes: Encoder) -> None:
+        super().__init__()
+        self.sizes, self.alive = sizes, sizes.branches()
+        self.factors = Factors((), (), None)
+        shapes = expected_shapes(sizes)
+        attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
+
+
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
     """Base of both models; use a subclass. Parameter names are those of the artifact."""
 
@@ -70,6 +85,10 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         self.sizes = _sizes(config, self.class_ending)
         shapes = expected_shapes(self.sizes)
         attach(self, {name: torch.empty(shape) for name, shape in shapes.items()})
+        self.second: _Stage | None = None
+        if config.second is not None:
+            sizes, self.rule = second_of(config.to_dict()["second"])
+            self.second = _Stage(sizes)
         self.requires_grad_(True)
         self.alive = self.sizes.branches()
         self.factors = Factors((), (), None)
@@ -122,13 +141,21 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows, n = len(input_ids), self.sizes.slots
         if n == 1:
-            return EncoderForward.forward(self, input_ids, mask, token_type_ids)
+            return self._answers(input_ids, mask, token_type_ids)
         index = torch.as_tensor(filled(rows, n), device=input_ids.device)
         types = None if token_type_ids is None else token_type_ids[index]
-        found = EncoderForward.forward(self, input_ids[index], mask[index], types)
+        found = self._answers(input_ids[index], mask[index], types)
         copies = torch.bincount(index, minlength=rows).to(found)
         total = found.new_zeros(rows, *found.shape[1:]).index_add(0, index, found)
         return total / copies.view(-1, *(1 for _ in found.shape[1:]))
+
+    def _answers(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
+        """Logits of whole groups of rows; a second stage answers those that are deferred."""
+        first = partial(EncoderForward.forward, self)
+        if self.second is None:
+            return first(ids, mask, types)
+        threshold, most = self.rule["threshold"], self.rule["max_share"]
+        return answer(first, self.second, threshold, most, ids, mask, types)
 
     def keyed(self, output: Any, return_dict: bool | None) -> Any:
         """The output as an object, or as a tuple if `return_dict` is False."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,11 @@ class Engine(Protocol):
 
     def describe(self) -> Mapping[str, str]:
         """Facts that a measurement states: `engine`, `version`, `device`, `threads`, ..."""
+
+
+@runtime_checkable
+class DefersRows(Protocol):
+    """An engine that can tell which rows the second stage of its cascade answers."""
+
+    def deferred(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """1 for each deferred row, else 0: [B]. `inputs` as in `Engine.run`."""

@@ -43,6 +43,8 @@ class Pass(ConfigurableStep):
     `measures`          True if it times shapes on the target
     `input_files`       files that the result depends on
     `choices(model)`    instances that a search tries
+    `check_given(m)`    refuses a given model before anything is built
+    `second_stage`      passes of a second model that the result holds; None = one model
     ==================  ==================================================================
     """
 
@@ -72,6 +74,22 @@ class Pass(ConfigurableStep):
     def input_files(self) -> tuple[Path, ...]:
         """Files that the result depends on."""
         return ()
+
+    @property
+    def second_stage(self) -> tuple[Pass, ...] | None:
+        """Passes that make a second model of the given one; None = the result is one model.
+
+        No pass may follow on one that makes two models.
+        """
+        return None
+
+    def check_given(self, model: Model) -> None:
+        """Refuse a given model that this pass can never take, before anything is built.
+
+        Raises:
+            PassError: the message says the reason.
+        """
+        del model
 
     def with_minutes(self, minutes: float) -> Self:
         """This pass, trained for so many minutes; itself if it does not train."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Self
 
 from prumux.optimizer.base.errors import LostError, PassError, PrumuxError
@@ -14,7 +14,7 @@ from prumux.optimizer.model.model import Applied, Model
 from .context import Context
 from .language import check_size, expand, parse
 from .lexer import shorten
-from .passes import Pass
+from .passes import Pass, TrainingLength
 from .registry import pass_from
 
 AfterPass = Callable[[int, Pass, Model, Model], None]
@@ -74,6 +74,37 @@ class Pipeline:
         masks = [p.masks for p in self.passes if p.masks != "keeps"]
         return masks[-1:] == ["adds"]
 
+    @property
+    def stages(self) -> tuple[Pipeline, ...]:
+        """This pipeline, and those of second stages: the models that the result needs."""
+        seconds = (p.second_stage for p in self.passes)
+        return (self, *(Pipeline(x) for x in seconds if x is not None))
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long its passes train, together; None = they do not."""
+        found = [x.training for x in self.passes if x.training is not None]
+        timed = [x.minutes for x in found if x.minutes is not None]
+        if not found:
+            return None
+        minutes = sum(timed) if timed else None
+        epochs = sum(x.epochs for x in found)
+        return TrainingLength(minutes, epochs, max(x.augment for x in found))
+
+    def check_order(self) -> None:
+        """Refuse a pass after one that makes a cascade.
+
+        Raises:
+            PassError: names both passes.
+        """
+        for pass_, after in pairwise(self.passes):
+            if pass_.second_stage is not None:
+                raise PassError(
+                    f"'{after.name}' stands after '{pass_.name}', which chose its threshold "
+                    f"for the models as they were\nput '{pass_.name}' last",
+                    exit_code=2,
+                )
+
     def then(self, *passes: Pass) -> Self:
         """This pipeline with more passes at its end."""
         return replace(self, passes=(*self.passes, *passes))
@@ -97,6 +128,13 @@ class Pipeline:
             LostError: a training process died.
         """
         model.verify()
+        self.check_order()
+        if self.passes and model.second is not None:
+            raise PassError(
+                "the model is a cascade of two models, which no pass takes\n"
+                "give the model that it was made from",
+                exit_code=2,
+            )
         model = replace(model, notes={})
         for index, pass_ in enumerate(self.passes):
             before = model
@@ -123,8 +161,9 @@ class Pipeline:
 
 
 def count_parameters(model: Model) -> int:
-    """Number of elements of all weights."""
-    return sum(tensor.numel() for tensor in model.weights.values())
+    """Number of elements of all weights, those of a second stage included."""
+    second = 0 if model.second is None else count_parameters(model.second.model)
+    return second + sum(tensor.numel() for tensor in model.weights.values())
 
 
 def _run_one(pass_: Pass, before: Model, ctx: Context) -> Model:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 
@@ -65,6 +66,17 @@ class Target(ConfigurableStep):
             UsageError: an option names a part that the model does not have.
         """
         del model
+
+    def check_stages(self) -> None:
+        """Check that the target takes cascades; most do not.
+
+        Raises:
+            UsageError: it does not; the message says what to do.
+        """
+        raise UsageError(
+            f"{self} runs one model, a cascade has two\n"
+            "use --target onnx, or leave 'cascade' out"
+        )
 
     @property
     def exact(self) -> bool:

@@ -14,18 +14,21 @@ from prumux.optimizer.base.environment import device, versions
 from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.certificate.certificate import interval
-from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search.cascade_facts import cascade_facts
 
 from .class_scores import class_scores, result_warnings
 from .contents import (
     SCHEMA_VERSION,
     ByRole,
+    CascadeRecord,
     CertificateRecord,
     ClassScores,
     DataRecord,
     EngineTiming,
     LayerSizes,
+    MarginBin,
     ModelCost,
     MuxRecord,
     OtherEngine,
@@ -34,6 +37,7 @@ from .contents import (
     Report,
     Score,
     ServingRecord,
+    StageScores,
     TaskRecord,
     TrialRecord,
 )
@@ -144,10 +148,11 @@ def build_report(
         beside=tuple(_other_engine(x) for x in engines.beside),
         serving=ServingRecord(**serving),
         costs=_costs(evaluator, engines.dropped or shipped),
-        cost=Pair(_cost(dense.model.encoder, length), _cost(model.encoder, length)),
+        cost=Pair(_cost(dense.model, length), _cost(model, length)),
         file_bytes=Pair(dense.size_bytes, shipped.size_bytes),
         layers=_layer_sizes(given.encoder, model.encoder),
         mux=_mux(evaluator, shipped),
+        cascade=_cascade(evaluator, shipped),
         passes=tuple(PassRecord(**asdict(x)) for x in model.history),
         export=Pair(dict(dense.emitted.notes), dict(shipped.emitted.notes)),
         engine=dict(shipped.engine.describe()),
@@ -261,6 +266,28 @@ def _costs(evaluator: Evaluator, chosen: MeasuredEngine) -> CostsRecord | None:
     )
 
 
+def _cascade(evaluator: Evaluator, shipped: MeasuredEngine) -> CascadeRecord | None:
+    second = shipped.model.second
+    if second is None:
+        return None
+    facts = _by_role(
+        evaluator,
+        lambda role: cascade_facts(
+            evaluator.predictor, shipped.pipeline, role, shipped.engine
+        ),
+    )
+    of = facts.certify
+    bars = zip(of.edges, of.edges[1:], of.rows, of.differ, strict=False)
+    scores = {k: StageScores(x.deferred, x.first, x.second) for k, x in facts.items()}
+    return CascadeRecord(
+        second=str(second.model.encoder),
+        threshold=second.threshold,
+        max_share=second.max_share,
+        stages=ByRole(scores["certify"], scores.get("test")),
+        margins=tuple(MarginBin(*x) for x in bars),
+    )
+
+
 def _timing(engine: MeasuredEngine) -> EngineTiming:
     return EngineTiming(**asdict(engine.speed))
 
@@ -274,8 +301,8 @@ def _other_engine(engine: MeasuredEngine) -> OtherEngine:
     )
 
 
-def _cost(encoder: Encoder, length: int) -> ModelCost:
-    return ModelCost(**asdict(count(encoder, length)))
+def _cost(model: Model, length: int) -> ModelCost:
+    return ModelCost(**asdict(count_model(model, length)))
 
 
 def _layer_sizes(given: Encoder, shipped: Encoder) -> LayerSizes:

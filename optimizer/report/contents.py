@@ -227,6 +227,36 @@ class MuxRecord:
 
 
 @dataclass(frozen=True)
+class StageScores:
+    """What each stage of a cascade does on the rows of a role."""
+
+    deferred: Annotated[Fraction, "Share of the rows that the second stage answered."]
+    first: Annotated[Share, "Score of the first stage alone, in torch."]
+    second: Annotated[Share, "Score of the second stage alone, in torch."]
+
+
+@dataclass(frozen=True)
+class MarginBin:
+    """Rows whose margin lies in one interval."""
+
+    low: Annotated[float, Unit("logits"), "Smallest margin."]
+    high: Annotated[float, Unit("logits"), "Largest margin."]
+    rows: Annotated[Count, "Certify rows with such a margin."]
+    differ: Annotated[Count, "Those of them that the two stages answer differently."]
+
+
+@dataclass(frozen=True)
+class CascadeRecord:
+    """Which rows the second stage of a cascade answers, and what each stage is worth."""
+
+    second: Annotated[str, "Sizes of the second stage."]
+    threshold: Annotated[float, Unit("logits", minimum=0), "Rows below it are deferred."]
+    max_share: Annotated[Fraction, "Most rows of a batch that are deferred, as a share."]
+    stages: Annotated[ByRole[StageScores], "Share deferred, and each stage alone."]
+    margins: Annotated[tuple[MarginBin, ...], "Histogram of the first stage's margins."]
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """Receipt of one pass."""
 
@@ -312,6 +342,9 @@ class Report:
         MuxRecord | None,
         "How much answers depend on mixed rows, on the certify rows. Null without mux.",
     ]
+    cascade: Annotated[
+        CascadeRecord | None, "The stages of a cascade. Null if the result is none."
+    ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[
         Pair[Mapping[str, Any]],

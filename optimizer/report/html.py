@@ -13,6 +13,7 @@ from . import drawings
 from .contents import CertificateRecord, Report, TrialRecord
 from .costs_record import CostsRecord
 from .formats import TIMES, duration, machine_name, millions, percent, plain, points
+from .margin_bars import margin_bars
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,6 +56,7 @@ def render(report: Report) -> str:
         frontier=drawings.frontier(report),
         throughput=drawings.throughput_rows(report),
         scores=drawings.score_rows(report),
+        margins=None if report.cascade is None else margin_bars(report.cascade),
         layers=drawings.layer_bars(report),
         trials=trial_rows(report),
         numbers={t.pipeline: i for i, t in enumerate(report.trials, 1)},

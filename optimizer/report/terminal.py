@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from .contents import ClassRecord, ClassScores, MuxRecord, Report
+from .contents import CascadeRecord, ClassRecord, ClassScores, MuxRecord, Report
 from .costs_record import CostsRecord
 from .formats import duration, machine_name, millions, percent, points
 
@@ -54,6 +54,7 @@ def table_rows(report: Report) -> list[Row]:
         )
         if report.classes is not None:
             rows += class_rows(dict(report.classes.items())[role])
+    rows += _cascade_rows(report.cascade)
     return [*rows, *_mux_rows(report.mux), *_speed_rows(report), *_size_rows(report)]
 
 
@@ -158,6 +159,17 @@ def _budget_lines(report: Report) -> list[tuple[str, str]]:
         lines.append(("not met", report.reason))
         lines.append(("", f"the folder holds the unpruned engine, {report.target}"))
     return lines
+
+
+def _cascade_rows(cascade: CascadeRecord | None) -> list[Row]:
+    if cascade is None:
+        return []
+    rows = []
+    for role, x in cascade.stages.items():
+        alone = f"{points(x.first)} and {points(x.second)}"
+        rows.append((f"  deferred of the {role} rows", "", f"{100 * x.deferred:.1f}%", ""))
+        rows.append(("  first and second model alone", "", alone, ""))
+    return rows
 
 
 def _mux_rows(mux: MuxRecord | None) -> list[Row]:

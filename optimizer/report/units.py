@@ -1,4 +1,4 @@
-"""Units of the numbers of a report, as types."""
+"""Units and ranges of the numbers in report.json, as types of fields."""
 
 from __future__ import annotations
 

@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.acquisition import search_by_acquisition
-from prumux.optimizer.search.bisection import SearchResult, safe_loss, search_by_bisection
+from prumux.optimizer.search.bisection import (
+    Extend,
+    SearchResult,
+    no_cascade,
+    safe_loss,
+    search_by_bisection,
+)
+from prumux.optimizer.search.cascades import cascade_candidate
 from prumux.optimizer.search.precision_choice import exact_only
 from prumux.optimizer.search.presets import LIMIT_S, exact_pipeline
 from prumux.optimizer.search.progressive_run import search_default_schedule
@@ -102,13 +109,24 @@ def search(
             evaluator, request.effort, points, limit, limit_s, left_s
         )
     else:
+        # A search that workers run ahead of may not compute anything by itself.
+        extend = _cascades(todo, limit) if workers.here_only else no_cascade
         found = search_with_workers(
-            _free_search(todo, limit), evaluator, limit, out_of_time, workers
+            _free_search(todo, limit, extend), evaluator, limit, out_of_time, workers
         )
     return found, found.winner or exact
 
 
-def _free_search(todo: Plan, limit: float) -> Search:
+def _cascades(todo: Plan, limit: float) -> Extend:
+    """Adds a cascade of default candidates; a space that was given is searched as it is."""
+    if todo.request.passes is not None:
+        return no_cascade
+    evaluator = todo.evaluator
+    safe = safe_loss(len(evaluator.certify_rows), limit)
+    return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
+
+
+def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
     """The search of a space of separate candidates; shapes that it needs are timed here."""
     evaluator = todo.evaluator
     safe = safe_loss(len(evaluator.certify_rows), limit)
@@ -126,5 +144,5 @@ def _free_search(todo: Plan, limit: float) -> Search:
     else:
         order = evaluator.builder.by_cost(space)
     return lambda trial, certify, out_of_time: search_by_bisection(
-        order, trial, certify, limit, out_of_time, safe=safe
+        order, trial, certify, limit, out_of_time, safe=safe, extend=extend
     )

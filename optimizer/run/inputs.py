@@ -55,6 +55,11 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
     threads = cpu_threads()
     torch.set_num_threads(threads)
     model = load_model(request.model)
+    if model.second is not None:
+        raise ModelError(
+            f"'{request.model}' is a cascade of two models, which no pass takes\n"
+            "give the model that it was made from"
+        )
     target.check_model(model)
     if costs is not None:
         check_costs(costs, model.encoder, target, progress)

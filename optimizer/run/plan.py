@@ -114,10 +114,15 @@ def plan(request: Request, progress: Progress) -> Plan:
                 f"'{pipeline}' marks what to prune and does not cut it out\n"
                 f"add slice after it: --passes '{pipeline},slice'"
             )
+        pipeline.check_order()
+        if len(pipeline.stages) > 1:
+            target.check_stages()
     Workers.parse(request.workers).check()
     inputs = (request.model, request.data, request.train, request.validation, request.test)
     check_out(request.folder, (*inputs, request.costs), request.resume, request.force)
     evaluator, known = open_evaluator(request, target, progress), Memory()
+    for pass_ in (x for pipeline in space for x in pipeline.passes):
+        pass_.check_given(evaluator.model)
     watched = evaluator.with_store(known, no_record)
     warnings = check_scores(watched, request.budget, bool(request.labels))
     for warning in warnings:

@@ -31,6 +31,8 @@ Certify = Callable[[Pipeline, float], Certificate]
 """Certifies a candidate with a confidence."""
 Proofs = list[tuple[Pipeline, Certificate]]
 """Certificates in the order in which they were made."""
+Extend = Callable[["Sequence[Trial]", "Trial"], "Pipeline | None"]
+"""Trials so far, and the fastest that keeps the limit on the select rows, to one more."""
 SAFE_SHARE = 0.5
 """Certification starts at a candidate whose observed loss is at most this share of the largest
 loss that the rows can certify."""
@@ -61,6 +63,12 @@ class SearchResult:
     reason: str
 
 
+def no_cascade(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
+    """Add no candidate."""
+    del tried, best
+    return None
+
+
 def search_by_bisection(
     order: Sequence[Pipeline],
     trial: Callable[[Pipeline], Trial],
@@ -69,6 +77,7 @@ def search_by_bisection(
     out_of_time: Callable[[Pipeline], bool],
     *,
     safe: float,
+    extend: Extend = no_cascade,
 ) -> SearchResult:
     """Search candidates that are ordered from the slowest to the fastest.
 
@@ -79,6 +88,7 @@ def search_by_bisection(
         limit: the allowed loss.
         out_of_time: True if no time is left for a candidate.
         safe: a candidate with at most this observed loss will most likely be certified.
+        extend: makes a further candidate of those that were tried.
     """
     trials: dict[int, Trial] = {}
     late: list[int] = []
@@ -106,7 +116,14 @@ def search_by_bisection(
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
-        for i in (*path, *range(low + 1, len(order))):
+        for i in (*path, len(order), *range(low + 1, len(order))):
+            if i == len(order):
+                if (added := _added(trials, low, extend, trial, limit)) is None:
+                    continue
+                trials[i] = added
+                proofs.append((added.pipeline, certify(added.pipeline, CONFIDENCE)))
+                yield proofs[-1][1]
+                continue
             if no_time(i):
                 continue
             try:
@@ -116,6 +133,8 @@ def search_by_bisection(
                 if i <= low:
                     raise
                 return  # recorded; later candidates are cut further still
+            if len(order) in trials and trials[i].macs >= trials[len(order)].macs:
+                continue  # no faster than the one that was added and certified
             proofs.append((order[i], certify(order[i], CONFIDENCE)))
             yield proofs[-1][1]
 
@@ -140,6 +159,28 @@ def bisect_trials(
             holds = found[middle].loss <= limit
         low, high = (middle, high) if holds else (low, middle)
     return [found[i] for i in sorted(found)]
+
+
+def _added(
+    trials: dict[int, Trial],
+    low: int,
+    extend: Extend,
+    trial: Callable[[Pipeline], Trial],
+    limit: float,
+) -> Trial | None:
+    """The trial of a candidate made of others, if it keeps the limit and needs less.
+
+    It comes after `low`, before all candidates that lose more than the limit on select rows.
+    """
+    best = trials[low]
+    pipeline = extend([trials[i] for i in sorted(trials)], best)
+    if pipeline is None:
+        return None
+    try:
+        found = trial(pipeline)
+    except PassError:  # recorded
+        return None
+    return found if found.loss <= limit and found.macs < best.macs else None
 
 
 def safe_loss(rows: int, limit: float) -> float:

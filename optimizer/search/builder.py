@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.model.cost import Cost, count
+from prumux.optimizer.model.cost import Cost, count_model
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.model_store import ModelStore
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
-
-from .model_store import ModelStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,21 +31,7 @@ class Builder:
 
         Stores the model after each pass that trains, and the result.
         """
-        done = self.models.finished(pipeline)
-        model = self.models.load(pipeline.prefix(done))
-        if done == len(pipeline.passes):
-            return model
-        self.ctx.progress.say(f"building {pipeline}")
-
-        def after_pass(index: int, pass_: Pass, before: Model, after: Model) -> None:
-            del before
-            if pass_.training:
-                self.models.save(pipeline.prefix(done + index + 1), after)
-
-        model = Pipeline(pipeline.passes[done:]).run(model, self.ctx, after_pass)
-        if not pipeline.passes[-1].training:
-            self.models.save(pipeline, model)
-        return model
+        return self.models.build(pipeline, self.ctx)
 
     def untrained(self, pipeline: Pipeline) -> Model:
         """A model of about the result's shapes, without refits and training."""
@@ -57,7 +42,7 @@ class Builder:
         """About the result's cost, from masks only: nothing is cut, refitted or trained."""
         shaping = [x for x in pipeline.passes if x.masks != "cuts"]
         model = self._sketched(shaping, self.model)
-        return count(model.masks.sizes(model.encoder), self.ctx.length)
+        return count_model(model, self.ctx.length)
 
     def by_cost(self, space: Sequence[Pipeline]) -> list[Pipeline]:
         """Distinct candidates by multiply-adds, most first; equal ones keep their order."""

@@ -18,7 +18,7 @@ from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, ce
 from prumux.optimizer.data.predict import mixed_together
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -147,7 +147,7 @@ class Evaluator:
             "metric": self.metric,
             "select_score": found,
             "select_loss": self.dense_score("select") - found,
-            "cost": count(model.encoder, self.ctx.length).to_json(),
+            "cost": count_model(model, self.ctx.length).to_json(),
             "seconds": time.monotonic() - start,
         }
 

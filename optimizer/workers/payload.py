@@ -12,9 +12,9 @@ from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.model_store import ModelStore
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.evaluator import Evaluator, no_record
-from prumux.optimizer.search.model_store import ModelStore
 
 Files = Mapping[str, bytes]
 """Store entries, by file name."""
@@ -66,8 +66,11 @@ def needed(evaluator: Evaluator, pipeline: Pipeline) -> dict[str, Path]:
     These are scores and choices that candidates share, models of the pipeline's prefixes and
     the dense model's predictions.
     """
-    lengths = range(1, len(pipeline.passes) + 1)
-    models = tuple(ModelStore.name(pipeline.prefix(n)) for n in lengths)
+    models = tuple(
+        ModelStore.name(stage.prefix(n))
+        for stage in pipeline.stages
+        for n in range(1, len(stage.passes) + 1)
+    )
     roles = ("select", "certify")
     mine = (*models, *(evaluator.predictor.name(Pipeline(()), role) for role in roles))
     found = {x.name: x for x in evaluator.ctx.store.files() if x.suffix in KINDS}

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from prumux.optimizer.base.errors import UsageError
-from prumux.optimizer.report import contents, units
+from prumux.optimizer.report import contents
 from prumux.optimizer.report.contents import LayerSizes, Pair
 from prumux.optimizer.report.encoding import fields_of, from_json, metadata, to_json
-from prumux.optimizer.report.units import Bytes
+from prumux.optimizer.report.units import Bytes, Unit
 from tests.helpers.reports import KINDS, RESULTS, as_report, changed, recorded
 
 REPORTS = sorted(
@@ -111,7 +111,7 @@ def test_every_field_is_described() -> None:
     assert len(kinds) > 15
     for kind in kinds:
         assert kind.__doc__
-        if kind is units.Unit:
+        if kind is Unit:
             continue
         assert len(fields(kind)) == len(list(fields_of(kind)))
         for name, hint, _ in fields_of(kind):

@@ -7,10 +7,19 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from prumux.optimizer.base.store import Store, key
-from prumux.optimizer.model.artifact import from_config, to_config
+from prumux.optimizer.model.artifact import (
+    SECOND,
+    from_config,
+    second_from_config,
+    split_weights,
+    to_config,
+)
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Applied, Model
-from prumux.optimizer.pipeline.pipeline import Pipeline
+
+from .context import Context
+from .passes import Pass
+from .pipeline import Pipeline
 
 MASK = "masks."
 """Prefix of masks among the stored weights."""
@@ -42,7 +51,9 @@ class ModelStore:
         name = self.name(pipeline)
         pending = {} if model.masks.all_true else dict(enumerate(model.masks.tensors))
         masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
-        self.store.tensors(name, lambda: {**model.weights, **masks})
+        second = {} if model.second is None else model.second.model.weights
+        added = {f"{SECOND}{k}": x for k, x in second.items()}
+        self.store.tensors(name, lambda: {**model.weights, **added, **masks})
         kept = model.kept_hidden
         self.store.json(
             f"{name}-facts",  # written last, as the sign that the weights are complete
@@ -62,8 +73,9 @@ class ModelStore:
         facts = self.store.json(f"{name}-facts", dict)
         encoder, task = from_config(facts["config"])
         held = self.store.tensors(name, dict)
-        weights = {k: x for k, x in held.items() if not k.startswith(MASK)}
-        pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(weights))]
+        stored = {k: x for k, x in held.items() if not k.startswith(MASK)}
+        weights, second = split_weights(stored)
+        pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(stored))]
         layers = len(encoder.layers)
         masks = Masks.full(encoder)
         if pending:
@@ -77,4 +89,26 @@ class ModelStore:
             masks=masks,
             history=tuple(Applied(**x) for x in facts["history"]),
             kept_hidden=None if kept is None else torch.tensor(kept),
+            second=second_from_config(facts["config"], second, self.given),
         )
+
+    def build(self, pipeline: Pipeline, ctx: Context) -> Model:
+        """The pipeline's result. Goes on from the longest stored prefix.
+
+        Stores the model after each pass that trains, and the result.
+        """
+        done = self.finished(pipeline)
+        model = self.load(pipeline.prefix(done))
+        if done == len(pipeline.passes):
+            return model
+        ctx.progress.say(f"building {pipeline}")
+
+        def after_pass(index: int, pass_: Pass, before: Model, after: Model) -> None:
+            del before
+            if pass_.training:
+                self.save(pipeline.prefix(done + index + 1), after)
+
+        model = Pipeline(pipeline.passes[done:]).run(model, ctx, after_pass)
+        if not pipeline.passes[-1].training:
+            self.save(pipeline, model)
+        return model

@@ -1,0 +1,160 @@
+"""Cascades in torch: a small model answers the rows it is sure of, a larger one the others.
+
+    z = first(x)                       logits of every row, [B, C]
+    m_i = z_i(1) - z_i(2)              the margin between the two best logits of row i
+    deferred = {i : m_i < t}           at most ceil(s B) of them, smallest margins first
+    z_i = second(x_i)                  for deferred i
+
+The ONNX graph of a cascade computes the same, see `export/graph/compose.py`. A temperature
+divides all margins alike, so it would change no choice of rows: there is none.
+Wang et al. 2020, https://arxiv.org/abs/2012.01988
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.tasks.task import Task
+
+from .model import Model
+from .module import EncoderModule
+from .sizes import Encoder
+
+PARTS = 1_000_000
+"""Shares of a batch are counted in millionths, so that torch and ONNX round alike."""
+ALL = float(np.finfo(np.float32).max)
+"""The threshold that defers every row."""
+NEAR = 0.005
+"""The threshold may stand where up to this share of the rows more or fewer is deferred."""
+Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Ids, mask and token types, [B, T] each, to logits [B, C]."""
+
+
+def margins(logits: Tensor) -> Tensor:
+    """The difference between the two best logits of each row: [B, C] to [B]."""
+    best = logits.topk(2, dim=-1).values
+    return best[..., 0] - best[..., 1]
+
+
+def check_margins(task: Task) -> None:
+    """Refuse tasks whose rows do not have one answer out of several classes.
+
+    Raises:
+        PassError: names the task.
+    """
+    if task.ragged or not task.has_classes or len(task.labels) < 2:
+        raise PassError(
+            "cascade needs one answer a row, out of two classes or more: it defers rows by "
+            "the margin between the two best\n"
+            f"this is a {task.name} model: leave 'cascade' out",
+            exit_code=2,
+        )
+
+
+def most_rows(rows: int, max_share: float) -> int:
+    """The most rows of a batch that are deferred: `max_share` of them, rounded up.
+
+    Example:
+        >>> most_rows(32, 0.1), most_rows(1, 0.1), most_rows(10, 0.1)
+        (4, 1, 1)
+    """
+    return -(-rows * parts(max_share) // PARTS)
+
+
+def parts(max_share: float) -> int:
+    """A share in millionths, at least one."""
+    return max(1, round(max_share * PARTS))
+
+
+def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
+    """The rows that the second stage answers, by their first logits: indices [K], ascending.
+
+    A row whose margin is not a number is not deferred: its logits show the fault.
+    """
+    margin = margins(logits.float())
+    below = (margin < threshold).nonzero()[:, 0]
+    most = most_rows(len(logits), max_share)
+    if len(below) > most:
+        below = below[margin[below].argsort(stable=True)[:most]].sort().values
+    return below
+
+
+def answer(  # noqa: PLR0917 - both stages, their rule and their inputs
+    first: Logits,
+    second: Logits,
+    threshold: float,
+    max_share: float,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    token_type_ids: Tensor | None,
+) -> Tensor:
+    """Logits [B, C] of a cascade. No second stage runs where no row is deferred."""
+    logits = first(input_ids, attention_mask, token_type_ids)
+    rows = deferred(logits, threshold, max_share)
+    if not len(rows):
+        return logits
+    types = None if token_type_ids is None else token_type_ids[rows]
+    found = second(input_ids[rows], attention_mask[rows], types)
+    return logits.index_copy(0, rows, found)
+
+
+def threshold_at(margins: NDArray[np.float32], share: float) -> float:
+    """The threshold below which about this share of the margins lies.
+
+    It stands in the middle of the widest gap between neighbouring margins near that share, so
+    that rounding moves few rows across it. It is a float32: torch and ONNX compare with the
+    same number.
+
+    Args:
+        margins: at least one, [N].
+        share: in [0, 1]; 0 defers no row, 1 defers all.
+    """
+    count, given = round(share * len(margins)), np.sort(margins).astype(np.float64)
+    if share <= 0 or count == 0:
+        return 0.0
+    if share >= 1 or count == len(given):
+        return ALL
+    near = int(NEAR * len(given))
+    counts = np.arange(max(1, count - near), min(len(given) - 1, count + near) + 1)
+    gaps = given[counts] - given[counts - 1]
+    best = counts[np.argmax(gaps)]
+    return float(np.float32((given[best - 1] + given[best]) / 2))
+
+
+class CascadeModule(nn.Module):
+    """Runs a `Model` with a second stage."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        if model.second is None:
+            raise ValueError("the model has no second stage: use EncoderModule")
+        self.first = EncoderModule(model)
+        self.second = EncoderModule(model.second.model)
+        self.rule = model.second.threshold, model.second.max_share
+
+    @property
+    def sizes(self) -> Encoder:
+        """The sizes of the first stage."""
+        return self.first.sizes
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, C]; arguments as in `EncoderForward.forward`."""
+        threshold, most = self.rule
+        return answer(
+            self.first, self.second, threshold, most, input_ids, attention_mask, token_type_ids
+        )
+
+
+def module_of(model: Model) -> EncoderModule | CascadeModule:
+    """The torch module that runs a model, with its second stage if there is one."""
+    return EncoderModule(model) if model.second is None else CascadeModule(model)
