@@ -18,7 +18,7 @@ from tests.helpers.family_checks import given
 from tests.helpers.masking import random_masks
 from tests.helpers.tensorrt_list import types_of
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert")
+FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert", "deberta-v2")
 SHAPES = ("dense", "uneven", "mixed", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NAMES: dict[int, str] = {

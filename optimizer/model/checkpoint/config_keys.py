@@ -24,6 +24,10 @@ DROPPED = frozenset(
         *("rope_parameters", "rope_theta", "global_rope_theta", "local_rope_theta"),
         *("local_attention", "global_attn_every_n_layers", "sinusoidal_pos_embds"),
         *("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"),
+        *("relative_attention", "max_relative_positions", "position_biased_input"),
+        *("pos_att_type", "position_buckets", "norm_rel_ebd", "share_att_key"),
+        *("pooler_hidden_size", "pooler_hidden_act", "attention_head_size"),
+        *("conv_kernel_size", "conv_groups", "conv_act", "causal_mask", "is_causal"),
         # of the training and of the architecture's code
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
         *("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
@@ -33,6 +37,7 @@ DROPPED = frozenset(
             "initializer_range",
             "initializer_cutoff_factor",
         ),
+        *("pooler_dropout", "cls_dropout", "legacy"),
         *("gradient_checkpointing", "use_cache", "tie_word_embeddings", "tie_weights_"),
         *("chunk_size_feed_forward", "pruned_heads", "torchscript", "use_bfloat16"),
         *("reference_compile", "deterministic_flash_attn", "repad_logits_with_grad"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.sizes import Activation
+from prumux.optimizer.model.sizes import Activation, HeadKind
 
 from .family import Config
 
@@ -88,3 +88,30 @@ def activation(name: object, key: str = "hidden_act") -> Activation:
             f"supported: {supported}"
         )
     return known  # type: ignore[return-value]
+
+
+def head_kind(config: Config, key: str, default: HeadKind) -> HeadKind:
+    """The activation between the two maps of the head.
+
+    Raises:
+        ModelError: it is not supported; lists those that are.
+    """
+    name: Any = config.get(key, default)
+    kinds = [x for x in get_args(HeadKind) if x != "linear"]
+    if name not in kinds:
+        raise ModelError(f"config.json: {key} is {name!r:.40}, supported: {', '.join(kinds)}")
+    found: HeadKind = name
+    return found
+
+
+def flag(config: Config, key: str, *, default: bool = False) -> bool:
+    """true or false.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise ModelError(f"config.json: {key} is {value!r:.40}, it must be true or false")
+    return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.axes import (
@@ -23,9 +23,9 @@ from prumux.optimizer.model.axes import (
     table,
 )
 from prumux.optimizer.model.ops import Embeddings, Lookup, Ops, Rotary, Value
-from prumux.optimizer.model.sizes import Branch, Encoder, HeadKind, Layer
+from prumux.optimizer.model.sizes import Branch, Encoder, Layer
 
-from .config_fields import activation, head_dim, layer_count, norm_eps, size
+from .config_fields import activation, head_dim, head_kind, layer_count, norm_eps, size
 from .family import Config, Family, Part
 
 NAMES: dict[str, str | Part] = {
@@ -77,7 +77,7 @@ class ModernBert(Family):
             head_dim=head_dim(hidden, heads),
             layers=(Layer(heads, size(config, "intermediate_size")),) * layers,
             labels=1,
-            head=_head(config.get("classifier_activation", "gelu")),
+            head=head_kind(config, "classifier_activation", "gelu"),
             activation=activation(
                 config.get("hidden_activation", "gelu"), "hidden_activation"
             ),
@@ -202,16 +202,6 @@ def _pooling(config: Config) -> Any:
             f"config.json: classifier_pooling is {given!r:.40}, it must be cls or mean"
         )
     return kinds[given]
-
-
-def _head(name: object) -> HeadKind:
-    kinds = [x for x in get_args(HeadKind) if x != "linear"]
-    if name not in kinds:
-        raise ModelError(
-            f"config.json: classifier_activation is {name!r:.40}, "
-            f"supported: {', '.join(kinds)}"
-        )
-    return name  # type: ignore[return-value]
 
 
 FAMILY = ModernBert()
