@@ -21,7 +21,7 @@ from prumux.optimizer.model.sizes import Branch, Encoder
 
 from .activations import activate
 from .builder import INPUTS, GraphBuilder
-from .onnx_disentangled import products
+from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
 
 IDS, MASK = INPUTS[:2]
@@ -109,8 +109,8 @@ class OnnxOps:
             k = self._rotated(f"{at}.key", k, rotary, angles)
         terms = []
         if disentangled is not None:
-            factor = 1 / root if b.low else 1.0
-            terms = products(self, branch, disentangled, q, k, factor=factor, first=first)
+            added = DistanceTerms(b, e, disentangled, self.mask, first, self.shared)
+            terms = added.products(branch, q, k, 1 / root if b.low else 1.0)
         if as_rows:
             k = b.op("Transpose", f"{at}.key.turned", k, perm=(0, 1, 3, 2))
         scores = b.op("MatMul", f"{at}.scores", q, k)
@@ -118,7 +118,7 @@ class OnnxOps:
             scores = b.op("Add", f"{term}.sum", scores, term)
         if not b.low:
             scores = b.op("Div", f"{at}.scaled", scores, b.number(root))
-        scores = self._biased(at, scores, relative, window, q, first)
+        scores = self._biased(at, scores, relative, window, q=q, first=first)
         share = b.op("Softmax", f"{at}.share", scores, axis=-1)
         y = b.op("MatMul", f"{at}.context", share, v)
         y = b.op("Transpose", f"{at}.rows", y, perm=(0, 2, 1, 3))
@@ -130,6 +130,7 @@ class OnnxOps:
         scores: str,
         relative: Relative | None,
         window: int | None,
+        *,
         q: str,
         first: bool,
     ) -> str:
