@@ -18,7 +18,18 @@ from tests.helpers.family_checks import given
 from tests.helpers.masking import random_masks
 from tests.helpers.tensorrt_list import types_of
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert", "deberta-v2")
+FAMILIES = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+    "albert",
+    "nomic_bert",
+    "gte",
+)
 SHAPES = ("dense", "uneven", "mixed", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NAMES: dict[int, str] = {

@@ -27,6 +27,7 @@ DROPPED = frozenset(
         *("relative_attention", "max_relative_positions", "position_biased_input"),
         *("pos_att_type", "position_buckets", "norm_rel_ebd", "share_att_key"),
         *("pooler_hidden_size", "pooler_hidden_act", "attention_head_size"),
+        *("num_hidden_groups", "inner_group_num", "head_dim", "rope_scaling"),
         *("conv_kernel_size", "conv_groups", "conv_act", "causal_mask", "is_causal"),
         # of the training and of the architecture's code
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
@@ -37,7 +38,7 @@ DROPPED = frozenset(
             "initializer_range",
             "initializer_cutoff_factor",
         ),
-        *("pooler_dropout", "cls_dropout", "legacy"),
+        *("classifier_dropout_prob", "pooler_dropout", "cls_dropout", "legacy"),
         *("gradient_checkpointing", "use_cache", "tie_word_embeddings", "tie_weights_"),
         *("chunk_size_feed_forward", "pruned_heads", "torchscript", "use_bfloat16"),
         *("reference_compile", "deterministic_flash_attn", "repad_logits_with_grad"),

@@ -25,7 +25,15 @@ from prumux.optimizer.model.axes import (
 from prumux.optimizer.model.ops import Embeddings, Lookup, Ops, Rotary, Value
 from prumux.optimizer.model.sizes import Branch, Encoder, Layer
 
-from .config_fields import activation, head_dim, head_kind, layer_count, norm_eps, size
+from .config_fields import (
+    activation,
+    checked_base,
+    head_dim,
+    head_kind,
+    layer_count,
+    norm_eps,
+    size,
+)
 from .family import Config, Family, Part
 
 NAMES: dict[str, str | Part] = {
@@ -47,8 +55,6 @@ NAMES: dict[str, str | Part] = {
 }
 BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 """Rotary bases of layers that attend everywhere and of those that attend to a window."""
-LIMIT_BASE = 1e12
-"""No model comes near it."""
 
 
 class ModernBert(Family):
@@ -167,12 +173,7 @@ def _bases(config: Config) -> dict[str, float]:
                 f"config.json: only the default rope_type is supported, for {kind}"
             )
         base = given.get("rope_theta", config.get(old[kind])) or default
-        if not isinstance(base, float | int) or not 1 < base < LIMIT_BASE:
-            raise ModelError(
-                f"config.json: rope_theta of {kind} is {base!r:.40}, it must be above 1 and "
-                f"below {LIMIT_BASE:g}"
-            )
-        found[kind] = float(base)
+        found[kind] = checked_base(base, kind)
     return found
 
 
