@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from prumux.optimizer.base.errors import VerifyError
 from prumux.optimizer.model import forward
+from prumux.optimizer.model.families.registry import family_of
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 
@@ -73,6 +74,8 @@ def build(
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
     output = _value(OUTPUT, TensorProto.FLOAT, axes)
     graph = helper.make_graph(builder.nodes, "encoder", ints, [output], builder.constants)
+    if family_of(e).repeats:
+        _store_once(graph)
     opsets = [helper.make_opsetid("", max(opset, LOW_OPSET) if builder.low else opset)]
     made = helper.make_model(
         graph,
@@ -88,6 +91,20 @@ def build(
         told[PRECISION] = precision
     helper.set_model_props(made, told)
     return made
+
+
+def _store_once(graph: onnx.GraphProto) -> None:
+    """Let nodes that read equal constants read the first of them, and drop the others."""
+    first: dict[tuple[Any, ...], str] = {}
+    same: dict[str, str] = {}
+    for x in graph.initializer:
+        same[x.name] = first.setdefault((x.data_type, *x.dims, x.raw_data), x.name)
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+    kept = [x for x in graph.initializer if same[x.name] == x.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def origin(source: Mapping[str, Any]) -> str:

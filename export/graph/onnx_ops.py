@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from prumux.optimizer.model.ops import Relative, Rotary
+from prumux.optimizer.model.ops import Disentangled, Relative, Rotary
 from prumux.optimizer.model.sizes import Branch, Encoder
 
 from .activations import activate
 from .builder import INPUTS, GraphBuilder
+from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
 
 IDS, MASK = INPUTS[:2]
@@ -87,6 +88,7 @@ class OnnxOps:
         *,
         rotary: Rotary | None = None,
         relative: Relative | None = None,
+        disentangled: Disentangled | None = None,
         window: int | None = None,
         scale: float | None = None,
     ) -> str:
@@ -95,7 +97,8 @@ class OnnxOps:
         heads = e.layers[branch.index].heads
         root = math.sqrt(e.head_dim) if scale is None else 1 / scale
         first = query in self.narrow
-        turned = (0, 2, 3, 1) if rotary is None else (0, 2, 1, 3)
+        as_rows = rotary is not None or disentangled is not None
+        turned = (0, 2, 1, 3) if as_rows else (0, 2, 3, 1)
         q = self._split(branch, "query", query, factor=1 / root if b.low else 1.0)
         k = self._split(branch, "key", key, turned)  # [B, H, K, T]
         v = self._split(branch, "value", value)
@@ -104,21 +107,41 @@ class OnnxOps:
             if not first:  # the angle at position 0 is 0
                 q = self._rotated(f"{at}.query", q, rotary, angles)
             k = self._rotated(f"{at}.key", k, rotary, angles)
+        terms = []
+        if disentangled is not None:
+            added = DistanceTerms(b, e, disentangled, self.mask, first, self.shared)
+            terms = added.products(branch, q, k, 1 / root if b.low else 1.0)
+        if as_rows:
             k = b.op("Transpose", f"{at}.key.turned", k, perm=(0, 1, 3, 2))
         scores = b.op("MatMul", f"{at}.scores", q, k)
+        for term in terms:
+            scores = b.op("Add", f"{term}.sum", scores, term)
         if not b.low:
             scores = b.op("Div", f"{at}.scaled", scores, b.number(root))
-        if relative is not None:
-            bias = self._relative(relative, q, first)
-            scores = b.op("Add", f"{at}.biased", scores, bias)
-        bias = self._padding()
-        if window is not None:
-            bias = self._windowed(bias, window, q, first)
-        scores = b.op("Add", f"{at}.masked", scores, bias)
+        scores = self._biased(at, scores, relative, window, q=q, first=first)
         share = b.op("Softmax", f"{at}.share", scores, axis=-1)
         y = b.op("MatMul", f"{at}.context", share, v)
         y = b.op("Transpose", f"{at}.rows", y, perm=(0, 2, 1, 3))
         return b.op("Reshape", f"{at}.joined", y, b.integers(0, 0, heads * e.head_dim))
+
+    def _biased(
+        self,
+        at: str,
+        scores: str,
+        relative: Relative | None,
+        window: int | None,
+        *,
+        q: str,
+        first: bool,
+    ) -> str:
+        """Scores with the biases of distances, of a window and of padding."""
+        b = self.build
+        if relative is not None:
+            scores = b.op("Add", f"{at}.biased", scores, self._relative(relative, q, first))
+        bias = self._padding()
+        if window is not None:
+            bias = self._windowed(bias, window, q, first)
+        return b.op("Add", f"{at}.masked", scores, bias)
 
     def gate(self, branch: Branch, units: str) -> str:
         """See `Ops.gate`: a graph has no masks."""

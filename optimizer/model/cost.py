@@ -13,7 +13,7 @@ from typing import Literal
 from . import forward
 from .families.registry import family_of
 from .model import Model
-from .ops import Relative, Rotary
+from .ops import Disentangled, Relative, Rotary
 from .sizes import Branch, Encoder, Layer
 from .weights import branch_parameters, expected_shapes
 
@@ -96,12 +96,21 @@ class CountOps:
         *,
         rotary: Rotary | None = None,
         relative: Relative | None = None,
+        disentangled: Disentangled | None = None,
         window: int | None = None,
         scale: float | None = None,
     ) -> Extent:
-        """See `Ops.attention`. Scores are computed for all positions, windows or not."""
+        """See `Ops.attention`. Scores are computed for all positions, windows or not.
+
+        Queries and keys are compared with the vectors of all distances on both sides, which
+        are twice as many as positions, or with one side's for the first position alone.
+        """
         del branch, rotary, relative, window, scale
         self.macs += query.positions * key.positions * (query.width + value.width)
+        if disentangled is not None:
+            terms = (disentangled.key is not None) + (disentangled.query is not None)
+            sides = 1 if query.positions == 1 else 2
+            self.macs += terms * query.positions * sides * key.positions * query.width
         return Extent(query.positions, value.width)
 
     def gate(self, branch: Branch, units: Extent) -> Extent:

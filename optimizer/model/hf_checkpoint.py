@@ -141,5 +141,6 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
 
 
 def _ignorable(name: str) -> bool:
-    """Buffers, and heads of other tasks that Hugging Face also drops."""
-    return name.endswith((".position_ids", ".token_type_ids")) or ".pooler." in name
+    """Buffers, and what Hugging Face also drops: heads of other tasks, unused positions."""
+    unused = (".position_ids", ".token_type_ids", ".position_embeddings.weight")
+    return name.endswith(unused) or ".pooler." in name

@@ -69,6 +69,31 @@ class Relative:
     """Bucket of distance d (key position minus query position) at index d + size // 2."""
 
 
+@dataclass(frozen=True, eq=False)
+class Disentangled:
+    """Learnt vectors of distances, which queries and keys are compared with as well.
+
+    With r the vector of the distance from query to key, and W its linear maps,
+
+        score = q . k + q . W_key r + W_query r . k
+
+    All terms have the factor `scale` of attention. DeBERTa, He et al. 2020,
+    https://arxiv.org/abs/2006.03654
+    """
+
+    table: str
+    """The vectors, one row each, as wide as the hidden size; all layers share them."""
+    norm: str | None
+    """The norm of the vectors, where there is one."""
+    rows: NDArray[np.int64]
+    """Row of distance d (key position minus query position) at index d + size // 2. Larger
+    distances have the row of the first or the last index."""
+    key: str | None
+    """The linear map that makes keys of vectors; None leaves its term out."""
+    query: str | None
+    """The linear map that makes queries of vectors; None leaves its term out."""
+
+
 class Ops(Protocol):
     """The operators. Shapes are those of the plain layout, [B, T, width]."""
 
@@ -102,6 +127,7 @@ class Ops(Protocol):
         *,
         rotary: Rotary | None = None,
         relative: Relative | None = None,
+        disentangled: Disentangled | None = None,
         window: int | None = None,
         scale: float | None = None,
     ) -> Value:
@@ -114,6 +140,7 @@ class Ops(Protocol):
             value: of all positions.
             rotary: turns query and key by their positions first.
             relative: bias of the scores.
+            disentangled: vectors of distances, compared with queries and keys.
             window: attend only where positions differ by at most this.
             scale: factor of the products of queries and keys; 1 / sqrt(K) unless told.
         """

@@ -24,7 +24,7 @@ from prumux.optimizer.base.errors import UsageError
 
 from .axes import Weight
 from .families.registry import family_of
-from .ops import Lookup, Relative, Rotary
+from .ops import Disentangled, Lookup, Relative, Rotary
 from .sizes import Branch, Encoder
 from .weights import weight_table
 
@@ -94,8 +94,7 @@ class TorchOps:
 
     def apply(self, name: str, x: Tensor) -> Tensor:
         """The linear map without masks; subclasses may look at what goes in and out."""
-        bias = self.p(f"{name}.bias") if f"{name}.bias" in self.table else None
-        return F.linear(x, self.p(f"{name}.weight"), bias)
+        return self._read(name, x)
 
     def norm(self, name: str, x: Tensor, *, centred: bool = True) -> Tensor:
         """See `Ops.norm`."""
@@ -129,6 +128,7 @@ class TorchOps:
         *,
         rotary: Rotary | None = None,
         relative: Relative | None = None,
+        disentangled: Disentangled | None = None,
         window: int | None = None,
         scale: float | None = None,
     ) -> Tensor:
@@ -144,6 +144,9 @@ class TorchOps:
             bias = torch.minimum(bias, self._window(window, q.shape[2], k.shape[2]))
         if relative is not None:
             bias = bias + self._relative(relative, q.shape[2], k.shape[2])
+        if disentangled is not None:
+            terms = self._disentangled(branch, disentangled, q, k, scale)
+            bias = bias + terms
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -259,6 +262,44 @@ class TorchOps:
         buckets = torch.as_tensor(of.buckets, device=self.mask.device)
         rows = buckets[_distances(queries, keys, self.mask.device) + len(of.buckets) // 2]
         return self.p(f"{of.table}.weight")[rows].permute(2, 0, 1)[None]
+
+    def _disentangled(
+        self, branch: Branch, of: Disentangled, q: Tensor, k: Tensor, scale: float | None
+    ) -> Tensor:
+        """[B, H, Tq, Tk]: what the vectors of distances add to scores.
+
+        q is scaled as `attend` expects it, so that its own product lacks the root of K.
+        """
+        root, device = math.sqrt(self.encoder.head_dim), self.mask.device
+        queries, keys, half = q.shape[2], k.shape[2], len(of.rows) // 2
+        apart = torch.arange(1 - queries, keys, device=device).clamp(-half, half) + half
+        rows = torch.as_tensor(of.rows, device=device)[apart]
+        used, at = torch.unique(rows, return_inverse=True)
+        vectors = self._vectors(of, used, len(q))
+        index = at[_distances(queries, keys, device) + queries - 1]  # [Tq, Tk]
+        index = index.expand(len(q), q.shape[1], -1, -1)
+        found = torch.zeros((), device=q.device, dtype=q.dtype)
+        if of.key:
+            r = self._split(branch, self._read(of.key, vectors))  # [1 or B, H, R, K]
+            found = found + (q @ r.transpose(-1, -2) / root).gather(-1, index)
+        if of.query:
+            r = self._split(branch, self._read(of.query, vectors))
+            scores = r @ k.transpose(-1, -2) * (1 / root if scale is None else scale)
+            found = found + scores.gather(-2, index)  # of [B, H, R, Tk]
+        return found
+
+    def _vectors(self, of: Disentangled, rows: Tensor, batch: int) -> Tensor:
+        """Rows of a table of distances after their norm, [1, R, D] or [B, R, D]."""
+        x = self.p(f"{of.table}.weight")[rows][None]
+        z = self.factors.hidden
+        if z is not None and z.dim() > 1:  # a factor for every row of the batch
+            x = x.expand(batch, -1, -1)
+        return self.norm(of.norm, x) if of.norm else self._masked(x)
+
+    def _read(self, name: str, x: Tensor) -> Tensor:
+        """A linear map of other things than states, which nobody records."""
+        bias = self.p(f"{name}.bias") if f"{name}.bias" in self.table else None
+        return F.linear(x, self.p(f"{name}.weight"), bias)
 
     def _rotated(self, rotary: Rotary, x: Tensor) -> Tensor:
         """Queries or keys [B, H, T, K], turned by their positions."""

@@ -27,8 +27,13 @@ Head = Literal["SequenceClassification", "TokenClassification"]
 HEADS: tuple[Head, ...] = ("SequenceClassification", "TokenClassification")
 
 
-def given(folder: Path, model_type: str, head: Head, **config: Any) -> tuple[Any, Model]:
-    """A model of transformers with random weights, and ours of the same checkpoint."""
+def given(
+    folder: Path, model_type: str, head: Head, *, spread: float = 0.2, **config: Any
+) -> tuple[Any, Model]:
+    """A model of transformers with random weights, and ours of the same checkpoint.
+
+    `spread` is the standard deviation that is added to transformers' own small weights.
+    """
     import transformers
 
     made = transformers.AutoConfig.for_model(model_type, num_labels=3, **config)
@@ -36,7 +41,7 @@ def given(folder: Path, model_type: str, head: Head, **config: Any) -> tuple[Any
     module = getattr(transformers, f"AutoModelFor{head}").from_config(made).eval()
     with torch.no_grad():
         for name, p in module.named_parameters():  # so that logits differ visibly
-            p.copy_(p + 0.2 * torch.randn_like(p) if p.dim() > 1 else p)
+            p.copy_(p + spread * torch.randn_like(p) if p.dim() > 1 else p)
             if name.endswith("norm.bias") or name.endswith("Norm.bias"):
                 p.add_(0.1 * torch.randn_like(p))
     module.save_pretrained(folder)
@@ -59,10 +64,16 @@ def onnx_logits(model: Model, batch: Batch, **options: Any) -> Tensor:
 
 
 def check_parity(
-    folder: Path, model_type: str, head: Head, length: int, **config: Any
+    folder: Path,
+    model_type: str,
+    head: Head,
+    length: int,
+    *,
+    spread: float = 0.2,
+    **config: Any,
 ) -> None:
     """Our logits are transformers', in torch and in ONNX Runtime, with padding."""
-    module, model = given(folder, model_type, head, **config)
+    module, model = given(folder, model_type, head, spread=spread, **config)
     batch = random_batch(model, rows=6, length=length)
     wanted = theirs(module, batch, model)
     assert float(wanted.std()) > 0.05

@@ -30,11 +30,11 @@ CONFIG = config(
 SIZES = {"train": 300, "validation": 600, "test": 200}
 
 
-def model_folder(folder: Path, of: dict[str, Any] = CONFIG) -> Path:
+def model_folder(folder: Path, of: dict[str, Any] = CONFIG, tokenizer: Any = None) -> Path:
     """A Hugging Face folder of a random model with tokenizer, all classes about as likely."""
     weights = state(of)
     write(folder, of, weights)
-    tiny_tokenizer().save_pretrained(str(folder))
+    (tokenizer or tiny_tokenizer()).save_pretrained(str(folder))
     given = load_model(str(folder))
     run = torch_run(given)
     logits = [run(b.inputs()) for b in batches(coded_by(given, rows_of(given, 200, 99)), 64)]

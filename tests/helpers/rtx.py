@@ -18,7 +18,18 @@ from tests.helpers.family_checks import given
 from tests.helpers.masking import random_masks
 from tests.helpers.tensorrt_list import types_of
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert")
+FAMILIES = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+    "albert",
+    "nomic_bert",
+    "gte",
+)
 SHAPES = ("dense", "uneven", "mixed", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 NAMES: dict[int, str] = {
@@ -43,10 +54,10 @@ def cases(whole: bool) -> list[Case]:
     ]
 
 
-def made(folder: Path, family: str, shape: str) -> Model:
+def made(folder: Path, family: str, shape: str, **sizes: Any) -> Model:
     """A small model of a family, with unevenly cut layers unless it is dense."""
     head: Any = "TokenClassification" if shape == "tokens" else "SequenceClassification"
-    _, model = given(folder, family, head, **config_of(family))
+    _, model = given(folder, family, head, **config_of(family) | sizes)
     if shape != "dense":
         masks = random_masks(model.encoder, seed=3, gone=0.3)
         model = slice_model(replace(model, masks=masks))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prumux.export.graph.builder import GraphBuilder, Precision
 from prumux.export.graph.onnx_ops import OnnxOps
 from prumux.export.runtime.ort import OrtEngine
-from prumux.optimizer.model.ops import Ops, Relative, Rotary, Value
+from prumux.optimizer.model.ops import Disentangled, Ops, Relative, Rotary, Value
 from prumux.optimizer.model.sizes import Branch, Encoder, Pooling
 from prumux.optimizer.model.torch_ops import Factors, TorchOps
 from tests.helpers.factory import random_model
@@ -46,6 +46,15 @@ def buckets(positions: int) -> Any:
 
 
 RELATIVE = Relative("layers.0.attention.relative", buckets(40))
+
+
+def disentangled(**changes: Any) -> Disentangled:
+    """Seven vectors for the distances from -3 to 3 on, and maps of layer 0."""
+    maps = {"key": "layers.0.attention.key", "query": "layers.0.attention.query"}
+    given = {"norm": "layers.0.ffn.norm", "rows": np.array([5, 0, 4, 1, 6, 2, 3])}
+    return Disentangled(**{"table": "vectors", **given, **maps, **changes})
+
+
 CASES = {
     "linear": Case(lambda o, x: o.linear("layers.0.ffn.up", x)),
     "linear without bias": Case(lambda o, x: o.linear("layers.1.ffn.up", x)),
@@ -67,8 +76,29 @@ CASES = {
     "window narrow": Case(lambda o, x: attend(o, x, narrow=True, window=2)),
     "relative": Case(lambda o, x: attend(o, x, relative=RELATIVE)),
     "relative narrow": Case(lambda o, x: attend(o, x, narrow=True, relative=RELATIVE)),
+    "disentangled": Case(lambda o, x: attend(o, x, disentangled=disentangled())),
+    "disentangled narrow": Case(
+        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled())
+    ),
+    "disentangled scaled": Case(
+        lambda o, x: attend(o, x, disentangled=disentangled(norm=None), scale=0.3)
+    ),
+    "disentangled keys": Case(
+        lambda o, x: attend(o, x, disentangled=disentangled(query=None))
+    ),
+    "disentangled queries": Case(
+        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled(key=None))
+    ),
     "all at once": Case(
-        lambda o, x: attend(o, x, relative=RELATIVE, window=3, rotary=Rotary(50.0), scale=0.3)
+        lambda o, x: attend(
+            o,
+            x,
+            relative=RELATIVE,
+            disentangled=disentangled(),
+            window=3,
+            rotary=Rotary(50.0),
+            scale=0.3,
+        )
     ),
     "first": Case(lambda o, x: o.first(x)),
     "pool first": Case(lambda o, x: o.pool(x)),
@@ -99,6 +129,7 @@ def weights() -> dict[str, Tensor]:
     found["layers.0.attention.relative.weight"] = torch.randn(
         7, 2, generator=torch.Generator().manual_seed(1)
     )
+    found["vectors.weight"] = torch.randn(7, 8, generator=torch.Generator().manual_seed(3))
     without = ("layers.1.ffn.up.bias", "layers.1.ffn.norm.bias")
     return {k: v for k, v in found.items() if k not in without}
 
@@ -198,3 +229,39 @@ def test_rotating_both_depends_on_distance_alone(weights: dict[str, Tensor]) -> 
         for distance in range(-3, 4):
             along = torch.diagonal(scores, distance)
             assert float((along - along[0]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("terms", [("key", "query"), ("key",), ("query",)])
+def test_disentangled_scores_are_sums_of_three_products(
+    terms: tuple[str, ...], scale: float | None, weights: dict[str, Tensor]
+) -> None:
+    """Score by score, for every distance, as the definition says."""
+    x, mask = stream()
+    of = disentangled(**{y: None for y in ("key", "query") if y not in terms})
+    scale_of, shift = (weights[f"layers.0.ffn.norm.{y}"] for y in ("weight", "bias"))
+    eps = encoder("first").norm_eps
+    vectors = nn.functional.layer_norm(weights["vectors.weight"], (8,), scale_of, shift, eps)
+
+    def mapped(part: str, y: Tensor) -> Tensor:
+        at = f"layers.0.attention.{part}"
+        z = nn.functional.linear(y, weights[f"{at}.weight"], weights[f"{at}.bias"])
+        return z.reshape(*z.shape[:-1], 2, 4)  # heads, dimensions
+
+    q, k, v = (mapped(y, x) for y in ("query", "key", "value"))
+    keys, queries = mapped("key", vectors), mapped("query", vectors)
+    scores = torch.full((ROWS, 2, LENGTH, LENGTH), -torch.inf)
+    for t in range(LENGTH):
+        for s in range(LENGTH):
+            row = of.rows[max(-3, min(3, s - t)) + 3]
+            total = (q[:, t] * k[:, s]).sum(-1)
+            if "key" in terms:
+                total = total + (q[:, t] * keys[row]).sum(-1)
+            if "query" in terms:
+                total = total + (queries[row] * k[:, s]).sum(-1)
+            real = mask[:, s, None] > 0
+            scores[:, :, t, s] = torch.where(real, total * (scale or 0.5), -torch.inf)
+    share = torch.softmax(scores, -1)
+    wanted = torch.einsum("bhts,bshk->bthk", share, v).flatten(2)
+    case = Case(lambda o, y: attend(o, y, disentangled=of, scale=scale))
+    assert float((in_torch(case, weights) - wanted).abs().max()) < 1e-5

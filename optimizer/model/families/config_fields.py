@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.sizes import Activation
+from prumux.optimizer.model.sizes import Activation, HeadKind
 
 from .family import Config
 
+LIMIT_BASE = 1e12
+"""No base of rotary positions comes near it."""
 LIMIT_LAYERS = 1000
 """Beyond this a config.json is taken for damaged, before anything of that size is made."""
 
@@ -88,3 +91,72 @@ def activation(name: object, key: str = "hidden_act") -> Activation:
             f"supported: {supported}"
         )
     return known  # type: ignore[return-value]
+
+
+def head_kind(config: Config, key: str, default: HeadKind) -> HeadKind:
+    """The activation between the two maps of the head.
+
+    Raises:
+        ModelError: it is not supported; lists those that are.
+    """
+    name: Any = config.get(key, default)
+    kinds = [x for x in get_args(HeadKind) if x != "linear"]
+    if name not in kinds:
+        raise ModelError(f"config.json: {key} is {name!r:.40}, supported: {', '.join(kinds)}")
+    found: HeadKind = name
+    return found
+
+
+def flag(config: Config, key: str, *, default: bool = False) -> bool:
+    """true or false.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise ModelError(f"config.json: {key} is {value!r:.40}, it must be true or false")
+    return value
+
+
+def rotary_base(config: Config, default: float) -> float:
+    """The base of rotary positions, as transformers 5 writes it or as 4 did.
+
+    Raises:
+        ModelError: positions are scaled, or the base is out of range.
+    """
+    given = config.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise ModelError(
+            f"config.json: rope_parameters is {given!r:.60}, it must be an object with "
+            "rope_theta"
+        )
+    plain = given.get("rope_type", "default") == "default"
+    if (
+        not plain
+        or given.get("partial_rotary_factor", 1.0) != 1.0
+        or config.get("rope_scaling")
+    ):
+        raise ModelError(
+            "config.json: only the default rope_type is supported, without rope_scaling and "
+            "partial_rotary_factor"
+        )
+    return checked_base(given.get("rope_theta", config.get("rope_theta")) or default)
+
+
+def checked_base(base: object, of: str = "") -> float:
+    """A base of rotary positions in the range that models have; `of` names a kind of layers.
+
+    Raises:
+        ModelError: it is no number or out of range.
+    """
+    value: Any = base
+    number = isinstance(value, float | int) and not isinstance(value, bool)
+    if not number or not 1 < value < LIMIT_BASE:
+        kind = f" of {of}" if of else ""
+        raise ModelError(
+            f"config.json: rope_theta{kind} is {value!r:.40}, it must be above 1 and below "
+            f"{LIMIT_BASE:g}"
+        )
+    return float(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.axes import (
@@ -23,9 +23,17 @@ from prumux.optimizer.model.axes import (
     table,
 )
 from prumux.optimizer.model.ops import Embeddings, Lookup, Ops, Rotary, Value
-from prumux.optimizer.model.sizes import Branch, Encoder, HeadKind, Layer
+from prumux.optimizer.model.sizes import Branch, Encoder, Layer
 
-from .config_fields import activation, head_dim, layer_count, norm_eps, size
+from .config_fields import (
+    activation,
+    checked_base,
+    head_dim,
+    head_kind,
+    layer_count,
+    norm_eps,
+    size,
+)
 from .family import Config, Family, Part
 
 NAMES: dict[str, str | Part] = {
@@ -47,8 +55,6 @@ NAMES: dict[str, str | Part] = {
 }
 BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 """Rotary bases of layers that attend everywhere and of those that attend to a window."""
-LIMIT_BASE = 1e12
-"""No model comes near it."""
 
 
 class ModernBert(Family):
@@ -77,7 +83,7 @@ class ModernBert(Family):
             head_dim=head_dim(hidden, heads),
             layers=(Layer(heads, size(config, "intermediate_size")),) * layers,
             labels=1,
-            head=_head(config.get("classifier_activation", "gelu")),
+            head=head_kind(config, "classifier_activation", "gelu"),
             activation=activation(
                 config.get("hidden_activation", "gelu"), "hidden_activation"
             ),
@@ -167,12 +173,7 @@ def _bases(config: Config) -> dict[str, float]:
                 f"config.json: only the default rope_type is supported, for {kind}"
             )
         base = given.get("rope_theta", config.get(old[kind])) or default
-        if not isinstance(base, float | int) or not 1 < base < LIMIT_BASE:
-            raise ModelError(
-                f"config.json: rope_theta of {kind} is {base!r:.40}, it must be above 1 and "
-                f"below {LIMIT_BASE:g}"
-            )
-        found[kind] = float(base)
+        found[kind] = checked_base(base, kind)
     return found
 
 
@@ -202,16 +203,6 @@ def _pooling(config: Config) -> Any:
             f"config.json: classifier_pooling is {given!r:.40}, it must be cls or mean"
         )
     return kinds[given]
-
-
-def _head(name: object) -> HeadKind:
-    kinds = [x for x in get_args(HeadKind) if x != "linear"]
-    if name not in kinds:
-        raise ModelError(
-            f"config.json: classifier_activation is {name!r:.40}, "
-            f"supported: {', '.join(kinds)}"
-        )
-    return name  # type: ignore[return-value]
 
 
 FAMILY = ModernBert()

@@ -1,0 +1,214 @@
+"""DeBERTa-v2 and v3, He et al. 2020 and 2021, https://arxiv.org/abs/2006.03654
+
+BERT with disentangled attention: queries and keys are also compared with learnt vectors of
+the distance between two tokens, which all layers share. v3 has no positions and no token
+types in its embeddings (https://arxiv.org/abs/2111.09543). Has run on random weights only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.axes import HEADS, HIDDEN, Weight, linear, norm, table
+from prumux.optimizer.model.ops import Disentangled, Embeddings, Ops, Value
+from prumux.optimizer.model.sizes import Branch, Encoder
+
+from .bert import ENCODER_NAMES, Bert, prefixed
+from .config_fields import flag, head_kind, size
+from .family import Config, Part
+
+ATTENTION = "encoder.layer.{i}.attention.self"
+NAMES = ENCODER_NAMES | {
+    "embeddings.distance": "encoder.rel_embeddings",
+    "embeddings.distance_norm": "encoder.LayerNorm",
+    "layers.{i}.attention.query": f"{ATTENTION}.query_proj",
+    "layers.{i}.attention.key": f"{ATTENTION}.key_proj",
+    "layers.{i}.attention.value": f"{ATTENTION}.value_proj",
+    "layers.{i}.attention.distance_key": f"{ATTENTION}.pos_key_proj",
+    "layers.{i}.attention.distance_query": f"{ATTENTION}.pos_query_proj",
+}
+HEAD = {"head.dense": "pooler.dense", "head.output": "classifier"}
+TERMS = {"c2p": "key", "p2c": "query"}
+"""What is made of the vectors of distances for each entry of `pos_att_type`."""
+LIMIT_DISTANCE = 2**16
+"""No model comes near it."""
+
+
+class DebertaV2(Bert):
+    """DeBERTa-v2 and v3: disentangled attention; positions and token types are optional."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("deberta-v2",)
+
+    def sizes(self, config: Config) -> Encoder:
+        """See `Family.sizes`."""
+        if config.get("conv_kernel_size") not in (None, 0):
+            raise ModelError(
+                f"config.json: conv_kernel_size is {config['conv_kernel_size']!r:.40}: the "
+                "convolution of DeBERTa-v2 xlarge and xxlarge is not supported\n"
+                "DeBERTa-v3 has none, nor has a model without conv_kernel_size"
+            )
+        e = super().sizes({"layer_norm_eps": 1e-7} | dict(config))
+        for key, only in (
+            ("pooler_hidden_size", e.hidden),
+            ("attention_head_size", e.head_dim),
+        ):
+            size(config, key, default=only, least=only, most=only)
+        constants = _constants(config, e.positions)
+        return replace(
+            e,
+            head=head_kind(config, "pooler_hidden_act", "gelu"),
+            constants=tuple(sorted(constants.items())),
+        )
+
+    def names(self, e: Encoder) -> Mapping[str, str | Part]:
+        """See `Family.names`."""
+        return prefixed("deberta", NAMES) | HEAD
+
+    def embeddings(self, e: Encoder) -> Embeddings:
+        """Words, and positions and token types where a model has them.
+
+        The vectors of distances are among the weights as long as some layer attends.
+        """
+        found = super().embeddings(e)
+        lookups, weights = found.lookups, found.weights
+        if not e.constant("positions"):
+            lookups = tuple(x for x in lookups if x.source != "positions")
+            weights = tuple(x for x in weights if x.name != "embeddings.position.weight")
+        if e.constant("span") and e.last_attention >= 0:
+            weights += table("embeddings.distance", 2 * _number(e, "span"), HIDDEN)
+            if e.constant("distance_norm"):
+                weights += norm("embeddings.distance_norm", HIDDEN)
+        return replace(found, lookups=lookups, weights=weights)
+
+    def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
+        """See `Family.branch_weights`."""
+        found = super().branch_weights(e, branch)
+        if branch.kind == "ffn" or not e.constant("span") or e.constant("shared"):
+            return found
+        for part in _terms(e):
+            found += linear(f"{branch.name}.distance_{part}", HEADS, HIDDEN, branch.index)
+        return found
+
+    def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
+        """See `Family.inner`."""
+        if branch.kind == "ffn":
+            return super().inner(ops, branch, x, rows)
+        at, e = branch.name, ops.encoder
+        return ops.attention(
+            branch,
+            ops.linear(f"{at}.query", rows),
+            ops.linear(f"{at}.key", x),
+            ops.linear(f"{at}.value", x),
+            disentangled=_disentangled(e, at),
+            scale=1 / math.sqrt(e.head_dim * (1 + len(_terms(e)))),
+        )
+
+
+@cache
+def table_rows(span: int, furthest: int) -> NDArray[np.int64]:
+    """Row of the table for every distance, from where on it does not change any more.
+
+    Rows are the distances from -span to span - 1 where `furthest` is 0. Otherwise half of the
+    rows are for one distance each, the others grow logarithmically up to `furthest`. Float32
+    as in training, whose rounding decides at the borders.
+    """
+    half = furthest or span
+    back = torch.arange(half, -half - 1, -1)  # from key to query
+    if furthest:
+        exact = span // 2
+        far = back.abs().clamp(min=exact)
+        last = torch.tensor((furthest - 1) / exact)
+        grown = torch.ceil(torch.log(far / exact) / torch.log(last) * (exact - 1)) + exact
+        back = torch.where(back.abs() <= exact, back, (grown * back.sign()).long())
+    found: NDArray[np.int64] = (back + span).clamp(0, 2 * span - 1).numpy()
+    return found
+
+
+def _disentangled(e: Encoder, at: str) -> Disentangled | None:
+    if not e.constant("span"):
+        return None
+    of = "" if e.constant("shared") else "distance_"
+    maps = {part: f"{at}.{of}{part}" for part in _terms(e)}
+    return Disentangled(
+        table="embeddings.distance",
+        norm="embeddings.distance_norm" if e.constant("distance_norm") else None,
+        rows=table_rows(_number(e, "span"), _number(e, "furthest")),
+        key=maps.get("key"),
+        query=maps.get("query"),
+    )
+
+
+def _terms(e: Encoder) -> list[str]:
+    return [part for part in TERMS.values() if e.constant(part)]
+
+
+def _number(e: Encoder, name: str) -> int:
+    found = e.constant(name)
+    assert isinstance(found, int)
+    return found
+
+
+def _constants(config: Config, positions: int) -> dict[str, Any]:
+    """What the embeddings hold and how distances are compared.
+
+    span: rows of the table on each side, 0 = no table. furthest: distance from where on all
+    have one row, where rows grow; 0 = they do not. shared: whether the maps of queries and
+    keys are also those of the vectors.
+    """
+    kinds = _kinds(config)
+    span = furthest = 0
+    if flag(config, "relative_attention"):
+        if not kinds:
+            raise ModelError(
+                "config.json: relative_attention is true and pos_att_type is empty, it must "
+                'be ["p2c", "c2p"] or one of them'
+            )
+        most = {"default": -1, "least": -1, "most": LIMIT_DISTANCE}
+        reach = size(config, "max_relative_positions", **most)
+        reach = positions if reach < 1 else reach
+        buckets = size(config, "position_buckets", **most)
+        span = buckets if buckets > 0 else reach
+        furthest = reach if buckets > 0 else 0
+        if buckets > 0 and (buckets % 2 or buckets < 4 or reach - 1 <= buckets // 2):
+            raise ModelError(
+                f"config.json: position_buckets is {buckets} with max_relative_positions "
+                f"{reach}: it must be an even number from 4 to {2 * (reach - 2)}"
+            )
+    norms = str(config.get("norm_rel_ebd") or "none").lower().split("|")
+    if not {x.strip() for x in norms} <= {"none", "layer_norm"}:
+        raise ModelError(
+            f"config.json: norm_rel_ebd is {config['norm_rel_ebd']!r:.40}, it must be "
+            "layer_norm or none"
+        )
+    return {
+        "positions": flag(config, "position_biased_input", default=True),
+        "span": span,
+        "furthest": furthest,
+        "shared": flag(config, "share_att_key"),
+        "distance_norm": bool(span) and any("layer_norm" in x for x in norms),
+        **{part: kind in kinds for kind, part in TERMS.items()},
+    }
+
+
+def _kinds(config: Config) -> list[str]:
+    """`pos_att_type`, a list or a text."""
+    given = config.get("pos_att_type") or []
+    kinds = [x.strip() for x in given.lower().split("|")] if isinstance(given, str) else given
+    if not isinstance(kinds, list) or any(x not in list(TERMS) for x in kinds):
+        raise ModelError(
+            f"config.json: pos_att_type is {given!r:.60}, it must be a list of "
+            f"{' and '.join(TERMS)}"
+        )
+    return kinds
+
+
+FAMILY = DebertaV2()

@@ -1,0 +1,114 @@
+"""NomicBERT, Nussbaum et al. 2024, https://arxiv.org/abs/2402.01613
+
+BERT without biases in its maps: positions are rotary, and the units of the FFN are
+g(W x) * (V x). Has run on random weights only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
+
+from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.axes import FFN, HEADS, HIDDEN, Weight, linear
+from prumux.optimizer.model.ops import Embeddings, Ops, Rotary, Value
+from prumux.optimizer.model.sizes import Branch, Encoder
+
+from .bert import Bert
+from .config_fields import rotary_base, size
+from .family import Config, Part
+
+AT = "nomic_bert.encoder.layers.{i}"
+NAMES: dict[str, str | Part] = {
+    "embeddings.word": "nomic_bert.embeddings.word_embeddings",
+    "embeddings.token_type": "nomic_bert.embeddings.token_type_embeddings",
+    "embeddings.norm": "nomic_bert.emb_ln",
+    "layers.{i}.attention.query": Part(f"{AT}.attn.Wqkv", 0, 3),
+    "layers.{i}.attention.key": Part(f"{AT}.attn.Wqkv", 1, 3),
+    "layers.{i}.attention.value": Part(f"{AT}.attn.Wqkv", 2, 3),
+    "layers.{i}.attention.output": f"{AT}.attn.out_proj",
+    "layers.{i}.attention.norm": f"{AT}.norm1",
+    "layers.{i}.ffn.up": f"{AT}.mlp.fc12",
+    "layers.{i}.ffn.gate": f"{AT}.mlp.fc11",
+    "layers.{i}.ffn.down": f"{AT}.mlp.fc2",
+    "layers.{i}.ffn.norm": f"{AT}.norm2",
+    "head.dense": "nomic_bert.pooler.dense",
+    "head.output": "classifier",
+}
+"""As Nomic's checkpoints have them; transformers 5 reads and writes the same names."""
+
+
+class NomicBert(Bert):
+    """NomicBERT: rotary positions and a gated FFN; norms stand after the branches."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("nomic_bert",)
+    types: ClassVar[int] = 2
+    """Token types where a config names no number."""
+    base: ClassVar[float] = 1_000.0
+    """Of rotary positions where a config names none."""
+    act: ClassVar[str] = "silu"
+    """The activation where a config names none."""
+    pad: ClassVar[int] = 0
+    """The padding id where a config names none."""
+    biased: ClassVar[tuple[str, ...]] = ()
+    """Linear maps of the branches that have biases."""
+
+    def sizes(self, config: Config) -> Encoder:
+        """See `Family.sizes`."""
+        if "n_embd" in config and "hidden_size" not in config:
+            raise ModelError(
+                "config.json names sizes as Nomic's own code does, such as n_embd\n"
+                "name them as transformers 5 does: hidden_size, num_hidden_layers, "
+                "num_attention_heads, intermediate_size, max_position_embeddings"
+            )
+        defaults = {"type_vocab_size": self.types, "hidden_act": self.act}
+        e = super().sizes({**defaults, "pad_token_id": self.pad, **config})
+        dim = size(config, "head_dim", default=e.head_dim)
+        if dim % 2:
+            raise ModelError(f"config.json: head_dim is {dim}, rotary positions need pairs")
+        base = rotary_base(config, self.base)
+        return replace(e, head_dim=dim, constants=(("base", base),))
+
+    def names(self, e: Encoder) -> Mapping[str, str | Part]:
+        """See `Family.names`."""
+        del e
+        return NAMES
+
+    def embeddings(self, e: Encoder) -> Embeddings:
+        """Words and token types; positions come in as rotations."""
+        found = super().embeddings(e)
+        return replace(
+            found,
+            lookups=tuple(x for x in found.lookups if x.source != "positions"),
+            weights=tuple(x for x in found.weights if x.name != "embeddings.position.weight"),
+        )
+
+    def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
+        """See `Family.branch_weights`."""
+        at, i = branch.name, branch.index
+        inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
+        units = FFN if branch.kind == "ffn" else HEADS
+        maps = [linear(f"{at}.{x}", units, HIDDEN, i, bias=x in self.biased) for x in inputs]
+        written = branch.output.rpartition(".")[2] in self.biased
+        output = linear(branch.output, HIDDEN, units, i, bias=written)
+        return (*(x for found in maps for x in found), *output, *self.norm_weights(branch))
+
+    def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
+        """See `Family.inner`."""
+        at, e = branch.name, ops.encoder
+        if branch.kind == "ffn":
+            up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
+            return ops.multiply(up, ops.linear(f"{at}.gate", rows))
+        base = e.constant("base")
+        assert isinstance(base, float)
+        return ops.attention(
+            branch,
+            ops.linear(f"{at}.query", rows),
+            ops.linear(f"{at}.key", x),
+            ops.linear(f"{at}.value", x),
+            rotary=Rotary(base),
+        )
+
+
+FAMILY = NomicBert()
