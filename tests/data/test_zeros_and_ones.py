@@ -1,4 +1,4 @@
-"""Columns of several labels a row: one column of lists or texts, or a column for each label."""
+"""Several labels a row: one column of lists or texts, or a column for each label."""
 
 from __future__ import annotations
 
@@ -103,13 +103,25 @@ dataset_info:
 @pytest.mark.parametrize(
     ("columns", "changes", "message"),
     [
-        ({}, {"joy": None}, "'anger' is named like a label .* 'joy'\n.*--columns joy=NAME, or"),
-        ({}, {"labels": [[0]] * 4}, "'labels' and 3 columns .*\n.* --columns labels=labels, or"),
+        (
+            {},
+            {"joy": None},
+            "'anger' is named like a label .* 'joy'\n.*--columns joy=NAME, or",
+        ),
+        (
+            {},
+            {"labels": [[0]] * 4},
+            "'labels' and 3 columns .*\n.* --columns labels=labels, or",
+        ),
         ({}, {"joy": [0, 0.7, 0, 1]}, "row 2: 'joy' is 0.7: write 0 or 1"),
         ({}, {"joy": [0, None, 0, 1]}, "row 2: 'joy' is empty: write 0 or 1"),
         ({}, {"joy": [0, "yes", 0, 1]}, "row 2: 'joy' is 'yes'"),
         ({}, {"joy": [0, -1, 0, 1]}, "row 2: 'joy' is -1"),
-        ({}, {"JOY ": [0] * 4, "joy": None, "Joy": [0] * 4}, "2 columns are named like .*'joy'"),
+        (
+            {},
+            {"JOY ": [0] * 4, "joy": None, "Joy": [0] * 4},
+            "2 columns are named like .*'joy'",
+        ),
         ({"joy": "glad"}, {}, "no column 'glad' .--columns joy=glad."),
         ({"joy": "joy", "labels": "x"}, {}, "--columns labels=x joy=joy: give the one column"),
         ({"rage": "joy"}, {}, "--columns rage=... is unknown; .* anger, joy, fear"),
@@ -144,9 +156,9 @@ def test_a_text_column_named_like_a_label_is_a_text(tmp_path: Path) -> None:
 
 def test_splits_keep_the_matrix(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for name, rows in (("train", 60), ("validation", 40), ("test", 20)):
-        each = {k: rng.integers(0, 2, rows).tolist() for k in EACH}
-        texts = [f"{name} {i}" for i in range(rows)]
+    for name, count in (("train", 60), ("validation", 40), ("test", 20)):
+        each = {k: rng.integers(0, 2, count).tolist() for k in EACH}
+        texts = [f"{name} {i}" for i in range(count)]
         write(tmp_path / f"{name}.jsonl", text=texts, **each)
     found = load(tmp_path, task=TASK)
     for rows in (found.fit, found.select, found.certify, found.test):

@@ -225,7 +225,9 @@ def test_no_constant_answer_is_better_than_the_best(seed: int) -> None:
             constants = [np.full(12, c) for c in range(len(task.labels))]
         scores = [task.score(metric, x, rows.labels) for x in constants]
         assert best.score == pytest.approx(max(scores))
-        answers = {"one number"} if isinstance(task, Regression) else {*task.labels, "no label"}
+        answers = (
+            {"one number"} if isinstance(task, Regression) else {*task.labels, "no label"}
+        )
         assert {*best.answer.strip("'").split(", ")} <= answers
 
 

@@ -1,4 +1,4 @@
-"""Multi-label classification: thresholds, label values, scores and the best constant answer."""
+"""Multi-label classification: thresholds, label values, scores and worst cases."""
 
 from typing import Any, NoReturn
 
@@ -30,7 +30,8 @@ def fail(row: int | None, text: str) -> NoReturn:
 def read(values: list[Any], names: tuple[str, ...] = NAMES) -> list[list[int]]:
     """The matrix that a column is read as."""
     found = label_lists(values, names, (), fail)
-    return MultiLabel(names).read_labels(found.lists, None, fail).tolist()
+    ids: list[list[int]] = MultiLabel(names).read_labels(found.lists, None, fail).tolist()
+    return ids
 
 
 # Thresholds --------------------------------------------------------------------------------
@@ -132,7 +133,11 @@ def test_a_space_is_a_delimiter_where_no_name_has_one() -> None:
 @pytest.mark.parametrize(
     ("values", "names", "message"),
     [
-        (["a b", "a"], ("a", "b", "a b"), "row None: 'a b' may be read as one label or at ' '"),
+        (
+            ["a b", "a"],
+            ("a", "b", "a b"),
+            "row None: 'a b' may be read as one label or at ' '",
+        ),
         ([[0, 1], [1, 0]], ("x", "y"), r"row None: a list such as \[0, 1\] may hold ids, or"),
         (["joy", "joy,ugly"], NAMES, "row 1: 'ugly' in 'joy,ugly' is none of the model's"),
         (["joy", "ugly"], NAMES, "row 1: label 'ugly' is neither an id nor one of"),
