@@ -99,7 +99,7 @@ def measure(evaluator: Evaluator, method: str, text: str) -> dict[str, Any]:
 
 def divergence(evaluator: Evaluator, model: Model) -> float | None:
     """Mean KL divergence from the dense model's predictions on the select rows, in nats."""
-    if not model.task.output_labels:
+    if not model.task.exclusive:
         return None
     given = _log_p(evaluator, evaluator.model)
     found = _log_p(evaluator, model)

@@ -115,7 +115,7 @@ def _order(
     judged: Judged, constant: ConstantAnswer, useless: bool, confirmed: bool
 ) -> list[str]:
     """Stop, or warn, where the labels fit the model far better in another order."""
-    if judged.labels is None or not judged.task.has_classes:
+    if judged.labels is None or not judged.task.exclusive:
         return []
     order = explained(judged.answers, judged.flat_labels, judged.task)
     if order is None:
@@ -147,8 +147,8 @@ def _misfit(judged: Judged) -> bool:
     number. A model that finds rare classes may well be worse by accuracy, so it must not be
     related to the labels either.
     """
-    if judged.labels is None or not judged.task.has_classes:
-        return judged.score < 0
+    if judged.labels is None or not judged.task.exclusive:
+        return not _knows(judged)
     answers, labels = judged.answers, judged.flat_labels
     right, classes = answers == labels, np.unique(labels)
     worse = any(
@@ -156,15 +156,21 @@ def _misfit(judged: Judged) -> bool:
         <= MISFIT / len(classes)
         for c in classes
     )
-    return worse and not _related(answers, labels, len(judged.task.labels))
+    return worse and not _knows(judged)
 
 
-def _related(answers: NDArray[Any], labels: NDArray[Any], classes: int) -> bool:
-    """Whether there are more right answers than if the labels were shuffled, at 1 %.
+def _related(
+    answers: NDArray[Any], labels: NDArray[Any], classes: int, level: float = MISFIT
+) -> bool:
+    """Whether there are more right answers than if the labels were shuffled.
 
     Mean and variance of the number of right answers over all orders of the labels are exact;
-    that it is about normal is not.
+    that it is about normal is not. Several labels a row, [N, C], are related if one label is,
+    at the level over C.
     """
+    if answers.ndim == 2:
+        pairs = zip(answers.T, labels.T, strict=True)
+        return any(_related(p, y, 2, level / len(answers.T)) for p, y in pairs)
     n = len(labels)
     found = np.bincount(answers, minlength=classes).astype(float)
     true = np.bincount(labels, minlength=classes).astype(float)
@@ -173,7 +179,7 @@ def _related(answers: NDArray[Any], labels: NDArray[Any], classes: int) -> bool:
     squares = float(both.sum() - (both * (found + true)).sum() / n + mean**2)
     spread = math.sqrt(max(squares, 0.0) / max(n - 1, 1))
     over = float((answers == labels).sum() - mean)
-    return over > NormalDist().inv_cdf(1 - MISFIT) * spread
+    return over > NormalDist().inv_cdf(1 - level) * spread
 
 
 def _points(share: float) -> str:
@@ -223,7 +229,7 @@ def _refused(judged: Judged, constant: ConstantAnswer, budget: Budget) -> str:
 def _knows(judged: Judged) -> bool:
     """Whether the model's answers are related to the labels at all."""
     if judged.labels is None or not judged.task.has_classes:
-        return judged.score > 0
+        return judged.score >= 0
     return _related(judged.answers, judged.flat_labels, len(judged.task.labels))
 
 
@@ -263,11 +269,9 @@ def _classes_that_may_go(judged: Judged, limit: float) -> list[str]:
     """Classes that are so rare that the budget is kept without a right answer of them."""
     if not judged.task.metric(judged.metric).counts_answers:
         return []
-    answers, truth = (
-        judged.answers,
-        judged.task.all_answers(judged.truth),
-    )
-    right = np.bincount(truth[answers == truth], minlength=len(judged.task.labels))
+    found = judged.task.right_rows(judged.answers, judged.task.all_answers(judged.truth))
+    truth = judged.task.all_answers(judged.truth)
+    right = np.array(judged.task.label_counts(truth[found]))
     gone = [c for c in np.argsort(right, kind="stable") if 0 < right[c] <= limit * len(truth)]
     if not gone:
         return []
@@ -287,7 +291,7 @@ def _rare(judged: Judged) -> list[str]:
         return []
     if not isinstance(judged.labels, np.ndarray):
         return []
-    counts = np.bincount(judged.flat_labels, minlength=len(judged.task.labels))
+    counts = np.array(judged.task.label_counts(judged.flat_labels))
     few = [c for c in np.argsort(counts, kind="stable") if 0 < counts[c] < FEW_ROWS]
     none = [f"'{judged.task.labels[c]}'" for c in np.flatnonzero(counts == 0)]
     found = []

@@ -178,7 +178,7 @@ def _add_search_options(add: Add) -> None:
     add(
         "--metric",
         metavar="NAME",
-        help="accuracy, balanced-accuracy, macro-f1, f1, pearson, ...",
+        help="accuracy, balanced-accuracy, macro-f1, f1, micro-f1, pearson, ...",
     )
     add("--demo", action="store_true", help="make a small model and data, and optimise it")
 

@@ -22,10 +22,13 @@ class Columns:
     second: str | None = None
     """The second text of a pair."""
     label: str | None = None
+    each: tuple[str, ...] = ()
+    """Columns of 0 and 1, one for each of the model's labels, in their order."""
 
     def unused(self, table: Table) -> tuple[str, ...]:
         """The table's other columns."""
-        return tuple(x for x in table.names if x not in (self.first, self.second, self.label))
+        used = (self.first, self.second, self.label, *self.each)
+        return tuple(x for x in table.names if x not in used)
 
 
 def known_columns() -> tuple[str, ...]:
@@ -43,11 +46,11 @@ def checked(columns: Mapping[str, str], task: Task) -> dict[str, str]:
         DataError: a key that is unknown or of another task, or two names for the label.
     """
     named = {"text_a" if k == "text" else k: v for k, v in columns.items()}
-    known = known_columns()
+    known = (*known_columns(), *task.label_columns)
     for key in named.keys() - set(known):
         raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
     texts = ("tokens",) if task.reads_words else ("text_a", "text_b")
-    fitting = (*texts, *task.columns)
+    fitting = (*texts, *task.columns, *task.label_columns)
     for key in sorted(named.keys() - set(fitting)):
         raise DataError(
             f"--columns {key}={named[key]} does not fit {task.name}, which reads "
@@ -56,12 +59,24 @@ def checked(columns: Mapping[str, str], task: Task) -> dict[str, str]:
     labels = [f"{k}={named[k]}" for k in task.columns if k in named]
     if len(labels) > 1:
         raise DataError(f"--columns {' '.join(labels)}: give one of them")
+    each = [f"{k}={named[k]}" for k in task.label_columns if k in named]
+    if labels and each:
+        raise DataError(
+            f"--columns {labels[0]} {each[0]}: give the one column that holds all labels, or "
+            "one column for each"
+        )
     return named
 
 
-def wanted_columns(named: Mapping[str, str]) -> set[str]:
-    """All names of columns that some task may read."""
-    usual = {*named.values(), *SINGLES, *WORDS, *(x for p in PAIRS for x in p)}
+def wanted_columns(named: Mapping[str, str], task: Task) -> set[str]:
+    """All names of columns that some task may read, or this one for its labels."""
+    usual = {
+        *named.values(),
+        *task.label_columns,
+        *SINGLES,
+        *WORDS,
+        *(x for p in PAIRS for x in p),
+    }
     return usual | set(known_columns()) | {x for t in task_types() for x in t.other_columns}
 
 
@@ -79,7 +94,8 @@ def find_columns(
     Raises:
         DataError: a column is missing, or several may be it.
     """
-    given = {k: _named(table, k, v) for k, v in (named or {}).items() if k not in task.columns}
+    about = (*task.columns, *task.label_columns)
+    given = {k: _named(table, k, v) for k, v in (named or {}).items() if k not in about}
     if task.reads_words:
         first, second = _words(table, given, named is not None), None
     else:
@@ -88,6 +104,9 @@ def find_columns(
         return Columns(first, second)
     key = next((k for k in task.columns if k in named), None)
     if key is None:
+        each = _label_columns(table, task, named, (first, second))
+        if each:
+            return Columns(first, second, each=each)
         return Columns(first, second, _usual_label(table, task, (first, second)))
     missing = not column_of(table.names, named[key])
     if optional_label and missing and _usual_label(table, task, (first, second)) is None:
@@ -108,6 +127,40 @@ def _named(table: Table, key: str, name: str) -> str:
     if len(found) > 1:
         table.fail(None, f"{len(found)} columns '{name}' {said}")
     return found[0]
+
+
+def _label_columns(
+    table: Table, task: Task, named: Mapping[str, str], texts: tuple[str | None, ...]
+) -> tuple[str, ...]:
+    """The column of each label, in the order of the model's; () = there are none."""
+    found: dict[str, str] = {}
+    for label in task.label_columns:
+        if label in named:
+            found[label] = _named(table, label, named[label])
+        else:
+            usual = [x for x in column_of(table.names, label) if x not in texts]
+            if len(usual) > 1:
+                table.fail(None, f"{len(usual)} columns are named like the label '{label}'")
+            found |= {label: usual[0]} if usual else {}
+    asked = any(x in named for x in task.label_columns)
+    other = None if asked or not found else _usual_label(table, task, texts)
+    gone = [x for x in task.label_columns if x not in found]
+    if gone and found and other is None:
+        table.fail(
+            None,
+            f"column '{next(iter(found.values()))}' is named like a label of the model, but "
+            f"no column is named like '{gone[0]}'\n"
+            f"say which to use: --columns {gone[0]}=NAME, or --columns {task.columns[0]}=NAME "
+            "for one column with all labels",
+        )
+    if not gone and other is not None:
+        table.fail(
+            None,
+            f"'{other}' and {len(found)} columns named like the model's labels may both hold "
+            f"the labels\nsay which to use: --columns {task.columns[0]}={other}, or --columns "
+            f"{task.label_columns[0]}={found[task.label_columns[0]]}",
+        )
+    return () if gone else tuple(found.values())
 
 
 def _usual_label(table: Table, task: Task, texts: tuple[str | None, ...]) -> str | None:

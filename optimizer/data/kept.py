@@ -99,7 +99,7 @@ def _no_labels(
 
 def _hidden_are_none(known: Sequence[Any], task: Task, chosen: LabelMap) -> bool:
     """Whether -1 means no label because every class occurs beside it, as in SNLI."""
-    if task.reads_words or not task.has_classes or chosen.pairs:
+    if task.reads_words or not task.exclusive or chosen.pairs:
         return False
     ids = {integer(x) for x in known}
     return HIDDEN in ids and ids - {HIDDEN} == set(range(len(task.labels)))
@@ -113,8 +113,9 @@ def label_values(values: Sequence[Any], names: Sequence[str], fail: Fail) -> lis
         if isinstance(x, list | dict):
             fail(
                 i,
-                f"the label {x!r:.40} is a {type(x).__name__}: give one label a row; "
-                "data with several labels a row are not supported",
+                f"the label {x!r:.40} is a {type(x).__name__}: give one label a row;\n"
+                "a model with several labels a row says so in its config.json: "
+                '"problem_type": "multi_label_classification"',
             )
         if isinstance(x, bool) and len(names) != 2 and not by_name:
             fail(i, f"the label {x} is true or false, the model has {len(names)} labels")

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from prumux.optimizer.base.errors import DataError
-from prumux.optimizer.tasks.labels import Labels, integer
+from prumux.optimizer.tasks.label_lists import label_lists
+from prumux.optimizer.tasks.labels import Fail, Labels, integer
 from prumux.optimizer.tasks.task import Task
 
 from .class_names import beside
@@ -30,6 +31,7 @@ from .kept import keep, label_values, missing
 from .label_names import LabelMap, resolved, resolved_tags
 from .names import folded
 from .table import Table, joined, listed
+from .zeros_and_ones import with_zeros_and_ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +152,9 @@ def read_rows(
     """
     named = checked(columns or {}, task)
     chosen = LabelMap(labels or {}, task.labels)
-    table = _table(source, wanted_columns(named), split)
+    table = _table(source, wanted_columns(named, task), split)
     found = find_columns(table, task, named, optional_label=split == "test")
+    table, found = with_zeros_and_ones(table, found)
     kept = keep(table, found, task, chosen, split == "test")
     rows = replace(
         _unlabelled(kept.table, found, task),
@@ -162,7 +165,11 @@ def read_rows(
     if found.label is None or kept.unlabelled:
         shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
         return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
-    return _labelled(kept.table, found.label, rows, task, chosen)
+    rows = _labelled(kept.table, found.label, rows, task, chosen)
+    if found.each:
+        note = f"labels: 0 or 1 in {len(found.each)} columns: {found.label}"
+        rows = replace(rows, notes=(note, *rows.notes))
+    return rows
 
 
 def read_texts(
@@ -172,7 +179,7 @@ def read_texts(
 
     Arguments and errors are those of `read_rows`.
     """
-    table = _table(source, wanted_columns({}), split)
+    table = _table(source, wanted_columns({}, task), split)
     found = find_columns(table, task, None)
     kept = keep(table, found, task, LabelMap({}, task.labels))
     return _unlabelled(kept.table, found, task)
@@ -242,6 +249,8 @@ def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap)
 
     if not task.has_classes:
         return replace(rows, labels=task.read_labels(values, rows.words, fail))
+    if task.lists_labels:
+        return _listed(table, name, rows, task, chosen, fail)
     if rows.words is None:
         values = label_values(values, task.labels, fail)
     classes = table.classes.get(folded(name), ()) or _card_classes(table, name, values)
@@ -249,6 +258,22 @@ def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap)
     found = resolve(values, classes, chosen, fail)
     labels = task.read_labels(found.values, rows.words, fail)
     return replace(rows, labels=labels, notes=found.notes, labels_used=found.used)
+
+
+def _listed(  # noqa: PLR0917 - as `_labelled`
+    table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap, fail: Fail
+) -> Rows:
+    """Labels of a task with a list of labels for each row."""
+    classes = table.classes.get(folded(name), ())
+    read = label_lists(table.columns[name], task.labels, {*chosen.pairs, *classes}, fail)
+    if read.settled:
+        labels = task.read_labels(read.lists, rows.words, fail)
+        return replace(rows, labels=labels, notes=read.notes)
+    classes = classes or _card_classes(table, name, read.lists)
+    found = resolved_tags(read.lists, classes, chosen, fail)
+    labels = task.read_labels(found.values, rows.words, fail)
+    notes = (*read.notes, *found.notes)
+    return replace(rows, labels=labels, notes=notes, labels_used=found.used)
 
 
 def _card_classes(table: Table, name: str, values: Sequence[Any]) -> tuple[str, ...]:

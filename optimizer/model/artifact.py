@@ -45,6 +45,7 @@ def to_config(model: Model) -> dict[str, Any]:
         **_sizes_config(model.encoder),
         **second,
         "problem_type": model.task.problem_type,
+        **model.task.to_config(),
         "id2label": {str(i): name for i, name in enumerate(model.task.labels)},
         "label2id": {name: i for i, name in enumerate(model.task.labels)},
         "pad_token_id": model.encoder.pad_id,

@@ -6,10 +6,6 @@ One number for all rows hides a model that gives up a rare class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from prumux.optimizer.tasks.metrics import AGREEMENT, Predictions
 from prumux.optimizer.tasks.task import Task
@@ -30,8 +26,8 @@ def class_scores(
     """Agreement of both models and, for classification, answers and recall of each class.
 
     Args:
-        dense: answers of the given model: class numbers [N], numbers [N], or for token tasks
-            an array of class numbers for each row.
+        dense: answers of the given model: class numbers [N], numbers [N], 0 or 1 for each
+            label [N, C], or for token tasks an array of class numbers for each row.
         optimised: answers of the shipped model on the same rows.
         labels: same form. None means unlabelled: recalls are then computed against `dense`.
         task: names the classes.
@@ -42,14 +38,11 @@ def class_scores(
     truth, p, q = (
         task.all_answers(x) for x in (dense if labels is None else labels, dense, optimised)
     )
-
-    def counts(answers: NDArray[Any]) -> list[int]:
-        return [int(n) for n in np.bincount(answers, minlength=len(task.labels))]
-
+    counts = task.label_counts
     columns = (
         task.labels,
         counts(truth),
-        map(Pair, counts(truth[p == truth]), counts(truth[q == truth])),
+        map(Pair, counts(p, truth), counts(q, truth)),
         map(Pair, counts(p), counts(q)),
     )
     classes = tuple(
@@ -71,7 +64,9 @@ def lost_classes(found: ClassScores, role: str) -> list[str]:
     """A warning if the shipped model answers a constant, or never answers some classes."""
     dense = [x for x in found.classes if x.answered.dense]
     ours = [x for x in found.classes if x.answered.optimised]
-    if len(ours) == 1 < len(dense):
+    # Answers of several labels a row differ in number; then each lost label is named below.
+    as_many = sum(x.answered.dense for x in dense) == sum(x.answered.optimised for x in ours)
+    if len(ours) == 1 < len(dense) and as_many:
         return [
             f"the optimised model answers '{ours[0].label}' on all {role} rows, the given "
             f"model gives {len(dense)} different answers: it is of no use"

@@ -68,7 +68,7 @@ class TaskRecord:
     """The task and its labels."""
 
     kind: Annotated[str, "text-classification or token-classification."]
-    problem: Annotated[str, "classification or regression."]
+    problem: Annotated[str, "classification, multi-label or regression."]
     labels: Annotated[tuple[str, ...], "Label names in the order of the logits."]
 
 

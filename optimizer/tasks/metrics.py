@@ -100,6 +100,18 @@ def macro_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
     return scores
 
 
+def macro_f1_of_sets(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
+    """Mean F1 of the labels that occur as a label or as an answer; p, y: 0 or 1, [N, C]."""
+    in_p, in_y = p.astype(np.float64), y.astype(np.float64)
+    in_both = in_p * in_y
+
+    def scores(weights: Floats) -> Floats:
+        hits, both = weights @ in_both, weights @ (in_p + in_y)
+        return ratio(ratio(2 * hits, both).sum(1), (both > 0).sum(1))
+
+    return scores
+
+
 def balanced_accuracy(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
     """Mean recall of the classes that occur as a label; arguments as `macro_f1`."""
     counted = _class_counts(p, y, classes)

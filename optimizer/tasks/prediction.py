@@ -15,12 +15,14 @@ class Prediction:
     """The answer for one text, or for one word of a token task."""
 
     label: str | None
-    """None for regression."""
+    """None for regression, and where no label of a multi-label model holds."""
     score: float
-    """The label's probability in [0, 1]; for regression the value itself, or its sigmoid where
-    the config.json of a reranker names that activation."""
+    """The likeliest label's probability in [0, 1]; for regression the value itself, or its
+    sigmoid where the config.json of a reranker names that activation."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """The probability of every label; empty for regression."""
+    labels: tuple[str, ...] = ()
+    """The labels that hold, likeliest first, of a multi-label model; else empty."""
 
 
 Answer = Prediction | tuple[Prediction, ...]

@@ -45,6 +45,7 @@ class Regression(Task):
     head: ClassVar[str] = "ForSequenceClassification"
     pooling: ClassVar[Pooling] = "first"
     has_classes: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("score", "label")
     other_columns: ClassVar[tuple[str, ...]] = ("scores", "labels")
     instability_meaning: ClassVar[str] = "deviation of a row's answers over that of the rows"

@@ -70,6 +70,10 @@ class Task(ABC):
     """Whether a row has an array of predictions instead of one prediction."""
     has_classes: ClassVar[bool] = True
     """Whether an answer is one of the labels, so that answers can be counted by class."""
+    exclusive: ClassVar[bool] = True
+    """Whether exactly one label holds, so that the data may number them in another order."""
+    lists_labels: ClassVar[bool] = False
+    """Whether a value of the label column is a list of labels, see `label_lists`."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
     """The meaning of `instability`, for reports."""
 
@@ -109,6 +113,10 @@ class Task(ABC):
         """The task as a report shows it."""
         return {"kind": self.kind, "problem": self.problem, "labels": list(self.labels)}
 
+    def to_config(self) -> dict[str, Any]:
+        """Further keys of `config.json`, beside `problem_type` and the names of labels."""
+        return {}
+
     def check(self, labels: int) -> None:
         """Check that each of the model's labels has a name of its own.
 
@@ -133,6 +141,11 @@ class Task(ABC):
 
         Empty where the largest logit of a row is not its answer.
         """
+        return ()
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns of 0 and 1 that may hold the labels, one for each; empty = none may."""
         return ()
 
     # Labels of a data column ---------------------------------------------------------------
@@ -255,6 +268,17 @@ class Task(ABC):
             kept = [x[x != IGNORE] for x in predictions]
             return np.concatenate(kept) if kept else np.zeros(0, np.int64)
         return np.asarray(predictions)
+
+    def label_counts(
+        self, answers: NDArray[Any], truth: NDArray[Any] | None = None
+    ) -> list[int]:
+        """How often each label is answered, [C]; with `truth`, how often rightly.
+
+        Args:
+            answers, truth: as `all_answers` returns them.
+        """
+        kept = answers if truth is None else answers[answers == truth]
+        return [int(n) for n in np.bincount(kept, minlength=len(self.labels))]
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
         """The constant answer with the best score against some labels or predictions.

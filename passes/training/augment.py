@@ -86,4 +86,5 @@ def _labels(
     if isinstance(rows.labels, tuple):
         return rows.labels + tuple(np.full(n, IGNORE) for n in lengths)
     none = np.nan if rows.labels.dtype.kind == "f" else IGNORE
-    return np.concatenate([rows.labels, np.full(len(lengths), none)])
+    made = np.full((len(lengths), *rows.labels.shape[1:]), none)
+    return np.concatenate([rows.labels, made])

@@ -146,10 +146,12 @@ def test_unlabelled_text_keeps_agreement(
     assert code == (0 if report["met"] else 3)
 
 
+TOPICS = {"0": "anger", "1": "joy", "2": "fear"}
 TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "pairs": ({}, "accuracy"),
     "many classes": ({"id2label": {str(i): f"class {i}" for i in range(7)}}, "accuracy"),
     "regression": ({"id2label": {"0": "score"}, "problem_type": "regression"}, "pearson"),
+    "topics": ({"id2label": TOPICS, "problem_type": "multi_label_classification"}, "micro-f1"),
     "tags": (
         {
             "architectures": ["BertForTokenClassification"],

@@ -13,6 +13,7 @@ from prumux.optimizer.model.hf_checkpoint import read_config, read_weights
 from prumux.optimizer.model.sizes import Layer
 from prumux.optimizer.model.torch_ops import ACTIVATIONS
 from prumux.optimizer.model.weights import expected_shapes
+from prumux.optimizer.tasks.multilabel import MultiLabel
 from prumux.optimizer.tasks.registry import from_config
 from tests.helpers.checkpoints import CONFIGS, config, state
 
@@ -116,9 +117,11 @@ def test_a_model_without_a_classification_head() -> None:
     assert "fine-tuned classifier" in text
 
 
-def test_multi_label_is_refused() -> None:
-    text = refused(config(problem_type="multi_label_classification"))
-    assert "'multi_label_classification' is not supported yet" in text
+def test_a_model_with_several_labels_a_row() -> None:
+    of = config(problem_type="multi_label_classification", thresholds=[0.3, 0.6])
+    assert read_config(of)[2] == MultiLabel(("bad", "good"), (0.3, 0.6))
+    text = refused(of | {"thresholds": [0.3]})
+    assert "thresholds holds 1 numbers, the model has 2 labels" in text
 
 
 WRONG_SIZES: list[tuple[dict[str, Any], str]] = [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.fisher import DRAWS, EXACT_CLASSES, signs
 from prumux.optimizer.tasks.labels import IGNORE
+from prumux.optimizer.tasks.multilabel import MultiLabel
 from prumux.optimizer.tasks.prediction import Prediction
 from prumux.optimizer.tasks.registry import task_types
 from prumux.optimizer.tasks.regression import Regression
@@ -26,7 +28,9 @@ FIVE = Classification(tuple("abcde"))
 VALUE = Regression(("score",))
 NER = Tokens(("O", "B-PER", "I-PER", "B-LOC", "I-LOC"))
 POS = Tokens(("NOUN", "VERB", "ADJ"))
-TASKS = (BINARY, FIVE, VALUE, NER, POS)
+TOPICS = MultiLabel(tuple("abcde"))
+TWO_TOPICS = MultiLabel(("a", "b"), (0.3, 0.6))
+TASKS = (BINARY, FIVE, VALUE, NER, POS, TOPICS, TWO_TOPICS)
 CASES = [(task, metric.name) for task in TASKS for metric in task.metrics]
 NAMED = [f"{task.name}-{len(task.labels)}-{metric}" for task, metric in CASES]
 
@@ -62,6 +66,10 @@ def draw(task: Task, seed: int, rows: int = 12) -> Drawn:
         values = rng.normal(size=rows)
         logits = [np.array([x + 0.5 * rng.normal()]) for x in values]
         return Drawn(logits, predicted(task, logits, values), values)
+    if isinstance(task, MultiLabel):
+        held = (rng.random((rows, classes)) < 0.4).astype(np.int64)
+        logits = [3 * y - 1.5 + rng.normal(size=classes) for y in held]
+        return Drawn(logits, predicted(task, logits, held), held)
     lengths = rng.integers(1, 6, rows) if task.ragged else np.ones(rows, np.int64)
     ids = [rng.integers(classes, size=n) for n in lengths]
     logits = [rng.normal(size=(len(x), classes)) + 1.5 * np.eye(classes)[x] for x in ids]
@@ -169,6 +177,10 @@ def test_the_worst_case_adds_rows_that_are_lost(task: Task, metric: str, seed: i
         assert not task.right_rows(worst.optimised[12:], worst.labels[12:]).any()
         if metric == "accuracy":
             assert before - after == pytest.approx(extra / (12 + extra))
+    elif isinstance(task, MultiLabel):
+        assert np.array_equal(worst.dense[12:], worst.labels[12:])
+        assert not task.right_rows(worst.optimised[12:], worst.labels[12:]).any()
+        assert (before - after > 0).any()
     elif isinstance(task, Tokens):
         kept = [y[y != IGNORE] for y in rows.labels]
         lost = worst.optimised[12:]
@@ -206,12 +218,17 @@ def test_no_constant_answer_is_better_than_the_best(seed: int) -> None:
         elif task.ragged:
             real = [int((y != IGNORE).sum()) for y in rows.labels]
             constants = [tuple(np.full(n, c) for n in real) for c in range(len(task.labels))]
+        elif isinstance(task, MultiLabel):
+            sets = product((0, 1), repeat=len(task.labels))
+            constants = [np.tile(x, (12, 1)) for x in sets]
         else:
             constants = [np.full(12, c) for c in range(len(task.labels))]
         scores = [task.score(metric, x, rows.labels) for x in constants]
         assert best.score == pytest.approx(max(scores))
-        answers = ["one number"] if isinstance(task, Regression) else task.labels
-        assert best.answer.strip("'") in answers
+        answers = (
+            {"one number"} if isinstance(task, Regression) else {*task.labels, "no label"}
+        )
+        assert {*best.answer.strip("'").split(", ")} <= answers
 
 
 @settings(max_examples=20)
@@ -235,6 +252,14 @@ def test_answers_are_the_predictions(task: Task, seed: int) -> None:
     logits = rows.logits if task.ragged else np.stack(rows.logits)
     ids = task.predictions(logits)
     for found, expected in zip(task.answers(logits), ids, strict=True):
+        if isinstance(task, MultiLabel):
+            assert isinstance(found, Prediction)
+            held = {x for x, y in zip(task.labels, expected, strict=True) if y}
+            assert {*found.labels} == held
+            assert [*found.labels] == sorted(held, key=lambda x: -found.scores[x])
+            assert found.label == (found.labels[0] if held else None)
+            assert found.score == max(found.scores.values())
+            continue
         each = [found] if isinstance(found, Prediction) else [*found]
         for answer, value in zip(each, np.atleast_1d(expected), strict=True):
             if isinstance(task, Regression):
@@ -261,6 +286,12 @@ def test_the_distillation_loss_is_a_distance(
     assert float(apart) == pytest.approx(np.mean(each), rel=1e-4)
     if isinstance(task, Regression):
         assert float(apart) == pytest.approx(float((a - b).square().mean()), rel=1e-5)
+    elif isinstance(task, MultiLabel):  # every label is one of two classes of its own
+        p, q = (x.div(temperature).sigmoid() for x in (b, a))
+        kl = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        assert float(apart) == pytest.approx(
+            float(temperature**2 * kl.sum(-1).mean()), rel=1e-3
+        )
     else:  # a constant added to all logits of a row changes no prediction
         assert float(task.logit_loss(a + 3, b, temperature)) == pytest.approx(
             float(apart), rel=1e-3, abs=1e-5
@@ -276,13 +307,17 @@ def test_what_has_no_label_does_not_count(task: Task) -> None:
     missing: Any = IGNORE
     if isinstance(task, Regression):
         labels, missing = torch.randn(shape, generator=random), float("nan")
+    if isinstance(task, MultiLabel):
+        labels = torch.randint(2, (12, len(task.labels)), generator=random)
     whole, count = task.label_loss(logits, labels)
     assert count == 12
     assert float(whole) > 0
     some = labels.clone()
-    some.view(-1)[3:] = missing
+    rest = some if isinstance(task, MultiLabel) else some.view(-1)
+    rest[3:] = missing
     part, few = task.label_loss(logits, some)
-    alone, same = task.label_loss(logits.flatten(0, -2)[:3], labels.flatten()[:3])
+    three = labels[:3] if isinstance(task, MultiLabel) else labels.flatten()[:3]
+    alone, same = task.label_loss(logits.flatten(0, -2)[:3], three)
     assert few == same == 3
     assert float(part) == pytest.approx(float(alone))
     none, zero = task.label_loss(logits.requires_grad_(), torch.full_like(some, missing))
@@ -301,6 +336,12 @@ def explicit(task: Task, weight: Tensor, x: Tensor) -> Tensor:
         z = weight @ row
         if isinstance(task, Regression):
             total += torch.autograd.grad(z[0], weight)[0].square()
+            continue
+        if isinstance(task, MultiLabel):
+            for c in range(len(z)):
+                for log_p in (F.logsigmoid(z[c]), F.logsigmoid(-z[c])):
+                    grad = torch.autograd.grad(log_p, weight, retain_graph=True)[0]
+                    total += log_p.exp().detach() * grad.square()
             continue
         log_p = torch.log_softmax(z, -1)
         for c in range(len(z)):
@@ -321,7 +362,7 @@ def squared(task: Task, weight: Tensor, x: Tensor, sign: Tensor, seed: int) -> T
     return torch.stack(grads).square().sum(0)
 
 
-@pytest.mark.parametrize("task", [BINARY, VALUE, Classification(("a", "b", "c"))])
+@pytest.mark.parametrize("task", [BINARY, VALUE, Classification(("a", "b", "c")), TWO_TOPICS])
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_fisher_scalars_of_one_row_are_exact(task: Task, seed: int) -> None:
@@ -332,7 +373,7 @@ def test_fisher_scalars_of_one_row_are_exact(task: Task, seed: int) -> None:
     assert torch.allclose(found, explicit(task, weight, x))
 
 
-@pytest.mark.parametrize("task", [BINARY, VALUE, POS])
+@pytest.mark.parametrize("task", [BINARY, VALUE, POS, TWO_TOPICS])
 def test_the_signs_of_positions_cancel_cross_terms(task: Task) -> None:
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(len(task.labels), 4, generator=random, dtype=torch.double)
@@ -346,7 +387,7 @@ def test_the_signs_of_positions_cancel_cross_terms(task: Task) -> None:
     assert not torch.allclose(plain, explicit(task, weight, x))
 
 
-@pytest.mark.parametrize("task", [FIVE, NER])
+@pytest.mark.parametrize("task", [FIVE, NER, TOPICS])
 def test_drawn_classes_are_right_on_average(task: Task) -> None:
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 3, generator=random, requires_grad=True)

@@ -11,6 +11,7 @@ import pytest
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.tasks import registry
 from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.multilabel import MultiLabel
 from prumux.optimizer.tasks.regression import Regression
 from prumux.optimizer.tasks.task import Task
 from prumux.optimizer.tasks.tokens import Tokens
@@ -24,7 +25,7 @@ def config(task: type[Task], labels: int = 3, **fields: Any) -> dict[str, Any]:
 
 
 def test_every_task_is_found_once() -> None:
-    assert (Classification, Regression, Tokens) == TYPES
+    assert (Classification, MultiLabel, Regression, Tokens) == TYPES
     assert len({x.name for x in TYPES}) == len(TYPES)
     assert len({(x.kind, x.problem) for x in TYPES}) == len(TYPES)
 
@@ -49,6 +50,8 @@ def test_what_is_written_is_read(task: type[Task]) -> None:
         (Classification, None, 2, Classification),
         (Classification, "single_label_classification", 1, Classification),
         (Classification, None, 1, Regression),
+        (Classification, "multi_label_classification", 3, MultiLabel),
+        (Classification, "multi_label_classification", 1, MultiLabel),
         (Classification, "regression", 1, Regression),
         (Tokens, None, 1, Tokens),
         (Tokens, "regression", 3, Tokens),
@@ -73,8 +76,8 @@ def test_the_task_follows_from_head_problem_and_labels(
             "AutoModelForSequenceClassification or AutoModelForTokenClassification$",
         ),
         (
-            {"problem_type": "multi_label_classification"},
-            "'multi_label_classification' is not supported yet",
+            {"problem_type": "ranking"},
+            "'ranking' is not supported yet",
         ),
         ({"id2label": ["a"]}, "id2label is a list, not a map of names"),
         ({"id2label": {"a": "b"}}, "id2label names 'a', ids are 0, 1, 2"),
@@ -107,9 +110,8 @@ from dataclasses import dataclass
 from prumux.optimizer.tasks.classification import Classification
 
 @dataclass(frozen=True)
-class Multilabel(Classification):
-    name = "multilabel"
-    problem = problem_type = "multi_label_classification"
+class Ordinal(Classification):
+    name = problem = problem_type = "ordinal"
 
     @classmethod
     def reads(cls, problem_type, labels):
@@ -125,12 +127,12 @@ def test_a_new_task_is_a_new_file(tmp_path: Path) -> None:
     given = Path(registry.__file__).parents[1]
     for folder in ("base", "tasks"):
         copytree(given / folder, package / "optimizer" / folder)
-    (package / "optimizer" / "tasks" / "multilabel.py").write_text(NEW_TASK)
+    (package / "optimizer" / "tasks" / "ordinal.py").write_text(NEW_TASK)
     code = f"""
 from prumux.optimizer.tasks.registry import from_config, task_types
 assert len(task_types()) == {len(TYPES) + 1}
-found = from_config({{"problem_type": "multi_label_classification"}})
-assert type(found).__name__ == "Multilabel", found
+found = from_config({{"problem_type": "ordinal"}})
+assert type(found).__name__ == "Ordinal", found
 """
     environment = {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", code]

@@ -1,0 +1,76 @@
+"""An exact confidence bound for the mean of bounded losses, by betting.
+
+Waudby-Smith and Ramdas 2024, https://arxiv.org/abs/2010.09686, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.tasks.metrics import Floats
+
+from .confidence_bounds import crossing
+
+MOST_AT_STAKE = 0.9
+"""The largest share of the capital that one bet can lose: c in the paper."""
+ORDERS = 16
+"""The capital depends on the order of the rows; it is averaged over so many fixed orders."""
+
+
+def betting_upper(losses: Floats, confidence: float) -> float:
+    """Exact one-sided upper bound of the mean of independent losses in [-1, 1].
+
+    A gambler with a capital of 1 bets against the claim that the true mean loss is u. With
+    x_i = (1 - loss_i) / 2 in [0, 1] and m = (1 - u) / 2 the capital after n rows is
+
+        K(u) = prod_i (1 + b_i (x_i - m))
+        b_i = min(sqrt(2 log(1 / alpha) / (n v_i)), c / m)
+
+    with v_i a variance estimated from the rows before i, and c = `MOST_AT_STAKE`. If the true
+    mean loss is u or more, the expected capital is at most 1, so it exceeds 1 / alpha with
+    probability at most alpha (Markov). The bound is the smallest u with K(u) >= 1 / alpha. It
+    needs no normality, and holds at every number of rows. The mean capital over fixed orders
+    of the rows has the same expectation; it takes most of the accident out of their order.
+
+    With n rows that are all 0 it is about 3.4 / n at 95 %.
+
+    Args:
+        losses: of rows that are independent draws, [N].
+        confidence: one-sided, 1 - alpha.
+
+    Raises:
+        DataError: no losses, or one outside [-1, 1].
+    """
+    given = np.asarray(losses, dtype=np.float64)
+    if not len(given):
+        raise DataError("0 rows to certify on: give labelled rows, see --data")
+    if not (np.abs(given) <= 1).all():
+        wrong = int(np.flatnonzero(~(np.abs(given) <= 1))[0])
+        raise DataError(f"loss {wrong} is {given[wrong]}, bounded losses are in [-1, 1]")
+    x = (1 - given) / 2
+    shuffled = np.stack([np.random.default_rng(i).permutation(x) for i in range(ORDERS)])
+    alpha = 1 - confidence
+    bets = np.sqrt(2 * math.log(1 / alpha) / (len(x) * _variances(shuffled)))
+
+    def above(u: float) -> bool:
+        m = (1 - u) / 2
+        if m <= 0:  # no mean loss is above 1
+            return True
+        logs = np.log1p(np.minimum(bets, MOST_AT_STAKE / m) * (shuffled - m)).sum(1)
+        top = float(logs.max())
+        log_mean = top + math.log(float(np.exp(logs - top).mean()))
+        return log_mean >= math.log(1 / alpha)
+
+    return crossing(above, -1.0, 1.0)
+
+
+def _variances(x: Floats) -> Floats:
+    """Of each row the variance of the rows before it, [R, N]; 1/4 before the first."""
+    count = np.arange(1, x.shape[1] + 1)
+    means = (0.5 + np.cumsum(x, axis=1)) / (count + 1)
+    sums = 0.25 + np.cumsum((x - means) ** 2, axis=1)
+    first = np.full((len(x), 1), 0.25)
+    return np.concatenate([first, (sums / (count + 1))[:, :-1]], axis=1)
