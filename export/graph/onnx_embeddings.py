@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnx import TensorProto
 from torch import Tensor
 
@@ -14,8 +16,14 @@ from .builder import INPUTS, GraphBuilder
 IDS, _, TOKEN_TYPES = INPUTS
 
 
-def look_up(b: GraphBuilder, e: Encoder) -> str:
-    """Embeddings of all rows, [B, T, D]."""
+def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> str:
+    """Embeddings of all rows, [B, T, D].
+
+    Args:
+        b: where the graph is written.
+        e: the sizes.
+        pick: what is looked up, of [B, T] or [1, T] indices; all of it unless told.
+    """
     declared = family_of(e).embeddings(e)
     x = ""
     for lookup in declared.lookups:
@@ -24,7 +32,7 @@ def look_up(b: GraphBuilder, e: Encoder) -> str:
             index = _positions(b, e, IDS, "embeddings")
         else:
             index = IDS if lookup.source == "ids" else TOKEN_TYPES
-        y = b.op("Gather", lookup.table, table, index)
+        y = b.op("Gather", lookup.table, table, pick(index))
         x = b.op("Add", f"{lookup.table}.sum", x, y) if x else y
     if declared.norm:
         x = b.norm(declared.norm, x, e.norm_eps)
