@@ -21,11 +21,12 @@ from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
 from prumux.optimizer.data.files import find_files
+from prumux.optimizer.data.predict import ARRIVALS
 from prumux.optimizer.data.rows import read_texts
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.pipeline.registry import parse_target
 
-from .engines import OpenedModel, open_engine
+from .engines import OpenedModel, in_layouts, open_engine
 from .power import meter
 from .run import ROUNDS, TIMING, Entry, inputs_of, measure, try_all
 from .show import plot, plotter, show
@@ -66,15 +67,24 @@ def _main(arguments: list[str]) -> int:
     plt = None if options.plot is None else plotter(options.plot)
     torch.set_num_threads(threads)
     opened = []
-    with progress.task("opening", len(options.models)) as step:
-        for name, label in zip(options.models, _distinct(options.models), strict=True):
-            x = open_engine(name, target, threads, options.device, options.compile)
+    pairs = zip(options.models, _distinct(options.models), strict=True)
+    wanted = [
+        (name, f"{label} (ragged)" if i else label, layout)
+        for name, label in pairs
+        for i, layout in enumerate(in_layouts(name, target, options.arrivals))
+    ]
+    with progress.task("opening", len(wanted)) as step:
+        for name, label, layout in wanted:
+            x = open_engine(name, layout, threads, options.device, options.compile)
             opened.append(replace(x, name=label))
             step()
     _check(opened, length)
     rows = _texts(opened, options.data) if length is None else None
     meters = [meter(x.engine.describe().get("device", "cpu")) for x in opened]
-    data = {n: [inputs_of(x, opened, n, length, rows) for x in opened] for n in options.batch}
+    data = {
+        n: [inputs_of(x, opened, n, length, rows, options.arrivals) for x in opened]
+        for n in options.batch
+    }
     for inputs in data.values():
         try_all(opened, inputs)
     entries, stopped, cores = list[Entry](), None, CoreMonitor()
@@ -126,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=_batches, default=(32,), metavar="1,8,32", help="rows per run")
     add("--length", metavar="N", help="tokens per random row (default 128), or: data")
     add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
+    add(
+        "--arrivals",
+        default="sorted",
+        choices=ARRIVALS,
+        help="batches of --data: sorted by length, or mixed, as rows arrive; folders that "
+        "--target exports then run padded and ragged",
+    )
     add("--rounds", type=positive, default=ROUNDS, metavar="N", help="timed rounds")
     add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
@@ -211,6 +228,11 @@ def _threads(text: str) -> int:
 def _length(options: argparse.Namespace) -> int | None:
     """Tokens per row; None = the lengths of the data."""
     text = options.length or ("128" if options.data is None else "data")
+    if text != "data" and options.arrivals == "mixed":
+        raise UsageError(
+            f"--arrivals mixed needs rows of different lengths, not --length {text}\n"
+            "add --data DIR, and leave --length out"
+        )
     if text == "data":
         if options.data is None:
             raise UsageError("--length data needs texts: add --data DIR, or give --length 128")
@@ -281,6 +303,7 @@ def _report(
         "entries": [asdict(x) for x in entries],
         "engines": {x.name: dict(x.engine.describe()) for x in opened},
         "file_bytes": {x.name: x.size_bytes for x in opened},
+        "arrivals": options.arrivals,
         "length": options.length or ("data" if options.data else "128"),
         "rounds": options.rounds,
         "timing": TIMING,

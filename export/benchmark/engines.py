@@ -17,7 +17,7 @@ from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.base.paths import check_name
-from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.predict import Arrivals, workload
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.artifact import from_config
@@ -109,6 +109,18 @@ def open_engine(
     e = model.encoder
     types = e.token_types > 0
     return OpenedModel(name, run, e.vocab, types, size, model.tokenizer, e, model.task)
+
+
+def in_layouts(
+    name: str, target: Target | None, arrivals: Arrivals
+) -> tuple[Target | None, ...]:
+    """The targets that a model is opened on: padded and ragged where rows come unsorted.
+
+    Files and artifact folders are engines already, and run as they are.
+    """
+    path = Path(name)
+    file = path.suffix in (".onnx", ".plan") or _own_config(path) is not None
+    return (target,) if target is None or file or arrivals == "sorted" else target.layouts()
 
 
 def _own_config(path: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.predict import ARRIVALS
 from prumux.optimizer.search.presets import EFFORTS
 
 from .console import (
@@ -120,6 +121,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         metric=options.metric,
         batch=options.batch,
         length=options.length,
+        arrivals=options.arrivals,
         device=options.device,
         seed=options.seed,
         effort=options.effort,
@@ -211,6 +213,12 @@ def _add_engine_options(add: Add) -> None:
     add("--batch", type=positive, default=32, metavar="N", help="rows in a batch, default 32")
     add(
         "--length", type=positive, metavar="N", help="tokens in a row, default: as in the data"
+    )
+    add(
+        "--arrivals",
+        choices=ARRIVALS,
+        default="sorted",
+        help="how rows reach the engine: sorted by length (default), or mixed, in their order",
     )
 
 

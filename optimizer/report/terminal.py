@@ -151,10 +151,11 @@ def _mux_rows(mux: MuxRecord | None) -> list[Row]:
 
 def _speed_rows(report: Report) -> list[Row]:
     dense, ours, serving = report.speed.dense, report.speed.optimised, report.serving
+    mixed = ", unsorted" if serving.arrivals == "mixed" else ""
     spread = f"[{ours.throughput_ratio_low:.2f}, {ours.throughput_ratio_high:.2f}]"
     rows = [
         (
-            f"rows/s (batch {serving.batch}, {serving.mean_tokens} tokens)",
+            f"rows/s (batch {serving.batch}, {serving.mean_tokens} tokens{mixed})",
             f"{dense.rows_per_second:.0f}",
             f"{ours.rows_per_second:.0f}",
             f"{ours.throughput_ratio:.2f}x  {spread}",

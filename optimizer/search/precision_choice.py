@@ -31,10 +31,11 @@ def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
     exact, *others = evaluator.target.variants(evaluator.model.encoder)
 
     def decide() -> dict[str, list[str]]:
+        first = exact.tuned(evaluator.model, evaluator.ctx)
         if limit is None or not others:
-            return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
-        paying = [t for other in others if (t := _paying(evaluator, exact, other, limit))]
-        return {"targets": [str(t) for t in (*paying[-1:], exact)]}
+            return {"targets": [str(first)]}
+        paying = [t for other in others if (t := _paying(evaluator, first, other, limit))]
+        return {"targets": [str(t) for t in (*paying[-1:], first)]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
     return replace(evaluator, targets=tuple(parse_target(text) for text in found))
@@ -80,4 +81,10 @@ def _gain(evaluator: Evaluator, exact: Target, other: Target) -> float:
 
 def exact_only(evaluator: Evaluator) -> Evaluator:
     """The evaluator with its exact target only, for when nothing may be lost."""
-    return replace(evaluator, targets=(evaluator.target.baseline(),))
+
+    def decide() -> dict[str, list[str]]:
+        exact = evaluator.target.baseline()
+        return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
+
+    found = evaluator.ctx.store.json("precision", decide)["targets"]
+    return replace(evaluator, targets=tuple(parse_target(text) for text in found))
