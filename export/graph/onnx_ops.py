@@ -167,25 +167,34 @@ class OnnxOps:
 
     def mix(self, x: str) -> str:
         """See `Ops.mix`."""
-        b, e, n = self.build, self.encoder, self.encoder.slots
+        b, n = self.build, self.encoder.slots
         masks = self._slot_masks(n)
-        together = b.op("Max", "mux.mask", *masks)
+        self.mask = b.op("Max", "mux.mask", *masks)
         real = []
         for i, mask in enumerate(masks):
-            wide = b.op("Unsqueeze", f"mux.{i}.wide", mask, b.integers(2))
-            if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
-                wide = b.first(f"mux.{i}.first", wide)
+            wide = self._wide(f"mux.{i}", mask)
             real.append(b.op("Cast", f"mux.{i}.real", wide, to=b.element))
         total = b.op("Max", "mux.members", b.op("Sum", "mux.real", *real), b.number(1.0))
         parts = []
         for i in range(n):
             share = b.op("Div", f"mux.{i}.share", real[i], total)
             parts.append(b.op("Mul", f"mux.{i}", self._keyed(x, i), share))
-        self.mask = together
         self.shared.clear()
         x = b.op("Sum", "mux", *parts)
         self._padding()
         return x
+
+    @property
+    def _mixes_narrow(self) -> bool:
+        """Whether one position is left where rows are mixed; it is real."""
+        e = self.encoder
+        return e.mux is not None and e.mux.at > e.narrow_from
+
+    def _wide(self, at: str, mask: str) -> str:
+        """The mask of a slot's rows as [B/n, T, 1], or [B/n, 1, 1]."""
+        b = self.build
+        wide = b.op("Unsqueeze", f"{at}.wide", mask, b.integers(2))
+        return b.first(f"{at}.first", wide) if self._mixes_narrow else wide
 
     def unmix(self, x: str) -> str:
         """See `Ops.unmix`: [B, D] of [B/n, D], or [B/n, n, T, D] of [B/n, T, D]."""

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from onnx import TensorProto
 
 from .builder import GraphBuilder
-from .onnx_embeddings import look_up
-from .onnx_ops import EMBEDDED, IDS, MASK, OnnxOps
+from .onnx_embeddings import look_up, look_up_slot
+from .onnx_ops import EMBEDDED, MASK, OnnxOps
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def tokens_of(b: GraphBuilder, mask: str) -> Tokens:
 class RaggedOps(OnnxOps):
     """`OnnxOps` on tokens: values of all positions are [N, width]; narrow ones stay [B, 1, D].
 
-    Rows are mixed and taken apart in the plain layout, because mixing is about places.
+    Rows are gathered to places before they are mixed or taken apart, which is about places.
     """
 
     known: dict[str, Tokens] = field(default_factory=dict)
@@ -116,14 +116,25 @@ class RaggedOps(OnnxOps):
         return b.op("Gather", "head.first", self._use(x), row)
 
     def mix(self, x: str) -> str:
-        """See `Ops.mix`."""
-        e = self.encoder
-        assert e.mux is not None
-        narrow = e.mux.at > e.narrow_from
-        if x != EMBEDDED and not narrow:
-            x = self._padded(self._use(x))
-        x = super().mix(x)
-        return x if narrow else self._packed("mux.tokens", x, e.hidden)
+        """See `Ops.mix`: mixed rows have tokens where some member has one."""
+        if x != EMBEDDED and not self._mixes_narrow:
+            x = self._padded(self._use(x))  # by the tokens of single rows
+        return super().mix(x)
+
+    def _wide(self, at: str, mask: str) -> str:
+        if self._mixes_narrow:
+            return super()._wide(at, mask)
+        b = self.build
+        return b.op("Unsqueeze", f"{at}.wide", self._picked(mask), b.integers(1))  # [N, 1]
+
+    def _keyed(self, x: str, i: int) -> str:
+        if x == EMBEDDED:
+            key = self.build.weights["mux.keys"][i]
+            return look_up_slot(self.build, self.encoder, i, key, self._picked)
+        x = super()._keyed(x, i)
+        if self._mixes_narrow:
+            return x
+        return self._packed(f"{x}.tokens", x, self.encoder.hidden)
 
     def _apart(self, x: str) -> str:
         if self.encoder.reads_first:
@@ -151,10 +162,10 @@ class RaggedOps(OnnxOps):
         return b.op("Gather", name, flat, self._tokens.index)
 
     def _picked(self, index: str) -> str:
-        """Indices of embeddings, [B, T] or [1, T], of the tokens: [N]."""
+        """Integers at places, [B, T] or [1, T], of the tokens: [N]."""
         b = self.build
         if self.encoder.positions_from == "index" and index.endswith(".positions"):
-            shape = b.op("Shape", f"{index}.of", IDS)
+            shape = b.op("Shape", f"{index}.of", self.mask)
             index = b.op("Expand", f"{index}.wide", index, shape)
         flat = b.op("Reshape", f"{index}.flat", index, b.integers(-1))
         return b.op("Gather", f"{index}.picked", flat, self._tokens.index)

@@ -38,7 +38,15 @@ def choose_precision(evaluator: Evaluator, limit: float | None) -> Evaluator:
         return {"targets": [str(t) for t in (*paying[-1:], first)]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
-    return replace(evaluator, targets=tuple(parse_target(text) for text in found))
+    return _with_targets(evaluator, found)
+
+
+def _with_targets(evaluator: Evaluator, texts: list[str]) -> Evaluator:
+    """The evaluator with these targets; for unsorted rows, costs are in their layout too."""
+    targets, ctx = tuple(parse_target(text) for text in texts), evaluator.ctx
+    if ctx.arrivals == "mixed":
+        ctx = replace(ctx, target=targets[-1])
+    return replace(evaluator, targets=targets, ctx=ctx)
 
 
 def _paying(evaluator: Evaluator, exact: Target, other: Target, limit: float) -> Target | None:
@@ -87,4 +95,4 @@ def exact_only(evaluator: Evaluator) -> Evaluator:
         return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
-    return replace(evaluator, targets=tuple(parse_target(text) for text in found))
+    return _with_targets(evaluator, found)
