@@ -184,7 +184,10 @@ class Onnx(Target):
             return found
         with tempfile.TemporaryDirectory() as folder:
             notes = found.emit(model, ctx, Path(folder)).notes
-        return replace(found, ragged="on" if notes["layout"] == "ragged" else "off")
+        decided = replace(found, ragged="on" if notes["layout"] == "ragged" else "off")
+        times = ", ".join(f"{x} {ms:.3g} ms" for x, ms in notes["workload_ms"].items())
+        ctx.progress.say(f"{decided}: a pass over the workload takes {times}")
+        return decided
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, and `model.onnx_data` if the weights exceed 2 GB.

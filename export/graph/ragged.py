@@ -91,14 +91,7 @@ class RaggedOps(OnnxOps):
             b = self.build
             column = f"{self._tokens.place}.column"
             if column not in self.shared:
-                self.shared[column] = b.op(
-                    "Slice",
-                    column,
-                    self._tokens.place,
-                    b.integers(0),
-                    b.integers(1),
-                    b.integers(1),
-                )  # [B, 1]
+                self.shared[column] = b.first(column, self._tokens.place)  # [B, 1]
             self.shared[name] = b.op("Gather", name, self._use(x), column)
         self.narrow.add(name)
         return name

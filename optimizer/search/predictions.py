@@ -124,7 +124,12 @@ class CandidatePredictor:
 
         def make() -> dict[str, Any]:
             with self.ctx.progress.task("drawing partners", DRAWS) as tick:
-                return asdict(partner_sensitivity(model, rows, labels, self.metric, tick))
+                by_length = self.ctx.arrivals == "sorted"
+                return asdict(
+                    partner_sensitivity(
+                        model, rows, labels, self.metric, tick, by_length=by_length
+                    )
+                )
 
         found: dict[str, Any] | None = self.ctx.store.json(name, make)
         return found

@@ -15,7 +15,10 @@ from prumux.export.runtime.fusion_choice import padding
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.data.predict import mixed_together, predict, torch_run, workload
+from prumux.optimizer.data.ragged import Ragged
+from prumux.optimizer.data.tokenize import Encoded, collate
 from prumux.optimizer.run.request import Request
+from prumux.optimizer.search.partner_sensitivity import partner_sensitivity
 from prumux.optimizer.timing.interleave import Timing
 from tests.helpers import jobs
 from tests.helpers.factory import multiplexed, random_model
@@ -170,15 +173,30 @@ def test_bench_shows_exported_folders_in_both_layouts(job: Path, capsys: Any) ->
     assert "add --data DIR, and leave --length out" in capsys.readouterr().err
 
 
-def test_mixed_batches_are_neighbours_in_the_datas_order() -> None:
-    model = random_model("distilbert")
+def uneven_rows(count: int) -> Encoded:
+    """Rows of random lengths in random order."""
     rng = np.random.default_rng(0)
-    from prumux.optimizer.data.ragged import Ragged
-    from prumux.optimizer.data.tokenize import Encoded
-
-    lengths = rng.integers(2, 30, 100)
+    lengths = rng.integers(2, 30, count)
     ids = Ragged.of(rng.integers(4, 99, n).tolist() for n in lengths)
-    rows = Encoded(ids, None, None, 0)
+    return Encoded(ids, None, None, 0)
+
+
+def test_partners_are_any_rows_where_rows_come_unsorted() -> None:
+    model, rows = multiplexed(random_model("distilbert"), 3), uneven_rows(30)
+    labels = np.zeros(30, np.int64)
+    found = partner_sensitivity(model, rows, labels, "accuracy", draws=1, by_length=False)
+    order = np.random.default_rng(0).permutation(30)
+    run = torch_run(model)
+    answers = [
+        run(collate(rows, order[i : i + 3]).inputs()).argmax(-1) for i in range(0, 30, 3)
+    ]
+    assert found.mean == pytest.approx(float((np.concatenate(answers) == 0).mean()))
+    slots = np.stack(answers) == 0
+    assert found.slots == pytest.approx(tuple(slots.mean(0)))
+
+
+def test_mixed_batches_are_neighbours_in_the_datas_order() -> None:
+    model, rows = random_model("distilbert"), uneven_rows(100)
     mixed, by_length = workload(rows, 8, None, "mixed"), workload(rows, 8, None)
     assert [x.rows.tolist() for x in mixed] == [
         list(range(at, at + 8)) for at in (0, 30, 61, 92)
