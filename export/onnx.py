@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -28,11 +29,13 @@ from .graph.parity import Parity, above, check, check_finite
 from .runtime.fusion_choice import (
     FUSED,
     CheckedGraph,
-    Fusion,
     GraphChecker,
     SlowFusions,
+    Variant,
     fastest,
     fuse,
+    layout_of,
+    layouts,
     time_graphs,
     try_fusions,
 )
@@ -77,6 +80,13 @@ class Onnx(Target):
     device: Literal["cpu", "cuda"] = field(
         default="cpu", metadata={"help": "where ONNX Runtime runs the graph"}
     )
+    ragged: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "on = padding reaches attention alone, without loss; auto = on where the "
+            "batches are padded and it is faster"
+        },
+    )
     triton: Literal["onnxruntime", "python"] = field(
         default="onnxruntime",
         metadata={
@@ -97,6 +107,11 @@ class Onnx(Target):
             raise ValueError(
                 f"precision={self.precision} takes fusion=none, not {self.fusion}: "
                 "fused attention is slower in int8, and untried in fp16 and bf16"
+            )
+        if self.ragged == "on" and self.fusion in ("basic", "all"):
+            raise ValueError(
+                f"ragged=on takes fusion=none, not {self.fusion}: ONNX Runtime fuses padded "
+                "graphs only; ragged=auto keeps the faster one"
             )
 
     def check(self) -> None:
@@ -150,7 +165,7 @@ class Onnx(Target):
         return self.baseline(), replace(self, precision=low, fusion=fusion)
 
     def baseline(self) -> Onnx:
-        """The same target in fp32, on which the given model is timed."""
+        """The same target in fp32."""
         return replace(self, precision="fp32", keep=())
 
     @property
@@ -159,14 +174,30 @@ class Onnx(Target):
         precision: OnnxPrecision = "fp32" if self.precision == "auto" else self.precision
         return str(Onnx(precision=precision, device=self.device))
 
+    def layouts(self) -> tuple[Onnx, ...]:
+        """This target padded, and ragged, which knows no fusions."""
+        fusion: Literal["auto", "none"] = "auto" if self.fusion == "auto" else "none"
+        return replace(self, ragged="off"), replace(self, fusion=fusion, ragged="on")
+
     def tuned(self, model: Model, ctx: Context) -> Onnx:
-        """For int8, this target with `keep` set to the most sensitive linear maps."""
-        if self.precision != "int8":
-            return self
-        if self.keep:
+        """This target with `ragged` decided; for int8 with the most sensitive maps in `keep`.
+
+        What `ragged=auto` becomes is timed on this model, once a run: the range of an int8
+        value depends on it, and all candidates must be scored as they are shipped.
+        """
+        found = self
+        if self.precision == "int8" and self.keep:
             self.check_model(model)
-            return self
-        return replace(self, keep=sensitive(model, self.opset, ctx))
+        elif self.precision == "int8":
+            found = replace(self, keep=sensitive(model, self.opset, ctx))
+        if len(layouts(self.ragged, ctx)) == 1:
+            return found
+        with tempfile.TemporaryDirectory() as folder:
+            notes = found.emit(model, ctx, Path(folder)).notes
+        decided = replace(found, ragged="on" if notes["layout"] == "ragged" else "off")
+        times = ", ".join(f"{x} {ms:.3g} ms" for x, ms in notes["workload_ms"].items())
+        ctx.progress.say(f"{decided}: a pass over the workload takes {times}")
+        return decided
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, and `model.onnx_data` if the weights exceed 2 GB.
@@ -187,29 +218,28 @@ class Onnx(Target):
 
     def _stage(self, model: Model, ctx: Context) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """The graph of one model, checked, and what is reported of it."""
-        proto = build(model, self.opset)
-        verify(proto)
         checker = GraphChecker(
             TorchReference(model, ctx.workload),
             lambda proto: self._open(proto, ctx.threads),
             self.atol,
             self._remedies,
         )
-        plain = checker.check("none", proto)
+        found = []
+        for layout in layouts(self.ragged, ctx):
+            proto = build(model, self.opset, ragged=layout == "ragged")
+            verify(proto)
+            found.append(checker.check(layout, proto))
         if self.exact:
-            return self._fastest(plain, checker, model.encoder, ctx)
-        proto = self._lowered(model, plain.proto)
-        verify(proto)
-        parity = checker.reference.compare(self._open(proto, ctx.threads))
-        check_finite(parity, str(self), self._overflow)
-        return proto, self._notes(proto, plain.parity, parity)
+            return self._fastest(found, checker, model.encoder, ctx)
+        return self._in_precision(found, checker, model, ctx)
 
     def _emit_cascade(
         self, model: Model, second: SecondStage, ctx: Context, folder: Path
     ) -> Emitted:
         """Write both stages as one graph; each is lowered, fused and checked by itself."""
         one, notes = self._stage(replace(model, second=None), ctx)
-        two, more = self._stage(second.model, ctx)
+        # The second stage sees few rows, and may see none: it is padded.
+        two, more = replace(self, ragged="off")._stage(second.model, ctx)
         proto = compose(one, two, second)
         if not fusion_tool.counts(proto):  # the checker knows no fused operators
             verify(proto)
@@ -249,38 +279,76 @@ class Onnx(Target):
             write_script(model, ctx.workload, folder)
 
     def _fastest(
-        self, plain: CheckedGraph, checker: GraphChecker, encoder: Encoder, ctx: Context
+        self,
+        checked: Sequence[CheckedGraph],
+        checker: GraphChecker,
+        encoder: Encoder,
+        ctx: Context,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph with the fusions that were asked for, or with the fastest ones."""
-        found, dropped = [plain], dict[str, str]()
-        timings: dict[Fusion, Timing] = {}
-        if self.fusion == "auto":
+        """The graph with fusions and layout as asked for, or the fastest one."""
+        padded = [x for x in checked if x.fusion != "ragged"]
+        ragged = [x for x in checked if x.fusion == "ragged"]
+        dropped, slow = dict[str, str](), None
+        if not padded:
+            pass
+        elif self.fusion == "auto":
             slow = SlowFusions.of(encoder, self.opset, self.device, ctx)
             known = slow.known()
             fusions = [x for x in FUSED if x not in known]
-            found, dropped = try_fusions(plain, fusions, encoder, checker)
+            padded, dropped = try_fusions(padded[0], fusions, encoder, checker)
             dropped |= {
                 x: f"takes {known[x]:.2f} times the plain graph's time, not tried again"
                 for x in known
             }
-            if len(found) > 1:
-                timings = time_graphs(found, ctx.workload, ctx.cores)
-                slow.remember(timings)
         elif self.fusion != "none":
-            found = [plain, fuse(plain, self.fusion, encoder, checker)]
-        kept = fastest(found, timings) if timings else found[-1]
+            padded.append(fuse(padded[0], self.fusion, encoder, checker))
+        found = [*padded, *ragged]
+        rivals = found if self.fusion == "auto" else [*padded[-1:], *ragged]
+        timings: dict[Variant, Timing] = {}
+        if len(rivals) > 1:
+            timings = time_graphs(rivals, ctx.workload, ctx.cores)
+            if slow is not None:
+                slow.remember(timings)
+        kept = fastest(rivals, timings) if timings else rivals[-1]
         notes: dict[str, Any] = {
             "kept": kept.fusion,
+            "layout": layout_of(kept.fusion),
             "parity": {x.fusion: x.parity.max_abs_diff for x in found},
             "agreement": {x.fusion: x.parity.agreement for x in found},
-            "rows": plain.parity.rows,
+            "rows": found[0].parity.rows,
             "fused": fusion_tool.counts(kept.proto),
             "workload_ms": {name: x.median_ms for name, x in timings.items()},
             "dropped": dropped,
         }
         return kept.proto, notes
 
-    def _lowered(self, model: Model, plain: onnx.ModelProto) -> onnx.ModelProto:
+    def _in_precision(
+        self,
+        checked: Sequence[CheckedGraph],
+        checker: GraphChecker,
+        model: Model,
+        ctx: Context,
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The graph in another precision, in the layout asked for or the faster one."""
+        rivals = []
+        for plain in checked:
+            proto = self._lowered(model, plain.proto, ragged=plain.fusion == "ragged")
+            verify(proto)
+            engine = self._open(proto, ctx.threads)
+            parity = checker.reference.compare(engine)
+            check_finite(parity, str(self), self._overflow)
+            rivals.append(CheckedGraph(plain.fusion, proto, engine, parity))
+        timings: dict[Variant, Timing] = {}
+        if len(rivals) > 1:
+            timings = time_graphs(rivals, ctx.workload, ctx.cores)
+        kept = fastest(rivals, timings) if timings else rivals[-1]
+        notes = self._notes(kept, checked[0].parity)
+        notes["workload_ms"] = {name: x.median_ms for name, x in timings.items()}
+        return kept.proto, notes
+
+    def _lowered(
+        self, model: Model, plain: onnx.ModelProto, *, ragged: bool = False
+    ) -> onnx.ModelProto:
         """The graph in another precision.
 
         Parity does not limit its logits: the lowered engine's own answers are certified.
@@ -288,7 +356,7 @@ class Onnx(Target):
         if self.precision == "int8":
             return lower(plain, self.keep)
         if self.precision in ("fp16", "bf16"):
-            return build(model, self.opset, self.precision)
+            return build(model, self.opset, self.precision, ragged=ragged)
         return plain
 
     def _open(self, proto: onnx.ModelProto, threads: int) -> OrtEngine:
@@ -307,20 +375,22 @@ class Onnx(Target):
             "or on a GPU tensorrt{precision=bf16}, which has the range of fp32"
         )
 
-    def _notes(self, proto: onnx.ModelProto, plain: Parity, parity: Parity) -> dict[str, Any]:
+    def _notes(self, kept: CheckedGraph, plain: Parity) -> dict[str, Any]:
+        parity = kept.parity
         return {
-            "kept": "none",
+            "kept": kept.fusion,
+            "layout": layout_of(kept.fusion),
             "precision": self.precision,
             "parity": {"none": plain.max_abs_diff, self.precision: parity.max_abs_diff},
             "agreement": {"none": plain.agreement, self.precision: parity.agreement},
             "rows": parity.rows,
-            "lowered": len(lowered_names(proto)) if self.precision == "int8" else None,
+            "lowered": len(lowered_names(kept.proto)) if self.precision == "int8" else None,
         }
 
-    def _remedies(self, fusion: Fusion, parity: Parity) -> list[str]:
+    def _remedies(self, fusion: Variant, parity: Parity) -> list[str]:
         """Targets that may help if a graph's logits are off, for the error message."""
         found = []
-        if fusion != "none":
+        if fusion in FUSED:
             found.append(f"export with fewer fusions: {replace(self, fusion='none')}")
         if math.isfinite(parity.max_abs_diff):
             wider = replace(self, atol=above(parity.max_abs_diff))
@@ -340,6 +410,8 @@ class _OnnxDraft(Onnx):
     def _graph(self, model: Model) -> onnx.ModelProto:
         second = model.second
         if second is None:
-            return self._lowered(model, build(model, self.opset))
-        first = replace(model, second=None)
-        return compose(self._graph(first), self._graph(second.model), second)
+            ragged = self.ragged == "on"
+            plain = build(model, self.opset, ragged=ragged)
+            return self._lowered(model, plain, ragged=ragged)
+        first, padded = replace(model, second=None), replace(self, ragged="off")
+        return compose(self._graph(first), padded._graph(second.model), second)

@@ -53,7 +53,7 @@ CHECKSUMS = 0.05
 that then goes to the next step."""
 FACTS = 2e-4
 """Numbers of a report: its own rounding keeps four digits."""
-ADDED_OPTIONS = {"triton", "flavor", "capabilities"}
+ADDED_OPTIONS = {"triton", "flavor", "capabilities", "ragged"}
 """Options of passes and targets that 0.1.0 did not have."""
 
 

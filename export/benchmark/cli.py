@@ -20,6 +20,7 @@ from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
 from prumux.optimizer.data.files import find_files
+from prumux.optimizer.data.predict import ARRIVALS
 from prumux.optimizer.data.rows import read_texts
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.pipeline.registry import parse_target
@@ -27,7 +28,7 @@ from prumux.optimizer.pipeline.registry import parse_target
 from . import cost_command
 from .choose import choose
 from .engine_kinds import KINDS, OpenOptions, open_kinds
-from .engines import OpenedModel, named, open_engine
+from .engines import OpenedModel, in_layouts, named, open_engine
 from .measured import Measured
 from .run import ROUNDS, Inputs, inputs_of, measure
 from .show import plot, plotter, show
@@ -96,7 +97,7 @@ def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     cores = CoreMonitor()
 
     def inputs(to: OpenedModel, batch: int) -> list[Inputs]:
-        return inputs_of(to, opened, batch, length, rows)
+        return inputs_of(to, opened, batch, length, rows, options.arrivals)
 
     with progress.task("trying", 1) as step:
         choices = choose(opened, options.batch, inputs, cores)
@@ -106,6 +107,7 @@ def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         stopped = measured.run(measure, step)
     report = {**measured.report(), **provenance(cores)}
     report["not_run"] = {**not_run, **choices.not_run}
+    report["arrivals"] = options.arrivals
     report["length"] = options.length or ("data" if options.data else "128")
     report["command"] = shlex.join(["prumux-bench", *arguments])
     if options.json:
@@ -138,8 +140,12 @@ def _opened(
                 found += some
                 not_run |= missing
             else:
-                x = open_engine(name, target, threads, options.device, compiled, fuse, keep[i])
-                found.append(named(x, label))
+                for n, on in enumerate(in_layouts(name, target, options.arrivals)):
+                    # The second layout is the ragged one.
+                    folder = keep[i]
+                    kept = folder / "ragged" if n and folder else folder
+                    x = open_engine(name, on, threads, options.device, compiled, fuse, kept)
+                    found.append(named(x, f"{label} (ragged)" if n else label))
             step()
     return found, not_run
 
@@ -217,6 +223,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--as-is", action="store_true", help="do not try fusions on A, if it is a graph")
     add("--length", metavar="N", help="tokens per random row (default 128), or: data")
     add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
+    add(
+        "--arrivals",
+        default="sorted",
+        choices=ARRIVALS,
+        help="batches of --data: sorted by length, or mixed, as rows arrive; folders that "
+        "--target exports then run padded and ragged",
+    )
     add("--rounds", type=positive, metavar="N", help="timed rounds")
     add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
@@ -315,6 +328,11 @@ def _threads(text: str) -> int:
 def _length(options: argparse.Namespace) -> int | None:
     """Tokens per row; None = the lengths of the data."""
     text = options.length or ("128" if options.data is None else "data")
+    if text != "data" and options.arrivals == "mixed":
+        raise UsageError(
+            f"--arrivals mixed needs rows of different lengths, not --length {text}\n"
+            "add --data DIR, and leave --length out"
+        )
     if text == "data":
         if options.data is None:
             raise UsageError("--length data needs texts: add --data DIR, or give --length 128")

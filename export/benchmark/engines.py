@@ -16,6 +16,7 @@ from prumux.export.runtime.torch_engine import TorchEngine
 from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.devices import device as torch_device
 from prumux.optimizer.base.paths import check_name
+from prumux.optimizer.data.predict import Arrivals
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.folder import read_json
@@ -139,6 +140,18 @@ def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
         model.task,
         graph.name,
     )
+
+
+def in_layouts(
+    name: str, target: Target | None, arrivals: Arrivals
+) -> tuple[Target | None, ...]:
+    """The targets that a model is opened on: padded and ragged where rows come unsorted.
+
+    Files and artifact folders are engines already, and run as they are.
+    """
+    path = Path(name)
+    file = path.suffix in (".onnx", ".plan") or is_result(path)
+    return (target,) if target is None or file or arrivals == "sorted" else target.layouts()
 
 
 def exported(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
-from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.predict import Arrivals, workload
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup
 
@@ -194,12 +194,13 @@ def _try(opened: OpenedModel, inputs: Inputs) -> None:
         )
 
 
-def inputs_of(
+def inputs_of(  # noqa: PLR0917 - the last one has a default
     to: OpenedModel,
     opened: Sequence[OpenedModel],
     batch: int,
     length: int | None,
     rows: Encoded | None,
+    arrivals: Arrivals = "sorted",
 ) -> list[Inputs]:
     """The inputs of one round: batches that represent the data, or one random batch.
 
@@ -209,9 +210,10 @@ def inputs_of(
         batch: rows per batch.
         length: tokens per random row; None = the rows' lengths are used.
         rows: the data; None = random rows.
+        arrivals: whether batches are sorted by length or as rows arrive.
     """
     if rows is not None:
-        return [_fitting(x.inputs(), to) for x in workload(rows, batch, None)]
+        return [_fitting(x.inputs(), to) for x in workload(rows, batch, None, arrivals)]
     vocab = min(ANY_VOCAB, *(x.vocab for x in opened))
     ids = np.random.default_rng(0).integers(vocab // 2, vocab, (batch, length or 1))
     return [_fitting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, to)]

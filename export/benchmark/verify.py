@@ -154,7 +154,12 @@ def verify(opened: OpenedArtifact) -> Verification:
     kept, task, facts = opened.kept, opened.task, opened.kept.facts
     rows, slots = encoded(opened), opened.encoder.slots
     found = row_logits(
-        opened.engine.run, rows, None, slots=slots, seed=facts.seed if slots > 1 else None
+        opened.engine.run,
+        rows,
+        None,
+        slots=slots,
+        seed=facts.seed if slots > 1 else None,
+        by_length=facts.arrivals == "sorted",
     )
     certified, score = _score(opened, kept.logits), _score(opened, found)
     largest = max(float(np.abs(x).max(initial=0.0)) for x in kept.logits)

@@ -20,6 +20,7 @@ from prumux.optimizer.model.sizes import Encoder
 
 from .builder import INPUTS, GraphBuilder, Precision
 from .onnx_ops import OnnxOps
+from .ragged import RaggedOps
 
 OUTPUT = "logits"
 SLOTS = "prumux.slots"
@@ -28,13 +29,20 @@ PRECISION = "prumux.precision"
 """And what its products are computed in, unless it is float32."""
 ORIGIN = "prumux.origin"
 """And the digest of the model that it all began with."""
+LAYOUT = "prumux.layout"
+"""And `ragged` where only attention sees padding."""
 AXES = ("batch_size", "sequence_length")
 LOW_OPSET = 20
 """From here on ONNX has Gelu, which low types need as one operator."""
 
 
 def build(
-    model: Model, opset: int = 17, precision: Precision = "fp32", *, portable: bool = False
+    model: Model,
+    opset: int = 17,
+    precision: Precision = "fp32",
+    *,
+    portable: bool = False,
+    ragged: bool = False,
 ) -> onnx.ModelProto:
     """The graph of a dense model: standard ONNX ops only, dynamic batch and length.
 
@@ -55,6 +63,7 @@ def build(
         precision: the type of weights and values.
         portable: whether an fp32 graph as well keeps to the types that TensorRT's parser
             documents for each operator; low types always do.
+        ragged: whether all but attention runs on real tokens alone, see `ragged`.
 
     Raises:
         VerifyError: masks are pending, weights do not fit the sizes, or the type.
@@ -68,7 +77,7 @@ def build(
         )
     e = model.encoder
     builder = GraphBuilder(model.weights, precision, portable)
-    ops = OnnxOps(e, builder)
+    ops = (RaggedOps if ragged else OnnxOps)(e, builder)
     ops.result(forward.logits(ops, e.branches()), OUTPUT)
     ints = [_value(name, TensorProto.INT64, AXES) for name in input_names(e)]
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
@@ -87,6 +96,8 @@ def build(
     told = {ORIGIN: origin(model.source)} if origin(model.source) else {}
     if e.mux:
         told[SLOTS] = str(e.slots)
+    if ragged:
+        told[LAYOUT] = "ragged"
     if precision != "fp32":
         told[PRECISION] = precision
     helper.set_model_props(made, told)

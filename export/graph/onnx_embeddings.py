@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onnx import TensorProto
 from torch import Tensor
 
@@ -14,8 +16,14 @@ from .builder import INPUTS, GraphBuilder
 IDS, _, TOKEN_TYPES = INPUTS
 
 
-def look_up(b: GraphBuilder, e: Encoder) -> str:
-    """Embeddings of all rows, [B, T, D]."""
+def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> str:
+    """Embeddings of all rows, [B, T, D].
+
+    Args:
+        b: where the graph is written.
+        e: the sizes.
+        pick: what is looked up, of [B, T] or [1, T] indices; all of it unless told.
+    """
     declared = family_of(e).embeddings(e)
     x = ""
     for lookup in declared.lookups:
@@ -24,26 +32,28 @@ def look_up(b: GraphBuilder, e: Encoder) -> str:
             index = _positions(b, e, IDS, "embeddings")
         else:
             index = IDS if lookup.source == "ids" else TOKEN_TYPES
-        y = b.op("Gather", lookup.table, table, index)
+        y = b.op("Gather", lookup.table, table, pick(index))
         x = b.op("Add", f"{lookup.table}.sum", x, y) if x else y
     if declared.norm:
         x = b.norm(declared.norm, x, e.norm_eps)
     return b.linear(declared.project, x) if declared.project else x
 
 
-def look_up_slot(b: GraphBuilder, e: Encoder, i: int, key: Tensor) -> str:
+def look_up_slot(
+    b: GraphBuilder, e: Encoder, i: int, key: Tensor, pick: Callable[[str], str] = str
+) -> str:
     """Embeddings of the rows of slot i times its key, [B/n, T, D], in few steps.
 
     This is what no pruning of layers makes cheaper, so positions and token types are looked up
-    as one, and the key is folded into the norm's scale and shift.
+    as one, and the key is folded into the norm's scale and shift. `pick` is as in `look_up`.
     """
     declared, at = family_of(e).embeddings(e), f"mux.{i}.embeddings"
     ids = b.slot(f"{at}.ids", IDS, i, e.slots)
     words = next(x for x in declared.lookups if x.source == "ids")
-    x = b.op("Gather", f"{at}.word", b.weight(f"{words.table}.weight"), ids)
+    x = b.op("Gather", f"{at}.word", b.weight(f"{words.table}.weight"), pick(ids))
     places: dict[Source, Lookup] = {x.source: x for x in declared.lookups if x.source != "ids"}
     if places:
-        x = b.op("Add", f"{at}.sum", x, _placed(b, e, places, i, ids))
+        x = b.op("Add", f"{at}.sum", x, _placed(b, e, places, i, ids, pick))
     if declared.norm and not declared.project:
         parts = (b.weights.get(f"{declared.norm}.{kind}") for kind in ("weight", "bias"))
         scale, shift = (None if x is None else x * key for x in parts)
@@ -56,15 +66,20 @@ def look_up_slot(b: GraphBuilder, e: Encoder, i: int, key: Tensor) -> str:
     return b.op("Mul", f"{at}.keyed", x, b.floats(f"{at}.key", key))
 
 
-def _placed(
-    b: GraphBuilder, e: Encoder, places: dict[Source, Lookup], i: int, ids: str
+def _placed(  # noqa: PLR0917
+    b: GraphBuilder,
+    e: Encoder,
+    places: dict[Source, Lookup],
+    i: int,
+    ids: str,
+    pick: Callable[[str], str],
 ) -> str:
     """Position and token type embeddings of slot i, looked up in the table of their sums."""
     at = f"mux.{i}.embeddings"
     if "positions" not in places:
         types = b.slot(f"{at}.types", TOKEN_TYPES, i, e.slots)
         name = f"{places['token_types'].table}.weight"
-        return b.op("Gather", f"{at}.placed", b.weight(name), types)
+        return b.op("Gather", f"{at}.placed", b.weight(name), pick(types))
     place = _positions(b, e, ids, at)
     table = b.weights[f"{places['positions'].table}.weight"]
     if "token_types" in places:
@@ -73,7 +88,7 @@ def _placed(
         types = b.slot(f"{at}.types", TOKEN_TYPES, i, e.slots)
         first = b.op("Mul", f"{at}.first", place, b.integer(len(kinds)))
         place = b.op("Add", f"{at}.place", first, types)
-    return b.op("Gather", f"{at}.placed", b.floats("embeddings.places", table), place)
+    return b.op("Gather", f"{at}.placed", b.floats("embeddings.places", table), pick(place))
 
 
 def _positions(b: GraphBuilder, e: Encoder, ids: str, prefix: str) -> str:

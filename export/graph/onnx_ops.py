@@ -122,7 +122,16 @@ class OnnxOps:
         share = b.op("Softmax", f"{at}.share", scores, axis=-1)
         y = b.op("MatMul", f"{at}.context", share, v)
         y = b.op("Transpose", f"{at}.rows", y, perm=(0, 2, 1, 3))
-        return b.op("Reshape", f"{at}.joined", y, b.integers(0, 0, heads * e.head_dim))
+        return self._joined(f"{at}.joined", y, heads * e.head_dim, first)
+
+    def _joined(self, name: str, x: str, width: int, first: bool) -> str:
+        """The contexts of all heads, [B, Tq, H, K] as [B, Tq, H*K], in the graph's layout."""
+        del first
+        return self.build.op("Reshape", name, x, self.build.integers(0, 0, width))
+
+    def _padded(self, x: str) -> str:
+        """A value of all positions as [B, T, width]: what the plain layout is already."""
+        return x
 
     def _biased(
         self,
@@ -181,42 +190,48 @@ class OnnxOps:
 
     def mix(self, x: str) -> str:
         """See `Ops.mix`."""
-        b, e, n = self.build, self.encoder, self.encoder.slots
+        b, n = self.build, self.encoder.slots
         masks = self._slot_masks(n)
-        together = b.op("Max", "mux.mask", *masks)
+        self.mask = b.op("Max", "mux.mask", *masks)
         real = []
         for i, mask in enumerate(masks):
-            wide = b.op("Unsqueeze", f"mux.{i}.wide", mask, b.integers(2))
-            if e.mux and e.mux.at > e.narrow_from:  # one position is left, and it is real
-                wide = b.first(f"mux.{i}.first", wide)
+            wide = self._wide(f"mux.{i}", mask)
             real.append(b.op("Cast", f"mux.{i}.real", wide, to=b.element))
         total = b.op("Max", "mux.members", b.op("Sum", "mux.real", *real), b.number(1.0))
         parts = []
         for i in range(n):
             share = b.op("Div", f"mux.{i}.share", real[i], total)
             parts.append(b.op("Mul", f"mux.{i}", self._keyed(x, i), share))
-        self.mask = together
         self.shared.clear()
         x = b.op("Sum", "mux", *parts)
         self._padding()
         return x
 
+    @property
+    def _mixes_narrow(self) -> bool:
+        """Whether one position is left where rows are mixed; it is real."""
+        e = self.encoder
+        return e.mux is not None and e.mux.at > e.narrow_from
+
+    def _wide(self, at: str, mask: str) -> str:
+        """The mask of a slot's rows as [B/n, T, 1], or [B/n, 1, 1]."""
+        b = self.build
+        wide = b.op("Unsqueeze", f"{at}.wide", mask, b.integers(2))
+        return b.first(f"{at}.first", wide) if self._mixes_narrow else wide
+
     def unmix(self, x: str) -> str:
         """See `Ops.unmix`: [B, D] of [B/n, D], or [B/n, n, T, D] of [B/n, T, D]."""
         b, e = self.build, self.encoder
         assert e.mux is not None
-        x = b.op("Unsqueeze", "demux.slots", self._use(x), b.integers(1))
+        x = self._use(x) if e.reads_first else self._padded(self._use(x))
+        x = b.op("Unsqueeze", "demux.slots", x, b.integers(1))
         shape = (e.slots, e.hidden) if e.reads_first else (e.slots, 1, e.hidden)
         scale, shift = (
             b.floats(name, b.weights[name].reshape(shape))
             for name in ("demux.scale", "demux.shift")
         )
         x = b.op("Mul", "demux.scaled", x, scale)
-        x = b.op("Add", "demux.shifted", x, shift)
-        if e.reads_first:
-            x = b.op("Reshape", "demux.rows", x, b.integers(-1, e.hidden))
-        elif e.pooled:
-            x = self._single_rows("demux.rows", x, e.hidden)
+        x = self._apart(b.op("Add", "demux.shifted", x, shift))
         for i in range(e.mux.demux):
             at = f"demux.{i}"
             inner = self.activation("gelu", self.linear(f"{at}.up", x))
@@ -224,15 +239,26 @@ class OnnxOps:
             x = self.norm(f"{at}.norm", b.op("Add", f"{at}.residual", y, x))
         return x
 
+    def _apart(self, x: str) -> str:
+        """States of single rows: [B, D] where the first is read, else [B, T, D] if pooled."""
+        e = self.encoder
+        if e.reads_first:
+            return self.build.op("Reshape", "demux.rows", x, self.build.integers(-1, e.hidden))
+        return self._single_rows("demux.rows", x, e.hidden) if e.pooled else x
+
     def result(self, x: str, name: str) -> None:
         """Make the logits the graph's output, in float32, a row for every row that came in."""
-        b, e = self.build, self.encoder
+        b = self.build
         x = self._use(x)
-        if e.mux and not e.pooled:  # [B/n, n, T, C]
-            x = self._single_rows("rows", x, e.labels)
+        if not self.encoder.pooled:
+            x = self._of_positions(x)
         if b.low:
             b.op("Cast", "head.float", x, to=TensorProto.FLOAT)
         b.nodes[-1].output[0] = name
+
+    def _of_positions(self, x: str) -> str:
+        """Logits [B, T, C] of every position; mixed rows gave [B/n, n, T, C]."""
+        return self._single_rows("rows", x, self.encoder.labels) if self.encoder.mux else x
 
     def _single_rows(self, name: str, x: str, width: int) -> str:
         """[B/n, n, T, W] as [B, T, W]."""
@@ -259,13 +285,15 @@ class OnnxOps:
     ) -> str:
         """[B, T, H*K] as [B, H, T, K], or as `perm` says, times a factor."""
         b, at, e = self.build, f"{branch.name}.{part}", self.encoder
+        narrow = x in self.narrow
         if factor != 1 and x in self.pending:
             name, source = self.pending.pop(x)
             x = b.linear(name, source, factor=factor)
         elif factor != 1:
             x = b.op("Mul", f"{at}.factor", x, b.number(factor))
         shape = b.integers(0, 0, e.layers[branch.index].heads, e.head_dim)
-        y = b.op("Reshape", f"{at}.split", self._use(x), shape)
+        x = self._use(x) if narrow else self._padded(self._use(x))
+        y = b.op("Reshape", f"{at}.split", x, shape)
         return b.op("Transpose", f"{at}.heads", y, perm=perm)
 
     def _padding(self) -> str:

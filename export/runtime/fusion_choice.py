@@ -1,4 +1,4 @@
-"""Choose between the plain ONNX graph and the graphs that ONNX Runtime's fusions make of it.
+"""Choose between the plain ONNX graph, what ONNX Runtime's fusions make of it, and the ragged.
 
 A fused graph must give the torch module's logits. With `fusion=auto` the graphs are then timed
 in turn on the serving workload. A more fused graph is kept only if it is clearly faster, and
@@ -32,7 +32,11 @@ from .ort import OrtEngine
 from .reference import TorchReference
 
 Fusion = Literal["none", "basic", "all"]
+Variant = Literal["none", "basic", "all", "ragged"]
+"""A graph with padding by its fusion, or the ragged one, which is not fused."""
 FUSED: tuple[Fusion, ...] = ("basic", "all")
+LEAST_PADDING = 1.1
+"""Places over real tokens of the serving point, from which the ragged layout can pay."""
 GAIN = 0.98
 """A fused graph must run in at most this share of the time of the best simpler graph."""
 LOSING_SHARE = 0.25
@@ -50,7 +54,7 @@ TIMING_MS = 2000
 class CheckedGraph:
     """A graph whose logits agree with the torch module's, open in ONNX Runtime."""
 
-    fusion: Fusion
+    fusion: Variant
     proto: onnx.ModelProto
     engine: OrtEngine
     parity: Parity
@@ -64,10 +68,10 @@ class GraphChecker:
     open: Callable[[onnx.ModelProto], OrtEngine]
     atol: float
     """Largest absolute difference of a logit."""
-    remedies: Callable[[Fusion, Parity], list[str]]
+    remedies: Callable[[Variant, Parity], list[str]]
     """Suggestions for the message about a graph that differs by more."""
 
-    def check(self, fusion: Fusion, proto: onnx.ModelProto) -> CheckedGraph:
+    def check(self, fusion: Variant, proto: onnx.ModelProto) -> CheckedGraph:
         """Open a graph and compare its logits.
 
         Raises:
@@ -75,9 +79,31 @@ class GraphChecker:
         """
         engine = self.open(proto)
         parity = self.reference.compare(engine)
-        what = f"ONNX Runtime (fusion={fusion}) against the torch module"
+        how = "ragged=on" if fusion == "ragged" else f"fusion={fusion}"
+        what = f"ONNX Runtime ({how}) against the torch module"
         check(parity, self.atol, what, self.remedies(fusion, parity))
         return CheckedGraph(fusion, proto, engine, parity)
+
+
+def padding(workload: Sequence[Batch]) -> float:
+    """Places over real tokens: 1 = no padding, 2 = half of the places are padding."""
+    places = sum(x.attention_mask.size for x in workload)
+    return places / max(1, sum(int(x.attention_mask.sum()) for x in workload))
+
+
+def layouts(ragged: Literal["auto", "on", "off"], ctx: Context) -> tuple[Variant, ...]:
+    """The layouts to export, as the option says; both if the times decide.
+
+    Rows that are sorted by length have next to no padding, so nothing is timed for them.
+    """
+    if ragged == "auto" and ctx.arrivals == "mixed" and padding(ctx.workload) >= LEAST_PADDING:
+        return ("none", "ragged")
+    return ("ragged",) if ragged == "on" else ("none",)
+
+
+def layout_of(variant: Variant) -> str:
+    """`ragged` or `padded`."""
+    return "ragged" if variant == "ragged" else "padded"
 
 
 def fuse(
@@ -124,7 +150,7 @@ def try_fusions(
 
 def time_graphs(
     graphs: Sequence[CheckedGraph], workload: Sequence[Batch], cores: CoreMonitor
-) -> dict[Fusion, Timing]:
+) -> dict[Variant, Timing]:
     """Time graphs in turn, and drop a fused graph once `fastest` can no longer keep it.
 
     `fastest` keeps a fused graph only if it wins three rounds of four. A graph that has lost
@@ -141,7 +167,7 @@ def time_graphs(
         has fewer rounds than the plain graph.
     """
     inputs = [batch.inputs() for batch in workload]
-    rounds_ms: dict[Fusion, list[float]] = {x.fusion: [] for x in graphs}
+    rounds_ms: dict[Variant, list[float]] = {x.fusion: [] for x in graphs}
     plain_ms = rounds_ms[graphs[0].fusion]
     timed, total = list(graphs), 0
     while len(timed) > 1 and len(plain_ms) < (total or 1):
@@ -158,7 +184,7 @@ def time_graphs(
     return {name: Timing(tuple(x)) for name, x in rounds_ms.items()}
 
 
-def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Fusion, Timing]) -> CheckedGraph:
+def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Variant, Timing]) -> CheckedGraph:
     """The fastest graph; a more fused one only if it is clearly faster, round by round.
 
     On a busy machine a median alone is chance, so three rounds of four must be faster as well.
@@ -202,13 +228,13 @@ class SlowFusions:
         found: dict[str, float] = self.ctx.store.json(self.name, dict)
         return found
 
-    def remember(self, timings: Mapping[Fusion, Timing]) -> None:
+    def remember(self, timings: Mapping[Variant, Timing]) -> None:
         """Store the fusions that `time_graphs` dropped or that were slower in the median."""
         plain = timings["none"]
         slower = {
             name: round(x.median_ms / plain.median_ms, 3)
             for name, x in timings.items()
-            if name != "none"
+            if name in FUSED
             and (len(x.rounds_ms) < len(plain.rounds_ms) or x.median_ms > plain.median_ms)
         }
         self.ctx.store.json(self.name, lambda: slower)

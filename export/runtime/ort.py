@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from prumux.export.graph.builder import INPUTS
 from prumux.export.graph.compose import CASCADE, DEFERRED
-from prumux.export.graph.graph import ORIGIN, PRECISION, SLOTS
+from prumux.export.graph.graph import LAYOUT, ORIGIN, PRECISION, SLOTS
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
 
@@ -70,6 +70,7 @@ class OrtEngine:
         about = meta.custom_metadata_map
         slots = about.get(SLOTS, "1")
         self._precision = about.get(PRECISION, "fp32")
+        self._layout = {"layout": about[LAYOUT]} if LAYOUT in about else {}
         self.slots = max(1, int(slots)) if slots.isdecimal() else 1
         """Number of rows that share a forward pass; 1 = the graph is not multiplexed."""
         shape = self._session.get_outputs()[0].shape or [""]
@@ -133,7 +134,7 @@ class OrtEngine:
         return in_groups(whole_groups, self.slots)(given)
 
     def describe(self) -> Mapping[str, str]:
-        """Facts that belong to every measurement: engine, version, device, precision."""
+        """Facts that belong to every measurement: engine, device, precision, layout."""
         provider = self._session.get_providers()[0]
         return {
             "engine": "onnxruntime",
@@ -142,6 +143,7 @@ class OrtEngine:
             "device": "cpu" if provider == CPU else "gpu",
             "threads": str(self._threads),
             "precision": self._precision,
+            **self._layout,
         }
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import file_digest, write_atomic
+from prumux.optimizer.data.predict import Arrivals
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.rows import Rows
 
@@ -44,6 +45,8 @@ class CertifiedFacts:
     files: Mapping[str, str]
     """SHA-256 of the files that engine and tokenizer are read from."""
     format: int = 1
+    arrivals: Arrivals = "sorted"
+    """The order in which the rows were batched."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.predict import ARRIVALS
 from prumux.optimizer.search.presets import EFFORTS
 
 from .console import (
@@ -130,6 +131,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         batch=options.batch,
         length=options.length,
         costs=options.costs,
+        arrivals=options.arrivals,
         device=options.device,
         seed=options.seed,
         effort=options.effort,
@@ -226,6 +228,12 @@ def _add_engine_options(add: Add) -> None:
         "--costs",
         metavar="FILE",
         help="choose for the machine that this file of prumux-bench --measure-costs is of",
+    )
+    add(
+        "--arrivals",
+        choices=ARRIVALS,
+        default="sorted",
+        help="how rows reach the engine: sorted by length (default), or mixed, in their order",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,11 @@ from prumux.optimizer.tasks.metrics import Predictions
 from prumux.optimizer.tasks.task import Task
 
 from .ragged import Ragged
-from .tokenize import Batch, Encoded, batches
+from .tokenize import Batch, Encoded, batches, collate
 
+Arrivals = Literal["sorted", "mixed"]
+"""How rows reach an engine: sorted by length, or in the order in which they arrive."""
+ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
 """Quantiles of the rows' lengths at which the workload's batches are taken."""
@@ -37,18 +40,20 @@ def predict(
     *,
     slots: int = 1,
     seed: int | None = None,
+    by_length: bool = True,
 ) -> Predictions:
     """Predict rows; the predictions are in the order of the rows.
 
     Args:
         run: computes the logits of a batch.
-        rows: the rows; rows of similar length are batched, and mixed, together.
+        rows: the rows.
         task: turns logits into predictions.
         tick: called after each batch.
         slots: number of rows that the model mixes into one.
         seed: draws the order of rows of equal length, and so which rows are mixed.
+        by_length: rows of similar length are batched, and mixed, together; else neighbours.
     """
-    found = row_logits(run, rows, tick, slots=slots, seed=seed)
+    found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
     return task.predictions(found, scored_positions(rows))
 
 
@@ -59,10 +64,11 @@ def row_logits(
     *,
     slots: int = 1,
     seed: int | None = None,
+    by_length: bool = True,
 ) -> list[NDArray[Any]]:
     """Logits of each row, [C] or [T, C], in their order; arguments as in `predict`."""
     found: list[Any] = [None] * len(rows)
-    for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
+    for batch in batches(rows, batch_rows(BATCH, slots), by_length, seed=seed):
         logits = run(batch.inputs())
         for i, row in enumerate(batch.rows):
             each = logits[i]
@@ -77,18 +83,22 @@ def scored_positions(rows: Encoded) -> tuple[NDArray[Any], ...] | None:
     return rows.labels if isinstance(rows.labels, tuple) else rows.scored
 
 
-def mixed_together(rows: Encoded, slots: int, seed: int) -> NDArray[np.int64] | None:
+def mixed_together(
+    rows: Encoded, slots: int, seed: int, *, by_length: bool = True
+) -> NDArray[np.int64] | None:
     """The number of the group that `predict` mixes each row in, [N]; None without mixing."""
     if slots == 1:
         return None
     groups, start = np.empty(len(rows), np.int64), 0
-    for batch in batches(rows, batch_rows(BATCH, slots), seed=seed):
+    for batch in batches(rows, batch_rows(BATCH, slots), by_length, seed=seed):
         groups[batch.rows] = start + np.arange(len(batch.rows)) // slots
         start = int(groups[batch.rows[-1]]) + 1
     return groups
 
 
-def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]:
+def workload(
+    rows: Encoded, batch: int, length: int | None, arrivals: Arrivals = "sorted"
+) -> tuple[Batch, ...]:
     """Make the batches at which a model is timed.
 
     Args:
@@ -96,6 +106,7 @@ def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]
         batch: rows of a batch.
         length: tokens of every row, which is filled up or cut; None = batches at `QUANTILES`
             of the rows' own lengths, each padded to its longest row.
+        arrivals: mixed = batches of neighbouring rows, as many, spread over all rows.
     """
     if length is not None:
         filled = Encoded(
@@ -105,6 +116,10 @@ def workload(rows: Encoded, batch: int, length: int | None) -> tuple[Batch, ...]
             pad_id=rows.pad_id,
         )
         return tuple(batches(filled, batch))
+    if arrivals == "mixed":
+        starts = np.linspace(0, max(0, len(rows) - batch), len(QUANTILES)).astype(np.int64)
+        runs = (np.arange(at, min(at + batch, len(rows))) for at in starts)
+        return tuple(collate(rows, run) for run in runs)
     order = np.argsort(rows.lengths, kind="stable")
     groups = []
     for quantile in QUANTILES:

@@ -15,6 +15,7 @@ from torch import Tensor
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
+from prumux.optimizer.data.predict import Arrivals
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model.model import Model
 
@@ -66,6 +67,8 @@ class Context:
     """Measured costs of this machine, kept between runs."""
     costs: Costs | None = None
     """Times of the machine that will serve; None = times are measured here."""
+    arrivals: Arrivals = "sorted"
+    """The order in which the rows of the workload are served."""
     may_time: bool = True
     """False in a worker, where other processes would disturb timings."""
     cores: CoreMonitor = field(default_factory=CoreMonitor)

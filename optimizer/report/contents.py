@@ -175,6 +175,12 @@ class ServingRecord:
     ]
     mean_tokens: Annotated[Positive, "Mean number of tokens in a row."]
     threads: Annotated[Positive, "CPU threads of an engine."]
+    arrivals: Annotated[
+        Literal["sorted", "mixed"] | None,
+        "sorted: rows of similar length share a batch. mixed: rows in the order of the data. "
+        "Missing in reports of older versions, which sorted.",
+        OMIT_NONE,
+    ] = None
 
 
 @dataclass(frozen=True)

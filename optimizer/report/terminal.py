@@ -187,10 +187,12 @@ def _mux_rows(mux: MuxRecord | None) -> list[Row]:
 def _speed_rows(report: Report) -> list[Row]:
     dense, ours, serving = report.speed.dense, report.speed.optimised, report.serving
     here = "" if report.costs is None else " here"
+    mixed = ", unsorted" if serving.arrivals == "mixed" else ""
     spread = f"[{ours.throughput_ratio_low:.2f}, {ours.throughput_ratio_high:.2f}]"
+    name = f"rows/s{here} (batch {serving.batch}, {serving.mean_tokens} tokens{mixed})"
     rows = [
         (
-            f"rows/s{here} (batch {serving.batch}, {serving.mean_tokens} tokens)",
+            name,
             f"{dense.rows_per_second:.0f}",
             f"{ours.rows_per_second:.0f}",
             f"{ours.throughput_ratio:.2f}x  {spread}",

@@ -102,12 +102,13 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
     metric = _metric(request, model.task, coded["certify"].labels is not None)
     ctx = Context(
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
-        workload=workload(coded["certify"], batch, length),
+        workload=workload(coded["certify"], batch, length, request.arrivals),
         dense=model,
         train=coded["fit"],
         select=coded["select"],
         target=target,
         seed=request.seed,
+        arrivals=request.arrivals,
         threads=threads,
         device=torch_device,
         progress=progress,
@@ -126,7 +127,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
-        serving=ServingPoint(batch, length, ctx.length, threads),
+        serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),
         targets=target.variants(model.encoder)[:1],
         certify_texts=splits.certify,
     )

@@ -57,12 +57,15 @@ class PackagedEngines:
 def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> PackagedEngines:
     """Export, time in interleaved rounds, and stage the files of the artifact folder.
 
-    The given model runs on the baseline target and on the inexact targets, the chosen one on
-    all targets. Its engine on the first target, the certified one, is packaged. If that is
+    The given model runs in full precision and on the inexact targets, the chosen one on all
+    targets. Its engine on the first target, the certified one, is packaged. If that is
     slower than the given model's, the given model's engine is packaged instead.
     """
     ctx, dense = evaluator.ctx, Pipeline(())
-    wanted = [(dense, evaluator.target.baseline())]
+    first, *lossless = evaluator.target.baseline().layouts()
+    wanted = [(dense, first)]
+    if ctx.arrivals == "mixed":
+        wanted += [(dense, target) for target in lossless]
     wanted += [(dense, target) for target in evaluator.targets if not target.exact]
     wanted += [(chosen, target) for target in evaluator.targets]
     best_at = len(wanted) - len(evaluator.targets)
@@ -73,19 +76,19 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
         best if i == best_at else _export(evaluator, *which, folders[i])
         for i, which in enumerate(wanted)
     ]
-    first, *others = _timed(evaluator, exported)
-    if _slower(evaluator, first, others[best_at - 1]) and ctx.costs is None:
-        first, *others = _timed(
+    given, *others = _timed(evaluator, exported)
+    if _slower(evaluator, given, others[best_at - 1]) and ctx.costs is None:
+        given, *others = _timed(
             evaluator, exported
         )  # noise of a busy machine is unlikely to repeat
     best = others.pop(best_at - 1)
-    packaged = PackagedEngines(first, best, beside=tuple(others))
-    if _slower(evaluator, first, best):
+    packaged = PackagedEngines(given, best, beside=tuple(others))
+    if _slower(evaluator, given, best):
         where = "" if ctx.costs is None else f" on {ctx.costs.name}"
         ctx.progress.say(
             f"the optimised engine is slower than the dense one{where} and was dropped"
         )
-        packaged = PackagedEngines(first, first, dropped=best, beside=tuple(others))
+        packaged = PackagedEngines(given, given, dropped=best, beside=tuple(others))
     best = packaged.optimised
     _check_answers(evaluator, best)
     _stage(best, workspace.staging)

@@ -51,6 +51,7 @@ def recorded(
         seed=evaluator.ctx.seed,
         engine=dict(report.engine),
         files=digests(workspace.staging),
+        arrivals=evaluator.ctx.arrivals,
     )
     return KeptAnswers(
         facts=facts,

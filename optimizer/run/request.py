@@ -10,6 +10,7 @@ from pathlib import Path
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.paths import check_name
 from prumux.optimizer.certificate.budget import Budget
+from prumux.optimizer.data.predict import ARRIVALS, Arrivals
 from prumux.optimizer.search.presets import EFFORTS, Effort
 from prumux.optimizer.workers.workers import Workers
 
@@ -42,6 +43,8 @@ class Request:
     length: int | None = None
     costs: str | None = None
     """A file of `prumux-bench --measure-costs`: times of the machine that will serve."""
+    arrivals: Arrivals = "sorted"
+    """How rows reach the engine that is timed and certified."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"
@@ -78,6 +81,15 @@ class Request:
         if self.effort not in EFFORTS:
             raise UsageError(
                 f"effort is {self.effort!r}, it must be one of {', '.join(EFFORTS)}"
+            )
+        if self.arrivals not in ARRIVALS:
+            raise UsageError(
+                f"arrivals is {self.arrivals!r}, it must be one of {', '.join(ARRIVALS)}"
+            )
+        if self.arrivals == "mixed" and self.length is not None:
+            raise UsageError(
+                f"--arrivals mixed serves rows of different lengths, --length {self.length} "
+                "makes all of one length\nleave one of them out"
             )
         Workers.parse(self.workers).check_device(self.device)
         limit = self.time_limit_s

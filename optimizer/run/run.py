@@ -61,8 +61,8 @@ def optimize(
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
             `labels`, `certify_on_train`, `out`, `passes`, `target`, `metric`, `batch`,
-            `length`, `costs`, `device`, `effort`, `time_limit_s`, `seed`, `workers`,
-            `resume`, `force`, `keep_answers`.
+            `length`, `arrivals`, `costs`, `device`, `effort`, `time_limit_s`, `seed`,
+            `workers`, `resume`, `force`, `keep_answers`.
 
     Raises:
         PrumuxError: with the exit code that the command line would give. If no candidate

@@ -98,6 +98,7 @@ class Evaluator:
             "costs": None if self.ctx.costs is None else self.ctx.costs.digest,
             "batch": self.serving.batch,
             "length": self.serving.length,
+            **({} if self.serving.arrivals == "sorted" else {"arrivals": "mixed"}),
             "seed": self.ctx.seed,
             "threads": self.ctx.threads,
             "versions": versions(),
@@ -187,7 +188,7 @@ class Evaluator:
             limit,
             confidence,
             seed,
-            groups=mixed_together(rows, slots, seed),
+            groups=mixed_together(rows, slots, seed, by_length=self.ctx.arrivals == "sorted"),
         )
 
     def predict_certified(self, pipeline: Pipeline) -> None:

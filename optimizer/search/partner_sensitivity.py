@@ -38,6 +38,7 @@ def partner_sensitivity(
     tick: Callable[[], None] | None = None,
     *,
     draws: int = DRAWS,
+    by_length: bool = True,
 ) -> PartnerSensitivity:
     """Score a multiplexed model under several draws of partners.
 
@@ -48,15 +49,21 @@ def partner_sensitivity(
         metric: as in `score`.
         tick: called after each draw.
         draws: number of draws; their seeds are 0, 1, ...
+        by_length: partners are of similar length; else any rows.
     """
     n, run = model.encoder.slots, torch_run(model)
     found: list[Predictions] = []
     scores, per_slot = [], [[] for _ in range(n)]  # type: tuple[list[float], list[list[float]]]
     for seed in range(draws):
-        made = predict(run, rows, model.task, slots=n, seed=seed)
+        if by_length:
+            order = like_length(rows.lengths, seed)
+            made = predict(run, rows, model.task, slots=n, seed=seed)
+        else:
+            order = np.random.default_rng(seed).permutation(len(rows))
+            drawn = predict(run, rows.take(order), model.task, slots=n, by_length=False)
+            made = _take(drawn, np.argsort(order))
         found.append(made)
         scores.append(model.task.score(metric, made, labels))
-        order = like_length(rows.lengths, seed)
         for slot, kept in enumerate(per_slot):
             members = order[slot::n]
             if len(members) > 1:

@@ -40,16 +40,25 @@ def choose_precision(
     exact, *others = evaluator.target.variants(evaluator.model.encoder)
 
     def decide() -> dict[str, list[str]]:
+        first = exact.tuned(evaluator.model, evaluator.ctx)
         if limit is None or not others:
-            return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
-        best = exact
+            return {"targets": [str(first)]}
+        best = first
         for other in others:
             if _has_times(evaluator, other):
-                best = _better(evaluator, exact, best, other, limit, space)
-        return {"targets": [str(x) for x in dict.fromkeys((best, exact))]}
+                best = _better(evaluator, first, best, other, limit, space)
+        return {"targets": [str(x) for x in dict.fromkeys((best, first))]}
 
     found = evaluator.ctx.store.json("precision", decide)["targets"]
-    return replace(evaluator, targets=tuple(parse_target(text) for text in found))
+    return _with_targets(evaluator, found)
+
+
+def _with_targets(evaluator: Evaluator, texts: list[str]) -> Evaluator:
+    """The evaluator with these targets; for unsorted rows, costs are in their layout too."""
+    targets, ctx = tuple(parse_target(text) for text in texts), evaluator.ctx
+    if ctx.arrivals == "mixed":
+        ctx = replace(ctx, target=targets[-1])
+    return replace(evaluator, targets=targets, ctx=ctx)
 
 
 def _better(  # noqa: PLR0917 - two targets, compared on everything
@@ -144,4 +153,10 @@ def _gain(
 
 def exact_only(evaluator: Evaluator) -> Evaluator:
     """The evaluator with its exact target only, for when nothing may be lost."""
-    return replace(evaluator, targets=(evaluator.target.baseline(),))
+
+    def decide() -> dict[str, list[str]]:
+        exact = evaluator.target.baseline()
+        return {"targets": [str(exact.tuned(evaluator.model, evaluator.ctx))]}
+
+    found = evaluator.ctx.store.json("precision", decide)["targets"]
+    return _with_targets(evaluator, found)

@@ -59,7 +59,8 @@ class CandidatePredictor:
 
     def name(self, pipeline: Pipeline, role: str, target: Target | None = None) -> str:
         """The name that predictions are stored under."""
-        about = (pipeline, role, self.model.source, self.data_digest, *inexact(target))
+        order = () if self.ctx.arrivals == "sorted" else (self.ctx.arrivals,)
+        about = (pipeline, role, self.model.source, self.data_digest, *inexact(target), *order)
         return f"predictions-{key(*about)}"
 
     def predict(
@@ -107,10 +108,11 @@ class CandidatePredictor:
         found, labels = self.with_labels(pipeline, role, target)
         return self.model.task.score(self.metric, found, labels)
 
-    def mixing(self, model: Model) -> dict[str, int]:
-        """Arguments of `predict` that choose partners, for a multiplexed model."""
+    def mixing(self, model: Model) -> dict[str, Any]:
+        """Arguments of `predict` that choose the rows beside a row."""
         slots = model.encoder.slots
-        return {} if slots == 1 else {"slots": slots, "seed": self.ctx.seed}
+        order = {} if self.ctx.arrivals == "sorted" else {"by_length": False}
+        return order if slots == 1 else {"slots": slots, "seed": self.ctx.seed, **order}
 
     def partner_sensitivity(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
         """How much the score depends on the partners of a row; None if not multiplexed."""
@@ -122,7 +124,12 @@ class CandidatePredictor:
 
         def make() -> dict[str, Any]:
             with self.ctx.progress.task("drawing partners", DRAWS) as tick:
-                return asdict(partner_sensitivity(model, rows, labels, self.metric, tick))
+                by_length = self.ctx.arrivals == "sorted"
+                return asdict(
+                    partner_sensitivity(
+                        model, rows, labels, self.metric, tick, by_length=by_length
+                    )
+                )
 
         found: dict[str, Any] | None = self.ctx.store.json(name, make)
         return found

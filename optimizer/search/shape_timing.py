@@ -121,7 +121,7 @@ def _measured(
             engine = target.engine(folder, ctx.threads)
             runs.append(lambda: [engine.run(x) for x in inputs])
 
-        add(evaluator.model, evaluator.target.baseline())
+        add(evaluator.model, evaluator.target.baseline().layouts()[0])
         for pipeline in space:
             try:
                 model = evaluator.builder.untrained(pipeline)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.predict import Arrivals
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.pipeline.engine import Engine
 
@@ -34,6 +35,8 @@ class ServingPoint:
     """Real tokens a row, on average."""
     threads: int
     """CPU threads of an engine."""
+    arrivals: Arrivals = "sorted"
+    """The order of the rows."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields; `length` is `data` where rows keep their own."""

@@ -32,7 +32,7 @@ def test_the_table_of_options_is_that_of_list_passes() -> None:
     start = TEXT.index("| target | option |")
     found = TEXT[start:].split("\n\n")[0].splitlines()[2:]
     assert found == expected
-    assert len(found) == 15
+    assert len(found) == 16
 
 
 def test_figures_are_those_of_the_code() -> None:

@@ -56,7 +56,7 @@ def artifact(folder: Path, shape: str = "plain", seed: int = 0) -> Path:
         rows = Rows(tuple(given), second)
     coded = encode(rows, tiny_tokenizer(), model.encoder)
     engine = Onnx(precision="fp32").engine(folder, 1)
-    mixing: dict[str, int] = {"slots": 2, "seed": 3} if shape == "mixed" else {}
+    mixing: dict[str, Any] = {"slots": 2, "seed": 3} if shape == "mixed" else {}
     logits = row_logits(engine.run, coded, None, **mixing)
     answers = predict(engine.run, coded, model.task, None, **mixing)
     facts = CertifiedFacts(

@@ -135,4 +135,19 @@ def check_refitted(folder: Path, model_type: str, head: Head, **config: Any) -> 
     assert not marked.masks.all_true
 
 
-CHECKS = (check_pruned, check_mixed, check_refitted)
+def check_ragged(folder: Path, model_type: str, head: Head, **config: Any) -> None:
+    """Without padding in products, norms and residuals the logits are the same."""
+    _, model = given(folder, model_type, head, **config)
+    early = replace(model.encoder, pool_early=model.encoder.reads_first)
+    ctx = make_context(model)
+    shapes = [model, replace(model, encoder=early)]
+    shapes += [Pipeline.parse(x).run(model, ctx) for x in ("mux{n=2}", "mux{n=3 at=1}")]
+    for x in shapes:
+        batch = random_batch(x, rows=6)
+        padded, ragged = (onnx_logits(x, batch, ragged=on) for on in (False, True))
+        assert worst(ragged, padded) < 1e-5, x.encoder
+    low = onnx_logits(model, batch, precision="fp16", ragged=True)
+    assert worst(low, logits(model, batch)) < 0.05
+
+
+CHECKS = (check_pruned, check_mixed, check_refitted, check_ragged)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prumux.export.graph.builder import GraphBuilder, Precision
 from prumux.export.graph.onnx_ops import OnnxOps
+from prumux.export.graph.ragged import RaggedOps
 from prumux.export.runtime.ort import OrtEngine
 from prumux.optimizer.model.ops import Disentangled, Ops, Relative, Rotary, Value
 from prumux.optimizer.model.sizes import Branch, Encoder, Pooling
@@ -32,6 +33,8 @@ class Case:
     run: Any
     """Takes `Ops` and the stream."""
     pooling: Pooling = "first"
+    narrow: bool = False
+    """Gives the first position alone, or one state a row."""
 
 
 def attend(ops: Ops, x: Value, narrow: bool = False, **options: Any) -> Value:
@@ -65,20 +68,24 @@ CASES = {
     "multiply": Case(lambda o, x: o.multiply(x, o.linear("layers.0.attention.output", x))),
     "write": Case(lambda o, x: o.write(Branch(0, "ffn"), o.linear("layers.0.ffn.up", x), x)),
     "attention": Case(attend),
-    "narrow": Case(lambda o, x: attend(o, x, narrow=True)),
+    "narrow": Case(lambda o, x: attend(o, x, narrow=True), narrow=True),
     "scale": Case(lambda o, x: attend(o, x, scale=1.0)),
     "rotary": Case(lambda o, x: attend(o, x, rotary=Rotary(100.0))),
     "rotary interleaved": Case(
         lambda o, x: attend(o, x, rotary=Rotary(100.0, interleaved=True))
     ),
-    "rotary narrow": Case(lambda o, x: attend(o, x, narrow=True, rotary=Rotary(100.0))),
+    "rotary narrow": Case(
+        lambda o, x: attend(o, x, narrow=True, rotary=Rotary(100.0)), narrow=True
+    ),
     "window": Case(lambda o, x: attend(o, x, window=2)),
-    "window narrow": Case(lambda o, x: attend(o, x, narrow=True, window=2)),
+    "window narrow": Case(lambda o, x: attend(o, x, narrow=True, window=2), narrow=True),
     "relative": Case(lambda o, x: attend(o, x, relative=RELATIVE)),
-    "relative narrow": Case(lambda o, x: attend(o, x, narrow=True, relative=RELATIVE)),
+    "relative narrow": Case(
+        lambda o, x: attend(o, x, narrow=True, relative=RELATIVE), narrow=True
+    ),
     "disentangled": Case(lambda o, x: attend(o, x, disentangled=disentangled())),
     "disentangled narrow": Case(
-        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled())
+        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled()), narrow=True
     ),
     "disentangled scaled": Case(
         lambda o, x: attend(o, x, disentangled=disentangled(norm=None), scale=0.3)
@@ -87,7 +94,8 @@ CASES = {
         lambda o, x: attend(o, x, disentangled=disentangled(query=None))
     ),
     "disentangled queries": Case(
-        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled(key=None))
+        lambda o, x: attend(o, x, narrow=True, disentangled=disentangled(key=None)),
+        narrow=True,
     ),
     "all at once": Case(
         lambda o, x: attend(
@@ -100,9 +108,9 @@ CASES = {
             scale=0.3,
         )
     ),
-    "first": Case(lambda o, x: o.first(x)),
-    "pool first": Case(lambda o, x: o.pool(x)),
-    "pool mean": Case(lambda o, x: o.pool(x), "mean"),
+    "first": Case(lambda o, x: o.first(x), narrow=True),
+    "pool first": Case(lambda o, x: o.pool(x), narrow=True),
+    "pool mean": Case(lambda o, x: o.pool(x), "mean", narrow=True),
     "pool all": Case(lambda o, x: o.pool(x), "all"),
     **{
         kind: Case(lambda o, x, kind=kind: o.activation(kind, o.linear("layers.0.ffn.up", x)))
@@ -154,11 +162,18 @@ def in_torch(case: Case, weights: dict[str, Tensor], hidden: Tensor | None = Non
     return found
 
 
-def in_onnx(case: Case, weights: dict[str, Tensor], precision: Precision) -> Tensor:
+def in_onnx(
+    case: Case, weights: dict[str, Tensor], precision: Precision, ragged: bool = False
+) -> Tensor:
     x, mask = stream()
     build = GraphBuilder(weights, precision)
-    ops = OnnxOps(encoder(case.pooling), build)
-    value = ops._use(case.run(ops, build.op("Cast", "x", "given", to=build.element)))
+    ops = (RaggedOps if ragged else OnnxOps)(encoder(case.pooling), build)
+    value = build.op("Cast", "x", "given", to=build.element)
+    if isinstance(ops, RaggedOps):
+        value = ops._packed("tokens", value, 8)
+    value = ops._use(case.run(ops, value))
+    if isinstance(ops, RaggedOps) and not case.narrow:
+        value = ops._padded(value)
     build.op("Cast", "found", value, to=TensorProto.FLOAT)
     graph = helper.make_graph(
         build.nodes,
@@ -193,6 +208,18 @@ def test_torch_and_onnx_agree(
     assert found.shape == wanted.shape
     assert float(wanted.std()) > 0.05
     assert float((real(found) - real(wanted)).abs().max()) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_ragged_operator_gives_the_same(
+    name: str, precision: Literal["fp32", "fp16"], weights: dict[str, Tensor]
+) -> None:
+    wanted = in_onnx(CASES[name], weights, precision)
+    found = in_onnx(CASES[name], weights, precision, ragged=True)
+    assert found.shape == wanted.shape
+    tolerance = 1e-5 if precision == "fp32" else 4e-3
+    assert float((real(found) - real(wanted)).abs().max()) < tolerance
 
 
 @pytest.mark.parametrize("name", [x for x in CASES if x.startswith(("norm", "rms"))])

@@ -202,5 +202,6 @@ def test_without_a_budget_nothing_is_lowered_unasked(job: list[str], tmp_path: P
 
 
 def test_nothing_may_be_lost_means_exact_targets_only() -> None:
-    evaluator: Any = Given(None, None, parse_target(INT8))
+    ctx = SimpleNamespace(arrivals="sorted", store=Store())
+    evaluator: Any = Given(None, ctx, parse_target(INT8))
     assert [x.exact for x in exact_only(evaluator).targets] == [True]

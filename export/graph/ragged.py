@@ -1,0 +1,164 @@
+"""The ragged layout: all but attention runs on real tokens alone, without padding.
+
+Batches in the order in which rows arrive are half padding. Products, norms, activations and
+residuals work token by token, so they take the N real tokens of a batch, [N, D]. Attention
+alone is about rows: queries, keys and values are gathered to [B, T, width], and its contexts
+are gathered back. Both are index operations, computed once from the mask:
+
+    index    [N]     the place in [B*T] of each token
+    place    [B, T]  the token at each place; at padding the last token before it
+
+Padding repeats a token of its own row, whose score the mask hides as it hides padding. So no
+row of zeros is needed, and no value of one row gets near another row. Kept are real tokens,
+the first place of every row, because heads read it, and all places of a row without tokens,
+whose answer is then the plain layout's as well.
+
+The answers are those of the plain layout. Where a range is that of a batch, as in int8, it is
+the range of the tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnx import TensorProto
+
+from .builder import GraphBuilder
+from .onnx_embeddings import look_up, look_up_slot
+from .onnx_ops import EMBEDDED, MASK, OnnxOps
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Names of the values that lead from [B, T] to tokens and back."""
+
+    index: str
+    """[N], int64: the place of each token in the flat [B*T]."""
+    place: str
+    """[B, T], int64: the token at each place."""
+
+
+def tokens_of(b: GraphBuilder, mask: str) -> Tokens:
+    """Write the indices of a mask [B, T]."""
+    at = f"tokens.{mask}"
+    shape = b.op("Shape", f"{at}.shape", mask)
+    length = b.op("Gather", f"{at}.length", shape, b.integer(1))
+    column = b.op("Range", f"{at}.range", b.integer(0), length, b.integer(1))
+    first = b.op("Equal", f"{at}.first", column, b.integer(0))  # [T]
+    real = b.op("Cast", f"{at}.real", mask, to=TensorProto.BOOL)
+    total = b.op("ReduceSum", f"{at}.total", mask, b.integers(1), keepdims=1)
+    empty = b.op("Equal", f"{at}.empty", total, b.integer(0))  # [B, 1]
+    kept = b.op("Or", f"{at}.kept", b.op("Or", f"{at}.some", real, first), empty)
+    flat = b.op("Reshape", f"{at}.flat", kept, b.integers(-1))
+    index = b.op("NonZero", f"{at}.nonzero", flat)
+    index = b.op("Reshape", f"{at}.index", index, b.integers(-1))
+    ones = b.op("Cast", f"{at}.ones", flat, to=TensorProto.INT64)
+    count = b.op("CumSum", f"{at}.count", ones, b.integer(0))
+    count = b.op("Sub", f"{at}.token", count, b.integer(1))
+    return Tokens(index, b.op("Reshape", f"{at}.place", count, shape))
+
+
+@dataclass(eq=False)
+class RaggedOps(OnnxOps):
+    """`OnnxOps` on tokens: values of all positions are [N, width]; narrow ones stay [B, 1, D].
+
+    Rows are gathered to places before they are mixed or taken apart, which is about places.
+    """
+
+    known: dict[str, Tokens] = field(default_factory=dict)
+    """By mask: of single rows, and of mixed ones."""
+
+    @property
+    def _tokens(self) -> Tokens:
+        """The tokens that hold now."""
+        if self.mask not in self.known:
+            self.known[self.mask] = tokens_of(self.build, self.mask)
+        return self.known[self.mask]
+
+    def embed(self) -> str:
+        """See `Ops.embed`: looks up real tokens only."""
+        if self._mixes_first:
+            return EMBEDDED
+        x = look_up(self.build, self.encoder, self._picked)
+        if self.encoder.last_attention >= 0:
+            self._padding()
+        return x
+
+    def first(self, x: str) -> str:
+        """See `Ops.first`."""
+        name = f"{x}.first"
+        if name not in self.shared:
+            b = self.build
+            column = f"{self._tokens.place}.column"
+            if column not in self.shared:
+                self.shared[column] = b.first(column, self._tokens.place)  # [B, 1]
+            self.shared[name] = b.op("Gather", name, self._use(x), column)
+        self.narrow.add(name)
+        return name
+
+    def pool(self, x: str) -> str:
+        """See `Ops.pool`."""
+        b, e = self.build, self.encoder
+        if e.pooling == "all":
+            return x
+        if e.pooling == "mean":
+            return super().pool(self._padded(self._use(x)))
+        if e.narrow_from < len(e.layers):
+            return super().pool(x)
+        row = b.op("Gather", "head.tokens", self._tokens.place, b.integer(0), axis=1)  # [B]
+        return b.op("Gather", "head.first", self._use(x), row)
+
+    def mix(self, x: str) -> str:
+        """See `Ops.mix`: mixed rows have tokens where some member has one."""
+        if x != EMBEDDED and not self._mixes_narrow:
+            x = self._padded(self._use(x))  # by the tokens of single rows
+        return super().mix(x)
+
+    def _wide(self, at: str, mask: str) -> str:
+        if self._mixes_narrow:
+            return super()._wide(at, mask)
+        b = self.build
+        return b.op("Unsqueeze", f"{at}.wide", self._picked(mask), b.integers(1))  # [N, 1]
+
+    def _keyed(self, x: str, i: int) -> str:
+        if x == EMBEDDED:
+            key = self.build.weights["mux.keys"][i]
+            return look_up_slot(self.build, self.encoder, i, key, self._picked)
+        x = super()._keyed(x, i)
+        if self._mixes_narrow:
+            return x
+        return self._packed(f"{x}.tokens", x, self.encoder.hidden)
+
+    def _apart(self, x: str) -> str:
+        if self.encoder.reads_first:
+            return super()._apart(x)
+        self.mask = MASK  # from here on tokens are those of single rows again
+        return self._packed("demux.rows", x, self.encoder.hidden)
+
+    def _of_positions(self, x: str) -> str:
+        """Logits [B, T, C]; padding has those of the token before it."""
+        return self._padded(x)
+
+    def _joined(self, name: str, x: str, width: int, first: bool) -> str:
+        if first:
+            return super()._joined(name, x, width, first)
+        return self._packed(name, x, width)
+
+    def _padded(self, x: str) -> str:
+        """[N, width] as [B, T, width]."""
+        return self.build.op("Gather", f"{x}.places", x, self._tokens.place)
+
+    def _packed(self, name: str, x: str, width: int) -> str:
+        """[B, T, ..., width] as [N, width]."""
+        b = self.build
+        flat = b.op("Reshape", f"{name}.flat", x, b.integers(-1, width))
+        return b.op("Gather", name, flat, self._tokens.index)
+
+    def _picked(self, index: str) -> str:
+        """Integers at places, [B, T] or [1, T], of the tokens: [N]."""
+        b = self.build
+        if self.encoder.positions_from == "index" and index.endswith(".positions"):
+            shape = b.op("Shape", f"{index}.of", self.mask)
+            index = b.op("Expand", f"{index}.wide", index, shape)
+        flat = b.op("Reshape", f"{index}.flat", index, b.integers(-1))
+        return b.op("Gather", f"{index}.picked", flat, self._tokens.index)
