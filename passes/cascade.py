@@ -144,7 +144,7 @@ class _Sketch(Cascade):
 def _margins(model: Model, ctx: Context, most_rows: int | None) -> NDArray[np.float32]:
     """A model's margins on the select rows, [N]."""
     rows, slots = ctx.select or ctx.fit, model.encoder.slots
-    mixing = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
+    mixing: dict[str, Any] = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
     rows = rows.take(range(len(rows))[:most_rows])
     found = row_logits(torch_run(model), rows, None, **mixing)
     return margins(torch.as_tensor(np.stack(found))).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prumux.optimizer.base.errors import MissingError, UsageError
@@ -9,6 +10,8 @@ from prumux.optimizer.base.paths import hub_cure
 from prumux.optimizer.certificate.kept_answers import FILE as ANSWERS
 
 from .workspace import RESUME, finished
+
+_REPO = re.compile(r"[A-Za-z0-9]([\w-]|\.(?!\.))*/[A-Za-z0-9]([\w-]|\.(?!\.)){0,95}")
 
 
 def push_to_hub(
@@ -64,11 +67,5 @@ def check_repo(repo: str) -> None:
     Raises:
         UsageError: it is no `owner/name`.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UsageError(f"'{repo}' is no repository: {error}\nwrite owner/name") from error
-    if repo.count("/") != 1:
-        raise UsageError(f"'{repo}' is no repository: write owner/name, such as me/{repo}")
+    if not _REPO.fullmatch(repo):
+        raise UsageError(f"'{repo}' is no repository: write owner/name, such as me/my-model")

@@ -84,7 +84,7 @@ def _measured(
     return CascadeFacts(share, first_score, second_score, edges, counts, differ)
 
 
-def _told(asked: Callable[..., Any], rows: Encoded, mixing: dict[str, int]) -> NDArray[Any]:
+def _told(asked: Callable[..., Any], rows: Encoded, mixing: dict[str, Any]) -> NDArray[Any]:
     """Which rows an engine defers, [N]; a mean where filler repeats a row."""
     return np.stack(row_logits(lambda x: asked(x)[:, None], rows, None, **mixing))
 
