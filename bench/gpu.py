@@ -13,9 +13,10 @@
                  1, 2, 5, 10 rows in a pass, trained; needs --task, else --model and --data
 
 Each result is stored in `--work` when it is finished, so a run that was cut off goes on, and
-the table, which comes last, has the results of all runs. Engines that are installed are used;
-nothing is downloaded. No stored file is larger than 16 MiB. Without a GPU the exit code is 5,
-unless `--device cpu` asks for a dry run.
+the table, which comes last, has the results of all runs. Parts that `--parts` asks for without
+d share all the time. Engines that are installed are used; nothing is downloaded. No stored
+file is larger than 16 MiB. Without a GPU the exit code is 5, unless `--device cpu` asks for a
+dry run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ TINY: dict[str, Any] = {
     "batches": (1, 8),
     "lengths": (16,),
     "seconds": 0.05,
+    "compiled": False,
 }
 """Sizes of part a with --tiny."""
 TINY_STUDY: dict[str, Any] = {"sparsities": (0.6, 0.9), "mixed": (1, 2)}
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace, work: Any) -> None:
         sizes = {**sizes, "precision": "fp32", "matrix": 512}
     plan = engines.Plan(device=device, **sizes)
     shapes, batch, length = plan.shapes, max(plan.batches), max(plan.lengths)
-    costs = commands.Costs(device, shapes, min(batch, 256), length, 1 if tiny else 5)
+    costs = commands.Costs(device, shapes, 32 if tiny else 256, 32 if tiny else 128)
     tasks = [study.StudyTask(*x) for x in options.task]
     if options.model and not tasks:
         tasks = [study.StudyTask("given", options.model, options.data)]
@@ -174,7 +176,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--parts is '{options.parts}', it takes letters of {PARTS}")
     if (options.model is None) != (options.data is None):
         parser.error("--model and --data belong together")
-    options.scale = min(1.0, options.minutes / sum(SHARES.values()))
+    limited = sum(SHARES.get(x, 0.0) for x in options.parts)
+    options.scale = options.minutes / limited if limited else 1.0
+    if "d" in options.parts:  # which takes what is left
+        options.scale = min(1.0, options.scale)
     return options
 
 
