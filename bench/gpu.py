@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from prumux.optimizer.base.environment import provenance
 
     facts = {**provenance(), "name": name}
-    facts["command"] = shlex.join(["python", "bench/gpu.py", *(argv or sys.argv[1:])])
+    # Names only: paths of one machine mean nothing on another.
+    given = [Path(x).name if "/" in x else x for x in argv or sys.argv[1:]]
+    facts["command"] = shlex.join(["python", "bench/gpu.py", *given])
     ends = time.monotonic() + 60 * options.minutes
     work = Work(options.work, ends, facts, options.retry)
     try:
