@@ -29,7 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the parts beside this file
 
 PARTS = "abcd"
+ENGINES = ("tensorrt", "tensorrt-rtx-cu13-bindings")
 TINY: dict[str, Any] = {
     "shapes": ("tiny",),
     "cells": ((0.0, 1), (0.6, 1), (0.0, 2), (0.6, 2)),
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from prumux.optimizer.base.environment import provenance
 
     facts = {**provenance(), "name": name}
+    facts["versions"] |= _engine_versions()
     # Names only: paths of one machine mean nothing on another.
     given = [Path(x).name if "/" in x else x for x in argv or sys.argv[1:]]
     facts["command"] = shlex.join(["python", "bench/gpu.py", *given])
@@ -143,6 +146,17 @@ def _device_name(device: str) -> str:
         file=sys.stderr,
     )
     raise SystemExit(5)
+
+
+def _engine_versions() -> dict[str, str]:
+    """Versions of what runs on a GPU, as far as it is installed."""
+    import torch
+
+    found = {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    for package in ENGINES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _capability() -> tuple[int, int]:
