@@ -114,7 +114,7 @@ def budgets(work: Work) -> list[str]:
     results = [x for x in work.results("c") if "pipeline" in x]
     if not results:
         return []
-    found = ["", "c. budgets, trained on this device"]
+    found = ["", "c. budgets, run on this device"]
     for x in results:
         test = "no test rows" if x["test_loss"] is None else f"test {100 * x['test_loss']:.2f}"
         met = "" if x["met"] else "NOT MET, the given model: "

@@ -237,7 +237,7 @@ def test_budgets_leave_their_reports_and_no_engines(job: Path, tmp_path: Path) -
         assert json.loads(report.read_text(encoding="utf-8"))["budget"] == f"{budget}%"
     assert not list(kept.rglob("*.onnx"))
     shown = "\n".join(part("table").lines(work(kept)))
-    assert "c. budgets, trained on this device" in shown
+    assert "c. budgets, run on this device" in shown
 
 
 def test_the_study_trains_scores_and_times_each_cell(job: Path, tmp_path: Path) -> None:
