@@ -13,9 +13,10 @@
                  1, 2, 5, 10 rows in a pass, trained; needs --task, else --model and --data
 
 Each result is stored in `--work` when it is finished, so a run that was cut off goes on, and
-the table, which comes last, has the results of all runs. Engines that are installed are used;
-nothing is downloaded. No stored file is larger than 16 MiB. Without a GPU the exit code is 5,
-unless `--device cpu` asks for a dry run.
+the table, which comes last, has the results of all runs. Parts that `--parts` asks for without
+d share all the time. Engines that are installed are used; nothing is downloaded. No stored
+file is larger than 16 MiB. Without a GPU the exit code is 5, unless `--device cpu` asks for a
+dry run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the parts beside this file
 
 PARTS = "abcd"
+ENGINES = ("tensorrt", "tensorrt-rtx-cu13-bindings")
 TINY: dict[str, Any] = {
     "shapes": ("tiny",),
     "cells": ((0.0, 1), (0.6, 1), (0.0, 2), (0.6, 2)),
     "batches": (1, 8),
     "lengths": (16,),
     "seconds": 0.05,
+    "compiled": False,
 }
 """Sizes of part a with --tiny."""
 TINY_STUDY: dict[str, Any] = {"sparsities": (0.6, 0.9), "mixed": (1, 2)}
@@ -65,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from prumux.optimizer.base.environment import provenance
 
     facts = {**provenance(), "name": name}
-    facts["command"] = shlex.join(["python", "bench/gpu.py", *(argv or sys.argv[1:])])
+    facts["versions"] |= _engine_versions()
+    # Names only: paths of one machine mean nothing on another.
+    given = [Path(x).name if "/" in x else x for x in argv or sys.argv[1:]]
+    facts["command"] = shlex.join(["python", "bench/gpu.py", *given])
     ends = time.monotonic() + 60 * options.minutes
     work = Work(options.work, ends, facts, options.retry)
     try:
@@ -87,7 +94,7 @@ def run(options: argparse.Namespace, work: Any) -> None:
         sizes = {**sizes, "precision": "fp32", "matrix": 512}
     plan = engines.Plan(device=device, **sizes)
     shapes, batch, length = plan.shapes, max(plan.batches), max(plan.lengths)
-    costs = commands.Costs(device, shapes, min(batch, 256), length, 1 if tiny else 5)
+    costs = commands.Costs(device, shapes, 32 if tiny else 256, 32 if tiny else 128)
     tasks = [study.StudyTask(*x) for x in options.task]
     if options.model and not tasks:
         tasks = [study.StudyTask("given", options.model, options.data)]
@@ -141,6 +148,17 @@ def _device_name(device: str) -> str:
     raise SystemExit(5)
 
 
+def _engine_versions() -> dict[str, str]:
+    """Versions of what runs on a GPU, as far as it is installed."""
+    import torch
+
+    found = {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    for package in ENGINES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def _capability() -> tuple[int, int]:
     import torch
 
@@ -174,7 +192,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--parts is '{options.parts}', it takes letters of {PARTS}")
     if (options.model is None) != (options.data is None):
         parser.error("--model and --data belong together")
-    options.scale = min(1.0, options.minutes / sum(SHARES.values()))
+    limited = sum(SHARES.get(x, 0.0) for x in options.parts)
+    options.scale = options.minutes / limited if limited else 1.0
+    if "d" in options.parts:  # which takes what is left
+        options.scale = min(1.0, options.scale)
     return options
 
 

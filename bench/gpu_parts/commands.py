@@ -150,17 +150,16 @@ class _Measured:
         with tempfile.TemporaryDirectory() as folder:
             config = json.dumps(config_of(self.shape))
             (Path(folder) / "config.json").write_text(config, encoding="utf-8")
-            code = call(
-                BENCH,
-                [
-                    *("--measure-costs", str(file), folder, "--target", self.target),
-                    *("--mix", self.mix, "--rounds", str(self.part.rounds), "--batch"),
-                    *(str(self.part.batch), "--length", str(self.part.length)),
-                    *("--device", self.part.device),
-                ],
-                self.work.left_s,
-                log,
-            )
+            arguments = [
+                *("--measure-costs", str(file), folder, "--target", self.target),
+                *("--mix", self.mix, "--rounds", str(self.part.rounds), "--batch"),
+                *(str(self.part.batch), "--length", str(self.part.length)),
+                *("--device", self.part.device),
+            ]
+            try:
+                code = call(BENCH, arguments, self.work.left_s, log)
+            except OverTimeError as error:
+                return {"unfinished": True, "failed": f"{error}; run it again, with more time"}
         found = {
             "shape": self.shape,
             "target": self.target,

@@ -18,22 +18,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.shapes import SHAPES, TYPES, ceiling_flops, context, cuda_ms, dense_model, pruned
-from prumux.export.graph.parity import TOLERANCES
-from prumux.export.runtime.reference import TorchReference
-from prumux.export.runtime.torch_engine import FastModule
+from bench.shapes import ceiling_flops, context, cuda_ms, dense_model, pruned
+from prumux.export.graph.parity import TOLERANCES, compare
 from prumux.optimizer.base.errors import MissingError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.row_groups import batch_rows, in_groups
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.model.module import run as module_run
+from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.model.sizes import Encoder, Layer, Multiplexing
 from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.timing.interleave import wall_ms
 
+from .torch_runs import CompiledBert, TorchRun
 from .work import Facts, Work, say
 
 KINDS = {
@@ -44,16 +45,21 @@ KINDS = {
         "tensorrt": "tensorrt{flavor=tensorrt precision=PRECISION}",
         "torch-compile": "",
     },
-    "cpu": {"ort-cpu": "onnx{precision=PRECISION fusion=none}", "torch": ""},
+    "cpu": {
+        "ort-cpu": "onnx{precision=PRECISION fusion=none}",
+        "torch": "",
+        "torch-compile": "",
+    },
 }
 """Engines by device, most valuable first, with their targets; empty = torch itself."""
+COMPILED = "torch-compile"
+BEFORE_COMPILED = 4
+"""Cells that are measured before `torch.compile`, which takes minutes."""
 CELLS = (
     *((0.0, 1), (0.8, 1), (0.0, 2), (0.95, 1), (0.6, 1), (0.8, 2), (0.0, 5), (0.95, 10)),
     *((0.0, 10), (0.95, 2), (0.6, 2), (0.8, 5), (0.95, 5), (0.6, 5), (0.8, 10), (0.6, 10)),
 )
 """Share of the encoder's weights that is cut, and rows in one pass, most valuable first."""
-SCALE = 0.05
-"""Deviation of random weights: logits then differ between rows."""
 PARITY_ROWS, PARITY_TOKENS = 20, 48
 LEAST_RUNS = 5
 Inputs = dict[str, NDArray[Any]]
@@ -68,8 +74,8 @@ class Plan:
     precision: str = "fp16"
     shapes: tuple[str, ...] = ("minilm", "bert-base")
     cells: tuple[tuple[float, int], ...] = CELLS
-    kinds: tuple[str, ...] = ()
-    """None given = those of the device."""
+    compiled: bool = True
+    """Whether `torch.compile` is timed too, on the dense shapes."""
     batches: tuple[int, ...] = (1, 32, 128, 512)
     lengths: tuple[int, ...] = (32, 128)
     seconds: float = 0.4
@@ -79,10 +85,17 @@ class Plan:
 
     def items(self) -> list[tuple[str, float, int, str]]:
         """Shape, share that is cut, rows in a pass and engine, most valuable first."""
-        kinds = self.kinds or tuple(KINDS[self.device])
-        return [
+        kinds = [x for x in KINDS[self.device] if x != COMPILED]
+        cells = [
             (shape, s, n, k) for s, n in self.cells for shape in self.shapes for k in kinds
         ]
+        compiled = [(shape, 0.0, 1, COMPILED) for shape in self.shapes]
+        first = BEFORE_COMPILED * len(self.shapes) * len(kinds)
+        return cells[:first] + (compiled if self.compiled else []) + cells[first:]
+
+    def sizes(self, kind: str) -> tuple[int, ...]:
+        """Batches to time; each takes the compiler long, so it gets the largest alone."""
+        return (max(self.batches),) if kind == COMPILED else self.batches
 
 
 def run(plan: Plan, work: Work) -> None:
@@ -119,13 +132,12 @@ class Item:
             start = time.monotonic()
             run, about = self.open(model, ctx, Path(folder))
             about["open_seconds"] = round(time.monotonic() - start, 2)
-            reference = TorchReference(model, (parity_batch(model),))
             found: Facts = {**self.about(model), **about, "points": []}
-            found["parity"] = self.parity(run, reference)
+            found["parity"] = self.parity(run, model)
             found["ceiling_tflops"] = self.ceiling() / 1e12
             macs = {x: count(model.encoder, x).macs for x in self.plan.lengths}
             for length in self.plan.lengths:
-                for batch in self.plan.batches:
+                for batch in self.plan.sizes(self.kind):
                     if self.work.left_s <= 0:
                         self.work.keep(self.name, {**found, "unfinished": True})
                         return None
@@ -149,12 +161,14 @@ class Item:
     def model(self) -> Model:
         """Random weights of the sizes that `prune` leaves, with mixed rows."""
         dense = dense_model(self.shape, max(self.plan.lengths), pool_early=False)
-        encoder = replace(dense.encoder, layers=self.layers(dense))
+        # No positions beyond the longest row: an engine reserves memory for all of them.
+        positions = max(PARITY_TOKENS, *self.plan.lengths)
+        encoder = replace(dense.encoder, layers=self.layers(dense), positions=positions)
         if self.n > 1:
             encoder = replace(encoder, mux=Multiplexing(self.n))
         generator = torch.Generator().manual_seed(0)
         weights = {
-            name: SCALE * torch.randn(size, generator=generator) + name.endswith("norm.weight")
+            name: _random(name, size, generator)
             for name, size in expected_shapes(encoder).items()
         }
         return Model(encoder, weights, dense.task, Masks.full(encoder))
@@ -174,9 +188,13 @@ class Item:
     def open(self, model: Model, ctx: Context, folder: Path) -> tuple[Run, Facts]:
         """The engine as a function, and what it says of itself."""
         text = KINDS[self.plan.device].get(self.kind, "")
+        if self.kind == COMPILED:
+            return CompiledBert(self.shape, self.plan.device, self.plan.precision), {
+                "engine": self.torch_facts()
+            }
         if not text:
             torch_run = TorchRun(model, self.plan.device, self.plan.precision, self.kind)
-            return torch_run, {"engine": torch_run.describe()}
+            return torch_run, {"engine": self.torch_facts()}
         target = parse_target(text.replace("PRECISION", self.plan.precision))
         target.check()
         emitted = target.draft().emit(model, ctx, folder)
@@ -184,19 +202,23 @@ class Item:
         size = sum((folder / x).stat().st_size for x in emitted.files)
         return engine.run, {"engine": dict(engine.describe()), "file_mb": round(size / 1e6, 1)}
 
-    def parity(self, run: Run, reference: TorchReference) -> Facts:
-        """The largest difference of a logit from the fp32 torch module."""
+    def torch_facts(self) -> dict[str, str]:
+        """Library, version, device, precision and how it runs."""
+        cuda = self.plan.device == "cuda"
+        device = torch.cuda.get_device_name() if cuda else "cpu"
+        facts = {"engine": self.kind, "version": str(torch.__version__), "device": device}
+        return {**facts, "precision": self.plan.precision}
 
-        class _Engine:
-            def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-                return np.asarray(run(inputs), dtype=np.float32)
-
-            def describe(self) -> Mapping[str, str]:
-                return {}
-
-        found = reference.compare(_Engine())
-        largest = max(float(np.abs(x).max()) for x in reference.logits)
-        limit = TOLERANCES[self.plan.precision] * max(1.0, largest)
+    def parity(self, run: Run, model: Model) -> Facts:
+        """The largest difference of a logit from the torch module in fp32, on the CPU."""
+        inputs = parity_batch(model).inputs()
+        if isinstance(run, CompiledBert):
+            expected = run.expected(inputs)
+        else:
+            expected = module_run(EncoderModule(model).eval(), inputs)
+        answers = np.asarray(run(inputs), dtype=np.float32)
+        found = compare([expected], [answers], model.task)
+        limit = TOLERANCES[self.plan.precision] * max(1.0, float(np.abs(expected).max()))
         return {
             "max_abs_diff": found.max_abs_diff,
             "limit": limit,
@@ -226,61 +248,12 @@ class Item:
         }
 
 
-class TorchRun:
-    """The torch module on the device, with a CUDA graph a shape, or compiled."""
-
-    def __init__(self, model: Model, device: str, precision: str, kind: str) -> None:
-        dtype = TYPES[precision]
-        self._module: Any = FastModule(model).to(device, dtype).eval()
-        if kind == "torch-compile":
-            self._module = torch.compile(self._module)
-        self._device, self._precision, self._kind = device, precision, kind
-        self._graphs: dict[tuple[int, ...], Any] = {}
-        self._groups = in_groups(self._whole, model.encoder.slots)
-
-    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Logits."""
-        return self._groups(inputs)
-
-    def describe(self) -> dict[str, str]:
-        """Library, version, device, precision and how it runs."""
-        device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        facts = {"engine": self._kind, "version": torch.__version__, "device": device}
-        return {**facts, "precision": self._precision}
-
-    def _whole(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        given = {k: torch.as_tensor(x) for k, x in inputs.items()}
-        with torch.inference_mode():
-            if self._kind == "torch-graph":
-                logits = self._replayed(given)
-            else:
-                logits = self._module(**{k: x.to(self._device) for k, x in given.items()})
-            found: NDArray[Any] = logits.float().cpu().numpy()
-        return found
-
-    def _replayed(self, given: Mapping[str, torch.Tensor]) -> Any:
-        shape = tuple(given["input_ids"].shape)
-        if shape not in self._graphs:
-            self._graphs.clear()  # a graph keeps the memory of its shape
-            self._graphs[shape] = self._captured(given)
-        graph, held, logits = self._graphs[shape]
-        for name, x in given.items():
-            held[name].copy_(x)
-        graph.replay()
-        return logits
-
-    def _captured(self, given: Mapping[str, torch.Tensor]) -> tuple[Any, Any, Any]:
-        held = {k: x.to(self._device) for k, x in given.items()}
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._module(**held)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._module(**held)
-        return graph, held, logits
+def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Normal weights with which values and logits stay around 1, so that fp16 holds them."""
+    drawn = torch.randn(size, generator=generator)
+    if len(size) > 1:
+        return drawn if name.startswith("embeddings") else drawn / size[-1] ** 0.5
+    return 0.1 * drawn + float(name.endswith("norm.weight"))
 
 
 def serving(model: Model, plan: Plan, n: int) -> Context:
@@ -331,8 +304,3 @@ def missing(device: str, precision: str) -> dict[str, str]:
             except MissingError as error:
                 found[kind] = str(error).split("\n")[0]
     return found
-
-
-def known_shapes() -> tuple[str, ...]:
-    """Names of shapes."""
-    return tuple(SHAPES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -79,17 +79,17 @@ class Study:
             names = {n: cell_name(task, sparsity, n, seed) for n in mixed}
             if all(work.done(x) for x in names.values()):
                 continue
-            row: _Row | None = None
-            for n, name in names.items():
-                if work.done(name):
-                    continue
-                if work.left_s < slowest:
-                    say(f"part d: no time for another cell, which takes {slowest:.0f} s")
-                    return
-                row = row or _Row(self, task, sparsity, seed, target)
-                start = time.monotonic()
-                work.attempt(name, partial(row.cell, n))
-                slowest = max(slowest, time.monotonic() - start)
+            with TemporaryDirectory(prefix="prumux-study-") as folder:
+                row = _Row(self, task, sparsity, seed, target, Path(folder))
+                for n, name in names.items():
+                    if work.done(name):
+                        continue
+                    if work.left_s < slowest:
+                        say(f"part d: no time for another cell, which takes {slowest:.0f} s")
+                        return
+                    start = time.monotonic()
+                    work.attempt(name, partial(row.cell, n))
+                    slowest = max(slowest, time.monotonic() - start)
 
 
 def cell_name(task: StudyTask, sparsity: float, n: int, seed: int) -> str:
@@ -97,32 +97,31 @@ def cell_name(task: StudyTask, sparsity: float, n: int, seed: int) -> str:
     return f"d-{task.name}-{round(100 * sparsity)}-{n}-seed{seed}"
 
 
+@dataclass(frozen=True)
 class _Row:
     """The cells of a task, a sparsity and a seed, which share the pruned and trained model."""
 
-    def __init__(
-        self, study: Study, task: StudyTask, sparsity: float, seed: int, target: str
-    ) -> None:
-        self.study, self.task, self.sparsity, self.seed = study, task, sparsity, seed
-        self.target = target
-        self._opened: Evaluator | None = None
-        self._folder = TemporaryDirectory(prefix="prumux-study-")
+    study: Study
+    task: StudyTask
+    sparsity: float
+    seed: int
+    target: str
+    folder: Path
+    """Finished models lie here."""
 
-    @property
+    @cached_property
     def evaluator(self) -> Evaluator:
-        """Opened when it is first needed; finished models lie in a temporary folder."""
-        if self._opened is None:
-            request = Request(
-                model=self.task.model,
-                data=self.task.data,
-                passes="-",
-                seed=self.seed,
-                device=self.study.device,
-                batch=self.study.batch,
-            )
-            opened = open_evaluator(request, parse_target(self.target), Progress())
-            self._opened = opened.with_store(Store(Path(self._folder.name)), no_record)
-        return self._opened
+        """Model and data, read when they are first needed."""
+        request = Request(
+            model=self.task.model,
+            data=self.task.data,
+            passes="-",
+            seed=self.seed,
+            device=self.study.device,
+            batch=self.study.batch,
+        )
+        opened = open_evaluator(request, parse_target(self.target), Progress())
+        return opened.with_store(Store(self.folder), no_record)
 
     def cell(self, n: int) -> Facts:
         """Train, score and time one cell."""

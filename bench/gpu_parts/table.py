@@ -44,13 +44,15 @@ def engines(work: Work) -> list[str]:
     missing = (work.read("a-missing") or {}).get("missing", {})
     if not results and not missing:
         return []
-    found = ["", "a. engines: host to host, wall clock, at each engine's fastest batch"]
+    found = ["", "a. engines: host to host, wall clock, at each engine's fastest batch;"]
+    found.append("least = time of its smallest batch")
     lengths = sorted({p["length"] for x in results for p in x["points"]})
     for length in lengths:
         best = [(x, p) for x in results if (p := _best(x, length)) is not None]
         base = {x["shape"]: p for x, p in reversed(best) if _is_dense_torch(x)}
         head = f"{'shape':<10}{'cut':>5}{'n':>4}  {'engine':<14}{'batch':>6}{'rows/s':>10}"
-        found += ["", f"{length} tokens", f"{head}{'of torch':>10}{'ceiling':>9}  logits"]
+        head += f"{'of torch':>10}{'ceiling':>9}{'least, ms':>11}  logits"
+        found += ["", f"{length} tokens", head]
         for x, p in sorted(best, key=lambda y: _order(y[0])):
             dense = base.get(x["shape"])
             ratio = "" if dense is None else f"{_rate(p) / _rate(dense):.2f}x"
@@ -58,7 +60,8 @@ def engines(work: Work) -> list[str]:
             holds = "within" if parity["holds"] else "BEYOND"
             found.append(
                 f"{x['shape']:<10}{x['sparsity']:>5.0%}{x['n']:>4}  {x['kind']:<14}"
-                f"{p['batch']:>6}{_rate(p):>10.0f}{ratio:>10}{p['ceiling_share']:>9.1%}  "
+                f"{p['batch']:>6}{_rate(p):>10.0f}{ratio:>10}{p['ceiling_share']:>9.1%}"
+                f"{_least_ms(x, length):>11.3g}  "
                 f"{holds} {parity['limit']:.2g} ({parity['max_abs_diff']:.2g})"
             )
     tops = sorted({round(x["ceiling_tflops"], 2) for x in results})
@@ -74,6 +77,11 @@ def _rate(point: Mapping[str, Any]) -> float:
 def _best(item: Facts, length: int) -> Facts | None:
     points = [p for p in item["points"] if p["length"] == length]
     return max(points, key=_rate, default=None)
+
+
+def _least_ms(item: Facts, length: int) -> float:
+    points = (p for p in item["points"] if p["length"] == length)
+    return float(min(points, key=lambda p: p["batch"])["ms"])
 
 
 def _is_dense_torch(item: Facts) -> bool:
@@ -106,7 +114,7 @@ def budgets(work: Work) -> list[str]:
     results = [x for x in work.results("c") if "pipeline" in x]
     if not results:
         return []
-    found = ["", "c. budgets, trained on this device"]
+    found = ["", "c. budgets, run on this device"]
     for x in results:
         test = "no test rows" if x["test_loss"] is None else f"test {100 * x['test_loss']:.2f}"
         met = "" if x["met"] else "NOT MET, the given model: "

@@ -56,7 +56,8 @@ def estimate(todo: Plan) -> dict[str, Any]:
         f"{SAMPLE} rows run through the dense model now, times what will be run; every "
         "candidate is counted as slow as the dense model, and the search as halving"
     )
-    if any(x.measures for p in todo.space for x in p.passes):
+    timed = evaluator.ctx.costs is None
+    if timed and any(x.measures for p in todo.space for x in p.passes):
         source += "; timing shapes for speedup=, where it was not done before, is not counted"
     if total > (most := request.time_limit_s or math.inf):
         source += f"; the parts add up to {duration(total)}, and --time-limit ends the search"

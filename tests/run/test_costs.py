@@ -88,6 +88,33 @@ def test_a_search_is_steered_by_the_file(job: Path) -> None:
     assert "Traceback" not in lines
 
 
+@pytest.mark.parametrize(("int8", "used"), [(0.5, True), (0.99, False), (None, False)])
+def test_a_precision_is_used_if_it_pays_on_the_other_machine(
+    tmp_path: Path, int8: float | None, used: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some 64 hidden dimensions are the fewest that int8 is considered for."""
+    model = jobs.model_folder(
+        tmp_path / "model",
+        {**jobs.CONFIG, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128},
+    )
+    jobs.data_folder(tmp_path / "data", model)
+    dense = linear(1.0, 0.01)
+    targets = {FP32: dense}
+    if int8 is not None:
+        targets["onnx{precision=int8}"] = lambda e: int8 * dense(e)
+    costs_file(tmp_path / "heads.json", model, targets)
+    args = [str(model), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    passes = ["--budget", "20%", "--passes", "prune{sparsity=0.05|0.1 of=macs},slice"]
+    assert main([*args, *passes, "--costs", str(tmp_path / "heads.json")]) in (0, 3)
+    said = capsys.readouterr().err
+    if int8 is None:
+        assert "not used, '" in said
+        assert "holds no times of onnx{precision=int8}" in said
+    else:
+        assert f"{1 / int8:.2f}x with the given model" in said
+        assert ("at least 1.1x are needed" in said) != used
+
+
 def test_what_the_machine_would_slow_down_is_dropped(job: Path, tmp_path: Path) -> None:
     """By its costs, whatever the clock here says."""
     slow = tmp_path / "slow.json"
