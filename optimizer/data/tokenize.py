@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Side = Literal["left", "right"]
+_IDS, _TYPES = attrgetter("ids"), attrgetter("type_ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +123,9 @@ def encode(
             none, none if encoder.token_types else None, rows.labels, encoder.pad_id
         )
     side = side or ("left" if tokenizer.truncation_side == "left" else "right")
-    found = _encodings(rows, tokenizer, length, side)
-    ids = Ragged.of(x.ids for x in found)
-    types = Ragged.of(x.type_ids for x in found) if encoder.token_types else None
+    found = encodings(rows, tokenizer, length, side)
+    ids = Ragged.of(map(_IDS, found))
+    types = _token_types(found, ids, rows) if encoder.token_types else None
     empty = np.flatnonzero(ids.lengths == 0)
     if len(empty):
         raise DataError(
@@ -145,7 +147,7 @@ def encode(
     return Encoded(ids, types, labels, encoder.pad_id, scored)
 
 
-def _encodings(
+def encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
 ) -> list[Any]:
     """What the tokenizer's Rust library gives for each row, cut to `length` tokens at `side`.
@@ -173,6 +175,19 @@ def _encodings(
             f"the tokenizer fails on these rows: {said}\n"
             "use the tokenizer that was saved with the model"
         ) from error
+
+
+def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
+    """Token type ids of each row.
+
+    A tokenizer gives all tokens of a single text one type, and each of its special tokens one.
+    So if a row with a token of text has zeros only, all single texts do.
+    """
+    if rows.text_b is None:
+        longest = found[int(ids.lengths.argmax())]
+        if not all(longest.special_tokens_mask) and not any(longest.type_ids):
+            return Ragged(np.zeros_like(ids.values), ids.ends)
+    return Ragged.of(map(_TYPES, found))
 
 
 @contextmanager
@@ -299,6 +314,19 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
     if n == 1:
         return found
     return [collate(encoded, b.rows[filled(len(b.rows), n)]) for b in found]
+
+
+def block(encoded: Encoded, start: int, stop: int) -> dict[str, Ints]:
+    """The inputs of neighbouring rows, padded to the longest: arrays [B, T] as in `Batch`."""
+    lengths = encoded.lengths[start:stop]
+    real = np.arange(int(lengths.max())) < lengths[:, None]
+    found = {
+        "input_ids": encoded.ids.block(start, stop, real, encoded.pad_id),
+        "attention_mask": real.astype(np.int64),
+    }
+    if encoded.types is not None:
+        found["token_type_ids"] = encoded.types.block(start, stop, real, 0)
+    return found
 
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
