@@ -15,7 +15,7 @@ from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.certificate.kept_answers import FILE, read_answers
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import batches, encode, encodings, row_limit
+from prumux.optimizer.data.tokenize import Side, batches, encode, encodings, row_limit
 from prumux.optimizer.timing.interleave import interleave, speedup
 
 from .engines import OpenedModel
@@ -144,7 +144,7 @@ def time_texts(
         tokens, engine, whole = (timing.rounds_ms for timing in timings[3 * i : 3 * i + 3])
         shares = [(a + b) / c for a, b, c in zip(tokens, engine, whole, strict=True)]
         gain = speedup(timings[2], timings[3 * i + 2])
-        rates = (1000 * len(rows) / float(np.median(ms)) for ms in (tokens, engine, whole))
+        rates = [1000 * len(rows) / float(np.median(ms)) for ms in (tokens, engine, whole)]
         found.append(
             TextTiming(
                 x.name,
@@ -152,7 +152,9 @@ def time_texts(
                 len(rows),
                 batch,
                 predictor.overlap,
-                *rates,
+                rates[0],
+                rates[1],
+                rates[2],
                 float(np.median(shares)),
                 min(shares),
                 max(shares),
@@ -181,7 +183,7 @@ def _parts(
     """Tokenizer alone, engine alone, and from text to label."""
     tokenizer, encoder = predictor.tokenizer, predictor.encoder
     inputs = batches_of(rows, opened, batch)
-    side = "left" if tokenizer.truncation_side == "left" else "right"
+    side: Side = "left" if tokenizer.truncation_side == "left" else "right"
     pair = rows.text_b is not None
     length = row_limit(tokenizer, encoder, None, pair)
     texts: Any = rows.words if rows.words is not None else rows.text_a

@@ -139,9 +139,9 @@ class Predictor:
                 f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
             )
         if self.task.reads_words:
-            rows = word_rows(texts)
+            words = word_rows(texts)
             return self._word_logits(
-                rows, _Options(batch_size, copies, owners_of(isolate, rows))
+                words, _Options(batch_size, copies, owners_of(isolate, words))
             )
         rows = text_rows(texts)
         options = _Options(batch_size, copies, owners_of(isolate, rows))
