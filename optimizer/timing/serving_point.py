@@ -60,7 +60,7 @@ class Speed:
     """At its own best batch size; None = not timed so."""
 
 
-UNTIMED = Speed(*[0.0] * 9)
+UNTIMED = Speed(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def compare(
