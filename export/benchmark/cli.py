@@ -30,8 +30,8 @@ from .show import plot, plotter, show
 from .text import (
     PARTS,
     PREDICT_BATCH,
-    batches_of,
     check_texts,
+    some_batches_of,
     text_lines,
     texts_of,
     time_texts,
@@ -130,7 +130,7 @@ def _text(options: argparse.Namespace, arguments: Sequence[str], progress: Progr
     rows, cores = texts_of(options.models, read), CoreMonitor()
     batch = (options.batch or (PREDICT_BATCH,))[0]
     with progress.task("trying", 1) as step:
-        choices = choose(opened, (batch,), partial(batches_of, rows), cores)
+        choices = choose(opened, (batch,), partial(some_batches_of, rows), cores)
         step()
     chosen = [x.opened for x in choices.best_at(batch)]
     threads = options.threads or cpu_threads()

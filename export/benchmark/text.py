@@ -14,6 +14,7 @@ from prumux.export.runtime.predictor import Predictor, leaves_cores
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.certificate.kept_answers import FILE, read_answers
+from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Side, batches, encode, encodings, row_limit
 from prumux.optimizer.timing.interleave import interleave, speedup
@@ -113,6 +114,14 @@ def batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
     assert opened.tokenizer is not None
     coded = encode(rows, opened.tokenizer, opened.encoder)
     return [x.inputs() for x in batches(coded, batch)]
+
+
+def some_batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
+    """A few batches that represent all, to choose the fastest graph by."""
+    assert opened.encoder is not None
+    assert opened.tokenizer is not None
+    coded = encode(rows, opened.tokenizer, opened.encoder)
+    return [x.inputs() for x in workload(coded, batch, None)]
 
 
 def time_texts(
