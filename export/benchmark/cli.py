@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import chain, count
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,25 +19,32 @@ from prumux.optimizer.base.errors import GateError, UsageError
 from prumux.optimizer.base.processors import cpu_threads, most_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
-from prumux.optimizer.data.files import find_files
 from prumux.optimizer.data.predict import ARRIVALS
-from prumux.optimizer.data.rows import read_texts
-from prumux.optimizer.data.tokenize import Encoded, encode
-from prumux.optimizer.pipeline.registry import parse_target
 
 from . import cost_command
 from .choose import choose
-from .engine_kinds import KINDS, OpenOptions, open_kinds
-from .engines import OpenedModel, in_layouts, named, open_engine
+from .engine_kinds import KINDS
+from .engines import OpenedModel
 from .measured import Measured
+from .opening import check_length, graph_folders, open_all, text_rows, token_rows
 from .run import ROUNDS, Inputs, inputs_of, measure
 from .show import plot, plotter, show
+from .text import (
+    PARTS,
+    PREDICT_BATCH,
+    check_texts,
+    some_batches_of,
+    text_lines,
+    texts_of,
+    time_texts,
+)
 from .verify import lines_of, open_artifact, speed, verify
 
 EPILOG = """\
 examples:
   prumux-bench my-model my-model-prumux --target onnx --data my-data
   prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
+  prumux-bench --text my-model my-model-prumux --target onnx
   prumux-bench --verify my-model-prumux
   prumux-bench --measure-costs costs.json my-model --batch 32 --length 128
 
@@ -87,13 +94,15 @@ def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             f"leave one of them out, such as {given}"
         )
     progress = Progress(0 if options.quiet else 1)
+    if options.text:
+        return _text(options, arguments, progress)
     length = _length(options)
     device(options.device)  # raises at once if the device does not exist
     plt = None if options.plot is None else plotter(options.plot)
-    folders = _graph_folders(options)
-    opened, not_run = _opened(options, folders, progress)
-    _check(opened, length)
-    rows = _texts(opened, options.data) if length is None else None
+    folders = graph_folders(options)
+    opened, not_run = open_all(options, folders, progress)
+    check_length(opened, length)
+    rows = token_rows(opened, options.data) if length is None else None
     cores = CoreMonitor()
 
     def inputs(to: OpenedModel, batch: int) -> list[Inputs]:
@@ -122,52 +131,33 @@ def _compare(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _opened(
-    options: argparse.Namespace, keep: Sequence[Path | None], progress: Progress
-) -> tuple[list[OpenedModel], dict[str, str]]:
-    """All models in all engines that were asked for, and the engines that cannot run."""
-    target = None if options.target is None else parse_target(options.target)
-    threads, compiled = options.threads or cpu_threads(), options.compile
-    torch.set_num_threads(threads)
-    found, not_run = list[OpenedModel](), dict[str, str]()
-    labels = _distinct(options.models)
-    with progress.task("opening", len(labels)) as step:
-        for i, (name, label) in enumerate(zip(options.models, labels, strict=True)):
-            fuse = i == 0 and not options.as_is
-            if options.engines:
-                how = OpenOptions(threads, options.device, fuse)
-                some, missing = open_kinds(name, label, options.engines, how)
-                found += some
-                not_run |= missing
-            else:
-                for n, on in enumerate(in_layouts(name, target, options.arrivals)):
-                    # The second layout is the ragged one.
-                    folder = keep[i]
-                    kept = folder / "ragged" if n and folder else folder
-                    x = open_engine(name, on, threads, options.device, compiled, fuse, kept)
-                    found.append(named(x, f"{label} (ragged)" if n else label))
-            step()
-    return found, not_run
-
-
-def _graph_folders(options: argparse.Namespace) -> list[Path | None]:
-    """A folder for the graphs of each model, or None for each.
-
-    Raises:
-        UsageError: one cannot be made.
-    """
-    if options.keep_graphs is None:
-        return [None] * len(options.models)
-    found = [options.keep_graphs / Path(x).name for x in _distinct(options.models)]
-    for x in found:
-        try:
-            x.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(
-                f"--keep-graphs: {x} cannot be written: {error.strerror}\n"
-                "name a folder of yours: --keep-graphs graphs"
-            ) from error
-    return found
+def _text(options: argparse.Namespace, arguments: Sequence[str], progress: Progress) -> int:
+    """Time models from text to label."""
+    if options.length or options.plot or len(options.batch or (1,)) > 1:
+        raise UsageError(
+            "--text takes texts as they are, and one batch size: --length, --plot and several "
+            "sizes are not for it\nwrite: prumux-bench --text A B --data DIR --batch 32"
+        )
+    opened, not_run = open_all(options, graph_folders(options), progress)
+    check_texts(opened)
+    read = None if options.data is None else partial(text_rows, opened, options.data)
+    rows, cores = texts_of(options.models, read), CoreMonitor()
+    batch = (options.batch or (PREDICT_BATCH,))[0]
+    with progress.task("trying", 1) as step:
+        choices = choose(opened, (batch,), partial(some_batches_of, rows), cores)
+        step()
+    chosen = [x.opened for x in choices.best_at(batch)]
+    threads = options.threads or cpu_threads()
+    found = time_texts(chosen, rows, batch, options.rounds, threads=threads, cores=cores)
+    if options.json:
+        engines = {x.name: dict(x.engine.describe()) for x in chosen}
+        command = shlex.join(["prumux-bench", *arguments])
+        report = {"schema_version": 1, "text": [asdict(x) for x in found], "engines": engines}
+        report |= {"not_run": {**not_run, **choices.not_run}, "rounds": options.rounds}
+        print_json({**report, "parts": PARTS, "command": command, **provenance(cores)})
+    else:
+        print("\n".join(text_lines(found)))  # noqa: T201
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -230,7 +220,12 @@ def _parser() -> argparse.ArgumentParser:
         help="batches of --data: sorted by length, or mixed, as rows arrive; folders that "
         "--target exports then run padded and ragged",
     )
-    add("--rounds", type=positive, metavar="N", help="timed rounds")
+    add("--rounds", type=positive, default=ROUNDS, metavar="N", help="timed rounds")
+    add(
+        "--text",
+        action="store_true",
+        help="time from text to label, on the texts of --data or a result's certified answers",
+    )
     add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
     add(
         "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
@@ -306,15 +301,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     return found
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names made distinct: a repeated name gets a number."""
-    found: list[str] = []
-    for name in names:
-        others = (f"{name} ({i})" for i in count(2))
-        found.append(next(x for x in chain([name], others) if x not in found))
-    return found
-
-
 def _threads(text: str) -> int:
     given, most, there = positive(text), most_threads(), cpu_threads()
     if given > most:
@@ -348,43 +334,6 @@ def _length(options: argparse.Namespace) -> int | None:
             "--data out"
         )
     return found
-
-
-def _check(opened: Sequence[OpenedModel], length: int | None) -> None:
-    """Check that every model accepts rows of this length.
-
-    Raises:
-        UsageError: a model has fewer positions.
-    """
-    for x in opened:
-        if x.encoder is None or length is None:
-            continue
-        most = x.encoder.most_tokens
-        if length > most:
-            raise UsageError(
-                f"--length {length} is over the {most} positions of '{x.name}': "
-                f"--length {most}"
-            )
-
-
-def _texts(opened: Sequence[OpenedModel], data: str) -> Encoded:
-    """The validation texts, or those of a file, tokenised by the first model that can.
-
-    Raises:
-        UsageError: none of the models has a tokenizer.
-    """
-    for x in opened:
-        if x.tokenizer is not None and x.encoder is not None and x.task is not None:
-            path = Path(data)
-            split = None
-            if path.is_dir():
-                split = "validation" if "validation" in find_files(path) else None
-            rows = read_texts(path if path.exists() else data, x.task, split)
-            return encode(rows, x.tokenizer, x.encoder)
-    raise UsageError(
-        "--length data needs a tokenizer, and none of the models has one\n"
-        "name a folder first, or give --length 128"
-    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.data.ragged import Ragged
-from prumux.optimizer.data.tokenize import Encoded, collate
-from prumux.optimizer.model.row_groups import RowLogits, answered
+from prumux.optimizer.data.tokenize import Encoded, block
+from prumux.optimizer.model.row_groups import RowLogits, answered_in_order, grouped
 from prumux.optimizer.pipeline.target import Engine
 
 Floats = NDArray[np.float32]
@@ -36,14 +36,13 @@ class PredictionJob:
 def answer(engine: Engine, slots: int, job: PredictionJob) -> RowLogits:
     """Logits of a job without padding: float32 [N, C], or for each row [T, C]."""
     coded = job.encoded
-    return answered(
-        lambda rows: engine.run(collate(coded, rows).inputs()),
-        coded.lengths,
-        slots,
-        job.batch_size,
-        copies=job.copies,
-        tenants=job.tenants,
-    )
+
+    def prepare(order: NDArray[np.int64]) -> Callable[[int, int], Floats]:
+        sorted_rows = coded.take(order)
+        return lambda start, stop: engine.run(block(sorted_rows, start, stop))
+
+    groups = grouped(coded.lengths, slots, job.copies, job.tenants)
+    return answered_in_order(prepare, groups, coded.lengths, job.batch_size)
 
 
 @dataclass(frozen=True, eq=False)

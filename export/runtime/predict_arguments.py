@@ -68,6 +68,8 @@ def text_rows(texts: Any) -> Rows:
     """
     text = texts if isinstance(texts, str) else "a text"
     values = _listed(texts, f"[{_short(text)}]")
+    if _all_texts(values):
+        return Rows(tuple(values))
     pairs = [_is_pair(x) for x in values]
     for i, (value, pair) in enumerate(zip(values, pairs, strict=True)):
         if not pair and not isinstance(value, str):
@@ -84,6 +86,17 @@ def text_rows(texts: Any) -> Rows:
     if values and pairs[0]:
         return Rows(tuple(str(a) for a, _ in values), tuple(str(b) for _, b in values))
     return Rows(tuple(str(x) for x in values))
+
+
+def _all_texts(values: list[Any]) -> bool:
+    """True if all values are plain texts in Unicode, found without Python for each."""
+    if set(map(type, values)) != {str}:
+        return False
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_unicode(i: int, texts: Iterable[str]) -> None:

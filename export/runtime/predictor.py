@@ -22,13 +22,14 @@ from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, Side, encode
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
-from prumux.optimizer.model.row_groups import RowLogits
+from prumux.optimizer.model.row_groups import RowLogits, batch_rows
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
 from prumux.optimizer.tasks.prediction import Answer
 from prumux.optimizer.tasks.task import Task
 
 from .artifact_engine import artifact_path, open_artifact_engine, read_config
+from .chunks import answer_chunks
 from .engine_match import check_belongs
 from .grouping import BatchingRunner, DirectRunner, PredictionJob
 from .predict_arguments import owners_of, text_rows, word_rows
@@ -57,6 +58,8 @@ class Predictor:
     runner: DirectRunner | BatchingRunner
     reload: Callable[[], Predictor] | None = field(default=None, repr=False)
     """The call of `load` that gives this predictor again."""
+    overlap: bool = False
+    """True = texts are tokenized while the engine runs, for cores are left to do so."""
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[], Predictor], tuple[()]]:
@@ -90,7 +93,8 @@ class Predictor:
     ) -> list[Answer]:
         """Predict one label, or one value, for each text, in the order of the texts.
 
-        A multiplexed model runs n rows of similar length in one forward pass. If a group has
+        Many texts run in chunks of like length, so they may come in any order. A multiplexed
+        model runs n rows of similar length in one forward pass. If a group has
         fewer rows than n, rows of the same group fill it and their logits are averaged.
 
         For token tasks the result has one tuple for each row, with one prediction for each
@@ -135,14 +139,19 @@ class Predictor:
                 f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
             )
         if self.task.reads_words:
-            rows = word_rows(texts)
+            words = word_rows(texts)
             return self._word_logits(
-                rows, _Options(batch_size, copies, owners_of(isolate, rows))
+                words, _Options(batch_size, copies, owners_of(isolate, words))
             )
-        coded = self._encode(text_rows(texts))
-        options = _Options(batch_size, copies, owners_of(isolate, coded))
-        logits = self._run(coded, options, range(len(coded)))
-        return np.asarray(logits).reshape(len(coded), self.encoder.labels)
+        rows = text_rows(texts)
+        options = _Options(batch_size, copies, owners_of(isolate, rows))
+        run = partial(self._run, options=options, texts=range(len(rows)))
+        if options.owners is None:
+            multiple = batch_rows(batch_size, most)
+            logits = answer_chunks(rows, multiple, self._encode, run, overlap=self.overlap)
+        else:  # an owner's groups are filled best from all of its texts
+            logits = run(self._encode(rows))
+        return np.asarray(logits).reshape(len(rows), self.encoder.labels)
 
     def _encode(self, rows: Rows) -> Encoded:
         # Rows of words run in windows from the first word on, so each is cut on the right.
@@ -238,7 +247,13 @@ def load(
     if max_wait_ms is not None:
         runner = BatchingRunner(engine, slots, max_wait_ms)
     reload = partial(load, path.absolute(), threads, max_wait_ms, device)
-    return Predictor(encoder, task, tokenizer, runner, reload)
+    return Predictor(encoder, task, tokenizer, runner, reload, leaves_cores(engine, threads))
+
+
+def leaves_cores(engine: Engine, threads: int | None) -> bool:
+    """True if the engine runs on a GPU, or on fewer threads than there are processors."""
+    on_cpu = engine.describe().get("device", "cpu") == "cpu"
+    return not on_cpu or (threads or cpu_threads()) < cpu_threads()
 
 
 def _check_numbers(threads: Any, max_wait_ms: Any) -> None:

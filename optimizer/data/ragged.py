@@ -87,6 +87,19 @@ class Ragged(Sequence[NDArray[np.int32]]):
         found[np.arange(length) < self.lengths[rows][:, None]] = self.take(rows).values
         return found
 
+    def block(self, start: int, stop: int, real: NDArray[np.bool_], fill: int) -> Ints:
+        """Neighbouring rows, each filled up on the right: int64 [B, T].
+
+        Args:
+            start: index of the first row.
+            stop: index behind the last row.
+            real: [B, T], True at each row's numbers.
+            fill: the number at all other places.
+        """
+        found = np.full(real.shape, fill, dtype=np.int64)
+        found[real] = self.values[self.starts[start] : self.ends[stop - 1]]
+        return found
+
     def tolist(self) -> list[list[int]]:
         """The rows as lists."""
         return [x.tolist() for x in self]

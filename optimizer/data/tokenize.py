@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Side = Literal["left", "right"]
 PART_CHARACTERS = 1_000_000
 """Texts of so many characters are tokenised at once."""
+_IDS, _TYPES = attrgetter("ids"), attrgetter("type_ids")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +126,10 @@ def encode(
         )
     side = side or ("left" if tokenizer.truncation_side == "left" else "right")
     id_parts, type_parts, words = [], [], []
-    for found in _encodings(rows, tokenizer, length, side):
-        id_parts.append(Ragged.of(x.ids for x in found))
+    for found in encodings(rows, tokenizer, length, side):
+        id_parts.append(Ragged.of(map(_IDS, found)))
         if encoder.token_types:
-            type_parts.append(Ragged.of(x.type_ids for x in found))
+            type_parts.append(_token_types(found, id_parts[-1], rows))
         if rows.words is not None:
             words += [_words_of(x, side) for x in found]
     ids = Ragged.joined(id_parts)
@@ -152,7 +154,7 @@ def encode(
     return Encoded(ids, types, labels, encoder.pad_id, scored)
 
 
-def _encodings(
+def encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
 ) -> Iterator[list[Any]]:
     """What the tokenizer's Rust library gives for each row, cut to `length` tokens at `side`.
@@ -201,6 +203,19 @@ def _parts(given: list[Any]) -> Iterator[list[Any]]:
     starts = np.flatnonzero(np.diff(part, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(given)], strict=True):
         yield given[start:end]
+
+
+def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
+    """Token type ids of each row.
+
+    A tokenizer gives all tokens of a single text one type, and each of its special tokens one.
+    So if a row with a token of text has zeros only, all single texts do.
+    """
+    if rows.text_b is None:
+        longest = found[int(ids.lengths.argmax())]
+        if not all(longest.special_tokens_mask) and not any(longest.type_ids):
+            return Ragged(np.zeros_like(ids.values), ids.ends)
+    return Ragged.of(map(_TYPES, found))
 
 
 @contextmanager
@@ -327,6 +342,19 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
     if n == 1:
         return found
     return [collate(encoded, b.rows[filled(len(b.rows), n)]) for b in found]
+
+
+def block(encoded: Encoded, start: int, stop: int) -> dict[str, Ints]:
+    """The inputs of neighbouring rows, padded to the longest: arrays [B, T] as in `Batch`."""
+    lengths = encoded.lengths[start:stop]
+    real = np.arange(int(lengths.max())) < lengths[:, None]
+    found = {
+        "input_ids": encoded.ids.block(start, stop, real, encoded.pad_id),
+        "attention_mask": real.astype(np.int64),
+    }
+    if encoded.types is not None:
+        found["token_type_ids"] = encoded.types.block(start, stop, real, 0)
+    return found
 
 
 def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:

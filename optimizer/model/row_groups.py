@@ -90,15 +90,39 @@ def answered(
     Returns:
         One array [N, C]; for models that answer for every token a list of [T, C].
     """
-    groups, each = grouped(lengths, n, copies, tenants), max(1, batch // n)
-    parts = [groups[i : i + each].ravel() for i in range(0, len(groups), each)]
-    answers = [run(rows) for rows in parts]
+    return answered_in_order(
+        lambda order: lambda start, stop: run(order[start:stop]),
+        grouped(lengths, n, copies, tenants),
+        lengths,
+        batch,
+    )
+
+
+def answered_in_order(
+    prepare: Callable[[Ints], Callable[[int, int], NDArray[Any] | list[NDArray[Any]]]],
+    groups: Ints,
+    lengths: Ints,
+    batch: int,
+) -> RowLogits:
+    """Logits of each row, as `answered`.
+
+    Args:
+        prepare: gets the rows in the order in which they run, and returns a function that
+            gives the logits of those from one place in this order to another.
+        groups: see `grouped`.
+        lengths: tokens of each row.
+        batch: rows in one run, at least one group.
+    """
+    order, each = groups.ravel(), batch_rows(batch, groups.shape[1])
+    run = prepare(order)
+    starts = range(0, len(order), each)
+    answers = [run(i, min(i + each, len(order))) for i in starts]
     if not answers or answers[0][0].ndim == 1:
         logits = np.concatenate(answers) if answers else np.zeros((0, 0), np.float32)
-        return mean_of_copies(logits, groups.ravel(), len(lengths))
+        return mean_of_copies(logits, order, len(lengths))
     found: list[list[NDArray[np.float32]]] = [[] for _ in lengths]
-    for rows, some in zip(parts, answers, strict=True):
-        for row, logits in zip(rows, some, strict=True):
+    for start, some in zip(starts, answers, strict=True):
+        for row, logits in zip(order[start : start + each], some, strict=True):
             found[row].append(logits[: lengths[row]])
     return [x[0] if len(x) == 1 else np.mean(x, axis=0, dtype=np.float32) for x in found]
 

@@ -32,6 +32,7 @@ from .contents import (
     ModelCost,
     MuxRecord,
     OtherEngine,
+    OwnBatchTiming,
     Pair,
     PassRecord,
     Report,
@@ -289,12 +290,15 @@ def _cascade(evaluator: Evaluator, shipped: MeasuredEngine) -> CascadeRecord | N
 
 
 def _timing(engine: MeasuredEngine) -> EngineTiming:
-    return EngineTiming(**asdict(engine.speed))
+    own = engine.speed.own_batch
+    values = {**asdict(engine.speed), "own_batch": None}
+    timing = EngineTiming(**values)
+    return timing if own is None else replace(timing, own_batch=OwnBatchTiming(**asdict(own)))
 
 
 def _other_engine(engine: MeasuredEngine) -> OtherEngine:
     return OtherEngine(
-        **asdict(engine.speed),
+        **{**asdict(engine.speed), "own_batch": None},
         pipeline=str(engine.pipeline),
         target=str(engine.target),
         file_bytes=engine.size_bytes,

@@ -12,7 +12,7 @@ that an earlier version wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from .costs_record import CostsRecord
@@ -140,6 +140,19 @@ class CertificateRecord(Comparison):
 
 
 @dataclass(frozen=True)
+class OwnBatchTiming:
+    """An engine at its own best batch size, beside the dense engine at its own."""
+
+    batch: Annotated[Positive, "Rows in a batch at which it was fastest."]
+    rows_per_second: Annotated[RowsPerSecond, "Throughput in the median round."]
+    throughput_ratio: Annotated[
+        Times, "Throughput divided by the dense engine's at its own best batch size, median."
+    ]
+    throughput_ratio_low: Annotated[Times, "The lowest of these ratios of any round."]
+    throughput_ratio_high: Annotated[Times, "The highest of these ratios of any round."]
+
+
+@dataclass(frozen=True)
 class EngineTiming:
     """One engine at the serving point, timed in the same rounds as the dense engine."""
 
@@ -154,6 +167,11 @@ class EngineTiming:
     ]
     throughput_ratio_low: Annotated[Times, "The lowest throughput ratio of any round."]
     throughput_ratio_high: Annotated[Times, "The highest throughput ratio of any round."]
+    own_batch: Annotated[
+        OwnBatchTiming | None,
+        "The same at its own best batch size. Null if it was not timed so.",
+        OMIT_NONE,
+    ] = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,12 @@ def summary(report: Report, folder: Path) -> list[str]:
         lines.append(("also timed", f"{text}: {engine.throughput_ratio:.2f}x"))
     if report.costs is not None:
         lines += _costs_lines(report.costs, report.device)
+    dense, ours = report.speed.dense.own_batch, report.speed.optimised.own_batch
+    if dense is not None and ours is not None:
+        spread = f"[{ours.throughput_ratio_low:.2f}, {ours.throughput_ratio_high:.2f}]"
+        sizes = f"dense {dense.batch} rows, optimised {ours.batch}"
+        text = f"{ours.throughput_ratio:.2f}x  {spread} (batches: {sizes})"
+        lines.append(("each best", text))
     if report.budget is not None:
         lines += _budget_lines(report)
     if report.dropped is not None:

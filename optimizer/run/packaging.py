@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
-from prumux.optimizer.data.predict import BATCH, predict
+from prumux.optimizer.data.predict import BATCH, predict, workload
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.metrics import AGREEMENT
+from prumux.optimizer.timing.own_batches import SIZES, time_own_batches
 from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
 from .workspace import Workspace
@@ -89,6 +91,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
             f"the optimised engine is slower than the dense one{where} and was dropped"
         )
         packaged = PackagedEngines(given, given, dropped=best, beside=tuple(others))
+    packaged = _at_own_batches(evaluator, packaged)
     best = packaged.optimised
     _check_answers(evaluator, best)
     _stage(best, workspace.staging)
@@ -127,6 +130,31 @@ def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[Expo
     engines = [x.engine for x in exported]
     speeds = compare(engines, ctx.workload, ctx.progress, ctx.cores)
     return [replace(x, speed=speed) for x, speed in zip(exported, speeds, strict=True)]
+
+
+def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> PackagedEngines:
+    """Time dense and shipped engine each at its own best batch size.
+
+    Only on a CPU: an engine for a GPU is built for the batches of the serving point.
+    """
+    dense, best, ctx = packaged.dense, packaged.optimised, evaluator.ctx
+    described = [x.engine.describe() for x in (dense, best)]
+    on_cpu = all(x.get("device") == "cpu" and "instead_of" not in x for x in described)
+    if best is dense or not on_cpu:
+        return packaged
+    rows, length = evaluator.certify_rows, evaluator.serving.length
+    sizes = sorted({batch_rows(n, best.model.encoder.slots) for n in SIZES})
+    workloads = {n: workload(rows, n, length, ctx.arrivals) for n in sizes if n <= len(rows)}
+    if len(workloads) < 2:  # too few rows to choose
+        return packaged
+    first, second = time_own_batches(
+        dense.engine, best.engine, workloads, ctx.progress, ctx.cores
+    )
+    return replace(
+        packaged,
+        dense=replace(dense, speed=replace(dense.speed, own_batch=first)),
+        optimised=replace(best, speed=replace(best.speed, own_batch=second)),
+    )
 
 
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:

@@ -17,6 +17,7 @@ from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.pipeline.engine import Engine
 
 from .interleave import Timing, interleave, percentile_ms, speedup
+from .own_batches import OwnBatch
 
 ROUNDS = 11
 SINGLE_ROWS = 32
@@ -58,9 +59,11 @@ class Speed:
     """Median over rounds of this engine's throughput over the first engine's."""
     throughput_ratio_low: float
     throughput_ratio_high: float
+    own_batch: OwnBatch | None = None
+    """At its own best batch size; None = not timed so."""
 
 
-UNTIMED = Speed(*[0.0] * 9)
+UNTIMED = Speed(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def compare(

@@ -236,3 +236,27 @@ def test_batch_errors() -> None:
         UsageError, match="a row has 4 tokens, more than the fixed length 3: use"
     ):
         batches(encoded(), 2, pad_to=3)
+
+
+@pytest.mark.parametrize(
+    "single",
+    ["$A:1 [SEP]:0 [CLS]:2", "[CLS]:2 $A [SEP]", "[CLS] $A:1 [SEP]", "[CLS] $A [SEP]"],
+)
+@pytest.mark.parametrize("texts", [("play", "playing good"), ("", ""), ("", "good")])
+def test_token_types_are_those_of_the_tokenizer(single: str, texts: tuple[str, ...]) -> None:
+    tokenizer = make_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    specials = [(x, backend.token_to_id(x)) for x in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=specials
+    )
+    encoder = replace(ENCODER, token_types=3)
+    expected = [x.type_ids for x in backend.encode_batch(list(texts))]
+    found = encode(Rows(texts), tokenizer, encoder).types
+    assert found is not None
+    assert found.tolist() == expected
+    pairs = encode(Rows(texts, texts), tokenizer, encoder).types
+    assert pairs is not None
+    assert pairs.tolist() == [
+        x.type_ids for x in backend.encode_batch(list(zip(texts, texts, strict=True)))
+    ]

@@ -1,0 +1,90 @@
+"""Times dense and optimised engine each at its own best batch size.
+
+At one batch size for both, the engine that the size suits better gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prumux.optimizer.base.cores import CoreMonitor
+from prumux.optimizer.base.progress import Progress
+from prumux.optimizer.data.tokenize import Batch
+from prumux.optimizer.pipeline.engine import Engine
+
+from .interleave import Timing, interleave, speedup
+
+SIZES = (8, 16, 32, 64)
+"""Rows in a batch that are tried."""
+PROBES = 2
+ROUNDS = 5
+Workloads = Mapping[int, Sequence[Batch]]
+"""By rows in a batch, the batches of one round."""
+
+
+@dataclass(frozen=True)
+class OwnBatch:
+    """An engine at the batch size at which it is fastest."""
+
+    batch: int
+    rows_per_second: float
+    throughput_ratio: float
+    """Over the dense engine at its own best batch size: the median over rounds."""
+    throughput_ratio_low: float
+    throughput_ratio_high: float
+
+
+def time_own_batches(
+    dense: Engine,
+    optimised: Engine,
+    workloads: Workloads,
+    progress: Progress,
+    cores: CoreMonitor | None = None,
+) -> tuple[OwnBatch, OwnBatch]:
+    """Try every batch size shortly, then time the best of both engines in turn.
+
+    Args:
+        dense: the given model.
+        optimised: the shipped one.
+        workloads: the batch sizes to try.
+        progress: shows the rounds.
+        cores: waits for near cores before each run.
+    """
+    engines = (dense, optimised)
+    with progress.task("timing batch sizes", PROBES + ROUNDS) as step:
+        runs = [_pass_over(x, batches) for x in engines for batches in workloads.values()]
+        probes = interleave(runs, PROBES, tick=step, cores=cores)
+        each = len(workloads)
+        sizes = [_best(workloads, probes[i : i + each]) for i in (0, each)]
+        best = [_pass_over(x, workloads[n]) for x, n in zip(engines, sizes, strict=True)]
+        timings = interleave(best, ROUNDS, tick=step, repeat=True, cores=cores)
+    per_row = [
+        Timing(tuple(ms / _rows(workloads[n]) for ms in timing.rounds_ms))
+        for timing, n in zip(timings, sizes, strict=True)
+    ]
+    first, second = (
+        OwnBatch(n, 1000 / x.median_ms, gain.median, gain.low, gain.high)
+        for n, x, gain in (
+            (n, x, speedup(per_row[0], x)) for n, x in zip(sizes, per_row, strict=True)
+        )
+    )
+    return first, second
+
+
+def _best(workloads: Workloads, probes: Sequence[Timing]) -> int:
+    """The batch size with the least time per row in the best round."""
+    found = {
+        n: probe.low_ms / _rows(workloads[n])
+        for n, probe in zip(workloads, probes, strict=True)
+    }
+    return min(found, key=found.__getitem__)
+
+
+def _pass_over(engine: Engine, workload: Sequence[Batch]) -> Callable[[], object]:
+    inputs = [batch.inputs() for batch in workload]
+    return lambda: [engine.run(x) for x in inputs]
+
+
+def _rows(workload: Sequence[Batch]) -> int:
+    return sum(len(x.rows) for x in workload)
