@@ -51,7 +51,7 @@ def decided(
 ) -> list[str]:
     """Texts of what a budget of two points is kept on, and of what is timed beside it."""
     encoder = SimpleNamespace(hidden=hidden)
-    ctx = SimpleNamespace(progress=Progress(), store=store)
+    ctx = SimpleNamespace(arrivals="sorted", progress=Progress(), store=store)
     target = parse_target("onnx")
     monkeypatch.setattr(type(target), "tuned", lambda self, model, ctx: self)
     monkeypatch.setattr(lower, "_gain", lambda evaluator, exact, other: gain)
