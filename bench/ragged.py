@@ -192,6 +192,7 @@ def entry(
         "over_dense_high": dense.high,
         "max_abs_diff": float(np.abs(logits[name] - logits[padded]).max()),
         "other_answers": other(logits[name], logits[padded]),
+        "mean_abs_diff_from_fp32": float(np.abs(logits[name] - exact).mean()),
         "other_answers_than_fp32": other(logits[name], exact),
     }
 

@@ -29,7 +29,7 @@ from .onnx_ops import EMBEDDED, MASK, OnnxOps
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenIndex:
     """Names of the values that lead from [B, T] to tokens and back."""
 
     index: str
@@ -38,7 +38,7 @@ class Tokens:
     """[B, T], int64: the token at each place."""
 
 
-def tokens_of(b: GraphBuilder, mask: str) -> Tokens:
+def tokens_of(b: GraphBuilder, mask: str) -> TokenIndex:
     """Write the indices of a mask [B, T]."""
     at = f"tokens.{mask}"
     shape = b.op("Shape", f"{at}.shape", mask)
@@ -55,7 +55,7 @@ def tokens_of(b: GraphBuilder, mask: str) -> Tokens:
     ones = b.op("Cast", f"{at}.ones", flat, to=TensorProto.INT64)
     count = b.op("CumSum", f"{at}.count", ones, b.integer(0))
     count = b.op("Sub", f"{at}.token", count, b.integer(1))
-    return Tokens(index, b.op("Reshape", f"{at}.place", count, shape))
+    return TokenIndex(index, b.op("Reshape", f"{at}.place", count, shape))
 
 
 @dataclass(eq=False)
@@ -65,11 +65,11 @@ class RaggedOps(OnnxOps):
     Rows are gathered to places before they are mixed or taken apart, which is about places.
     """
 
-    known: dict[str, Tokens] = field(default_factory=dict)
+    known: dict[str, TokenIndex] = field(default_factory=dict)
     """By mask: of single rows, and of mixed ones."""
 
     @property
-    def _tokens(self) -> Tokens:
+    def _tokens(self) -> TokenIndex:
         """The tokens that hold now."""
         if self.mask not in self.known:
             self.known[self.mask] = tokens_of(self.build, self.mask)

@@ -87,7 +87,7 @@ def decided(  # noqa: PLR0917 - a fixture by another name
     monkeypatch.setattr(lower, "_gain", timing)
     monkeypatch.setattr(Given, "trial", trial, raising=False)
     encoder = SimpleNamespace(hidden=64)
-    ctx = SimpleNamespace(progress=Progress(), store=store, costs=None)
+    ctx = SimpleNamespace(arrivals="sorted", progress=Progress(), store=store, costs=None)
     target = parse_target("onnx")
     monkeypatch.setattr(type(target), "tuned", lambda self, model, ctx: self)
     evaluator: Any = Given(SimpleNamespace(encoder=encoder), ctx, target, {False: loss})
