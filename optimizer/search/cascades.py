@@ -126,10 +126,8 @@ def _margins(evaluator: Evaluator, pipeline: Pipeline) -> NDArray[np.float32]:
         logits = row_logits(torch_run(model), evaluator.select_rows, None, **mixing)
         return {"margins": margins(torch.as_tensor(np.stack(logits)))}
 
-    about = (str(pipeline), evaluator.data_digest)
-    found: NDArray[np.float32] = evaluator.ctx.cached("margins", about, make)[
-        "margins"
-    ].numpy()
+    kept = evaluator.ctx.cached("margins", (str(pipeline), evaluator.data_digest), make)
+    found: NDArray[np.float32] = kept["margins"].numpy()
     return found
 
 
