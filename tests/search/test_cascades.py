@@ -1,9 +1,9 @@
-"""The search makes a cascade of tried candidates where it pays, and certifies it in its turn."""
+"""The search makes a cascade of tried candidates where it pays, and certifies it in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ from prumux.optimizer.search.acquisition import TimedCandidate
 from prumux.optimizer.search.bisection import SearchResult, Trial, search_by_bisection
 from prumux.optimizer.search.cascades import cascade_candidate
 from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.search.progressive import SearchActions
+from prumux.optimizer.search.progressive_certificates import search_progressively
 from prumux.passes.cascade import Cascade
 from tests.helpers import searches
+from tests.search.test_presets import FITTED, World
+from tests.search.test_presets import LIMIT as LIMIT_TRAINED
 
 ORDER = [Pipeline.parse(f"prune-ffn{{ratio=0.{i}}},slice") for i in range(1, 8)]
 ADDED = ORDER[5].then(Cascade(to=str(ORDER[2])))
@@ -181,12 +185,13 @@ def test_nothing_smaller_was_tried(evaluator: Evaluator) -> None:
     assert cascade_candidate(evaluator, trials, trials[-1], 1.0) is None
 
 
-def test_quick_effort_certifies_one_and_ships_the_fastest(
+def test_quick_effort_tries_one_and_a_given_space_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prumux.optimizer.run import choose
 
-    options = searches.given(tmp_path)
+    target = "onnx{precision=fp32 fusion=none}"
+    options = {**searches.given(tmp_path), "target": target}
     asked: list[float] = []
 
     def candidate(
@@ -197,12 +202,79 @@ def test_quick_effort_certifies_one_and_ships_the_fastest(
         return deep.pipeline.then(Cascade(to=str(best.pipeline), defer=0.3))
 
     monkeypatch.setattr(choose, "cascade_candidate", candidate)
-    budget = searches.budget("25%")
-    found = searches.searched({**options, "budget": budget}, tmp_path / "out").found
+    budget = searches.budget("30%")
+    lines = searches.searched({**options, "budget": budget}, tmp_path / "out").lines
     assert len(asked) == 1
-    made = [x for x in found.trials if "cascade" in str(x.pipeline)]
-    assert len(made) == 1
-    assert np.isfinite(made[0].loss)
+    (made,) = [x for x in lines if "cascade" in x["pipeline"]]
+    assert np.isfinite(made["select_loss"])
     given = {**options, "budget": budget, "passes": f"{cut(0.3)}"}
     searches.searched(given, tmp_path / "own")
     assert len(asked) == 1  # a space that was given is searched as it is
+
+
+def is_cascade(pipeline: Pipeline) -> bool:
+    return len(pipeline.stages) > 1
+
+
+@dataclass
+class CascadeWorld(World):
+    """Trained candidates, of which a cascade is made."""
+
+    cascade: tuple[float, float] = (0.01, 0.01)
+    """What it loses, and its bound."""
+    faster: float = 99.0
+
+    def searched(self) -> SearchResult:
+        hands = SearchActions(self.trial, self.prove, self.look, self.granted, self.extend)
+        return search_progressively(self.given, hands, LIMIT_TRAINED, self.rows, FITTED)
+
+    def extend(self, tried: Sequence[Trial], best: Trial) -> Pipeline:
+        assert best == tried[-1]
+        return tried[-2].pipeline.then(Cascade(to="pool-early"))
+
+    def trial(self, pipeline: Pipeline) -> Trial:
+        if is_cascade(pipeline):
+            return Trial(pipeline, 0.9, self.cascade[0], 1.0, 90)
+        return super().trial(pipeline)
+
+    def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
+        found = super().prove(pipeline, confidence)
+        return replace(found, loss_upper=self.cascade[1]) if is_cascade(pipeline) else found
+
+    def look(self, space: Sequence[Pipeline]) -> list[TimedCandidate]:
+        return [
+            replace(x, throughput=self.faster) if is_cascade(x.pipeline) else x
+            for x in super().look(space)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("cascade", "faster", "last_holds", "order", "ships"),
+    [
+        ((0.001, 0.01), 99.0, True, ["cascade", "single"], "cascade"),
+        ((0.019, 0.01), 99.0, True, ["single", "cascade"], "cascade"),
+        ((0.001, 0.01), 1.0, True, ["cascade", "single"], "single"),
+        ((0.001, 0.01), 99.0, False, ["cascade", "single"], "cascade"),
+        ((0.001, 0.03), 99.0, True, ["cascade"], "nothing"),
+        ((0.019, 0.03), 99.0, True, ["single", "cascade"], "single"),
+        ((0.021, 0.01), 99.0, True, ["single"], "single"),  # loses too much on select rows
+    ],
+)
+def test_trained_candidates_and_their_cascade(
+    cascade: tuple[float, float], faster: float, last_holds: bool, order: list[str], ships: str
+) -> None:
+    world = CascadeWorld(
+        {2: 0.018, 3: 0.05},
+        cascade=cascade,
+        faster=faster,
+        refused=lambda x: not last_holds and not is_cascade(x),
+    )
+    found = world.searched()
+
+    def kind(pipeline: Pipeline | None) -> str:
+        return (
+            "nothing" if pipeline is None else "cascade" if is_cascade(pipeline) else "single"
+        )
+
+    assert [kind(x) for x, _ in found.proofs] == order
+    assert kind(found.winner) == ships
