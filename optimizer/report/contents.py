@@ -337,7 +337,7 @@ class Report:
         "How much answers depend on mixed rows, on the certify rows. Null without mux.",
     ]
     cascade: Annotated[
-        CascadeRecord | None, "The stages of a cascade, if the result is one.", OMIT_NONE
+        CascadeRecord | None, "The stages of a cascade. Null where the result is one model."
     ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[
