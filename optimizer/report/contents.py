@@ -367,7 +367,7 @@ class Report:
         "How much answers depend on mixed rows, on the certify rows. Null without mux.",
     ]
     cascade: Annotated[
-        CascadeRecord | None, "The stages of a cascade. Null if the result is none."
+        CascadeRecord | None, "The stages of a cascade. Null where the result is one model."
     ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[

@@ -109,8 +109,7 @@ def search(
             evaluator, request.effort, points, limit, limit_s, left_s
         )
     else:
-        # A search that workers run ahead of may not compute anything by itself.
-        extend = _cascades(todo, limit) if workers.here_only else no_cascade
+        extend = _cascades(todo, limit)
         found = search_with_workers(
             _free_search(todo, limit, extend), evaluator, limit, out_of_time, workers
         )

@@ -22,7 +22,7 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 
 from .accuracy_model import FitLosses
 from .acquisition import FAIR_CHANCE, TimedCandidate
-from .bisection import Certify, Trial
+from .bisection import Certify, Extend, Trial, no_cascade
 from .presets import ProgressiveSchedule, ScheduleStep
 
 EASY = 0.25
@@ -48,6 +48,8 @@ class SearchActions:
     """Shapes and throughput of the candidates that can be built, trained or not."""
     grant_minutes: Callable[[ScheduleStep, int], float]
     """Minutes that a step may train after so many trainings; 0 = no time left."""
+    extend: Extend = no_cascade
+    """Makes a further candidate of those that were tried."""
 
 
 @dataclass

@@ -79,9 +79,11 @@ def search_progressively(
     if last_fallback < len(within) - 1:
         alpha -= 1 - confidence
     safe = SAFE_SHARE * provable_loss(rows, limit)
-    proofs, last = _certified(
-        _to_certify(trained, safe) if alpha else (), actions.certify, 1 - alpha
-    )
+    to_certify = list(_to_certify(trained, safe)) if alpha else []
+    if to_certify and (added := _added([*trials.values()], to_certify[-1], actions, limit)):
+        trials[len(trials)] = added
+        to_certify.insert(len(to_certify) - (added.loss <= to_certify[-1].loss), added)
+    proofs, last = _certified(to_certify, actions.certify, 1 - alpha)
     late = trained.out_of_time
     if not proofs:  # no trained candidate exists, or no error is left to test one
         return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
@@ -123,6 +125,23 @@ def _to_certify(trials: ProgressiveTrials, safe_loss: float) -> Sequence[Trial]:
     last = trials.accepted[-1:]
     safe = [x for x in trials.accepted if x.loss <= safe_loss][-1:]
     return last if last == safe else [*safe, *last]
+
+
+def _added(
+    tried: Sequence[Trial], best: Trial, actions: SearchActions, limit: float
+) -> Trial | None:
+    """The trial of a candidate made of others, if it keeps the limit.
+
+    It is chosen on select rows. Of it and the last trained candidate that which loses less is
+    certified first.
+    """
+    pipeline = actions.extend(tried, best)
+    if pipeline is None:
+        return None
+    with suppress(PassError):  # recorded by `trial`
+        found = actions.trial(pipeline)
+        return found if found.loss <= limit else None
+    return None
 
 
 def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResult:

@@ -14,7 +14,8 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.timing.cost_table import cost_table
 
 from .acquisition import TimedCandidate
-from .bisection import SearchResult
+from .bisection import SearchResult, Trial, safe_loss
+from .cascades import cascade_candidate
 from .evaluator import Evaluator
 from .presets import (
     Effort,
@@ -54,10 +55,16 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
     def time_shapes(space: Sequence[Pipeline]) -> Sequence[TimedCandidate]:
         return time_candidates(evaluator, space)
 
-    grant_minutes = minute_granter(evaluator.ctx.store, left_s)
-    actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes)
-    schedule = _schedule(evaluator, effort, points, limit_s)
     rows = len(evaluator.certify_rows)
+
+    def extend(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
+        return cascade_candidate(
+            evaluator, tried, best, max(best.loss, safe_loss(rows, limit))
+        )
+
+    grant_minutes = minute_granter(evaluator.ctx.store, left_s)
+    actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes, extend)
+    schedule = _schedule(evaluator, effort, points, limit_s)
     return search_progressively(schedule, actions, limit, rows, loss_fitter(evaluator))
 
 

@@ -124,6 +124,14 @@ def test_onnx_itself_reads_the_graph_so(max_share: float) -> None:
     assert 0 < found[DEFERRED].sum() < 8
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_typed_graphs_are_valid(precision: Any) -> None:
+    model = cascade_of(SOME, max_share=0.5)
+    assert model.second is not None
+    one, two = (build(x, 20, precision) for x in (model, model.second.model))
+    verify(compose(one, two, model.second))
+
+
 @pytest.mark.parametrize("threshold", [NONE, ALL])
 @pytest.mark.parametrize("precision", ["int8", "fp16"])
 def test_low_precisions_run_on_none_one_and_all_rows(

@@ -30,6 +30,7 @@ from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import encode
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
+from tests.helpers.cascades import cascade_of
 from tests.helpers.factory import make_context, multiplexed, random_model, tiny_tokenizer
 from tests.helpers.jobs import texts
 
@@ -38,6 +39,10 @@ ROUNDS = ["--rounds", "1"]
 
 
 def shaped(shape: str, seed: int = 0) -> Model:
+    if shape == "cascade":
+        first, second = (random_model(heads=(4, 4), labels=3, seed=seed + i) for i in (0, 9))
+        cascade = cascade_of(0.2, first=first, second=second)
+        return replace(cascade, tokenizer=tiny_tokenizer())
     kind = TASK.get(shape, "text-classification")
     model = random_model(heads=(4, 4), labels=3, task=kind, seed=seed)
     model = multiplexed(model, n=2) if shape == "mixed" else model
@@ -298,3 +303,25 @@ def test_a_url_needs_a_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--url", "localhost:8000"]) == 2
     err = capsys.readouterr().err
     assert "write: prumux-bench --verify RESULT --url localhost:8000" in err
+
+
+def moved(folder: Path, rows: int) -> None:
+    """Write other certified logits of some rows, with the same labels."""
+    kept = read_answers(folder)
+    logits = [x * 9 if i < rows else x for i, x in enumerate(kept.logits)]
+    write_answers(replace(kept, logits=tuple(logits)), folder)
+
+
+def test_rows_at_a_cascades_threshold_may_move(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another processor rounds differently: one row of seventy may, two may not."""
+    folder = artifact(tmp_path, "cascade")
+    assert main(["--verify", str(folder), *ROUNDS]) == 0
+    assert "other stage" not in capsys.readouterr().out
+    moved(folder, 1)
+    assert main(["--verify", str(folder), *ROUNDS]) == 0
+    assert "other stage   1 rows at the threshold" in capsys.readouterr().out
+    moved(folder, 2)
+    assert main(["--verify", str(folder), *ROUNDS]) == 4
+    assert "logits differ by up to" in capsys.readouterr().err

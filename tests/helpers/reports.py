@@ -72,6 +72,17 @@ def changed(name: str) -> dict[str, Any]:
             "slots": [0.9, None],
             "depends_on_partners": 0.05,
         }
+    elif name == "cascade":
+        bars = [(i / 2, (i + 1) / 2, 90 - 10 * i, 9 - i) for i in range(9)]
+        names = ("low", "high", "rows", "differ")
+        stage = {"deferred": 0.2, "first": 0.85, "second": 0.9}
+        report["cascade"] = {
+            "second": "encoder{hidden=12 <b>}",
+            "threshold": 0.8,
+            "max_share": 0.25,
+            "stages": {"certify": stage, "test": stage | {"deferred": 0.25}},
+            "margins": [dict(zip(names, x, strict=True)) for x in bars],
+        }
     elif name == "beside":
         report["beside"] = [
             engine("", "onnx{precision=int8 fusion=none}", 2.1),
@@ -126,5 +137,5 @@ def changed(name: str) -> dict[str, Any]:
 
 KINDS = (
     "plain", "refused", "no budget", "dropped", "mux", "beside", "predicted", "failed",
-    "tokens", "classes", "costs",
+    "tokens", "classes", "costs", "cascade",
 )  # fmt: skip
