@@ -56,6 +56,13 @@ class DebertaV2(Bert):
                 "convolution of DeBERTa-v2 xlarge and xxlarge is not supported\n"
                 "DeBERTa-v3 has none, nor has a model without conv_kernel_size"
             )
+        hidden = size(config, "hidden_size")
+        embedding = size(config, "embedding_size", default=hidden)
+        if embedding != hidden:
+            raise ModelError(
+                f"config.json: embedding_size is {embedding}, hidden_size is {hidden}: the "
+                "map between them (embed_proj) is not supported"
+            )
         e = super().sizes({"layer_norm_eps": 1e-7} | dict(config))
         for key, only in (
             ("pooler_hidden_size", e.hidden),

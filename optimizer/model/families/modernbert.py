@@ -66,7 +66,8 @@ class ModernBert(Family):
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
-        for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
+        biases = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
+        for name in (*biases, "is_causal", "causal_mask"):
             if config.get(name):
                 raise ModelError(
                     f"config.json: {name} is {config[name]!r:.60}, only false is supported"
