@@ -17,6 +17,7 @@ from prumux.optimizer.tasks.task import Task
 
 from .checkpoint.config_keys import kept_keys
 from .checkpoint.tensor_names import values_fault
+from .cost import count
 from .families.registry import model_types
 from .masks import Masks
 from .model import Model
@@ -78,6 +79,7 @@ def from_config(
         mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
         encoder = Encoder(layers=layers, mux=mux, **sizes)
         _check_sizes(encoder)
+        count(encoder, 1)  # reads each of the family's own facts
         return encoder, from_own_config(config, encoder.labels)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         why = f"{error} is missing" if isinstance(error, KeyError) else error
