@@ -19,6 +19,7 @@ from prumux.optimizer.tasks.task import Task
 
 from .checkpoint.config_keys import kept_keys
 from .checkpoint.tensor_names import values_fault
+from .cost import count
 from .families.registry import model_types
 from .masks import Masks
 from .model import Model, SecondStage, rule_text
@@ -171,6 +172,7 @@ def _sizes_of(config: Mapping[str, Any], first_format: bool = False) -> Encoder:
     mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
     encoder = Encoder(layers=layers, mux=mux, **sizes)
     _check_sizes(encoder)
+    count(encoder, 1)  # reads each of the family's own facts
     return encoder
 
 

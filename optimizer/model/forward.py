@@ -77,9 +77,9 @@ def finish(ops: Ops, branch: Branch, y: Value) -> Value:
 
 def answer(ops: Ops, x: Value) -> Value:
     """Logits of every row from the residual stream after the last branch, [B, T, D]."""
-    first = ops.encoder.reads_first
+    family, first = family_of(ops.encoder), ops.encoder.reads_first
     x = taken_apart(ops, ops.pool(x) if first else x)
-    return family_of(ops.encoder).head(ops, x if first else ops.pool(x))
+    return family.head(ops, x) if first else family.pooled_head(ops, x)
 
 
 def taken_apart(ops: Ops, x: Value) -> Value:

@@ -15,6 +15,8 @@ Keys = Literal["learned", "fixed", "orthogonal"]
 Pooling = Literal["first", "mean", "all"]
 BranchKind = Literal["attention", "ffn"]
 KINDS: tuple[BranchKind, ...] = ("attention", "ffn")
+LIMIT_CONSTANT = 2**40
+"""No constant of a model comes near it."""
 Constant = float | int | str | bool | tuple[int, ...]
 
 
@@ -140,6 +142,19 @@ class Encoder:
     def constant(self, name: str) -> Constant:
         """One of the family's own facts."""
         return dict(self.constants)[name]
+
+    def number(self, name: str) -> float:
+        """One of the family's own facts that is a number.
+
+        Raises:
+            ValueError: it is none, in a damaged file.
+        """
+        found = self.constant(name)
+        if isinstance(found, bool | str | tuple) or not abs(found) <= LIMIT_CONSTANT:
+            raise ValueError(
+                f"constant {name} is {found!r:.40}, not a number up to {LIMIT_CONSTANT}"
+            )
+        return found
 
     def __str__(self) -> str:
         heads = ",".join(str(layer.heads) for layer in self.layers)

@@ -103,7 +103,7 @@ class ResidualStreams:
         there, left = (self.there, self.left) if inner_map else (EVERY, 1.0)
         for (dense, aim), (small, now) in zip(self._dense(), self._small(), strict=True):
             for ops, x in ((dense, aim), (small, now)):
-                self.family.head(ops, ops.pool(x))
+                self.family.pooled_head(ops, x)
             (_, wanted), (read, found) = dense.maps[name], small.maps[name]
             weight = (
                 small.row_mask.float() if wanted.dim() == 3 else torch.ones_like(wanted[:, 0])

@@ -23,7 +23,7 @@ from tests.helpers.checkpoints import config, config_of
 from tests.helpers.family_tokenizers import VOCAB, family_tokenizer
 
 pytestmark = pytest.mark.slow
-FAMILIES = ("deberta-v2", "modernbert", "albert", "nomic_bert", "gte")
+FAMILIES = ("deberta-v2", "modernbert", "albert", "nomic_bert", "gte", "eurobert")
 SPACE = "pool-early,prune{sparsity=0.1|0.3|0.6 of=macs},slice,reconstruct"
 TOKENS = "prune{sparsity=0.1|0.3 of=macs},slice,reconstruct"
 

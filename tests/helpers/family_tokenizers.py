@@ -28,7 +28,7 @@ UNIGRAM = {
 
 
 def family_tokenizer(model_type: str) -> Any:
-    """The tokenizer that transformers makes for a family; for ModernBERT of byte pairs."""
+    """The tokenizer that transformers makes for a family, or one of byte pairs."""
     if model_type in ("bert", "electra", "distilbert", "nomic_bert"):
         name = "DistilBertTokenizer" if model_type == "distilbert" else "BertTokenizer"
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS]
@@ -43,7 +43,7 @@ def family_tokenizer(model_type: str) -> Any:
         name, marks, end = UNIGRAM[model_type]
         pieces = [(x, 0.0) for x in marks] + [(x, -3.0) for x in ("▁", *ascii_lowercase)]
         return getattr(transformers, name)(vocab=[*pieces, *((x, 0.0) for x in end)])
-    if model_type == "modernbert":
+    if model_type in ("modernbert", "eurobert"):
         return _byte_pairs()
     return tiny_tokenizer()
 

@@ -19,16 +19,8 @@ from tests.helpers.masking import random_masks
 from tests.helpers.tensorrt_list import types_of
 
 FAMILIES = (
-    "bert",
-    "roberta",
-    "distilbert",
-    "electra",
-    "mpnet",
-    "modernbert",
-    "deberta-v2",
-    "albert",
-    "nomic_bert",
-    "gte",
+    *("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert", "deberta-v2"),
+    *("albert", "nomic_bert", "gte", "eurobert"),
 )
 SHAPES = ("dense", "uneven", "mixed", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

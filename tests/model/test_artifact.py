@@ -22,7 +22,7 @@ from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import build, load_model
 from prumux.passes.slice import slice_model
-from tests.helpers.checkpoints import config, state
+from tests.helpers.checkpoints import config, state, write
 from tests.helpers.factory import Family, Kind, multiplexed, random_batch, random_model
 from tests.helpers.masking import logits, masked, random_masks
 
@@ -184,3 +184,31 @@ def test_masks_of_a_loaded_model_are_full(tmp_path: Path) -> None:
     model = load_artifact(tmp_path)
     assert Masks.full(model.encoder).sizes(model.encoder) == model.encoder
     assert model.stage == "dense"
+
+
+WITH_FACTS = ("modernbert", "deberta-v2", "nomic_bert", "eurobert")
+"""Families that keep facts of their own in the artifact's config.json."""
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [1.5], -1, True, 1e300])
+@pytest.mark.parametrize("family", WITH_FACTS)
+def test_damaged_facts_of_a_family_are_named(family: str, wrong: Any, tmp_path: Path) -> None:
+    of = config(family)
+    save_artifact(load_model(str(write(tmp_path / "given", of))), tmp_path / "made")
+    path = tmp_path / "made" / "config.json"
+    whole = json.loads(path.read_text())
+    for name in whole["encoder"]["constants"]:
+        facts = {k: x for k, x in whole["encoder"]["constants"].items() if k != name}
+        if wrong is not None:
+            facts[name] = wrong
+        path.write_text(
+            json.dumps({**whole, "encoder": {**whole["encoder"], "constants": facts}})
+        )
+        said = ""
+        try:  # true in place of false may stand, where no weight follows from it
+            model = load_artifact(tmp_path / "made")
+            logits(model, random_batch(model))
+        except ModelError as error:
+            said = str(error)
+        assert len(said.splitlines()) <= 5
+        assert said or wrong is not None

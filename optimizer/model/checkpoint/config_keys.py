@@ -28,6 +28,7 @@ DROPPED = frozenset(
         *("pos_att_type", "position_buckets", "norm_rel_ebd", "share_att_key"),
         *("pooler_hidden_size", "pooler_hidden_act", "attention_head_size"),
         *("num_hidden_groups", "inner_group_num", "head_dim", "rope_scaling"),
+        *("num_key_value_heads", "rms_norm_eps", "pretraining_tp", "mask_token_id"),
         *("conv_kernel_size", "conv_groups", "conv_act", "causal_mask", "is_causal"),
         # of the training and of the architecture's code
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),

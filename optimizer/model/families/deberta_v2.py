@@ -56,6 +56,13 @@ class DebertaV2(Bert):
                 "convolution of DeBERTa-v2 xlarge and xxlarge is not supported\n"
                 "DeBERTa-v3 has none, nor has a model without conv_kernel_size"
             )
+        hidden = size(config, "hidden_size")
+        embedding = size(config, "embedding_size", default=hidden)
+        if embedding != hidden:
+            raise ModelError(
+                f"config.json: embedding_size is {embedding}, hidden_size is {hidden}: the "
+                "map between them (embed_proj) is not supported"
+            )
         e = super().sizes({"layer_norm_eps": 1e-7} | dict(config))
         for key, only in (
             ("pooler_hidden_size", e.hidden),
@@ -84,7 +91,7 @@ class DebertaV2(Bert):
             lookups = tuple(x for x in lookups if x.source != "positions")
             weights = tuple(x for x in weights if x.name != "embeddings.position.weight")
         if e.constant("span") and e.last_attention >= 0:
-            weights += table("embeddings.distance", 2 * _number(e, "span"), HIDDEN)
+            weights += table("embeddings.distance", 2 * _distance(e, "span"), HIDDEN)
             if e.constant("distance_norm"):
                 weights += norm("embeddings.distance_norm", HIDDEN)
         return replace(found, lookups=lookups, weights=weights)
@@ -141,7 +148,7 @@ def _disentangled(e: Encoder, at: str) -> Disentangled | None:
     return Disentangled(
         table="embeddings.distance",
         norm="embeddings.distance_norm" if e.constant("distance_norm") else None,
-        rows=table_rows(_number(e, "span"), _number(e, "furthest")),
+        rows=table_rows(_distance(e, "span"), _distance(e, "furthest")),
         key=maps.get("key"),
         query=maps.get("query"),
     )
@@ -151,10 +158,11 @@ def _terms(e: Encoder) -> list[str]:
     return [part for part in TERMS.values() if e.constant(part)]
 
 
-def _number(e: Encoder, name: str) -> int:
-    found = e.constant(name)
-    assert isinstance(found, int)
-    return found
+def _distance(e: Encoder, name: str) -> int:
+    found = e.number(name)
+    if found not in range(LIMIT_DISTANCE + 1):
+        raise ValueError(f"constant {name} is {found!r:.40}, no distance")
+    return int(found)
 
 
 def _constants(config: Config, positions: int) -> dict[str, Any]:

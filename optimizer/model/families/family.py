@@ -124,6 +124,10 @@ class Family(ABC):
             x = ops.activation(ops.encoder.head, ops.linear("head.dense", x))
         return ops.linear("head.output", x)
 
+    def pooled_head(self, ops: Ops, x: Value) -> Value:
+        """Logits of the states of all positions: [B, T, D] -> [B, C] or [B, T, C]."""
+        return self.head(ops, ops.pool(x))
+
     def _norm(self, ops: Ops, branch: Branch, x: Value) -> Value:
         if not self.has_norm(branch):
             return x

@@ -66,7 +66,8 @@ class ModernBert(Family):
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
-        for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"):
+        biases = ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")
+        for name in (*biases, "is_causal", "causal_mask"):
             if config.get(name):
                 raise ModelError(
                     f"config.json: {name} is {config[name]!r:.60}, only false is supported"
@@ -125,15 +126,15 @@ class ModernBert(Family):
         if branch.kind == "ffn":
             up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
             return ops.multiply(up, ops.linear(f"{at}.gate", rows))
-        constants: dict[str, Any] = dict(e.constants)
-        local = branch.index in constants["local_layers"]
+        layers: Any = e.constant("local_layers")
+        local = branch.index in layers
         return ops.attention(
             branch,
             ops.linear(f"{at}.query", rows),
             ops.linear(f"{at}.key", x),
             ops.linear(f"{at}.value", x),
-            rotary=Rotary(constants["base_in_window" if local else "base_everywhere"]),
-            window=constants["window"] if local else None,
+            rotary=Rotary(e.number("base_in_window" if local else "base_everywhere")),
+            window=int(e.number("window")) if local else None,
         )
 
     def has_norm(self, branch: Branch) -> bool:

@@ -100,14 +100,12 @@ class NomicBert(Bert):
         if branch.kind == "ffn":
             up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
             return ops.multiply(up, ops.linear(f"{at}.gate", rows))
-        base = e.constant("base")
-        assert isinstance(base, float)
         return ops.attention(
             branch,
             ops.linear(f"{at}.query", rows),
             ops.linear(f"{at}.key", x),
             ops.linear(f"{at}.value", x),
-            rotary=Rotary(base),
+            rotary=Rotary(e.number("base")),
         )
 
 

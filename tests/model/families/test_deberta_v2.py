@@ -105,6 +105,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"position_buckets": 2**40}, "position_buckets is 1099511627776, it must be"),
     ({"pooler_hidden_size": 20}, "pooler_hidden_size is 20, it must be"),
     ({"attention_head_size": 4}, "attention_head_size is 4, it must be"),
+    ({"embedding_size": 12}, "embedding_size is 12, hidden_size is 24: the map between"),
     ({"pooler_hidden_act": "mish"}, "pooler_hidden_act is 'mish', supported"),
 ]
 

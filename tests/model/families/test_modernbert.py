@@ -71,6 +71,7 @@ def test_configs_of_transformers_4_and_5_are_read() -> None:
     ("changes", "text"),
     [
         ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"causal_mask": True}, "causal_mask is True"),
         ({"layer_types": ["full_attention"]}, "it must name 4 layers"),
         ({"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
         ({"classifier_activation": "mish"}, "classifier_activation is 'mish'"),
