@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
             f"no tokenizer lies beside '{request.model}'\n"
             "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
         )
+    tokenizer = model.tokenizer
     path = Path(request.model)
     beside = path if path.is_dir() else path.parent if path.is_file() else None
     splits = load_splits(
@@ -65,11 +67,12 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         request.metric,
         request.certify_on_train,
     )
+    model = model if splits.task is None else replace(model, task=splits.task)
     for note in splits.notes:
         progress.say(f"data: {note}")
     for warning in splits.warnings:
         progress.say(f"warning: {warning}")
-    row_limit(model.tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
+    row_limit(tokenizer, model.encoder, request.length, splits.fit.text_b is not None)
     given = {
         "fit": splits.fit,
         "select": splits.select,
@@ -77,7 +80,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         "test": splits.test,
     }
     coded = {
-        role: encode(rows, model.tokenizer, model.encoder)
+        role: encode(rows, tokenizer, model.encoder)
         for role, rows in given.items()
         if rows is not None
     }
@@ -104,7 +107,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         test_rows=coded.get("test"),
         metric=metric,
         data_digest=splits.digest(),
-        tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
+        tokenizer_digest=key(tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
         warnings=(*model.remarks, *splits.warnings),
         serving=ServingPoint(request.batch, request.length, ctx.length, threads),

@@ -6,7 +6,7 @@ Axis letters: N rows, B rows of a batch, T positions of a row, C labels, R weigh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -70,6 +70,10 @@ class Task(ABC):
     """Whether a row has an array of predictions instead of one prediction."""
     has_classes: ClassVar[bool] = True
     """Whether an answer is one of the labels, so that answers can be counted by class."""
+    group_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that may say which query a row is of, where rows are scored by query."""
+    unit: ClassVar[str] = "rows"
+    """What scores are taken over, in messages."""
     exclusive: ClassVar[bool] = True
     """Whether exactly one label holds, so that the data may number them in another order."""
     lists_labels: ClassVar[bool] = False
@@ -108,6 +112,20 @@ class Task(ABC):
         """
         del config
         return cls(labels)
+
+    @classmethod
+    def of_data(
+        cls, task: Task, columns: Callable[[], Collection[str]], metric: str | None
+    ) -> Self | None:
+        """This task in place of another one, if the data or the metric say so, else None.
+
+        Args:
+            task: the task that the model's config names.
+            columns: gives the names of the data's columns.
+            metric: the metric that was asked for, if any.
+        """
+        del task, columns, metric
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """The task as a report shows it."""
@@ -178,6 +196,15 @@ class Task(ABC):
                 (-100 = does not count) or bool [T]; None = all positions.
         """
 
+    def with_groups(self, values: Predictions, groups: NDArray[np.int64]) -> Predictions:
+        """Predictions or labels that know which query each row is of, [N]."""
+        del groups
+        return values
+
+    def telling_rows(self, labels: Predictions) -> NDArray[np.bool_]:
+        """Rows of queries that a ranking is judged by, [N]."""
+        return np.ones(len(labels), dtype=np.bool_)
+
     @abstractmethod
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
         """The prediction that a user gets for each row.
@@ -242,6 +269,18 @@ class Task(ABC):
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
         """Which rows a metric with the statistic `paired` counts as right, [N]."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
+
+    def row_scores(self, metric: str, predictions: Predictions, labels: Predictions) -> Floats:
+        """The scores in [0, 1] whose mean is a metric with the statistic `mean`.
+
+        Each is an independent draw, such as a query. Arguments as in `scorer`.
+        """
+        raise UsageError(f"metric '{metric}' of {self.name} is no mean of scores")
+
+    def draws(self, predictions: Predictions) -> NDArray[np.int64] | None:
+        """The independent draw that each row belongs to, from 0, [N]; None = each is one."""
+        del predictions
+        return None
 
     @abstractmethod
     def worst_case(
@@ -312,6 +351,13 @@ class Task(ABC):
     @abstractmethod
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Mean distance of a student's logits from the teacher's, both [N, C]."""
+
+    def group_loss(
+        self, student: Tensor, teacher: Tensor, groups: Tensor, temperature: float
+    ) -> Tensor:
+        """`logit_loss` of rows that belong to queries, whose numbers are `groups`, [N]."""
+        del groups
+        return self.logit_loss(student, teacher, temperature)
 
     @abstractmethod
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
