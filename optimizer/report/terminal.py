@@ -133,8 +133,8 @@ def _budget_lines(report: Report) -> list[tuple[str, str]]:
     if test is not None:
         text = (
             f"{points(test.loss)} points lost, at most {points(test.loss_upper)} with "
-            f"{test.confidence:.0%} confidence ({test.rows} {unit_of(report)} that no choice was "
-            "made on)"
+            f"{test.confidence:.0%} confidence ({test.rows} {unit_of(report)} that no choice "
+            "was made on)"
         )
         lines.append(("test", text))
     if not report.met:

@@ -60,7 +60,7 @@ class ModelStore:
             return self.given
         name = self.name(pipeline)
         facts = self.store.json(f"{name}-facts", dict)
-        encoder, task = from_config(facts["config"])
+        encoder, _ = from_config(facts["config"])
         held = self.store.tensors(name, dict)
         weights = {k: x for k, x in held.items() if not k.startswith(MASK)}
         pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(weights))]
@@ -72,7 +72,6 @@ class ModelStore:
         return replace(
             self.given,
             encoder=encoder,
-            task=task,
             weights=weights,
             masks=masks,
             history=tuple(Applied(**x) for x in facts["history"]),
