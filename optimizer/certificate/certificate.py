@@ -40,7 +40,7 @@ from .confidence_bounds import (
     few_errors_upper,
     unseen_errors,
 )
-from .design_effect import Ints, design_effect, resamples
+from .design_effect import Ints, design_effect, linked_design_effect, resamples
 from .stratified import stratified_upper
 
 CONFIDENCE = 0.95
@@ -157,19 +157,20 @@ def _exact_upper(
 def _mean_upper(paired: _Paired, confidence: float, groups: Ints | None) -> tuple[float, int]:
     """The bound of a mean of bounded scores, and of how many scores.
 
-    Where rows of several queries share a pass, the evidence counts as that of so many fewer
-    queries, see `design_effect`: the logarithm of the capital is divided by it.
+    Where rows of several queries share a pass, the evidence counts as that of fewer queries.
     """
     before, after = (
         paired.task.row_scores(paired.metric, x, paired.labels)
         for x in (paired.dense, paired.optimised)
     )
-    losses, of = before - after, paired.task.draws(paired.dense)
-    shrink = 1.0
-    if groups is not None and len(losses):
-        known = of is not None and len(losses) == int(of.max()) + 1
-        shrink = design_effect(losses[of] if known else losses, groups)
-    return betting_upper(losses, 1 - (1 - confidence) ** shrink), len(losses)
+    losses, effect = before - after, 1.0
+    if groups is not None:
+        of = paired.task.draws(paired.dense)
+        of = np.arange(len(groups)) if of is None else of
+        effect = float(np.bincount(groups).max())  # the largest possible one
+        if len(losses) == int(of.max()) + 1:
+            effect = linked_design_effect(losses, of, groups)
+    return betting_upper(losses, confidence, effect), len(losses)
 
 
 def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:

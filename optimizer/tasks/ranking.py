@@ -50,6 +50,9 @@ class Ranking(Regression):
     other_columns: ClassVar[tuple[str, ...]] = ("scores", "labels", "relevance")
     group_columns: ClassVar[tuple[str, ...]] = QUERIES
     unit: ClassVar[str] = "queries"
+    agreement_meaning: ClassVar[str] = (
+        "The share of a query's pairs of passages that both models order alike is"
+    )
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:

@@ -78,6 +78,8 @@ class Task(ABC):
     """Whether exactly one label holds, so that the data may number them in another order."""
     lists_labels: ClassVar[bool] = False
     """Whether a value of the label column is a list of labels, see `label_lists`."""
+    agreement_meaning: ClassVar[str] = "The answers of both models have a correlation of"
+    """The meaning of agreement where answers are no labels, for reports."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
     """The meaning of `instability`, for reports."""
 
