@@ -115,7 +115,7 @@ def test_queries_whose_rows_are_mixed() -> None:
     losses = rng.normal(size=60)
     one_row_each = linked_design_effect(losses, np.arange(60), np.arange(60) // 2)
     assert one_row_each == pytest.approx(design_effect(losses, np.arange(60) // 2))
-    # Ten rows a query: the more of them are mixed with those of one partner, the more it counts.
+    # Ten rows a query, of which some are mixed with rows of one partner.
     of = np.repeat(np.arange(60), 10)
     alike = np.repeat(rng.normal(size=30), 2)
     partner = np.where(of % 2, of - 1, of)

@@ -150,5 +150,5 @@ def test_taking_rows_keeps_their_queries(tmp_path: Path) -> None:
         assert isinstance(rows.labels, np.ndarray)
         assert rows.groups is not None
         assert rows.labels[:, 0].tolist() == rows.groups.tolist()
-        of = {g: t for g, t in zip(rows.groups, rows.text_a, strict=True)}
+        of = dict(zip(rows.groups, rows.text_a, strict=True))
         assert [of[g] for g in rows.groups] == [*rows.text_a]

@@ -64,7 +64,7 @@ def by_hand(metric: str, order: list[int], grades: Any) -> float:
     first = [grades[i] > 0 for i in order[:CUT]]
     if metric == "mrr@10":
         return 1 / (first.index(True) + 1) if any(first) else 0.0
-    return sum(first) / min(CUT, int((grades > 0).sum()))
+    return sum(map(int, first)) / min(CUT, int((grades > 0).sum()))
 
 
 @pytest.mark.parametrize(("metric", "score"), [("mrr@10", mrr), ("recall@10", recall)])
