@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import DataError, UsageError
 
+from .by_query import ByQuery
 from .labels import IGNORE, Fail, Labels
 from .metrics import Floats, Metric, Predictions, Scorer
 from .prediction import Answer
@@ -42,7 +43,7 @@ class ConstantAnswer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task(ByQuery, ABC):
     """The meaning of a model's labels. A subclass is one task, an instance one label set."""
 
     labels: tuple[str, ...]
@@ -70,10 +71,6 @@ class Task(ABC):
     """Whether a row has an array of predictions instead of one prediction."""
     has_classes: ClassVar[bool] = True
     """Whether an answer is one of the labels, so that answers can be counted by class."""
-    group_columns: ClassVar[tuple[str, ...]] = ()
-    """Columns that may say which query a row is of, where rows are scored by query."""
-    unit: ClassVar[str] = "rows"
-    """What scores are taken over, in messages."""
     exclusive: ClassVar[bool] = True
     """Whether exactly one label holds, so that the data may number them in another order."""
     lists_labels: ClassVar[bool] = False
@@ -198,15 +195,6 @@ class Task(ABC):
                 (-100 = does not count) or bool [T]; None = all positions.
         """
 
-    def with_groups(self, values: Predictions, groups: NDArray[np.int64]) -> Predictions:
-        """Predictions or labels that know which query each row is of, [N]."""
-        del groups
-        return values
-
-    def telling_rows(self, labels: Predictions) -> NDArray[np.bool_]:
-        """Rows of queries that a ranking is judged by, [N]."""
-        return np.ones(len(labels), dtype=np.bool_)
-
     @abstractmethod
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
         """The prediction that a user gets for each row.
@@ -271,18 +259,6 @@ class Task(ABC):
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
         """Which rows a metric with the statistic `paired` counts as right, [N]."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
-
-    def row_scores(self, metric: str, predictions: Predictions, labels: Predictions) -> Floats:
-        """The scores in [0, 1] whose mean is a metric with the statistic `mean`.
-
-        Each is an independent draw, such as a query. Arguments as in `scorer`.
-        """
-        raise UsageError(f"metric '{metric}' of {self.name} is no mean of scores")
-
-    def draws(self, predictions: Predictions) -> NDArray[np.int64] | None:
-        """The independent draw that each row belongs to, from 0, [N]; None = each is one."""
-        del predictions
-        return None
 
     @abstractmethod
     def worst_case(

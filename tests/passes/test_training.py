@@ -89,6 +89,7 @@ def test_rows_of_a_query_share_a_batch() -> None:
     batches = [b for _, b in zip(range(25), stream(grouped, 16, seed=2), strict=False)]
     assert sorted(np.concatenate([b.rows for b in batches]).tolist()) == list(range(400))
     for batch in batches:
+        assert batch.groups is not None
         assert np.array_equal(batch.groups, queries[batch.rows])
         # Batches of 16 rows hold two whole queries.
         assert np.unique(queries[batch.rows], return_counts=True)[1].tolist() == [8, 8]
