@@ -97,7 +97,13 @@ class Student:
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.task
         off = divergence(
-            found.logits, aim.logits, real, task, o.temperature, parallel=parallel
+            found.logits,
+            aim.logits,
+            real,
+            task,
+            o.temperature,
+            groups=batch.groups,
+            parallel=parallel,
         )
         total = o.logits * off
         if o.labels and batch.labels is not None:

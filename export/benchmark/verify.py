@@ -29,6 +29,7 @@ from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.pipeline.target import Engine
+from prumux.optimizer.tasks.registry import of_data
 from prumux.optimizer.tasks.task import Task
 
 from .engines import OpenedModel
@@ -126,6 +127,8 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
     other = tuple(x for x in sorted(files) if files[x] != now.get(x))
     try:
         encoder, task = from_config(config, path / "config.json")
+        grouped = () if kept.rows.groups is None else ("query_id",)
+        task = of_data(task, lambda: grouped, kept.facts.metric)
         tokenizer = read_tokenizer(path)
         engine: Engine = (
             TritonEngine(url, encoder.slots) if url else _engine(path, threads, device)
@@ -263,6 +266,8 @@ def _of_one_stage(
 def _score(opened: OpenedArtifact, logits: Sequence[NDArray[Any]]) -> float:
     kept, task = opened.kept, opened.task
     predictions = task.predictions(list(logits), kept.scored)
+    if kept.rows.groups is not None:
+        predictions = task.with_groups(predictions, kept.rows.groups)
     if task.ragged:
         references: Any = tuple(np.asarray(x) for x in kept.references)
     else:

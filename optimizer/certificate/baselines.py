@@ -229,7 +229,7 @@ def _refused(judged: Judged, constant: ConstantAnswer, budget: Budget) -> str:
 def _knows(judged: Judged) -> bool:
     """Whether the model's answers are related to the labels at all."""
     if judged.labels is None or not judged.task.has_classes:
-        return judged.score >= 0
+        return judged.score >= best_constant(judged).score
     return _related(judged.answers, judged.flat_labels, len(judged.task.labels))
 
 

@@ -20,7 +20,7 @@ ORDERS = 16
 """The capital depends on the order of the rows; it is averaged over so many fixed orders."""
 
 
-def betting_upper(losses: Floats, confidence: float) -> float:
+def betting_upper(losses: Floats, confidence: float, effect: float = 1.0) -> float:
     """Exact one-sided upper bound of the mean of independent losses in [-1, 1].
 
     A gambler with a capital of 1 bets against the claim that the true mean loss is u. With
@@ -40,6 +40,8 @@ def betting_upper(losses: Floats, confidence: float) -> float:
     Args:
         losses: of rows that are independent draws, [N].
         confidence: one-sided, 1 - alpha.
+        effect: so many rows are worth one independent row, see `design_effect`; the logarithm
+            of the capital is divided by it.
 
     Raises:
         DataError: no losses, or one outside [-1, 1].
@@ -62,7 +64,7 @@ def betting_upper(losses: Floats, confidence: float) -> float:
         logs = np.log1p(np.minimum(bets, MOST_AT_STAKE / m) * (shuffled - m)).sum(1)
         top = float(logs.max())
         log_mean = top + math.log(float(np.exp(logs - top).mean()))
-        return log_mean >= math.log(1 / alpha)
+        return log_mean >= effect * math.log(1 / alpha)
 
     return crossing(above, -1.0, 1.0)
 

@@ -10,6 +10,8 @@ The loss is that of paired predictions, dense against optimised on the same rows
   correction, see `accuracy_upper`.
 - agreement of sequence tasks: Clopper-Pearson on the share of changed answers, exact, see
   `clopper_pearson_upper`.
+- means of a score in [0, 1] of each query, such as nDCG: by betting, exact, see
+  `betting_upper`.
 - all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
 
 Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
@@ -31,13 +33,14 @@ from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.metrics import Metric, Predictions, Scorer
 from prumux.optimizer.tasks.task import Task
 
+from .betting import betting_upper
 from .confidence_bounds import (
     accuracy_upper,
     clopper_pearson_upper,
     few_errors_upper,
     unseen_errors,
 )
-from .design_effect import Ints, design_effect, resamples
+from .design_effect import Ints, design_effect, linked_design_effect, resamples
 from .stratified import stratified_upper
 
 CONFIDENCE = 0.95
@@ -45,7 +48,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Certificate:
-    """The result on `rows` rows that no choice was made on. Scores are in [-1, 1]."""
+    """The result on `rows` rows that no choice was made on. Scores are in [-1, 1].
+
+    Where scores are taken by query, `rows` counts queries.
+    """
 
     metric: str
     rows: int
@@ -97,8 +103,8 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     The metric's statistic decides how. `paired` with labels: Tango's score bound, corrected,
     see `accuracy_upper`. `paired` with the dense model's predictions as labels:
     Clopper-Pearson on the share of changed rows. `stratified`: the first bound for each class,
-    combined, see `stratified_upper`. `bootstrap`: paired bootstrap over rows, see
-    `_bootstrap_upper`.
+    combined, see `stratified_upper`. `mean`: by betting, see `betting_upper`. `bootstrap`:
+    paired bootstrap over rows, see `_bootstrap_upper`.
 
     Args:
         metric: name of one of `task.metrics`.
@@ -127,7 +133,10 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     score_optimised = task.score(metric, optimised, truth)
     loss = score_dense - score_optimised
     paired = _Paired(metric, dense, optimised, truth, task)
-    if chosen.statistic != "bootstrap":
+    if chosen.statistic == "mean":
+        upper, rows = _mean_upper(paired, confidence, groups)
+        method = "betting"
+    elif chosen.statistic != "bootstrap":
         upper, method = _exact_upper(chosen, paired, confidence, groups)
     else:
         upper = _bootstrap_upper(paired, loss, confidence, seed, groups)
@@ -154,6 +163,25 @@ def _exact_upper(
     if metric.needs_labels:
         return accuracy_upper(rows, worse, better, confidence), "tango"
     return clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
+
+
+def _mean_upper(paired: _Paired, confidence: float, groups: Ints | None) -> tuple[float, int]:
+    """The bound of a mean of bounded scores, and of how many scores.
+
+    Where rows of several queries share a pass, the evidence counts as that of fewer queries.
+    """
+    before, after = (
+        paired.task.row_scores(paired.metric, x, paired.labels)
+        for x in (paired.dense, paired.optimised)
+    )
+    losses, effect = before - after, 1.0
+    if groups is not None:
+        of = paired.task.draws(paired.dense)
+        of = np.arange(len(groups)) if of is None else of
+        effect = float(np.bincount(groups).max())  # the largest possible one
+        if len(losses) == int(of.max()) + 1:
+            effect = linked_design_effect(losses, of, groups)
+    return betting_upper(losses, confidence, effect), len(losses)
 
 
 def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:
@@ -235,7 +263,8 @@ def interval(  # noqa: PLR0917 - as `certify`
         spread = math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n) * z
         return max(centre - spread, 0.0), min(centre + spread, 1.0)
     one = task.scorer(metric, predictions, labels)
-    scores = np.concatenate([one(w) for w in resamples(len(predictions), seed)])
+    drawn = resamples(len(predictions), seed, task.draws(predictions))
+    scores = np.concatenate([one(w) for w in drawn])
     low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

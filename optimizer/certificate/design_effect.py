@@ -34,6 +34,32 @@ def design_effect(losses: NDArray[np.floating], groups: Ints) -> float:
     return max(1.0, together / alone) if alone else 1.0
 
 
+def linked_design_effect(losses: NDArray[np.floating], of: Ints, groups: Ints) -> float:
+    """The design effect of queries whose rows are mixed with those of other queries.
+
+        deff = sum_qr c_qr d_q d_r / sum_q d_q^2,    d_q = loss_q - mean loss
+
+    with c_qr the share of query q's rows that are in a group with a row of query r. Where each
+    row is its own query, this is `design_effect`.
+
+    Args:
+        losses: of each query, [Q].
+        of: number of each row's query, from 0, [N].
+        groups: number of each row's group, from 0, [N].
+    """
+    from scipy.sparse import csr_matrix
+
+    off = losses - losses.mean()
+    alone = float((off**2).sum())
+    if not alone:
+        return 1.0
+    cells = (np.ones(len(of)), (groups, of))
+    rows = csr_matrix(cells, shape=(int(groups.max()) + 1, len(losses)))
+    share = rows.multiply(1 / np.bincount(of)).tocsr()
+    together = float((share @ off) @ ((rows > 0).astype(float) @ off))
+    return max(1.0, together / alone)
+
+
 def resamples(rows: int, seed: int, groups: Ints | None = None) -> Iterable[Floats]:
     """Bootstrap weights [R, N] of `RESAMPLES` resamples with replacement, in chunks.
 

@@ -85,6 +85,8 @@ def write_answers(kept: KeptAnswers, folder: Path) -> None:
             row["text"] = kept.rows.text_a[i]
         if kept.rows.text_b is not None:
             row["text_b"] = kept.rows.text_b[i]
+        if kept.rows.groups is not None:
+            row["query"] = int(kept.rows.groups[i])
         row |= {"ids": ids, "logits": kept.logits[i].tolist()}
         row["reference"] = np.asarray(kept.references[i]).tolist()
         if kept.scored is not None:
@@ -126,6 +128,7 @@ def _kept(facts: CertifiedFacts, rows: list[dict[str, Any]]) -> KeptAnswers:
             text_a=() if words else tuple(x["text"] for x in rows),
             text_b=tuple(x["text_b"] for x in rows) if "text_b" in rows[0] else None,
             words=tuple(tuple(x["words"]) for x in rows) if words else None,
+            groups=np.array([x["query"] for x in rows]) if "query" in rows[0] else None,
         ),
         ids=Ragged.of(x["ids"] for x in rows),
         logits=logits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.registry import task_types
@@ -22,12 +22,14 @@ class Columns:
     second: str | None = None
     """The second text of a pair."""
     label: str | None = None
+    group: str | None = None
+    """The number or name of each row's query, for tasks that score queries."""
     each: tuple[str, ...] = ()
     """Columns of 0 and 1, one for each of the model's labels, in their order."""
 
     def unused(self, table: Table) -> tuple[str, ...]:
         """The table's other columns."""
-        used = (self.first, self.second, self.label, *self.each)
+        used = (self.first, self.second, self.label, self.group, *self.each)
         return tuple(x for x in table.names if x not in used)
 
 
@@ -35,7 +37,7 @@ def known_columns() -> tuple[str, ...]:
     """Names of columns that some task reads, and that `--columns` may rename."""
     names = ["text_a", "text_b"]
     for task in task_types():
-        names += ["tokens"] * task.reads_words + [*task.columns]
+        names += ["tokens"] * task.reads_words + [*task.columns, *task.group_columns[:1]]
     return tuple(dict.fromkeys(names))
 
 
@@ -50,7 +52,7 @@ def checked(columns: Mapping[str, str], task: Task) -> dict[str, str]:
     for key in named.keys() - set(known):
         raise DataError(f"--columns {key}=... is unknown; these are known: {', '.join(known)}")
     texts = ("tokens",) if task.reads_words else ("text_a", "text_b")
-    fitting = (*texts, *task.columns, *task.label_columns)
+    fitting = (*texts, *task.columns, *task.label_columns, *task.group_columns[:1])
     for key in sorted(named.keys() - set(fitting)):
         raise DataError(
             f"--columns {key}={named[key]} does not fit {task.name}, which reads "
@@ -73,6 +75,7 @@ def wanted_columns(named: Mapping[str, str], task: Task) -> set[str]:
     usual = {
         *named.values(),
         *task.label_columns,
+        *task.group_columns,
         *SINGLES,
         *WORDS,
         *(x for p in PAIRS for x in p),
@@ -94,7 +97,7 @@ def find_columns(
     Raises:
         DataError: a column is missing, or several may be it.
     """
-    about = (*task.columns, *task.label_columns)
+    about = (*task.columns, *task.label_columns, *task.group_columns)
     given = {k: _named(table, k, v) for k, v in (named or {}).items() if k not in about}
     if task.reads_words:
         first, second = _words(table, given, named is not None), None
@@ -102,6 +105,19 @@ def find_columns(
         first, second = _texts(table, given, named is not None)
     if named is None:
         return Columns(first, second)
+    found = _label(table, task, named, (first, second), optional_label)
+    return replace(found, group=_group(table, task, named))
+
+
+def _label(
+    table: Table,
+    task: Task,
+    named: Mapping[str, str],
+    texts: tuple[str, str | None],
+    optional_label: bool,
+) -> Columns:
+    """The columns with that of the labels, or with one for each label."""
+    first, second = texts
     key = next((k for k in task.columns if k in named), None)
     if key is None:
         each = _label_columns(table, task, named, (first, second))
@@ -127,6 +143,17 @@ def _named(table: Table, key: str, name: str) -> str:
     if len(found) > 1:
         table.fail(None, f"{len(found)} columns '{name}' {said}")
     return found[0]
+
+
+def _group(table: Table, task: Task, named: Mapping[str, str]) -> str | None:
+    """The column that says which query a row is of."""
+    for name in task.group_columns:
+        if name in named:
+            return _named(table, name, named[name])
+        found = column_of(table.names, name)
+        if found:
+            return found[0]
+    return None
 
 
 def _label_columns(

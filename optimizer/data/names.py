@@ -24,6 +24,8 @@ PAIRS = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),
     ("text", "text_pair"),
+    ("query", "passage"),
+    ("query", "document"),
 )
 """Usual names of two columns that hold a pair of texts."""
 SINGLES = ("text", "sentence", "text_a")

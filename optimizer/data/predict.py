@@ -54,7 +54,8 @@ def predict(
         by_length: rows of similar length are batched, and mixed, together; else neighbours.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
-    return task.predictions(found, scored_positions(rows))
+    predictions = task.predictions(found, scored_positions(rows))
+    return predictions if rows.groups is None else task.with_groups(predictions, rows.groups)
 
 
 def row_logits(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.label_lists import label_lists
@@ -30,6 +31,7 @@ from .hub import hub_splits, hub_table, is_hub_id
 from .kept import keep, label_values, missing
 from .label_names import LabelMap, resolved, resolved_tags
 from .names import folded
+from .queries import queries_of, without
 from .table import Table, joined, listed
 from .zeros_and_ones import with_zeros_and_ones
 
@@ -54,6 +56,8 @@ class Rows:
     """Columns that are not used."""
     skipped: str = ""
     """How many rows are left out, and why."""
+    groups: NDArray[np.int64] | None = None
+    """The number of each row's query, [N], for tasks that score queries."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -70,6 +74,7 @@ class Rows:
             text_a=tuple(self.text_a[i] for i in at) if self.words is None else (),
             text_b=None if self.text_b is None else tuple(self.text_b[i] for i in at),
             words=None if self.words is None else tuple(self.words[i] for i in at),
+            groups=None if self.groups is None else self.groups[np.array(at, dtype=np.int64)],
             labels=labels,
         )
 
@@ -85,7 +90,8 @@ class Rows:
 
     def digest(self) -> str:
         """SHA-256 of texts and labels, in hex."""
-        return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
+        groups = [] if self.groups is None else [json.dumps(self.groups.tolist())]
+        return _sha256([*self.contents(), json.dumps(_plain(self.labels)), *groups])
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class Splits:
     """How the rows got their roles, in words."""
     warnings: tuple[str, ...] = ()
     """Inputs that are not used, rows that are left out, and what stands in for what."""
+    task: Task | None = None
+    """What the labels mean, if the data says more of it than the model's config."""
 
     def digest(self) -> str:
         """SHA-256 of all roles, in hex."""
@@ -162,6 +170,8 @@ def read_rows(
         skipped=kept.skipped,
         unlabelled=kept.unlabelled,
     )
+    if task.group_columns:
+        rows = replace(rows, groups=queries_of(kept.table, found.group, rows.text_a))
     if found.label is None or kept.unlabelled:
         shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
         return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
@@ -169,7 +179,28 @@ def read_rows(
     if found.each:
         note = f"labels: 0 or 1 in {len(found.each)} columns: {found.label}"
         rows = replace(rows, notes=(note, *rows.notes))
-    return rows
+    return rows if rows.groups is None or rows.labels is None else _judged(rows, task)
+
+
+def _judged(rows: Rows, task: Task) -> Rows:
+    """Leave out queries that tell nothing, such as those without a relevant passage."""
+    assert rows.groups is not None
+    assert rows.labels is not None
+    labels = task.with_groups(rows.labels, rows.groups)
+    told = task.telling_rows(labels)
+    if told.all():
+        return replace(rows, labels=labels)
+    left = replace(rows, labels=labels).take(np.flatnonzero(told))
+    line = without(rows.groups[~told])
+    skipped = f"{rows.skipped}; {line}" if rows.skipped else line
+    return replace(
+        rows,
+        text_a=left.text_a,
+        text_b=left.text_b,
+        groups=left.groups,
+        labels=left.labels,
+        skipped=skipped,
+    )
 
 
 def read_texts(
@@ -183,6 +214,11 @@ def read_texts(
     found = find_columns(table, task, None)
     kept = keep(table, found, task, LabelMap({}, task.labels))
     return _unlabelled(kept.table, found, task)
+
+
+def column_names(source: str | Path | Sequence[Path], split: str | None) -> tuple[str, ...]:
+    """The names of the columns of one split; arguments and errors as in `read_rows`."""
+    return _table(source, set(), split).names
 
 
 def _table(source: str | Path | Sequence[Path], wanted: set[str], split: str | None) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.metrics import AGREEMENT
+from prumux.optimizer.tasks.registry import of_data
 from prumux.optimizer.tasks.task import Task
 
 from .files import find_files, unused_files
@@ -17,7 +18,7 @@ from .formats import MIN_ROWS
 from .hub import hub_splits, is_hub_id
 from .label_names import unused
 from .names import SPLITS
-from .rows import Rows, Splits, read_rows
+from .rows import Rows, Splits, column_names, read_rows
 
 MAX_SELECT_ROWS = 2048
 NOT_NEEDED = "--certify-on-train: not used, validation rows certify"
@@ -75,6 +76,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
         MissingError: a hub id, and the `datasets` library is not installed.
     """
     sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
+    task, notes = _task_on(sources, task, columns or {}, metric)
     rows = {
         k: read_rows(v, task, columns, sources.moved.get(k, k), labels)
         for k, v in sources.splits.items()
@@ -92,12 +94,32 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     elif "validation" not in usable:
         raise DataError(_cure(rows, usable, sources))
     splits = assign(usable, seed)
-    notes = dict.fromkeys(note for x in rows.values() for note in x.notes)
+    notes += dict.fromkeys(note for x in rows.values() for note in x.notes)
     return replace(
         splits,
         notes=(*splits.notes, *notes, *_unused_columns(rows)),
         warnings=tuple(warnings),
+        task=task,
     )
+
+
+def _task_on(
+    sources: Sources, task: Task, columns: Mapping[str, str], metric: str | None
+) -> tuple[Task, list[str]]:
+    """The task of the model on this data, and a line if it is not what its config names."""
+    split = next(iter(sources.splits))
+
+    def names() -> tuple[str, ...]:
+        read = column_names(sources.splits[split], sources.moved.get(split, split))
+        return (*read, *columns)
+
+    found = of_data(task, names, metric)
+    if found is task:
+        return task, []
+    return found, [
+        f"task: {found.name}, scored by query; to compare the scores of all rows with each "
+        f"other: --metric {task.default_metric}"
+    ]
 
 
 def _sources(
@@ -220,23 +242,25 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
     notes: list[str] = []
     name = "train" if "train" in rows else "validation"
     pool, test = rows[name], rows.get("test")
-    contents = pool.contents()
+    contents = _units(pool)
     order = _order(contents, seed)
     n = len(pool)
     if "train" in rows and "validation" in rows:
         select_rows = min(MAX_SELECT_ROWS, n // 4)
-        sizes, certify = (n - select_rows, select_rows), rows["validation"]
+        fit_rows = _whole(pool, n - select_rows, order)
+        sizes, certify = (fit_rows, n - fit_rows), rows["validation"]
         notes.append(f"fit and select: {sizes[0]} and {sizes[1]} random rows of train")
-        notes.append(f"certify: validation ({len(certify)} rows)")
+        notes.append(f"certify: validation ({_size(certify)})")
     else:
-        sizes, certify = (n // 4, n // 4), pool.take(order[2 * (n // 4) :])
-        notes.append(f"fit, select and certify: 25, 25 and 50 % of {name} ({n} rows)")
+        first, second = (_whole(pool, i * (n // 4), order) for i in (1, 2))
+        sizes, certify = (first, second - first), pool.take(order[second:])
+        notes.append(f"fit, select and certify: 25, 25 and 50 % of {name} ({_size(pool)})")
     if test is not None:
-        notes.append(f"test: test ({len(test)} rows), for the report only")
+        notes.append(f"test: test ({_size(test)}), for the report only")
     certify, again = _distinct(certify)
     if again:
         notes.append(f"dropped {again} rows from certify: they repeat another row of it")
-    held = {*certify.contents(), *(test.contents() if test else ())}
+    held = {*_units(certify), *(_units(test) if test else ())}
     fit_at, select_at = (
         [i for i in part if contents[i] not in held]
         for part in (order[: sizes[0]], order[sizes[0] : sum(sizes)])
@@ -249,7 +273,46 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
             "their text is also in certify or test"
         )
     _enough({"fit": fit, "select": select, "certify": certify, "test": test}, notes)
+    for role, some in {"select": select, "certify": certify}.items():
+        queries = MIN_ROWS if some.groups is None else len(set(some.groups.tolist()))
+        if queries < MIN_ROWS:
+            raise DataError(
+                f"{role} has {queries} queries, {MIN_ROWS} are needed: give more data\n"
+                f"({'; '.join(notes)})"
+            )
     return Splits(fit, select, certify, test, tuple(notes))
+
+
+def _units(rows: Rows) -> list[str]:
+    """One string a row, the same for rows that must have the same role.
+
+    These are rows of equal texts, or of the same query: numbers of queries may mean others in
+    another file, so their texts decide.
+    """
+    if rows.groups is None:
+        return rows.contents()
+    first = {
+        int(g): text for g, text in reversed([*zip(rows.groups, rows.text_a, strict=True)])
+    }
+    return [first[int(g)] for g in rows.groups]
+
+
+def _whole(rows: Rows, cut: int, order: Sequence[int]) -> int:
+    """A place to cut the order at or after `cut` that parts no query's rows."""
+    units = None if rows.groups is None else _units(rows)
+    while (
+        units is not None
+        and 0 < cut < len(order)
+        and units[order[cut]] == units[order[cut - 1]]
+    ):
+        cut += 1
+    return cut
+
+
+def _size(rows: Rows) -> str:
+    """How many rows, and of how many queries, for messages."""
+    queries = "" if rows.groups is None else f" of {len(set(rows.groups.tolist()))} queries"
+    return f"{len(rows)} rows{queries}"
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:

@@ -48,9 +48,16 @@ class Encoded:
     """The id that fills rows up."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
     """Rows of words: per row bool [T], True on each word's first sub-word, labelled or not."""
+    groups: NDArray[np.int64] | None = None
+    """The number of each row's query, [N], for tasks that score queries."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def scored_rows(self) -> int:
+        """How many independent rows are scored: queries where rows belong to queries."""
+        return len(self) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def lengths(self) -> Ints:
@@ -71,6 +78,7 @@ class Encoded:
             labels=labels,
             pad_id=self.pad_id,
             scored=None if self.scored is None else tuple(self.scored[i] for i in at),
+            groups=None if self.groups is None else self.groups[at],
         )
 
 
@@ -85,6 +93,8 @@ class Batch:
     token_type_ids: Ints | None
     labels: NDArray[Any] | None
     """[B]; where words have labels [B, T] with -100 on padding."""
+    groups: Ints | None = None
+    """The number of each row's query, [B]."""
 
     def inputs(self) -> dict[str, Ints]:
         """The arrays [B, T] under their ONNX names, in the ONNX order."""
@@ -144,7 +154,7 @@ def encode(
     if types is not None:
         _check_range("token type ids", types, "token types", encoder.token_types)
     if rows.words is None:
-        return Encoded(ids, types, rows.labels, encoder.pad_id)
+        return Encoded(ids, types, rows.labels, encoder.pad_id, groups=rows.groups)
     scored = tuple(_first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
@@ -372,4 +382,5 @@ def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
         labels=padded([labels[i] for i in rows], length, IGNORE)
         if isinstance(labels, tuple)
         else (None if labels is None else labels[rows]),
+        groups=None if encoded.groups is None else encoded.groups[rows],
     )

@@ -71,7 +71,7 @@ class ModelStore:
             return self.given
         name = self.name(pipeline)
         facts = self.store.json(f"{name}-facts", dict)
-        encoder, task = from_config(facts["config"])
+        encoder, _ = from_config(facts["config"])
         held = self.store.tensors(name, dict)
         stored = {k: x for k, x in held.items() if not k.startswith(MASK)}
         weights, second = split_weights(stored)
@@ -84,7 +84,6 @@ class ModelStore:
         return replace(
             self.given,
             encoder=encoder,
-            task=task,
             weights=weights,
             masks=masks,
             history=tuple(Applied(**x) for x in facts["history"]),

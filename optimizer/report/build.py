@@ -140,7 +140,9 @@ def build_report(
         budget=budget,
         limit=limit,
         metric=evaluator.metric,
-        task=TaskRecord(given.task.kind, given.task.problem, given.task.labels),
+        task=TaskRecord(
+            given.task.kind, given.task.problem, given.task.labels, given.task.unit
+        ),
         scores=scores,
         classes=classes,
         warnings=(*warnings, *result_warnings(scores.certify, certificates, classes)),

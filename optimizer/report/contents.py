@@ -67,9 +67,10 @@ class ByRole(Generic[T]):
 class TaskRecord:
     """The task and its labels."""
 
-    kind: Annotated[str, "text-classification or token-classification."]
-    problem: Annotated[str, "classification, multi-label or regression."]
+    kind: Annotated[str, "text-classification, token-classification or text-ranking."]
+    problem: Annotated[str, "classification, multi-label, regression or ranking."]
     labels: Annotated[tuple[str, ...], "Label names in the order of the logits."]
+    unit: Annotated[str, "What scores are taken over, and `rows` of a score count."] = "rows"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ def print_table(report: Report, stream: TextIO) -> None:
     print(captured.get(), end="", file=stream)
 
 
+def unit_of(report: Report) -> str:
+    """What the rows of a score are; reports of old versions do not say."""
+    return "rows" if report.task is None else report.task.unit
+
+
 def table_rows(report: Report) -> list[Row]:
     """The rows of the table."""
     rows = []
@@ -46,7 +51,7 @@ def table_rows(report: Report) -> list[Row]:
         low, high = score.interval
         rows.append(
             (
-                f"{report.metric}, {role} ({score.rows} rows)",
+                f"{report.metric}, {role} ({score.rows} {unit_of(report)})",
                 points(score.score_dense),
                 f"{points(score.score)}  [{points(low)}, {points(high)}]",
                 f"{100 * (0 - score.loss):+.2f} points",
@@ -152,13 +157,14 @@ def _budget_lines(report: Report) -> list[tuple[str, str]]:
         text = (
             f"{report.budget} of {report.metric}: loss at most {points(certify.loss_upper)} "
             f"points with {certify.confidence:.0%} confidence "
-            f"({certify.rows} certify rows, {certify.method} bound)"
+            f"({certify.rows} certify {unit_of(report)}, {certify.method} bound)"
         )
         lines += [("budget", text), ("why", report.reason)]
     if test is not None:
         text = (
             f"{points(test.loss)} points lost, at most {points(test.loss_upper)} with "
-            f"{test.confidence:.0%} confidence ({test.rows} rows that no choice was made on)"
+            f"{test.confidence:.0%} confidence ({test.rows} {unit_of(report)} that no choice "
+            "was made on)"
         )
         lines.append(("test", text))
     if not report.met:

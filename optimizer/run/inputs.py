@@ -68,6 +68,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
             f"no tokenizer lies beside '{request.model}'\n"
             "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
         )
+    tokenizer = model.tokenizer
     path = Path(request.model)
     beside = path if path.is_dir() else path.parent if path.is_file() else None
     splits = load_splits(
@@ -83,11 +84,12 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         request.metric,
         request.certify_on_train,
     )
+    model = model if splits.task is None else replace(model, task=splits.task)
     for note in splits.notes:
         progress.say(f"data: {note}")
     for warning in splits.warnings:
         progress.say(f"warning: {warning}")
-    row_limit(model.tokenizer, model.encoder, length, splits.fit.text_b is not None)
+    row_limit(tokenizer, model.encoder, length, splits.fit.text_b is not None)
     given = {
         "fit": splits.fit,
         "select": splits.select,
@@ -95,7 +97,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         "test": splits.test,
     }
     coded = {
-        role: encode(rows, model.tokenizer, model.encoder)
+        role: encode(rows, tokenizer, model.encoder)
         for role, rows in given.items()
         if rows is not None
     }
@@ -124,7 +126,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         test_rows=coded.get("test"),
         metric=metric,
         data_digest=splits.digest(),
-        tokenizer_digest=key(model.tokenizer.backend_tokenizer.to_str()),
+        tokenizer_digest=key(tokenizer.backend_tokenizer.to_str()),
         notes=splits.notes,
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
         serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),

@@ -42,11 +42,12 @@ class Plan:
 
     def provable(self) -> str:
         """One line on the losses that the certify rows can prove, shown before the search."""
-        rows, limit = len(self.evaluator.certify_rows), self.limit
+        limit, unit = self.limit, self.evaluator.model.task.unit
+        rows = self.evaluator.certify_rows.scored_rows
         if limit is None:
-            return f"no budget: nothing is certified, scores are reported on {rows} rows"
+            return f"no budget: nothing is certified, scores are reported on {rows} {unit}"
         said = (
-            f"{rows} rows to certify that {self.evaluator.metric} loses at most "
+            f"{rows} {unit} to certify that {self.evaluator.metric} loses at most "
             f"{100 * limit:.2f} points"
         )
         if limit == 0:

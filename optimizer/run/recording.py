@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prumux.optimizer.certificate.kept_answers import (
     MOST_ROWS,
@@ -11,6 +12,7 @@ from prumux.optimizer.certificate.kept_answers import (
     digests,
 )
 from prumux.optimizer.data.predict import row_logits, scored_positions
+from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.report.contents import Report
 from prumux.optimizer.search.evaluator import Evaluator
@@ -18,6 +20,18 @@ from prumux.optimizer.tasks.labels import IGNORE
 
 from .packaging import ExportedModel
 from .workspace import Workspace
+
+
+def kept_rows(rows: Encoded, seed: int) -> NDArray[np.int64]:
+    """At most `MOST_ROWS` random rows, in their order; of queries whole ones, if one fits."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if rows.groups is not None:
+        _, first, of = np.unique(rows.groups[order], return_index=True, return_inverse=True)
+        order = order[np.argsort(first[of], kind="stable")]
+        ends = np.flatnonzero(np.diff(rows.groups[order], append=-1)) + 1
+        whole = ends[ends <= MOST_ROWS]
+        order = order[: whole[-1]] if len(whole) else order
+    return np.sort(order[:MOST_ROWS])
 
 
 def recorded(
@@ -34,8 +48,7 @@ def recorded(
     texts = evaluator.certify_texts
     if texts is None:
         return None
-    at = np.random.default_rng(evaluator.ctx.seed).permutation(len(texts))[:MOST_ROWS]
-    at.sort()
+    at = kept_rows(evaluator.certify_rows, evaluator.ctx.seed)
     rows = evaluator.certify_rows.take(at)
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))

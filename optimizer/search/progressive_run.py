@@ -55,7 +55,7 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
     def time_shapes(space: Sequence[Pipeline]) -> Sequence[TimedCandidate]:
         return time_candidates(evaluator, space)
 
-    rows = len(evaluator.certify_rows)
+    rows = evaluator.certify_rows.scored_rows
 
     def extend(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
         return cascade_candidate(

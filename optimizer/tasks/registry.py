@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def from_config(config: Mapping[str, Any]) -> Task:
     except ValueError as error:
         raise ModelError(f"config.json: {error}") from error
     return task
+
+
+def of_data(task: Task, columns: Callable[[], Collection[str]], metric: str | None) -> Task:
+    """The task of a model on its data; arguments as in `Task.of_data`."""
+    found = (x.of_data(task, columns, metric) for x in task_types())
+    return next((x for x in found if x is not None), task)
 
 
 def named_architecture(config: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ Axis letters: N rows, B rows of a batch, T positions of a row, C labels, R weigh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import DataError, UsageError
 
+from .by_query import ByQuery
 from .labels import IGNORE, Fail, Labels
 from .metrics import Floats, Metric, Predictions, Scorer
 from .prediction import Answer
@@ -42,7 +43,7 @@ class ConstantAnswer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task(ByQuery, ABC):
     """The meaning of a model's labels. A subclass is one task, an instance one label set."""
 
     labels: tuple[str, ...]
@@ -74,6 +75,8 @@ class Task(ABC):
     """Whether exactly one label holds, so that the data may number them in another order."""
     lists_labels: ClassVar[bool] = False
     """Whether a value of the label column is a list of labels, see `label_lists`."""
+    agreement_meaning: ClassVar[str] = "The answers of both models have a correlation of"
+    """The meaning of agreement where answers are no labels, for reports."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
     """The meaning of `instability`, for reports."""
 
@@ -108,6 +111,20 @@ class Task(ABC):
         """
         del config
         return cls(labels)
+
+    @classmethod
+    def of_data(
+        cls, task: Task, columns: Callable[[], Collection[str]], metric: str | None
+    ) -> Self | None:
+        """This task in place of another one, if the data or the metric say so, else None.
+
+        Args:
+            task: the task that the model's config names.
+            columns: gives the names of the data's columns.
+            metric: the metric that was asked for, if any.
+        """
+        del task, columns, metric
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """The task as a report shows it."""
@@ -312,6 +329,13 @@ class Task(ABC):
     @abstractmethod
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """Mean distance of a student's logits from the teacher's, both [N, C]."""
+
+    def group_loss(
+        self, student: Tensor, teacher: Tensor, groups: Tensor, temperature: float
+    ) -> Tensor:
+        """`logit_loss` of rows that belong to queries, whose numbers are `groups`, [N]."""
+        del groups
+        return self.logit_loss(student, teacher, temperature)
 
     @abstractmethod
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:

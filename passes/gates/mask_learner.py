@@ -102,7 +102,13 @@ class MaskLearner:
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()
         o, task = self.options, self.model.task
         off = divergence(
-            found.logits, aim.logits, real, task, o.temperature, parallel=parallel
+            found.logits,
+            aim.logits,
+            real,
+            task,
+            o.temperature,
+            groups=batch.groups,
+            parallel=parallel,
         )
         total = o.logits * off
         living = sorted({branch.index for branch in self.module.alive})

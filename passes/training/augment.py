@@ -58,6 +58,7 @@ def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
         ids=Ragged.joined([rows.ids, Ragged.of(ids)]),
         types=None if rows.types is None else Ragged.joined([rows.types, Ragged.of(types)]),
         labels=_labels(rows, [len(x) for x in ids]),
+        groups=None if rows.groups is None else np.r_[rows.groups, -1 - np.arange(count)],
         pad_id=rows.pad_id,
     )
 

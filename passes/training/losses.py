@@ -29,6 +29,7 @@ def divergence(
     task: Task,
     temperature: float,
     *,
+    groups: Any = None,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
     """Distance of a student's logits from the teacher's, mean per row or real position.
@@ -38,11 +39,15 @@ def divergence(
         real: bool [B, T], True on real tokens, False on padding.
         task: chooses the distance, see `Task.logit_loss`.
         temperature: T, above 0; softens both predictions.
+        groups: the number of each row's query, [B], if rows belong to queries.
         parallel: the processes that share the batch.
     """
     if found.dim() == 3:
         found, aim = found[real], aim[real]
-    return parallel.mean(task.logit_loss(found, aim, temperature), len(found))
+    if groups is None:
+        return parallel.mean(task.logit_loss(found, aim, temperature), len(found))
+    numbers = torch.as_tensor(groups).to(found.device)
+    return parallel.mean(task.group_loss(found, aim, numbers, temperature), len(found))
 
 
 def state_error(
@@ -107,7 +112,8 @@ def mean_divergence(
         for batch in groups_of(rows, BATCH, module.sizes.slots):
             found = observe(module, batch, teacher.device)
             real = torch.as_tensor(batch.attention_mask).to(teacher.device).bool()
-            off = divergence(found.logits, teacher.teach(batch).logits, real, task, 1.0)
+            aim = teacher.teach(batch).logits
+            off = divergence(found.logits, aim, real, task, 1.0, groups=batch.groups)
             total += float(off) * len(batch.rows)
             count += len(batch.rows)
     return total / count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.tokenize import Batch, Encoded, collate
@@ -27,6 +28,24 @@ def steps_of_epoch(rows: int, size: int, slots: int) -> int:
     return -(-(rows // slots * slots) // batch_rows(size, slots))
 
 
+def _by_query(groups: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A key that sorts rows by the longest row of their query and keeps queries together."""
+    numbers = np.unique(groups, return_inverse=True)[1]
+    longest = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(longest, numbers, lengths)
+    return longest[numbers] * len(longest) + numbers
+
+
+def _shuffled(rows: Encoded, random: np.random.Generator) -> NDArray[np.int64]:
+    """All rows in random order; where they belong to queries, one query after the other."""
+    order = random.permutation(len(rows))
+    if rows.groups is None:
+        return order
+    numbers = np.unique(rows.groups, return_inverse=True)[1]
+    places = random.permutation(int(numbers.max(initial=-1)) + 1)
+    return order[np.argsort(places[numbers[order]], kind="stable")]
+
+
 def stream(
     rows: Encoded, size: int, seed: int, start: int = 0, slots: int = 1
 ) -> Iterator[Batch]:
@@ -35,7 +54,8 @@ def stream(
     Every epoch is a new shuffle that depends on seed and epoch only, so a resumed run sees
     the same batches as an uninterrupted one. Where `slots` rows are mixed into one, all groups
     are whole: an epoch leaves out the rows that fill none, and a random order within the batch
-    decides which rows are mixed and in which slots.
+    decides which rows are mixed and in which slots. Rows of a query are in the same batch as
+    far as it has room.
 
     Raises:
         UsageError: there are too few rows for one group.
@@ -47,14 +67,13 @@ def stream(
         )
     each = steps_of_epoch(len(rows), size, slots)
     lengths = rows.lengths
+    apart = lengths if rows.groups is None else _by_query(rows.groups, lengths)
     epoch, skip = divmod(start, each)
     while True:
         random = np.random.default_rng((seed, epoch))
-        order = random.permutation(len(rows))[:whole]
+        order = _shuffled(rows, random)[:whole]
         pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
-        near = np.concatenate(
-            [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-        )
+        near = np.concatenate([pool[np.argsort(apart[pool], kind="stable")] for pool in pools])
         batches = [near[i : i + size] for i in range(0, len(near), size)]
         for i in random.permutation(each)[skip:]:
             longest = int(lengths[batches[i]].max())

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.certificate import design_effect as clusters
 from prumux.optimizer.certificate.certificate import Certificate, certify
-from prumux.optimizer.certificate.design_effect import design_effect, resamples
+from prumux.optimizer.certificate.design_effect import (
+    design_effect,
+    linked_design_effect,
+    resamples,
+)
 from prumux.optimizer.data.predict import mixed_together, predict
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Encoded
@@ -104,3 +108,23 @@ def test_groups_are_those_that_are_mixed() -> None:
         for i in range(0, len(batch), 2)
     ]
     assert sorted(map(sorted, pairs)) == sorted(map(sorted, by_group.values()))
+
+
+def test_queries_whose_rows_are_mixed() -> None:
+    rng = np.random.default_rng(0)
+    losses = rng.normal(size=60)
+    one_row_each = linked_design_effect(losses, np.arange(60), np.arange(60) // 2)
+    assert one_row_each == pytest.approx(design_effect(losses, np.arange(60) // 2))
+    # Ten rows a query, of which some are mixed with rows of one partner.
+    of = np.repeat(np.arange(60), 10)
+    alike = np.repeat(rng.normal(size=30), 2)
+    partner = np.where(of % 2, of - 1, of)
+    found = []
+    for mixed in (0, 5, 10):
+        place = np.arange(600) % 10
+        groups = np.where(place < mixed, partner * 10 + place, of * 10 + place)
+        found.append(
+            linked_design_effect(alike, of, np.unique(groups, return_inverse=True)[1])
+        )
+    assert found == pytest.approx([1.0, 1.5, 2.0])
+    assert linked_design_effect(np.zeros(60), of, of) == 1.0

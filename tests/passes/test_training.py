@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def test_rows_of_like_length_share_a_batch() -> None:
         np.ptp(data.lengths[next(s).rows]) for s in [stream(data, 16, 0)] for _ in range(20)
     ]
     assert np.mean(spread) < 3 < np.ptp(data.lengths)
+
+
+def test_rows_of_a_query_share_a_batch() -> None:
+    data = rows(400)
+    queries = np.random.default_rng(0).permutation(np.repeat(np.arange(50), 8))
+    grouped = replace(data, groups=queries)
+    batches = [b for _, b in zip(range(25), stream(grouped, 16, seed=2), strict=False)]
+    assert sorted(np.concatenate([b.rows for b in batches]).tolist()) == list(range(400))
+    for batch in batches:
+        assert batch.groups is not None
+        assert np.array_equal(batch.groups, queries[batch.rows])
+        # Batches of 16 rows hold two whole queries.
+        assert np.unique(queries[batch.rows], return_counts=True)[1].tolist() == [8, 8]
+    late = stream(grouped, 16, seed=2, start=24)
+    assert np.array_equal(next(late).rows, batches[24].rows)
 
 
 def test_epochs_and_minutes() -> None:
