@@ -121,7 +121,7 @@ def _cascades(todo: Plan, limit: float) -> Extend:
     if todo.request.passes is not None:
         return no_cascade
     evaluator = todo.evaluator
-    safe = safe_loss(len(evaluator.certify_rows), limit)
+    safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 
 
