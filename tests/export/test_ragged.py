@@ -98,6 +98,15 @@ def test_rows_without_tokens_change_nothing(family: Family, shape: str) -> None:
     assert difference(padded, ragged, inputs, model) < 1e-5
 
 
+@pytest.mark.parametrize(("family", "shape"), TURNS)
+def test_a_batch_without_rows_runs(family: Family, shape: str) -> None:
+    model = shaped(family, shape, hidden=64)
+    inputs = {k: v[:0] for k, v in random_batch(model, 6, 9).inputs().items()}
+    ragged = build(model, ragged=True)
+    for proto in (ragged, lower(ragged)):
+        assert difference(opened(build(model)), opened(proto), inputs, model) == 0
+
+
 @pytest.fixture(
     scope="module",
     params=[
