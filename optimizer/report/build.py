@@ -26,13 +26,10 @@ from .contents import (
     CertificateRecord,
     ClassScores,
     DataRecord,
-    EngineTiming,
     LayerSizes,
     MarginBin,
     ModelCost,
     MuxRecord,
-    OtherEngine,
-    OwnBatchTiming,
     Pair,
     PassRecord,
     Report,
@@ -44,6 +41,7 @@ from .contents import (
 )
 from .costs_record import CostsRecord
 from .encoding import from_json, to_json
+from .engine_timings import EngineTiming, OtherEngine, OwnBatchTiming
 from .html import render
 from .units import Interval
 

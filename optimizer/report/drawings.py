@@ -13,13 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .contents import (
-    CertificateRecord,
-    EngineTiming,
-    OtherEngine,
-    Report,
-    Score,
-)
+from .contents import CertificateRecord, Report, Score
+from .engine_timings import EngineTiming, OtherEngine
 from .formats import TIMES, points
 from .scales import LinearScale, LogScale, Tick, ratio_ticks, round_values
 from .units import Interval
