@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from .units import OMIT_NONE, Bytes, Milliseconds, Positive, RowsPerSecond, Times
