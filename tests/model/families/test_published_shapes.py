@@ -121,6 +121,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
     },
 }
+CONFIGS["EuroBERT-210m"] = {
+    "model_type": "eurobert",
+    "attention_bias": False,
+    "classifier_pooling": "late",
+    "hidden_act": "silu",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 250000,
+    **{"bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3},
+}
 LENGTHS = {"ModernBERT-base": 600, "gte-modernbert-base": 200, "ettin-encoder-32m": 600}
 """Beyond half a window of 64, and beyond 512; others 512, DeBERTa's most is 600."""
 
