@@ -32,12 +32,11 @@ from .runtime.fusion_choice import (
     GraphChecker,
     SlowFusions,
     Variant,
+    choose_graph,
     fastest,
-    fuse,
     layout_of,
     layouts,
     time_graphs,
-    try_fusions,
 )
 from .runtime.ort import CUDA, OrtEngine, gpu_providers
 from .runtime.reference import TorchReference
@@ -286,41 +285,8 @@ class Onnx(Target):
         ctx: Context,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
         """The graph with fusions and layout as asked for, or the fastest one."""
-        padded = [x for x in checked if x.fusion != "ragged"]
-        ragged = [x for x in checked if x.fusion == "ragged"]
-        dropped, slow = dict[str, str](), None
-        if not padded:
-            pass
-        elif self.fusion == "auto":
-            slow = SlowFusions.of(encoder, self.opset, self.device, ctx)
-            known = slow.known()
-            fusions = [x for x in FUSED if x not in known]
-            padded, dropped = try_fusions(padded[0], fusions, encoder, checker)
-            dropped |= {
-                x: f"takes {known[x]:.2f} times the plain graph's time, not tried again"
-                for x in known
-            }
-        elif self.fusion != "none":
-            padded.append(fuse(padded[0], self.fusion, encoder, checker))
-        found = [*padded, *ragged]
-        rivals = found if self.fusion == "auto" else [*padded[-1:], *ragged]
-        timings: dict[Variant, Timing] = {}
-        if len(rivals) > 1:
-            timings = time_graphs(rivals, ctx.workload, ctx.cores)
-            if slow is not None:
-                slow.remember(timings)
-        kept = fastest(rivals, timings) if timings else rivals[-1]
-        notes: dict[str, Any] = {
-            "kept": kept.fusion,
-            "layout": layout_of(kept.fusion),
-            "parity": {x.fusion: x.parity.max_abs_diff for x in found},
-            "agreement": {x.fusion: x.parity.agreement for x in found},
-            "rows": found[0].parity.rows,
-            "fused": fusion_tool.counts(kept.proto),
-            "workload_ms": {name: x.median_ms for name, x in timings.items()},
-            "dropped": dropped,
-        }
-        return kept.proto, notes
+        slow = SlowFusions.of(encoder, self.opset, self.device, ctx)
+        return choose_graph(checked, self.fusion, checker, encoder, ctx, slow)
 
     def _in_precision(
         self,

@@ -23,6 +23,7 @@ from .activations import activate
 from .builder import INPUTS, GraphBuilder
 from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
+from .onnx_rotary import rotated
 
 IDS, MASK = INPUTS[:2]
 EMBEDDED = "embeddings"
@@ -105,8 +106,8 @@ class OnnxOps:
         if rotary is not None:
             angles = self._angles(rotary)
             if not first:  # the angle at position 0 is 0
-                q = self._rotated(f"{at}.query", q, rotary, angles)
-            k = self._rotated(f"{at}.key", k, rotary, angles)
+                q = rotated(b, e.head_dim, f"{at}.query", q, rotary, angles)
+            k = rotated(b, e.head_dim, f"{at}.key", k, rotary, angles)
         terms = []
         if disentangled is not None:
             added = DistanceTerms(b, e, disentangled, self.mask, first, self.shared)
@@ -370,35 +371,6 @@ class OnnxOps:
                     found = b.op("Cast", f"{found}.low", found, to=b.element)
                 self.shared[key] = found
         return self.shared[keys[0]], self.shared[keys[1]]
-
-    def _rotated(self, at: str, x: str, rotary: Rotary, angles: tuple[str, str]) -> str:
-        """[B, H, T, K] turned by positions."""
-        b, size = self.build, self.encoder.head_dim
-        cos, sin = angles
-        half, step = size // 2, 2 if rotary.interleaved else 1
-        starts = (0, 1) if rotary.interleaved else (0, half)
-        ends = (size, size) if rotary.interleaved else (half, size)
-        one, two = (
-            b.op(
-                "Slice",
-                f"{at}.half{i}",
-                x,
-                *(b.integers(v) for v in (starts[i], ends[i], 3, step)),
-            )
-            for i in range(2)
-        )
-        parts = []
-        for i, (kind, left, right) in enumerate((("Sub", one, two), ("Add", two, one))):
-            a = b.op("Mul", f"{at}.cos{i}", left, cos)
-            c = b.op("Mul", f"{at}.sin{i}", right, sin)
-            parts.append(b.op(kind, f"{at}.turned{i}", a, c))
-        if not rotary.interleaved:
-            return b.op("Concat", f"{at}.rotated", *parts, axis=-1)
-        wide = [
-            b.op("Unsqueeze", f"{x}.wide", x, b.integers(4)) for x in parts
-        ]  # [B, H, T, K/2, 1]
-        joined = b.op("Concat", f"{at}.pairs", *wide, axis=-1)
-        return b.op("Reshape", f"{at}.rotated", joined, b.integers(0, 0, 0, size))
 
     def _slot_masks(self, n: int) -> list[str]:
         """The attention masks of each slot's rows, [B/n, T].

@@ -276,3 +276,55 @@ def _lost(fused_ms: Sequence[float], plain_ms: Sequence[float]) -> int:
 def _first_line(error: Exception) -> str:
     text = str(error).strip().split("\n")[0][:200]
     return text if isinstance(error, PrumuxError) else f"{type(error).__name__} {text}".strip()
+
+
+def choose_graph(  # noqa: PLR0917 - a choice and all that it depends on
+    checked: Sequence[CheckedGraph],
+    fusion: Literal["auto"] | Fusion,
+    checker: GraphChecker,
+    encoder: Encoder,
+    ctx: Context,
+    slow: SlowFusions,
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph with fusions and layout as asked for, or the fastest one; and its notes.
+
+    Args:
+        checked: the plain graph, padded, ragged or both.
+        fusion: `auto` = the fastest of all.
+        checker: checks fused graphs.
+        encoder: the sizes, which fusions need.
+        ctx: gives the workload to time on.
+        slow: the fusions that were slow before on this machine.
+    """
+    padded = [x for x in checked if x.fusion != "ragged"]
+    ragged = [x for x in checked if x.fusion == "ragged"]
+    dropped = dict[str, str]()
+    asked: Fusion = "none" if fusion == "auto" else fusion
+    if padded and fusion == "auto":
+        known = slow.known()
+        fusions = [x for x in FUSED if x not in known]
+        padded, dropped = try_fusions(padded[0], fusions, encoder, checker)
+        dropped |= {
+            x: f"takes {known[x]:.2f} times the plain graph's time, not tried again"
+            for x in known
+        }
+    elif padded and asked != "none":
+        padded.append(fuse(padded[0], asked, encoder, checker))
+    found = [*padded, *ragged]
+    rivals = found if fusion == "auto" else [*padded[-1:], *ragged]
+    timings: dict[Variant, Timing] = {}
+    if len(rivals) > 1:
+        timings = time_graphs(rivals, ctx.workload, ctx.cores)
+        if padded and fusion == "auto":
+            slow.remember(timings)
+    kept = fastest(rivals, timings) if timings else rivals[-1]
+    return kept.proto, {
+        "kept": kept.fusion,
+        "layout": layout_of(kept.fusion),
+        "parity": {x.fusion: x.parity.max_abs_diff for x in found},
+        "agreement": {x.fusion: x.parity.agreement for x in found},
+        "rows": found[0].parity.rows,
+        "fused": fusion_tool.counts(kept.proto),
+        "workload_ms": {name: x.median_ms for name, x in timings.items()},
+        "dropped": dropped,
+    }
