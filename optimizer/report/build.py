@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from prumux.optimizer.pipeline.target import Emitted, Engine, Target
     from prumux.optimizer.search.bisection import SearchResult
     from prumux.optimizer.search.evaluator import Evaluator
+    from prumux.optimizer.tasks.task import Task
     from prumux.optimizer.timing.serving_point import Speed
 
 T = TypeVar("T")
@@ -138,9 +139,7 @@ def build_report(
         budget=budget,
         limit=limit,
         metric=evaluator.metric,
-        task=TaskRecord(
-            given.task.kind, given.task.problem, given.task.labels, given.task.unit
-        ),
+        task=_task(given.task),
         scores=scores,
         classes=classes,
         warnings=(*warnings, *result_warnings(scores.certify, certificates, classes)),
@@ -193,6 +192,11 @@ def write_report(report: Report, folder: Path) -> dict[str, Any]:
 def write_html(report: Report, folder: Path) -> None:
     """Write report.html."""
     write_atomic(folder / HTML_NAME, render(report).encode())
+
+
+def _task(task: Task) -> TaskRecord:
+    unit = None if task.unit == "rows" else task.unit
+    return TaskRecord(task.kind, task.problem, task.labels, unit)
 
 
 def _by_role(evaluator: Evaluator, measure: Callable[[str], T]) -> ByRole[T]:

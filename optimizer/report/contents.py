@@ -69,7 +69,11 @@ class TaskRecord:
     kind: Annotated[str, "text-classification, token-classification or text-ranking."]
     problem: Annotated[str, "classification, multi-label, regression or ranking."]
     labels: Annotated[tuple[str, ...], "Label names in the order of the logits."]
-    unit: Annotated[str, "What scores are taken over, and `rows` of a score count."] = "rows"
+    unit: Annotated[
+        str | None,
+        "What `rows` of a score counts, where these are not rows: queries.",
+        OMIT_NONE,
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def print_table(report: Report, stream: TextIO) -> None:
 
 
 def unit_of(report: Report) -> str:
-    """What the rows of a score are; reports of old versions do not say."""
-    return "rows" if report.task is None else report.task.unit
+    """What `rows` of a score counts."""
+    return (report.task and report.task.unit) or "rows"
 
 
 def table_rows(report: Report) -> list[Row]:

@@ -66,7 +66,6 @@ def test_the_report(done: Path) -> None:
         "kind": "text-classification",
         "problem": "multi-label",
         "labels": list(NAMES),
-        "unit": "rows",
     }
     assert report["scores"]["certify"]["method"] == "bootstrap"
     assert "labels: 0 or 1 in 4 columns: anger, joy, fear, ..." in report["data"]["roles"]
