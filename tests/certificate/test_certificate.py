@@ -194,7 +194,7 @@ def test_a_rare_class_counts() -> None:
 def test_bootstrap_covers_a_rare_class(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prumux.optimizer.certificate.design_effect.RESAMPLES", 300)
     # Of 5 % positives the dense model finds 80 %, the optimised one loses a tenth of them.
-    # The percentile of a bootstrap alone is too low in 10 % of such samples.
+    # With the worst case of unseen errors alone, 10 % of such samples had too low a bound.
     kinds = np.array([(1, 1, 1), (1, 1, 0), (1, 0, 0), (0, 1, 1), (0, 0, 0)])
     shares = np.array([0.05 * 0.72, 0.05 * 0.08, 0.01, 0.00475, 0.94525])
     y, dense, optimised = np.repeat(kinds, np.round(shares * 400_000).astype(int), axis=0).T
