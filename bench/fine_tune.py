@@ -85,10 +85,17 @@ def main() -> None:
     parser.add_argument(
         "--tokens", action="store_true", help="token classification: every word has a label"
     )
+    parser.add_argument(
+        "--score", action="store_true", help="one score a row, without labels.json"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(cpu_threads())
-    names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))["labels"]
+    names = ["score"]
+    if not options.score:
+        names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))[
+            "labels"
+        ]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
     kinds = AutoModelForSequenceClassification, AutoModelForTokenClassification
     kind: Any = kinds[options.tokens]
@@ -96,7 +103,7 @@ def main() -> None:
         options.base,
         id2label=dict(enumerate(names)),
         label2id={name: i for i, name in enumerate(names)},
-        problem_type="single_label_classification",
+        problem_type=None if options.score else "single_label_classification",
     )
     module.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
@@ -119,8 +126,9 @@ def main() -> None:
     tuned, test = load_model(str(options.out)), coded["validation"]
     labels = test.labels
     assert labels is not None
-    found = tuned.task.score("accuracy", predict(torch_run(tuned), test, tuned.task), labels)
-    print(f"accuracy on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
+    metric = tuned.task.metrics[0].name
+    found = tuned.task.score(metric, predict(torch_run(tuned), test, tuned.task), labels)
+    print(f"{metric} on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from scipy.stats import t
 
 from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.certificate.confidence_bounds import few_errors_upper, unseen_errors
-from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.registry import from_config
 
 Floats = NDArray[np.float64]
-TASK = Classification(("negative", "positive"))
+TASK = from_config({"id2label": {0: "negative", 1: "positive"}})
 KINDS = np.array(list(product((0, 1), repeat=3)))
 """Label, dense answer, optimised answer: [8, 3]."""
 METRICS = ("f1", "macro-f1", "matthews_correlation")

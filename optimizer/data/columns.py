@@ -169,6 +169,7 @@ def _label_columns(
             if len(usual) > 1:
                 table.fail(None, f"{len(usual)} columns are named like the label '{label}'")
             found |= {label: usual[0]} if usual else {}
+    _twice(table, found)
     asked = any(x in named for x in task.label_columns)
     other = None if asked or not found else _usual_label(table, task, texts)
     gone = [x for x in task.label_columns if x not in found]
@@ -188,6 +189,18 @@ def _label_columns(
             f"{task.label_columns[0]}={found[task.label_columns[0]]}",
         )
     return () if gone else tuple(found.values())
+
+
+def _twice(table: Table, found: Mapping[str, str]) -> None:
+    """Refuse one column for two labels."""
+    first: dict[str, str] = {}
+    for label, column in found.items():
+        if first.setdefault(column, label) != label:
+            table.fail(
+                None,
+                f"column '{column}' is named for the labels '{first[column]}' and '{label}'\n"
+                f"give each label a column of its own: --columns {label}=NAME",
+            )
 
 
 def _usual_label(table: Table, task: Task, texts: tuple[str | None, ...]) -> str | None:

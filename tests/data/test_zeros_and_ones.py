@@ -124,6 +124,7 @@ dataset_info:
         ),
         ({"joy": "glad"}, {}, "no column 'glad' .--columns joy=glad."),
         ({"joy": "joy", "labels": "x"}, {}, "--columns labels=x joy=joy: give the one column"),
+        ({"joy": "anger"}, {}, "'anger' is named for the labels 'anger' and 'joy'"),
         ({"rage": "joy"}, {}, "--columns rage=... is unknown; .* anger, joy, fear"),
         ({}, {k: [0] * 4 for k in EACH}, "all 4 rows have no label"),
         ({}, {k: [1] * 4 for k in EACH}, "all 4 rows have 'anger, joy, fear'"),
