@@ -47,7 +47,7 @@ from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.pipeline import Pipeline
-from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.registry import from_config
 from prumux.optimizer.timing.interleave import Timing, interleave, speedup
 
 PASSES = "pool-early,prune{sparsity=0.8 of=macs},slice,reconstruct"
@@ -119,9 +119,8 @@ def arrived(data: str, given: Model, rows: int, seed: int) -> Encoded:
     assert given.tokenizer is not None
     path = Path(data)
     split = "validation" if path.is_dir() and "validation" in find_files(path) else None
-    found = encode(
-        read_texts(path, Classification(("a", "b")), split), given.tokenizer, given.encoder
-    )
+    texts = from_config({"id2label": {0: "a", 1: "b"}})  # any task that reads texts
+    found = encode(read_texts(path, texts, split), given.tokenizer, given.encoder)
     order = np.random.default_rng(seed).permutation(len(found))
     return found.take(order[:rows])
 

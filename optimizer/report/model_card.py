@@ -35,7 +35,7 @@ def model_card(report: Report) -> str:
     return jinja.get_template("model_card.md.jinja").render(
         r=report,
         tags=tags,
-        kind="text-classification" if task is None else task.kind,
+        kind=None if task is None else task.kind,
         verdict=verdict(report),
         points=points,
         processor=report.device.get("cpu", "an unknown processor"),
