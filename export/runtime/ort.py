@@ -68,7 +68,8 @@ class OrtEngine:
         self._precision = about.get(PRECISION, "fp32")
         self.slots = max(1, int(slots)) if slots.isdecimal() else 1
         """Number of rows that share a forward pass; 1 = the graph is not multiplexed."""
-        shape = self._session.get_outputs()[0].shape or [""]
+        first = self._session.get_outputs()[0]
+        self._output, shape = first.name, first.shape or [""]
         known = isinstance(shape[-1], int)
         self.logits = (*("tokens" for _ in shape[1:-1]), shape[-1]) if known else ()
         """Axes of a row's logits, labels last; empty if the graph does not state them."""
@@ -107,7 +108,7 @@ class OrtEngine:
         return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self._session.run(None, dict(inputs))[0]
+        found: NDArray[np.float32] = self._session.run([self._output], dict(inputs))[0]
         return found
 
     def describe(self) -> Mapping[str, str]:

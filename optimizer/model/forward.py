@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 
 from .families.registry import family_of
 from .ops import Ops, Value
+from .sentence import head
 from .sizes import Branch
 
 
@@ -79,7 +80,7 @@ def answer(ops: Ops, x: Value) -> Value:
     """Logits of every row from the residual stream after the last branch, [B, T, D]."""
     first = ops.encoder.reads_first
     x = taken_apart(ops, ops.pool(x) if first else x)
-    return family_of(ops.encoder).head(ops, x if first else ops.pool(x))
+    return head(ops, x if first else ops.pool(x))
 
 
 def taken_apart(ops: Ops, x: Value) -> Value:
