@@ -21,7 +21,7 @@ from prumux.optimizer.timing.interleave import Timing
 
 from .graph import fusion as fusion_tool
 from .graph.graph import build
-from .graph.graph_file import FILE, is_large, save, verify
+from .graph.graph_file import FILE, copy_for_libraries, is_large, save, verify
 from .graph.int8 import LEAST_HIDDEN, check_names, lower, lowered_names, sensitive
 from .graph.parity import Parity, above, check_finite
 from .runtime.fusion_choice import (
@@ -170,7 +170,7 @@ class Onnx(Target):
         self.check()
         if not ctx.workload:
             raise UsageError("no workload to check the graph on: give the context a batch")
-        proto = build(model, self.opset)
+        proto = build(model, self.opset, states=True)
         verify(proto)
         checker = GraphChecker(
             TorchReference(model, ctx.workload),
@@ -211,6 +211,8 @@ class Onnx(Target):
             serving = replace(serving, kind="KIND_CPU")
         write_bundle(model.encoder, model.task, folder / FILE, folder / FOLDER, serving)
         write_script(model, ctx.workload, folder)
+        if model.encoder.sentence:
+            copy_for_libraries(folder)
 
     def _emit_fastest(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -65,3 +66,12 @@ def is_large(proto: onnx.ModelProto) -> bool:
     """True if the weights need a file of their own."""
     # Not `ByteSize()`: it fails for graphs over 2 GB.
     return sum(len(x.raw_data) for x in proto.graph.initializer) >= INLINE_LIMIT_BYTES
+
+
+def copy_for_libraries(folder: Path) -> None:
+    """Copy the graph to `onnx/`, where sentence-transformers and transformers.js look."""
+    inner = folder / "onnx"
+    inner.mkdir(exist_ok=True)
+    for name in (FILE, DATA):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, inner / name)

@@ -105,10 +105,7 @@ def check_built(
     """
     trt = flavor.library()
     every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    wanted = {
-        x: trt.DataType.INT64 if x in names else trt.DataType.FLOAT
-        for x in every
-    }
+    wanted = {x: trt.DataType.INT64 if x in names else trt.DataType.FLOAT for x in every}
     for name, dtype in wanted.items():
         found = engine.get_tensor_dtype(name)
         if found != dtype:

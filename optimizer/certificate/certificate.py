@@ -10,6 +10,8 @@ The loss is that of paired predictions, dense against optimised on the same rows
   correction, see `accuracy_upper`.
 - agreement of sequence tasks: Clopper-Pearson on the share of changed answers, exact, see
   `clopper_pearson_upper`.
+- means of a score of each row in [0, 1], such as nDCG of each query: by betting, exact, see
+  `mean_loss_upper`.
 - all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
 
 Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
@@ -31,6 +33,7 @@ from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.tasks.metrics import Metric, Predictions, Scorer
 from prumux.optimizer.tasks.task import Task
 
+from .betting import mean_loss_upper
 from .confidence_bounds import accuracy_upper, clopper_pearson_upper
 from .design_effect import Ints, design_effect, resamples
 from .stratified import stratified_upper
@@ -81,8 +84,8 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     The metric's statistic decides how. `paired` with labels: Tango's score bound, corrected,
     see `accuracy_upper`. `paired` with the dense model's predictions as labels:
     Clopper-Pearson on the share of changed rows. `stratified`: the first bound for each class,
-    combined, see `stratified_upper`. `bootstrap`: paired bootstrap over rows, see
-    `_bootstrap_upper`.
+    combined, see `stratified_upper`. `mean`: by betting, see
+    `mean_loss_upper`. `bootstrap`: paired bootstrap over rows, see `_bootstrap_upper`.
 
     Args:
         metric: name of one of `task.metrics`.
@@ -111,7 +114,9 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     score_optimised = task.score(metric, optimised, truth)
     loss = score_dense - score_optimised
     paired = _Paired(metric, dense, optimised, truth, task)
-    if chosen.statistic != "bootstrap":
+    if chosen.statistic == "mean":
+        upper, method = _mean_upper(chosen, paired, confidence, seed), "betting"
+    elif chosen.statistic != "bootstrap":
         upper, method = _exact_upper(chosen, paired, confidence, groups)
     else:
         upper = _bootstrap_upper(paired, loss, confidence, seed, groups)
@@ -138,6 +143,16 @@ def _exact_upper(
     if metric.needs_labels:
         return accuracy_upper(rows, worse, better, confidence), "tango"
     return clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
+
+
+def _mean_upper(metric: Metric, paired: _Paired, confidence: float, seed: int) -> float:
+    """The bound of a mean of bounded scores, by query or by text."""
+    before, after = (
+        paired.task.row_scores(paired.metric, x, paired.labels)
+        for x in (paired.dense, paired.optimised)
+    )
+    least = -1.0 if metric.needs_labels else 0.0
+    return mean_loss_upper(before - after, least, confidence, seed)
 
 
 def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:

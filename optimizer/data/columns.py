@@ -86,6 +86,8 @@ def find_columns(
         first, second = _texts(table, given, named is not None)
     if named is None:
         return Columns(first, second)
+    if task.scores_pairs and second is None:
+        return Columns(first)
     key = next((k for k in task.columns if k in named), None)
     if key is None:
         return Columns(first, second, _usual_label(table, task, (first, second)))

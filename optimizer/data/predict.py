@@ -48,7 +48,8 @@ def predict(
         seed: draws the order of rows of equal length, and so which rows are mixed.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed)
-    return task.predictions(found, scored_positions(rows))
+    predictions = task.predictions(found, scored_positions(rows))
+    return predictions if rows.layout is None else task.arranged(predictions, rows.layout)
 
 
 def row_logits(

@@ -40,6 +40,10 @@ class Rows:
     text_b: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
     """The words of each row, for tasks that read words; `text_a` is empty then."""
+    corpus: tuple[str, ...] | None = None
+    """Where rows are queries: the documents, which all of them search."""
+    own: tuple[int, ...] = ()
+    """Of each query the document that is the query itself, -1 = none."""
     labels: Labels | None = None
     """Labels from `Task.read_labels`; None = unlabelled."""
     notes: tuple[str, ...] = ()
@@ -68,6 +72,8 @@ class Rows:
             text_a=tuple(self.text_a[i] for i in at) if self.words is None else (),
             text_b=None if self.text_b is None else tuple(self.text_b[i] for i in at),
             words=None if self.words is None else tuple(self.words[i] for i in at),
+            corpus=self.corpus,
+            own=tuple(self.own[i] for i in at) if self.own else (),
             labels=labels,
         )
 
@@ -83,7 +89,9 @@ class Rows:
 
     def digest(self) -> str:
         """SHA-256 of texts and labels, in hex."""
-        return _sha256([*self.contents(), json.dumps(_plain(self.labels))])
+        return _sha256(
+            [*self.contents(), json.dumps(_plain(self.labels)), *(self.corpus or ())]
+        )
 
 
 @dataclass(frozen=True)
@@ -202,8 +210,10 @@ def _unlabelled(table: Table, columns: Columns, task: Task) -> Rows:
     if task.reads_words:
         return Rows((), words=_words(table, columns.first))
     first = _texts(table, columns.first, pair=columns.second is not None)
-    second = None if columns.second is None else _texts(table, columns.second, pair=True)
-    return Rows(first, second)
+    if columns.second is None:
+        return Rows(task.prompted(first))
+    second = _texts(table, columns.second, pair=True)
+    return Rows(task.prompted(first), task.prompted(second))
 
 
 def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def shortened(sentence: SentenceHead, dimensions: int) -> SentenceHead:
     Kusupati et al. 2022, https://arxiv.org/abs/2205.13147. The cut is a linear map, so that
     sentence-transformers can read it as its `Dense`.
     """
-    steps = [x for x in sentence.steps]
+    steps = list(sentence.steps)
     if steps and steps[-1].kind == "normalize":
         steps.pop()
     cut = HeadStep("dense", out=dimensions, bias=False)

@@ -111,7 +111,7 @@ def search(
 def _free_search(todo: Plan, limit: float) -> Search:
     """The search of a space of separate candidates; shapes that it needs are timed here."""
     evaluator = todo.evaluator
-    safe = safe_loss(len(evaluator.certify_rows), limit)
+    safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     if varies_multiplexing(todo.space):
         timed, fit = time_candidates(evaluator, todo.space), loss_fitter(evaluator)
         return lambda trial, certify, out_of_time: search_by_acquisition(

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from prumux.optimizer.base.errors import GateError, MissingError
 from prumux.optimizer.data.predict import BATCH, predict
 from prumux.optimizer.model.artifact import save_artifact
@@ -16,7 +14,6 @@ from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Evaluator
-from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
 from .workspace import Workspace
@@ -142,8 +139,7 @@ def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
             exported.engine.run, rows, task, step, **evaluator.predictor.mixing(exported.model)
         )
     certified = evaluator.predictor.predict(exported.pipeline, "certify", exported.target)
-    answers = sum(np.size(x) for x in found)
-    other = round((1 - task.score(AGREEMENT, found, certified)) * answers)
+    other, answers = task.other_answers(found, certified)
     if other > max(1, OTHER_ANSWERS * answers):
         raise GateError(
             f"{other} of {answers} answers of the engine are not the certified ones, "

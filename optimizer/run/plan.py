@@ -42,7 +42,7 @@ class Plan:
 
     def provable(self) -> str:
         """One line on the losses that the certify rows can prove, shown before the search."""
-        rows, limit = len(self.evaluator.certify_rows), self.limit
+        rows, limit = self.evaluator.certify_rows.scored_rows, self.limit
         if limit is None:
             return f"no budget: nothing is certified, scores are reported on {rows} rows"
         said = (

@@ -10,14 +10,19 @@ from prumux.optimizer.certificate.kept_answers import (
     KeptAnswers,
     digests,
 )
-from prumux.optimizer.data.predict import row_logits, scored_positions
+from prumux.optimizer.data.predict import row_logits, scored_positions, torch_run
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.report.contents import Report
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.labels import IGNORE
+from prumux.optimizer.tasks.metrics import AGREEMENT
 
 from .packaging import ExportedModel
 from .workspace import Workspace
+
+MOST_NUMBERS = 2**15
+"""Of the answers to all rows that are kept; vectors are long."""
+LEAST_ROWS = 32
 
 
 def recorded(
@@ -34,16 +39,21 @@ def recorded(
     texts = evaluator.certify_texts
     if texts is None:
         return None
-    at = np.random.default_rng(evaluator.ctx.seed).permutation(len(texts))[:MOST_ROWS]
+    sizes, layout = evaluator.model.encoder, evaluator.certify_rows.layout
+    most = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // sizes.labels))
+    at = np.random.default_rng(evaluator.ctx.seed).permutation(len(texts))[:most]
     at.sort()
     rows = evaluator.certify_rows.take(at)
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))
-    _, references = predictor.with_labels(Pipeline(()), "certify")
+    if layout is None:
+        references = [predictor.with_labels(Pipeline(()), "certify")[1][i] for i in at]
+    else:  # texts of one row may not all be among those that are kept
+        references = row_logits(torch_run(evaluator.model), rows)
     scored = scored_positions(rows)
     certified = report.scores.certify
     facts = CertifiedFacts(
-        metric=report.metric,
+        metric=report.metric if layout is None else AGREEMENT,
         limit=report.limit,
         loss_upper=certified.loss_upper,
         confidence=certified.confidence,
@@ -57,7 +67,7 @@ def recorded(
         rows=texts.take(at),
         ids=rows.ids,
         logits=tuple(np.asarray(x, np.float32) for x in logits),
-        references=tuple(references[i] for i in at),
+        references=tuple(references),
         scored=None
         if scored is None
         else tuple(x if x.dtype == np.bool_ else x != IGNORE for x in scored),

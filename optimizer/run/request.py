@@ -35,6 +35,10 @@ class Request:
     """The meaning of label values: the data's value to the model's class."""
     certify_on_train: bool = False
     """Whether rows of the train split may certify, which a model knows by heart."""
+    pooling: str | None = None
+    """Makes an embedding model of an encoder without a head: `mean`, `cls+mean`, ..."""
+    dimensions: int | None = None
+    """Entries of an embedding model's vectors that are kept, the first ones."""
     target: str = "onnx"
     metric: str | None = None
     batch: int = 32
@@ -52,14 +56,23 @@ class Request:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("batch", 1), ("length", 1)):
+        for name, least in (("seed", 0), ("batch", 1), ("length", 1), ("dimensions", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (name == "length" and value is None) and not (
+            if not (name in ("length", "dimensions") and value is None) and not (
                 whole and least <= value < 2**63
             ):
                 raise UsageError(f"{name} is {value!r}, give a whole number from {least}")
-        for name in ("model", "passes", "data", "train", "validation", "test", "target"):
+        for name in (
+            "model",
+            "passes",
+            "data",
+            "train",
+            "validation",
+            "test",
+            "target",
+            "pooling",
+        ):
             value = getattr(self, name)
             optional = name not in ("model", "target")
             if not (optional and value is None) and not (isinstance(value, str) and value):

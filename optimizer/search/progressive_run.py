@@ -57,7 +57,7 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
     grant_minutes = minute_granter(evaluator.ctx.store, left_s)
     actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes)
     schedule = _schedule(evaluator, effort, points, limit_s)
-    rows = len(evaluator.certify_rows)
+    rows = evaluator.certify_rows.scored_rows
     return search_progressively(schedule, actions, limit, rows, loss_fitter(evaluator))
 
 

@@ -84,7 +84,9 @@ def with_predicted_ratio(evaluator: Evaluator, trials: Sequence[Trial]) -> tuple
 def loss_fitter(evaluator: Evaluator) -> FitLosses:
     """A function that fits the accuracy model to trials of this evaluator."""
     lost = evaluator.dense_score("select") - evaluator.model.task.chance(evaluator.metric)
-    return partial(fit, rows=len(evaluator.select_rows), ceiling=lost if lost > 0 else 1.0)
+    return partial(
+        fit, rows=evaluator.select_rows.scored_rows, ceiling=lost if lost > 0 else 1.0
+    )
 
 
 def varies_multiplexing(space: Sequence[Pipeline]) -> bool:

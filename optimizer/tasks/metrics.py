@@ -14,20 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictions = NDArray[Any] | tuple[NDArray[Any], ...]
-"""Class ids [N], float scores [N], or per row the class ids at its labelled positions."""
+"""Class ids [N], float scores [N], per row the class ids at its labelled positions, or for
+embeddings vectors [N, D], pairs of vectors [N, 2, D] or the documents found [N, K]."""
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
 """Weights [R, N] -> scores [R]."""
 
-Statistic = Literal["paired", "stratified", "bootstrap"]
+Statistic = Literal["paired", "stratified", "mean", "bootstrap"]
 """How a certificate bounds the loss of a metric (see `certificate/certificate.py`).
 
 paired: the score is the share of rows that are right, and two models are compared on the same
 rows; the bound follows from the numbers of rows that only one of them has right. stratified:
 the score is the mean over classes of the share of their rows that are right; every class has a
-paired bound of its own. bootstrap: any other score; resamples of the rows bound its loss
-approximately.
+paired bound of its own. mean: the score is the mean of a score of each row in [0, 1]; an exact
+bound follows from the differences of the rows. bootstrap: any other score; resamples of the
+rows bound its loss approximately.
 """
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from prumux.optimizer.base.errors import DataError, UsageError
 
 from .labels import IGNORE, Fail, Labels
-from .metrics import Floats, Metric, Predictions, Scorer
+from .layout import Layout, TextKind
+from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer
 from .prediction import Answer
 
 Pooling = Literal["first", "all"]
@@ -70,6 +71,14 @@ class Task(ABC):
     """Whether a row has an array of predictions instead of one prediction."""
     has_classes: ClassVar[bool] = True
     """Whether an answer is one of the labels, so that answers can be counted by class."""
+    named_outputs: ClassVar[bool] = True
+    """Whether each of a model's outputs has a name, so that `labels` counts them."""
+    scores_pairs: ClassVar[bool] = False
+    """Whether a text of its own has no label: only pairs have."""
+    retrieves: ClassVar[bool] = False
+    """Whether data may be queries, documents and judgements."""
+    found_by_head: ClassVar[bool] = True
+    """Whether the name or the weights of a checkpoint's head tell the task."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
     """The meaning of `instability`, for reports."""
 
@@ -104,6 +113,10 @@ class Task(ABC):
         """
         del config
         return cls(labels)
+
+    def own_config(self) -> dict[str, Any]:
+        """Keys of a result's `config.json` that `of_config` reads."""
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """The task as a report shows it."""
@@ -183,6 +196,16 @@ class Task(ABC):
     def default_metric(self) -> str:
         """Name of the metric that is used where none is asked for."""
 
+    def fitting(self, labels: Labels | None) -> tuple[Metric, ...]:
+        """The metrics that labels of this form allow."""
+        del labels
+        return self.metrics
+
+    def usual_metric(self, labels: Labels) -> str:
+        """Name of the metric that is used for labels of this form."""
+        del labels
+        return self.default_metric
+
     def metric(self, name: str) -> Metric:
         """The metric of that name.
 
@@ -229,6 +252,10 @@ class Task(ABC):
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
         """Which rows a metric with the statistic `paired` counts as right, [N]."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
+
+    def row_scores(self, metric: str, predictions: Predictions, labels: Predictions) -> Floats:
+        """The score of each row in [0, 1], [N], of a metric with the statistic `mean`."""
+        raise NotImplementedError(f"{self.name} has no scores of rows for {metric}")
 
     @abstractmethod
     def worst_case(
@@ -282,6 +309,28 @@ class Task(ABC):
         """
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
+
+    def arranged(self, predictions: Predictions, layout: Layout) -> Predictions:
+        """Predictions of the rows that are scored, from those of single texts."""
+        del layout
+        return predictions
+
+    def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
+        """How many of an engine's answers are not the certified ones, and of how many."""
+        answers = sum(np.size(x) for x in found)
+        return round((1 - self.score(AGREEMENT, found, certified)) * answers), answers
+
+    def mean_cosine(self, dense: Predictions, optimised: Predictions) -> float | None:
+        """Mean cosine of two models' vectors; None where predictions are no vectors."""
+        del dense, optimised
+        return None
+
+    # Texts ---------------------------------------------------------------------------------
+
+    def prompted(self, texts: Sequence[str], kind: TextKind = "text") -> tuple[str, ...]:
+        """Texts with the model's prompt before them, if it has one."""
+        del kind
+        return tuple(texts)
 
     # Training and importance ---------------------------------------------------------------
 
