@@ -17,6 +17,7 @@ from .formats import MIN_ROWS
 from .hub import hub_splits, is_hub_id
 from .label_names import unused
 from .names import SPLITS
+from .retrieval import is_retrieval, retrieval_splits
 from .rows import Rows, Splits, read_rows
 
 MAX_SELECT_ROWS = 2048
@@ -74,6 +75,14 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             than 8 rows.
         MissingError: a hub id, and the `datasets` library is not installed.
     """
+    folder = Path(data) if data else beside
+    if task.retrieves and folder is not None and is_retrieval(folder):
+        if train is not None or test is not None or str(validation or "test") != "test":
+            raise DataError(
+                f"{folder} holds queries, documents and judgements, whose splits are in "
+                "qrels/\nleave --train, --validation FILE and --test out"
+            )
+        return retrieval_splits(folder, task, seed, None if validation is None else "test")
     sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
     rows = {
         k: read_rows(v, task, columns, sources.moved.get(k, k), labels)

@@ -119,12 +119,22 @@ class SentenceEmbedding(Task):
     def check(self, labels: int) -> None:
         """Nothing: the entries of a vector have no names."""
 
+    def prompt(self, name: str | None) -> str:
+        """See `Task.prompt`."""
+        known = dict(self.prompts)
+        if name is None:
+            return known.get(self.default_prompt or "", "")
+        if name not in known:
+            raise UsageError(
+                f"this model has no prompt '{name:.40}', it has {', '.join(known) or 'none'}\n"
+                "give the text itself: encode(texts, prompt='query: ')"
+            )
+        return known[name]
+
     def prompted(self, texts: Sequence[str], kind: TextKind = "text") -> tuple[str, ...]:
         """Texts with the prompt of their kind before them, or else the default one."""
         known = dict(self.prompts)
-        named = next((known[x] for x in PROMPT_NAMES[kind] if x in known), None)
-        if named is None:
-            named = known.get(self.default_prompt or "", "")
+        named = next((known[x] for x in PROMPT_NAMES[kind] if x in known), self.prompt(None))
         return tuple(named + x for x in texts) if named else tuple(texts)
 
     def read_labels(
@@ -260,7 +270,7 @@ class SentenceEmbedding(Task):
         return ConstantAnswer("one vector", self.score(metric, constant, truth))
 
     def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
-        """Vectors with a cosine below `SAME_COSINE`; queries that lose two of ten documents."""
+        """Vectors below `SAME_COSINE`; queries that lose two of ten documents."""
         p, y = np.asarray(found), np.asarray(certified)
         if p.dtype.kind == "i":
             other = self._agreement(p, y) < 1 - 1.5 / NEIGHBOURS

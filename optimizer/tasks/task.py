@@ -332,6 +332,16 @@ class Task(ABC):
         del kind
         return tuple(texts)
 
+    def prompt(self, name: str | None) -> str:
+        """The prompt of a name; without a name the default one, which may be empty.
+
+        Raises:
+            UsageError: the model has no such prompt.
+        """
+        if name is not None:
+            raise UsageError(f"{self.name} knows no prompt '{name}'")
+        return ""
+
     # Training and importance ---------------------------------------------------------------
 
     @abstractmethod
