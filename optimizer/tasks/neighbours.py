@@ -1,6 +1,6 @@
 """Nearest neighbours of vectors, and the scores of rankings.
 
-Similarities are compared at five decimals, and equal ones by number: copies of a text then
+Similarities are compared at six decimals, and equal ones by number: copies of a text then
 rank alike in every engine. Axis letters: N texts, Q queries, M documents, K neighbours.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
-DECIMALS = 5
+DECIMALS = 6
 _CHUNK_CELLS = 8_000_000
 
 

@@ -43,6 +43,11 @@ def encoder_folder(folder: Path, family: str = "bert", **changes: Any) -> Path:
     whole = state(of | {"architectures": ["XForSequenceClassification"]})
     prefix = next(iter(whole)).split(".")[0] + "."
     weights = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+    for name, x in weights.items():  # norms as after training: else all vectors are alike
+        if name.endswith("LayerNorm.weight"):
+            x.fill_(1.0)
+        elif name.endswith("LayerNorm.bias"):
+            x.zero_()
     write(folder, of, weights)
     tiny_tokenizer().save_pretrained(str(folder))
     return folder
