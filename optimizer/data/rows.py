@@ -168,6 +168,8 @@ def read_rows(
         unlabelled=kept.unlabelled,
     )
     if found.label is None or kept.unlabelled:
+        if task.scores_pairs and rows.text_b is None:
+            return replace(rows, unlabelled="its rows are single texts, and pairs have scores")
         shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
         return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
     return _labelled(kept.table, found.label, rows, task, chosen)

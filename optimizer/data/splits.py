@@ -94,7 +94,8 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
     _same_kind(rows, sources)
-    usable, fallbacks = _usable(rows, metric == AGREEMENT, task.columns[0])
+    single = task.scores_pairs and all(x.text_b is None for x in rows.values())
+    usable, fallbacks = _usable(rows, metric == AGREEMENT, "" if single else task.columns[0])
     warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
     if certify_on_train and usable.keys() & {"train", "validation"}:
         warnings.append(NOT_NEEDED if "validation" in usable else ON_TRAIN)
@@ -164,7 +165,7 @@ def _usable(
     Args:
         rows: by split.
         agreement: whether labels are not needed.
-        label: the key of `--columns` that names the labels.
+        label: the key of `--columns` that names the labels; "" = no column can hold them.
     """
     if agreement:
         return dict(rows), ()
@@ -174,9 +175,10 @@ def _usable(
             f"{k}: not used, {v.unlabelled}" for k, v in rows.items() if k not in labelled
         )
     split, first = next(iter(rows.items()))
+    cure = f"; if a column holds the labels: --columns {label}=NAME, else --metric agreement"
+    cure = cure if label else ""
     return dict(rows), (
-        f"{split}: {first.unlabelled}: the budget is on agreement with the given model; "
-        f"if a column holds the labels: --columns {label}=NAME, else --metric agreement",
+        f"{split}: {first.unlabelled}: the budget is on agreement with the given model{cure}",
     )
 
 

@@ -142,7 +142,9 @@ def retrieval_folder(folder: Path, model: Path, splits: Sequence[str] = ("dev",)
     random = np.random.default_rng(0)
     for number, split in enumerate(splits):
         rows = range(number * each, (number + 1) * each)
-        drawn = [(q, int(best[q, d])) for q in rows for d in random.choice(8, 2, replace=False)]
+        drawn = [
+            (q, int(best[q, d])) for q in rows for d in random.choice(8, 2, replace=False)
+        ]
         write_rows(
             folder / "qrels" / f"{split}.tsv",
             **{
