@@ -216,7 +216,7 @@ class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
 
     class_ending = "EmbeddingModel"
 
-    def forward(  # type: ignore[override]  # Hugging Face's signature, not the mixin's
+    def forward(  # Hugging Face's signature, not the mixin's
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,

@@ -98,7 +98,7 @@ class SentenceEmbedding(Task):
                 f"the default prompt is '{default!s:.40}', the prompts are "
                 f"{', '.join(named) or 'none'}: correct config_sentence_transformers.json"
             )
-        similarity = block.get("similarity") or "cosine"
+        similarity: Any = block.get("similarity") or "cosine"
         if similarity not in get_args(Similarity):
             raise ModelError(
                 f"similarity_fn_name is '{similarity!s:.40}', prumux ranks by "

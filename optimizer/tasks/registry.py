@@ -47,8 +47,8 @@ def from_config(config: Mapping[str, Any]) -> Task:
         raise ModelError(
             f"config.json: architectures: architecture '{architecture:.60}' has no "
             "classification head\n"
-            f"give a model fine-tuned with {' or '.join(classes)}\n"
-            "or, for embeddings, say how its states are pooled: --pooling mean"
+            "for embeddings, say how its states are pooled: --pooling mean\n"
+            f"else give a model fine-tuned with {' or '.join(classes)}"
         )
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)

@@ -86,7 +86,7 @@ def sentence_folder(
                 "linear.bias": 0.3 * torch.randn(out, generator=random),
             }
             save_file(weights, inner / "model.safetensors")
-            about = {"in_features": width, "out_features": out, "bias": True}
+            about: dict[str, Any] = {"in_features": width, "out_features": out, "bias": True}
             about |= {"activation_function": "torch.nn.modules.activation.Tanh"}
             _json(inner / "config.json", about)
             width = out
@@ -145,14 +145,12 @@ def retrieval_folder(folder: Path, model: Path, splits: Sequence[str] = ("dev",)
         drawn = [
             (q, int(best[q, d])) for q in rows for d in random.choice(8, 2, replace=False)
         ]
-        write_rows(
-            folder / "qrels" / f"{split}.tsv",
-            **{
-                "query-id": [f"q{q}" for q, _ in drawn],
-                "corpus-id": [f"d{d}" for _, d in drawn],
-                "score": [1 + i % 2 for i in range(len(drawn))],
-            },
-        )
+        columns: dict[str, list[Any]] = {
+            "query-id": [f"q{q}" for q, _ in drawn],
+            "corpus-id": [f"d{d}" for _, d in drawn],
+            "score": [1 + i % 2 for i in range(len(drawn))],
+        }
+        write_rows(folder / "qrels" / f"{split}.tsv", **columns)
     return folder
 
 
