@@ -74,7 +74,7 @@ def sentence_folder(
     width, random = 24, torch.Generator().manual_seed(1)
     pools = POOL_CONFIGS["mean"] if pooling is None else dict(pooling)
     many = pools.get("pooling_mode", [x for x in FLAGS.values() if pools.get(x)])
-    width *= len(many) if isinstance(many, list) else 1
+    width *= max(1, len(many)) if isinstance(many, list) else 1
     _json(folder / "1_Pooling" / "config.json", pools)
     for i, kind in enumerate(modules, 2):
         inner = folder / f"{i}_{kind}"

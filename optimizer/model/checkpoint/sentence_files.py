@@ -147,7 +147,9 @@ def limit_tokens(tokenizer: PreTrainedTokenizerBase, sentence: SentenceFiles) ->
     if sentence.max_length is not None:
         limit = min(sentence.max_length, tokenizer.model_max_length)
         tokenizer.model_max_length = int(limit)
-    if sentence.lower_case and tokenizer("A TEXT").input_ids != tokenizer("a text").input_ids:
+    normal = tokenizer.backend_tokenizer.normalizer
+    lowers = normal is not None and normal.normalize_str("AB") == normal.normalize_str("ab")
+    if sentence.lower_case and not lowers:
         raise ModelError(
             f"{LENGTHS}: do_lower_case is true, and the tokenizer tells cases apart\n"
             "save it with do_lower_case in tokenizer_config.json"
