@@ -137,7 +137,8 @@ def retrieval_folder(folder: Path, model: Path, splits: Sequence[str] = ("dev",)
     write_rows(
         folder / "queries.jsonl", _id=[f"q{i}" for i in range(len(queries))], text=queries
     )
-    found = vectors_of(model, queries) @ vectors_of(model, documents).T
+    asked = load_model(str(model)).task.prompted(queries, "query")
+    found = vectors_of(model, asked) @ vectors_of(model, documents).T
     best = np.argsort(-found, axis=1)
     random = np.random.default_rng(0)
     for number, split in enumerate(splits):
