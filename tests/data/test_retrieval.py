@@ -122,6 +122,10 @@ def line(path: Path, number: int, **values: Any) -> None:
     path.write_text("\n".join(lines))
 
 
+def judgement(score: Any) -> dict[str, list[Any]]:
+    return {"query-id": ["q0"], "corpus-id": ["d0"], "score": [score]}
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "twice": (lambda x: line(x / "corpus.jsonl", 3, _id="d4"), "1 ids occur twice"),
     "no text": (
@@ -135,7 +139,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "score": (
         lambda x: write(
             x / "qrels" / "dev.tsv",
-            **{"query-id": ["q0"], "corpus-id": ["d0"], "score": ["good"]},
+            **judgement("good"),
         ),
         "score 'good' is not a whole number",
     ),
@@ -146,14 +150,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing relevant": (
         lambda x: write(
             x / "qrels" / "dev.tsv",
-            **{"query-id": ["q0"], "corpus-id": ["d0"], "score": [0]},
+            **judgement(0),
         ),
         "no query has a document of a score above 0",
     ),
     "few": (
         lambda x: write(
             x / "qrels" / "dev.tsv",
-            **{"query-id": ["q0"], "corpus-id": ["d0"], "score": [1]},
+            **judgement(1),
         ),
         "certify has 1 queries, 8 are needed",
     ),

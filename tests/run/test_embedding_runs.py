@@ -80,15 +80,17 @@ def test_scored_pairs(on_pairs: Path) -> None:
 def test_encode_gives_the_vectors(on_pairs: Path, model: Path) -> None:
     loaded = prumux.load(on_pairs)
     found = loaded.encode(SOME)
-    assert (found.shape, found.dtype) == ((3, 24), np.float32)
+    assert found.shape == (3, 24)
+    assert found.dtype == np.float32
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
     asked = loaded.encode(SOME, prompt_name="query")
     assert asked == pytest.approx(loaded.encode([f"abc {x}" for x in SOME]), abs=1e-6)
     assert asked == pytest.approx(loaded.encode(SOME, prompt="abc "), abs=1e-6)
     assert loaded.encode([]).shape == (0, 24)
+    pairs: Any = [("a", "b")]
     for call, message in (
         (lambda: loaded.encode("a text"), r"encode takes a list.*\n?.*encode\("),
-        (lambda: loaded.encode([("a", "b")]), "encode takes single texts"),
+        (lambda: loaded.encode(pairs), "encode takes single texts"),
         (lambda: loaded.encode(SOME, prompt_name="x"), "no prompt 'x', it has query"),
         (lambda: loaded.encode(SOME, batch_size=0), "batch_size is 0"),
         (lambda: loaded.predict(SOME), r"call encode\("),

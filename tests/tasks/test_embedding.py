@@ -157,7 +157,7 @@ def test_importance_is_the_gradient_of_the_distance_of_vectors() -> None:
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 3, generator=random, dtype=torch.double, requires_grad=True)
     x = torch.randn(1, 3, generator=random, dtype=torch.double)
-    jacobian = torch.autograd.functional.jacobian(
+    jacobian = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
         lambda w: torch.nn.functional.normalize(x @ w.T, dim=-1)[0], weight.detach()
     )
     expected = jacobian.square().sum(0)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import batches
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
 from prumux.optimizer.model.checkpoint.sentence_files import (
@@ -58,7 +59,7 @@ def pooled(kind: str, states: Tensor, mask: Tensor) -> Tensor:
 
 def inputs_of(model: Model) -> tuple[dict[str, NDArray[Any]], Tensor]:
     """A batch of texts of unequal length, and its mask."""
-    coded = jobs.coded_by(model, jobs.Rows(tuple(TEXTS)))
+    coded = jobs.coded_by(model, Rows(tuple(TEXTS)))
     inputs: dict[str, Any] = dict(batches(coded, 8)[0].inputs())
     return inputs, torch.as_tensor(inputs["attention_mask"])
 
@@ -123,8 +124,8 @@ def test_every_family_without_its_head(family: str, tmp_path: Path) -> None:
     if family == "modernbert":
         sizes |= {"pad_token_id": 0, "attn_implementation": "eager"}
     torch.manual_seed(0)
-    module: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(family, **sizes))
-    module.eval()
+    auto: Any = AutoModel
+    module = auto.from_config(AutoConfig.for_model(family, **sizes)).eval()
     config = module.config.to_dict() | {"architectures": [type(module).__name__]}
     head = pooled_by("mean+lasttoken", tmp_path)
     model = build(config, module.state_dict(), None, "x", head)
@@ -162,7 +163,7 @@ def test_a_folder_is_read_again_as_it_was_written(tmp_path: Path) -> None:
 
 def test_texts_are_cut_where_sentence_transformers_cuts_them(tmp_path: Path) -> None:
     model = load_model(str(sentence_folder(tmp_path)))
-    long = jobs.coded_by(model, jobs.Rows(("abc " * 60,)))
+    long = jobs.coded_by(model, Rows(("abc " * 60,)))
     assert long.lengths.tolist() == [30]
 
 
@@ -182,9 +183,9 @@ def test_the_first_dimensions_are_normalised(
     cut.verify()
 
 
-def change(path: Path, **values: Any) -> None:
+def change(path: Path, **values: Any) -> int:
     found = json.loads(path.read_text())
-    path.write_text(json.dumps(found | values))
+    return path.write_text(json.dumps(found | values))
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
