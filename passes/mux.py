@@ -78,8 +78,8 @@ class Mux(Pass):
         e = model.encoder
         if self.n > 1 and e.sentence is not None:
             raise PassError(
-                f"mux mixes {self.n} rows into one and takes their answers apart afterwards; "
-                "the vectors of an embedding model are too fine for that\n"
+                f"mux mixes {self.n} rows, so a text's vector would depend on its partners; that "
+                "is not supported for embedding models\n"
                 "leave mux out: prune, reconstruct and distill work on embeddings",
                 exit_code=2,
             )

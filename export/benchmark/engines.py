@@ -102,7 +102,11 @@ def open_engine(
     size = sum(4 * x.numel() for x in model.weights.values())
     if target is not None:
         run, size = _exported(model, target, threads)
-    elif model.source.get("model_type") == "prumux" or path.is_file():
+    elif (
+        model.source.get("model_type") == "prumux"
+        or path.is_file()
+        or not model.task.found_by_head  # AutoModel gives states, not vectors
+    ):
         run = TorchEngine(model)
     else:
         run = HfEngine(name, model.task.auto_class(), torch_device(device), compiled)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.export.graph.graph import OUTPUT
 from prumux.optimizer.base.errors import MissingError, PrumuxError, UsageError
 from prumux.optimizer.model.row_groups import batch_rows, in_groups
 
@@ -54,7 +55,7 @@ class TritonEngine:
         self.slots = slots
         self.names = tuple(str(x["name"]) for x in config["input"])
         """Names of the engine's inputs, in order."""
-        self._output = str(config["output"][0]["name"])
+        self._output = str(config.get("output", [{"name": OUTPUT}])[0]["name"])
         self._run = in_groups(self._whole_groups, slots)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

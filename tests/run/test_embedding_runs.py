@@ -154,7 +154,7 @@ def test_the_result_is_verified(on_pairs: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_result_is_optimised_again_and_timed(
-    on_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, on_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_rows(tmp_path / "v.jsonl", text=texts(80, 0))
     out = tmp_path / "out"
@@ -164,7 +164,8 @@ def test_a_result_is_optimised_again_and_timed(
     )
     assert prumux.load(out).encode(SOME).shape == (3, 8)
     capsys.readouterr()
-    assert bench([str(on_pairs), str(out), "--rounds", "2", "--length", "9", "--json"]) == 0
+    models = [str(model), str(on_pairs), str(out)]
+    assert bench([*models, "--rounds", "2", "--batch", "4", "--length", "9", "--json"]) == 0
     assert "rows_per_second" in capsys.readouterr().out
 
 
