@@ -23,6 +23,7 @@ from .activations import activate
 from .builder import INPUTS, GraphBuilder
 from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
+from .onnx_pools import normalized, pooled
 
 IDS, MASK = INPUTS[:2]
 EMBEDDED = "embeddings"
@@ -41,6 +42,8 @@ class OnnxOps:
     """Linear maps that are not written yet, because a factor may be folded into them."""
     narrow: set[str] = field(default_factory=set)
     """Values at the first position alone."""
+    pooled: str = ""
+    """The states that the head reads."""
     shared: dict[object, str] = field(default_factory=dict)
     """Biases and rotary angles, which all layers share."""
 
@@ -174,6 +177,7 @@ class OnnxOps:
     def pool(self, x: str) -> str:
         """See `Ops.pool`."""
         b, x = self.build, self._use(x)
+        self.pooled = x
         match self.encoder.pooling:
             case "first":
                 return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
@@ -187,6 +191,13 @@ class OnnxOps:
                 return b.op("Div", "head.mean", x, total)
             case "all":
                 return x
+            case "several":
+                found = [pooled(b, kind, x, MASK) for kind in self.encoder.pools]
+                return found[0] if len(found) == 1 else b.op("Concat", "head", *found, axis=-1)
+
+    def normalize(self, x: str) -> str:
+        """See `Ops.normalize`."""
+        return normalized(self.build, self._use(x))
 
     def mix(self, x: str) -> str:
         """See `Ops.mix`."""
