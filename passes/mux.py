@@ -78,8 +78,8 @@ class Mux(Pass):
         e = model.encoder
         if self.n > 1 and e.sentence is not None:
             raise PassError(
-                f"mux mixes {self.n} rows: a text's vector would depend on its partners, which "
-                "is not supported for embedding models\n"
+                f"mux mixes {self.n} rows: the vector of a text would depend on others, "
+                "which is not supported for embedding models\n"
                 "leave mux out: prune, reconstruct and distill work on embeddings",
                 exit_code=2,
             )
