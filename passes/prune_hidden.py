@@ -15,8 +15,8 @@ from typing import ClassVar, Literal, Self
 import torch
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.model.families.sentence import hidden_is_output
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.sentence import hidden_is_output
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.pruning.importance import hidden_fisher

@@ -23,7 +23,7 @@ from .activations import activate
 from .builder import INPUTS, GraphBuilder
 from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
-from .onnx_pools import normalized, pooled
+from .onnx_pools import mean, normalized, pooled
 
 IDS, MASK = INPUTS[:2]
 EMBEDDED = "embeddings"
@@ -182,13 +182,7 @@ class OnnxOps:
             case "first":
                 return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
             case "mean":
-                real = b.op("Unsqueeze", "head.mask", MASK, b.integers(2))
-                real = b.op("Cast", "head.real", real, to=b.element)
-                total = b.op("ReduceSum", "head.tokens", real, b.integers(1), keepdims=0)
-                total = b.op("Max", "head.count", total, b.number(1.0))
-                x = b.op("Mul", "head.kept", x, real)
-                x = b.op("ReduceSum", "head.sum", x, b.integers(1), keepdims=0)
-                return b.op("Div", "head.mean", x, total)
+                return mean(b, x, MASK)
             case "all":
                 return x
             case "several":

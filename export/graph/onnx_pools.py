@@ -15,6 +15,17 @@ from prumux.optimizer.model.sizes import Pool
 from .builder import GraphBuilder
 
 
+def mean(b: GraphBuilder, x: str, mask: str) -> str:
+    """The mean of states [B, T, D] at real positions, [B, D], in the graph's own type."""
+    real = b.op("Unsqueeze", "head.mask", mask, b.integers(2))
+    real = b.op("Cast", "head.real", real, to=b.element)
+    total = b.op("ReduceSum", "head.tokens", real, b.integers(1), keepdims=0)
+    total = b.op("Max", "head.count", total, b.number(1.0))
+    x = b.op("Mul", "head.kept", x, real)
+    x = b.op("ReduceSum", "head.sum", x, b.integers(1), keepdims=0)
+    return b.op("Div", "head.mean", x, total)
+
+
 def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
     """One pool of states [B, T, D], [B, D].
 

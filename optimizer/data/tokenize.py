@@ -53,8 +53,7 @@ class Encoded:
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     layout: Layout | None = None
-    """How texts make up the rows that are scored, and that `labels` are of; None = each text
-    is one."""
+    """How texts make up the rows that `labels` are of; None = each text is one."""
 
     def __len__(self) -> int:
         return len(self.ids)

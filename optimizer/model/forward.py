@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .families.registry import family_of
+from .families.sentence import head
 from .ops import Ops, Value
-from .sentence import head
 from .sizes import Branch
 
 

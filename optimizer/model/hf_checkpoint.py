@@ -15,7 +15,7 @@ from prumux.optimizer.tasks.task import Task
 from .checkpoint.tensor_names import named, values_fault
 from .families.family import Config, Family, Part
 from .families.registry import find_family
-from .sentence import width
+from .families.sentence import width
 from .sizes import Encoder, Pool, Pooling, SentenceHead
 from .weights import expected_shapes
 

@@ -33,11 +33,11 @@ from .checkpoint.tensor_names import refuse_adapters
 from .checkpoint.token_types import fold_types
 from .checkpoint.tokenizer_files import read_tokenizer, with_tokenizer
 from .checkpoint.weight_files import WEIGHT_FILES, find_weights, read_state
+from .families.sentence import dense_name, shortened
 from .folder import digest, read_json
 from .hf_checkpoint import read_checkpoint, read_config
 from .masks import Masks
 from .model import Model
-from .sentence import dense_name, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

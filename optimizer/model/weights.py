@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from .axes import HIDDEN, Weight, fixed, linear, norm
 from .families.registry import family_of
-from .sentence import head_weights
+from .families.sentence import head_weights
 from .sizes import Branch, Encoder, Multiplexing
 
 

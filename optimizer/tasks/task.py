@@ -327,11 +327,7 @@ class Task(ByQuery, Vectors, ABC):
         return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """How much answers change between predictions of the same rows.
-
-        Returns:
-            Share of predictions that are not the same in all draws.
-        """
+        """Share of predictions that are not the same in all draws, of the same rows."""
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
 

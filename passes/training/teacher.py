@@ -19,9 +19,9 @@ from prumux.optimizer.base.environment import free_bytes
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.families.sentence import head
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
-from prumux.optimizer.model.sentence import head
 
 LIMIT_BYTES = 8 << 30
 """Most memory for outputs that are kept; less where memory is short."""

@@ -130,12 +130,10 @@ def test_the_fused_graph_gives_states_and_vectors(fusion: Any, tmp_path: Path) -
     target = Onnx(fusion=fusion, precision="fp32")
     target.emit(model, ctx, out)
     target.bundle(model, ctx, out)
-    copy = out / "onnx" / "model.onnx"
-    assert copy.read_bytes() == (out / "model.onnx").read_bytes()
     import onnxruntime
 
     inputs = ctx.workload[0].inputs()
-    session = onnxruntime.InferenceSession(copy)
+    session = onnxruntime.InferenceSession(out / "model.onnx")
     found, states = session.run([VECTORS, STATES], inputs)
     mask = inputs["attention_mask"][..., None]
     mean = (states * mask).sum(1) / mask.sum(1)

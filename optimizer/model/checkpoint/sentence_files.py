@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
+from prumux.optimizer.model.families.sentence import dense_name
 from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.model.hf_checkpoint import HEAD
-from prumux.optimizer.model.sentence import dense_name
 from prumux.optimizer.model.sizes import HeadActivation, HeadStep, Pool, SentenceHead
 from prumux.optimizer.tasks.registry import task_types
 

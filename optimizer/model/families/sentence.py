@@ -6,10 +6,11 @@ pool a map reads hidden dimensions, which pruning may cut; several pools stand s
 
 from __future__ import annotations
 
-from .axes import HIDDEN, Weight, fixed, linear
-from .families.registry import family_of
-from .ops import Ops, Value
-from .sizes import Encoder, HeadStep, SentenceHead
+from prumux.optimizer.model.axes import HIDDEN, Weight, fixed, linear
+from prumux.optimizer.model.ops import Ops, Value
+from prumux.optimizer.model.sizes import Encoder, HeadStep, SentenceHead
+
+from .registry import family_of
 
 
 def head_weights(e: Encoder) -> tuple[Weight, ...]:
