@@ -69,6 +69,7 @@ class SentenceEmbedding(Task):
         *("label", "similarity", "similarity_score", "relatedness_score", "scores", "labels"),
     )
     has_classes: ClassVar[bool] = False
+    exclusive: ClassVar[bool] = False
     named_outputs: ClassVar[bool] = False
     scores_pairs: ClassVar[bool] = True
     retrieves: ClassVar[bool] = True
