@@ -23,7 +23,7 @@ from .activations import activate
 from .builder import INPUTS, GraphBuilder
 from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
-from .onnx_pools import mean, normalized, pooled
+from .onnx_pools import normalized, pool
 
 IDS, MASK = INPUTS[:2]
 EMBEDDED = "embeddings"
@@ -176,18 +176,8 @@ class OnnxOps:
 
     def pool(self, x: str) -> str:
         """See `Ops.pool`."""
-        b, x = self.build, self._use(x)
-        self.pooled = x
-        match self.encoder.pooling:
-            case "first":
-                return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
-            case "mean":
-                return mean(b, x, MASK)
-            case "all":
-                return x
-            case "several":
-                found = [pooled(b, kind, x, MASK) for kind in self.encoder.pools]
-                return found[0] if len(found) == 1 else b.op("Concat", "head", *found, axis=-1)
+        self.pooled = self._use(x)
+        return pool(self.build, self.encoder, self.pooled, MASK)
 
     def normalize(self, x: str) -> str:
         """See `Ops.normalize`."""

@@ -10,9 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from prumux.optimizer.model.sizes import Pool
+from prumux.optimizer.model.sizes import Encoder, Pool
 
 from .builder import GraphBuilder
+
+
+def pool(b: GraphBuilder, encoder: Encoder, x: str, mask: str) -> str:
+    """What the head reads of states [B, T, D], see `Ops.pool`."""
+    match encoder.pooling:
+        case "first":
+            return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
+        case "mean":
+            return mean(b, x, mask)
+        case "all":
+            return x
+        case "several":
+            found = [pooled(b, kind, x, mask) for kind in encoder.pools]
+            return found[0] if len(found) == 1 else b.op("Concat", "head", *found, axis=-1)
 
 
 def mean(b: GraphBuilder, x: str, mask: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
 from prumux.export.graph.graph import STATES, VECTORS, build
 from prumux.export.graph.graph_file import verify
@@ -52,6 +53,29 @@ def test_the_graph_gives_the_vectors(
     torch_vectors, found = vectors(model, proto, inputs)
     assert found.shape == (5, model.encoder.labels)
     assert found == pytest.approx(torch_vectors, abs=1e-5)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("pool", CONFIGS)
+def test_without_padding_the_vectors_are_the_same(
+    pool: str, early: bool, tmp_path: Path
+) -> None:
+    model = made(tmp_path, pool)
+    model = PoolEarly().run(model, make_context(model)) if early else model
+    padded, ragged = (build(model, ragged=x, states=True) for x in (False, True))
+    verify(ragged)
+    assert [x.name for x in ragged.graph.output] == [VECTORS, STATES]
+    inputs = random_batch(model).inputs()
+    real = inputs["attention_mask"]
+    assert real.min() == 0
+    one, other = (
+        InferenceSession(x.SerializeToString()).run([VECTORS, STATES], inputs)
+        for x in (padded, ragged)
+    )
+    assert other[0] == pytest.approx(one[0], abs=1e-5)
+    assert other[1].shape == one[1].shape
+    if one[1].shape[1] > 1:  # states of padding mean nothing
+        assert other[1][real == 1] == pytest.approx(one[1][real == 1], abs=1e-5)
 
 
 @pytest.mark.parametrize("opset", [18, 20])
@@ -130,10 +154,8 @@ def test_the_fused_graph_gives_states_and_vectors(fusion: Any, tmp_path: Path) -
     target = Onnx(fusion=fusion, precision="fp32")
     target.emit(model, ctx, out)
     target.bundle(model, ctx, out)
-    import onnxruntime
-
     inputs = ctx.workload[0].inputs()
-    session = onnxruntime.InferenceSession(out / "model.onnx")
+    session = InferenceSession(out / "model.onnx")
     found, states = session.run([VECTORS, STATES], inputs)
     mask = inputs["attention_mask"][..., None]
     mean = (states * mask).sum(1) / mask.sum(1)

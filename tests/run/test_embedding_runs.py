@@ -75,6 +75,10 @@ def test_scored_pairs(on_pairs: Path) -> None:
     page = (on_pairs / "report.html").read_text()
     assert "have a mean cosine of" in page
     assert "model.encode(" in page
+    card = (on_pairs / "README.md").read_text()
+    assert "pipeline_tag: sentence-similarity\n" in card
+    assert "\n- sentence-transformers\n- feature-extraction\n" in card
+    assert "model.encode(" in card
 
 
 def test_encode_gives_the_vectors(on_pairs: Path, model: Path) -> None:
@@ -131,7 +135,8 @@ def test_sentence_transformers_reads_the_result(on_pairs: Path) -> None:
     assert neighbours.unit(mean.numpy()) == pytest.approx(loaded.encode(SOME), abs=1e-5)
     settings = json.loads((on_pairs / "config_sentence_transformers.json").read_text())
     assert settings["prompts"] == {"query": "abc "}
-    assert (on_pairs / "onnx" / "model.onnx").is_file()
+    graph = (on_pairs / "model.onnx").read_bytes()
+    assert (on_pairs / "onnx" / "model.onnx").read_bytes() == graph
 
 
 def test_the_library_itself(on_pairs: Path) -> None:
