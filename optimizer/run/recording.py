@@ -60,7 +60,8 @@ def recorded(
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))
     if layout is None:
-        references = [predictor.with_labels(Pipeline(()), "certify")[1][i] for i in at]
+        known = predictor.with_labels(Pipeline(()), "certify")[1]
+        references = [known[i] for i in at]
     else:  # texts of one row may not all be among those that are kept
         references = row_logits(torch_run(evaluator.model), rows)
     scored = scored_positions(rows)
