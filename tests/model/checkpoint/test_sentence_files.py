@@ -19,18 +19,20 @@ from prumux.optimizer.model.artifact import load_artifact, save_artifact
 from prumux.optimizer.model.checkpoint.sentence_files import (
     FLAGS,
     POOLS,
-    pooled_by,
     read_sentence_files,
 )
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
-from prumux.optimizer.model.source import build, load_model
+from prumux.optimizer.model.source import load_model
 from tests.helpers import jobs
 from tests.helpers.checkpoints import refused
 from tests.helpers.embeddings import POOL_CONFIGS, encoder_folder, sentence_folder
 from tests.helpers.factory import random_batch
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert")
+FAMILIES = (
+    *("bert", "roberta", "distilbert", "electra", "mpnet", "modernbert"),
+    *("albert", "deberta-v2", "nomic_bert", "gte", "eurobert"),
+)
 SIZES = {"vocab_size": 101, "max_position_embeddings": 40}
 OTHERS: dict[str, Any] = {
     "hidden_size": 24,
@@ -117,18 +119,17 @@ def load_dense(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_without_its_head(family: str, tmp_path: Path) -> None:
-    """Random weights, saved as AutoModel saves them: tensors have no prefix."""
+    """Random weights, saved as AutoModel saves them."""
     sizes = SIZES | (DISTIL if family == "distilbert" else OTHERS)
     if family == "electra":
         sizes |= {"embedding_size": 12}
-    if family == "modernbert":
+    if family in ("modernbert", "eurobert"):
         sizes |= {"pad_token_id": 0, "attn_implementation": "eager"}
     torch.manual_seed(0)
     auto: Any = AutoModel
     module = auto.from_config(AutoConfig.for_model(family, **sizes)).eval()
-    config = module.config.to_dict() | {"architectures": [type(module).__name__]}
-    head = pooled_by("mean+lasttoken", tmp_path)
-    model = build(config, module.state_dict(), None, "x", head)
+    module.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "mean+lasttoken")
     inputs = random_batch(model, rows=5, length=12).inputs()
     given = {k: torch.as_tensor(v) for k, v in inputs.items()}
     with torch.no_grad():
