@@ -225,7 +225,7 @@ class Onnx(Target):
         )
         found = []
         for layout in layouts(self.ragged, ctx):
-            proto = build(model, self.opset, ragged=layout == "ragged")
+            proto = build(model, self.opset, ragged=layout == "ragged", states=True)
             verify(proto)
             found.append(checker.check(layout, proto))
         if self.exact:

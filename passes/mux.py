@@ -68,12 +68,21 @@ class Mux(Pass):
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
         """Two, five and ten rows, mixed before the middle layer or at the embeddings."""
+        if model.encoder.sentence is not None:
+            return []
         half = len(model.encoder.layers) // 2
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
 
     def requires(self, model: Model) -> None:
         """Refuse a layer that does not exist, and a second mixing but an earlier one."""
         e = model.encoder
+        if self.n > 1 and e.sentence is not None:
+            raise PassError(
+                f"mux mixes {self.n} rows: the vector of a text would depend on others, "
+                "which is not supported for embedding models\n"
+                "leave mux out: prune, reconstruct and distill work on embeddings",
+                exit_code=2,
+            )
         if e.mux is not None and not self._moves(model, e.mux):
             raise PassError(
                 f"the model mixes {e.mux.n} rows before layer {e.mux.at} already; another mux "

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, Self
 import torch
 
 from prumux.optimizer.base.errors import PassError
+from prumux.optimizer.model.families.sentence import hidden_is_output
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
@@ -56,6 +57,12 @@ class PruneHidden(Pass):
     def requires(self, model: Model) -> None:
         """Refuse to keep more dimensions than there are."""
         size = model.encoder.hidden
+        if hidden_is_output(model.encoder):
+            raise PassError(
+                f"the {size} hidden dimensions are the entries of this model's embeddings, so "
+                "prune-hidden would cut those\nuse prune, which cuts heads and FFN units",
+                exit_code=2,
+            )
         if self.keep is not None and self.keep > size:
             raise PassError(
                 f"keep={self.keep} hidden dimensions, the model has {size}; "

@@ -80,7 +80,8 @@ class Reconstruct(Pass):
                 if error is not None:
                     notes[branch.name] = error
                 step()
-            notes["head"] = streams.refit_head(self.ridge)
+            if model.encoder.sentence is None:  # else nothing linear need follow the pooling
+                notes["head"] = streams.refit_head(self.ridge)
             step()
         return replace(model, weights=streams.weights(), notes={"error_left": notes})
 

@@ -112,7 +112,11 @@ def open_engine(  # noqa: PLR0917 - the last have defaults
     if target is not None:
         return exported(name, model, target, threads, keep)
     run: Engine
-    if model.source.get("model_type") == "prumux" or path.is_file():
+    if (
+        model.source.get("model_type") == "prumux"
+        or path.is_file()
+        or not model.task.found_by_head  # AutoModel gives states, not vectors
+    ):
         run = TorchEngine(model)
     else:
         run = HfEngine(name, model.task.auto_class(), torch_device(device), compiled)

@@ -50,4 +50,5 @@ _ACTIVATIONS: dict[str, Callable[[GraphBuilder, str, str], str]] = {
     "silu": _silu,
     "relu": lambda builder, at, x: builder.op("Relu", at, x),
     "tanh": lambda builder, at, x: builder.op("Tanh", at, x),
+    "sigmoid": lambda builder, at, x: builder.op("Sigmoid", at, x),
 }

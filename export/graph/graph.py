@@ -6,7 +6,7 @@ the embedding sums) is what ONNX Runtime's transformer fusions look for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx
@@ -23,6 +23,9 @@ from .onnx_ops import OnnxOps
 from .ragged import RaggedOps
 
 OUTPUT = "logits"
+VECTORS = "sentence_embedding"
+STATES = "last_hidden_state"
+"""Further output of embedding models, for libraries that pool by themselves."""
 SLOTS = "prumux.slots"
 """Under this name the metadata of a graph say how many rows it mixes into one."""
 PRECISION = "prumux.precision"
@@ -43,12 +46,14 @@ def build(
     *,
     portable: bool = False,
     ragged: bool = False,
+    states: bool = False,
 ) -> onnx.ModelProto:
     """The graph of a dense model: standard ONNX ops only, dynamic batch and length.
 
     Inputs are `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`,
     all int64 [batch_size, sequence_length]. The output is `logits`, float32 [batch_size, C],
-    or [batch_size, sequence_length, C] for token tasks. The same model gives the same bytes.
+    or [batch_size, sequence_length, C] for token tasks; `sentence_embedding` for embeddings.
+    The same model gives the same bytes.
     Where n rows are mixed, batch_size must be a multiple of n, and the graph's metadata say
     so: `prumux.slots`.
 
@@ -64,6 +69,8 @@ def build(
         portable: whether an fp32 graph as well keeps to the types that TensorRT's parser
             documents for each operator; low types always do.
         ragged: whether all but attention runs on real tokens alone, see `ragged`.
+        states: whether the fp32 graph of an embedding model gives the states that it pools,
+            as well.
 
     Raises:
         VerifyError: masks are pending, weights do not fit the sizes, or the type.
@@ -78,11 +85,15 @@ def build(
     e = model.encoder
     builder = GraphBuilder(model.weights, precision, portable)
     ops = (RaggedOps if ragged else OnnxOps)(e, builder)
-    ops.result(forward.logits(ops, e.branches()), OUTPUT)
+    ops.result(forward.logits(ops, e.branches()), output_name(e))
     ints = [_value(name, TensorProto.INT64, AXES) for name in input_names(e)]
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
-    output = _value(OUTPUT, TensorProto.FLOAT, axes)
-    graph = helper.make_graph(builder.nodes, "encoder", ints, [output], builder.constants)
+    outputs = [_value(output_name(e), TensorProto.FLOAT, axes)]
+    if states and e.sentence and not builder.low:
+        _rename(builder.nodes, ops.pooled, STATES)
+        length = 1 if e.narrow_from < len(e.layers) else AXES[1]
+        outputs.append(_value(STATES, TensorProto.FLOAT, (AXES[0], length, e.hidden)))
+    graph = helper.make_graph(builder.nodes, "encoder", ints, outputs, builder.constants)
     if family_of(e).repeats:
         _store_once(graph)
     opsets = [helper.make_opsetid("", max(opset, LOW_OPSET) if builder.low else opset)]
@@ -121,6 +132,20 @@ def _store_once(graph: onnx.GraphProto) -> None:
 def origin(source: Mapping[str, Any]) -> str:
     """The digest of the first model that one was made from; empty if it is not known."""
     return str(source.get("origin") or source.get("digest") or "")
+
+
+def output_name(encoder: Encoder) -> str:
+    """Name of the graph's first output."""
+    return VECTORS if encoder.sentence else OUTPUT
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Give a value between nodes another name."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
 
 
 def input_names(encoder: Encoder) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from .activations import activate
 from .builder import INPUTS, GraphBuilder
 from .onnx_disentangled import DistanceTerms
 from .onnx_embeddings import look_up, look_up_slot
+from .onnx_pools import normalized, pool
 from .onnx_rotary import rotated
 
 IDS, MASK = INPUTS[:2]
@@ -42,6 +43,8 @@ class OnnxOps:
     """Linear maps that are not written yet, because a factor may be folded into them."""
     narrow: set[str] = field(default_factory=set)
     """Values at the first position alone."""
+    pooled: str = ""
+    """The states that the head reads."""
     shared: dict[object, str] = field(default_factory=dict)
     """Biases and rotary angles, which all layers share."""
 
@@ -174,20 +177,12 @@ class OnnxOps:
 
     def pool(self, x: str) -> str:
         """See `Ops.pool`."""
-        b, x = self.build, self._use(x)
-        match self.encoder.pooling:
-            case "first":
-                return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
-            case "mean":
-                real = b.op("Unsqueeze", "head.mask", MASK, b.integers(2))
-                real = b.op("Cast", "head.real", real, to=b.element)
-                total = b.op("ReduceSum", "head.tokens", real, b.integers(1), keepdims=0)
-                total = b.op("Max", "head.count", total, b.number(1.0))
-                x = b.op("Mul", "head.kept", x, real)
-                x = b.op("ReduceSum", "head.sum", x, b.integers(1), keepdims=0)
-                return b.op("Div", "head.mean", x, total)
-            case "all":
-                return x
+        self.pooled = self._use(x)
+        return pool(self.build, self.encoder, self.pooled, MASK)
+
+    def normalize(self, x: str) -> str:
+        """See `Ops.normalize`."""
+        return normalized(self.build, self._use(x))
 
     def mix(self, x: str) -> str:
         """See `Ops.mix`."""

@@ -101,9 +101,10 @@ class RaggedOps(OnnxOps):
         b, e = self.build, self.encoder
         if e.pooling == "all":
             return x
-        if e.pooling == "mean":
+        narrow = e.narrow_from < len(e.layers)
+        if e.pooling == "mean" or (e.sentence is not None and not narrow):
             return super().pool(self._padded(self._use(x)))
-        if e.narrow_from < len(e.layers):
+        if narrow:
             return super().pool(x)
         row = b.op("Gather", "head.tokens", self._tokens.place, b.integer(0), axis=1)  # [B]
         return b.op("Gather", "head.first", self._use(x), row)

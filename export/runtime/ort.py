@@ -114,7 +114,7 @@ class OrtEngine:
         return self._run({name: inputs[name] for name in self._names})
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        first = self._outputs[:1]  # a cascade has a second output
+        first = self._outputs[:1]  # cascades and embeddings have a second output
         found: NDArray[np.float32] = self._session.run(first, dict(inputs))[0]
         return found
 

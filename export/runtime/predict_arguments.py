@@ -9,11 +9,11 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.data.rows import Rows
 
 
-def _listed(texts: Any, example: str) -> list[Any]:
+def _listed(texts: Any, example: str, call: str = "predict") -> list[Any]:
     """The texts as a list; `example` is the argument shown in the error message."""
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise UsageError(
-            f"predict takes a list, not a {type(texts).__name__}\ncall predict({example})"
+            f"{call} takes a list, not a {type(texts).__name__}\ncall {call}({example})"
         )
     return list(texts)
 
@@ -59,7 +59,7 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
     return tuple((type(owner), owner) for owner in owners)  # so that 1 and True differ
 
 
-def text_rows(texts: Any) -> Rows:
+def text_rows(texts: Any, call: str = "predict") -> Rows:
     """Texts, or pairs of texts, as rows.
 
     Raises:
@@ -67,7 +67,7 @@ def text_rows(texts: Any) -> Rows:
             message names the first such value.
     """
     text = texts if isinstance(texts, str) else "a text"
-    values = _listed(texts, f"[{_short(text)}]")
+    values = _listed(texts, f"[{_short(text)}]", call)
     if _all_texts(values):
         return Rows(tuple(values))
     pairs = [_is_pair(x) for x in values]

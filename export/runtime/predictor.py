@@ -131,8 +131,7 @@ class Predictor:
 
         Takes the arguments and raises the errors of `predict`.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size!r}: use a whole number, say 32")
+        _check_batch(batch_size)
         most = self.encoder.slots
         if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
             raise UsageError(
@@ -152,6 +151,48 @@ class Predictor:
         else:  # an owner's groups are filled best from all of its texts
             logits = run(self._encode(rows))
         return np.asarray(logits).reshape(len(rows), self.encoder.labels)
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        batch_size: int = 32,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+    ) -> Floats:
+        """The vectors of texts, float32 [N, D], in the order of the texts.
+
+        Args:
+            texts: strings.
+            batch_size: number of texts in one run of the engine.
+            prompt_name: name of the model's prompt that is put before each text; by default
+                the model's default prompt, if it has one.
+            prompt: the prompt itself.
+
+        Raises:
+            UsageError: the model gives no vectors, has no such prompt, or `texts` is no list
+                of strings.
+            GateError: values are nan or infinite.
+
+        Example:
+            >>> model.encode(["a charming journey"]).shape  # doctest: +SKIP
+            (1, 384)
+        """
+        if self.encoder.sentence is None:
+            raise UsageError(
+                f"this model does {self.task.name} and gives no vectors: call predict"
+            )
+        rows = text_rows(texts, "encode")
+        if rows.text_b is not None:
+            raise UsageError("encode takes single texts: encode(['one text', 'another'])")
+        before = self.task.prompt(prompt_name) if prompt is None else prompt
+        logits = self._text_logits(Rows(tuple(before + x for x in rows.text_a)), batch_size)
+        return np.asarray(logits, dtype=np.float32)
+
+    def _text_logits(self, rows: Rows, batch_size: int) -> Floats:
+        _check_batch(batch_size)
+        coded = self._encode(rows)
+        found = self._run(coded, _Options(batch_size, 1, None), range(len(coded)))
+        return np.asarray(found).reshape(len(coded), self.encoder.labels)
 
     def _encode(self, rows: Rows) -> Encoded:
         # Rows of words run in windows from the first word on, so each is cut on the right.
@@ -268,6 +309,11 @@ def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
         raise UsageError(
             f"max_wait_ms is {max_wait_ms!r}: use 0..{MOST_WAIT_MS}, or leave it out"
         )
+
+
+def _check_batch(size: Any) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise UsageError(f"batch_size is {size!r}: use a whole number, say 32")
 
 
 def _check_finite(logits: RowLogits, engine: Engine) -> None:

@@ -55,6 +55,7 @@ class TritonEngine:
         self.slots = slots
         self.names = tuple(str(x["name"]) for x in config["input"])
         """Names of the engine's inputs, in order."""
+        self._output = str(config.get("output", [{"name": OUTPUT}])[0]["name"])
         self._run = in_groups(self._whole_groups, slots)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -83,7 +84,7 @@ class TritonEngine:
             {"name": name, "shape": x.shape, "datatype": "INT64", "data": x.ravel().tolist()}
             for name, x in inputs.items()
         ]
-        asked = {"inputs": tensors, "outputs": [{"name": OUTPUT}]}
+        asked = {"inputs": tensors, "outputs": [{"name": self._output}]}
         (found,) = self._ask(f"v2/models/{self._model}/infer", asked)["outputs"]
         return np.array(found["data"], np.float32).reshape(found["shape"])
 

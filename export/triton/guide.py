@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prumux.export.graph.graph import OUTPUT, input_names
+from prumux.export.graph.graph import input_names, output_name
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.task import Task
 
@@ -118,7 +118,7 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> s
         "inputs": ", ".join(f"`{x}`" for x in names),
         "names": names,
         "types": encoder.token_types > 0,
-        "output": OUTPUT,
+        "output": output_name(encoder),
         "shape": f"[rows, {'' if encoder.pooled else 'tokens, '}{encoder.labels}]",
         "labels": ", ".join(" ".join(x.split()) for x in task.labels),
         "tenant": TENANT,

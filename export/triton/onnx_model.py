@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 GRAPH = "model.onnx"
-LOGITS = "logits"
 
 
 class OnnxModel:
@@ -38,6 +37,7 @@ class OnnxModel:
             providers.insert(0, ("CUDAExecutionProvider", device))
         self.session = ort.InferenceSession(str(graph), options, providers=providers)
         self.names = [x.name for x in self.session.get_inputs()]
+        self.output = self.session.get_outputs()[0].name
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """One response for each request, in order.
@@ -54,7 +54,7 @@ class OnnxModel:
         return [
             pb_utils.InferenceResponse([], error=pb_utils.TritonError(x))
             if isinstance(x, str)
-            else pb_utils.InferenceResponse([pb_utils.Tensor(LOGITS, x)])
+            else pb_utils.InferenceResponse([pb_utils.Tensor(self.output, x)])
             for x in found
         ]
 
@@ -67,7 +67,7 @@ class OnnxModel:
     def _run(self, given: Sequence[dict[str, Any]]) -> list[Any]:
         """Logits of each request, from one run of all their rows."""
         joined = {name: np.concatenate([x[name] for x in given]) for name in self.names}
-        (logits,) = self.session.run([LOGITS], joined)
+        (logits,) = self.session.run([self.output], joined)
         ends = np.cumsum([len(x[self.names[0]]) for x in given])
         return np.split(logits, ends[:-1])
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.model.row_groups import RowLogits, answered, padded
 
 IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
-LOGITS, TENANT = "logits", "tenant"
+TENANT = "tenant"
 RUN_TOKENS = 512
 """About the number of tokens that take the engine as long as starting a run."""
 Ints = NDArray[np.int64]
@@ -224,6 +224,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         self.engine = parameters.pop("engine")
+        self.output = str(config["output"][0]["name"])
         self.limits = EngineLimits(**{name: int(value) for name, value in parameters.items()})
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -234,7 +235,7 @@ class TritonPythonModel:
         return [
             pb_utils.InferenceResponse([], error=_error(x))
             if isinstance(x, Exception)
-            else pb_utils.InferenceResponse([pb_utils.Tensor(LOGITS, x)])
+            else pb_utils.InferenceResponse([pb_utils.Tensor(self.output, x)])
             for x in found
         ]
 
@@ -252,13 +253,13 @@ class TritonPythonModel:
 
         response = pb_utils.InferenceRequest(
             model_name=self.engine,
-            requested_output_names=[LOGITS],
+            requested_output_names=[self.output],
             inputs=[pb_utils.Tensor(name, x) for name, x in inputs.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         ).exec()
         if response.has_error():
             raise EngineError(response.error().message())
-        logits = pb_utils.get_output_tensor_by_name(response, LOGITS)
+        logits = pb_utils.get_output_tensor_by_name(response, self.output)
         found: NDArray[np.float32] = _values(logits)
         return found
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prumux.export.graph.graph import OUTPUT, input_names
+from prumux.export.graph.graph import input_names, output_name
 from prumux.export.graph.graph_file import DATA
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
@@ -243,7 +243,7 @@ def _output(encoder: Encoder, task: Task | None = None) -> dict[str, Any]:
     """The logits; named by the labels where a task is given whose answer is the largest."""
     dims = [encoder.labels] if encoder.pooled else [-1, encoder.labels]
     found: dict[str, Any] = {
-        "name": OUTPUT,
+        "name": output_name(encoder),
         "data_type": Word("TYPE_FP32"),
         "dims": dims,
     }

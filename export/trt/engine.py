@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.export.graph.graph import OUTPUT
 from prumux.optimizer.base.errors import ModelError, PrumuxError, UsageError
 from prumux.optimizer.model.row_groups import in_groups
 
@@ -64,6 +63,7 @@ class TrtEngine:
         )
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._names = inputs_of(engine, flavor)
+        self._output = output_of(engine, flavor)
         self._profiles = profiles_of(engine, self._names[0])
         self._most_rows = max(x.rows[2] for x in self._profiles)
         self._active = -1
@@ -142,10 +142,10 @@ class TrtEngine:
                     raise PrumuxError(self._not_taken(name, whole.shape, index))
                 if not context.set_tensor_address(name, on_gpu.data_ptr()):
                     raise PrumuxError(_no_buffer(name, whole.shape))
-            shape = tuple(context.get_tensor_shape(OUTPUT))
+            shape = tuple(context.get_tensor_shape(self._output))
             logits = torch.empty(shape, dtype=torch.float32, device=DEVICE)
-            if not context.set_tensor_address(OUTPUT, logits.data_ptr()):
-                raise PrumuxError(_no_buffer(OUTPUT, shape))
+            if not context.set_tensor_address(self._output, logits.data_ptr()):
+                raise PrumuxError(_no_buffer(self._output, shape))
             done = context.execute_async_v3(stream.cuda_stream)
             found: NDArray[np.float32] = logits.cpu().numpy()  # waits for the stream
         if not done:
@@ -201,8 +201,19 @@ def open_plan(path: Path) -> TrtEngine:
 def inputs_of(engine: trt.ICudaEngine, flavor: Flavor = CLASSIC) -> tuple[str, ...]:
     """Names of an engine's inputs, in order."""
     trt = flavor.library()
-    every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    return tuple(x for x in every if engine.get_tensor_mode(x) == trt.TensorIOMode.INPUT)
+    return tuple(x for x, mode in _tensors(engine) if mode == trt.TensorIOMode.INPUT)
+
+
+def output_of(engine: trt.ICudaEngine, flavor: Flavor = CLASSIC) -> str:
+    """Name of an engine's output."""
+    trt = flavor.library()
+    return next(x for x, mode in _tensors(engine) if mode == trt.TensorIOMode.OUTPUT)
+
+
+def _tensors(engine: trt.ICudaEngine) -> list[tuple[str, trt.TensorIOMode]]:
+    """Names of inputs and outputs, each with its direction."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return [(x, engine.get_tensor_mode(x)) for x in names]
 
 
 def profiles_of(engine: trt.ICudaEngine, name: str) -> tuple[Profile, ...]:

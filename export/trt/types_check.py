@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from prumux.export.graph.builder import Precision
-from prumux.export.graph.graph import OUTPUT
 from prumux.optimizer.base.errors import GateError
 
 from .library import Flavor
@@ -105,7 +104,8 @@ def check_built(
         GateError: a type differs; the message gives both.
     """
     trt = flavor.library()
-    wanted = dict.fromkeys(names, trt.DataType.INT64) | {OUTPUT: trt.DataType.FLOAT}
+    every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    wanted = {x: trt.DataType.INT64 if x in names else trt.DataType.FLOAT for x in every}
     for name, dtype in wanted.items():
         found = engine.get_tensor_dtype(name)
         if found != dtype:

@@ -197,7 +197,7 @@ def _both(judged: Judged, constant: ConstantAnswer) -> str:
 def _telling(judged: Judged, budget: Budget) -> list[tuple[str, float, ConstantAnswer]]:
     """Metrics by which a constant answer does not keep the budget, with both scores."""
     found = []
-    for metric in judged.task.metrics:
+    for metric in judged.task.fitting(judged.labels):
         other = judged.by(metric.name)
         if metric.name == judged.metric or (judged.labels is None and metric.needs_labels):
             continue

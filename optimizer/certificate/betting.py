@@ -16,15 +16,20 @@ from .confidence_bounds import crossing
 
 MOST_AT_STAKE = 0.9
 """The largest share of the capital that one bet can lose: c in the paper."""
+ROUNDING = 1e-9
+"""A sum of scores may be so far outside their range."""
 ORDERS = 16
 """The capital depends on the order of the rows; it is averaged over so many fixed orders."""
 
 
-def betting_upper(losses: Floats, confidence: float, effect: float = 1.0) -> float:
-    """Exact one-sided upper bound of the mean of independent losses in [-1, 1].
+def betting_upper(
+    losses: Floats, confidence: float, least: float = -1.0, effect: float = 1.0
+) -> float:
+    """Exact one-sided upper bound of the mean of independent losses in [a, 1], a = `least`.
 
     A gambler with a capital of 1 bets against the claim that the true mean loss is u. With
-    x_i = (1 - loss_i) / 2 in [0, 1] and m = (1 - u) / 2 the capital after n rows is
+    x_i = (1 - loss_i) / (1 - a) in [0, 1] and m = (1 - u) / (1 - a), the capital after n rows
+    is
 
         K(u) = prod_i (1 + b_i (x_i - m))
         b_i = min(sqrt(2 log(1 / alpha) / (n v_i)), c / m)
@@ -40,25 +45,30 @@ def betting_upper(losses: Floats, confidence: float, effect: float = 1.0) -> flo
     Args:
         losses: of rows that are independent draws, [N].
         confidence: one-sided, 1 - alpha.
+        least: the smallest loss that is possible: -1 for the difference of two scores in
+            [0, 1], 0 where the dense model's score is 1.
         effect: so many rows are worth one independent row, see `design_effect`; the logarithm
             of the capital is divided by it.
 
     Raises:
-        DataError: no losses, or one outside [-1, 1].
+        DataError: no losses, or one outside [`least`, 1].
     """
     given = np.asarray(losses, dtype=np.float64)
     if not len(given):
         raise DataError("0 rows to certify on: give labelled rows, see --data")
-    if not (np.abs(given) <= 1).all():
-        wrong = int(np.flatnonzero(~(np.abs(given) <= 1))[0])
-        raise DataError(f"loss {wrong} is {given[wrong]}, bounded losses are in [-1, 1]")
-    x = (1 - given) / 2
+    good = (given >= least - ROUNDING) & (given <= 1 + ROUNDING)
+    if not good.all():
+        wrong = int(np.flatnonzero(~good)[0])
+        raise DataError(
+            f"loss {wrong} is {given[wrong]}, bounded losses are in [{least:g}, 1]"
+        )
+    x = np.clip((1 - given) / (1 - least), 0, 1)
     shuffled = np.stack([np.random.default_rng(i).permutation(x) for i in range(ORDERS)])
     alpha = 1 - confidence
     bets = np.sqrt(2 * math.log(1 / alpha) / (len(x) * _variances(shuffled)))
 
     def above(u: float) -> bool:
-        m = (1 - u) / 2
+        m = (1 - u) / (1 - least)
         if m <= 0:  # no mean loss is above 1
             return True
         logs = np.log1p(np.minimum(bets, MOST_AT_STAKE / m) * (shuffled - m)).sum(1)
@@ -66,7 +76,7 @@ def betting_upper(losses: Floats, confidence: float, effect: float = 1.0) -> flo
         log_mean = top + math.log(float(np.exp(logs - top).mean()))
         return log_mean >= effect * math.log(1 / alpha)
 
-    return crossing(above, -1.0, 1.0)
+    return crossing(above, least, 1.0)
 
 
 def _variances(x: Floats) -> Floats:

@@ -10,7 +10,7 @@ The loss is that of paired predictions, dense against optimised on the same rows
   correction, see `accuracy_upper`.
 - agreement of sequence tasks: Clopper-Pearson on the share of changed answers, exact, see
   `clopper_pearson_upper`.
-- means of a score in [0, 1] of each query, such as nDCG: by betting, exact, see
+- means of a score in [0, 1], such as nDCG of each query: by betting, exact, see
   `betting_upper`.
 - all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
 
@@ -134,7 +134,7 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     loss = score_dense - score_optimised
     paired = _Paired(metric, dense, optimised, truth, task)
     if chosen.statistic == "mean":
-        upper, rows = _mean_upper(paired, confidence, groups)
+        upper, rows = _mean_upper(chosen, paired, confidence, groups)
         method = "betting"
     elif chosen.statistic != "bootstrap":
         upper, method = _exact_upper(chosen, paired, confidence, groups)
@@ -165,7 +165,9 @@ def _exact_upper(
     return clopper_pearson_upper(rows, worse, confidence), "clopper-pearson"
 
 
-def _mean_upper(paired: _Paired, confidence: float, groups: Ints | None) -> tuple[float, int]:
+def _mean_upper(
+    metric: Metric, paired: _Paired, confidence: float, groups: Ints | None
+) -> tuple[float, int]:
     """The bound of a mean of bounded scores, and of how many scores.
 
     Where rows of several queries share a pass, the evidence counts as that of fewer queries.
@@ -181,7 +183,8 @@ def _mean_upper(paired: _Paired, confidence: float, groups: Ints | None) -> tupl
         effect = float(np.bincount(groups).max())  # the largest possible one
         if len(losses) == int(of.max()) + 1:
             effect = linked_design_effect(losses, of, groups)
-    return betting_upper(losses, confidence, effect), len(losses)
+    least = -1.0 if metric.needs_labels else 0.0  # the dense model agrees with itself
+    return betting_upper(losses, confidence, least, effect), len(losses)
 
 
 def _same_rows(dense: Predictions, optimised: Predictions, labels: Predictions) -> None:

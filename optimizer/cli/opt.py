@@ -126,6 +126,8 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         columns=_pairs("--columns", options.columns, "text_a=question"),
         labels=_pairs("--labels", options.labels, "0=positive"),
         certify_on_train=options.certify_on_train,
+        pooling=options.pooling,
+        dimensions=options.dimensions,
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_search_options(parser.add_argument_group("what to make").add_argument)
     _add_data_options(parser.add_argument_group("data", DATA_TEXT).add_argument)
+    _add_embedding_options(parser.add_argument_group("embedding models").add_argument)
     _add_engine_options(parser.add_argument_group("engine").add_argument)
     _add_run_options(parser.add_argument_group("the run").add_argument)
     _add_output_options(parser.add_argument_group("output").add_argument)
@@ -180,7 +183,7 @@ def _add_search_options(add: Add) -> None:
     add(
         "--metric",
         metavar="NAME",
-        help="accuracy, balanced-accuracy, macro-f1, f1, micro-f1, pearson, ...",
+        help="accuracy, balanced-accuracy, macro-f1, f1, micro-f1, pearson, ndcg@10, ...",
     )
     add("--demo", action="store_true", help="make a small model and data, and optimise it")
 
@@ -215,6 +218,20 @@ def _add_data_options(add: Add) -> None:
         action="store_true",
         help="without validation rows, certify on half of the train rows, which the model may "
         "know by heart",
+    )
+
+
+def _add_embedding_options(add: Add) -> None:
+    add(
+        "--pooling",
+        metavar="NAME",
+        help="make an embedding model of an encoder without a head: mean, cls, max, ...",
+    )
+    add(
+        "--dimensions",
+        type=positive,
+        metavar="N",
+        help="keep the first N entries of an embedding model's vectors",
     )
 
 

@@ -105,6 +105,8 @@ def find_columns(
         first, second = _texts(table, given, named is not None)
     if named is None:
         return Columns(first, second)
+    if task.scores_pairs and second is None:
+        return Columns(first)
     found = _label(table, task, named, (first, second), optional_label)
     return replace(found, group=_group(table, task, named))
 

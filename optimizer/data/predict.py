@@ -55,6 +55,8 @@ def predict(
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
     predictions = task.predictions(found, scored_positions(rows))
+    if rows.layout is not None:
+        return task.arranged(predictions, rows.layout)
     return predictions if rows.groups is None else task.with_groups(predictions, rows.groups)
 
 

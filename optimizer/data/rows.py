@@ -58,6 +58,10 @@ class Rows:
     """How many rows are left out, and why."""
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
+    corpus: tuple[str, ...] | None = None
+    """Where rows are queries: the documents, which all of them search."""
+    own: tuple[int, ...] = ()
+    """Of each query the document that is the query itself, -1 = none."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -75,6 +79,8 @@ class Rows:
             text_b=None if self.text_b is None else tuple(self.text_b[i] for i in at),
             words=None if self.words is None else tuple(self.words[i] for i in at),
             groups=None if self.groups is None else self.groups[np.array(at, dtype=np.int64)],
+            corpus=self.corpus,
+            own=tuple(self.own[i] for i in at) if self.own else (),
             labels=labels,
         )
 
@@ -90,8 +96,9 @@ class Rows:
 
     def digest(self) -> str:
         """SHA-256 of texts and labels, in hex."""
+        parts = [*self.contents(), json.dumps(_plain(self.labels)), *(self.corpus or ())]
         groups = [] if self.groups is None else [json.dumps(self.groups.tolist())]
-        return _sha256([*self.contents(), json.dumps(_plain(self.labels)), *groups])
+        return _sha256([*parts, *groups])
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,8 @@ def read_rows(
     if task.group_columns:
         rows = replace(rows, groups=queries_of(kept.table, found.group, rows.text_a))
     if found.label is None or kept.unlabelled:
+        if task.scores_pairs and rows.text_b is None:
+            return replace(rows, unlabelled="its rows are single texts, and pairs have scores")
         shown = f"no column {label_names(task)}; its columns are: {listed(table.names)}"
         return replace(rows, unlabelled=kept.unlabelled or f"it has no labels ({shown})")
     rows = _labelled(kept.table, found.label, rows, task, chosen)
@@ -245,8 +254,10 @@ def _unlabelled(table: Table, columns: Columns, task: Task) -> Rows:
     if task.reads_words:
         return Rows((), words=_words(table, columns.first))
     first = _texts(table, columns.first, pair=columns.second is not None)
-    second = None if columns.second is None else _texts(table, columns.second, pair=True)
-    return Rows(first, second)
+    if columns.second is None:
+        return Rows(task.prompted(first))
+    second = _texts(table, columns.second, pair=True)
+    return Rows(task.prompted(first), task.prompted(second))
 
 
 def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from .formats import MIN_ROWS
 from .hub import hub_splits, is_hub_id
 from .label_names import unused
 from .names import SPLITS
+from .retrieval import is_retrieval, retrieval_splits
 from .rows import Rows, Splits, column_names, read_rows
 
 MAX_SELECT_ROWS = 2048
@@ -75,6 +76,14 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             than 8 rows.
         MissingError: a hub id, and the `datasets` library is not installed.
     """
+    folder = Path(data) if data else beside
+    if task.retrieves and folder is not None and is_retrieval(folder):
+        if train is not None or test is not None or str(validation or "test") != "test":
+            raise DataError(
+                f"{folder} holds queries, documents and judgements, whose splits are in "
+                "qrels/\nleave --train, --validation FILE and --test out"
+            )
+        return retrieval_splits(folder, task, seed, None if validation is None else "test")
     sources = _sources(data, {"train": train, "validation": validation, "test": test}, beside)
     task, notes = _task_on(sources, task, columns or {}, metric)
     rows = {
@@ -87,7 +96,8 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
     _same_kind(rows, sources)
-    usable, fallbacks = _usable(rows, metric == AGREEMENT, task.columns[0])
+    single = task.scores_pairs and all(x.text_b is None for x in rows.values())
+    usable, fallbacks = _usable(rows, metric == AGREEMENT, "" if single else task.columns[0])
     warnings = [*sources.unused, *fallbacks, *_left_out(rows)]
     if certify_on_train and usable.keys() & {"train", "validation"}:
         warnings.append(NOT_NEEDED if "validation" in usable else ON_TRAIN)
@@ -177,7 +187,7 @@ def _usable(
     Args:
         rows: by split.
         agreement: whether labels are not needed.
-        label: the key of `--columns` that names the labels.
+        label: the key of `--columns` that names the labels; "" = no column can hold them.
     """
     if agreement:
         return dict(rows), ()
@@ -187,9 +197,10 @@ def _usable(
             f"{k}: not used, {v.unlabelled}" for k, v in rows.items() if k not in labelled
         )
     split, first = next(iter(rows.items()))
+    cure = f"; if a column holds the labels: --columns {label}=NAME, else --metric agreement"
+    cure = cure if label else ""
     return dict(rows), (
-        f"{split}: {first.unlabelled}: the budget is on agreement with the given model; "
-        f"if a column holds the labels: --columns {label}=NAME, else --metric agreement",
+        f"{split}: {first.unlabelled}: the budget is on agreement with the given model{cure}",
     )
 
 

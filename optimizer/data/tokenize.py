@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,9 @@ from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.labels import IGNORE, Ints
+from prumux.optimizer.tasks.layout import Layout
 
+from .layouts import flattened, layout_of
 from .ragged import Ragged
 
 if TYPE_CHECKING:
@@ -50,14 +52,22 @@ class Encoded:
     """Rows of words: per row bool [T], True on each word's first sub-word, labelled or not."""
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
+    layout: Layout | None = None
+    """How texts make up the rows that `labels` are of; None = each text is one."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def scored_rows(self) -> int:
-        """How many independent rows are scored: queries where rows belong to queries."""
+        """How many rows are scored: queries where rows belong to queries."""
+        if self.layout is not None:
+            return self.layout.rows
         return len(self) if self.groups is None else len(np.unique(self.groups))
+
+    def texts(self) -> Encoded:
+        """Its texts one by one: the same where each is a row, else without labels."""
+        return self if self.layout is None else replace(self, labels=None, layout=None)
 
     @property
     def lengths(self) -> Ints:
@@ -65,9 +75,9 @@ class Encoded:
         return self.ids.lengths
 
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
-        """The rows at these indices, in this order."""
+        """The texts at these indices, in this order; see `texts`."""
         at = np.asarray(indices, dtype=np.int64)
-        labels = self.labels
+        labels = self.texts().labels
         if isinstance(labels, tuple):
             labels = tuple(labels[i] for i in at)
         elif labels is not None:
@@ -127,6 +137,10 @@ def encode(
         UsageError: `max_length` does not fit the model or leaves no room for text.
         DataError: the tokenizer's ids do not fit the model, or a row has no tokens.
     """
+    layout = layout_of(rows) if encoder.sentence else None
+    if layout is not None:
+        single = encode(flattened(rows), tokenizer, encoder, max_length, side)
+        return replace(single, labels=rows.labels, layout=layout)
     pair = rows.text_b is not None
     length = row_limit(tokenizer, encoder, max_length, pair)
     if not len(rows):
@@ -371,7 +385,7 @@ def collate(encoded: Encoded, rows: Ints, pad_to: int | None = None) -> Batch:
     """Make one batch of the rows at these indices, padded to `pad_to` or the longest row."""
     lengths = encoded.lengths[rows]
     length = int(lengths.max()) if pad_to is None else pad_to
-    labels = encoded.labels
+    labels = encoded.texts().labels
     return Batch(
         rows=rows,
         input_ids=encoded.ids.padded(rows, length, encoded.pad_id),

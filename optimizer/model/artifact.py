@@ -23,7 +23,15 @@ from .cost import count
 from .families.registry import model_types
 from .masks import Masks
 from .model import Model, SecondStage, rule_text
-from .sizes import Constant, Encoder, Layer, Multiplexing
+from .sizes import (
+    Constant,
+    Encoder,
+    HeadStep,
+    Layer,
+    Multiplexing,
+    Pool,
+    SentenceHead,
+)
 
 FORMAT = 2
 """1: prumux 0.1.0, which knew no families and no pooling."""
@@ -60,6 +68,8 @@ def _sizes_config(encoder: Encoder) -> dict[str, Any]:
     sizes = asdict(encoder)
     layers, mux = sizes.pop("layers"), sizes.pop("mux")
     sizes["constants"] = dict(encoder.constants)
+    if encoder.sentence is None:
+        del sizes["sentence"]
     return {
         "encoder": sizes,
         "heads_per_layer": [layer["heads"] for layer in layers],
@@ -166,6 +176,7 @@ def _sizes_of(config: Mapping[str, Any], first_format: bool = False) -> Encoder:
     sizes = {k: v for k, v in config["encoder"].items() if k in known}
     if first_format:
         sizes["pooling"] = "all" if sizes["head"] == "linear" else "first"
+    sizes["sentence"] = _sentence(sizes.get("sentence"))
     sizes["constants"] = _constants(sizes.get("constants", {}))
     pairs = zip(config["heads_per_layer"], config["ffn_per_layer"], strict=True)
     layers = tuple(Layer(int(h), int(f)) for h, f in pairs)
@@ -190,6 +201,18 @@ def _check_sizes(encoder: Encoder) -> None:
             raise ValueError(f"rows mixed at {encoder.mux.at} of {len(encoder.layers)} layers")
 
 
+def _sentence(given: Mapping[str, Any] | None) -> SentenceHead | None:
+    if given is None:
+        return None
+    steps = tuple(HeadStep(**x) for x in given["steps"])
+    for step in steps:
+        _check_fields(step)
+    wrong = [x for x in given["pools"] if x not in get_args(Pool)]
+    if wrong or not given["pools"]:
+        raise ValueError(f"pools is {given['pools']!r:.60}")
+    return SentenceHead(tuple(given["pools"]), steps)
+
+
 def _constants(given: Mapping[str, Any]) -> tuple[tuple[str, Constant], ...]:
     """The family's own facts; JSON has lists for tuples."""
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
@@ -201,7 +224,7 @@ def _constants(given: Mapping[str, Any]) -> tuple[tuple[str, Constant], ...]:
     return tuple(sorted(found.items()))
 
 
-def _check_fields(sizes: Encoder | Multiplexing) -> None:
+def _check_fields(sizes: Encoder | Multiplexing | HeadStep) -> None:
     hints = get_type_hints(type(sizes))
     for field in fields(sizes):
         value, hint = getattr(sizes, field.name), hints[field.name]
@@ -233,6 +256,14 @@ def save_artifact(model: Model, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(save(copies, metadata={"format": "pt"}))
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))
+    if model.encoder.sentence is not None:
+        from .checkpoint.sentence_files import write_sentence_files
+
+        head, hidden = model.encoder.sentence, model.encoder.hidden
+        told = next(iter(model.task.to_config().values()))
+        limit = getattr(model.tokenizer, "model_max_length", model.encoder.most_tokens)
+        length = int(min(limit, model.encoder.most_tokens))
+        write_sentence_files(folder, head, hidden, model.weights, told, length)
 
 
 def load_artifact(folder: Path) -> Model:

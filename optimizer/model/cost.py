@@ -129,7 +129,13 @@ class CountOps:
 
     def pool(self, x: Extent) -> Extent:
         """See `Ops.pool`."""
-        return self.first(x) if self.encoder.pooled else x
+        if not self.encoder.pooled:
+            return x
+        return Extent(1, x.width * len(self.encoder.pools))
+
+    def normalize(self, x: Extent) -> Extent:
+        """See `Ops.normalize`."""
+        return x
 
     def mix(self, x: Extent) -> Extent:
         """See `Ops.mix`: every state is multiplied by its key once."""

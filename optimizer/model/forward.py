@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .families.registry import family_of
+from .families.sentence import head
 from .ops import Ops, Value
 from .sizes import Branch
 
@@ -79,7 +80,9 @@ def answer(ops: Ops, x: Value) -> Value:
     """Logits of every row from the residual stream after the last branch, [B, T, D]."""
     family, first = family_of(ops.encoder), ops.encoder.reads_first
     x = taken_apart(ops, ops.pool(x) if first else x)
-    return family.head(ops, x) if first else family.pooled_head(ops, x)
+    if first:
+        return head(ops, x)
+    return head(ops, ops.pool(x)) if ops.encoder.sentence else family.pooled_head(ops, x)
 
 
 def taken_apart(ops: Ops, x: Value) -> Value:

@@ -15,8 +15,12 @@ from prumux.optimizer.tasks.task import Task
 from .checkpoint.tensor_names import named, values_fault
 from .families.family import Config, Family, Part
 from .families.registry import find_family
-from .sizes import Encoder
+from .families.sentence import width
+from .sizes import Encoder, Pool, Pooling, SentenceHead
 from .weights import expected_shapes
+
+HEAD = "prumux_sentence_head"
+"""Key under which the loader puts the head of a sentence embedding into a config."""
 
 
 def read_config(config: Config) -> tuple[Family, Encoder, Task]:
@@ -35,7 +39,7 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
         )
     _refuse_quantized(config)
     task = registry.from_config(config)
-    encoder = replace(family.sizes(config), labels=len(task.labels))
+    encoder = replace(family.sizes(config), labels=max(1, len(task.labels)))
     if encoder.pad_id >= encoder.vocab:
         raise ModelError(
             f"config.json: pad_token_id is {encoder.pad_id}, ids of a vocabulary of "
@@ -48,7 +52,16 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
         )
     if task.pooling == "all":
         encoder = family.for_every_position(encoder)
-    return family, encoder, task
+    head = config.get(HEAD)
+    return family, encoder if head is None else with_head(encoder, head), task
+
+
+def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
+    """The sizes with the head of a sentence embedding in place of the family's."""
+    alone: dict[Pool, Pooling] = {"first": "first", "mean": "mean"}
+    pooling = alone.get(head.pools[0], "several") if len(head.pools) == 1 else "several"
+    labels = width(head, encoder.hidden)
+    return replace(encoder, sentence=head, pooling=pooling, labels=labels, head="linear")
 
 
 def read_weights(
@@ -107,10 +120,14 @@ def hf_source(family: Family, encoder: Encoder, name: str) -> Part:
     """Which tensor of a checkpoint, or which part of one, a canonical weight is."""
     stem, _, kind = name.rpartition(".")
     layer = re.match(r"layers\.(\d+)\.", stem)
+    if encoder.sentence and stem.startswith("head."):
+        return Part(name, 0, 1)
     pattern = re.sub(r"layers\.\d+\.", "layers.{i}.", stem)
     theirs = family.names(encoder)[pattern]
     part = Part(theirs, 0, 1) if isinstance(theirs, str) else theirs
     tensor = part.tensor.replace("{i}", layer[1] if layer else "")
+    if encoder.sentence:  # a model without a head is saved without the prefix of the encoder
+        tensor = tensor.partition(".")[2]
     return replace(part, tensor=f"{tensor}.{kind}")
 
 
@@ -143,4 +160,4 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
 def _ignorable(name: str) -> bool:
     """Buffers, and what Hugging Face also drops: heads of other tasks, unused positions."""
     unused = (".position_ids", ".token_type_ids", ".position_embeddings.weight")
-    return name.endswith(unused) or ".pooler." in name
+    return name.endswith(unused) or ".pooler." in name or name.startswith("pooler.")

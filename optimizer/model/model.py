@@ -130,7 +130,8 @@ class Model:
                     f"weight '{name}' is {self.weights[name].dtype}, not float32"
                 )
         self.masks.verify(self.encoder)
-        if len(self.task.labels) != self.encoder.labels:
+        named = self.task.named_outputs
+        if named and len(self.task.labels) != self.encoder.labels:
             raise VerifyError(
                 f"{len(self.task.labels)} label names for {self.encoder.labels} labels"
             )

@@ -155,7 +155,10 @@ class Ops(Protocol):
         """The first position, kept as an axis: [B, 1, D]."""
 
     def pool(self, x: Value) -> Value:
-        """The input of the head, as `Encoder.pooling` says: [B, D], or x itself."""
+        """The input of the head, as `Encoder.pooling` says: [B, D], [B, pools * D] or x."""
+
+    def normalize(self, x: Value) -> Value:
+        """Vectors of length 1 along the last axis; a vector of zeros stays one."""
 
     def mix(self, x: Value) -> Value:
         """Mixed rows [B/n, T, D] of rows [B, T, D]; masks follow."""

@@ -43,10 +43,15 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.pad_token_id = pad_token_id
         super().__init__(**kwargs)
 
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the states, which sentence-transformers asks for."""
+        return None if self.encoder is None else int(self.encoder["hidden"])
+
     def to_dict(self) -> dict[str, Any]:
         """All fields; the label count of the sizes follows `num_labels`."""
         found: dict[str, Any] = super().to_dict()
-        if self.encoder is not None:
+        if self.encoder is not None and not self.encoder.get("sentence"):
             found["encoder"] = self.encoder | {"labels": self.num_labels}
         if self.second is not None:
             sizes = self.second["encoder"] | {"labels": self.num_labels}

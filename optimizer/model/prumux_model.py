@@ -13,11 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.tasks.losses import hugging_face_loss
@@ -25,6 +30,7 @@ from prumux.optimizer.tasks.registry import kind_of
 
 from .artifact import from_config, second_of
 from .cascade import answer
+from .forward import taken_apart
 from .module import EncoderForward, attach
 from .prumux_config import PrumuxConfig
 from .row_groups import filled
@@ -34,6 +40,7 @@ from .weights import expected_shapes
 
 __all__ = [
     "PrumuxConfig",
+    "PrumuxEmbeddingModel",
     "PrumuxForSequenceClassification",
     "PrumuxForTokenClassification",
     "PrumuxModel",
@@ -231,6 +238,40 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
         return self.keyed(TokenClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
+class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
+    """The encoder of an optimised embedding model; sentence-transformers pools its states."""
+
+    class_ending = "EmbeddingModel"
+
+    def forward(  # Hugging Face's signature, not the mixin's
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        return_dict: bool | None = None,
+        **ignored: Any,
+    ) -> Any:
+        """A `BaseModelOutput` with the states [B, T, D], or a tuple.
+
+        With `pool-early` only the first position is computed: [B, 1, D].
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 1 = real token; all real when left out.
+            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            return_dict: False = a tuple `(last_hidden_state,)`.
+            ignored: arguments of other encoders, such as `output_hidden_states`.
+        """
+        del ignored
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ops = self.ops(input_ids, mask, token_type_ids)
+        x = ops.embed()
+        for _, x in self.states(ops, x):  # noqa: B007, B020 - the last one is used
+            pass
+        found = BaseModelOutput(last_hidden_state=taken_apart(ops, x))
+        return self.keyed(found, return_dict)
+
+
 def _sizes(config: PrumuxConfig, head: str) -> Encoder:
     if config.encoder is None:
         raise ModelError(
@@ -254,6 +295,7 @@ def _two(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if names[2:] else "")
 
 
+AutoModel.register(PrumuxConfig, PrumuxEmbeddingModel, exist_ok=True)
 AutoModelForSequenceClassification.register(
     PrumuxConfig, PrumuxForSequenceClassification, exist_ok=True
 )

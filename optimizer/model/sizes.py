@@ -12,7 +12,9 @@ from typing import Literal
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 HeadKind = Literal["tanh", "relu", "gelu", "linear"]
 Keys = Literal["learned", "fixed", "orthogonal"]
-Pooling = Literal["first", "mean", "all"]
+Pooling = Literal["first", "mean", "all", "several"]
+Pool = Literal["first", "max", "mean", "mean_sqrt", "weighted_mean", "last"]
+HeadActivation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid"]
 BranchKind = Literal["attention", "ffn"]
 KINDS: tuple[BranchKind, ...] = ("attention", "ffn")
 LIMIT_CONSTANT = 2**40
@@ -63,6 +65,25 @@ class Multiplexing:
 
 
 @dataclass(frozen=True)
+class HeadStep:
+    """A step after the pooling of a sentence embedding: a linear map or a normalisation."""
+
+    kind: Literal["dense", "normalize"]
+    out: int = 1
+    """Outputs of a linear map."""
+    bias: bool = True
+    activation: HeadActivation = "identity"
+
+
+@dataclass(frozen=True)
+class SentenceHead:
+    """How the states of a row become one vector: pools side by side, then steps in order."""
+
+    pools: tuple[Pool, ...] = ("mean",)
+    steps: tuple[HeadStep, ...] = ()
+
+
+@dataclass(frozen=True)
 class Encoder:
     """The sizes of an encoder with its head, and nothing else."""
 
@@ -91,11 +112,14 @@ class Encoder:
     mux: Multiplexing | None = None
     """How rows are mixed; None = every row has a forward pass of its own."""
     pooling: Pooling = "first"
-    """Positions that the head reads: the first, the mean of all, or every one."""
+    """Positions that the head reads: the first, the mean of all, every one, or what the
+    pools of `sentence` say."""
     family: str = "bert"
     """The architecture: a `model_type` of `prumux.optimizer.model.families`."""
     constants: tuple[tuple[str, Constant], ...] = ()
     """Facts that only this family has, such as the bases of rotary positions; by name."""
+    sentence: SentenceHead | None = None
+    """The head of a sentence embedding, in place of the family's; `labels` is its width."""
 
     @property
     def slots(self) -> int:
@@ -112,6 +136,13 @@ class Encoder:
     def pooled(self) -> bool:
         """Whether logits are [B, C], one answer a row, and not [B, T, C]."""
         return self.pooling != "all"
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """What the head reads of all positions, side by side."""
+        if self.pooling == "several" and self.sentence is not None:
+            return self.sentence.pools
+        return ("mean",) if self.pooling == "mean" else ("first",)
 
     @property
     def reads_first(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from prumux.optimizer.base.errors import ModelError
@@ -20,10 +21,19 @@ from prumux.optimizer.base.store import owned
 
 from .checkpoint.architecture import with_architecture
 from .checkpoint.config_keys import kept_keys
+from .checkpoint.sentence_files import (
+    MODULES,
+    SentenceFiles,
+    limit_tokens,
+    pooled_by,
+    read_sentence_files,
+    with_sentence,
+)
 from .checkpoint.tensor_names import refuse_adapters
 from .checkpoint.token_types import fold_types
 from .checkpoint.tokenizer_files import read_tokenizer, with_tokenizer
 from .checkpoint.weight_files import WEIGHT_FILES, find_weights, read_state
+from .families.sentence import dense_name, shortened
 from .folder import digest, read_json
 from .hf_checkpoint import read_checkpoint, read_config
 from .masks import Masks
@@ -32,50 +42,106 @@ from .model import Model
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DOWNLOADS = ("*.json", "*.txt", "*.model", "model-*-of-*.safetensors", "pytorch_model-*.bin")
+DOWNLOADS = (
+    *("*.json", "*.txt", "*.model", "model-*-of-*.safetensors", "pytorch_model-*.bin"),
+    *("*_Dense/model.safetensors", "*_Dense/pytorch_model.bin", "0_*/model.safetensors"),
+)
 LOCAL = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx"})
 """Suffixes of files, which no hub id has."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def load_model(source: str) -> Model:
+def load_model(
+    source: str, pooling: str | None = None, dimensions: int | None = None
+) -> Model:
     """The model that `source` names, with its tokenizer.
+
+    Args:
+        source: a folder, a file or a hub id.
+        pooling: makes an embedding model of an encoder without a head, see `pooled_by`.
+        dimensions: entries of an embedding model's vectors that are kept, the first ones.
 
     Raises:
         ModelError: not found, damaged, unsafe or unsupported.
     """
+    model = _load(source, pooling)
+    return model if dimensions is None else shortened_model(model, dimensions)
+
+
+def _load(source: str, pooling: str | None) -> Model:
     try:
         path = local_path(source)
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, an unknown ~user
         raise ModelError(f"'{source[:80]}' cannot be a path: {error}"[:300]) from error
     if is_folder:
-        return _from_folder(path, source)
+        return _from_folder(path, source, pooling)
     if is_file:
-        return _from_file(path, source)
+        return _from_file(path, source, pooling)
     if path.suffix in LOCAL or not HUB_ID.fullmatch(source):
         raise ModelError(
             f"no file or folder '{source}'\n"
             "give a Hugging Face folder, a hub id, an artifact folder or a model.pt"
         )
-    return _from_folder(_download(source), source)
+    return _from_folder(_download(source), source, pooling)
 
 
-def _from_folder(folder: Path, name: str) -> Model:
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "prumux":
+def _from_folder(folder: Path, name: str, pooling: str | None) -> Model:
+    own = folder / "config.json"
+    if own.is_file() and read_json(own).get("model_type") == "prumux":
         from .artifact import load_artifact
 
+        _refuse_pooling(pooling, "it is a result of prumux-opt, which has its head")
         return load_artifact(folder)
-    file, others = find_weights(folder)
-    model = build(config, read_state(file), None, name)
+    sentence = read_sentence_files(folder)
+    if sentence is not None:
+        _refuse_pooling(pooling, f"{MODULES} says how its states are pooled")
+    elif pooling is not None:
+        sentence = pooled_by(pooling, folder)
+    inner = folder if sentence is None else sentence.transformer
+    config = read_json(inner / "config.json")
+    file, others = find_weights(inner)
+    model = build(config, read_state(file), None, name, sentence)
     if others:
         model = _remarked(model, f"{file.name} was read, {', '.join(others[:3])} was not")
     # After the model: a fault of its config would be called one of the tokenizer.
-    return _with_tokenizer(model, folder)
+    return _with_tokenizer(model, inner, sentence)
 
 
-def _from_file(path: Path, name: str) -> Model:
+def _refuse_pooling(pooling: str | None, why: str) -> None:
+    if pooling is not None:
+        raise ModelError(f"--pooling {pooling:.40} is for encoders without a head: {why}")
+
+
+def shortened_model(model: Model, dimensions: int) -> Model:
+    """An embedding model with the first entries of its vectors, normalised again.
+
+    Raises:
+        ModelError: the model gives no vectors, or shorter ones.
+    """
+    e = model.encoder
+    if e.sentence is None:
+        raise ModelError(
+            f"dimensions={dimensions} is for embedding models, this one does "
+            f"{model.task.name}: leave --dimensions out"
+        )
+    if not 1 <= dimensions <= e.labels:
+        raise ModelError(
+            f"dimensions is {dimensions}, the model's vectors have {e.labels}\n"
+            f"write, say, --dimensions {max(1, e.labels // 2)}"
+        )
+    if dimensions == e.labels:
+        return model
+    head = shortened(e.sentence, dimensions)
+    cut = dense_name(len(head.steps) - 2)
+    weights = {**model.weights, f"{cut}.weight": torch.eye(dimensions, e.labels)}
+    encoder = replace(e, sentence=head, labels=dimensions)
+    made = digest(weights, model.task, encoder)
+    source = {**model.source, "digest": made}
+    return replace(model, encoder=encoder, weights=weights, source=source)
+
+
+def _from_file(path: Path, name: str, pooling: str | None) -> Model:
     found = read_state(path)
     config = found.pop("config", None)
     if config is None:
@@ -87,12 +153,16 @@ def _from_file(path: Path, name: str) -> Model:
         config = read_json(path.parent / "config.json")
     if not isinstance(config, Mapping):
         raise ModelError(f"'config' in '{path.name}' is a {type(config).__name__}, not a dict")
-    return _with_tokenizer(build(config, found, None, name), path.parent)
+    sentence = None if pooling is None else pooled_by(pooling, path.parent)
+    return _with_tokenizer(build(config, found, None, name, sentence), path.parent, sentence)
 
 
-def _with_tokenizer(model: Model, folder: Path) -> Model:
+def _with_tokenizer(model: Model, folder: Path, sentence: SentenceFiles | None) -> Model:
     """The model with the tokenizer of a folder; the digest is that of what is left of it."""
-    fitted = with_tokenizer(model, read_tokenizer(folder))
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is not None and sentence is not None:
+        limit_tokens(tokenizer, sentence)
+    fitted = with_tokenizer(model, tokenizer)
     if fitted.encoder == model.encoder:
         return fitted
     made = digest(fitted.weights, fitted.task, fitted.encoder)
@@ -108,6 +178,7 @@ def build(
     found: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None,
     name: str,
+    sentence: SentenceFiles | None = None,
 ) -> Model:
     """A `Model` out of a config and a state dict with Hugging Face names."""
     found = {k: v for k, v in found.items() if not str(k).endswith("_extra_state")}
@@ -121,7 +192,11 @@ def build(
             "save it with torch.save(model.state_dict(), 'model.pt')"
         )
     refuse_adapters(found)
-    config, remarks = with_architecture(config, found)
+    if sentence is None:
+        config, remarks = with_architecture(config, found)
+    else:
+        config, remarks = with_sentence(config, sentence), ()
+        found |= sentence.weights
     family, encoder, task = read_config(config)
     weights, ignored = read_checkpoint(family, encoder, found)
     if ignored:

@@ -25,7 +25,7 @@ from prumux.optimizer.base.errors import UsageError
 from .axes import Weight
 from .families.registry import family_of
 from .ops import Disentangled, Lookup, Relative, Rotary
-from .sizes import Branch, Encoder
+from .sizes import Branch, Encoder, Pool
 from .weights import weight_table
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -182,6 +183,29 @@ class TorchOps:
                 return (x * real).sum(1) / real.sum(1).clamp(min=1)
             case "all":
                 return x
+            case "several":
+                return torch.cat([self._pooled(kind, x) for kind in self.encoder.pools], -1)
+
+    def _pooled(self, kind: Pool, x: Tensor) -> Tensor:
+        """One pool of states [B, T, D], [B, D]; padding has no part in it."""
+        real = self.row_mask[..., None].to(x)  # [B, T, 1]
+        match kind:
+            case "first":
+                return x[:, 0]
+            case "max":
+                return x.masked_fill(real == 0, torch.finfo(x.dtype).min).amax(1)
+            case "last":
+                last = real.sum(1, keepdim=True).long().clamp(min=1) - 1  # [B, 1, 1]
+                return x.gather(1, last.expand(-1, 1, x.shape[-1]))[:, 0]
+            case "weighted_mean":
+                place = torch.arange(1, x.shape[1] + 1, device=x.device).to(x)
+                real = real * place[:, None]
+        total = real.sum(1).clamp(min=1)
+        return (x * real).sum(1) / (total.sqrt() if kind == "mean_sqrt" else total)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """See `Ops.normalize`."""
+        return F.normalize(x, dim=-1)
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Ops.mix`.

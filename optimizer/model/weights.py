@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from .axes import HIDDEN, Weight, fixed, linear, norm
 from .families.registry import family_of
+from .families.sentence import head_weights
 from .sizes import Branch, Encoder, Multiplexing
 
 
@@ -19,7 +20,7 @@ def weights_of(encoder: Encoder) -> tuple[Weight, ...]:
     found += family.final_weights()
     if encoder.mux:
         found += _mux_weights(encoder.mux)
-    return (*found, *family.head_weights(encoder))
+    return (*found, *head_weights(encoder))
 
 
 @lru_cache(maxsize=512)

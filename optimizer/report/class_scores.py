@@ -34,7 +34,7 @@ def class_scores(
     """
     agreement = task.score(AGREEMENT, optimised, dense)
     if not task.has_classes:
-        return ClassScores(agreement, None, ())
+        return ClassScores(agreement, None, (), task.mean_cosine(dense, optimised))
     truth, p, q = (
         task.all_answers(x) for x in (dense if labels is None else labels, dense, optimised)
     )

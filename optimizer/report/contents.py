@@ -124,7 +124,9 @@ class ClassScores:
     """How often both models agree, overall and class by class."""
 
     agreement: Annotated[
-        Share, "Share of rows with the same answer. For regression, the correlation."
+        Share,
+        "Share of rows with the same answer. For regression, the correlation. For embeddings, "
+        "the share of ten nearest neighbours, or of ten found documents, that are kept.",
     ]
     against: Annotated[
         Literal["labels", "given model"] | None,
@@ -132,6 +134,10 @@ class ClassScores:
         "Null for regression.",
     ]
     classes: Annotated[tuple[ClassRecord, ...], "Every class. Empty for regression."]
+    cosine: Annotated[
+        float | None,
+        "Mean cosine of both models' vectors of a text. Null but for embeddings.",
+    ] = None
 
 
 @dataclass(frozen=True)

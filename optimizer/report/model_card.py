@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prumux.optimizer.base.store import write_atomic
+from prumux.optimizer.tasks import registry
 
 from .contents import Report
 from .formats import points
@@ -25,9 +26,10 @@ def model_card(report: Report) -> str:
 
     The facts are those of the report. The name of the given model is the only one of a path.
     """
-    task = report.task
+    task = registry.from_report({} if report.task is None else vars(report.task))
     precision = report.engine.get("precision", "fp32")
     tags = [*TAGS, *([precision] if precision != "fp32" else [])]
+    tags += task.hub_tags
     if report.mux is not None:
         tags.append("data-multiplexing")
     jinja = environment()
@@ -35,7 +37,7 @@ def model_card(report: Report) -> str:
     return jinja.get_template("model_card.md.jinja").render(
         r=report,
         tags=tags,
-        kind=None if task is None else task.kind,
+        task=task,
         verdict=verdict(report),
         points=points,
         processor=report.device.get("cpu", "an unknown processor"),

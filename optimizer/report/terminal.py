@@ -125,6 +125,8 @@ def class_rows(found: ClassScores) -> list[Row]:
     Of more than `MAX_CLASSES` classes only those whose recall fell most are shown.
     """
     rows = [("  agreement with dense", "", points(found.agreement), "")]
+    if found.cosine is not None:
+        rows.append(("  mean cosine to dense", "", f"{found.cosine:.4f}", ""))
     classes = [(x, *_recalls(x)) for x in found.classes if x.rows]
     if len(classes) > MAX_CLASSES:
         rows.append((f"  {WORST_CLASSES} of {len(classes)} classes, largest loss", "", "", ""))

@@ -14,6 +14,7 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import key, user_cache
+from prumux.optimizer.data.layouts import flattened
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
@@ -24,6 +25,7 @@ from prumux.optimizer.pipeline.costs import Costs
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.search.evaluator import Evaluator
+from prumux.optimizer.tasks.labels import Labels
 from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.tasks.task import Task
 from prumux.optimizer.timing.cost_file import read_costs
@@ -54,7 +56,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)
-    model = load_model(request.model)
+    model = load_model(request.model, request.pooling, request.dimensions)
     if model.second is not None:
         raise ModelError(
             f"'{request.model}' is a cascade of two models, which no pass takes\n"
@@ -101,13 +103,13 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         for role, rows in given.items()
         if rows is not None
     }
-    metric = _metric(request, model.task, coded["certify"].labels is not None)
+    metric = _metric(request, model.task, coded["certify"].labels)
     ctx = Context(
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
         workload=workload(coded["certify"], batch, length, request.arrivals),
         dense=model,
-        train=coded["fit"],
-        select=coded["select"],
+        train=coded["fit"].texts(),
+        select=coded["select"].texts(),
         target=target,
         seed=request.seed,
         arrivals=request.arrivals,
@@ -131,7 +133,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
         serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),
         targets=target.variants(model.encoder)[:1],
-        certify_texts=splits.certify,
+        certify_texts=flattened(splits.certify) if coded["certify"].layout else splits.certify,
     )
 
 
@@ -195,10 +197,16 @@ def timed_elsewhere(target: Target, costs: Costs | None) -> tuple[str, ...]:
     )
 
 
-def _metric(request: Request, task: Task, labelled: bool) -> str:
+def _metric(request: Request, task: Task, labels: Labels | None) -> str:
     """The metric that was asked for, or the one that fits task and data."""
-    metric = request.metric or (task.default_metric if labelled else AGREEMENT)
-    if task.metric(metric).needs_labels and not labelled:
+    usual = AGREEMENT if labels is None else task.usual_metric(labels)
+    metric = request.metric or usual
+    if task.metric(metric) not in task.fitting(labels) and labels is not None:
+        raise UsageError(
+            f"metric '{metric}' does not fit this data, which allows "
+            f"{', '.join(x.name for x in task.fitting(labels))}: write, say, --metric {usual}"
+        )
+    if task.metric(metric).needs_labels and labels is None:
         raise UsageError(
             f"metric '{metric}' needs labels and the data has none\n"
             "name the label column with --columns label=NAME, or leave --metric out to keep "

@@ -8,8 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
 from prumux.optimizer.data.predict import BATCH, predict, workload
 from prumux.optimizer.model.artifact import save_artifact
@@ -18,14 +16,14 @@ from prumux.optimizer.model.row_groups import batch_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Evaluator
-from prumux.optimizer.tasks.metrics import AGREEMENT
 from prumux.optimizer.timing.own_batches import SIZES, time_own_batches
 from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 
 from .workspace import Workspace
 
-GRAPH, HUB_GRAPH = "model.onnx", "onnx/model.onnx"
-"""The graph, and where transformers.js, optimum and sentence transformers look for it."""
+GRAPH, HUB_FOLDER = ("model.onnx", "model.onnx_data"), "onnx"
+"""The graph with its weights, and where transformers.js, optimum and sentence-transformers
+look for it."""
 OTHER_ANSWERS = 0.001
 """Share of answers that may differ from the certified ones; one may in any case."""
 
@@ -193,8 +191,7 @@ def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
             exported.engine.run, rows, task, step, **evaluator.predictor.mixing(exported.model)
         )
     certified = evaluator.predictor.predict(exported.pipeline, "certify", exported.target)
-    answers = sum(np.size(x) for x in found)
-    other = round((1 - task.score(AGREEMENT, found, certified)) * answers)
+    other, answers = task.other_answers(found, certified)
     if other > max(1, OTHER_ANSWERS * answers):
         raise GateError(
             f"{other} of {answers} answers of the engine are not the certified ones, "
@@ -209,8 +206,9 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
         (staging / name).write_bytes((packaged.folder / name).read_bytes())
-    if (staging / GRAPH).exists():
-        _share(staging / GRAPH, staging / HUB_GRAPH)
+    for name in GRAPH:
+        if (staging / name).exists():
+            _share(staging / name, staging / HUB_FOLDER / name)
     (staging / "pipeline.txt").write_text(f"{packaged.pipeline}\n", encoding="utf-8")
 
 

@@ -11,27 +11,32 @@ from prumux.optimizer.certificate.kept_answers import (
     KeptAnswers,
     digests,
 )
-from prumux.optimizer.data.predict import row_logits, scored_positions
+from prumux.optimizer.data.predict import row_logits, scored_positions, torch_run
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.report.contents import Report
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.tasks.labels import IGNORE
+from prumux.optimizer.tasks.metrics import AGREEMENT
 
 from .packaging import ExportedModel
 from .workspace import Workspace
 
+MOST_NUMBERS = 2**15
+"""Of the answers to all rows that are kept; vectors are long."""
+LEAST_ROWS = 32
 
-def kept_rows(rows: Encoded, seed: int) -> NDArray[np.int64]:
-    """At most `MOST_ROWS` random rows, in their order; of queries whole ones, if one fits."""
+
+def kept_rows(rows: Encoded, seed: int, most: int = MOST_ROWS) -> NDArray[np.int64]:
+    """At most `most` random rows, in their order; of queries whole ones, if one fits."""
     order = np.random.default_rng(seed).permutation(len(rows))
     if rows.groups is not None:
         _, first, of = np.unique(rows.groups[order], return_index=True, return_inverse=True)
         order = order[np.argsort(first[of], kind="stable")]
         ends = np.flatnonzero(np.diff(rows.groups[order], append=-1)) + 1
-        whole = ends[ends <= MOST_ROWS]
+        whole = ends[ends <= most]
         order = order[: whole[-1]] if len(whole) else order
-    return np.sort(order[:MOST_ROWS])
+    return np.sort(order[:most])
 
 
 def recorded(
@@ -48,15 +53,21 @@ def recorded(
     texts = evaluator.certify_texts
     if texts is None:
         return None
-    at = kept_rows(evaluator.certify_rows, evaluator.ctx.seed)
+    sizes, layout = evaluator.model.encoder, evaluator.certify_rows.layout
+    most = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // sizes.labels))
+    at = kept_rows(evaluator.certify_rows, evaluator.ctx.seed, most)
     rows = evaluator.certify_rows.take(at)
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))
-    _, references = predictor.with_labels(Pipeline(()), "certify")
+    if layout is None:
+        known = predictor.with_labels(Pipeline(()), "certify")[1]
+        references = [known[i] for i in at]
+    else:  # texts of one row may not all be among those that are kept
+        references = row_logits(torch_run(evaluator.model), rows)
     scored = scored_positions(rows)
     certified = report.scores.certify
     facts = CertifiedFacts(
-        metric=report.metric,
+        metric=report.metric if layout is None else AGREEMENT,
         limit=report.limit,
         loss_upper=certified.loss_upper,
         confidence=certified.confidence,
@@ -71,7 +82,7 @@ def recorded(
         rows=texts.take(at),
         ids=rows.ids,
         logits=tuple(np.asarray(x, np.float32) for x in logits),
-        references=tuple(references[i] for i in at),
+        references=tuple(references),
         scored=None
         if scored is None
         else tuple(x if x.dtype == np.bool_ else x != IGNORE for x in scored),

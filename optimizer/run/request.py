@@ -36,6 +36,10 @@ class Request:
     """The meaning of label values: the data's value to the model's class."""
     certify_on_train: bool = False
     """Whether rows of the train split may certify, which a model knows by heart."""
+    pooling: str | None = None
+    """Makes an embedding model of an encoder without a head: `mean`, `cls+mean`, ..."""
+    dimensions: int | None = None
+    """Entries of an embedding model's vectors that are kept, the first ones."""
     target: str = "onnx"
     metric: str | None = None
     batch: int | None = None
@@ -58,14 +62,17 @@ class Request:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("batch", 1), ("length", 1)):
+        for name, least in (("seed", 0), ("batch", 1), ("length", 1), ("dimensions", 1)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (name in ("batch", "length") and value is None) and not (
+            if not (name in ("batch", "length", "dimensions") and value is None) and not (
                 whole and least <= value < 2**63
             ):
                 raise UsageError(f"{name} is {value!r}, give a whole number from {least}")
-        texts = ("model", "passes", "data", "train", "validation", "test", "target", "costs")
+        texts = (
+            *("model", "passes", "data", "train", "validation", "test", "target", "costs"),
+            "pooling",
+        )
         for name in texts:
             value = getattr(self, name)
             optional = name not in ("model", "target")

@@ -103,7 +103,7 @@ def _schedule(
     model = evaluator.model
 
     def reason() -> dict[str, str]:
-        early = replace(model.encoder, pool_early=model.encoder.pooled)
+        early = replace(model.encoder, pool_early=model.encoder.reads_first)
         try:
             table = cost_table(replace(model, encoder=early), evaluator.ctx)
             table.limit_ms(rungs(effort, points)[0][0], "prune")

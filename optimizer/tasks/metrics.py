@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictions = NDArray[Any] | tuple[NDArray[Any], ...]
-"""Class ids [N], float scores [N], or per row the class ids at its labelled positions."""
+"""Class ids [N], float scores [N], per row the class ids at its labelled positions, or for
+embeddings vectors [N, D], pairs of vectors [N, 2, D] or the documents found [N, K]."""
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
@@ -26,9 +27,9 @@ Statistic = Literal["paired", "stratified", "mean", "bootstrap"]
 paired: the score is the share of rows that are right, and two models are compared on the same
 rows; the bound follows from the numbers of rows that only one of them has right. stratified:
 the score is the mean over classes of the share of their rows that are right; every class has a
-paired bound of its own. mean: the score is the mean of a score in [0, 1] of each query; an
-exact bound follows from the differences. bootstrap: any other score; resamples of the rows
-bound its loss approximately.
+paired bound of its own. mean: the score is the mean of a score in [0, 1] of each query, or of
+each row; an exact bound follows from the differences. bootstrap: any other score; resamples of
+the rows bound its loss approximately.
 """
 
 

@@ -43,11 +43,12 @@ def from_config(config: Mapping[str, Any]) -> Task:
     head = architecture or DEFAULT_HEAD
     fitting = [x for x in task_types() if head.endswith(x.head)]
     if not fitting:
-        classes = dict.fromkeys(x.auto_class() for x in task_types())
+        classes = dict.fromkeys(x.auto_class() for x in task_types() if x.found_by_head)
         raise ModelError(
             f"config.json: architectures: architecture '{architecture:.60}' has no "
             "classification head\n"
-            f"give a model fine-tuned with {' or '.join(classes)}"
+            "for embeddings, say how its states are pooled: --pooling mean\n"
+            f"else give a model fine-tuned with {' or '.join(classes)}"
         )
     labels, problem = _label_names(config), config.get("problem_type")
     chosen = next((x for x in fitting if x.reads(problem, len(labels))), None)

@@ -19,8 +19,9 @@ from prumux.optimizer.base.errors import DataError, UsageError
 
 from .by_query import ByQuery
 from .labels import IGNORE, Fail, Labels
-from .metrics import Floats, Metric, Predictions, Scorer
+from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer
 from .prediction import Answer
+from .vectors import Vectors
 
 Pooling = Literal["first", "all"]
 
@@ -43,7 +44,7 @@ class ConstantAnswer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task(ByQuery, ABC):
+class Task(ByQuery, Vectors, ABC):
     """The meaning of a model's labels. A subclass is one task, an instance one label set."""
 
     labels: tuple[str, ...]
@@ -213,6 +214,16 @@ class Task(ByQuery, ABC):
     def default_metric(self) -> str:
         """Name of the metric that is used where none is asked for."""
 
+    def fitting(self, labels: Labels | None) -> tuple[Metric, ...]:
+        """The metrics that labels of this form allow."""
+        del labels
+        return self.metrics
+
+    def usual_metric(self, labels: Labels) -> str:
+        """Name of the metric that is used for labels of this form."""
+        del labels
+        return self.default_metric
+
     def metric(self, name: str) -> Metric:
         """The metric of that name.
 
@@ -316,13 +327,14 @@ class Task(ByQuery, ABC):
         return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """How much answers change between predictions of the same rows.
-
-        Returns:
-            Share of predictions that are not the same in all draws.
-        """
+        """Share of predictions that are not the same in all draws, of the same rows."""
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
+
+    def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
+        """How many of an engine's answers are not the certified ones, and of how many."""
+        answers = sum(np.size(x) for x in found)
+        return round((1 - self.score(AGREEMENT, found, certified)) * answers), answers
 
     # Training and importance ---------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from prumux.optimizer.base.environment import free_bytes
 from prumux.optimizer.data.tokenize import Batch, Encoded
 from prumux.optimizer.model import forward
 from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.families.sentence import head
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
@@ -72,7 +73,7 @@ def observe(
     elif family.pre_norm:  # the stream has no norm: what the head reads is compared
         x = family.final(ops, x)
         states |= dict.fromkeys(range(last, depth), x)
-    return ModelOutputs(family.head(ops, ops.pool(x)), states, mixed)
+    return ModelOutputs(head(ops, ops.pool(x)), states, mixed)
 
 
 @dataclass(eq=False)

@@ -111,3 +111,63 @@ def test_bad_losses_are_refused() -> None:
     for wrong in (1.5, -1.01, float("nan")):
         with pytest.raises(DataError, match=r"loss 2 is .* in \[-1, 1\]"):
             betting_upper(np.array([0.0, 0.1, wrong]), 0.95)
+    with pytest.raises(DataError, match=r"loss 0 is -0.5, .* in \[0, 1\]"):
+        betting_upper(np.array([-0.5, 0.1]), 0.95, least=0.0)
+
+
+# Losses with another least value -----------------------------------------------------------
+
+
+def hits(random: np.random.Generator, rows: int) -> Floats:
+    """Losses of recall: most queries keep their document, some lose or win one."""
+    return random.choice([-1.0, 0.0, 1.0], size=rows, p=[0.03, 0.89, 0.08])
+
+
+def shares(random: np.random.Generator, rows: int) -> Floats:
+    """Losses of agreement: some of ten neighbours of most texts."""
+    return random.binomial(10, 0.08, size=rows) / 10
+
+
+def rare(random: np.random.Generator, rows: int) -> Floats:
+    """A loss that most samples of 100 rows do not show."""
+    return (random.random(rows) < 0.01).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "least"), [(hits, 0.05, -1.0), (shares, 0.08, 0.0), (rare, 0.01, 0.0)]
+)
+@pytest.mark.parametrize("rows", [20, 100, 600])
+def test_the_true_loss_is_below_the_bound(
+    draw: Callable[[np.random.Generator, int], Floats], mean: float, least: float, rows: int
+) -> None:
+    random = np.random.default_rng(rows)
+    below = sum(betting_upper(draw(random, rows), 0.95, least) >= mean for _ in range(SAMPLES))
+    # 95 % of 400 are 380; 365 is three standard deviations below.
+    assert below >= 365
+
+
+def test_it_is_close_to_the_mean_of_many_rows() -> None:
+    losses = shares(np.random.default_rng(0), 2000)
+    bound = betting_upper(losses, 0.95, least=0.0)
+    assert losses.mean() < bound < losses.mean() + 0.006
+    # Hoeffding's inequality gives sqrt(log(20) / (2 n)).
+    assert bound - losses.mean() < 0.3 * np.sqrt(np.log(20) / 4000)
+
+
+def test_rows_without_a_loss_prove_only_so_much() -> None:
+    bounds = [betting_upper(np.zeros(n), 0.95, least=0.0) for n in (50, 500, 5000)]
+    assert bounds == sorted(bounds, reverse=True)
+    for n, bound in zip((50, 500, 5000), bounds, strict=True):
+        assert 3 / n < bound < 4.5 / n  # Clopper-Pearson: 3 / n
+
+
+def test_a_higher_confidence_is_a_higher_bound() -> None:
+    losses = hits(np.random.default_rng(3), 300)
+    low, high = (betting_upper(losses, x) for x in (0.9, 0.99))
+    assert losses.mean() < low < high <= 1.0
+
+
+def test_the_worst_losses_prove_nothing() -> None:
+    assert betting_upper(np.ones(200), 0.95) == pytest.approx(1.0)
+    assert betting_upper(np.array([0.0]), 0.95, least=0.0) > 0.5
+    assert betting_upper(-np.ones(500), 0.95) < -0.95

@@ -11,6 +11,7 @@ import pytest
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.tasks import registry
 from prumux.optimizer.tasks.classification import Classification
+from prumux.optimizer.tasks.embedding import SentenceEmbedding
 from prumux.optimizer.tasks.multilabel import MultiLabel
 from prumux.optimizer.tasks.ranking import Ranking
 from prumux.optimizer.tasks.regression import Regression
@@ -26,14 +27,15 @@ def config(task: type[Task], labels: int = 3, **fields: Any) -> dict[str, Any]:
 
 
 def test_every_task_is_found_once() -> None:
-    assert (Classification, MultiLabel, Ranking, Regression, Tokens) == TYPES
+    classes = (Classification, SentenceEmbedding, MultiLabel)
+    assert (*classes, Ranking, Regression, Tokens) == TYPES
     assert len({x.name for x in TYPES}) == len(TYPES)
     assert len({(x.kind, x.problem) for x in TYPES}) == len(TYPES)
 
 
 @pytest.mark.parametrize("task", [x for x in TYPES if x is not Ranking])
 def test_what_is_written_is_read(task: type[Task]) -> None:
-    labels = ("a",) if task is Regression else ("a", "b")
+    labels = ("a",) if task is Regression else ("a", "b") if task.named_outputs else ()
     given = task(labels)
     written = {
         "architectures": [task.own_class()],

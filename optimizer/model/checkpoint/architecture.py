@@ -29,8 +29,8 @@ def with_architecture(
         ModelError: the tensors fit several heads alike.
     """
     given = named_architecture(config)
-    heads = tuple(dict.fromkeys(x.head for x in task_types()))
-    if given.endswith(heads):
+    heads = tuple(dict.fromkeys(x.head for x in task_types() if x.found_by_head))
+    if given.endswith(tuple(x.head for x in task_types())):
         return config, ()
     fitting: dict[str, set[str]] = {}
     for head in heads:
