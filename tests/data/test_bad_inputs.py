@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Case, int, str]] = {
     "wrong shapes": (wrong_shapes, 2, "config.json says"),
     "no tokenizer": (no_tokenizer, 2, "no tokenizer lies beside"),
     "config is not JSON": (config_not_json, 2, "cannot be read"),
-    "unsupported architecture": (unsupported, 2, "supported: bert, "),
+    "unsupported architecture": (unsupported, 2, "supported: albert, bert, "),
     "tokenizer with remote code": (remote_code, 2, "tokenizer"),
     "weights without config": (weights_alone, 2, "no config.json lies beside it"),
     "not a state dict": (not_a_state_dict, 2, "holds a list, not a state dict"),

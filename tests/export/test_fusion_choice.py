@@ -67,7 +67,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Costs:
         return real_time(graphs, workload, cores)  # type: ignore[arg-type]
 
     monkeypatch.setattr(OrtEngine, "__init__", init)
-    monkeypatch.setattr("prumux.export.onnx.time_graphs", time_graphs)
+    monkeypatch.setattr(fusion_choice, "time_graphs", time_graphs)
     monkeypatch.setattr(fusion_choice, "interleave", found.interleave)
     return found
 

@@ -219,7 +219,8 @@ def timed_as(ms: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> list[str]
         return {x.fusion: Timing((ms[x.fusion],) * 7) for x in graphs}
 
     assert real is not time_graphs
-    monkeypatch.setattr("prumux.export.onnx.time_graphs", time_graphs)
+    for module in ("prumux.export.onnx", "prumux.export.runtime.fusion_choice"):
+        monkeypatch.setattr(f"{module}.time_graphs", time_graphs)
     return asked
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.optimizer.base.errors import PassError, SpecError
+from prumux.optimizer.base.errors import PassError, SpecError, UsageError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.predict import row_logits, torch_run
 from prumux.optimizer.model.cascade import ALL, margins, threshold_at
@@ -108,6 +108,11 @@ def test_no_pass_takes_a_cascade() -> None:
     made = Pipeline.parse("cascade").run(model, context(model))
     with pytest.raises(PassError, match="a cascade of two models, which no pass takes"):
         Pipeline.parse("slice").run(made, context(model))
+
+
+def test_a_family_that_needs_rows_is_refused() -> None:
+    with pytest.raises(UsageError, match="runs no deberta-v2 model without rows"):
+        Cascade(to="", defer=0.1).check_given(random_model("deberta-v2"))
 
 
 def test_tasks_without_classes_of_rows_are_refused() -> None:

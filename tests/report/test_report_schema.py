@@ -148,6 +148,6 @@ def test_a_wheel_holds_schema_and_templates(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     data = [x for x in (ROOT / "optimizer").rglob("*") if x.suffix in (".jinja", ".css")]
-    assert len(data) == 3
+    assert len(data) == 4
     assert held >= {f"prumux/{x.relative_to(ROOT).as_posix()}" for x in data}
     assert held >= {"prumux/report.schema.json", "prumux/py.typed"}

@@ -47,6 +47,7 @@ class DebertaV2(Bert):
     """DeBERTa-v2 and v3: disentangled attention; positions and token types are optional."""
 
     model_types: ClassVar[tuple[str, ...]] = ("deberta-v2",)
+    runs_empty: ClassVar[bool] = False  # distances meet queries in a MatMul that is broadcast
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""

@@ -39,6 +39,8 @@ class Family(ABC):
     """Whether norms have a shift."""
     norm_centred: ClassVar[bool] = True
     """Whether norms take out the mean: LayerNorm, or else RMSNorm."""
+    runs_empty: ClassVar[bool] = True
+    """Whether ONNX Runtime runs the graph on a batch without rows."""
     repeats: ClassVar[bool] = False
     """Whether layers begin as copies of one; a graph then stores equal weights once."""
 
