@@ -40,7 +40,8 @@ def ragged_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     def time_graphs(graphs: Any, *_: Any) -> Any:
         return {x.fusion: Timing((5.0 if x.fusion == "ragged" else 9.0,) * 7) for x in graphs}
 
-    monkeypatch.setattr("prumux.export.onnx.time_graphs", time_graphs)
+    for module in ("prumux.export.onnx", "prumux.export.runtime.fusion_choice"):
+        monkeypatch.setattr(f"{module}.time_graphs", time_graphs)
 
 
 def optimised(job: Path, out: Path, *more: str) -> int:
@@ -108,7 +109,8 @@ def test_a_run_goes_on_with_its_own_arrivals_only(
         timed.append([x.fusion for x in graphs])
         return {x.fusion: Timing((5.0 if x.fusion == "ragged" else 9.0,) * 7) for x in graphs}
 
-    monkeypatch.setattr("prumux.export.onnx.time_graphs", time_graphs)
+    for module in ("prumux.export.onnx", "prumux.export.runtime.fusion_choice"):
+        monkeypatch.setattr(f"{module}.time_graphs", time_graphs)
     real = "prumux.optimizer.run.run.package"
     with monkeypatch.context() as patch:
 
