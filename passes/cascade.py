@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prumux.optimizer.base.errors import PassError, SpecError, UsageError
+from prumux.optimizer.base.errors import PassError, SpecError
 from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.model.cascade import check_margins, margins, threshold_at
-from prumux.optimizer.model.families.registry import family_of
+from prumux.optimizer.model.cascade import check_given, margins, threshold_at
 from prumux.optimizer.model.model import Model, SecondStage
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.model_store import ModelStore
@@ -101,13 +100,7 @@ class Cascade(Pass):
 
     def check_given(self, model: Model) -> None:
         """Refuse models whose rows do not have one answer out of several classes."""
-        check_margins(model.task)
-        name = model.encoder.family
-        if not family_of(model.encoder).runs_empty:
-            raise UsageError(
-                f"a second stage often gets no rows, and ONNX Runtime runs no {name} model "
-                "without rows: leave 'cascade' out"
-            )
+        check_given(model.task, model.encoder)
 
     def requires(self, model: Model) -> None:
         """Refuse other tasks, and masks that are not cut out."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.tasks.task import Task
 
+from .families.registry import family_of
 from .model import Model
 from .module import EncoderModule
 from .sizes import Encoder
@@ -41,12 +42,18 @@ def margins(logits: Tensor) -> Tensor:
     return best[..., 0] - best[..., 1]
 
 
-def check_margins(task: Task) -> None:
-    """Refuse tasks whose rows do not have one answer out of several classes.
+def check_given(task: Task, encoder: Encoder) -> None:
+    """Refuse tasks without one answer a row out of several classes, and some families.
 
     Raises:
-        PassError: names the task.
+        PassError: names the task or the family.
     """
+    if not family_of(encoder).runs_empty:
+        raise PassError(
+            "a second stage often gets no rows, and ONNX Runtime runs no "
+            f"{encoder.family} model without rows: leave 'cascade' out",
+            exit_code=2,
+        )
     if task.ragged or not task.has_classes or len(task.labels) < 2:
         raise PassError(
             "cascade needs one answer a row, out of two classes or more: it defers rows by "

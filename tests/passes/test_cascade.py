@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prumux.optimizer.base.errors import PassError, SpecError, UsageError
+from prumux.optimizer.base.errors import PassError, SpecError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.predict import row_logits, torch_run
 from prumux.optimizer.model.cascade import ALL, margins, threshold_at
@@ -114,7 +114,7 @@ def test_no_pass_takes_a_cascade() -> None:
 
 def test_a_family_that_needs_rows_is_refused(tmp_path: Path) -> None:
     given = load_model(str(write(tmp_path, config("deberta-v2"), None)))
-    with pytest.raises(UsageError, match="runs no deberta-v2 model without rows"):
+    with pytest.raises(PassError, match="runs no deberta-v2 model without rows"):
         Cascade().check_given(given)
 
 
