@@ -221,7 +221,7 @@ def check_answers(
 def _mean(places: Sequence[Floats]) -> Floats:
     """As the packer takes it, of a row that filled several slots."""
     none = np.zeros(0, np.float32)
-    return np.mean(places, axis=0, dtype=np.float32) if places else none
+    return np.mean(places, axis=0, dtype=np.float64).astype(np.float32) if places else none
 
 
 def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
