@@ -15,7 +15,7 @@ from prumux.optimizer.search.bisection import (
     safe_loss,
     search_by_bisection,
 )
-from prumux.optimizer.search.cascades import cascade_candidate
+from prumux.optimizer.search.cascades import cascade_maker
 from prumux.optimizer.search.precision_choice import exact_only
 from prumux.optimizer.search.presets import LIMIT_S, exact_pipeline
 from prumux.optimizer.search.progressive_run import search_default_schedule
@@ -109,20 +109,13 @@ def search(
             evaluator, request.effort, points, limit, limit_s, left_s
         )
     else:
-        extend = _cascades(todo, limit)
+        # A space that was given is searched as it is.
+        given = request.passes is not None
+        extend = no_cascade if given else cascade_maker(evaluator, limit)
         found = search_with_workers(
             _free_search(todo, limit, extend), evaluator, limit, out_of_time, workers
         )
     return found, found.winner or exact
-
-
-def _cascades(todo: Plan, limit: float) -> Extend:
-    """Adds a cascade of default candidates; a space that was given is searched as it is."""
-    if todo.request.passes is not None:
-        return no_cascade
-    evaluator = todo.evaluator
-    safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
-    return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 
 
 def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:

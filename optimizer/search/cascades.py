@@ -29,7 +29,7 @@ from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import find_pass
 
-from .bisection import Trial
+from .bisection import Extend, Trial, safe_loss
 from .evaluator import Evaluator
 from .presets import exact_pipeline
 
@@ -72,6 +72,12 @@ def cascade_candidate(
     name = f"cascade-{key(*about, str(evaluator.targets[0]))}"
     text = evaluator.ctx.store.json(name, choose).get("pipeline")
     return Pipeline.parse(text) if text else None
+
+
+def cascade_maker(evaluator: Evaluator, limit: float) -> Extend:
+    """Makes a cascade that loses no more than its best candidate, or what is surely proved."""
+    safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
+    return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 
 
 def _possible(evaluator: Evaluator) -> bool:

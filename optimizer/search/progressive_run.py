@@ -14,8 +14,8 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.timing.cost_table import cost_table
 
 from .acquisition import TimedCandidate
-from .bisection import SearchResult, Trial, safe_loss
-from .cascades import cascade_candidate
+from .bisection import SearchResult
+from .cascades import cascade_maker
 from .evaluator import Evaluator
 from .presets import (
     Effort,
@@ -56,12 +56,7 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
         return time_candidates(evaluator, space)
 
     rows = evaluator.certify_rows.scored_rows
-
-    def extend(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
-        return cascade_candidate(
-            evaluator, tried, best, max(best.loss, safe_loss(rows, limit))
-        )
-
+    extend = cascade_maker(evaluator, limit)
     grant_minutes = minute_granter(evaluator.ctx.store, left_s)
     actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes, extend)
     schedule = _schedule(evaluator, effort, points, limit_s)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from prumux.optimizer.cli.opt import main
 from prumux.optimizer.data.predict import predict, torch_run
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode
@@ -86,3 +88,15 @@ def texts(rows: int, seed: int) -> list[str]:
         )
         for _ in range(rows)
     ]
+
+
+def interrupted_and_resumed(command: list[str]) -> None:
+    """Run `prumux-opt`, stop it after its search, and go on."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prumux.optimizer.run.run.package", interrupted)
+        assert main(command) == 130
+    assert main([*command, "--resume"]) == 0

@@ -58,14 +58,7 @@ def done(job: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a search that was interrupted and resumed."""
     out = tmp_path_factory.mktemp("done") / "out"
     command = [*job, "--budget", "15%", "--passes", SPACE, "--out", str(out), "-q"]
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prumux.optimizer.run.run.package", interrupted)
-        assert main(command) == 130
-    assert main([*command, "--resume"]) == 0
+    jobs.interrupted_and_resumed(command)
     return out
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.axes import FFN, HEADS, HIDDEN, Weight, linear, table
+from prumux.optimizer.model.axes import HIDDEN, Weight, table
 from prumux.optimizer.model.ops import Embeddings, Lookup, Ops, Rotary, Value
 from prumux.optimizer.model.sizes import Branch, Encoder, Layer
 
@@ -26,6 +26,7 @@ from .config_fields import (
     size,
 )
 from .family import Config, Family, Part
+from .gated import gated_inner, gated_maps
 
 NAMES: dict[str, str | Part] = {
     "embeddings.word": "model.embed_tokens",
@@ -107,26 +108,11 @@ class EuroBert(Family):
 
     def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
         """See `Family.branch_weights`."""
-        at, i = branch.name, branch.index
-        inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
-        units = FFN if branch.kind == "ffn" else HEADS
-        maps = [linear(f"{at}.{x}", units, HIDDEN, i, bias=False) for x in inputs]
-        output = linear(branch.output, HIDDEN, units, i, bias=False)
-        return (*self.norm_weights(branch), *(weight for x in maps for weight in x), *output)
+        return (*self.norm_weights(branch), *gated_maps(branch))
 
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
         """See `Family.inner`."""
-        at, e = branch.name, ops.encoder
-        if branch.kind == "ffn":
-            up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
-            return ops.multiply(up, ops.linear(f"{at}.gate", rows))
-        return ops.attention(
-            branch,
-            ops.linear(f"{at}.query", rows),
-            ops.linear(f"{at}.key", x),
-            ops.linear(f"{at}.value", x),
-            rotary=Rotary(e.number("base")),
-        )
+        return gated_inner(ops, branch, x, rows, Rotary(ops.encoder.number("base")))
 
     def for_every_position(self, e: Encoder) -> Encoder:
         """The head is one map there."""

@@ -13,8 +13,6 @@ from typing import Any, ClassVar
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.axes import (
-    FFN,
-    HEADS,
     HIDDEN,
     Weight,
     fixed,
@@ -35,6 +33,7 @@ from .config_fields import (
     size,
 )
 from .family import Config, Family, Part
+from .gated import gated_inner, gated_maps
 
 NAMES: dict[str, str | Part] = {
     "embeddings.word": "model.embeddings.tok_embeddings",
@@ -113,29 +112,16 @@ class ModernBert(Family):
 
     def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
         """See `Family.branch_weights`."""
-        at, i = branch.name, branch.index
-        inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
-        units = FFN if branch.kind == "ffn" else HEADS
-        maps = [linear(f"{at}.{x}", units, HIDDEN, i, bias=False) for x in inputs]
-        output = linear(branch.output, HIDDEN, units, i, bias=False)
-        return (*self.norm_weights(branch), *(weight for x in maps for weight in x), *output)
+        return (*self.norm_weights(branch), *gated_maps(branch))
 
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
         """See `Family.inner`."""
-        at, e = branch.name, ops.encoder
-        if branch.kind == "ffn":
-            up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
-            return ops.multiply(up, ops.linear(f"{at}.gate", rows))
+        e = ops.encoder
         layers: Any = e.constant("local_layers")
         local = branch.index in layers
-        return ops.attention(
-            branch,
-            ops.linear(f"{at}.query", rows),
-            ops.linear(f"{at}.key", x),
-            ops.linear(f"{at}.value", x),
-            rotary=Rotary(e.number("base_in_window" if local else "base_everywhere")),
-            window=int(e.number("window")) if local else None,
-        )
+        rotary = Rotary(e.number("base_in_window" if local else "base_everywhere"))
+        window = int(e.number("window")) if local else None
+        return gated_inner(ops, branch, x, rows, rotary, window)
 
     def has_norm(self, branch: Branch) -> bool:
         """All but the first attention, which reads the norm of the embeddings."""

@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 from prumux.optimizer.base.errors import ModelError
-from prumux.optimizer.model.axes import FFN, HEADS, HIDDEN, Weight, linear
+from prumux.optimizer.model.axes import Weight
 from prumux.optimizer.model.ops import Embeddings, Ops, Rotary, Value
 from prumux.optimizer.model.sizes import Branch, Encoder
 
 from .bert import Bert
 from .config_fields import rotary_base, size
 from .family import Config, Part
+from .gated import gated_inner, gated_maps
 
 AT = "nomic_bert.encoder.layers.{i}"
 NAMES: dict[str, str | Part] = {
@@ -86,27 +87,11 @@ class NomicBert(Bert):
 
     def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
         """See `Family.branch_weights`."""
-        at, i = branch.name, branch.index
-        inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
-        units = FFN if branch.kind == "ffn" else HEADS
-        maps = [linear(f"{at}.{x}", units, HIDDEN, i, bias=x in self.biased) for x in inputs]
-        written = branch.output.rpartition(".")[2] in self.biased
-        output = linear(branch.output, HIDDEN, units, i, bias=written)
-        return (*(x for found in maps for x in found), *output, *self.norm_weights(branch))
+        return (*gated_maps(branch, self.biased), *self.norm_weights(branch))
 
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
         """See `Family.inner`."""
-        at, e = branch.name, ops.encoder
-        if branch.kind == "ffn":
-            up = ops.activation(e.activation, ops.linear(f"{at}.up", rows))
-            return ops.multiply(up, ops.linear(f"{at}.gate", rows))
-        return ops.attention(
-            branch,
-            ops.linear(f"{at}.query", rows),
-            ops.linear(f"{at}.key", x),
-            ops.linear(f"{at}.value", x),
-            rotary=Rotary(e.number("base")),
-        )
+        return gated_inner(ops, branch, x, rows, Rotary(ops.encoder.number("base")))
 
 
 FAMILY = NomicBert()
