@@ -220,8 +220,10 @@ def check_answers(
 
 def _mean(places: Sequence[Floats]) -> Floats:
     """As the packer takes it, of a row that filled several slots."""
-    none = np.zeros(0, np.float32)
-    return np.mean(places, axis=0, dtype=np.float64).astype(np.float32) if places else none
+    if not places:
+        return np.zeros(0, np.float32)
+    mean: NDArray[np.float64] = np.mean(places, axis=0, dtype=np.float64)
+    return mean.astype(np.float32)
 
 
 def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
