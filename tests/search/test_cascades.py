@@ -165,7 +165,7 @@ def test_nothing_smaller_was_tried(evaluator: Evaluator) -> None:
 def test_quick_effort_tries_one_and_a_given_space_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prumux.optimizer.run import choose
+    from prumux.optimizer.search import cascades
 
     target = "onnx{precision=fp32 fusion=none}"
     options = {**searches.given(tmp_path), "target": target}
@@ -178,7 +178,7 @@ def test_quick_effort_tries_one_and_a_given_space_none(
         deep = min(trials, key=lambda x: x.macs)
         return deep.pipeline.then(Cascade(to=str(best.pipeline), defer=0.3))
 
-    monkeypatch.setattr(choose, "cascade_candidate", candidate)
+    monkeypatch.setattr(cascades, "cascade_candidate", candidate)
     budget = searches.budget("30%")
     lines = searches.searched({**options, "budget": budget}, tmp_path / "out").lines
     assert len(asked) == 1
