@@ -91,20 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(cpu_threads())
-    names = ["score"]
-    if not options.score:
-        names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))[
-            "labels"
-        ]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.base)
-    kinds = AutoModelForSequenceClassification, AutoModelForTokenClassification
-    kind: Any = kinds[options.tokens]
-    module: Any = kind.from_pretrained(
-        options.base,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        problem_type=None if options.score else "single_label_classification",
-    )
+    module = untrained(options)
     module.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     model = load_model(str(options.out))
@@ -114,21 +102,49 @@ def main() -> None:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     held = len(rows) // 20
     module.to(options.device).train()
-    for name, p in module.named_parameters():
-        p.requires_grad = "embeddings" not in name
     learner = FineTuner(module, rows.take(order[:held]), options.lr, options.device)
-    shown, where = Progress(1), options.device
-    ctx = Context(fit=rows, workload=(), dense=model, device=where, progress=shown)
+    ctx = Context(
+        fit=rows, workload=(), dense=model, device=options.device, progress=Progress(1)
+    )
     length = TrainingSchedule(options.epochs, None, BATCH)
     facts = train(learner, rows.take(order[held:]), length, ctx, "fine-tune")
     module.to("cpu").eval().save_pretrained(options.out)
-    print(json.dumps(facts), file=sys.stderr)  # noqa: T201
-    tuned, test = load_model(str(options.out)), coded["validation"]
-    labels = test.labels
+    say(json.dumps(facts))
+    say(validation_score(options.out, coded["validation"]))
+
+
+def untrained(options: argparse.Namespace) -> Any:
+    """The base with a new head; its embedding tables are not trained."""
+    names = ["score"]
+    if not options.score:
+        names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))[
+            "labels"
+        ]
+    kinds = AutoModelForSequenceClassification, AutoModelForTokenClassification
+    kind: Any = kinds[options.tokens]
+    module: Any = kind.from_pretrained(
+        options.base,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+        problem_type=None if options.score else "single_label_classification",
+    )
+    for name, p in module.named_parameters():
+        p.requires_grad = "embeddings" not in name
+    return module
+
+
+def validation_score(folder: Path, rows: Encoded) -> str:
+    """The usual metric of a saved model, in words."""
+    model, labels = load_model(str(folder)), rows.labels
     assert labels is not None
-    metric = tuned.task.metrics[0].name
-    found = tuned.task.score(metric, predict(torch_run(tuned), test, tuned.task), labels)
-    print(f"{metric} on {len(test)} validation rows: {found:.4f}", file=sys.stderr)  # noqa: T201
+    metric = model.task.metrics[0].name
+    found = model.task.score(metric, predict(torch_run(model), rows, model.task), labels)
+    return f"{metric} on {len(rows)} validation rows: {found:.4f}"
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

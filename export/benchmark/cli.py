@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -16,14 +15,13 @@ from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.devices import device
 from prumux.optimizer.base.environment import provenance
 from prumux.optimizer.base.errors import GateError, UsageError
-from prumux.optimizer.base.processors import cpu_threads, most_threads
+from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
-from prumux.optimizer.cli.console import Parser, guarded, positive, print_json, shown, version
-from prumux.optimizer.data.predict import ARRIVALS
+from prumux.optimizer.cli.console import guarded, positive, print_json, shown
 
 from . import cost_command
+from .arguments import parser
 from .choose import choose
-from .engine_kinds import KINDS
 from .engines import OpenedModel
 from .measured import Measured
 from .opening import check_length, graph_folders, open_all, text_rows, token_rows
@@ -40,18 +38,6 @@ from .text import (
 )
 from .verify import lines_of, open_artifact, speed, verify
 
-EPILOG = """\
-examples:
-  prumux-bench my-model my-model-prumux --target onnx --data my-data
-  prumux-bench a.onnx b.onnx --batch 1,8,32 --length 128
-  prumux-bench --text my-model my-model-prumux --target onnx
-  prumux-bench --verify my-model-prumux
-  prumux-bench --measure-costs costs.json my-model --batch 32 --length 128
-
-A and B: Hugging Face folders (torch eager; --compile, or --target to export them), .onnx and
-.plan files, folders that prumux-opt wrote. Ratios are against A, timed in the same rounds.
-Each model runs in its fastest graph, and at its own best batch size if none is given.
-"""
 VERIFY_BATCH = 32
 """Rows of a batch, and 1, where --verify is not told."""
 
@@ -62,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = parser()
+    options = given.parse_args(arguments)
     if options.url and options.verify is None:
         raise UsageError(
             f"--url is for --verify\nwrite: prumux-bench --verify RESULT --url {options.url}"
@@ -76,7 +62,7 @@ def _main(arguments: list[str]) -> int:
     if options.verify is not None:
         return _verify(options, arguments)
     if not options.models:
-        parser.error("the following arguments are required: A")
+        given.error("the following arguments are required: A")
     return _compare(options, arguments)
 
 
@@ -160,96 +146,6 @@ def _text(options: argparse.Namespace, arguments: Sequence[str], progress: Progr
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="prumux-bench",
-        description="Throughput and latency of engines side by side, in interleaved rounds.",
-        epilog=EPILOG,
-    )
-    add = parser.add_argument
-    add(
-        "models",
-        nargs="*",
-        metavar="A",
-        help="models to compare; ratios are against the first",
-    )
-    add(
-        "--verify",
-        metavar="ARTIFACT",
-        help="ask the engine of a result for its certified answers; exit 4 if they changed",
-    )
-    add(
-        "--measure-costs",
-        type=Path,
-        metavar="FILE",
-        help="time shapes of a model here, for prumux-opt --costs FILE anywhere; needs "
-        "config.json only, no weights and no data",
-    )
-    add(
-        "--mix",
-        type=cost_command.mixed,
-        metavar="2,5,10",
-        help="with --measure-costs: rows that may share a pass, or none",
-    )
-    add("--target", metavar="TEXT", help="export folders to this target, such as onnx")
-    add(
-        "--batch",
-        type=_batches,
-        metavar="1,8,32",
-        help="rows per run (default: for each model its own best size)",
-    )
-    add(
-        "--engines",
-        type=_kinds,
-        metavar="KIND,...",
-        help=f"run each model in these engines: {', '.join(KINDS)}, or all that can run here",
-    )
-    add(
-        "--keep-graphs",
-        type=Path,
-        metavar="DIR",
-        help="with --target: leave the exported graphs in this folder",
-    )
-    add("--as-is", action="store_true", help="do not try fusions on A, if it is a graph")
-    add("--length", metavar="N", help="tokens per random row (default 128), or: data")
-    add("--data", metavar="FILE", help="file or folder of texts that give the lengths")
-    add(
-        "--arrivals",
-        default="sorted",
-        choices=ARRIVALS,
-        help="batches of --data: sorted by length, or mixed, as rows arrive; folders that "
-        "--target exports then run padded and ragged",
-    )
-    add("--rounds", type=positive, default=ROUNDS, metavar="N", help="timed rounds")
-    add(
-        "--text",
-        action="store_true",
-        help="time from text to label, on the texts of --data or a result's certified answers",
-    )
-    add("--threads", type=_threads, metavar="N", help="CPU threads (default: all)")
-    add(
-        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="for torch and .onnx"
-    )
-    add("--compile", action="store_true", help="run Hugging Face models with torch.compile")
-    add(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="plot throughput by batch size, as png or svg",
-    )
-    add(
-        "--url",
-        default="",
-        metavar="HOST:PORT",
-        help="with --verify: ask the engine of a running Triton server, by HTTP",
-    )
-    add("--json", action="store_true", help="one JSON document on stdout")
-    add("-q", "--quiet", action="store_true", help="errors only")
-    add("-v", "--verbose", action="count", default=0, help="-vv shows tracebacks")
-    add("--version", action="version", version=version())
-    return parser
-
-
 def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Check that an artifact answers here as it was certified.
 
@@ -282,33 +178,6 @@ def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         faults = "\n".join(found.faults)
         raise GateError(f"'{options.verify}' is not what was certified:\n{faults}")
     return 0
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    return tuple(positive(x.strip()) for x in text.split(","))
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    if text == "all":
-        return tuple(KINDS)
-    found = tuple(x.strip() for x in text.split(","))
-    for x in found:
-        if x not in KINDS:
-            raise argparse.ArgumentTypeError(
-                f"{x!r} is no kind of engine\n"
-                f"write --engines all, or some of {', '.join(KINDS)}"
-            )
-    return found
-
-
-def _threads(text: str) -> int:
-    given, most, there = positive(text), most_threads(), cpu_threads()
-    if given > most:
-        raise argparse.ArgumentTypeError(
-            f"{given} is over {most}, four times the processors that may be used ({there})\n"
-            f"write --threads {there}, or leave it out"
-        )
-    return given
 
 
 def _length(options: argparse.Namespace) -> int | None:

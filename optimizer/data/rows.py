@@ -120,6 +120,11 @@ class Splits:
     task: Task | None = None
     """What the labels mean, if the data says more of it than the model's config."""
 
+    def by_role(self) -> dict[str, Rows]:
+        """The rows of each role that has any."""
+        roles = {"fit": self.fit, "select": self.select, "certify": self.certify}
+        return roles if self.test is None else {**roles, "test": self.test}
+
     def digest(self) -> str:
         """SHA-256 of all roles, in hex."""
         roles = (self.fit, self.select, self.certify, self.test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import key, user_cache
 from prumux.optimizer.data.layouts import flattened
 from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.rows import Splits
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
@@ -47,62 +50,19 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         MissingError: a library or device is missing.
     """
     target.check_search()
-    costs = None if request.costs is None else read_costs(Path(request.costs).expanduser())
-    timed = "on this CPU" if costs is None else f"by '{costs.path}'"
-    if notice := target.notice(timed):
-        progress.say(notice)
+    costs = _read_costs(request, target, progress)
     batch, length = serving_of(request, costs)
     torch_device = device(request.device)
     torch.manual_seed(request.seed)
     threads = cpu_threads()
     torch.set_num_threads(threads)
-    model = load_model(request.model, request.pooling, request.dimensions)
-    if model.second is not None:
-        raise ModelError(
-            f"'{request.model}' is a cascade of two models, which no pass takes\n"
-            "give the model that it was made from"
-        )
-    target.check_model(model)
+    given, tokenizer = _load(request, target)
     if costs is not None:
-        check_costs(costs, model.encoder, target, progress)
-    if model.tokenizer is None:
-        raise ModelError(
-            f"no tokenizer lies beside '{request.model}'\n"
-            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
-        )
-    tokenizer = model.tokenizer
-    path = Path(request.model)
-    beside = path if path.is_dir() else path.parent if path.is_file() else None
-    splits = load_splits(
-        request.data,
-        request.train,
-        request.validation,
-        request.test,
-        beside,
-        model.task,
-        dict(request.columns),
-        request.seed,
-        request.labels,
-        request.metric,
-        request.certify_on_train,
-    )
-    model = model if splits.task is None else replace(model, task=splits.task)
-    for note in splits.notes:
-        progress.say(f"data: {note}")
-    for warning in splits.warnings:
-        progress.say(f"warning: {warning}")
+        check_costs(costs, given.encoder, target, progress)
+    splits = _load_splits(request, given.task, progress)
+    model = given if splits.task is None else replace(given, task=splits.task)
     row_limit(tokenizer, model.encoder, length, splits.fit.text_b is not None)
-    given = {
-        "fit": splits.fit,
-        "select": splits.select,
-        "certify": splits.certify,
-        "test": splits.test,
-    }
-    coded = {
-        role: encode(rows, tokenizer, model.encoder)
-        for role, rows in given.items()
-        if rows is not None
-    }
+    coded = {k: encode(x, tokenizer, model.encoder) for k, x in splits.by_role().items()}
     metric = _metric(request, model.task, coded["certify"].labels)
     ctx = Context(
         fit=match_lengths(coded["fit"], coded["certify"], request.seed),
@@ -135,6 +95,60 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         targets=target.variants(model.encoder)[:1],
         certify_texts=flattened(splits.certify) if coded["certify"].layout else splits.certify,
     )
+
+
+def _read_costs(request: Request, target: Target, progress: Progress) -> Costs | None:
+    """The costs file, if one is named; says what times the candidates."""
+    costs = None if request.costs is None else read_costs(Path(request.costs).expanduser())
+    timed = "on this CPU" if costs is None else f"by '{costs.path}'"
+    if notice := target.notice(timed):
+        progress.say(notice)
+    return costs
+
+
+def _load(request: Request, target: Target) -> tuple[Model, Any]:
+    """The given model and its tokenizer.
+
+    Raises:
+        ModelError: it is a cascade, has no tokenizer, or the target cannot run it.
+    """
+    model = load_model(request.model, request.pooling, request.dimensions)
+    if model.second is not None:
+        raise ModelError(
+            f"'{request.model}' is a cascade of two models, which no pass takes\n"
+            "give the model that it was made from"
+        )
+    target.check_model(model)
+    if model.tokenizer is None:
+        raise ModelError(
+            f"no tokenizer lies beside '{request.model}'\n"
+            "copy tokenizer.json and tokenizer_config.json of the model into the same folder"
+        )
+    return model, model.tokenizer
+
+
+def _load_splits(request: Request, task: Task, progress: Progress) -> Splits:
+    """The rows of each role; says what is not used, and warns."""
+    path = Path(request.model)
+    beside = path if path.is_dir() else path.parent if path.is_file() else None
+    splits = load_splits(
+        request.data,
+        request.train,
+        request.validation,
+        request.test,
+        beside,
+        task,
+        dict(request.columns),
+        request.seed,
+        request.labels,
+        request.metric,
+        request.certify_on_train,
+    )
+    for note in splits.notes:
+        progress.say(f"data: {note}")
+    for warning in splits.warnings:
+        progress.say(f"warning: {warning}")
+    return splits
 
 
 def serving_of(request: Request, costs: Costs | None) -> tuple[int, int | None]:

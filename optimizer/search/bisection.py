@@ -90,55 +90,77 @@ def search_by_bisection(
         safe: a candidate with at most this observed loss will most likely be certified.
         extend: makes a further candidate of those that were tried.
     """
-    trials: dict[int, Trial] = {}
-    late: list[int] = []
-
-    def loss(i: int) -> float:
-        if i not in trials:
-            trials[i] = trial(order[i])
-        return trials[i].loss
-
-    def no_time(i: int) -> bool:
-        if i in trials or not out_of_time(order[i]):
-            return False
-        late.append(i)
-        return True
-
-    low, high = -1, len(order)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if trials and no_time(middle):
-            break
-        low, high = (middle, high) if loss(middle) <= limit else (low, middle)
+    search = _Search(order, trial, certify, limit, out_of_time)
+    low = search.bisect()
     if low < 0:
-        return none_found(trials, limit)
-    path = _path(trials, low, safe)
-    proofs: Proofs = []
+        return none_found(search.trials, limit)
+    last = fixed_sequence(search.certificates(low, safe, extend))
+    return conclude(search.trials, search.proofs, last, limit, search.late)
 
-    def certificates() -> Iterator[Certificate]:
-        for i in (*path, len(order), *range(low + 1, len(order))):
-            if i == len(order):
-                if (added := _added(trials, low, extend, trial, limit)) is None:
-                    continue
-                trials[i] = added
-                proofs.append((added.pipeline, certify(added.pipeline, CONFIDENCE)))
-                yield proofs[-1][1]
-                continue
-            if no_time(i):
+
+class _Search:
+    """Trials and certificates so far. The added candidate has the number len(order)."""
+
+    def __init__(
+        self,
+        order: Sequence[Pipeline],
+        trial: Callable[[Pipeline], Trial],
+        certify: Certify,
+        limit: float,
+        out_of_time: Callable[[Pipeline], bool],
+    ) -> None:
+        self.order, self.trial, self.certify = order, trial, certify
+        self.limit, self.out_of_time = limit, out_of_time
+        self.trials: dict[int, Trial] = {}
+        self.proofs: Proofs = []
+        self.late = False
+
+    def loss(self, i: int) -> float:
+        """The observed loss of a candidate, which is tried unless it was."""
+        if i not in self.trials:
+            self.trials[i] = self.trial(self.order[i])
+        return self.trials[i].loss
+
+    def no_time(self, i: int) -> bool:
+        """Whether a candidate would have to be tried, and no time is left for it."""
+        late = i not in self.trials and self.out_of_time(self.order[i])
+        self.late = self.late or late
+        return late
+
+    def bisect(self) -> int:
+        """The last candidate that keeps the limit on the select rows; -1 if none does."""
+        low, high = -1, len(self.order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.trials and self.no_time(middle):
+                break
+            keeps = self.loss(middle) <= self.limit
+            low, high = (middle, high) if keeps else (low, middle)
+        return low
+
+    def certificates(self, low: int, safe: float, extend: Extend) -> Iterator[Certificate]:
+        """Certify candidates in turn, from the slowest; the order follows from select rows."""
+        added = len(self.order)
+        for i in _path(self.trials, low, safe):
+            if not self.no_time(i) and self.loss(i) <= self.limit:
+                yield self._proof(self.order[i])
+        found = _added(self.trials, low, extend, self.trial, self.limit)
+        if found is not None:
+            self.trials[added] = found
+            yield self._proof(found.pipeline)
+        for i in range(low + 1, added):
+            if self.no_time(i):
                 continue
             try:
-                if loss(i) > limit and i <= low:
-                    continue  # decided on the select rows alone, so the order stays fixed
+                self.loss(i)
             except PassError:
-                if i <= low:
-                    raise
                 return  # recorded; later candidates are cut further still
-            if len(order) in trials and trials[i].macs >= trials[len(order)].macs:
-                continue  # no faster than the one that was added and certified
-            proofs.append((order[i], certify(order[i], CONFIDENCE)))
-            yield proofs[-1][1]
+            if found is None or self.trials[i].macs < found.macs:
+                yield self._proof(self.order[i])
 
-    return conclude(trials, proofs, fixed_sequence(certificates()), limit, bool(late))
+    def _proof(self, pipeline: Pipeline) -> Certificate:
+        self.proofs.append((pipeline, self.certify(pipeline, CONFIDENCE)))
+        return self.proofs[-1][1]
 
 
 def bisect_trials(
