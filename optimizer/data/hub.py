@@ -14,11 +14,14 @@ from .formats import ending_of
 from .names import by_split, folded
 from .table import Table
 
-_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?(?::[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text may name a data set: `name`, `owner/name`, or either with `:config`."""
+    """Whether a text may name a data set: `owner/name`, or `owner/name:config`.
+
+    A bare name is more likely a folder that is misspelt.
+    """
     return _HUB_ID.fullmatch(text) is not None and not ending_of(Path(text))
 
 

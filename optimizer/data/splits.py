@@ -141,8 +141,7 @@ def _sources(
     folder = Path(data) if data else None
     if folder is None and not files and beside is not None:
         folder = beside if beside.is_dir() else beside.parent
-    # A bare name is more likely a folder that is misspelt than a data set of the hub.
-    hub = data is not None and "/" in data and not Path(data).exists() and is_hub_id(data)
+    hub = data is not None and not Path(data).exists() and is_hub_id(data)
     lines: list[str] = []
     if hub:
         assert data is not None
