@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from prumux.optimizer.cli.opt import main as opt
 from prumux.optimizer.timing.cost_file import read_costs
 from tests.helpers import jobs
 from tests.helpers.costs import costs_file, linear
@@ -224,9 +225,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def test_budgets_leave_their_reports_and_no_engines(job: Path, tmp_path: Path) -> None:
+def test_budgets_leave_their_reports_and_no_engines(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = part("commands")
+
+    def call(module: str, arguments: list[str], seconds: float, log: Path) -> int:
+        assert module == commands.OPT  # here, because a new process takes long to start
+        return opt([*arguments, "-q"])
+
+    monkeypatch.setattr(commands, "call", call)
     given = ("cpu", str(job / "model"), str(job / "data"), 60.0, tmp_path / "scratch")
-    budgets = part("commands").Budgets(*given, effort="quick")
+    budgets = commands.Budgets(*given, effort="quick")
     kept = tmp_path / "work"
     kept.mkdir()
     budgets.run(work(kept))
