@@ -129,7 +129,7 @@ def _scratch(folder: Path | None) -> AbstractContextManager[str]:
 
 
 def _device_name(device: str) -> str:
-    """What the run is on; ends the command with exit code 5 where there is no GPU."""
+    """Name of the device; ends the command with exit code 5 where there is no GPU."""
     import torch
 
     from prumux.optimizer.base.environment import cpu

@@ -55,7 +55,7 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What every candidate answers on each row."""
+    """The answers of every candidate on each row."""
 
     order: tuple[Pipeline, ...]
     """Candidates from the slowest to the fastest."""

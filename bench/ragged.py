@@ -66,7 +66,7 @@ VARIANTS = (
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What stays the same in all parts."""
+    """The facts that all parts share."""
 
     given: Model
     optimised: str
@@ -202,7 +202,7 @@ def other(found: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def table(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What readers see."""
+    """The lines that are printed."""
     lines = [
         f"{'data':12} {'batch':>5} {'padding':>7}  {'model':9} {'graph':11} {'rows/s':>7}  "
         f"{'over padded':22} {'over dense':>10} {'diff':>8} {'other':>7}"

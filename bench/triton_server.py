@@ -82,7 +82,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Load:
-    """What clients ask."""
+    """The requests of the clients."""
 
     clients: int
     tenants: int
@@ -96,7 +96,7 @@ class Load:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What clients got."""
+    """The answers that the clients got."""
 
     logits: dict[int, Floats] = field(default_factory=dict)
     """By the number of the request."""

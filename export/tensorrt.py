@@ -190,7 +190,7 @@ class TensorRt(Target):
             session_options(1)
 
     def notice(self, timed: str = "on this CPU") -> str:
-        """What is missing for the engine itself, and what answers in its place."""
+        """A line on what is missing for the engine, and on what answers in its place."""
         if self.runs_here:
             return ""
         instead = (

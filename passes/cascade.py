@@ -81,7 +81,7 @@ class Cascade(Pass):
 
     @property
     def training(self) -> TrainingLength | None:
-        """How long the second model's passes train, together."""
+        """Length of training of the second model's passes together."""
         return Pipeline(self.second_stage).training
 
     @property

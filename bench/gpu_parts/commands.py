@@ -204,7 +204,7 @@ class Budgets:
                 return
 
     def made(self, work: Work, budget: str, target: str, name: str) -> Facts:
-        """What a run reported, in short."""
+        """The short facts of one run."""
         out, log = self.scratch / name, work.folder / f"log-{name}.txt"
         limit = max(5, round(self.seconds / len(BUDGETS)))
         try:

@@ -68,7 +68,7 @@ Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What part a measures."""
+    """The measurements of part a."""
 
     device: str
     precision: str = "fp16"
@@ -148,7 +148,7 @@ class Item:
         return found
 
     def about(self, model: Model) -> Facts:
-        """What the item is."""
+        """The facts of this item."""
         return {
             "shape": self.shape,
             "sparsity": self.sparsity,

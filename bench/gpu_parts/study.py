@@ -51,7 +51,7 @@ class StudyTask:
 
 @dataclass(frozen=True)
 class Study:
-    """What part d trains."""
+    """The models that part d trains."""
 
     device: str
     tasks: tuple[StudyTask, ...]

@@ -70,7 +70,7 @@ class Witness:
     _lock: Any = field(default_factory=threading.Lock)
 
     def run(self, inputs: Inputs) -> Floats:
-        """What the engine gives."""
+        """The answers of the engine."""
         found = self.engine(inputs)
         keys = row_keys(inputs)
         owners = np.asarray(inputs["input_ids"])[:, 1].reshape(-1, SLOTS)

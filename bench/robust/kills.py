@@ -150,7 +150,7 @@ def without_times(value: Any) -> Any:
 
 
 def differences(found: Any, expected: Any, at: str = "") -> list[str]:
-    """Where two JSON values differ, at most a few places."""
+    """The first few places where two JSON values differ."""
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = sorted({*found, *expected})
         parts = [differences(found.get(k), expected.get(k), f"{at}.{k}") for k in keys]
@@ -195,14 +195,14 @@ def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """What is run, and the result of a run that nobody killed."""
+    """A job, and the result of a run that nobody killed."""
 
     effort: str
     model: Path
     data: Path
     expected: dict[str, Any]
     seconds: float
-    """How long the quiet run took."""
+    """Seconds that the quiet run took."""
 
 
 @dataclass(eq=False)

@@ -44,7 +44,7 @@ Snapshot = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of the command did."""
+    """The outcome of one run of the command."""
 
     code: int
     """The exit code; negative = the signal that ended it."""

@@ -78,7 +78,7 @@ class Choice:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What was found by short runs."""
+    """The results of short runs."""
 
     cells: tuple[_Cell, ...]
     models: int

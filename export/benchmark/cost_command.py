@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], length: int | Non
 
 
 def lines_of(found: Mapping[str, TargetCosts], options: CostOptions) -> list[str]:
-    """What users read."""
+    """The lines that are printed."""
     here = machine(options.threads)
     name = ", ".join(x for x in (here.get("gpu", ""), here["cpu"]) if x)
     lines = [

@@ -35,7 +35,7 @@ TYPED = Path("tensorrt", "model.onnx")
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How engines are opened."""
+    """The settings that engines are opened with."""
 
     threads: int
     device: str

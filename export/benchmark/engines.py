@@ -58,7 +58,7 @@ class OpenedModel:
     encoder: Encoder | None = None
     task: Task | None = None
     graph: str = ""
-    """What runs where a model has several graphs, such as `plain` or `fusion=all`."""
+    """The name of the graph, such as `plain` or `fusion=all`, where a model has several."""
     others: tuple[OpenedModel, ...] = ()
     """The same model in its other graphs; the fastest is timed."""
     not_run: Mapping[str, str] = field(default_factory=dict)

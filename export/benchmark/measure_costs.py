@@ -49,7 +49,7 @@ CALIBRATION_ROWS = 64
 
 @dataclass(frozen=True)
 class CostOptions:
-    """What to measure."""
+    """The shapes and targets to measure."""
 
     model: str
     file: Path

@@ -1,4 +1,4 @@
-"""What `prumux-bench` measures: every batch size, then each model at its own best."""
+"""The measurements of `prumux-bench`: every batch size, then each model at its own best."""
 
 from __future__ import annotations
 

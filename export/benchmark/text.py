@@ -176,7 +176,7 @@ def time_texts(
 
 
 def _predictor(opened: OpenedModel, threads: int) -> Predictor:
-    """What `prumux.load` returns, on this engine."""
+    """The predictor of `prumux.load`, on this engine."""
     encoder, task, tokenizer = opened.encoder, opened.task, opened.tokenizer
     assert encoder is not None
     assert task is not None
@@ -206,7 +206,7 @@ def _parts(
 
 
 def text_lines(timings: Sequence[TextTiming]) -> list[str]:
-    """What users read."""
+    """The lines that are printed."""
     width = max(len(_label(x)) for x in timings)
     heads = ("tokenizer", "engine", "whole", "of one after the other", "against the first")
     lines = [f"{'rows/s':<{width}}  {heads[0]:>9}  {heads[1]:>9}  {heads[2]:>9}  "

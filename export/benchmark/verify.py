@@ -45,7 +45,7 @@ MOVED = 0.02
 
 @dataclass(frozen=True)
 class Verification:
-    """What `--verify` found."""
+    """The findings of `--verify`."""
 
     rows: int
     other_files: tuple[str, ...]
@@ -69,7 +69,7 @@ class Verification:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What is wrong, in words; empty = the engine holds what was certified."""
+        """Faults in words; none = the engine holds what was certified."""
         found = []
         if self.other_files:
             found.append(f"not the certified files: {', '.join(self.other_files)}")
@@ -276,7 +276,7 @@ def _score(opened: OpenedArtifact, logits: Sequence[NDArray[Any]]) -> float:
 
 
 def lines_of(found: Verification, entries: Sequence[Entry]) -> list[str]:
-    """What users read."""
+    """The lines that are printed."""
     same = round(found.parity.agreement * found.parity.rows)
     rows = [
         ("answered", f"by {_named(found.engine)}"),

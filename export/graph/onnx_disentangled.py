@@ -68,7 +68,7 @@ class DistanceTerms:
         return found
 
     def vectors(self, branch: Branch, name: str) -> Tensor:
-        """What a linear map makes of all vectors, split into heads: [H, R, K]."""
+        """Maps all vectors and splits the result into heads: [H, R, K]."""
         weights, e, norm = self.build.weights, self.encoder, self.of.norm
         x = weights[f"{self.of.table}.weight"]
         if norm:

@@ -16,7 +16,7 @@ from .builder import GraphBuilder
 
 
 def pool(b: GraphBuilder, encoder: Encoder, x: str, mask: str) -> str:
-    """What the head reads of states [B, T, D], see `Ops.pool`."""
+    """The input of the head, from states [B, T, D]; see `Ops.pool`."""
     match encoder.pooling:
         case "first":
             return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]

@@ -41,7 +41,7 @@ CHECKED = (
     *(("threads", 0), ("packers", 1)),
 )
 Backend = Literal["onnxruntime", "python"]
-"""What runs a graph: Triton's onnxruntime backend, or ONNX Runtime in a Python model."""
+"""The backend of a graph: Triton's onnxruntime, or ONNX Runtime in a Python model."""
 SLOTS_FILE = "prumux_slots.py"
 PACKERS = 2
 """One packer groups rows while the other waits for the engine."""
@@ -60,7 +60,7 @@ class Serving:
     delay_us: int = 1000
     """Microseconds that a request waits for others to share its run."""
     kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
-    """Where ONNX Runtime runs the graph: KIND_AUTO = on a GPU if there is one."""
+    """The kind of instance of ONNX Runtime: KIND_AUTO = a GPU if there is one."""
     profiles: int = 1
     """Number of a plan's optimisation profiles, from the first on, that take `max_batch`
     rows. The configuration lists these, and Triton chooses among them."""

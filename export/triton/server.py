@@ -34,7 +34,7 @@ BACKEND = "python"
 SHARED_MEMORY = Path("/dev/shm")
 SERVER = Path("pytriton") / "tritonserver"
 WHEEL = Path(os.environ.get("PRUMUX_TRITON_SERVER") or Path(sys.prefix) / "triton-server")
-"""Where the wheel is, unless a call names another folder; `make triton` installs it there."""
+"""The default folder of the wheel; `make triton` installs it there."""
 START_SECONDS = 60
 STOP_SECONDS = 20
 LOG_LINES = 3

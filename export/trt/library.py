@@ -17,7 +17,7 @@ from typing import Any
 from prumux.optimizer.base.errors import MissingError
 
 PORTABLE = "8.0, 8.6, 8.9 and 12.0"
-"""What it builds for by default: Ampere, Ada and Blackwell."""
+"""The default GPUs to build for: Ampere, Ada and Blackwell."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Flavor:
         return trt
 
     def how(self) -> str:
-        """How to get it, in one line."""
+        """One line that says how to install it."""
         if self.portable:
             where = "an x86-64 machine, with or without a GPU"
             return f"{self.install} ({self.needed}), on {where}; or keep the target onnx"

@@ -1,4 +1,4 @@
-"""What only TensorRT for RTX has: compute capabilities to build for, and the runtime cache.
+"""Options of TensorRT for RTX alone: compute capabilities to build for, and the runtime cache.
 
 Source:
 https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html

@@ -41,7 +41,7 @@ def check_name(name: str | Path | None) -> None:
 
 
 def hub_cure(error: Exception, otherwise: str) -> str:
-    """What to do where the hub's library failed: its cache may be read-only."""
+    """The remedy where the hub's library failed: its cache may be read-only."""
     kinds = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC)
     if isinstance(error, OSError) and error.errno in kinds:
         return "set HF_HOME to a folder that can be written and has room"

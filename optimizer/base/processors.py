@@ -1,4 +1,4 @@
-"""How many processors this process may use, and how many threads it shall start."""
+"""The number of processors that this process may use, and of threads that it shall start."""
 
 from __future__ import annotations
 

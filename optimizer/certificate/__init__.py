@@ -1,1 +1,1 @@
-"""How much a candidate loses, with 95 % confidence: budgets, bounds and certificates."""
+"""Budgets, bounds and certificates: the loss of a candidate, with 95 % confidence."""

@@ -29,7 +29,7 @@ UNCHECKED = (FILE, "tensorrt.sh", "pipeline.txt", "README.md")
 
 @dataclass(frozen=True)
 class CertifiedFacts:
-    """What a certificate said, and of what."""
+    """The certificate and the engine that the answers belong to."""
 
     metric: str
     limit: float | None

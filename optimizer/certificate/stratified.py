@@ -58,7 +58,7 @@ def stratified_upper(
 
 
 def _design_effect(classes: list[Bools], lost: Bools, won: Bools, groups: Ints) -> float:
-    """That of each row's influence on the mean of recalls."""
+    """The design effect of each row's influence on the mean of recalls."""
     change = lost.astype(float) - won
     influence = np.zeros(len(change))
     for rows in classes:

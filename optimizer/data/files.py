@@ -42,7 +42,7 @@ class FileSet(NamedTuple):
     """The part of the name that says the split."""
     paths: tuple[Path, ...]
     shards: int = 0
-    """How many shards there must be; 0 = it is not cut into numbered shards."""
+    """Number of shards; 0 = the file is not cut into numbered shards."""
 
     @property
     def title(self) -> str:

@@ -22,9 +22,9 @@ class Kept(NamedTuple):
 
     table: Table
     skipped: str
-    """How many rows are left out, why, and the first of them; '' = none."""
+    """Number of rows that are left out, the reason, and the first of them; '' = none."""
     unlabelled: str
-    """Why the rows have no labels although there is a column; '' = they have."""
+    """The reason why rows with a label column have no labels; '' = they have labels."""
 
 
 def missing(value: Any) -> bool:
@@ -84,7 +84,7 @@ def _no_text(value: Any) -> bool:
 def _no_labels(
     known: Sequence[Any], name: str, task: Task, chosen: LabelMap, reported: bool
 ) -> str:
-    """Why labels that are there are none; '' = they are labels."""
+    """The reason why these values are no labels; '' = they are labels."""
     if not known:
         return f"it has no labels (its column '{name}' is empty)"
     if task.reads_words:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def layout_of(rows: Rows) -> Layout | None:
-    """How the texts of `flattened` make up the rows; None where each row is one text."""
+    """The layout of rows over the texts of `flattened`; None where each row is one text."""
     if rows.corpus is not None:
         return Layout("queries", len(rows), rows.own)
     return None if rows.text_b is None else Layout("pairs", len(rows))

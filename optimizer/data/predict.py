@@ -19,7 +19,7 @@ from .ragged import Ragged
 from .tokenize import Batch, Encoded, batches, collate
 
 Arrivals = Literal["sorted", "mixed"]
-"""How rows reach an engine: sorted by length, or in the order in which they arrive."""
+"""Orders of the rows that reach an engine: sorted by length, or as they arrive."""
 ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)

@@ -55,11 +55,11 @@ class Rows:
     unused: tuple[str, ...] = ()
     """Columns that are not used."""
     skipped: str = ""
-    """How many rows are left out, and why."""
+    """Number of rows that are left out, and the reason."""
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     corpus: tuple[str, ...] | None = None
-    """Where rows are queries: the documents, which all of them search."""
+    """The documents that all rows search, where rows are queries."""
     own: tuple[int, ...] = ()
     """Of each query the document that is the query itself, -1 = none."""
 
@@ -114,7 +114,7 @@ class Splits:
     certify: Rows
     test: Rows | None
     notes: tuple[str, ...]
-    """How the rows got their roles, in words."""
+    """The origin of the rows of each role, in words."""
     warnings: tuple[str, ...] = ()
     """Inputs that are not used, rows that are left out, and what stands in for what."""
     task: Task | None = None

@@ -31,7 +31,7 @@ ON_TRAIN = (
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the rows of each split come from."""
+    """The sources of the splits."""
 
     splits: Mapping[str, Any]
     """By split what `read_rows` takes."""
@@ -320,7 +320,7 @@ def _whole(rows: Rows, cut: int, order: Sequence[int]) -> int:
 
 
 def _size(rows: Rows) -> str:
-    """How many rows, and of how many queries, for messages."""
+    """The number of rows, and of their queries, for messages."""
     queries = "" if rows.groups is None else f" of {len(set(rows.groups.tolist()))} queries"
     return f"{len(rows)} rows{queries}"
 

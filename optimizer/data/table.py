@@ -30,7 +30,7 @@ class Table:
 
     @property
     def rows(self) -> int:
-        """How many rows are left."""
+        """Number of rows that are left."""
         return sum(n for _, n in self.parts) if self.at is None else len(self.at)
 
     def take(self, rows: Sequence[int]) -> Table:

@@ -53,14 +53,14 @@ class Encoded:
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     layout: Layout | None = None
-    """How texts make up the rows that `labels` are of; None = each text is one."""
+    """The layout of labelled rows over texts; None = each text is one row."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def scored_rows(self) -> int:
-        """How many rows are scored: queries where rows belong to queries."""
+        """Number of rows that are scored: queries where rows belong to queries."""
         if self.layout is not None:
             return self.layout.rows
         return len(self) if self.groups is None else len(np.unique(self.groups))
@@ -181,7 +181,7 @@ def encode(
 def encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
 ) -> Iterator[list[Any]]:
-    """What the tokenizer's Rust library gives for each row, cut to `length` tokens at `side`.
+    """The encodings of the tokenizer's Rust library, cut to `length` tokens at `side`.
 
     The rows come in parts, because the library also keeps every token that is cut off.
 

@@ -117,7 +117,7 @@ def _refuse_quantized(config: Config) -> None:
 
 
 def hf_source(family: Family, encoder: Encoder, name: str) -> Part:
-    """Which tensor of a checkpoint, or which part of one, a canonical weight is."""
+    """The tensor of a checkpoint, or the part of one, that a canonical weight is."""
     stem, _, kind = name.rpartition(".")
     layer = re.match(r"layers\.(\d+)\.", stem)
     if encoder.sentence and stem.startswith("head."):

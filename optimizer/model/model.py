@@ -88,10 +88,10 @@ class Model:
     task: Task
     masks: Masks
     kept_hidden: Tensor | None = None
-    """Where hidden dimensions were cut out: which ones of the given model are left, int64."""
+    """The hidden dimensions of the given model that are left, int64; None = all."""
     tokenizer: PreTrainedTokenizerBase | None = None
     source: Mapping[str, str] = field(default_factory=dict)
-    """Where the model came from: `name`, `model_type`, `digest`."""
+    """The origin of the model: `name`, `model_type`, `digest`."""
     remarks: tuple[str, ...] = ()
     """Lines about the given checkpoint that a user should read."""
     kept_config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which rows share a forward pass, and how any number of rows fills whole groups.
+"""Groups of rows that share a forward pass; filler rows complete the last group.
 
 A group of n rows is mixed into one; row i of a batch is in group i // n, slot i % n. What is
 missing in a last group is filled with that group's own rows, in order, over and over: filler

@@ -59,7 +59,7 @@ class Multiplexing:
     at: int = 0
     """The layer before which rows are mixed; the layers before it run on every row."""
     variant: Keys = "learned"
-    """Which keys tell the slots apart."""
+    """The kind of the keys that tell the slots apart."""
     demux: int = 1
     """Hidden layers of the demultiplexer."""
 
@@ -77,7 +77,7 @@ class HeadStep:
 
 @dataclass(frozen=True)
 class SentenceHead:
-    """How the states of a row become one vector: pools side by side, then steps in order."""
+    """The pools that make one vector of a row's states, side by side, then steps in order."""
 
     pools: tuple[Pool, ...] = ("mean",)
     steps: tuple[HeadStep, ...] = ()
@@ -110,7 +110,7 @@ class Encoder:
     pool_early: bool = False
     """Whether the last attention block and all after it run at the first position only."""
     mux: Multiplexing | None = None
-    """How rows are mixed; None = every row has a forward pass of its own."""
+    """The mixing of rows; None = every row has a forward pass of its own."""
     pooling: Pooling = "first"
     """Positions that the head reads: the first, the mean of all, every one, or what the
     pools of `sentence` say."""
@@ -139,7 +139,7 @@ class Encoder:
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """What the head reads of all positions, side by side."""
+        """The parts of all positions that the head reads, side by side."""
         if self.pooling == "several" and self.sentence is not None:
             return self.sentence.pools
         return ("mean",) if self.pooling == "mean" else ("first",)

@@ -16,7 +16,7 @@ from .context import Context
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long a pass trains: `minutes`, or `epochs` over real and augmented rows."""
+    """Length of a pass's training: `minutes`, or `epochs` over real and augmented rows."""
 
     minutes: float | None = None
     epochs: float = 0.0
@@ -58,7 +58,7 @@ class Pass(ConfigurableStep):
 
     @property
     def training(self) -> TrainingLength | None:
-        """How long this pass trains; None = it does not.
+        """Length of this pass's training; None = it does not train.
 
         The evaluator stores the result of each pass that trains, so that pipelines that begin
         alike train once.

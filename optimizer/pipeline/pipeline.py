@@ -82,7 +82,7 @@ class Pipeline:
 
     @property
     def training(self) -> TrainingLength | None:
-        """How long its passes train, together; None = they do not."""
+        """Length of training of all passes together; None = none trains."""
         found = [x.training for x in self.passes if x.training is not None]
         timed = [x.minutes for x in found if x.minutes is not None]
         if not found:

@@ -40,7 +40,7 @@ class Target(ConfigurableStep):
         self.check()
 
     def notice(self, timed: str = "on this CPU") -> str:
-        """What users should know before a run: what is missing, and what is done instead.
+        """A line for users before a run: the missing parts, and the replacement for them.
 
         Args:
             timed: where candidates are timed if no engine of this target runs here.

@@ -242,7 +242,7 @@ def _mux(evaluator: Evaluator, shipped: MeasuredEngine) -> MuxRecord | None:
 
 
 def _costs(evaluator: Evaluator, chosen: MeasuredEngine) -> CostsRecord | None:
-    """What the costs file says of the chosen model, if there is one."""
+    """The estimate of the costs file for the chosen model, if there is a file."""
     costs = evaluator.ctx.costs
     if costs is None:
         return None

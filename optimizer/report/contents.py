@@ -121,7 +121,7 @@ class ClassRecord:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How often both models agree, overall and class by class."""
+    """The share of equal answers of both models, overall and class by class."""
 
     agreement: Annotated[
         Share,
@@ -199,7 +199,7 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class MuxRecord:
-    """How much a row's answer depends on the rows that share its forward pass."""
+    """The effect on a row's answer of the rows that share its forward pass."""
 
     scores: Annotated[tuple[Share, ...], "Score with each random draw of partners."]
     mean: Annotated[Share, "Mean of `scores`."]
@@ -218,7 +218,7 @@ class MuxRecord:
 
 @dataclass(frozen=True)
 class StageScores:
-    """What each stage of a cascade does on the rows of a role."""
+    """The scores of each stage of a cascade on the rows of a role."""
 
     deferred: Annotated[Fraction, "Share of the rows that the second stage answered."]
     first: Annotated[Share, "Score of the first stage alone, in torch."]
@@ -237,7 +237,7 @@ class MarginBin:
 
 @dataclass(frozen=True)
 class CascadeRecord:
-    """Which rows the second stage of a cascade answers, and what each stage is worth."""
+    """The rows that the second stage of a cascade answers, and the scores of each stage."""
 
     second: Annotated[str, "Sizes of the second stage."]
     threshold: Annotated[float, Unit("logits", minimum=0), "Rows below it are deferred."]
@@ -278,7 +278,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Where the rows come from."""
+    """The origin of the rows."""
 
     digest: Annotated[str, "SHA-256 of all rows and their roles, in hex."]
     roles: Annotated[tuple[str, ...], "Which rows were used for what, in words."]

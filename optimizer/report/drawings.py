@@ -39,7 +39,7 @@ class Mark:
     label: str = ""
     value: str = ""
     low: float | None = None
-    """Where the interval ends: a y in the frontier, an x in rows of values."""
+    """The end of the interval: a y in the frontier, an x in rows of values."""
     high: float | None = None
     outside: bool = False
     """Below the lower edge of the frontier. It is drawn as an arrow at the edge."""
@@ -193,7 +193,7 @@ def layer_bars(report: Report) -> LayerBars:
 
 
 def engine_name(engine: OtherEngine, report: Report) -> str:
-    """Which model an engine runs, and in which precision."""
+    """The model of an engine, and its precision."""
     model = report.model_name(engine.pipeline)
     precision = re.search(r"precision=(\w+)", engine.target)
     return f"{model}, {precision[1]}" if precision else model

@@ -34,7 +34,7 @@ class MarginBars:
     y_ticks: tuple[Tick, ...]
     bars: tuple[MarginBar, ...]
     threshold: float | None
-    """Where the threshold stands; None if it is beyond all rows."""
+    """The position of the threshold; None if it is beyond all rows."""
 
 
 def margin_bars(record: CascadeRecord) -> MarginBars:

@@ -40,7 +40,7 @@ def print_table(report: Report, stream: TextIO) -> None:
 
 
 def unit_of(report: Report) -> str:
-    """What `rows` of a score counts."""
+    """The unit that `rows` of a score counts."""
     return (report.task and report.task.unit) or "rows"
 
 

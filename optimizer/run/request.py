@@ -48,7 +48,7 @@ class Request:
     costs: str | None = None
     """A file of `prumux-bench --measure-costs`: times of the machine that will serve."""
     arrivals: Arrivals = "sorted"
-    """How rows reach the engine that is timed and certified."""
+    """Order of the rows that reach the engine when it is timed and certified."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"

@@ -27,7 +27,7 @@ trials in bench/results/sst2-quick-2cpu.json."""
 STEP = 4
 """Training on a row takes as long as this many forwards: teacher, student, backward."""
 PACKAGING = 2 * (ROUNDS + 10)
-"""How often the workload runs to check, choose and time the engines."""
+"""Number of runs of the workload that check, choose and time the engines."""
 
 
 def estimate(todo: Plan) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _measured(
 
 
 def _told(asked: Callable[..., Any], rows: Encoded, mixing: dict[str, Any]) -> NDArray[Any]:
-    """Which rows an engine defers, [N]; a mean where filler repeats a row."""
+    """The rows that an engine defers, [N]; a mean where filler repeats a row."""
     return np.stack(row_logits(lambda x: asked(x)[:, None], rows, None, **mixing))
 
 

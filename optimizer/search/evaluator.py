@@ -53,7 +53,7 @@ class Evaluator:
     data_digest: str
     tokenizer_digest: str
     notes: tuple[str, ...]
-    """How the data was split, for the report."""
+    """The origin of the rows of each role, for the report."""
     warnings: tuple[str, ...]
     """Inputs that are not used, and what stands in for what."""
     serving: ServingPoint

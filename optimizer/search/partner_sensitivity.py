@@ -27,7 +27,7 @@ class PartnerSensitivity:
     slots: tuple[float | None, ...]
     """For each slot, the mean over draws of the score of its rows; None if it had too few."""
     depends_on_partners: float
-    """How much answers change between draws: see `Task.instability`."""
+    """The change of answers between draws: see `Task.instability`."""
 
 
 def partner_sensitivity(

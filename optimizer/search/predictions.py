@@ -115,7 +115,7 @@ class CandidatePredictor:
         return order if slots == 1 else {"slots": slots, "seed": self.ctx.seed, **order}
 
     def partner_sensitivity(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
-        """How much the score depends on the partners of a row; None if not multiplexed."""
+        """The effect of a row's partners on the score; None if not multiplexed."""
         model = self.builder.build(pipeline)
         if model.encoder.mux is None:
             return None

@@ -1,4 +1,4 @@
-"""What a task says of rows that belong to queries; by default each row stands alone."""
+"""The methods of a task whose rows belong to queries; by default each row stands alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ByQuery:
     group_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that may say which query a row is of, where rows are scored by query."""
     unit: ClassVar[str] = "rows"
-    """What scores are taken over, in messages."""
+    """The unit that scores are averaged over, in messages."""
 
     def with_groups(self, values: Predictions, groups: NDArray[np.int64]) -> Predictions:
         """Predictions or labels that know which query each row is of, [N]."""

@@ -56,7 +56,7 @@ class SentenceEmbedding(Task):
     """Texts that are put before the user's, by name."""
     default_prompt: str | None = None
     similarity: Similarity = "cosine"
-    """What documents are ranked by."""
+    """The key that documents are ranked by."""
 
     name: ClassVar[str] = "sentence-embedding"
     kind: ClassVar[str] = "sentence-similarity"
@@ -313,5 +313,5 @@ class SentenceEmbedding(Task):
         return [((units * g).sum(-1) * weight).sum() for g in directions]
 
     def same_answers(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which vectors have a cosine of at least `SAME_COSINE`, [N]."""
+        """True for vectors with a cosine of at least `SAME_COSINE`, [N]."""
         return np.asarray(neighbours.cosines(one, other) >= SAME_COSINE)

@@ -23,7 +23,7 @@ class LabelLists(NamedTuple):
     settled: bool
     """Whether all are ids of the model, whatever the data calls its classes."""
     notes: tuple[str, ...] = ()
-    """How the values were read, where there was a choice."""
+    """The reading of the values, where there was a choice."""
 
 
 def label_lists(

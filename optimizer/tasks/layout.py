@@ -1,4 +1,4 @@
-"""How texts that a model runs one by one make up the rows that are scored."""
+"""Rows that are scored but consist of several texts, which a model runs one by one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TextKind = Literal["text", "query", "document"]
-"""What a text is, where a model has a prompt for each."""
+"""The kind of a text, where a model has a prompt for each kind."""
 
 
 @dataclass(frozen=True)

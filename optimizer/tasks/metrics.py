@@ -22,7 +22,7 @@ Scorer = Callable[[Floats], Floats]
 """Weights [R, N] -> scores [R]."""
 
 Statistic = Literal["paired", "stratified", "mean", "bootstrap"]
-"""How a certificate bounds the loss of a metric (see `certificate/certificate.py`).
+"""The bound on the loss of a metric (see `certificate/certificate.py`).
 
 paired: the score is the share of rows that are right, and two models are compared on the same
 rows; the bound follows from the numbers of rows that only one of them has right. stratified:

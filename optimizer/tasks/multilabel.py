@@ -297,5 +297,5 @@ class MultiLabel(Task):
         return found
 
     def same_answers(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which rows of logits [N, C] give the same labels, [N]."""
+        """True for rows of logits [N, C] with the same labels, [N]."""
         return self.right_rows(self.predictions(one), self.predictions(other))

@@ -17,7 +17,7 @@ from .task import Task
 MAX_LABELS = 100_000
 """Beyond this a config.json is taken for damaged, before anything of that size is made."""
 DEFAULT_HEAD = "ForSequenceClassification"
-"""Where `architectures` is missing."""
+"""The task where `architectures` is missing."""
 
 
 @functools.cache

@@ -33,7 +33,7 @@ class WorstCase(NamedTuple):
     optimised: Predictions
     labels: Predictions
     weights: Floats
-    """How often each row counts: [R, N]; the loss of the worst of the R weightings counts."""
+    """The weight of each row: [R, N]; the loss of the worst of the R weightings counts."""
 
 
 class ConstantAnswer(NamedTuple):
@@ -59,7 +59,7 @@ class Task(ByQuery, Vectors, ABC):
     problem_type: ClassVar[str]
     """`problem_type` of the `config.json` that prumux writes."""
     head: ClassVar[str]
-    """How Hugging Face's model classes for the task end, say `ForSequenceClassification`."""
+    """The end of the task's class names in Hugging Face, say `ForSequenceClassification`."""
     pooling: ClassVar[Pooling]
     """Positions that the head reads. `first`: logits are [B, C]; `all`: [B, T, C]."""
     columns: ClassVar[tuple[str, ...]]
@@ -268,7 +268,7 @@ class Task(ByQuery, Vectors, ABC):
         """`scorer` for a metric that fits and as many predictions as labels."""
 
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
-        """Which rows a metric with the statistic `paired` counts as right, [N]."""
+        """True for rows that a metric with the statistic `paired` counts as right, [N]."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
 
     @abstractmethod
@@ -300,7 +300,7 @@ class Task(ByQuery, Vectors, ABC):
     def label_counts(
         self, answers: NDArray[Any], truth: NDArray[Any] | None = None
     ) -> list[int]:
-        """How often each label is answered, [C]; with `truth`, how often rightly.
+        """Answers of each label, [C]; with `truth`, the right ones among them.
 
         Args:
             answers, truth: as `all_answers` returns them.
@@ -332,7 +332,7 @@ class Task(ByQuery, Vectors, ABC):
         return float((together != together[0]).any(0).mean())
 
     def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
-        """How many of an engine's answers are not the certified ones, and of how many."""
+        """Number of answers that are not the certified ones, and of all answers."""
         answers = sum(np.size(x) for x in found)
         return round((1 - self.score(AGREEMENT, found, certified)) * answers), answers
 
@@ -395,5 +395,5 @@ class Task(ByQuery, Vectors, ABC):
         return np.concatenate([np.asarray(x, dtype=np.float64) for x in logits])
 
     def same_answers(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which rows of logits [N, C] give the same answer, [N]; default: the same argmax."""
+        """True for rows of logits [N, C] with the same answer, [N]; default: same argmax."""
         return np.asarray(one.argmax(axis=-1) == other.argmax(axis=-1), dtype=np.bool_)

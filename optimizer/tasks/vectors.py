@@ -1,4 +1,4 @@
-"""What a task says of vectors and the texts they stand for; by default answers are labels."""
+"""The methods of a task that answers with vectors; by default answers are labels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How fast a model is: interleaved timing and the measured cost table."""
+"""The speed of a model: interleaved timing and the measured cost table."""

@@ -31,7 +31,7 @@ GROUP = 5
 NEAR = 1.03
 """A group in which the anchor is slower than its best by more than this is timed again."""
 AGAIN = 2
-"""How often a group is timed again, at most."""
+"""The most times that a group is timed again."""
 HEAD_SHARES = (1 / 4, 1 / 2, 3 / 4, 1.0)
 FFN_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 NARROW_SHARES = (1 / 2, 1.0)

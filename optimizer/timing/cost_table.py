@@ -157,7 +157,7 @@ def _row(
     wide: tuple[tuple[int, ...], tuple[int, ...]],
     narrow: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Floats:
-    """How often a model pays each step of each curve; the first entry is the base, 1."""
+    """The steps of each curve that a model pays for; the first entry is the base, 1."""
     first = encoder.narrow_from
     parts = [np.ones(1)]
     for sizes, layers in ((wide, encoder.layers[:first]), (narrow, encoder.layers[first:])):

@@ -41,7 +41,7 @@ class Host:
         return cls(threads, versions(), None if evaluator.targets[0].exact else cpu())
 
     def differs(self) -> str:
-        """Why this machine cannot stand in for the other; empty if it can."""
+        """The reason why this machine cannot stand in for the other; empty if it can."""
         mine, processor = versions(), cpu()
         for name in sorted(self.versions.keys() | mine.keys()):
             wanted, found = self.versions.get(name, "no"), mine.get(name, "no")

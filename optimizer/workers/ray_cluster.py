@@ -25,7 +25,7 @@ from .speculation import WorkItem
 from .workers import Workers
 
 RETRIES = 2
-"""How often Ray runs a task again whose process or machine died."""
+"""The most times that Ray repeats a task whose process or machine died."""
 LOOK_S = 5.0
 """Interval of the check that a machine is left."""
 DRAIN_S = 20.0

@@ -21,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class TrainingState:
-    """How far a run is, and the parameters with the least validation loss so far."""
+    """The step of a run, and the parameters with the least validation loss so far."""
 
     trained: list[nn.Parameter]
     optimizer: torch.optim.AdamW

@@ -35,14 +35,14 @@ LEAST_STEPS = 500
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long to train, in epochs or in minutes, and the rows of a batch."""
+    """Length of training, in epochs or in minutes, and the rows of a batch."""
 
     epochs: float | None
     minutes: float | None
     batch: int
 
     def progress(self, step: int, seconds: float, epoch_steps: int) -> float:
-        """How much of the run is over, 0 to 1."""
+        """The share of the run that is over, 0 to 1."""
         if self.minutes is not None:
             return min(1.0, seconds / (60 * self.minutes))
         return min(1.0, step / ((self.epochs or 0) * epoch_steps))

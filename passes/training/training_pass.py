@@ -71,7 +71,7 @@ class TrainingPass(Pass):
 
     @property
     def length(self) -> TrainingSchedule:
-        """How long to train."""
+        """Length of training."""
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
         return TrainingSchedule(epochs, self.minutes, self.batch)
 

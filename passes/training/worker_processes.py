@@ -69,7 +69,7 @@ class Worker:
     """The file that gets the worker's error message."""
 
     def why_ended(self, wait_s: float) -> str | None:
-        """Why the process ended, after waiting for that; None if it still runs."""
+        """The reason why the process ended, after waiting for that; None if it still runs."""
         try:
             code = self.process.wait(wait_s)
         except TimeoutExpired:

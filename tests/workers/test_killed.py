@@ -40,7 +40,7 @@ class Process:
 
 def command(arguments: list[str], said: Connection) -> None:
     """`prumux-opt` in a process of its own, on one core."""
-    if hasattr(os, "sched_setaffinity"):  # two threads of a tiny model only wait for each other
+    if hasattr(os, "sched_setaffinity"):  # two threads would wait for each other
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.dup2(said.fileno(), sys.stderr.fileno())
     said.close()
@@ -64,9 +64,7 @@ def run(job: list[str], out: Path, kill_after_s: float | None) -> Process:
             if AT_WORK in line:
                 break
         started = time.monotonic()
-        killer = threading.Timer(
-            3600 if kill_after_s is None else kill_after_s, process.kill
-        )
+        killer = threading.Timer(3600 if kill_after_s is None else kill_after_s, process.kill)
         killer.start()
         lines += stderr
     process.join()

@@ -57,6 +57,6 @@ DROPPED = frozenset(
 
 
 def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an optimised model's config.json keeps of a given one."""
+    """The keys that an optimised model's config.json keeps of a given one."""
     named = {str(k): v for k, v in config.items()}
     return {k: v for k, v in named.items() if k not in DROPPED and not k.startswith("_")}

@@ -59,7 +59,7 @@ MOST_LENGTH = 2**24
 
 @dataclass(frozen=True, eq=False)
 class SentenceFiles:
-    """What a folder says besides the transformer."""
+    """The parts of a folder besides the transformer."""
 
     transformer: Path
     """The folder of the transformer's config, weights and tokenizer."""
@@ -90,7 +90,7 @@ def pooled_by(pooling: str, folder: Path) -> SentenceFiles:
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles | None:
-    """What a sentence-transformers folder holds; None where there is no modules.json.
+    """The parts of a sentence-transformers folder; None where there is no modules.json.
 
     Raises:
         ModelError: a module is unknown, missing or has options that prumux does not compute.

@@ -140,7 +140,7 @@ def _modern(match: re.Match[str]) -> str:
 
 
 def values_fault(tensor: Tensor) -> str | None:
-    """Why the values of a tensor cannot be weights; None if they can."""
+    """The reason why the values of a tensor cannot be weights; None if they can."""
     if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         kind = str(tensor.dtype).removeprefix("torch.")
         return f"has type {kind}: save it in float32, float16 or bfloat16"

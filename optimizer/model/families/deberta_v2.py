@@ -38,7 +38,7 @@ NAMES = ENCODER_NAMES | {
 }
 HEAD = {"head.dense": "pooler.dense", "head.output": "classifier"}
 TERMS = {"c2p": "key", "p2c": "query"}
-"""What is made of the vectors of distances for each entry of `pos_att_type`."""
+"""The vectors of distances for each entry of `pos_att_type`."""
 LIMIT_DISTANCE = 2**16
 """No model comes near it."""
 
@@ -167,7 +167,7 @@ def _distance(e: Encoder, name: str) -> int:
 
 
 def _constants(config: Config, positions: int) -> dict[str, Any]:
-    """What the embeddings hold and how distances are compared.
+    """The declared embeddings, and the way that distances are compared.
 
     span: rows of the table on each side, 0 = no table. furthest: distance from where on all
     have one row, where rows grow; 0 = they do not. shared: whether the maps of queries and
