@@ -54,7 +54,7 @@ class Onnx(Target):
     """ONNX graph for ONNX Runtime, checked against the torch module before it is kept."""
 
     name: ClassVar[str] = "onnx"
-    opset: int = field(default=17, metadata={"help": "version of the ONNX operators, 17..20"})
+    opset: int = field(default=17, metadata={"help": "version of the ONNX operators, 17..23"})
     fusion: Literal["auto", "none", "basic", "all"] = field(
         default="auto",
         metadata={
@@ -94,8 +94,8 @@ class Onnx(Target):
     )
 
     def __post_init__(self) -> None:
-        if not 17 <= self.opset <= 20:
-            raise ValueError(f"opset must be 17..20, not {self.opset}")
+        if not 17 <= self.opset <= 23:
+            raise ValueError(f"opset must be 17..23, not {self.opset}")
         if not self.atol > 0:
             raise ValueError(f"atol must be above 0, not {self.atol:g}")
         if self.keep and self.precision != "int8":

@@ -78,7 +78,7 @@ def test_without_padding_the_vectors_are_the_same(
         assert other[1][real == 1] == pytest.approx(one[1][real == 1], abs=1e-5)
 
 
-@pytest.mark.parametrize("opset", [18, 20])
+@pytest.mark.parametrize("opset", [18, 20, 23])
 @pytest.mark.parametrize("pool", CONFIGS)
 def test_every_opset(pool: str, opset: int, tmp_path: Path) -> None:
     model = made(tmp_path, pool)

@@ -90,7 +90,7 @@ def test_hugging_face_torch_and_onnx_agree(family: str, task: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
-@pytest.mark.parametrize("opset", [17, 18, 20])
+@pytest.mark.parametrize("opset", [17, 18, 20, 23])
 def test_any_batch_and_length(family: Family, opset: int) -> None:
     model = random_model(family, heads=(6, 0, 12, 9), ffn=(64, 64, 0, 64))
     plain = build(model, opset)

@@ -63,7 +63,7 @@ TARGETS = (
     "onnx{opset=20 fusion=none atol=0.001}",
     'onnx{precision=int8 keep="layers.0.ffn.up","layers.1.ffn.down"}',
     "onnx{precision=fp16 device=cuda}",
-    "onnx{opset=21}",
+    "onnx{opset=24}",
     "onnx{precision=int4}",
     "onnx{precision=fp16 fusion=all}",
     "onnx{keep=x}",
