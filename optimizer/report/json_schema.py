@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from importlib.resources import files
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -44,7 +45,7 @@ def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
     listed = list(fields_of(kind))
     return {
         "type": "object",
-        "description": ((get_origin(kind) or kind).__doc__ or "").strip(),
+        "description": cleandoc((get_origin(kind) or kind).__doc__ or ""),
         "additionalProperties": False,
         "required": [name for name, _, required in listed if required],
         "properties": {name: _field(hint, definitions) for name, hint, _ in listed},
