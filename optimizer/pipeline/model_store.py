@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import Tensor
 
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.model.artifact import (
@@ -53,7 +54,10 @@ class ModelStore:
         masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
         second = {} if model.second is None else model.second.model.weights
         added = {f"{SECOND}{k}": x for k, x in second.items()}
-        self.store.tensors(name, lambda: {**model.weights, **added, **masks})
+        weights = {**model.weights, **added}
+        given = [k for k, x in weights.items() if self._is_given(k, x)]
+        changed = {k: x for k, x in weights.items() if k not in given}
+        self.store.tensors(name, lambda: {**changed, **masks})
         kept = model.kept_hidden
         self.store.json(
             f"{name}-facts",  # written last, as the sign that the weights are complete
@@ -61,9 +65,15 @@ class ModelStore:
                 "config": to_config(model),
                 "history": [asdict(x) for x in model.history],
                 "kept_hidden": None if kept is None else kept.tolist(),
+                "given": given,
             },
         )
         self.store.drop()
+
+    def _is_given(self, name: str, weight: Tensor) -> bool:
+        """True for a weight of the given model, mostly embeddings, which needs no other copy."""
+        there = self.given.weights.get(name.removeprefix(SECOND))
+        return there is not None and there.shape == weight.shape and torch.equal(there, weight)
 
     def load(self, pipeline: Pipeline) -> Model:
         """A stored model; the given one for the empty pipeline."""
@@ -74,7 +84,8 @@ class ModelStore:
         encoder, _ = from_config(facts["config"])
         held = self.store.tensors(name, dict)
         stored = {k: x for k, x in held.items() if not k.startswith(MASK)}
-        weights, second = split_weights(stored)
+        given = {k: self.given.weights[k.removeprefix(SECOND)] for k in facts.get("given", ())}
+        weights, second = split_weights({**given, **stored})
         pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(stored))]
         layers = len(encoder.layers)
         masks = Masks.full(encoder)
