@@ -71,7 +71,7 @@ class ModelStore:
         self.store.drop()
 
     def _is_given(self, name: str, weight: Tensor) -> bool:
-        """True for a weight of the given model, mostly embeddings, which needs no other copy."""
+        """True for a weight that the given model has too, mostly embeddings."""
         there = self.given.weights.get(name.removeprefix(SECOND))
         return there is not None and there.shape == weight.shape and torch.equal(there, weight)
 

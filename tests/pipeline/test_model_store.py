@@ -1,4 +1,4 @@
-"""Models of candidates on disk: whole again when they are loaded, and no larger than needed."""
+"""Models of candidates on disk: loaded whole again, and no larger than needed."""
 
 from __future__ import annotations
 
