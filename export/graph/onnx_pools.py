@@ -22,6 +22,8 @@ def pool(b: GraphBuilder, encoder: Encoder, x: str, mask: str) -> str:
             return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
         case "mean":
             return mean(b, x, mask)
+        case "mean_sqrt":
+            return pooled(b, "mean_sqrt", x, mask)
         case "all":
             return x
         case "several":
