@@ -78,6 +78,7 @@ def search_by_bisection(
     *,
     safe: float,
     extend: Extend = no_cascade,
+    apart: Pipeline | None = None,
 ) -> SearchResult:
     """Search candidates that are ordered from the slowest to the fastest.
 
@@ -89,6 +90,8 @@ def search_by_bisection(
         out_of_time: True if no time is left for a candidate.
         safe: a candidate with at most this observed loss will most likely be certified.
         extend: makes a further candidate of those that were tried.
+        apart: a candidate that is faster than all others and not cut further than they are:
+            its loss says nothing about theirs.
     """
     trials: dict[int, Trial] = {}
     late: list[int] = []
@@ -110,15 +113,25 @@ def search_by_bisection(
         if trials and no_time(middle):
             break
         low, high = (middle, high) if loss(middle) <= limit else (low, middle)
-    if low < 0:
+    fastest = _tried_apart(apart, trial, out_of_time)
+    if fastest is not None:
+        trials[len(order) + 1] = fastest
+    if low < 0 and (fastest is None or fastest.loss > limit):
         return none_found(trials, limit)
-    path = _path(trials, low, safe)
+    path = _path(trials, low, safe) if low >= 0 else []
+    if fastest is not None and fastest.loss <= limit:
+        # Slower ones that lose more could only keep it from being certified.
+        path = [i for i in path if i in trials and trials[i].loss <= fastest.loss]
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
-        for i in (*path, len(order), *range(low + 1, len(order))):
-            if i == len(order):
-                if (added := _added(trials, low, extend, trial, limit)) is None:
+        for i in (*path, len(order), len(order) + 1, *range(low + 1, len(order))):
+            if i >= len(order):
+                if i == len(order) and low >= 0:
+                    added = _added(trials, low, extend, trial, limit)
+                else:
+                    added = fastest if i > len(order) else None
+                if added is None or added.loss > limit:
                     continue
                 trials[i] = added
                 proofs.append((added.pipeline, certify(added.pipeline, CONFIDENCE)))
@@ -133,8 +146,10 @@ def search_by_bisection(
                 if i <= low:
                     raise
                 return  # recorded; later candidates are cut further still
-            if len(order) in trials and trials[i].macs >= trials[len(order)].macs:
-                continue  # no faster than the one that was added and certified
+            certified = {p for p, _ in proofs}
+            extra = (trials[j] for j in (len(order), len(order) + 1) if j in trials)
+            if any(trials[i].macs >= x.macs for x in extra if x.pipeline in certified):
+                continue  # no faster than one that was added and certified
             proofs.append((order[i], certify(order[i], CONFIDENCE)))
             yield proofs[-1][1]
 
@@ -159,6 +174,20 @@ def bisect_trials(
             holds = found[middle].loss <= limit
         low, high = (middle, high) if holds else (low, middle)
     return [found[i] for i in sorted(found)]
+
+
+def _tried_apart(
+    pipeline: Pipeline | None,
+    trial: Callable[[Pipeline], Trial],
+    out_of_time: Callable[[Pipeline], bool],
+) -> Trial | None:
+    """The trial of a candidate apart; None without one, without time, or if it cannot be."""
+    if pipeline is None or out_of_time(pipeline):
+        return None
+    try:
+        return trial(pipeline)
+    except PassError:  # recorded
+        return None
 
 
 def _added(
