@@ -21,22 +21,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
-from prumux.optimizer.data.predict import row_logits
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.families.bag import NAME, bag_sizes, pieces_of
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.module import EncoderModule
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.bags.features import Features, bag_features
 from prumux.passes.bags.fitting import Aims, Fitted, fit
+from prumux.passes.bags.teaching import Taught, ask, dense_logits
 
 MOST_NUMBERS = 2**21
 """Tables of pairs hold at most so many numbers: with many classes they have fewer buckets."""
-BATCH = 64
+TEMPERATURE = 2.0
+"""Of the distillation, see `Task.logit_loss`."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,21 @@ class Bag(Pass):
     buckets: int = field(
         default=2**17, metadata={"help": "vectors of pairs, at most; a hash chooses one"}
     )
-    rows: int = field(
-        default=2**14,
-        metadata={"help": "rows that the dense model answers; labels stand for the others"},
+    rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "rows that the dense model answers, by default about half a minute of "
+            "one core; labels stand for the others"
+        },
     )
-    ridge: float = field(default=1.0, metadata={"help": "weight of the squared vectors"})
-    steps: int = field(default=60, metadata={"help": "most steps of L-BFGS"})
+    ridge: float = field(default=0.5, metadata={"help": "weight of the squared vectors"})
+    steps: int = field(default=150, metadata={"help": "most steps of L-BFGS"})
 
     def __post_init__(self) -> None:
         for name, most in (("buckets", 2**22), ("rows", 2**31), ("steps", 10_000)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be 1..{most}, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name} must be 1..{most}, not {value}")
         if self.ridge <= 0:
             raise ValueError(f"ridge must be above 0, not {self.ridge}")
 
@@ -101,12 +105,12 @@ class Bag(Pass):
         """Return the bag of embeddings."""
         self._check_rows(ctx)
         rows = ctx.fit if ctx.train is None else ctx.train
-        taught, logits = self._teach(rows, ctx)
-        aims = _aims(rows, taught, logits, model)
+        taught = ask(rows, self.rows, ctx)
+        aims = _aims(rows, taught, model)
         tried = {}
         for paired in self._variants:
             sizes = self._sizes(model, paired)
-            features = bag_features(rows, sizes)
+            features = bag_features(rows, sizes, taught.pieces)
             title = f"fitting {features.matrix.shape[1]} vectors"
             with ctx.progress.task(title, self.steps) as tick:
                 found = fit(features.matrix, sizes.labels, aims, self.ridge, self.steps, tick)
@@ -115,7 +119,8 @@ class Bag(Pass):
         paired = min(tried, key=lambda x: tried[x][0])
         _, sizes, features, found = tried[paired]
         notes: dict[str, Any] = {
-            "taught_rows": len(taught),
+            "taught_rows": len(taught.rows),
+            "taught_pieces": len(taught.pieces),
             "labelled_rows": len(aims.labelled),
             "vectors": len(features.used),
             "pairs": paired,
@@ -139,17 +144,6 @@ class Bag(Pass):
                 "bag knows no queries: it compares no two texts\nleave 'bag' out",
                 exit_code=2,
             )
-
-    def _teach(self, rows: Encoded, ctx: Context) -> tuple[Tensor, Tensor]:
-        """Rows drawn for the teacher, ascending, and its logits for them; once a run."""
-        drawn = torch.randperm(len(rows), generator=ctx.generator("bag"))[: self.rows]
-        drawn = drawn.sort().values
-
-        def make() -> dict[str, Tensor]:
-            return {"logits": dense_logits(rows.take(drawn.numpy()), ctx)}
-
-        about = (ctx.dense, rows, self.rows)
-        return drawn, ctx.cached("bag-teacher", about, make)["logits"]
 
     def _select_loss(
         self, features: Features, sizes: Encoder, found: Fitted, ctx: Context
@@ -180,33 +174,21 @@ class _Sketch(Bag):
         return _model(model, sizes, {name: torch.zeros(shape) for name, shape in shapes}, {})
 
 
-def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
-    """The dense model's logits of rows, [N, C]."""
-    encoder = ctx.dense.encoder
-    early = replace(encoder, pool_early=encoder.reads_first)
-    module = EncoderModule(replace(ctx.dense, encoder=early)).to(ctx.device).eval()
-    batches = -(-len(rows) // BATCH)
-
-    def run(inputs: Any) -> NDArray[Any]:
-        with torch.inference_mode():
-            given = {k: torch.as_tensor(v).to(ctx.device) for k, v in inputs.items()}
-            found: NDArray[Any] = module(**given).float().cpu().numpy()
-        return found
-
-    with ctx.progress.task("asking the dense model", batches) as tick:
-        return torch.from_numpy(np.stack(row_logits(run, rows, tick)))
-
-
-def _aims(rows: Encoded, taught: Tensor, logits: Tensor, model: Model) -> Aims:
-    """The teacher's logits for the rows it has answered, and labels of the others."""
-    others = torch.ones(len(rows), dtype=torch.bool)
-    others[taught] = False
-    labels = torch.zeros(0)
-    if rows.labels is None:
-        others[:] = False
-    else:
-        labels = _tensor(rows.labels)[others]
-    return Aims(model.task, len(rows), taught, logits, others.nonzero()[:, 0], labels)
+def _aims(rows: Encoded, taught: Taught, model: Model) -> Aims:
+    """The dense model's logits for what it was asked, and labels of the other rows."""
+    others = torch.full((len(rows),), rows.labels is not None)
+    others[taught.rows] = False
+    labels = torch.zeros(0) if rows.labels is None else _tensor(rows.labels)[others]
+    alone = len(rows) + torch.arange(len(taught.pieces))
+    return Aims(
+        task=model.task,
+        rows=len(taught.rows) + len(alone) + len(labels),
+        taught=torch.cat([taught.rows, alone]),
+        logits=torch.cat([taught.logits, taught.piece_logits]),
+        labelled=others.nonzero()[:, 0],
+        labels=labels,
+        temperature=TEMPERATURE,
+    )
 
 
 def _tensor(labels: Any) -> Tensor:

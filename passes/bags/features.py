@@ -41,12 +41,19 @@ class Features:
         return replace(self, matrix=found.matrix @ move)
 
 
-def bag_features(rows: Encoded, e: Encoder) -> Features:
+ALONE_TOKENS = 3
+"""Tokens of a piece by itself, with the special ones around it."""
+NO_PIECES = np.zeros(0, np.int64)
+
+
+def bag_features(rows: Encoded, e: Encoder, alone: NDArray[np.int64] = NO_PIECES) -> Features:
     """The rows over the vectors that they use.
 
     Args:
         rows: N rows.
         e: sizes of the bag of embeddings.
+        alone: further rows have one of these pieces each. They stand for that piece between
+            two special tokens, and count neither those nor pairs.
     """
     ids, lengths = rows.ids.values.astype(np.int64), rows.ids.lengths
     row = np.repeat(np.arange(len(rows)), lengths)
@@ -59,8 +66,11 @@ def bag_features(rows: Encoded, e: Encoder) -> Features:
         before[rows.ids.starts[lengths > 0]] = e.pad_id
         columns.append(pieces_of(e) + (before * PRIME + ids) % buckets)
         places.append(row)
+    columns.append(alone)
+    places.append(len(rows) + np.arange(len(alone)))
     used, at = np.unique(np.concatenate(columns), return_inverse=True)
     place = np.concatenate(places)
-    value = (1 / np.sqrt(np.maximum(lengths, 1)))[place].astype(np.float32)
-    shape = len(rows), len(used)
+    counted = np.concatenate([lengths, np.full(len(alone), ALONE_TOKENS)])
+    value = (1 / np.sqrt(np.maximum(counted, 1)))[place].astype(np.float32)
+    shape = len(counted), len(used)
     return Features(scipy.sparse.csr_matrix((value, (place, at)), shape=shape), used)

@@ -37,6 +37,7 @@ class Aims:
 
     task: Task
     rows: int
+    """How many rows have an aim."""
     taught: Tensor
     """Rows that the teacher answered, int64."""
     logits: Tensor
