@@ -119,9 +119,9 @@ def search_by_bisection(
     if low < 0 and (fastest is None or fastest.loss > limit):
         return none_found(trials, limit)
     path = _path(trials, low, safe) if low >= 0 else []
+    most = limit
     if fastest is not None and fastest.loss <= limit:
-        # Slower ones that lose more could only keep it from being certified.
-        path = [i for i in path if i in trials and trials[i].loss <= fastest.loss]
+        most = fastest.loss  # slower ones that lose more could only keep it from its turn
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
@@ -140,7 +140,7 @@ def search_by_bisection(
             if no_time(i):
                 continue
             try:
-                if loss(i) > limit and i <= low:
+                if loss(i) > most and i <= low:
                     continue  # decided on the select rows alone, so the order stays fixed
             except PassError:
                 if i <= low:
