@@ -12,31 +12,23 @@ models of static embeddings are fastText (https://arxiv.org/abs/1607.01759) and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.families.bag import NAME, bag_sizes, pieces_of
-from prumux.optimizer.model.masks import Masks
+from prumux.optimizer.model.families.bag import NAME, bag_sizes
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
-from prumux.optimizer.model.weights import expected_shapes
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.passes import Pass
-from prumux.passes.bags.features import Features, bag_features
-from prumux.passes.bags.fitting import Aims, Fitted, fit
-from prumux.passes.bags.teaching import Taught, ask, dense_logits
+from prumux.passes.bags.features import bag_features
+from prumux.passes.bags.fitted_bag import FittedBag, aims_of, empty_bag
+from prumux.passes.bags.fitting import Aims, fit
+from prumux.passes.bags.teaching import Taught, ask
 
 MOST_NUMBERS = 2**21
 """Tables of pairs hold at most so many numbers: with many classes they have fewer buckets."""
-TEMPERATURE = 2.0
-"""Of the distillation, see `Task.logit_loss`."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +98,28 @@ class Bag(Pass):
         self._check_rows(ctx)
         rows = ctx.fit if ctx.train is None else ctx.train
         taught = ask(rows, self.rows, ctx)
-        aims = _aims(rows, taught, model)
-        tried = {}
-        for paired in self._variants:
-            sizes = self._sizes(model, paired)
-            features = bag_features(rows, sizes, taught.pieces)
-            title = f"fitting {features.matrix.shape[1]} vectors"
-            with ctx.progress.task(title, self.steps) as tick:
-                found = fit(features.matrix, sizes.labels, aims, self.ridge, self.steps, tick)
-            loss = self._select_loss(features, sizes, found, ctx)
-            tried[paired] = loss, sizes, features, found
-        paired = min(tried, key=lambda x: tried[x][0])
-        _, sizes, features, found = tried[paired]
+        aims = aims_of(rows, taught, model)
+        tried = {x: self._fitted(x, rows, taught, aims, ctx) for x in self._variants}
+        losses = {x: bag.select_loss(ctx) for x, bag in tried.items()}
+        paired = min(losses, key=lambda x: losses[x])
         notes: dict[str, Any] = {
             "taught_rows": len(taught.rows),
             "taught_pieces": len(taught.pieces),
             "labelled_rows": len(aims.labelled),
-            "vectors": len(features.used),
+            "vectors": len(tried[paired].features.used),
             "pairs": paired,
-            "select_loss": {"pairs" if k else "pieces": x[0] for k, x in tried.items()},
+            "select_loss": {"pairs" if x else "pieces": loss for x, loss in losses.items()},
         }
-        return _model(model, sizes, _weights(sizes, features.used, found), notes)
+        return tried[paired].model(model, notes)
+
+    def _fitted(  # noqa: PLR0917 - what is fitted, to what
+        self, paired: bool, rows: Encoded, taught: Taught, aims: Aims, ctx: Context
+    ) -> FittedBag:
+        sizes = self._sizes(ctx.dense, paired)
+        features = bag_features(rows, sizes, taught.pieces)
+        with ctx.progress.task(f"fitting {len(features.used)} vectors", self.steps) as tick:
+            found = fit(features.matrix, sizes.labels, aims, self.ridge, self.steps, tick)
+        return FittedBag(sizes, features, found)
 
     @property
     def _variants(self) -> tuple[bool, ...]:
@@ -145,23 +138,6 @@ class Bag(Pass):
                 exit_code=2,
             )
 
-    def _select_loss(
-        self, features: Features, sizes: Encoder, found: Fitted, ctx: Context
-    ) -> float:
-        """Loss on the select rows against labels, or without them against the teacher."""
-        if len(self._variants) == 1:
-            return 0.0
-        rows = ctx.select or ctx.fit
-        logits = found.logits(features.of(rows, sizes).matrix)
-        if rows.labels is not None:
-            return float(ctx.dense.task.label_loss(logits, _tensor(rows.labels))[0])
-
-        def make() -> dict[str, Tensor]:
-            return {"logits": dense_logits(rows, ctx)}
-
-        aim = ctx.cached("bag-teacher", (ctx.dense, rows), make)["logits"]
-        return float(ctx.dense.task.logit_loss(logits, aim, 1.0))
-
 
 @dataclass(frozen=True)
 class _Sketch(Bag):
@@ -169,55 +145,4 @@ class _Sketch(Bag):
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Return a bag of zeros."""
-        sizes = self._sizes(model, self.pairs != "off")
-        shapes = expected_shapes(sizes).items()
-        return _model(model, sizes, {name: torch.zeros(shape) for name, shape in shapes}, {})
-
-
-def _aims(rows: Encoded, taught: Taught, model: Model) -> Aims:
-    """The dense model's logits for what it was asked, and labels of the other rows."""
-    others = torch.full((len(rows),), rows.labels is not None)
-    others[taught.rows] = False
-    labels = torch.zeros(0) if rows.labels is None else _tensor(rows.labels)[others]
-    alone = len(rows) + torch.arange(len(taught.pieces))
-    return Aims(
-        task=model.task,
-        rows=len(taught.rows) + len(alone) + len(labels),
-        taught=torch.cat([taught.rows, alone]),
-        logits=torch.cat([taught.logits, taught.piece_logits]),
-        labelled=others.nonzero()[:, 0],
-        labels=labels,
-        temperature=TEMPERATURE,
-    )
-
-
-def _tensor(labels: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(labels))
-
-
-def _weights(sizes: Encoder, used: NDArray[np.int64], found: Fitted) -> dict[str, Tensor]:
-    """The bag's weights; vectors that no row uses are 0."""
-    pieces = pieces_of(sizes)
-    total = pieces + int(sizes.number("buckets"))
-    table = torch.zeros(total, sizes.hidden)
-    table[torch.from_numpy(used)] = torch.from_numpy(found.vectors)
-    weights = {
-        "embeddings.piece.weight": table[:pieces].clone(),
-        "embeddings.pair.weight": table[pieces:].clone(),
-        "head.output.weight": torch.eye(sizes.labels),
-        "head.output.bias": torch.from_numpy(found.shift),
-    }
-    return {name: weights[name] for name in expected_shapes(sizes)}
-
-
-def _model(
-    model: Model, sizes: Encoder, weights: dict[str, Tensor], notes: dict[str, Any]
-) -> Model:
-    return replace(
-        model,
-        encoder=sizes,
-        weights=weights,
-        masks=Masks.full(sizes),
-        kept_hidden=None,
-        notes=notes,
-    )
+        return empty_bag(model, self._sizes(model, self.pairs != "off"))

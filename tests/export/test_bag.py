@@ -89,8 +89,8 @@ def test_the_graph_for_tensorrt_gives_the_same_answers() -> None:
     verify(proto)
     assert "Mod" not in {x.op_type for x in proto.graph.node}
     inputs = random_batch(model, rows=9).inputs()
-    found = ReferenceEvaluator(proto).run(None, inputs)[0]
-    np.testing.assert_allclose(found, run(EncoderModule(model).eval(), inputs), atol=1e-5)
+    found: Any = ReferenceEvaluator(proto).run(None, inputs)
+    np.testing.assert_allclose(found[0], run(EncoderModule(model).eval(), inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["onnx{ragged=off}", "onnx{ragged=on}"])

@@ -134,10 +134,8 @@ def test_features_are_what_the_module_sums() -> None:
     expected = features.matrix @ vectors + bag.weights["head.output.bias"].numpy()
     np.testing.assert_allclose(logits_of(bag, rows), expected, atol=1e-5)
     second = 101 + 7  # the third piece is of the second text
-    by_hand = sum(tables[0][i] for i in (5, 6, second))
-    by_hand = by_hand + sum(
-        tables[1][(a * PRIME + b) % 11] for a, b in ((3, 5), (5, 6), (6, 7))
-    )
+    pairs = [(a * PRIME + b) % 11 for a, b in ((3, 5), (5, 6), (6, 7))]
+    by_hand = tables[0][[5, 6, second]].sum(0) + tables[1][pairs].sum(0)
     found = torch.as_tensor(logits_of(bag, rows)[0]) - bag.weights["head.output.bias"]
     torch.testing.assert_close(found, by_hand / 3**0.5)
 

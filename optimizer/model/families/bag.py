@@ -59,7 +59,7 @@ def pieces_of(e: Encoder) -> int:
     return max(1, e.token_types) * e.vocab
 
 
-class Bag(Family):
+class BagFamily(Family):
     """The bag of embeddings."""
 
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
@@ -100,4 +100,4 @@ class Bag(Family):
         )
 
 
-BAG = Bag()
+BAG = BagFamily()
