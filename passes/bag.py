@@ -112,7 +112,7 @@ class Bag(Pass):
         }
         return tried[paired].model(model, notes)
 
-    def _fitted(  # noqa: PLR0917 - what is fitted, to what
+    def _fitted(
         self, paired: bool, rows: Encoded, taught: Taught, aims: Aims, ctx: Context
     ) -> FittedBag:
         sizes = self._sizes(ctx.dense, paired)

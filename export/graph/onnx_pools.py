@@ -59,7 +59,7 @@ def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
     share = _shares(b, kind, at, mask)
     share = b.op("Unsqueeze", f"{at}.wide", share, b.integers(2))
     if b.low:
-        share = b.op("Cast", f"{at}.low", share, to=b.element)
+        share = b.op("Cast", f"{at}.share.low", share, to=b.element)
     x = b.op("Mul", f"{at}.kept", x, share)
     return b.op("ReduceSum", at, x, b.integers(1), keepdims=0)
 

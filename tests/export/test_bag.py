@@ -20,6 +20,7 @@ from prumux.export.graph.graph import build
 from prumux.export.graph.graph_file import verify
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.ort import OrtEngine
+from prumux.export.tensorrt import TensorRt
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.model.artifact import load_artifact, save_artifact, to_config
@@ -42,6 +43,7 @@ from tests.helpers.factory import (
     random_weights,
     tiny_tokenizer,
 )
+from tests.helpers.tensorrt_api import rtx_api
 
 FP32 = Onnx(precision="fp32", fusion="none")
 
@@ -232,3 +234,14 @@ def test_no_checkpoint_is_of_this_family(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="model_type 'bag'"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_tensorrt_for_rtx_builds_it(precision: Any, tmp_path: Path) -> None:
+    rtx_api()  # skips where it is not installed
+    model = random_bag()
+    batches = [random_batch(model, 6, length, seed=length) for length in (5, 12)]
+    target = TensorRt(precision, flavor="rtx")
+    done = target.emit(model, make_context(model, *batches), tmp_path)
+    assert done.notes["parity"][precision] <= done.notes["limit"]
+    assert (tmp_path / "model.rtx.plan").exists()
