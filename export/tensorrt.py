@@ -261,7 +261,8 @@ class TensorRt(Target):
         plan = folder / flavor.plan
         options = BuildOptions(
             self.floats,
-            self.precision == "int8",
+            # No product of a bag of embeddings is large enough.
+            bool(quantized(onnx.load(folder / FILE, load_external_data=False))),
             self.workspace_mib,
             self.opt_level,
             self.capabilities,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from onnx import TensorProto
 from torch import Tensor
 
+from prumux.optimizer.model.families.bag import PRIME
 from prumux.optimizer.model.families.registry import family_of
 from prumux.optimizer.model.ops import Lookup, Source
 from prumux.optimizer.model.sizes import Encoder
@@ -28,15 +29,48 @@ def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> st
     x = ""
     for lookup in declared.lookups:
         table = b.weight(f"{lookup.table}.weight")
-        if lookup.source == "positions":
-            index = _positions(b, e, IDS, "embeddings")
-        else:
-            index = IDS if lookup.source == "ids" else TOKEN_TYPES
-        y = b.op("Gather", lookup.table, table, pick(index))
+        y = b.op("Gather", lookup.table, table, pick(_index(b, e, lookup.source)))
         x = b.op("Add", f"{lookup.table}.sum", x, y) if x else y
     if declared.norm:
         x = b.norm(declared.norm, x, e.norm_eps)
     return b.linear(declared.project, x) if declared.project else x
+
+
+def _index(b: GraphBuilder, e: Encoder, source: Source) -> str:
+    """Rows of a table for all tokens, [B, T] or [1, T]."""
+    match source:
+        case "ids":
+            return IDS
+        case "token_types":
+            return TOKEN_TYPES
+        case "positions":
+            return _positions(b, e, IDS, "embeddings")
+        case "segments":
+            later = b.op("Mul", "embeddings.later", TOKEN_TYPES, b.integer(e.vocab))
+            return b.op("Add", "embeddings.segment", later, IDS)
+        case "pairs":
+            return _pairs(b, e)
+
+
+def _pairs(b: GraphBuilder, e: Encoder) -> str:
+    """Bucket of every token and the one before it, see `torch_ops.pair_ids`.
+
+    Where the graph is for TensorRT the remainder is written as a division.
+    """
+    at, buckets = "embeddings.pairs", b.integer(int(e.number("buckets")))
+    zero, one, last = b.integers(0), b.integers(1), b.integers(-1)
+    first = b.op("Slice", f"{at}.first", IDS, zero, one, one)
+    pad = b.op("Mul", f"{at}.none", first, b.integer(0))
+    pad = b.op("Add", f"{at}.pad", pad, b.integer(e.pad_id))
+    before = b.op("Slice", f"{at}.inner", IDS, zero, last, one)
+    before = b.op("Concat", f"{at}.before", pad, before, axis=1)
+    hashed = b.op("Mul", f"{at}.product", before, b.integer(PRIME))
+    hashed = b.op("Add", f"{at}.hash", hashed, IDS)
+    if not b.portable:
+        return b.op("Mod", at, hashed, buckets)
+    whole = b.op("Div", f"{at}.quotient", hashed, buckets)
+    whole = b.op("Mul", f"{at}.whole", whole, buckets)
+    return b.op("Sub", at, hashed, whole)
 
 
 def look_up_slot(

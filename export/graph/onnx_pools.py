@@ -22,6 +22,8 @@ def pool(b: GraphBuilder, encoder: Encoder, x: str, mask: str) -> str:
             return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
         case "mean":
             return mean(b, x, mask)
+        case "mean_sqrt":
+            return pooled(b, "mean_sqrt", x, mask)
         case "all":
             return x
         case "several":
@@ -57,7 +59,7 @@ def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
     share = _shares(b, kind, at, mask)
     share = b.op("Unsqueeze", f"{at}.wide", share, b.integers(2))
     if b.low:
-        share = b.op("Cast", f"{at}.low", share, to=b.element)
+        share = b.op("Cast", f"{at}.share.low", share, to=b.element)
     x = b.op("Mul", f"{at}.kept", x, share)
     return b.op("ReduceSum", at, x, b.integers(1), keepdims=0)
 

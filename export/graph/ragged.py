@@ -102,7 +102,7 @@ class RaggedOps(OnnxOps):
         if e.pooling == "all":
             return x
         narrow = e.narrow_from < len(e.layers)
-        if e.pooling == "mean" or (e.sentence is not None and not narrow):
+        if e.pooling in ("mean", "mean_sqrt") or (e.sentence is not None and not narrow):
             return super().pool(self._padded(self._use(x)))
         if narrow:
             return super().pool(x)

@@ -20,7 +20,7 @@ from prumux.optimizer.tasks.task import Task
 from .checkpoint.config_keys import kept_keys
 from .checkpoint.tensor_names import values_fault
 from .cost import count
-from .families.registry import model_types
+from .families.registry import is_known
 from .masks import Masks
 from .model import Model, SecondStage, rule_text
 from .sizes import (
@@ -190,7 +190,7 @@ def _sizes_of(config: Mapping[str, Any], first_format: bool = False) -> Encoder:
 def _check_sizes(encoder: Encoder) -> None:
     """Every field is of its type and range; weights are compared with the sizes later."""
     _check_fields(encoder)
-    if encoder.family not in model_types():
+    if not is_known(encoder.family):
         raise ValueError(f"family is {encoder.family!r:.40}, which is not installed here")
     wrong = [x for x in encoder.layers if not (0 <= x.heads < LIMIT and 0 <= x.ffn < LIMIT)]
     if wrong:

@@ -131,6 +131,8 @@ class CountOps:
         """See `Ops.pool`."""
         if not self.encoder.pooled:
             return x
+        if self.encoder.pooling == "mean_sqrt":  # a bag of embeddings does nothing else
+            self.macs += x.positions * x.width
         return Extent(1, x.width * len(self.encoder.pools))
 
     def normalize(self, x: Extent) -> Extent:

@@ -20,7 +20,9 @@ from .sizes import Branch, Encoder
 
 Value = Any
 """A value between operators: a tensor, the name of a graph's value, or a count."""
-Source = Literal["ids", "positions", "token_types"]
+Source = Literal["ids", "positions", "token_types", "segments", "pairs"]
+"""`segments`: token ids, those of the second text after all of the first. `pairs`: the hash of
+each token and the one before it, see `families/bag.py`."""
 
 
 @dataclass(frozen=True)

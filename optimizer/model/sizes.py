@@ -12,7 +12,7 @@ from typing import Literal
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 HeadKind = Literal["tanh", "relu", "gelu", "linear"]
 Keys = Literal["learned", "fixed", "orthogonal"]
-Pooling = Literal["first", "mean", "all", "several"]
+Pooling = Literal["first", "mean", "mean_sqrt", "all", "several"]
 Pool = Literal["first", "max", "mean", "mean_sqrt", "weighted_mean", "last"]
 HeadActivation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid"]
 BranchKind = Literal["attention", "ffn"]
@@ -112,8 +112,8 @@ class Encoder:
     mux: Multiplexing | None = None
     """The mixing of rows; None = every row has a forward pass of its own."""
     pooling: Pooling = "first"
-    """Positions that the head reads: the first, the mean of all, every one, or what the
-    pools of `sentence` say."""
+    """Positions that the head reads: the first, the mean of all, their sum over the root of
+    their number, every one, or what the pools of `sentence` say."""
     family: str = "bert"
     """The architecture: a `model_type` of `prumux.optimizer.model.families`."""
     constants: tuple[tuple[str, Constant], ...] = ()
@@ -142,7 +142,11 @@ class Encoder:
         """The parts of all positions that the head reads, side by side."""
         if self.pooling == "several" and self.sentence is not None:
             return self.sentence.pools
-        return ("mean",) if self.pooling == "mean" else ("first",)
+        match self.pooling:
+            case "mean" | "mean_sqrt" as pool:
+                return (pool,)
+            case _:
+                return ("first",)
 
     @property
     def reads_first(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prumux.optimizer.base.errors import UsageError
 
 from .axes import Weight
+from .families.bag import PRIME
 from .families.registry import family_of
 from .ops import Disentangled, Lookup, Relative, Rotary
 from .sizes import Branch, Encoder, Pool
@@ -181,6 +182,8 @@ class TorchOps:
             case "mean":
                 real = self.row_mask[..., None].to(x)
                 return (x * real).sum(1) / real.sum(1).clamp(min=1)
+            case "mean_sqrt":
+                return self._pooled("mean_sqrt", x)
             case "all":
                 return x
             case "several":
@@ -247,6 +250,11 @@ class TorchOps:
         elif what.source == "token_types":
             types = self.token_types
             index = torch.zeros_like(self.ids) if types is None else types
+        elif what.source == "segments":
+            types = self.token_types
+            index = self.ids if types is None else self.ids + self.encoder.vocab * types
+        elif what.source == "pairs":
+            index = pair_ids(self.encoder, self.ids)
         else:
             index = self.ids
         return self.p(f"{what.table}.weight")[index]
@@ -367,6 +375,12 @@ def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
         real = (input_ids != encoder.pad_id).long()
         return torch.cumsum(real, dim=1) * real + encoder.pad_id
     return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+
+
+def pair_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
+    """Bucket of every token and the one before it, [B, T]; before the first stands padding."""
+    before = F.pad(input_ids[:, :-1], (1, 0), value=encoder.pad_id)
+    return (before * PRIME + input_ids) % int(encoder.number("buckets"))
 
 
 def _distances(queries: int, keys: int, device: torch.device) -> Tensor:

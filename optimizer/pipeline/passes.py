@@ -36,6 +36,7 @@ class Pass(ConfigurableStep):
     `ensures(...)`      checks the pass's own promise after `run`
     `preserves`         True if outputs stay the same, up to rounding
     `masks`             `adds`: leaves masks that a later pass cuts out; `cuts`: cuts them out
+    `last_shape`        True if no pass takes the result but one that makes two models of it
     `slots`             rows that share a forward pass afterwards; 0 = unchanged
     `training`          how long it trains; None = it does not train
     `with_minutes(m)`   the same pass, trained for m minutes
@@ -50,6 +51,7 @@ class Pass(ConfigurableStep):
 
     preserves: ClassVar[bool] = False
     masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
+    last_shape: ClassVar[bool] = False
 
     @property
     def slots(self) -> int:

@@ -92,7 +92,7 @@ class Pipeline:
         return TrainingLength(minutes, epochs, max(x.augment for x in found))
 
     def check_order(self) -> None:
-        """Refuse a pass after one that makes a cascade.
+        """Refuse a pass after one that nothing may follow.
 
         Raises:
             PassError: names both passes.
@@ -102,6 +102,12 @@ class Pipeline:
                 raise PassError(
                     f"'{after.name}' stands after '{pass_.name}', which chose its threshold "
                     f"for the models as they were\nput '{pass_.name}' last",
+                    exit_code=2,
+                )
+            if pass_.last_shape and after.second_stage is None:
+                raise PassError(
+                    f"'{after.name}' stands after '{pass_.name}', which leaves nothing that "
+                    f"it could change\nput '{pass_.name}' last, or only 'cascade' after it",
                     exit_code=2,
                 )
 

@@ -15,7 +15,7 @@ from prumux.optimizer.search.bisection import (
     safe_loss,
     search_by_bisection,
 )
-from prumux.optimizer.search.cascades import cascade_maker
+from prumux.optimizer.search.cascades import bag_candidate, cascade_maker
 from prumux.optimizer.search.precision_choice import exact_only
 from prumux.optimizer.search.presets import LIMIT_S, exact_pipeline
 from prumux.optimizer.search.progressive_run import search_default_schedule
@@ -127,6 +127,7 @@ def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
         return lambda trial, certify, out_of_time: search_by_acquisition(
             timed, trial, certify, limit, out_of_time, fit=fit, safe=safe
         )
+    apart = None if todo.request.passes is not None else bag_candidate(evaluator)
     lowered = todo.request.passes is None and not evaluator.targets[0].exact
     # A lower precision by itself is a candidate too.
     space = (exact_pipeline(), *todo.space) if lowered else todo.space
@@ -136,5 +137,5 @@ def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
     else:
         order = evaluator.builder.by_cost(space)
     return lambda trial, certify, out_of_time: search_by_bisection(
-        order, trial, certify, limit, out_of_time, safe=safe, extend=extend
+        order, trial, certify, limit, out_of_time, safe=safe, extend=extend, apart=apart
     )

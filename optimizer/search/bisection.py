@@ -78,6 +78,7 @@ def search_by_bisection(
     *,
     safe: float,
     extend: Extend = no_cascade,
+    apart: Pipeline | None = None,
 ) -> SearchResult:
     """Search candidates that are ordered from the slowest to the fastest.
 
@@ -89,17 +90,20 @@ def search_by_bisection(
         out_of_time: True if no time is left for a candidate.
         safe: a candidate with at most this observed loss will most likely be certified.
         extend: makes a further candidate of those that were tried.
+        apart: a candidate that is faster than all others and not cut further than they are:
+            its loss says nothing about theirs.
     """
     search = _Search(order, trial, certify, limit, out_of_time)
     low = search.bisect()
-    if low < 0:
+    fastest = search.try_apart(apart)
+    if low < 0 and fastest is None:
         return none_found(search.trials, limit)
-    last = fixed_sequence(search.certificates(low, safe, extend))
+    last = fixed_sequence(search.certificates(low, safe, extend, fastest))
     return conclude(search.trials, search.proofs, last, limit, search.late)
 
 
 class _Search:
-    """Trials and certificates so far. The added candidate has the number len(order)."""
+    """Trials and certificates so far; candidates beyond `order` have the numbers after it."""
 
     def __init__(
         self,
@@ -138,24 +142,44 @@ class _Search:
             low, high = (middle, high) if keeps else (low, middle)
         return low
 
-    def certificates(self, low: int, safe: float, extend: Extend) -> Iterator[Certificate]:
+    def try_apart(self, pipeline: Pipeline | None) -> Trial | None:
+        """The trial of a candidate apart, if it can be built and keeps the limit."""
+        if pipeline is None or self.out_of_time(pipeline):
+            return None
+        try:
+            found = self.trial(pipeline)
+        except PassError:  # recorded
+            return None
+        self.trials[len(self.order) + 1] = found
+        return found if found.loss <= self.limit else None
+
+    def certificates(
+        self, low: int, safe: float, extend: Extend, fastest: Trial | None
+    ) -> Iterator[Certificate]:
         """Certify candidates in turn, from the slowest; the order follows from select rows."""
-        added = len(self.order)
-        for i in _path(self.trials, low, safe):
-            if not self.no_time(i) and self.loss(i) <= self.limit:
+        most = self.limit
+        if fastest is not None:  # slower ones that lose more could only keep it from its turn
+            most = fastest.loss
+        for i in _path(self.trials, low, safe) if low >= 0 else ():
+            if not self.no_time(i) and self.loss(i) <= most:
                 yield self._proof(self.order[i])
-        found = _added(self.trials, low, extend, self.trial, self.limit)
-        if found is not None:
-            self.trials[added] = found
-            yield self._proof(found.pipeline)
-        for i in range(low + 1, added):
+        added = None
+        if low >= 0:
+            added = _added(self.trials, low, extend, self.trial, self.limit)
+        if added is not None:
+            self.trials[len(self.order)] = added
+            yield self._proof(added.pipeline)
+        if fastest is not None:
+            yield self._proof(fastest.pipeline)
+            return
+        for i in range(low + 1, len(self.order)):
             if self.no_time(i):
                 continue
             try:
                 self.loss(i)
             except PassError:
                 return  # recorded; later candidates are cut further still
-            if found is None or self.trials[i].macs < found.macs:
+            if added is None or self.trials[i].macs < added.macs:
                 yield self._proof(self.order[i])
 
     def _proof(self, pipeline: Pipeline) -> Certificate:

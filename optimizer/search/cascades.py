@@ -80,6 +80,18 @@ def cascade_maker(evaluator: Evaluator, limit: float) -> Extend:
     return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 
 
+def bag_candidate(evaluator: Evaluator) -> Pipeline | None:
+    """The bag of embeddings, which has no layer; None where it cannot be made or timed."""
+    if evaluator.ctx.costs is not None or evaluator.ctx.fit.groups is not None:
+        return None
+    try:
+        found = find_pass("bag")()
+        found.check_given(evaluator.model)
+    except (UsageError, SpecError, PassError):
+        return None
+    return Pipeline((found,))
+
+
 def _possible(evaluator: Evaluator) -> bool:
     """Whether task, target and installed passes allow cascades."""
     try:

@@ -50,6 +50,8 @@ class SearchActions:
     """Minutes that a step may train after so many trainings; 0 = no time left."""
     extend: Extend = no_cascade
     """Makes a further candidate of those that were tried."""
+    apart: Pipeline | None = None
+    """A candidate that is faster than all others, see `search_by_bisection`."""
 
 
 @dataclass

@@ -67,8 +67,12 @@ def search_progressively(
             fallbacks.append(actions.trial(pipeline))
     if fallbacks and fallbacks[-1].loss <= limit:
         fallbacks += bisect_trials(schedule.deeper_fallbacks, actions.trial, limit)
+    fastest: list[Trial] = []
+    if actions.apart is not None:
+        with suppress(PassError):  # recorded
+            fastest.append(actions.trial(actions.apart))
     trained = run_schedule(schedule, actions, limit, fit, must=not fallbacks)
-    trials = dict(enumerate((*fallbacks, *trained.tried)))
+    trials = dict(enumerate((*fallbacks, *fastest, *trained.tried)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
 
@@ -83,6 +87,10 @@ def search_progressively(
     if to_certify and (added := _added([*trials.values()], to_certify[-1], actions, limit)):
         trials[len(trials)] = added
         to_certify.insert(len(to_certify) - (added.loss <= to_certify[-1].loss), added)
+    within_limit = [x for x in fastest if x.loss <= limit and alpha]
+    if within_limit:  # slower ones that lose more could only keep it from being certified
+        least = within_limit[0].loss
+        to_certify = [*(x for x in to_certify if x.loss <= least), *within_limit]
     proofs, last = _certified(to_certify, actions.certify, 1 - alpha)
     late = trained.out_of_time
     if not proofs:  # no trained candidate exists, or no error is left to test one

@@ -15,7 +15,7 @@ from prumux.optimizer.timing.cost_table import cost_table
 
 from .acquisition import TimedCandidate
 from .bisection import SearchResult
-from .cascades import cascade_maker
+from .cascades import bag_candidate, cascade_maker
 from .evaluator import Evaluator
 from .presets import (
     Effort,
@@ -58,7 +58,9 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
     rows = evaluator.certify_rows.scored_rows
     extend = cascade_maker(evaluator, limit)
     grant_minutes = minute_granter(evaluator.ctx.store, left_s)
-    actions = SearchActions(evaluator.trial, certify, time_shapes, grant_minutes, extend)
+    actions = SearchActions(
+        evaluator.trial, certify, time_shapes, grant_minutes, extend, bag_candidate(evaluator)
+    )
     schedule = _schedule(evaluator, effort, points, limit_s)
     return search_progressively(schedule, actions, limit, rows, loss_fitter(evaluator))
 

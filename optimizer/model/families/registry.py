@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.model.sizes import Encoder
 
+from .bag import BAG
 from .family import Family
 
 GROUP = "prumux.families"
@@ -65,7 +66,12 @@ def find_family(model_type: str) -> Family:
 
 def family_of(encoder: Encoder) -> Family:
     """The family that an encoder belongs to."""
-    return find_family(encoder.family)
+    return find_family(encoder.family) if encoder.family not in BAG.model_types else BAG
+
+
+def is_known(family: str) -> bool:
+    """Whether sizes may be of this family, which a pass may have made."""
+    return family in (*model_types(), *BAG.model_types)
 
 
 def _loaded(entry: metadata.EntryPoint) -> Family:

@@ -1,0 +1,1 @@
+"""How the pass `bag` fits the vectors of pieces and pairs."""

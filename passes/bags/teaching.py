@@ -1,0 +1,106 @@
+"""What the dense model says of training rows, and of single pieces of its vocabulary.
+
+Rows are drawn, and pieces are taken by how often rows have them, until the dense model has
+been asked for `ROWS_MACS` and `PIECES_MACS` multiply-adds: about a minute of one core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prumux.optimizer.data.predict import row_logits
+from prumux.optimizer.data.ragged import Ragged
+from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.cost import count
+from prumux.optimizer.model.module import EncoderModule
+from prumux.optimizer.pipeline.context import Context
+
+ROWS_MACS = PIECES_MACS = 10**12
+LEAST_ROWS = 1024
+"""So many rows are asked for in any case."""
+BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """Logits of the dense model."""
+
+    rows: Tensor
+    """Training rows, ascending int64 [R]."""
+    logits: Tensor
+    """[R, C]."""
+    pieces: NDArray[np.int64]
+    """Ids of pieces, each asked for as a text of its own, [P]."""
+    piece_logits: Tensor
+    """[P, C]."""
+
+
+def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
+    """Ask the dense model; it is asked once a run.
+
+    Args:
+        rows: the training rows.
+        most: rows to ask for; None = as many as `ROWS_MACS` allow.
+        ctx: has the dense model.
+    """
+    most = most or max(LEAST_ROWS, _affordable(ctx, float(rows.lengths.mean()), ROWS_MACS))
+    drawn = torch.randperm(len(rows), generator=ctx.generator("bag"))[:most].sort().values
+    single = piece_rows(rows, ctx)
+    pieces = single.ids.values.reshape(-1, 3)[:, 1].astype(np.int64)
+
+    def make() -> dict[str, Tensor]:
+        found = {"rows": dense_logits(rows.take(drawn.numpy()), ctx)}
+        none = found["rows"][:0]
+        return found | {"pieces": dense_logits(single, ctx) if len(single) else none}
+
+    kept = ctx.cached("bag-teacher", (ctx.dense, rows, most), make)
+    return Taught(drawn, kept["rows"], pieces, kept["pieces"])
+
+
+def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
+    """Rows of one piece each, between the special tokens that begin and end all rows.
+
+    There are none where rows have no such tokens, or hold two texts.
+    """
+    none = rows.take([])
+    lengths, ids = rows.ids.lengths, rows.ids.values
+    paired = rows.types is not None and bool(rows.types.values.any())
+    if paired or not len(rows) or lengths.min() < 2:
+        return none
+    first, last = ids[rows.ids.starts], ids[rows.ids.ends - 1]
+    if (first != first[0]).any() or (last != last[0]).any():
+        return none
+    often = np.bincount(ids, minlength=ctx.dense.encoder.vocab)
+    often[[first[0], last[0], rows.pad_id]] = -1
+    order = np.argsort(-often, kind="stable")[: int((often >= 0).sum())]
+    order = order[: _affordable(ctx, 3.0, PIECES_MACS)]
+    made = Ragged.of((int(first[0]), int(x), int(last[0])) for x in order)
+    types = None if rows.types is None else replace(made, values=np.zeros_like(made.values))
+    return Encoded(made, types, None, rows.pad_id)
+
+
+def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
+    """The dense model's logits of rows, [N, C]."""
+    encoder = ctx.dense.encoder
+    early = replace(encoder, pool_early=encoder.reads_first)
+    module = EncoderModule(replace(ctx.dense, encoder=early)).to(ctx.device).eval()
+
+    def run(inputs: Any) -> NDArray[Any]:
+        with torch.inference_mode():
+            given = {k: torch.as_tensor(v).to(ctx.device) for k, v in inputs.items()}
+            found: NDArray[Any] = module(**given).float().cpu().numpy()
+        return found
+
+    with ctx.progress.task("asking the dense model", -(-len(rows) // BATCH)) as tick:
+        return torch.from_numpy(np.stack(row_logits(run, rows, tick)))
+
+
+def _affordable(ctx: Context, length: float, macs: int) -> int:
+    """Rows of a length that the dense model answers for so many multiply-adds."""
+    return int(macs / max(1, count(ctx.dense.encoder, max(1, round(length))).macs))
