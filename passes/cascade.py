@@ -80,6 +80,11 @@ class Cascade(Pass):
             raise ValueError(f"to: {error}") from error
 
     @property
+    def last(self) -> str:
+        """See `Pass`."""
+        return "chose its threshold for the models as they were"
+
+    @property
     def training(self) -> TrainingLength | None:
         """How long the second model's passes train, together."""
         return Pipeline(self.second_stage).training

@@ -90,6 +90,8 @@ class Model:
     kept_hidden: Tensor | None = None
     """Where hidden dimensions were cut out: which ones of the given model are left, int64."""
     tokenizer: PreTrainedTokenizerBase | None = None
+    kept_pieces: tuple[int, ...] | None = None
+    """Where pieces were dropped: the ids of the given tokenizer that are left, in order."""
     source: Mapping[str, str] = field(default_factory=dict)
     """Where the model came from: `name`, `model_type`, `digest`."""
     remarks: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ class Pass(ConfigurableStep):
     `choices(model)`    instances that a search tries
     `check_given(m)`    refuses a given model before anything is built
     `second_stage`      passes of a second model that the result holds; None = one model
+    `last`              why no pass may follow; "" = passes may
     ==================  ==================================================================
     """
 
@@ -77,11 +78,13 @@ class Pass(ConfigurableStep):
 
     @property
     def second_stage(self) -> tuple[Pass, ...] | None:
-        """Passes that make a second model of the given one; None = the result is one model.
-
-        No pass may follow on one that makes two models.
-        """
+        """Passes that make a second model of the given one; None = the result is one model."""
         return None
+
+    @property
+    def last(self) -> str:
+        """Why no pass may follow on this one; "" = passes may."""
+        return ""
 
     def check_given(self, model: Model) -> None:
         """Refuse a given model that this pass can never take, before anything is built.

@@ -92,16 +92,16 @@ class Pipeline:
         return TrainingLength(minutes, epochs, max(x.augment for x in found))
 
     def check_order(self) -> None:
-        """Refuse a pass after one that makes a cascade.
+        """Refuse a pass after one that must be the last.
 
         Raises:
             PassError: names both passes.
         """
         for pass_, after in pairwise(self.passes):
-            if pass_.second_stage is not None:
+            if pass_.last:
                 raise PassError(
-                    f"'{after.name}' stands after '{pass_.name}', which chose its threshold "
-                    f"for the models as they were\nput '{pass_.name}' last",
+                    f"'{after.name}' stands after '{pass_.name}', which {pass_.last}\n"
+                    f"put '{pass_.name}' last",
                     exit_code=2,
                 )
 

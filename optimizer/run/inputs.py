@@ -14,7 +14,6 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import key, user_cache
-from prumux.optimizer.data.layouts import flattened
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
@@ -133,7 +132,6 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
         serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),
         targets=target.variants(model.encoder)[:1],
-        certify_texts=flattened(splits.certify) if coded["certify"].layout else splits.certify,
     )
 
 

@@ -1,0 +1,75 @@
+"""Rows and batches as a model's own tokenizer gives them, where it is not the given one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def own_rows(encoded: Encoded, model: Model) -> Encoded:
+    """The same texts under the ids of a model; `encoded` itself if it kept all pieces.
+
+    Raises:
+        DataError: a row of words loses some, because it is longer and is cut off.
+    """
+    if model.kept_pieces is None:
+        return encoded
+    assert model.tokenizer is not None
+    # Of the sizes, the ones that encoding does not read differ between candidates.
+    sizes = replace(model.encoder, layers=(), mux=None, hidden=1, head_dim=1)
+    return _encoded_again(encoded, model.tokenizer, sizes)
+
+
+def own_context(
+    ctx: Context, model: Model, certify: Encoded, batch: int, length: int | None
+) -> Context:
+    """The context with a model's own rows; `ctx` itself if it kept all pieces.
+
+    Args:
+        ctx: of the given model.
+        model: any other one that was made of it.
+        certify: the rows of the workload, under the given ids.
+        batch: rows in a batch.
+        length: tokens of every row; None = as in the data.
+    """
+    if model.kept_pieces is None:
+        return ctx
+    return replace(
+        ctx,
+        fit=own_rows(ctx.fit, model),
+        train=None,
+        select=None if ctx.select is None else own_rows(ctx.select, model),
+        workload=workload(own_rows(certify, model), batch, length, ctx.arrivals),
+    )
+
+
+@lru_cache(maxsize=4)
+def _encoded_again(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
+) -> Encoded:
+    assert encoded.given is not None, "the texts of these rows are unknown"
+    found = encode(encoded.given, tokenizer, encoder)
+    if encoded.scored is None:
+        return replace(
+            found, labels=encoded.labels, layout=encoded.layout, groups=encoded.groups
+        )
+    for i, (before, after) in enumerate(zip(encoded.scored, found.scored or (), strict=True)):
+        if before.sum() != after.sum():
+            raise DataError(
+                f"row {i + 1} has {before.sum()} words in {len(before)} tokens; with fewer "
+                f"pieces {after.sum()} words fill {len(after)} tokens, the rest is cut off\n"
+                "keep more pieces, as with trim-vocabulary{margin=1}"
+            )
+    return found
