@@ -87,8 +87,7 @@ def trimmed_tokenizer(
         {**x, "id": new[int(x["id"])]} for x in backend.get("added_tokens") or ()
     ]
     backend["post_processor"] = _renumbered(backend.get("post_processor"), new)
-    if backend.get("padding"):
-        backend["padding"]["pad_id"] = new[int(backend["padding"]["pad_id"])]
+    backend["padding"] = None  # holds an id; transformers sets it for each call
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(name)
