@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from prumux.optimizer.pipeline.own_rows import own_rows
 from prumux.optimizer.pipeline.passes import Pass
 
 from .training.plain_text import texts_of, token_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,9 @@ class TrimVocabulary(Pass):
             "pieces_before": len(pieces),
             "pieces": len(kept),
             "used": len(used),
-            "tokenizer_bytes_before": json_bytes(tokenizer),
-            "tokenizer_bytes": json_bytes(made.tokenizer),
+            "table_bytes_before": _table_bytes(model),
+            "table_bytes": _table_bytes(made),
         }
-        if ctx.select is not None:
-            notes["rows_with_other_pieces"] = other_pieces(ctx.select, made)
         return replace(made, notes=notes)
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
@@ -124,17 +119,9 @@ class TrimVocabulary(Pass):
             _check_rows(given, own_rows(given, after), after.kept_pieces, unknown)
 
 
-def other_pieces(given: Encoded, model: Model) -> float:
-    """Share of rows that a model splits into other pieces than the given model does."""
-    found, kept = own_rows(given, model), model.kept_pieces or ()
-    back = np.array(kept)
-    other = [not np.array_equal(back[found.ids[i]], given.ids[i]) for i in range(len(given))]
-    return float(np.mean(other)) if other else 0.0
-
-
-def json_bytes(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Size of its tokenizer.json."""
-    return 0 if tokenizer is None else len(tokenizer.backend_tokenizer.to_str().encode())
+def _table_bytes(model: Model) -> int:
+    """Size of the token table in float32."""
+    return 4 * model.encoder.vocab * model.encoder.embedding
 
 
 def _check_rows(

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from prumux.optimizer.base.errors import DataError
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded, encode
@@ -53,6 +55,20 @@ def own_context(
         select=None if ctx.select is None else own_rows(ctx.select, model),
         workload=workload(own_rows(certify, model), batch, length, ctx.arrivals),
     )
+
+
+def other_pieces(encoded: Encoded, model: Model) -> float:
+    """Share of texts that a model splits into other pieces than the given model does.
+
+    Args:
+        encoded: the texts under the given ids.
+        model: one that was made of the given one.
+    """
+    if model.kept_pieces is None or not len(encoded):
+        return 0.0
+    found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
+    other = [not np.array_equal(given[found[i]], ids) for i, ids in enumerate(encoded.ids)]
+    return float(np.mean(other))
 
 
 @lru_cache(maxsize=4)

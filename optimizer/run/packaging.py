@@ -162,8 +162,11 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
     """True if slower in the median round and in the best one; noise does not decide.
 
-    With costs of the machine that will serve, their estimate decides where there is one.
+    With costs of the machine that will serve, their estimate decides where there is one. A
+    model that lost pieces was asked for because its file is smaller.
     """
+    if other.model.kept_pieces is not None:
+        return False
     if evaluator.ctx.costs is not None:
         with suppress(PrumuxError):  # this target or mixing was not measured
             return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from string import ascii_lowercase
 from typing import Any
@@ -14,11 +14,12 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.helpers.family_tokenizers import UNIGRAM
 
-WORDS = (
+PROSE = (
     "the film was a good film and the players played it well they were laughing and laughed "
     "nobody knew why the story ended so early but everybody liked the ending of the story "
     "naïve über straße 映画 movie unfilmable replaying walls walled waller wallet"
-).split()
+)
+WORDS = PROSE.split()
 TEXTS = [" ".join(WORDS[i : i + 6]) for i in range(0, len(WORDS), 3)] + [ascii_lowercase]
 KINDS = (
     *("bert", "mpnet", "roberta", "modernbert", "suffixed"),
@@ -30,24 +31,25 @@ _BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 @cache
 def with_pieces(kind: str) -> Any:
     """A tokenizer of a family, or of a kind that no family has (`suffixed`, `bytes`)."""
-    if kind == "bert":
-        return transformers.BertTokenizer(vocab=_numbered([*_BERT, *_word_pieces()]))
-    if kind == "mpnet":
-        marks = ["<s>", "<pad>", "</s>", "[UNK]", *_word_pieces(), "<mask>"]
-        return transformers.MPNetTokenizer(vocab=_numbered(marks))
-    if kind == "roberta":
-        marks, merges = ["<s>", "<pad>", "</s>", "<unk>"], _merges()
-        words = [*marks, *_pair_pieces(), "<mask>"]
-        return transformers.RobertaTokenizer(vocab=_numbered(words), merges=merges)
-    if kind == "modernbert":
-        return _generic(_byte_pairs(), ["[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"])
-    if kind == "suffixed":
-        return _generic(_suffixed(), ["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
-    if kind == "bytes":
-        return _generic(_with_bytes(), ["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
-    name, marks, end = UNIGRAM[kind]
-    pieces = [(x, 0.0) for x in marks] + [*_scored(), *((x, 0.0) for x in end)]
-    return getattr(transformers, name)(vocab=pieces)
+    if kind in UNIGRAM:
+        name, marks, end = UNIGRAM[kind]
+        pieces = [(x, 0.0) for x in marks] + [*_scored(), *((x, 0.0) for x in end)]
+        return getattr(transformers, name)(vocab=pieces)
+    return _MAKERS[kind]()
+
+
+def _bert() -> Any:
+    return transformers.BertTokenizer(vocab=_numbered([*_BERT, *_word_pieces()]))
+
+
+def _mpnet() -> Any:
+    marks = ["<s>", "<pad>", "</s>", "[UNK]", *_word_pieces(), "<mask>"]
+    return transformers.MPNetTokenizer(vocab=_numbered(marks))
+
+
+def _roberta() -> Any:
+    words = ["<s>", "<pad>", "</s>", "<unk>", *_pair_pieces(), "<mask>"]
+    return transformers.RobertaTokenizer(vocab=_numbered(words), merges=_merges())
 
 
 def _numbered(words: Iterable[str]) -> dict[str, int]:
@@ -86,11 +88,11 @@ def _merges() -> list[tuple[str, str]]:
 
 
 def _byte_pairs() -> Any:
-    """The special tokens come after the pieces, as ModernBERT's do."""
+    """Byte-level pairs. The special tokens come after the pieces, as ModernBERT's do."""
     backend = Tokenizer(models.BPE(_pairs()["vocab"], _merges()))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return backend
+    return _generic(backend, ["[CLS]", "[SEP]", "[UNK]", "[MASK]", "[PAD]"])
 
 
 def _suffixed() -> Any:
@@ -102,7 +104,7 @@ def _suffixed() -> Any:
         vocab_size=150, special_tokens=names, end_of_word_suffix="</w>"
     )
     backend.train_from_iterator(TEXTS, trainer)
-    return backend
+    return _generic(backend, names)
 
 
 @cache
@@ -122,7 +124,7 @@ def _with_bytes() -> Any:
     spelt = [(f"<0x{i:02X}>", -30.0) for i in range(256)]
     backend = Tokenizer(models.Unigram([*marks, *spelt, *_scored()], 3, byte_fallback=True))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    return backend
+    return _generic(backend, [x for x, _ in marks])
 
 
 def _generic(backend: Any, specials: list[str]) -> Any:
@@ -137,3 +139,13 @@ def _generic(backend: Any, specials: list[str]) -> Any:
         tokenizer_object=backend, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
         unk_token="[UNK]", model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
+
+
+_MAKERS: Mapping[str, Callable[[], Any]] = {
+    "bert": _bert,
+    "mpnet": _mpnet,
+    "roberta": _roberta,
+    "modernbert": _byte_pairs,
+    "suffixed": _suffixed,
+    "bytes": _with_bytes,
+}

@@ -26,6 +26,11 @@ def backend_json(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return found
 
 
+def json_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Size of its tokenizer.json."""
+    return len(tokenizer.backend_tokenizer.to_str().encode())
+
+
 def trimmable(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The vocabulary of a tokenizer that may lose pieces.
 

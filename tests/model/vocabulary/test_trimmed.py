@@ -121,7 +121,12 @@ def test_pairs_keep_all_that_merges_into_a_piece() -> None:
 
 def test_unigram_keeps_the_cost_of_an_unknown_character() -> None:
     pieces = [["<unk>", 0.0], ["a", -2.0], ["aa", -9.0], ["aaa", -3.0], ["b", -4.0]]
-    pieces += [["<0x41>", -1.0], ["twice", -1.0], ["twice", -2.0], *([x, -1.0] for x in "twice")]
+    pieces += [
+        ["<0x41>", -1.0],
+        ["twice", -1.0],
+        ["twice", -2.0],
+        *([x, -1.0] for x in "twice"),
+    ]
     found = set(Unigram({"vocab": pieces, "unk_id": 0}, ()).smallest())
     assert found == {0, 1, 2, 4, 5, 6, 7, *range(8, 13)}
 
@@ -147,7 +152,10 @@ def word_level() -> Any:
 @pytest.mark.parametrize(
     ("tokenizer", "said"),
     [
-        (word_level(), "its kind is WordLevel; pieces can go where it is WordPiece, BPE, Unigram"),
+        (
+            word_level(),
+            "its kind is WordLevel; pieces can go where it is WordPiece, BPE, Unigram",
+        ),
         (
             generic(Tokenizer(models.WordPiece({"[UNK]": 0, "ab": 1}, unk_token="[UNK]"))),
             "no piece for '##b', 'a' alone, so texts with it might become unknown",
@@ -178,6 +186,16 @@ def test_a_class_that_keeps_its_own_ids_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_keys_of_config_json() -> None:
     kept = [0, 2, 5, 7]
-    config = {"bos_token_id": 2, "eos_token_id": [5, 7], "sep_token_id": 3, "mask_token_id": None}
+    config = {
+        "bos_token_id": 2,
+        "eos_token_id": [5, 7],
+        "sep_token_id": 3,
+        "mask_token_id": None,
+    }
     found = renumbered_config(json.loads(json.dumps(config)) | {"name": 5}, kept)
-    assert found == {"bos_token_id": 1, "eos_token_id": [2, 3], "mask_token_id": None, "name": 5}
+    assert found == {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+        "mask_token_id": None,
+        "name": 5,
+    }
