@@ -26,9 +26,13 @@ from tests.helpers.factory import make_context, tiny_tokenizer
 from tests.helpers.family_tokenizers import UNIGRAM
 from tests.helpers.pieces import TEXTS, with_pieces
 
-KIND = {"bert": "bert", "electra": "bert", "distilbert": "bert", "nomic_bert": "bert",
-        "mpnet": "mpnet", "roberta": "roberta", "modernbert": "modernbert",
-        "eurobert": "modernbert"} | {x: x for x in UNIGRAM} | {"gte": "xlm-roberta"}  # fmt: skip
+KIND = {
+    **dict.fromkeys(("bert", "electra", "distilbert", "nomic_bert"), "bert"),
+    **dict.fromkeys(("modernbert", "eurobert"), "modernbert"),
+    **{x: x for x in ("mpnet", "roberta", *UNIGRAM)},
+    "gte": "xlm-roberta",
+}
+"""The kind of tokenizer of each family."""
 FIT, OTHER = tuple(TEXTS[:3] * 4), tuple(TEXTS[3:])
 
 
@@ -197,7 +201,7 @@ def test_words_that_no_longer_fit_are_refused(tmp_path: Path) -> None:
     other = encode(Rows((), words=words), model.tokenizer, model.encoder)
     ctx = make_context(model, fit=fit, select=other)
     with pytest.raises(
-        PassError, match="row 1 has 9 words in .* tokens; with fewer"
+        PassError, match=r"row 1 has 9 words in .* tokens; with fewer"
     ) as caught:
         Pipeline.parse("trim-vocabulary{margin=0}").run(model, ctx)
     assert caught.value.exit_code == DataError.exit_code
