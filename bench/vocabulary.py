@@ -4,9 +4,9 @@
 
 `MODEL` makes embeddings, `--data` has scored pairs. Pieces are kept that the train split uses,
 with `--text` those of the column `text` of a file as well, and a margin. For each choice the
-script gives pieces and sizes of files; the largest difference of the vectors of test texts that
-consist of kept pieces; Spearman's correlation of all test pairs; and of each data set, the
-share of texts whose pieces change, how many tokens they have, and their unknown pieces.
+script gives pieces and sizes of files; the largest difference of the vectors of test texts
+that consist of kept pieces; Spearman's correlation of all test pairs; and of each data set,
+the share of texts whose pieces change, how many tokens they have, and their unknown pieces.
 """
 
 from __future__ import annotations
