@@ -19,13 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from prumux.optimizer.base.errors import GateError, ModelError, PassError
-from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.base.errors import ModelError, PassError
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.vocabulary.trim import needed_ids, trimmed_model
 from prumux.optimizer.model.vocabulary.trimmed import kept_ids, trimmable
 from prumux.optimizer.pipeline.context import Context
-from prumux.optimizer.pipeline.own_rows import own_rows
+from prumux.optimizer.pipeline.own_rows import check_pieces
 from prumux.optimizer.pipeline.passes import Pass
 
 from .training.plain_text import texts_of, token_ids
@@ -41,6 +40,7 @@ class TrimVocabulary(Pass):
     """
 
     name: ClassVar[str] = "trim-vocabulary"
+    last: ClassVar[str] = "changes the ids of all tokens"
     margin: float = field(
         default=0.1,
         metadata={
@@ -60,11 +60,6 @@ class TrimVocabulary(Pass):
     def input_files(self) -> tuple[Path, ...]:
         """The file of `text`."""
         return () if self.text is None else (Path(self.text),)
-
-    @property
-    def last(self) -> str:
-        """See `Pass`."""
-        return "changes the ids of all tokens"
 
     def sketch(self) -> Pass | None:
         """None: layers keep their shapes."""
@@ -112,37 +107,11 @@ class TrimVocabulary(Pass):
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
         """Check on fit and select rows that kept pieces stay, and that no text is lost."""
-        if after.kept_pieces is None:
-            return
         unknown = None if before.tokenizer is None else before.tokenizer.unk_token_id
-        for given in filter(None, (ctx.fit, ctx.select)):
-            _check_rows(given, own_rows(given, after), after.kept_pieces, unknown)
+        for rows in filter(None, (ctx.fit, ctx.select)):
+            check_pieces(rows, after, unknown)
 
 
 def _table_bytes(model: Model) -> int:
     """Size of the token table in float32."""
     return 4 * model.encoder.vocab * model.encoder.embedding
-
-
-def _check_rows(
-    given: Encoded, found: Encoded, kept: tuple[int, ...], unknown: int | None
-) -> None:
-    """Compare rows by the whole vocabulary with those by the smaller one.
-
-    Raises:
-        GateError: a row of kept pieces has others now, or a row has an unknown piece more.
-    """
-    back = np.array(kept)
-    for i in range(len(given)):
-        one, two = given.ids[i], back[found.ids[i]]
-        if np.isin(one, back).all() and not np.array_equal(one, two):
-            raise GateError(
-                f"row {i + 1} has kept pieces only, {len(one)} of them, and {len(two)} others "
-                "with the smaller vocabulary\nleave 'trim-vocabulary' out; please report it"
-            )
-        more = int((two == unknown).sum()) - int((one == unknown).sum())
-        if more > 0:
-            raise GateError(
-                f"row {i + 1} has {more} unknown pieces more with the smaller vocabulary\n"
-                "leave 'trim-vocabulary' out; please report it"
-            )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prumux.optimizer.base.errors import DataError
+from prumux.optimizer.base.errors import DataError, GateError
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.model import Model
@@ -69,6 +69,35 @@ def other_pieces(encoded: Encoded, model: Model) -> float:
     found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
     other = [not np.array_equal(given[found[i]], ids) for i, ids in enumerate(encoded.ids)]
     return float(np.mean(other))
+
+
+def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
+    """Check that texts of kept pieces keep them, and that no text has more unknown ones.
+
+    Args:
+        encoded: the texts under the given ids.
+        model: one that was made of the given one.
+        unknown: the given id of the unknown piece.
+
+    Raises:
+        GateError: a text has other pieces than it should have.
+    """
+    if model.kept_pieces is None:
+        return
+    found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
+    for i, before in enumerate(encoded.ids):
+        after = given[found[i]]
+        if np.isin(before, given).all() and not np.array_equal(before, after):
+            raise GateError(
+                f"row {i + 1} has kept pieces only, {len(before)} of them, and {len(after)} "
+                "others with the smaller vocabulary\nplease report it"
+            )
+        more = int((after == unknown).sum()) - int((before == unknown).sum())
+        if more > 0:
+            raise GateError(
+                f"row {i + 1} has {more} more unknown pieces with the smaller vocabulary\n"
+                "please report it"
+            )
 
 
 @lru_cache(maxsize=4)

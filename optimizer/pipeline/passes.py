@@ -51,6 +51,8 @@ class Pass(ConfigurableStep):
 
     preserves: ClassVar[bool] = False
     masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
+    last: ClassVar[str] = ""
+    """Why no pass may follow on this one; "" = passes may."""
 
     @property
     def slots(self) -> int:
@@ -80,11 +82,6 @@ class Pass(ConfigurableStep):
     def second_stage(self) -> tuple[Pass, ...] | None:
         """Passes that make a second model of the given one; None = the result is one model."""
         return None
-
-    @property
-    def last(self) -> str:
-        """Why no pass may follow on this one; "" = passes may."""
-        return ""
 
     def check_given(self, model: Model) -> None:
         """Refuse a given model that this pass can never take, before anything is built.

@@ -186,11 +186,18 @@ def test_a_tokenizer_that_splits_kept_pieces_otherwise_is_a_fault(
     (trim,) = Pipeline.parse("trim-vocabulary").passes
     ctx = make_context(model, fit=fit)
     trim.ensures(model, made, ctx)
-    where = "prumux.passes.trim_vocabulary.own_rows"
-    less = coded(model, tuple(x[:-3] for x in FIT))
-    monkeypatch.setattr(where, lambda *_: own_rows(less, made))
+    where = "prumux.optimizer.pipeline.own_rows.own_rows"
+    less, unknown = (
+        own_rows(coded(model, x), made)
+        for x in (tuple(x[:-3] for x in FIT), tuple(f"{x} ☃" for x in FIT))
+    )
+    monkeypatch.setattr(where, lambda *_: less)
     with pytest.raises(GateError, match="row 1 has kept pieces only"):
         trim.ensures(model, made, ctx)
+    monkeypatch.setattr(where, lambda *_: unknown)
+    some = replace(made, kept_pieces=(*(made.kept_pieces or ())[:-1], 10**6))
+    with pytest.raises(GateError, match="row 1 has 1 more unknown pieces"):
+        trim.ensures(model, some, ctx)
 
 
 def test_words_that_no_longer_fit_are_refused(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_result_loads_everywhere_with_the_same_ids(job: list[str], done: Pat
     read = AutoModelForSequenceClassification.from_pretrained(str(done)).eval()
     with torch.no_grad():
         logits = read(**small(texts, padding=True, return_tensors="pt")).logits
-    answers = prumux.load(done).predict(texts)
+    answers: Any = prumux.load(done).predict(texts)
     assert [x.label for x in answers] == [made.task.labels[i] for i in logits.argmax(-1)]
     coded = jobs.coded_by(made, Rows(tuple(texts)))
     assert [x.tolist() for x in coded.ids] == small(texts)["input_ids"]
@@ -119,6 +119,16 @@ def test_the_result_verifies_and_is_a_model_again(
     command = [str(done), *job[1:], "--passes", "prune{sparsity=0.2},slice"]
     assert main([*command, "--out", str(tmp_path / "again")]) == 0
     assert report_of(tmp_path / "again")["scores"]["certify"]["score_dense"] < 1
+
+
+def test_a_result_of_a_search_is_trimmed(job: list[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    command = [*job, "--passes", "pool-early,prune{sparsity=0.2},slice", "--out", str(first)]
+    assert main(command) == 0
+    assert main([str(first), *job[1:], "--passes", TRIM, "--out", str(second)]) == 0
+    sizes, found = load_model(str(first)).encoder, load_model(str(second)).encoder
+    assert found.layers == sizes.layers
+    assert found.vocab < sizes.vocab
 
 
 def test_an_interrupted_run_goes_on(job: list[str], tmp_path: Path) -> None:
