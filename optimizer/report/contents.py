@@ -337,7 +337,7 @@ class Report:
         CascadeRecord | None, "The stages of a cascade. Null where the result is one model."
     ] = None
     vocabulary: Annotated[
-        VocabularyRecord | None, "What trim-vocabulary dropped, if anything.", OMIT_NONE
+        VocabularyRecord | None, "What trim-vocabulary dropped. Null where all pieces stay."
     ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[
