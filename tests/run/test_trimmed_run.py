@@ -121,9 +121,20 @@ def test_the_result_verifies_and_is_a_model_again(
     assert report_of(tmp_path / "again")["scores"]["certify"]["score_dense"] < 1
 
 
+@pytest.mark.parametrize("more", [["--length", "data"], ["--text"]])
+def test_it_is_timed_beside_the_given_model(
+    more: list[str], job: list[str], done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each with its own ids: those of the given model are beyond the smaller table."""
+    for order in ([job[0], str(done)], [str(done), job[0]]):
+        command = [*order, "--data", job[2], "--batch", "8", "--rounds", "2", "--json", *more]
+        assert bench(command) == 0
+        assert len(json.loads(capsys.readouterr().out)["models"]) == 2
+
+
 def test_a_result_of_a_search_is_trimmed(job: list[str], tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    command = [*job, "--passes", "pool-early,prune{sparsity=0.2},slice", "--out", str(first)]
+    command = [*job, "--passes", "pool-early", "--out", str(first)]
     assert main(command) == 0
     assert main([str(first), *job[1:], "--passes", TRIM, "--out", str(second)]) == 0
     sizes, found = load_model(str(first)).encoder, load_model(str(second)).encoder
