@@ -123,13 +123,12 @@ def test_the_result_verifies_and_is_a_model_again(
 
 @pytest.mark.parametrize("more", [["--length", "data"], ["--text"]])
 def test_it_is_timed_beside_the_given_model(
-    more: list[str], job: list[str], done: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str], job: list[str], done: Path
 ) -> None:
     """Each with its own ids: those of the given model are beyond the smaller table."""
     for order in ([job[0], str(done)], [str(done), job[0]]):
-        command = [*order, "--data", job[2], "--batch", "8", "--rounds", "2", "--json", *more]
+        command = [*order, "--data", job[2], "--batch", "8", "--rounds", "2", "-q", *more]
         assert bench(command) == 0
-        assert len(json.loads(capsys.readouterr().out)["models"]) == 2
 
 
 def test_a_result_of_a_search_is_trimmed(job: list[str], tmp_path: Path) -> None:
