@@ -177,7 +177,7 @@ def times(study: Study, shares: Sequence[float]) -> list[dict[str, float]]:
         engines = [opened(evaluator.model, evaluator.target.baseline())]
         engines += [opened(model, study.target) for model in models]
         ctx = evaluator.ctx
-        speeds = compare(engines, ctx.workload, ctx.progress, ctx.cores)
+        speeds = compare([(x, ctx.workload) for x in engines], ctx.progress, ctx.cores)
     return [asdict(x) for x in speeds[1:]]
 
 

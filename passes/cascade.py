@@ -40,6 +40,7 @@ class Cascade(Pass):
     """
 
     name: ClassVar[str] = "cascade"
+    last: ClassVar[str] = "chose its threshold for the models as they were"
     most_rows: ClassVar[int | None] = None
     to: str = field(
         default="",
@@ -72,10 +73,8 @@ class Cascade(Pass):
     @property
     def second_stage(self) -> tuple[Pass, ...]:
         """The passes of `to`."""
-        if not self.to.strip():
-            return ()
         try:
-            return Pipeline.parse(self.to).passes
+            return Pipeline.parse(self.to).passes if self.to.strip() else ()
         except SpecError as error:
             raise ValueError(f"to: {error}") from error
 

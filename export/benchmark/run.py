@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, PrumuxError, UsageError
 from prumux.optimizer.data.predict import Arrivals, workload
-from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.timing.interleave import Timing, interleave, percentile_ms, speedup
 
 from .engines import ANY_VOCAB, OpenedModel
@@ -213,10 +213,25 @@ def inputs_of(  # noqa: PLR0917 - the last one has a default
         arrivals: whether batches are sorted by length or as rows arrive.
     """
     if rows is not None:
-        return [_fitting(x.inputs(), to) for x in workload(rows, batch, None, arrivals)]
+        own = own_ids(to, opened, rows)
+        return [_fitting(x.inputs(), to) for x in workload(own, batch, None, arrivals)]
     vocab = min(ANY_VOCAB, *(x.vocab for x in opened))
     ids = np.random.default_rng(0).integers(vocab // 2, vocab, (batch, length or 1))
     return [_fitting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, to)]
+
+
+def own_ids(to: OpenedModel, opened: Sequence[OpenedModel], rows: Encoded) -> Encoded:
+    """The texts of rows by an engine's own tokenizer, if its vocabulary is another one.
+
+    Args:
+        to: the engine.
+        opened: all engines; the first one with a tokenizer gave `rows` its ids.
+        rows: the data.
+    """
+    first = next((x for x in opened if x.tokenizer is not None), to)
+    if to.vocab == first.vocab or to.tokenizer is None or to.encoder is None:
+        return rows
+    return rows if rows.given is None else encode(rows.given, to.tokenizer, to.encoder)
 
 
 def _fitting(inputs: Inputs, to: OpenedModel) -> Inputs:

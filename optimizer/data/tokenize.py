@@ -22,6 +22,7 @@ from prumux.optimizer.tasks.layout import Layout
 
 from .layouts import flattened, layout_of
 from .ragged import Ragged
+from .word_labels import aligned, first_subwords, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +55,8 @@ class Encoded:
     """The number of each row's query, [N], for tasks that score queries."""
     layout: Layout | None = None
     """The layout of labelled rows over texts; None = each text is one row."""
+    given: Rows | None = None
+    """The texts before they were tokenised; None = unknown."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -89,6 +92,7 @@ class Encoded:
             pad_id=self.pad_id,
             scored=None if self.scored is None else tuple(self.scored[i] for i in at),
             groups=None if self.groups is None else self.groups[at],
+            given=None if self.given is None else self.given.take(at),
         )
 
 
@@ -146,7 +150,11 @@ def encode(
     if not len(rows):
         none = Ragged.of(())
         return Encoded(
-            none, none if encoder.token_types else None, rows.labels, encoder.pad_id
+            none,
+            none if encoder.token_types else None,
+            rows.labels,
+            encoder.pad_id,
+            given=rows,
         )
     side = side or ("left" if tokenizer.truncation_side == "left" else "right")
     id_parts, type_parts, words = [], [], []
@@ -155,7 +163,7 @@ def encode(
         if encoder.token_types:
             type_parts.append(_token_types(found, id_parts[-1], rows))
         if rows.words is not None:
-            words += [_words_of(x, side) for x in found]
+            words += [words_of(x, side) for x in found]
     ids = Ragged.joined(id_parts)
     types = Ragged.joined(type_parts) if encoder.token_types else None
     empty = np.flatnonzero(ids.lengths == 0)
@@ -168,14 +176,14 @@ def encode(
     if types is not None:
         _check_range("token type ids", types, "token types", encoder.token_types)
     if rows.words is None:
-        return Encoded(ids, types, rows.labels, encoder.pad_id, groups=rows.groups)
-    scored = tuple(_first_subwords(x) for x in words)
+        return Encoded(ids, types, rows.labels, encoder.pad_id, groups=rows.groups, given=rows)
+    scored = tuple(first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
         labels = tuple(
-            _aligned(rows.labels[i], words[i], first) for i, first in enumerate(scored)
+            aligned(rows.labels[i], words[i], first) for i, first in enumerate(scored)
         )
-    return Encoded(ids, types, labels, encoder.pad_id, scored)
+    return Encoded(ids, types, labels, encoder.pad_id, scored, given=rows)
 
 
 def encodings(
@@ -265,15 +273,6 @@ def _settings(tokenizer: PreTrainedTokenizerBase, length: int, side: Side) -> It
             backend.enable_padding(**before[1])
 
 
-def _words_of(found: Any, side: Side) -> list[int | None]:
-    """The word of each token; None for special tokens and for a word whose head is cut off."""
-    words: list[int | None] = found.word_ids
-    if side == "right":
-        return words
-    cut = {x for part in found.overflowing for x in part.word_ids}
-    return [None if x in cut else x for x in words]
-
-
 def row_limit(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
 ) -> int:
@@ -308,19 +307,6 @@ def _check_range(what: str, rows: Ragged, holder: str, size: int) -> None:
             f"the tokenizer gives {what} up to {top}, the model has {holder} of size {size}: "
             "they do not belong together; use the tokenizer that was saved with the model"
         )
-
-
-def _first_subwords(words: Sequence[int | None]) -> NDArray[np.bool_]:
-    pairs = zip([None, *words], words, strict=False)
-    return np.array([x is not None and x != before for before, x in pairs], dtype=np.bool_)
-
-
-def _aligned(labels: Ints, words: Sequence[int | None], first: NDArray[np.bool_]) -> Ints:
-    found = np.full(len(words), IGNORE, dtype=np.int64)
-    for i, word in enumerate(words):
-        if first[i] and word is not None:
-            found[i] = labels[word]
-    return found
 
 
 def batches(

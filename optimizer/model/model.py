@@ -90,6 +90,8 @@ class Model:
     kept_hidden: Tensor | None = None
     """The hidden dimensions of the given model that are left, int64; None = all."""
     tokenizer: PreTrainedTokenizerBase | None = None
+    kept_pieces: tuple[int, ...] | None = None
+    """Where pieces were dropped: the ids of the given tokenizer that are left, in order."""
     source: Mapping[str, str] = field(default_factory=dict)
     """The origin of the model: `name`, `model_type`, `digest`."""
     remarks: tuple[str, ...] = ()

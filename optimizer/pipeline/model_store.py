@@ -17,6 +17,7 @@ from prumux.optimizer.model.artifact import (
 )
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Applied, Model
+from prumux.optimizer.model.vocabulary.trim import with_pieces
 
 from .context import Context
 from .passes import Pass
@@ -66,6 +67,7 @@ class ModelStore:
                 "history": [asdict(x) for x in model.history],
                 "kept_hidden": None if kept is None else kept.tolist(),
                 "given": given,
+                "kept_pieces": model.kept_pieces,
             },
         )
         self.store.drop()
@@ -91,9 +93,9 @@ class ModelStore:
         masks = Masks.full(encoder)
         if pending:
             masks = Masks(tuple(pending[:layers]), tuple(pending[layers:-1]), pending[-1])
-        kept = facts["kept_hidden"]
+        kept, pieces = facts["kept_hidden"], facts["kept_pieces"]
         return replace(
-            self.given,
+            self.given if pieces is None else with_pieces(self.given, pieces),
             encoder=encoder,
             weights=weights,
             masks=masks,

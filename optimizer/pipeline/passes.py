@@ -46,12 +46,15 @@ class Pass(ConfigurableStep):
     `choices(model)`    instances that a search tries
     `check_given(m)`    refuses a given model before anything is built
     `second_stage`      passes of a second model that the result holds; None = one model
+    `last`              the reason that no pass may follow; "" = passes may
     ==================  ==================================================================
     """
 
     preserves: ClassVar[bool] = False
     masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
     last_shape: ClassVar[bool] = False
+    last: ClassVar[str] = ""
+    """The reason that no pass may follow on this one; "" = passes may."""
 
     @property
     def slots(self) -> int:
@@ -79,10 +82,7 @@ class Pass(ConfigurableStep):
 
     @property
     def second_stage(self) -> tuple[Pass, ...] | None:
-        """Passes that make a second model of the given one; None = the result is one model.
-
-        No pass may follow on one that makes two models.
-        """
+        """Passes that make a second model of the given one; None = the result is one model."""
         return None
 
     def check_given(self, model: Model) -> None:

@@ -98,10 +98,10 @@ class Pipeline:
             PassError: names both passes.
         """
         for pass_, after in pairwise(self.passes):
-            if pass_.second_stage is not None:
+            if pass_.last:
                 raise PassError(
-                    f"'{after.name}' stands after '{pass_.name}', which chose its threshold "
-                    f"for the models as they were\nput '{pass_.name}' last",
+                    f"'{after.name}' stands after '{pass_.name}', which {pass_.last}\n"
+                    f"put '{pass_.name}' last",
                     exit_code=2,
                 )
             if pass_.last_shape and after.second_stage is None:

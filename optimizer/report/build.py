@@ -15,6 +15,8 @@ from prumux.optimizer.base.errors import PrumuxError
 from prumux.optimizer.base.store import write_atomic
 from prumux.optimizer.certificate.certificate import interval
 from prumux.optimizer.model.cost import count_model
+from prumux.optimizer.model.vocabulary.trimmed import json_bytes
+from prumux.optimizer.pipeline.own_rows import other_pieces
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.cascade_facts import cascade_facts
 
@@ -44,6 +46,7 @@ from .encoding import from_json, to_json
 from .engine_timings import EngineTiming, OtherEngine, OwnBatchTiming
 from .html import render
 from .units import Interval
+from .vocabulary_record import VocabularyRecord
 
 if TYPE_CHECKING:
     from prumux.optimizer.model.model import Model
@@ -153,6 +156,7 @@ def build_report(
         layers=_layer_sizes(given.encoder, model.encoder),
         mux=_mux(evaluator, shipped),
         cascade=_cascade(evaluator, shipped),
+        vocabulary=_vocabulary(evaluator, model),
         passes=tuple(PassRecord(**asdict(x)) for x in model.history),
         export=Pair(dict(dense.emitted.notes), dict(shipped.emitted.notes)),
         engine=dict(shipped.engine.describe()),
@@ -290,6 +294,23 @@ def _cascade(evaluator: Evaluator, shipped: MeasuredEngine) -> CascadeRecord | N
         max_share=second.max_share,
         stages=ByRole(scores["certify"], scores.get("test")),
         margins=tuple(MarginBin(*x) for x in bars),
+    )
+
+
+def _vocabulary(evaluator: Evaluator, model: Model) -> VocabularyRecord | None:
+    """Pieces of both tokenizers, and the rows that another one splits differently."""
+    given = evaluator.model.tokenizer
+    if model.kept_pieces is None or model.tokenizer is None or given is None:
+        return None
+    test = evaluator.test_rows
+    return VocabularyRecord(
+        pieces_dense=len(given.get_vocab()),
+        pieces=len(model.kept_pieces),
+        tokenizer_bytes_dense=json_bytes(given),
+        tokenizer_bytes=json_bytes(model.tokenizer),
+        other_pieces_select=other_pieces(evaluator.select_rows, model),
+        other_pieces_certify=other_pieces(evaluator.certify_rows, model),
+        other_pieces_test=None if test is None else other_pieces(test, model),
     )
 
 

@@ -30,6 +30,7 @@ from .units import (
     Times,
     Unit,
 )
+from .vocabulary_record import VocabularyRecord
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -334,6 +335,9 @@ class Report:
     ]
     cascade: Annotated[
         CascadeRecord | None, "The stages of a cascade. Null where the result is one model."
+    ] = None
+    vocabulary: Annotated[
+        VocabularyRecord | None, "What trim-vocabulary dropped. Null where all pieces stay."
     ] = None
     passes: Annotated[tuple[PassRecord, ...], "Receipts of the shipped pipeline, in order."]
     export: Annotated[

@@ -9,6 +9,7 @@ from typing import TextIO
 from .contents import CascadeRecord, ClassRecord, ClassScores, MuxRecord, Report
 from .costs_record import CostsRecord
 from .formats import duration, machine_name, millions, percent, points
+from .vocabulary_record import VocabularyRecord
 
 Row = tuple[str, str, str, str]
 """Columns: the figure, the dense model, the optimised model, and the comparison."""
@@ -59,7 +60,7 @@ def table_rows(report: Report) -> list[Row]:
         )
         if report.classes is not None:
             rows += class_rows(dict(report.classes.items())[role])
-    rows += _cascade_rows(report.cascade)
+    rows += [*_cascade_rows(report.cascade), *_vocabulary_rows(report.vocabulary)]
     return [*rows, *_mux_rows(report.mux), *_speed_rows(report), *_size_rows(report)]
 
 
@@ -184,6 +185,22 @@ def _cascade_rows(cascade: CascadeRecord | None) -> list[Row]:
         rows.append((f"  deferred of the {role} rows", "", f"{100 * x.deferred:.1f}%", ""))
         rows.append(("  first and second model alone", "", alone, ""))
     return rows
+
+
+def _vocabulary_rows(found: VocabularyRecord | None) -> list[Row]:
+    if found is None:
+        return []
+    other = {"certify": found.other_pieces_certify, "test": found.other_pieces_test}
+    changed = [
+        (f"  {role} rows with other pieces", "", f"{100 * share:.1f}%", "")
+        for role, share in other.items()
+        if share is not None
+    ]
+    before, after = found.pieces_dense, found.pieces
+    return [
+        ("pieces of the tokenizer", str(before), str(after), percent(after, before)),
+        *changed,
+    ]
 
 
 def _mux_rows(mux: MuxRecord | None) -> list[Row]:

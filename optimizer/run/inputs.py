@@ -15,7 +15,6 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import key, user_cache
-from prumux.optimizer.data.layouts import flattened
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.rows import Splits
 from prumux.optimizer.data.splits import load_splits
@@ -93,7 +92,6 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
         serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),
         targets=target.variants(model.encoder)[:1],
-        certify_texts=flattened(splits.certify) if coded["certify"].layout else splits.certify,
     )
 
 

@@ -13,6 +13,7 @@ from prumux.optimizer.data.predict import BATCH, predict, workload
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.row_groups import batch_rows
+from prumux.optimizer.pipeline.own_rows import own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 from prumux.optimizer.search.evaluator import Evaluator
@@ -93,7 +94,8 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     best = packaged.optimised
     _check_answers(evaluator, best)
     _stage(best, workspace.staging)
-    best.target.bundle(best.model, ctx, workspace.staging)
+    own = evaluator.predictor.context_of(best.model)
+    best.target.bundle(best.model, own, workspace.staging)
     return packaged
 
 
@@ -116,7 +118,7 @@ def _export(
     model = evaluator.builder.build(pipeline)
     name = str(pipeline) if pipeline.passes else "dense"
     with evaluator.ctx.progress.task(f"exporting {name} to {target}", 1):
-        emitted = target.emit(model, evaluator.ctx, folder)
+        emitted = target.emit(model, evaluator.predictor.context_of(model), folder)
     engine = target.engine(folder, evaluator.ctx.threads)
     size = sum((folder / name).stat().st_size for name in emitted.files)
     return ExportedModel(pipeline, target, model, emitted, engine, folder, size)
@@ -124,9 +126,9 @@ def _export(
 
 def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[ExportedModel]:
     """Time all engines in the same rounds."""
-    ctx = evaluator.ctx
-    engines = [x.engine for x in exported]
-    speeds = compare(engines, ctx.workload, ctx.progress, ctx.cores)
+    ctx, context_of = evaluator.ctx, evaluator.predictor.context_of
+    timed = [(x.engine, context_of(x.model).workload) for x in exported]
+    speeds = compare(timed, ctx.progress, ctx.cores)
     return [replace(x, speed=speed) for x, speed in zip(exported, speeds, strict=True)]
 
 
@@ -140,13 +142,15 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
     on_cpu = all(x.get("device") == "cpu" and "instead_of" not in x for x in described)
     if best is dense or not on_cpu:
         return packaged
-    rows, length = evaluator.certify_rows, evaluator.serving.length
+    certify, length = evaluator.certify_rows, evaluator.serving.length
     sizes = sorted({batch_rows(n, best.model.encoder.slots) for n in SIZES})
-    workloads = {n: workload(rows, n, length, ctx.arrivals) for n in sizes if n <= len(rows)}
-    if len(workloads) < 2:  # too few rows to choose
+    sizes = [n for n in sizes if n <= len(certify)]
+    if len(sizes) < 2:  # too few rows to choose
         return packaged
+    rows = [own_rows(certify, x.model) for x in (dense, best)]
+    one, two = ({n: workload(x, n, length, ctx.arrivals) for n in sizes} for x in rows)
     first, second = time_own_batches(
-        dense.engine, best.engine, workloads, ctx.progress, ctx.cores
+        (dense.engine, one), (best.engine, two), ctx.progress, ctx.cores
     )
     return replace(
         packaged,
@@ -158,8 +162,11 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
     """True if slower in the median round and in the best one; noise does not decide.
 
-    With costs of the machine that will serve, their estimate decides where there is one.
+    With costs of the machine that will serve, their estimate decides where there is one. A
+    model that lost pieces was asked for because its file is smaller.
     """
+    if other.model.kept_pieces is not None:
+        return False
     if evaluator.ctx.costs is not None:
         with suppress(PrumuxError):  # this target or mixing was not measured
             return (
@@ -183,7 +190,7 @@ def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
     Raises:
         GateError: more than one answer, and more than one in a thousand, differs.
     """
-    rows, task = evaluator.certify_rows, evaluator.model.task
+    rows, task = own_rows(evaluator.certify_rows, exported.model), evaluator.model.task
     with evaluator.ctx.progress.task(
         "checking the engine's answers", -(-len(rows) // BATCH)
     ) as step:

@@ -13,6 +13,7 @@ from prumux.optimizer.certificate.kept_answers import (
 )
 from prumux.optimizer.data.predict import row_logits, scored_positions, torch_run
 from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.pipeline.own_rows import own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.report.contents import Report
 from prumux.optimizer.search.evaluator import Evaluator
@@ -50,20 +51,20 @@ def recorded(
         report: what was certified.
         workspace: its staging folder holds the files of the result.
     """
-    texts = evaluator.certify_texts
-    if texts is None:
+    if evaluator.certify_rows.given is None:
         return None
     sizes, layout = evaluator.model.encoder, evaluator.certify_rows.layout
     most = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // sizes.labels))
     at = kept_rows(evaluator.certify_rows, evaluator.ctx.seed, most)
-    rows = evaluator.certify_rows.take(at)
+    rows = own_rows(evaluator.certify_rows, packaged.model).take(at)
+    assert rows.given is not None
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))
     if layout is None:
         known = predictor.with_labels(Pipeline(()), "certify")[1]
         references = [known[i] for i in at]
     else:  # texts of one row may not all be among those that are kept
-        references = row_logits(torch_run(evaluator.model), rows)
+        references = row_logits(torch_run(evaluator.model), evaluator.certify_rows.take(at))
     scored = scored_positions(rows)
     certified = report.scores.certify
     facts = CertifiedFacts(
@@ -79,7 +80,7 @@ def recorded(
     )
     return KeptAnswers(
         facts=facts,
-        rows=texts.take(at),
+        rows=rows.given,
         ids=rows.ids,
         logits=tuple(np.asarray(x, np.float32) for x in logits),
         references=tuple(references),

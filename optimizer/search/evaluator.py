@@ -16,11 +16,11 @@ from prumux.optimizer.base.store import Store, file_digest, key
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, certify
 from prumux.optimizer.data.predict import mixed_together
-from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.own_rows import own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.timing.serving_point import ServingPoint
@@ -60,8 +60,6 @@ class Evaluator:
     targets: tuple[Target, ...]
     """Candidates are scored, certified and packaged on the first; the others are timed."""
     record: Record = no_record
-    certify_texts: Rows | None = None
-    """The certify rows before they were tokenised."""
 
     @property
     def builder(self) -> Builder:
@@ -76,7 +74,9 @@ class Evaluator:
             "certify": self.certify_rows,
             "test": self.test_rows,
         }
-        return CandidatePredictor(self.builder, rows, self.metric, self.data_digest)
+        return CandidatePredictor(
+            self.builder, rows, self.metric, self.data_digest, self.serving
+        )
 
     def with_store(self, store: Store, record: Record) -> Evaluator:
         """The same evaluator; finished steps go to `store`, facts of trials to `record`."""
@@ -179,6 +179,8 @@ class Evaluator:
         found = self.predictor.predict(pipeline, role, target)
         rows, seed = self.predictor.rows(role), self.ctx.seed
         slots = max([self.model.encoder.slots, *(x.slots for x in pipeline.passes)])
+        mixed = rows if slots == 1 else own_rows(rows, self.builder.build(pipeline))
+        by_length = self.ctx.arrivals == "sorted"
         return certify(
             self.metric,
             dense,
@@ -188,7 +190,7 @@ class Evaluator:
             limit,
             confidence,
             seed,
-            groups=mixed_together(rows, slots, seed, by_length=self.ctx.arrivals == "sorted"),
+            groups=mixed_together(mixed, slots, seed, by_length=by_length),
         )
 
     def predict_certified(self, pipeline: Pipeline) -> None:

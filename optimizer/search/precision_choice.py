@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from prumux.optimizer.model.model import Model
@@ -133,18 +134,19 @@ def _gain(
             for target, model in (before, after)
         ]
         return found[1] if before[1] is evaluator.model else found[1] / found[0]
-    inputs = [batch.inputs() for batch in ctx.workload]
+    contexts = [evaluator.predictor.context_of(model) for _, model in (before, after)]
+    inputs = [[batch.inputs() for batch in x.workload] for x in contexts]
 
-    def run(engine: Any) -> None:
-        for x in inputs:
+    def run(engine: Any, rows: Sequence[Any]) -> None:
+        for x in rows:
             engine.run(x)
 
     with (
-        on_engine(before[0].draft(), before[1], ctx) as one,
-        on_engine(after[0].draft(), after[1], ctx) as two,
+        on_engine(before[0].draft(), before[1], contexts[0]) as one,
+        on_engine(after[0].draft(), after[1], contexts[1]) as two,
         ctx.progress.task("timing lower precision", ROUNDS) as step,
     ):
-        runs = [lambda engine=engine: run(engine) for engine in (one, two)]
+        runs = [partial(run, *x) for x in zip((one, two), inputs, strict=True)]
         first, second = interleave(
             runs, ROUNDS, warmup=2, tick=step, repeat=True, cores=ctx.cores
         )

@@ -15,9 +15,11 @@ from prumux.optimizer.data.predict import BATCH, predict, torch_run
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.own_rows import own_context, own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.target import Target, on_engine
 from prumux.optimizer.tasks.metrics import Predictions
+from prumux.optimizer.timing.serving_point import ServingPoint
 
 from .builder import Builder
 from .partner_sensitivity import DRAWS, partner_sensitivity
@@ -35,6 +37,7 @@ class CandidatePredictor:
     rows_by_role: Mapping[str, Encoded | None]
     metric: str
     data_digest: str
+    serving: ServingPoint
 
     @property
     def model(self) -> Model:
@@ -57,6 +60,11 @@ class CandidatePredictor:
             raise UsageError(f"there are no {role} rows")
         return rows
 
+    def context_of(self, model: Model) -> Context:
+        """The context with the rows, and the workload, of the model's own tokenizer."""
+        certify, point = self.rows("certify"), self.serving
+        return own_context(self.ctx, model, certify, point.batch, point.length)
+
     def name(self, pipeline: Pipeline, role: str, target: Target | None = None) -> str:
         """The name that predictions are stored under."""
         order = () if self.ctx.arrivals == "sorted" else (self.ctx.arrivals,)
@@ -67,21 +75,22 @@ class CandidatePredictor:
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> Predictions:
         """Predictions of a candidate on the rows of a role; built and computed once."""
-        rows, engine_target = self.rows(role), inexact(target)
+        given, engine_target = self.rows(role), inexact(target)
 
         def make() -> dict[str, torch.Tensor]:
             title = (
                 f"scoring {role} rows" if pipeline.passes else f"scoring {role} rows, dense"
             )
             model = self.builder.build(pipeline)
+            rows = own_rows(given, model)
             with (
-                self.ctx.progress.task(title, -(-len(rows) // BATCH)) as tick,
+                self.ctx.progress.task(title, -(-len(given) // BATCH)) as tick,
                 ExitStack() as stack,
             ):
                 run = (
                     # Parity is checked once, when the winner is packaged.
                     stack.enter_context(
-                        on_engine(engine_target[0].draft(), model, self.ctx)
+                        on_engine(engine_target[0].draft(), model, self.context_of(model))
                     ).run
                     if engine_target
                     else torch_run(model)
@@ -120,7 +129,7 @@ class CandidatePredictor:
         if model.encoder.mux is None:
             return None
         name = f"mixed-{key(pipeline, role, self.model.source, self.data_digest)}"
-        rows, labels = self.rows(role), self.with_labels(pipeline, role)[1]
+        rows, labels = own_rows(self.rows(role), model), self.with_labels(pipeline, role)[1]
 
         def make() -> dict[str, Any]:
             with self.ctx.progress.task("drawing partners", DRAWS) as tick:

@@ -111,7 +111,7 @@ def _measured(
     """Shape, and throughput over the dense model's on the baseline target; or an error."""
     if evaluator.ctx.costs is not None:
         return [_predicted(evaluator, x, evaluator.ctx.costs, step) for x in space]
-    ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
+    ctx = evaluator.ctx
     dense = count(replace(evaluator.model.encoder, mux=None), ctx.length).macs
     facts: list[dict[str, Any]] = []
     runs: list[Callable[[], object]] = []
@@ -119,8 +119,10 @@ def _measured(
 
         def add(model: Model, target: Target) -> None:
             folder = Path(stack.enter_context(TemporaryDirectory()))
-            target.draft().emit(model, ctx, folder)
+            own = evaluator.predictor.context_of(model)
+            target.draft().emit(model, own, folder)
             engine = target.engine(folder, ctx.threads)
+            inputs = [b.inputs() for b in own.workload]
             runs.append(lambda: [engine.run(x) for x in inputs])
 
         add(evaluator.model, evaluator.target.baseline().layouts()[0])

@@ -36,28 +36,26 @@ class OwnBatch:
 
 
 def time_own_batches(
-    dense: Engine,
-    optimised: Engine,
-    workloads: Workloads,
+    dense: tuple[Engine, Workloads],
+    optimised: tuple[Engine, Workloads],
     progress: Progress,
     cores: CoreMonitor | None = None,
 ) -> tuple[OwnBatch, OwnBatch]:
     """Try every batch size shortly, then time the best of both engines in turn.
 
     Args:
-        dense: the given model.
-        optimised: the shipped one.
-        workloads: the batch sizes to try.
+        dense: the given model, and the batch sizes to try.
+        optimised: the shipped one, and the same texts in the same batch sizes.
         progress: shows the rounds.
         cores: waits for near cores before each run.
     """
-    engines = (dense, optimised)
+    both = (dense, optimised)
     with progress.task("timing batch sizes", PROBES + ROUNDS) as step:
-        runs = [_pass_over(x, batches) for x in engines for batches in workloads.values()]
+        runs = [_pass_over(x, batches) for x, work in both for batches in work.values()]
         probes = interleave(runs, PROBES, tick=step, cores=cores)
-        each = len(workloads)
+        workloads, each = dense[1], len(dense[1])
         sizes = [_best(workloads, probes[i : i + each]) for i in (0, each)]
-        best = [_pass_over(x, workloads[n]) for x, n in zip(engines, sizes, strict=True)]
+        best = [_pass_over(x, work[n]) for (x, work), n in zip(both, sizes, strict=True)]
         timings = interleave(best, ROUNDS, tick=step, repeat=True, cores=cores)
     per_row = [
         Timing(tuple(ms / _rows(workloads[n]) for ms in timing.rounds_ms))

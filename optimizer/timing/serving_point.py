@@ -67,18 +67,23 @@ UNTIMED = Speed(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def compare(
-    engines: Sequence[Engine],
-    workload: Sequence[Batch],
+    timed: Sequence[tuple[Engine, Sequence[Batch]]],
     progress: Progress,
     cores: CoreMonitor | None = None,
 ) -> list[Speed]:
-    """Time all engines in one interleaved run; ratios are against the first."""
-    inputs = [batch.inputs() for batch in workload]
-    rows = sum(len(batch.rows) for batch in workload)
-    runs = [_pass_over(engine, inputs) for engine in engines]
+    """Time all engines in one interleaved run; ratios are against the first.
+
+    Args:
+        timed: each engine with its batches, which are the same texts for all of them.
+        progress: shows the rounds.
+        cores: waits for near cores before each run.
+    """
+    work = [(engine, [batch.inputs() for batch in batches]) for engine, batches in timed]
+    rows = sum(len(batch.rows) for batch in timed[0][1])
+    runs = [_pass_over(engine, inputs) for engine, inputs in work]
     with progress.task("timing engines", ROUNDS + SINGLE_ROUNDS) as step:
         timings = interleave(runs, ROUNDS, warmup=2, tick=step, repeat=True, cores=cores)
-        singles = _singles(engines, inputs, step, cores)
+        singles = _singles(work, step, cores)
     return [
         _speed(rows, timing, timings[0], single)
         for timing, single in zip(timings, singles, strict=True)
@@ -93,23 +98,21 @@ def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> Callable[[], object]
 
 
 def _singles(
-    engines: Sequence[Engine],
-    inputs: Sequence[Inputs],
+    work: Sequence[tuple[Engine, Sequence[Inputs]]],
     step: Callable[[], None],
     cores: CoreMonitor | None,
 ) -> list[list[float]]:
     """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
-    each = max(1, SINGLE_ROWS // len(inputs))
-    rows = [_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))]
-    found: list[list[float]] = [[] for _ in engines]
+    found: list[list[float]] = [[] for _ in work]
 
-    def one_by_one(engine: Engine, times_ms: list[float]) -> None:
-        for row in rows:
+    def one_by_one(engine: Engine, inputs: Sequence[Inputs], times_ms: list[float]) -> None:
+        each = max(1, SINGLE_ROWS // len(inputs))
+        for row in (_row(x, i) for x in inputs for i in range(min(each, len(x["input_ids"])))):
             start = time.perf_counter()
             engine.run(row)
             times_ms.append((time.perf_counter() - start) * 1000)
 
-    runs = [partial(one_by_one, *pair) for pair in zip(engines, found, strict=True)]
+    runs = [partial(one_by_one, *pair, to) for pair, to in zip(work, found, strict=True)]
     interleave(runs, SINGLE_ROUNDS, warmup=0, tick=step, cores=cores)
     return found
 

@@ -42,6 +42,30 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
     """
     if model.tokenizer is None:
         raise UsageError(f"'{path}' cannot be tokenised: the model has no tokenizer")
+    texts = texts_of(path)
+    random = np.random.default_rng(seed)
+    ids: list[tuple[int, ...]] = []
+    with _without_padding(model.tokenizer):
+        before, after = _ends(model.tokenizer)
+    room = np.maximum(1, like.lengths - len(before) - len(after))
+    for words in token_ids(texts, model.tokenizer):
+        for piece in _pieces(words, room, random):
+            ids.append((*before, *piece, *after))
+        if len(ids) >= MOST_ROWS:
+            break
+    if not ids:
+        raise DataError(f"{path} holds no text")
+    rows = Ragged.of(ids)
+    types = None if like.types is None else replace(rows, values=np.zeros_like(rows.values))
+    return Encoded(rows, types, None, like.pad_id)
+
+
+def texts_of(path: str) -> list[str]:
+    """The texts of a file: its column `text` or `sentence`.
+
+    Raises:
+        DataError: the file cannot be read or holds no text.
+    """
     table = read_file(Path(path), set(COLUMNS))
     name = next((x for x in COLUMNS if x in table.names), None)
     if name is None:
@@ -53,21 +77,10 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
     for i, text in enumerate(texts):
         if not isinstance(text, str | None):
             table.fail(i, f"'{name}' is {text!r:.40}, not text: write a string")
-    random = np.random.default_rng(seed)
-    ids: list[tuple[int, ...]] = []
-    with _without_padding(model.tokenizer):
-        before, after = _ends(model.tokenizer)
-        room = np.maximum(1, like.lengths - len(before) - len(after))
-        for words in _tokens([x for x in texts if x], model.tokenizer):
-            for piece in _pieces(words, room, random):
-                ids.append((*before, *piece, *after))
-            if len(ids) >= MOST_ROWS:
-                break
-    if not ids:
+    found = [x for x in texts if x]
+    if not found:
         raise DataError(f"{path} holds no text in its column '{name}'")
-    rows = Ragged.of(ids)
-    types = None if like.types is None else replace(rows, values=np.zeros_like(rows.values))
-    return Encoded(rows, types, None, like.pad_id)
+    return found
 
 
 def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterator[list[int]]:
@@ -79,12 +92,13 @@ def _pieces(words: list[int], room: Ints, random: np.random.Generator) -> Iterat
         at += size
 
 
-def _tokens(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """Token ids of each text, without special tokens."""
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Token ids of each text, whole and without special tokens."""
     for start in range(0, len(texts), 1000):
-        found = tokenizer.backend_tokenizer.encode_batch(
-            texts[start : start + 1000], add_special_tokens=False
-        )
+        with _without_padding(tokenizer):
+            found = tokenizer.backend_tokenizer.encode_batch(
+                texts[start : start + 1000], add_special_tokens=False
+            )
         yield from (x.ids for x in found)
 
 

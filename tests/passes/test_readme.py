@@ -75,7 +75,7 @@ def test_the_pipelines_parse() -> None:
         *pipelines(before),
         *re.findall(r"^\| [a-z ]+ \| `(.*)` \|$", before, re.MULTILINE),
     ]
-    assert len(found) == 11
+    assert len(found) == 12
     for text in found:
         if "|" in text:
             assert len(Pipeline.space(text)) > 1

@@ -21,7 +21,7 @@ REPORTS = sorted(
     for path in RESULTS.glob("*.json")
     if {"trials", "mux"} <= json.loads(path.read_text(encoding="utf-8")).keys()
 )
-ADDED = {"beside", "cascade", "costs", "files", "predicted_ratio", "warnings"}
+ADDED = {"beside", "cascade", "costs", "files", "predicted_ratio", "vocabulary", "warnings"}
 """Fields that older reports do not have and that are written with their defaults."""
 
 

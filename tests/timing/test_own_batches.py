@@ -47,7 +47,7 @@ def test_each_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Encoded(Ragged.of([[1, 2, 3]] * 32), None, None, 0)
     workloads = {n: workload(rows, n, None) for n in (8, 16, 32)}
     dense, fast = CrowdedEngine(1.0, most=8), CrowdedEngine(0.8, most=99)
-    first, second = time_own_batches(dense, fast, workloads, Progress(0))
+    first, second = time_own_batches((dense, workloads), (fast, workloads), Progress(0))
     assert (first.batch, second.batch) == (8, 32)
     assert first.throughput_ratio == first.throughput_ratio_low == 1
     # 1.8 ms for 8 rows against 4.0 ms for 32: 1.8; at 32 rows each it would be 3.5.

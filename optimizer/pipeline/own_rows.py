@@ -1,0 +1,120 @@
+"""Rows and batches as a model's own tokenizer gives them, where it is not the given one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prumux.optimizer.base.errors import DataError, GateError
+from prumux.optimizer.data.predict import workload
+from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.sizes import Encoder
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def own_rows(encoded: Encoded, model: Model) -> Encoded:
+    """The same texts under the ids of a model; `encoded` itself if it kept all pieces.
+
+    Raises:
+        DataError: a row of words loses some, because it is longer and is cut off.
+    """
+    if model.kept_pieces is None:
+        return encoded
+    assert model.tokenizer is not None
+    # Of the sizes, the ones that encoding does not read differ between candidates.
+    sizes = replace(model.encoder, layers=(), mux=None, hidden=1, head_dim=1)
+    return _encoded_again(encoded, model.tokenizer, sizes)
+
+
+def own_context(
+    ctx: Context, model: Model, certify: Encoded, batch: int, length: int | None
+) -> Context:
+    """The context with a model's own rows; `ctx` itself if it kept all pieces.
+
+    Args:
+        ctx: of the given model.
+        model: any other one that was made of it.
+        certify: the rows of the workload, under the given ids.
+        batch: rows in a batch.
+        length: tokens of every row; None = as in the data.
+    """
+    if model.kept_pieces is None:
+        return ctx
+    return replace(
+        ctx,
+        fit=own_rows(ctx.fit, model),
+        train=None,
+        select=None if ctx.select is None else own_rows(ctx.select, model),
+        workload=workload(own_rows(certify, model), batch, length, ctx.arrivals),
+    )
+
+
+def other_pieces(encoded: Encoded, model: Model) -> float:
+    """Share of texts that a model splits into other pieces than the given model does.
+
+    Args:
+        encoded: the texts under the given ids.
+        model: one that was made of the given one.
+    """
+    if model.kept_pieces is None or not len(encoded):
+        return 0.0
+    found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
+    other = [not np.array_equal(given[found[i]], ids) for i, ids in enumerate(encoded.ids)]
+    return float(np.mean(other))
+
+
+def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
+    """Check that texts of kept pieces keep them, and that no text has more unknown ones.
+
+    Args:
+        encoded: the texts under the given ids.
+        model: one that was made of the given one.
+        unknown: the given id of the unknown piece.
+
+    Raises:
+        GateError: a text has other pieces than it should have.
+    """
+    if model.kept_pieces is None:
+        return
+    found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
+    for i, before in enumerate(encoded.ids):
+        after = given[found[i]]
+        if np.isin(before, given).all() and not np.array_equal(before, after):
+            raise GateError(
+                f"row {i + 1} has kept pieces only, {len(before)} of them, and {len(after)} "
+                "others with the smaller vocabulary\nplease report it"
+            )
+        more = int((after == unknown).sum()) - int((before == unknown).sum())
+        if more > 0:
+            raise GateError(
+                f"row {i + 1} has {more} more unknown pieces with the smaller vocabulary\n"
+                "please report it"
+            )
+
+
+@lru_cache(maxsize=4)
+def _encoded_again(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerBase, encoder: Encoder
+) -> Encoded:
+    assert encoded.given is not None, "the texts of these rows are unknown"
+    found = encode(encoded.given, tokenizer, encoder)
+    if encoded.scored is None:
+        return replace(
+            found, labels=encoded.labels, layout=encoded.layout, groups=encoded.groups
+        )
+    for i, (before, after) in enumerate(zip(encoded.scored, found.scored or (), strict=True)):
+        if before.sum() != after.sum():
+            raise DataError(
+                f"row {i + 1} has {before.sum()} words in {len(before)} tokens; with fewer "
+                f"pieces {after.sum()} words fill {len(after)} tokens, the rest is cut off\n"
+                "keep more pieces, as with trim-vocabulary{margin=1}"
+            )
+    return found

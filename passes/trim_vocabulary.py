@@ -1,0 +1,117 @@
+"""`trim-vocabulary`: drop pieces that the training texts never use, with their table rows.
+
+The table of a multilingual encoder is most of its file: 250 037 rows of 384 are 82 % of
+multilingual-e5-small. A text without dropped pieces has the same pieces and the same answer as
+before. Any other text is spelt by smaller pieces; it never gains an unknown one. Why, for each
+kind of tokenizer: `optimizer/model/vocabulary/kinds.py`.
+
+Pieces are chosen from training texts only. Rows that select and certify are tokenised again:
+the loss that is certified is that of new texts, which may hold dropped pieces.
+
+Abdaoui et al. 2020, https://arxiv.org/abs/2010.05609 (smaller versions of multilingual BERT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from prumux.optimizer.base.errors import ModelError, PassError
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.vocabulary.trim import needed_ids, trimmed_model
+from prumux.optimizer.model.vocabulary.trimmed import kept_ids, trimmable
+from prumux.optimizer.pipeline.context import Context
+from prumux.optimizer.pipeline.own_rows import check_pieces
+from prumux.optimizer.pipeline.passes import Pass
+
+from .training.plain_text import texts_of, token_ids
+
+
+@dataclass(frozen=True)
+class TrimVocabulary(Pass):
+    """Drop pieces that the training texts never use, with their rows of the token table.
+
+    It comes last, because it changes the ids of all tokens.
+
+    Example: `trim-vocabulary{margin=0.1}`
+    """
+
+    name: ClassVar[str] = "trim-vocabulary"
+    last: ClassVar[str] = "changes the ids of all tokens"
+    margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "unused pieces to keep for each used one, lowest ids first, in [0, 100]"
+        },
+    )
+    text: str | None = field(
+        default=None,
+        metadata={"help": "a file with more texts: parquet, jsonl, csv or tsv, column `text`"},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin <= 100:
+            raise ValueError(f"margin must be in [0, 100], not {self.margin}")
+
+    @property
+    def input_files(self) -> tuple[Path, ...]:
+        """The file of `text`."""
+        return () if self.text is None else (Path(self.text),)
+
+    def sketch(self) -> Pass | None:
+        """None: layers keep their shapes."""
+        return None
+
+    def check_given(self, model: Model) -> None:
+        """Refuse tokenizers of which no piece may go."""
+        if model.tokenizer is None:
+            raise PassError("the model has no tokenizer, so no piece may go", exit_code=2)
+        try:
+            trimmable(model.tokenizer)
+        except ModelError as error:
+            raise PassError(
+                f"no piece of this tokenizer may go: {error}\nleave '{self.name}' out",
+                exit_code=2,
+            ) from error
+
+    def requires(self, model: Model) -> None:
+        """Refuse tokenizers of which no piece may go."""
+        self.check_given(model)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Return the model with fewer rows, and its tokenizer."""
+        tokenizer = model.tokenizer
+        assert tokenizer is not None
+        rows = ctx.fit if ctx.train is None else ctx.train
+        used = set(np.unique(rows.ids.values).tolist())
+        if self.text is not None:
+            for ids in token_ids(texts_of(self.text), tokenizer):
+                used.update(ids)
+        pieces = set(tokenizer.get_vocab().values())
+        needed = needed_ids(model) & pieces
+        kept = kept_ids(tokenizer, used | needed, self.margin)
+        if len(kept) == len(pieces):
+            return model
+        made = trimmed_model(model, kept)
+        notes: dict[str, Any] = {
+            "pieces_before": len(pieces),
+            "pieces": len(kept),
+            "used": len(used),
+            "table_bytes_before": _table_bytes(model),
+            "table_bytes": _table_bytes(made),
+        }
+        return replace(made, notes=notes)
+
+    def ensures(self, before: Model, after: Model, ctx: Context) -> None:
+        """Check on fit and select rows that kept pieces stay, and that no text is lost."""
+        unknown = None if before.tokenizer is None else before.tokenizer.unk_token_id
+        for rows in filter(None, (ctx.fit, ctx.select)):
+            check_pieces(rows, after, unknown)
+
+
+def _table_bytes(model: Model) -> int:
+    """Size of the token table in float32."""
+    return 4 * model.encoder.vocab * model.encoder.embedding

@@ -1,0 +1,214 @@
+"""`trim-vocabulary`: its text, its place, what it refuses, the rows and ids that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prumux.optimizer.base.errors import DataError, GateError, PassError, SpecError
+from prumux.optimizer.data.predict import torch_run
+from prumux.optimizer.data.rows import Rows
+from prumux.optimizer.data.tokenize import Encoded, batches, encode
+from prumux.optimizer.model.artifact import load_artifact, save_artifact
+from prumux.optimizer.model.families.registry import model_types
+from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.source import load_model
+from prumux.optimizer.pipeline.own_rows import other_pieces, own_rows
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from tests.helpers.checkpoints import config, state, write
+from tests.helpers.datafiles import write as write_rows
+from tests.helpers.factory import make_context, tiny_tokenizer
+from tests.helpers.family_tokenizers import UNIGRAM
+from tests.helpers.pieces import TEXTS, with_pieces
+
+KIND = {
+    **dict.fromkeys(("bert", "electra", "distilbert", "nomic_bert"), "bert"),
+    **dict.fromkeys(("modernbert", "eurobert"), "modernbert"),
+    **{x: x for x in ("mpnet", "roberta", *UNIGRAM)},
+    "gte": "xlm-roberta",
+}
+"""The kind of tokenizer of each family."""
+FIT, OTHER = tuple(TEXTS[:3] * 4), tuple(TEXTS[3:])
+
+
+def given_model(folder: Path, family: str = "bert", **changes: Any) -> Model:
+    """A random checkpoint of a family, with a tokenizer that has pieces of several letters."""
+    tokenizer = with_pieces(KIND[family])
+    pad = tokenizer.pad_token_id
+    of = config(family, vocab_size=len(tokenizer), pad_token_id=pad, **changes)
+    write(folder, of, state(of))
+    tokenizer.save_pretrained(str(folder))
+    return load_model(str(folder))
+
+
+def coded(model: Model, texts: tuple[str, ...]) -> Encoded:
+    assert model.tokenizer is not None
+    return encode(Rows(texts), model.tokenizer, model.encoder)
+
+
+def trimmed(model: Model, options: str = "{margin=0}") -> tuple[Model, Encoded, Encoded]:
+    """The trimmed model with its fit rows and the others, under the given ids."""
+    fit, other = coded(model, FIT), coded(model, OTHER)
+    ctx = make_context(model, *batches(fit, 8), fit=fit, select=other)
+    return Pipeline.parse(f"trim-vocabulary{options}").run(model, ctx), fit, other
+
+
+def answers(model: Model, rows: Encoded) -> torch.Tensor:
+    """Logits of rows one by one, so that no padding can hide a fault."""
+    run = torch_run(model)
+    found = [run(b.inputs())[0] for b in batches(rows, 1, by_length=False)]
+    return torch.as_tensor(np.array(found))
+
+
+@pytest.mark.parametrize("family", sorted(KIND))
+def test_texts_of_kept_pieces_have_equal_answers(family: str, tmp_path: Path) -> None:
+    assert family in model_types()
+    model = given_model(tmp_path / "given", family)
+    made, fit, other = trimmed(model)
+    assert made.encoder.vocab < model.encoder.vocab
+    assert made.encoder.vocab == len(made.kept_pieces or ())
+    assert other_pieces(fit, made) == 0
+    assert 0 < other_pieces(other, made) <= 1
+    assert torch.equal(answers(model, fit), answers(made, own_rows(fit, made)))
+    save_artifact(made, tmp_path / "saved")
+    read = load_artifact(tmp_path / "saved")
+    assert read.tokenizer is not None
+    assert made.tokenizer is not None
+    assert read.encoder == made.encoder
+    assert read.encoder.pad_id == read.tokenizer.pad_token_id
+    assert read.tokenizer.get_vocab() == made.tokenizer.get_vocab()
+    again = encode(Rows(FIT), read.tokenizer, read.encoder)
+    assert torch.equal(answers(read, again), answers(model, fit))
+
+
+def test_positions_that_follow_the_padding_stay(tmp_path: Path) -> None:
+    made, _, _ = trimmed(given_model(tmp_path, "roberta"))
+    assert made.encoder.pad_id == 1
+    assert (made.kept_pieces or ())[:2] == (0, 1)
+
+
+def test_padding_that_would_move_positions_is_refused(tmp_path: Path) -> None:
+    tokenizer = with_pieces("modernbert")
+    of = config("roberta", vocab_size=len(tokenizer), pad_token_id=3)
+    write(tmp_path, of, state(of))
+    tokenizer.save_pretrained(str(tmp_path))
+    model = load_model(str(tmp_path))
+    made, _, _ = trimmed(model)  # all ids below the padding's are kept
+    assert made.encoder.pad_id == 3
+
+
+def test_ids_of_the_config_are_renumbered(tmp_path: Path) -> None:
+    whole = with_pieces("modernbert")
+    model = given_model(tmp_path, "modernbert", cls_token_id=whole.cls_token_id)
+    made, _, _ = trimmed(model)
+    assert made.tokenizer is not None
+    assert made.tokenizer.cls_token_id != whole.cls_token_id
+    assert made.kept_config["cls_token_id"] == made.tokenizer.cls_token_id
+
+
+def test_a_margin_and_texts_of_a_file_keep_more(tmp_path: Path) -> None:
+    model = given_model(tmp_path / "given")
+    file = write_rows(tmp_path / "more.jsonl", text=[*OTHER])
+    least, _, other = trimmed(model)
+    some, _, _ = trimmed(model, "{margin=0.2}")
+    more, _, _ = trimmed(model, f'{{margin=0 text="{file}"}}')
+    assert set(least.kept_pieces or ()) < set(some.kept_pieces or ())
+    assert set(least.kept_pieces or ()) < set(more.kept_pieces or ())
+    assert other_pieces(other, more) == 0 < other_pieces(other, least)
+    receipt = least.history[-1].notes
+    assert receipt["pieces_before"] == len(model.tokenizer or ())
+    assert receipt["pieces"] == least.encoder.vocab
+    assert receipt["table_bytes"] == 4 * 12 * least.encoder.vocab
+
+
+def test_where_every_piece_is_kept_nothing_changes(tmp_path: Path) -> None:
+    model = given_model(tmp_path)
+    made, _, _ = trimmed(model, "{margin=100}")
+    kept = set(made.kept_pieces or range(len(model.tokenizer or ())))
+    assert len(kept) >= len(model.tokenizer or ()) - 1  # all but [unused0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("margin=-1", "margin must be in [0, 100], not -1"),
+        ("margin=101", "margin must be in [0, 100], not 101"),
+        ("margn=1", "did you mean 'margin'?"),
+    ],
+)
+def test_bad_options_are_underlined(options: str, said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Pipeline.parse(f"slice,trim-vocabulary{{{options}}}")
+    assert said in str(caught.value)
+
+
+def test_print_and_parse_are_inverse() -> None:
+    text = 'trim-vocabulary{margin=0.3 text="a b.jsonl"}'
+    pipeline = Pipeline.parse(text)
+    assert Pipeline.parse(str(pipeline)) == pipeline
+    assert pipeline.passes[0].input_files == (Path("a b.jsonl"),)
+    assert pipeline.passes[0].sketch() is None
+
+
+@pytest.mark.parametrize("after", ["slice", "cascade", "trim-vocabulary", "distill{epochs=1}"])
+def test_it_comes_last(after: str, tmp_path: Path) -> None:
+    model = given_model(tmp_path)
+    pipeline = Pipeline.parse(f"trim-vocabulary,{after}")
+    with pytest.raises(PassError, match="which changes the ids of all tokens") as caught:
+        pipeline.run(model, make_context(model))
+    assert caught.value.exit_code == 2
+    assert "put 'trim-vocabulary' last" in str(caught.value)
+
+
+def test_models_that_cannot_lose_pieces_are_refused(tmp_path: Path) -> None:
+    model = given_model(tmp_path)
+    (trim,) = Pipeline.parse("trim-vocabulary").passes
+    trim.check_given(model)
+    for tokenizer, said in (
+        (None, "the model has no tokenizer"),
+        (tiny_tokenizer(), "no piece for '##0', '##1', '##2', '##3', '##4' and 5 more alone"),
+    ):
+        with pytest.raises(PassError, match=said) as caught:
+            trim.check_given(replace(model, tokenizer=tokenizer))
+        assert caught.value.exit_code == 2
+
+
+def test_a_tokenizer_that_splits_kept_pieces_otherwise_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = given_model(tmp_path)
+    made, fit, _ = trimmed(model)
+    (trim,) = Pipeline.parse("trim-vocabulary").passes
+    ctx = make_context(model, fit=fit)
+    trim.ensures(model, made, ctx)
+    where = "prumux.optimizer.pipeline.own_rows.own_rows"
+    less, unknown = (
+        own_rows(coded(model, x), made)
+        for x in (tuple(x[:-3] for x in FIT), tuple(f"{x} ☃" for x in FIT))
+    )
+    monkeypatch.setattr(where, lambda *_: less)
+    with pytest.raises(GateError, match="row 1 has kept pieces only"):
+        trim.ensures(model, made, ctx)
+    monkeypatch.setattr(where, lambda *_: unknown)
+    some = replace(made, kept_pieces=(*(made.kept_pieces or ())[:-1], 10**6))
+    with pytest.raises(GateError, match="row 1 has 1 more unknown pieces"):
+        trim.ensures(model, some, ctx)
+
+
+def test_words_that_no_longer_fit_are_refused(tmp_path: Path) -> None:
+    model = given_model(tmp_path, architectures=["XForTokenClassification"])
+    words = tuple(("laughing",) * 9 for _ in range(8))
+    assert model.tokenizer is not None
+    fit = encode(Rows((), words=(("a", "film"),) * 8), model.tokenizer, model.encoder)
+    other = encode(Rows((), words=words), model.tokenizer, model.encoder)
+    ctx = make_context(model, fit=fit, select=other)
+    with pytest.raises(
+        PassError, match=r"row 1 has 9 words in .* tokens; with fewer"
+    ) as caught:
+        Pipeline.parse("trim-vocabulary{margin=0}").run(model, ctx)
+    assert caught.value.exit_code == DataError.exit_code
