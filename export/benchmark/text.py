@@ -14,9 +14,10 @@ from prumux.export.runtime.predictor import Predictor, leaves_cores
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.certificate.kept_answers import FILE, read_answers
+from prumux.optimizer.data.encodings import Side, encodings
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import Side, batches, encode, encodings, row_limit
+from prumux.optimizer.data.tokenize import batches, encode, row_limit
 from prumux.optimizer.timing.interleave import interleave, speedup
 
 from .engines import OpenedModel
