@@ -36,7 +36,12 @@ def layout_of(rows: Rows) -> Layout | None:
 
 
 def flattened(rows: Rows) -> Rows:
-    """The texts one by one, without labels: pairs in turn, documents after queries."""
+    """The texts one by one, without labels: pairs in turn, documents after queries.
+
+    Questions with contexts stay as they are: the tokenizer makes their windows.
+    """
+    if rows.stride is not None:
+        return rows
     texts = rows.text_a
     if rows.corpus is not None:
         texts = (*texts, *rows.corpus)

@@ -16,7 +16,6 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import key, user_cache
 from prumux.optimizer.data.layouts import flattened
 from prumux.optimizer.data.predict import workload
-from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
 from prumux.optimizer.model.sizes import Encoder
@@ -136,15 +135,8 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
         warnings=(*model.remarks, *splits.warnings, *timed_elsewhere(target, costs)),
         serving=ServingPoint(batch, length, ctx.length, threads, request.arrivals),
         targets=target.variants(model.encoder)[:1],
-        certify_texts=certify_texts(splits.certify, coded["certify"]),
+        certify_texts=flattened(splits.certify) if coded["certify"].layout else splits.certify,
     )
-
-
-def certify_texts(rows: Rows, coded: Encoded) -> Rows | None:
-    """The texts that a model runs one by one; None where these are windows of others."""
-    if coded.layout is None:
-        return rows
-    return None if coded.layout.windows is not None else flattened(rows)
 
 
 def serving_of(request: Request, costs: Costs | None) -> tuple[int, int | None]:

@@ -18,6 +18,7 @@ from tests.helpers.checkpoints import config, write
 from tests.helpers.factory import tiny_tokenizer
 from tests.helpers.jobs import texts
 
+NONE: dict[str, Any] = {"text": [], "answer_start": []}
 SIZES = {"train": 160, "validation": 300, "test": 60}
 
 
@@ -37,9 +38,7 @@ def questions(count: int, seed: int, stride: int | None = 0) -> Rows:
     """Random questions; some contexts need several windows of 40 tokens."""
     random = np.random.default_rng(seed)
     words = " ".join(texts(200, seed + 50)).split()
-    contexts = [
-        " ".join(random.choice(words, random.integers(3, 20))) for _ in range(count)
-    ]
+    contexts = [" ".join(random.choice(words, random.integers(3, 20))) for _ in range(count)]
     short = [f"{x.split()[0]} {i % 10}" for i, x in enumerate(texts(count, seed))]
     return Rows(tuple(short), tuple(contexts), stride=stride)
 
@@ -70,10 +69,11 @@ def data_folder(folder: Path, model: Path, lacking: int = 0, labelled: bool = Tr
         assert rows.text_b is not None
         lines = []
         for i, answers in enumerate(answered(given, rows)):
-            if lacking and i % lacking == 0:
-                answers = {"text": [], "answer_start": []}
+            none = lacking and i % lacking == 0
             line: dict[str, Any] = {"id": f"{name}{i}", "title": "x"}
             line |= {"question": rows.text_a[i], "context": rows.text_b[i]}
-            lines.append(json.dumps(line | ({"answers": answers} if labelled else {})))
+            lines.append(
+                json.dumps(line | ({"answers": NONE if none else answers} if labelled else {}))
+            )
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder
