@@ -230,16 +230,15 @@ def test_a_window_that_cuts_the_answer_does_not_hold_it() -> None:
 
 def test_answers_come_from_the_best_window() -> None:
     one = peaks((3, 0, 5.0), (3, 1, 1.0), (1, 0, 99.0), (0, 0, 9.0))
-    two = peaks((5, 0, 4.0), (7, 1, 4.0), (3, 1, 30.0))
+    two = peaks((5, 0, 4.0), (7, 1, 4.0), (9, 1, 30.0), (1, 1, 30.0))
     windows = layout(2)
-    best = TASK.predictions([one, two], windows.windows and windows.windows.tokens)
-    found = from_numbers(TASK.arranged(best, windows)[0])
-    assert found == [FoundAnswer(15, 21, "paris")] or found == [
+    assert windows.windows is not None
+    best = TASK.predictions([one, two], windows.windows.tokens)
+    assert from_numbers(TASK.arranged(best, windows)[0]) == [
         FoundAnswer(8, 21, "bob in paris")
     ]
     [shown] = TASK.span_answers([one, two], windows)
-    assert (shown.start, shown.end) == (found[0].start, found[0].end)
-    assert shown.answer == CONTEXT[shown.start : shown.end]
+    assert (shown.answer, shown.start, shown.end) == ("Bob in  Paris", 8, 21)
 
 
 def test_scores_are_probabilities_within_the_window() -> None:
@@ -290,11 +289,8 @@ def test_answers_of_hub_and_of_squads_own_files() -> None:
         expected[:1],
     ]
     assert read({"text": [], "answer_start": []}, []) == [[NO_ANSWER]] * 2
-    assert (
-        read({"text": [" Bob in Paris"], "answer_start": [7]})
-        == [[FoundAnswer(8, 21, "bob in paris")][:1]]
-        or True
-    )
+    # White space around an answer is no part of it.
+    assert read({"text": [" in "], "answer_start": [11]}) == [[FoundAnswer(12, 14, "in")]]
 
 
 @pytest.mark.parametrize(
