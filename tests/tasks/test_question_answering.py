@@ -1,4 +1,4 @@
-"""Question answering: SQuAD's scores, spans, windows' labels, losses, and how answers are read."""
+"""Question answering: SQuAD's scores, spans, labels of tokens, losses, and reading answers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def answer(*texts: str) -> Any:
         ("twenty-one", "twentyone"),
         ("the", ""),
         ("Élan", "élan"),
-        ("§ 1 – 2", "§ 1 – 2"),
+        ("\u00a7 1 \u2013 2", "\u00a7 1 \u2013 2"),
     ],
 )
 def test_normalised_as_the_official_script_does(text: str, expected: str) -> None:
