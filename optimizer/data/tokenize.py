@@ -175,13 +175,18 @@ def encode(
     if rows.words is None:
         layout = joined_windows(windows, len(rows)) if windows else None
         return Encoded(ids, types, rows.labels, encoder.pad_id, None, rows.groups, layout)
+    return _of_words(Encoded(ids, types, None, encoder.pad_id), rows, words)
+
+
+def _of_words(coded: Encoded, rows: Rows, words: Sequence[Sequence[int | None]]) -> Encoded:
+    """Rows of words, with the label of each word at its first sub-word."""
     scored = tuple(_first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
         labels = tuple(
             _aligned(rows.labels[i], words[i], first) for i, first in enumerate(scored)
         )
-    return Encoded(ids, types, labels, encoder.pad_id, scored)
+    return replace(coded, labels=labels, scored=scored)
 
 
 def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:

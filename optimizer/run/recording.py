@@ -90,20 +90,8 @@ def recorded(
     else:  # texts of one row may not all be among those that are kept
         references = row_logits(torch_run(evaluator.model), rows)
     scored = scored_positions(rows) if windows is None else None
-    certified = report.scores.certify
-    facts = CertifiedFacts(
-        metric=report.metric if by_row else AGREEMENT,
-        limit=report.limit,
-        loss_upper=certified.loss_upper,
-        confidence=certified.confidence,
-        certified_rows=certified.rows,
-        seed=evaluator.ctx.seed,
-        engine=dict(report.engine),
-        files=digests(workspace.staging),
-        arrivals=evaluator.ctx.arrivals,
-    )
     return KeptAnswers(
-        facts=facts,
+        facts=_facts(evaluator, report, workspace, report.metric if by_row else AGREEMENT),
         rows=texts.take(chosen),
         ids=rows.ids,
         logits=tuple(np.asarray(x, np.float32) for x in logits),
@@ -114,4 +102,22 @@ def recorded(
         question=None
         if windows is None
         else tuple(np.searchsorted(chosen, windows.question[at]).tolist()),
+    )
+
+
+def _facts(
+    evaluator: Evaluator, report: Report, workspace: Workspace, metric: str
+) -> CertifiedFacts:
+    """What the certificate said, and of which files."""
+    certified = report.scores.certify
+    return CertifiedFacts(
+        metric=metric,
+        limit=report.limit,
+        loss_upper=certified.loss_upper,
+        confidence=certified.confidence,
+        certified_rows=certified.rows,
+        seed=evaluator.ctx.seed,
+        engine=dict(report.engine),
+        files=digests(workspace.staging),
+        arrivals=evaluator.ctx.arrivals,
     )

@@ -199,9 +199,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 def transformers_windows(tokenizer: Any, rows: Rows, length: int, stride: int) -> Any:
     """As transformers' example scripts tokenise SQuAD."""
     first = tokenizer.padding_side == "right"
+    assert rows.text_b is not None
     texts = (rows.text_a, rows.text_b) if first else (rows.text_b, rows.text_a)
     return tokenizer(
-        *map(list, texts),
+        *(list(x) for x in texts),
         truncation="only_second" if first else "only_first",
         max_length=length,
         stride=stride,

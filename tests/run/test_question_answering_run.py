@@ -146,6 +146,16 @@ def test_verified_window_by_window(
     assert "windows, not" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_timed_beside_the_given_model(
+    text: bool, job: list[str], done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [job[0], str(done), "--rounds", "1", "--batch", "8", "--json"]
+    more = ["--text"] if text else ["--data", job[2]]
+    assert bench([*command, *more]) == 0
+    assert str(done) in capsys.readouterr().out
+
+
 def test_kept_questions_are_whole() -> None:
     question = np.repeat(np.arange(50), np.arange(50) % 4 + 1)
     chosen, windows = kept_questions(question, 0, 40)
