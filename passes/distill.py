@@ -103,6 +103,7 @@ class Student:
             task,
             o.temperature,
             groups=batch.groups,
+            labels=batch.labels,
             parallel=parallel,
         )
         total = o.logits * off

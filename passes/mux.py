@@ -68,7 +68,7 @@ class Mux(Pass):
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
         """Two, five and ten rows, mixed before the middle layer or at the embeddings."""
-        if model.encoder.sentence is not None:
+        if model.encoder.sentence is not None or model.task.finds_spans:
             return []
         half = len(model.encoder.layers) // 2
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
@@ -81,6 +81,13 @@ class Mux(Pass):
                 f"mux mixes {self.n} rows: the vector of a text would depend on others, "
                 "which is not supported for embedding models\n"
                 "leave mux out: prune, reconstruct and distill work on embeddings",
+                exit_code=2,
+            )
+        if self.n > 1 and model.task.finds_spans:
+            raise PassError(
+                f"mux mixes {self.n} rows: the windows of a question would depend on those of "
+                f"others, which is not supported for {model.task.name}\n"
+                "leave mux out: prune, reconstruct and distill work on it",
                 exit_code=2,
             )
         if e.mux is not None and not self._moves(model, e.mux):

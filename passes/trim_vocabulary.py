@@ -66,7 +66,13 @@ class TrimVocabulary(Pass):
         return None
 
     def check_given(self, model: Model) -> None:
-        """Refuse tokenizers of which no piece may go."""
+        """Refuse tokenizers of which no piece may go, and contexts in windows."""
+        if model.task.finds_spans:
+            raise PassError(
+                "contexts are cut into windows of the given pieces\n"
+                f"this is a {model.task.name} model: leave '{self.name}' out",
+                exit_code=2,
+            )
         if model.tokenizer is None:
             raise PassError("the model has no tokenizer, so no piece may go", exit_code=2)
         try:

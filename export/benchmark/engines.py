@@ -245,7 +245,11 @@ class HfEngine:
 
         with torch.inference_mode():
             given = {k: torch.as_tensor(v).to(self._device) for k, v in inputs.items()}
-            found: NDArray[np.float32] = self._module(**given).logits.float().cpu().numpy()
+            output = self._module(**given)
+            # Models that find spans give start_logits and end_logits, in this order.
+            parts = [x for name, x in output.items() if name.endswith("logits")]
+            logits = parts[0] if len(parts) == 1 else torch.stack(parts, -1)
+            found: NDArray[np.float32] = logits.float().cpu().numpy()
         return found
 
     def describe(self) -> Mapping[str, str]:

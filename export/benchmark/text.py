@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from prumux.export.runtime.predictor import Predictor, leaves_cores
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.certificate.kept_answers import FILE, read_answers
+from prumux.optimizer.data.encodings import Side, encodings
+from prumux.optimizer.data.layouts import windowed
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import Side, batches, encode, encodings, row_limit
+from prumux.optimizer.data.tokenize import Encoded, batches, encode, row_limit
 from prumux.optimizer.timing.interleave import interleave, speedup
 
 from .engines import OpenedModel
@@ -110,18 +112,21 @@ def check_texts(opened: Sequence[OpenedModel]) -> None:
 
 def batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
     """All rows as padded batches of like length."""
-    assert opened.encoder is not None
-    assert opened.tokenizer is not None
-    coded = encode(rows, opened.tokenizer, opened.encoder)
-    return [x.inputs() for x in batches(coded, batch)]
+    return [x.inputs() for x in batches(_coded(rows, opened), batch)]
 
 
 def some_batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
     """A few batches that represent all, to choose the fastest graph by."""
+    return [x.inputs() for x in workload(_coded(rows, opened), batch, None)]
+
+
+def _coded(rows: Rows, opened: OpenedModel) -> Encoded:
+    """The rows as tokens, contexts of questions in windows."""
     assert opened.encoder is not None
     assert opened.tokenizer is not None
-    coded = encode(rows, opened.tokenizer, opened.encoder)
-    return [x.inputs() for x in workload(coded, batch, None)]
+    assert opened.task is not None
+    given = replace(rows, stride=opened.task.shared_tokens)
+    return encode(given, opened.tokenizer, opened.encoder).texts()
 
 
 def time_texts(
@@ -198,8 +203,16 @@ def _parts(
     texts: Any = rows.words if rows.words is not None else rows.text_a
     if rows.text_b is not None:
         texts = list(zip(rows.text_a, rows.text_b, strict=True))
+    stride = predictor.task.shared_tokens
+    windows = replace(rows, stride=stride)
+
+    def tokens() -> list[list[Any]]:
+        if stride is None:
+            return [*encodings(rows, tokenizer, length, side)]
+        return [*windowed(windows, tokenizer, length, side, [])]
+
     return [
-        lambda: [*encodings(rows, tokenizer, length, side)],
+        tokens,
         lambda: [opened.engine.run(x) for x in inputs],
         lambda: predictor.predict(texts, batch_size=batch),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
 from prumux.optimizer.certificate.kept_answers import KeptAnswers, digests, read_answers
-from prumux.optimizer.data.predict import row_logits, workload
+from prumux.optimizer.data.predict import row_logits, scored_positions, workload
 from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
@@ -172,7 +172,7 @@ def verify(opened: OpenedArtifact) -> Verification:
         seed=facts.seed if slots > 1 else None,
         by_length=facts.arrivals == "sorted",
     )
-    certified, score = _score(opened, kept.logits), _score(opened, found)
+    certified, score = (_score(opened, rows, x) for x in (kept.logits, found))
     largest = max(float(np.abs(x).max(initial=0.0)) for x in kept.logits)
     share = TOLERANCES.get(facts.engine.get("precision", ""), TOLERANCES["fp32"])
     limit = share * max(1.0, largest)
@@ -206,8 +206,16 @@ def encoded(opened: OpenedArtifact) -> Encoded:
     files = files if opened.other_files else ""
     if opened.tokenizer is None:
         raise GateError(f"'{opened.path}' holds no tokenizer that can be read{files}")
-    rows = encode(kept.rows, opened.tokenizer, opened.encoder)
-    other = [i for i, ids in enumerate(rows.ids) if not np.array_equal(ids, kept.ids[i])]
+    given = replace(kept.rows, stride=opened.task.shared_tokens)
+    rows = encode(given, opened.tokenizer, opened.encoder)
+    pairs = zip(rows.ids, kept.ids, strict=False)
+    other = [i for i, (a, b) in enumerate(pairs) if not np.array_equal(a, b)]
+    if len(rows) != len(kept.ids):
+        raise GateError(
+            f"the tokenizer of '{opened.path}' is not the certified one: it gives {len(rows)} "
+            f"windows, not {len(kept.ids)}{files}\n"
+            "copy the tokenizer again from where prumux-opt wrote it, and use its versions"
+        )
     if other:
         raise GateError(
             f"the tokenizer of '{opened.path}' is not the certified one: it gives other "
@@ -263,9 +271,11 @@ def _of_one_stage(
     return compare([kept[near]], [here[near]], task), int((~near).sum())
 
 
-def _score(opened: OpenedArtifact, logits: Sequence[NDArray[Any]]) -> float:
+def _score(opened: OpenedArtifact, rows: Encoded, logits: Sequence[NDArray[Any]]) -> float:
     kept, task = opened.kept, opened.task
-    predictions = task.predictions(list(logits), kept.scored)
+    predictions = task.predictions(list(logits), kept.scored or scored_positions(rows))
+    if rows.layout is not None:
+        predictions = task.arranged(predictions, rows.layout)
     if kept.rows.groups is not None:
         predictions = task.with_groups(predictions, kept.rows.groups)
     if task.ragged:

@@ -53,6 +53,8 @@ def build(
     Inputs are `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`,
     all int64 [batch_size, sequence_length]. The output is `logits`, float32 [batch_size, C],
     or [batch_size, sequence_length, C] for token tasks; `sentence_embedding` for embeddings.
+    Question answering has `start_logits` and `end_logits`, the columns of `logits`, as well,
+    unless the graph is `portable`.
     The same model gives the same bytes.
     Where n rows are mixed, batch_size must be a multiple of n, and the graph's metadata say
     so: `prumux.slots`.
@@ -89,6 +91,10 @@ def build(
     ints = [_value(name, TensorProto.INT64, AXES) for name in input_names(e)]
     axes = (*AXES[:1], e.labels) if e.pooled else (*AXES, e.labels)
     outputs = [_value(output_name(e), TensorProto.FLOAT, axes)]
+    if not portable:
+        for i, name in enumerate(model.task.outputs):
+            builder.op("Gather", name, OUTPUT, builder.integer(i), axis=2)
+            outputs.append(_value(name, TensorProto.FLOAT, AXES))
     if states and e.sentence and not builder.low:
         _rename(builder.nodes, ops.pooled, STATES)
         length = 1 if e.narrow_from < len(e.layers) else AXES[1]

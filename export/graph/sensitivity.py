@@ -81,7 +81,8 @@ def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, fl
         for batch in groups:
             inputs = {k: torch.as_tensor(v) for k, v in batch.inputs().items()}
             logits = module(**inputs)
-            real = None if model.encoder.pooled else inputs["attention_mask"].bool()
+            mask = inputs["attention_mask"].bool()
+            real = None if model.encoder.pooled else model.task.counted(mask, batch.labels)
             seen = {k: module.seen[k] for k in names if k in module.seen}
             outputs = [x.output for x in seen.values()]
             weight = signs(logits, real, model.encoder.slots > 1, random)

@@ -88,6 +88,26 @@ def text_rows(texts: Any, call: str = "predict") -> Rows:
     return Rows(tuple(str(x) for x in values))
 
 
+def question_rows(texts: Any) -> Rows:
+    """Questions with their contexts, as rows of pairs.
+
+    Raises:
+        UsageError: a value is no pair of texts.
+    """
+    call = "predict([('a question', 'its context')])"
+    if isinstance(texts, str):
+        raise UsageError(f"predict takes a list of pairs, not a str\ncall {call}")
+    rows = text_rows(texts)
+    if rows.text_b is None:
+        if len(rows):
+            raise UsageError(
+                "text 0 is a str; this model answers questions, so each must be a pair of a "
+                f"question and its context\ncall {call}"
+            )
+        return Rows((), ())
+    return rows
+
+
 def _all_texts(values: list[Any]) -> bool:
     """True if all values are plain texts in Unicode, found without Python for each."""
     if set(map(type, values)) != {str}:

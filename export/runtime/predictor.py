@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import GateError, ModelError, UsageError
 from prumux.optimizer.base.processors import cpu_threads, most_threads
+from prumux.optimizer.data.encodings import Side
 from prumux.optimizer.data.rows import Rows
-from prumux.optimizer.data.tokenize import Encoded, Side, encode
+from prumux.optimizer.data.tokenize import Encoded, encode
 from prumux.optimizer.model.artifact import from_config
 from prumux.optimizer.model.checkpoint.tokenizer_files import read_tokenizer
 from prumux.optimizer.model.row_groups import RowLogits, batch_rows
@@ -29,10 +30,10 @@ from prumux.optimizer.tasks.prediction import Answer
 from prumux.optimizer.tasks.task import Task
 
 from .artifact_engine import artifact_path, open_artifact_engine, read_config
-from .chunks import answer_chunks
+from .chunks import CHUNK_ROWS, answer_chunks
 from .engine_match import check_belongs
 from .grouping import BatchingRunner, DirectRunner, PredictionJob
-from .predict_arguments import owners_of, text_rows, word_rows
+from .predict_arguments import owners_of, question_rows, text_rows, word_rows
 from .word_windows import WordWindows
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ class Predictor:
         word. Rows longer than the model's maximum are split into windows, so that every word
         gets a prediction. Texts longer than that are truncated, as in training.
 
+        For question answering a text is a pair of a question and its context, of any length,
+        and the result has one `TextSpan` for each: answer, score, start and end.
+
         Args:
             texts: strings, or pairs of strings; for token tasks lists of words.
             batch_size: number of rows in one run of the engine.
@@ -118,7 +122,23 @@ class Predictor:
             >>> model.predict(["a charming journey"])  # doctest: +SKIP
             [Prediction(label='positive', score=0.99, scores={...})]
         """
+        if self.task.finds_spans:
+            _check_batch(batch_size)
+            pairs = question_rows(texts)
+            return self._spans(pairs, _Options(batch_size, copies, owners_of(isolate, pairs)))
         return self.task.answers(self.predict_logits(texts, batch_size, copies, isolate))
+
+    def _spans(self, rows: Rows, options: _Options) -> list[Answer]:
+        """The answers to questions; contexts run in windows, many questions in chunks."""
+        found: list[Answer] = []
+        for start in range(0, len(rows), CHUNK_ROWS):
+            some = rows.take(range(start, min(start + CHUNK_ROWS, len(rows))))
+            coded = self._encode(replace(some, stride=self.task.shared_tokens))
+            assert coded.layout is not None
+            assert coded.layout.windows is not None
+            texts = (start + coded.layout.windows.question).tolist()
+            found += self.task.span_answers([*self._run(coded, options, texts)], coded.layout)
+        return found
 
     def predict_logits(
         self,
@@ -132,6 +152,8 @@ class Predictor:
         Takes the arguments and raises the errors of `predict`.
         """
         _check_batch(batch_size)
+        if self.task.finds_spans:
+            self.task.answers([])  # raises: logits are of windows
         most = self.encoder.slots
         if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
             raise UsageError(

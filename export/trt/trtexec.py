@@ -30,9 +30,9 @@ def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
     """
     place = folder / FOLDER
     try:
-        proto = build(model, precision="fp16")
+        proto = build(model, precision="fp16", portable=True)
     except VerifyError:
-        proto = build(model, precision="bf16")
+        proto = build(model, precision="bf16", portable=True)
     save(proto, place)
     graph, plan = f"{FOLDER}/{FILE}", f"{FOLDER}/model.plan"
     script = trtexec_script(model.encoder, workload, graph=graph, plan=plan)

@@ -63,6 +63,8 @@ class KeptAnswers:
     """Per row what the metric compares answers with: the label or the dense answer."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
     """Per row the positions that count, for tasks that label words."""
+    question: tuple[int, ...] | None = None
+    """Where ids and logits are of windows: the row that each is of."""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -79,16 +81,19 @@ def write_answers(kept: KeptAnswers, folder: Path) -> None:
     lines = [json.dumps(asdict(kept.facts))]
     for i, ids in enumerate(kept.ids.tolist()):
         row: dict[str, Any] = {}
+        at = i if kept.question is None else kept.question[i]
         if kept.rows.words is not None:
             row["words"] = kept.rows.words[i]
         else:
-            row["text"] = kept.rows.text_a[i]
+            row["text"] = kept.rows.text_a[at]
         if kept.rows.text_b is not None:
-            row["text_b"] = kept.rows.text_b[i]
+            row["text_b"] = kept.rows.text_b[at]
+        if kept.question is not None:
+            row["question"] = at
         if kept.rows.groups is not None:
             row["query"] = int(kept.rows.groups[i])
         row |= {"ids": ids, "logits": kept.logits[i].tolist()}
-        row["reference"] = np.asarray(kept.references[i]).tolist()
+        row["reference"] = np.asarray(kept.references[at]).tolist()
         if kept.scored is not None:
             row["scored"] = np.flatnonzero(kept.scored[i]).tolist()
         lines.append(json.dumps(row, ensure_ascii=False))
@@ -122,6 +127,11 @@ def read_answers(folder: Path) -> KeptAnswers:
 def _kept(facts: CertifiedFacts, rows: list[dict[str, Any]]) -> KeptAnswers:
     words = "words" in rows[0]
     logits = tuple(np.array(x["logits"], np.float32) for x in rows)
+    ids, question = Ragged.of(x["ids"] for x in rows), None
+    scored = tuple(_mask(x) for x in rows) if "scored" in rows[0] else None
+    if "question" in rows[0]:
+        question = tuple(int(x["question"]) for x in rows)
+        rows = [x for i, x in enumerate(rows) if i == 0 or question[i] != question[i - 1]]
     return KeptAnswers(
         facts=facts,
         rows=Rows(
@@ -130,10 +140,11 @@ def _kept(facts: CertifiedFacts, rows: list[dict[str, Any]]) -> KeptAnswers:
             words=tuple(tuple(x["words"]) for x in rows) if words else None,
             groups=np.array([x["query"] for x in rows]) if "query" in rows[0] else None,
         ),
-        ids=Ragged.of(x["ids"] for x in rows),
+        ids=ids,
         logits=logits,
         references=tuple(x["reference"] for x in rows),
-        scored=tuple(_mask(x) for x in rows) if "scored" in rows[0] else None,
+        scored=scored,
+        question=question,
     )
 
 

@@ -128,6 +128,7 @@ def _request(options: argparse.Namespace, arguments: Sequence[str]) -> Any:
         certify_on_train=options.certify_on_train,
         pooling=options.pooling,
         dimensions=options.dimensions,
+        stride=options.stride,
         target=options.target,
         metric=options.metric,
         batch=options.batch,
@@ -218,6 +219,13 @@ def _add_data_options(add: Add) -> None:
         action="store_true",
         help="without validation rows, certify on half of the train rows, which the model may "
         "know by heart",
+    )
+    add(
+        "--stride",
+        type=positive,
+        metavar="N",
+        help="tokens of a long context that two windows share, to answer questions; "
+        "default 128",
     )
 
 

@@ -105,6 +105,13 @@ def find_columns(
         first, second = _texts(table, given, named is not None)
     if named is None:
         return Columns(first, second)
+    if task.finds_spans and second is None:
+        table.fail(
+            None,
+            f"'{first}' is the only text, {task.name} reads a question and its context; the "
+            f"columns are: {listed(table.names)}\n"
+            "say which to use: --columns text_a=QUESTION text_b=CONTEXT",
+        )
     if task.scores_pairs and second is None:
         return Columns(first)
     found = _label(table, task, named, (first, second), optional_label)

@@ -14,9 +14,9 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from prumux.optimizer.base import git_lfs
 from prumux.optimizer.base.errors import DataError
@@ -175,6 +175,8 @@ def _read_json(path: Path, text: str, ending: str) -> Table:
         rows = whole
     else:
         rows = _json_lines(path, lines, failed)
+    if all(isinstance(x, dict) and "paragraphs" in x for x in rows):
+        rows = _squad_rows(path, rows)
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(
@@ -234,6 +236,68 @@ def _object_rows(path: Path, whole: dict[str, Any]) -> list[Any]:
         shown = ", ".join(f"'{k}' has {n}" for k, n in list(sizes.items())[:4])
         raise DataError(f"{path}: columns of different lengths ({shown} values)")
     return [dict(zip(lists, x, strict=True)) for x in zip(*lists.values(), strict=True)]
+
+
+def _squad_rows(path: Path, articles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each question of SQuAD's own files.
+
+    Questions that `is_impossible` have no answers, whatever stands beside them.
+
+    Args:
+        path: for messages.
+        articles: the list `data` of the file; each with `paragraphs`, of which each has a
+            `context` and `qas`.
+
+    Raises:
+        DataError: something has another form.
+    """
+    return [
+        {
+            "id": question.get("id"),
+            "question": question.get("question"),
+            "context": context,
+            "answers": _answers(question),
+        }
+        for context, question in _questions(path, articles)
+    ]
+
+
+def _answers(question: Mapping[str, Any]) -> Any:
+    if question.get("is_impossible") is True:
+        return []
+    return question.get("answers")
+
+
+def _questions(
+    path: Path, articles: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    for i, article in enumerate(articles):
+        at = f"data[{i}]"
+        for j, paragraph in enumerate(_list(path, at, "paragraphs", article)):
+            there = f"{at}.paragraphs[{j}]"
+            for question in _list(path, there, "qas", paragraph):
+                yield paragraph.get("context"), question
+
+
+def _list(
+    path: Path, at: str, name: str, holder: Mapping[str, Any]
+) -> Sequence[Mapping[str, Any]]:
+    """A list of objects in an object of the file."""
+    value = holder.get(name)
+    if not isinstance(value, list):
+        _fail(path, f"{at} has no list '{name}'")
+    for i, x in enumerate(value):
+        if not isinstance(x, dict):
+            _fail(path, f"{at}.{name}[{i}] is a {type(x).__name__}, not an object")
+    return value
+
+
+def _fail(path: Path, text: str) -> NoReturn:
+    raise DataError(
+        f"{path}: {text}\n"
+        'SQuAD\'s form is {"data": [{"paragraphs": [{"context": "...", "qas": [{"question": '
+        '"...", "answers": [{"text": "...", "answer_start": 0}]}]}]}]}'
+    )
 
 
 def _read_csv(path: Path, text: str, separator: str) -> Table:

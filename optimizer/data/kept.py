@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from prumux.optimizer.tasks.labels import Fail, class_of, integer
+from prumux.optimizer.tasks.squad import read_answers
 from prumux.optimizer.tasks.task import Task
 
 from .columns import Columns
@@ -51,9 +52,11 @@ def keep(
         DataError: no row has content.
     """
     texts = [table.columns[x] for x in (columns.first, columns.second) if x is not None]
-    bare = {i for i, row in enumerate(zip(*texts, strict=True)) if all(map(_no_text, row))}
+    every = any if task.finds_spans else all
+    bare = {i for i, row in enumerate(zip(*texts, strict=True)) if every(map(_no_text, row))}
     if len(bare) == table.rows:
-        names = " and ".join(f"'{x}'" for x in (columns.first, columns.second) if x)
+        both = " or " if task.finds_spans else " and "
+        names = both.join(f"'{x}'" for x in (columns.first, columns.second) if x)
         table.fail(None, f"all {len(bare)} rows are empty in {names}: give rows with text")
     left = [i for i in range(table.rows) if i not in bare]
     unlabelled, without = "", set[int]()
@@ -66,7 +69,7 @@ def keep(
         without |= {i for i in left if hidden and integer(values[i]) == HIDDEN}
         without = set() if unlabelled else without
     counts = [
-        (len(bare), "without text", bare),
+        (len(bare), f"without {'question or context' if task.finds_spans else 'text'}", bare),
         (len(without), f"without a label in '{columns.label}'", without),
     ]
     said = [f"{n} {what} ({table.place(min(rows))})" for n, what, rows in counts if n]
@@ -87,7 +90,10 @@ def _no_labels(
     """The reason why these values are no labels; '' = they are labels."""
     if not known:
         return f"it has no labels (its column '{name}' is empty)"
-    if task.reads_words:
+    if task.finds_spans and not any(map(read_answers, known)):
+        bad = [x for x in known if read_answers(x) is None]
+        return "" if bad else "it has no labels (no question has an answer)"
+    if task.reads_words or task.finds_spans:
         return ""
     different = {folded(x) for x in known if not isinstance(x, list)}
     if different == {str(HIDDEN)} and str(HIDDEN) not in chosen.pairs:

@@ -1,15 +1,31 @@
-"""Rows of several texts that a model runs one by one: pairs, and queries with documents."""
+"""Rows of several texts that a model runs one by one.
+
+Pairs, queries with documents, and questions with the windows of their contexts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prumux.optimizer.tasks.layout import Layout
+import numpy as np
+
+from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.tasks.layout import Layout, Windows, token_labels
+
+from .encodings import Side, context_index, window_encodings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from .rows import Rows
+
+MOST_TOKENS = 384
+"""Tokens of the longest window, as in transformers' pipeline."""
+STRIDE = 128
+"""Tokens that two windows share, where nothing else is asked for and they are long enough."""
 
 
 def layout_of(rows: Rows) -> Layout | None:
@@ -20,10 +36,89 @@ def layout_of(rows: Rows) -> Layout | None:
 
 
 def flattened(rows: Rows) -> Rows:
-    """The texts one by one, without labels: pairs in turn, documents after queries."""
+    """The texts one by one, without labels: pairs in turn, documents after queries.
+
+    Questions with contexts stay as they are: the tokenizer makes their windows.
+    """
+    if rows.stride is not None:
+        return rows
     texts = rows.text_a
     if rows.corpus is not None:
         texts = (*texts, *rows.corpus)
     elif rows.text_b is not None:
         texts = tuple(chain(*zip(texts, rows.text_b, strict=True)))
     return replace(rows, text_a=texts, text_b=None, corpus=None, own=(), labels=None)
+
+
+def window_sizes(length: int, stride: int) -> tuple[int, int]:
+    """Tokens of a window, and tokens that two windows share.
+
+    Args:
+        length: the most tokens that model and tokenizer take.
+        stride: as asked for, 0 = `STRIDE`, or a third of a short window.
+
+    Raises:
+        UsageError: more than a third of a window is asked for.
+    """
+    length = min(length, MOST_TOKENS)
+    most = max(1, length // 3)
+    if stride > most:
+        raise UsageError(
+            f"--stride {stride} is over a third of a window of {length} tokens, which leaves "
+            f"too little room for questions: --stride {most}"
+        )
+    return length, stride or min(STRIDE, most)
+
+
+def windowed(
+    rows: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    side: Side,
+    found: list[Windows],
+) -> Iterator[list[Any]]:
+    """What the tokenizer's library gives for the windows of each question, in parts.
+
+    Args:
+        rows: questions with contexts.
+        tokenizer, side: as in `encode`.
+        length: see `window_sizes`.
+        found: gets what is known of the windows of each part.
+    """
+    assert rows.text_b is not None
+    length, stride = window_sizes(length, rows.stride or 0)
+    specials = int(tokenizer.num_special_tokens_to_add(True))
+    if length - 2 * stride <= specials:
+        raise UsageError(
+            f"a window of {length} tokens, of which the next one shares {stride}, has no room "
+            f"for a question beside {specials} special tokens: use a model with more positions"
+        )
+    context, done = context_index(tokenizer), 0
+    for part in window_encodings(rows, tokenizer, length, side, stride):
+        counts = [len(x) for x in part]
+        flat = [*chain.from_iterable(part)]
+        numbers = done + np.repeat(np.arange(len(part)), counts)
+        spans, tokens = [], []
+        for number, x in zip(numbers.tolist(), flat, strict=True):
+            where = np.array(x.offsets, np.int32).reshape(-1, 2)
+            inside = np.array([y == context for y in x.sequence_ids], np.bool_)
+            answer = None
+            if rows.labels is not None:
+                answer = int(rows.labels[number][0]), int(rows.labels[number][1])
+            spans.append(where)
+            tokens.append(token_labels(where, inside & (where[:, 1] > where[:, 0]), answer))
+        texts = rows.text_b[done : done + len(part)]
+        found.append(Windows(texts, numbers, tuple(tokens), tuple(spans)))
+        done += len(part)
+        yield flat
+
+
+def joined_windows(parts: Sequence[Windows], questions: int) -> Layout:
+    """The layout of all windows."""
+    whole = Windows(
+        tuple(chain.from_iterable(x.contexts for x in parts)),
+        np.concatenate([x.question for x in parts]),
+        tuple(chain.from_iterable(x.tokens for x in parts)),
+        tuple(chain.from_iterable(x.spans for x in parts)),
+    )
+    return Layout("windows", questions, windows=whole)

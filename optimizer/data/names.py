@@ -15,12 +15,13 @@ SPLITS = {
 }  # fmt: skip
 """The splits, each with the names that files, folders and hub data sets give it.
 
-A name may end in `_matched` or `_mismatched`, as MNLI's do.
+A name may end in `_matched` or `_mismatched`, as MNLI's do, or in `-v1` or `-v2`, as SQuAD's.
 """
 PAIRS = (
     ("text_a", "text_b"),
     ("premise", "hypothesis"),
     ("question", "sentence"),
+    ("question", "context"),
     ("sentence1", "sentence2"),
     ("question1", "question2"),
     ("text", "text_pair"),
@@ -35,7 +36,7 @@ WORDS = ("tokens", "words")
 """Usual names of a column of words."""
 
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
-_MATCHED = re.compile(r"_(mis)?matched$")
+_MATCHED = re.compile(r"_(mis)?matched$|_v[12]$")
 
 
 def folded(name: str) -> str:

@@ -83,7 +83,8 @@ def row_logits(
 
 def scored_positions(rows: Encoded) -> tuple[NDArray[Any], ...] | None:
     """Per row the positions that count, for tasks that label words; else None."""
-    return rows.labels if isinstance(rows.labels, tuple) else rows.scored
+    labels = rows.texts().labels
+    return labels if isinstance(labels, tuple) else rows.scored
 
 
 def mixed_together(

@@ -62,6 +62,9 @@ class Rows:
     """The documents that all rows search, where rows are queries."""
     own: tuple[int, ...] = ()
     """Of each query the document that is the query itself, -1 = none."""
+    stride: int | None = None
+    """Where the second text is a context that is read in windows: tokens that two windows
+    share, 0 = by their length."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -82,6 +85,7 @@ class Rows:
             corpus=self.corpus,
             own=tuple(self.own[i] for i in at) if self.own else (),
             labels=labels,
+            stride=self.stride,
         )
 
     def contents(self) -> list[str]:
@@ -98,7 +102,8 @@ class Rows:
         """SHA-256 of texts and labels, in hex."""
         parts = [*self.contents(), json.dumps(_plain(self.labels)), *(self.corpus or ())]
         groups = [] if self.groups is None else [json.dumps(self.groups.tolist())]
-        return _sha256([*parts, *groups])
+        windows = [] if self.stride is None else [f"windows share {self.stride}"]
+        return _sha256([*parts, *groups, *windows])
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,7 @@ def _unlabelled(table: Table, columns: Columns, task: Task) -> Rows:
     if columns.second is None:
         return Rows(task.prompted(first))
     second = _texts(table, columns.second, pair=True)
-    return Rows(task.prompted(first), task.prompted(second))
+    return Rows(task.prompted(first), task.prompted(second), stride=task.shared_tokens)
 
 
 def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:
@@ -300,7 +305,8 @@ def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap)
         table.fail(row, text if name in text else f"column '{name}': {text}")
 
     if not task.has_classes:
-        return replace(rows, labels=task.read_labels(values, rows.words, fail))
+        words = rows.text_b if task.finds_spans else rows.words
+        return replace(rows, labels=task.read_labels(values, words, fail))
     if task.lists_labels:
         return _listed(table, name, rows, task, chosen, fail)
     if rows.words is None:

@@ -95,6 +95,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             f"--labels {key}={(labels or {})[key]}: no row has the label '{key}'; "
             f"the model's classes are: {', '.join(task.labels[:8])}"
         )
+    task = task.on_labels(x.labels for x in rows.values())
     _same_kind(rows, sources)
     single = task.scores_pairs and all(x.text_b is None for x in rows.values())
     usable, fallbacks = _usable(rows, metric == AGREEMENT, "" if single else task.columns[0])

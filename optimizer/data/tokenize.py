@@ -5,11 +5,10 @@ Axis letters: N rows, B rows of a batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,10 @@ from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.model.row_groups import batch_rows, filled, like_length, padded
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.labels import IGNORE, Ints
-from prumux.optimizer.tasks.layout import Layout
+from prumux.optimizer.tasks.layout import Layout, Windows
 
-from .layouts import flattened, layout_of
+from .encodings import Side, encodings
+from .layouts import flattened, joined_windows, layout_of, windowed
 from .ragged import Ragged
 from .word_labels import aligned, first_subwords, words_of
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
     from .rows import Rows
 
-
-Side = Literal["left", "right"]
-PART_CHARACTERS = 1_000_000
-"""Texts of so many characters are tokenised at once."""
 _IDS, _TYPES = attrgetter("ids"), attrgetter("type_ids")
 
 
@@ -56,7 +52,7 @@ class Encoded:
     layout: Layout | None = None
     """The layout of labelled rows over texts; None = each text is one row."""
     given: Rows | None = None
-    """The texts before they were tokenised; None = unknown."""
+    """The texts before they were tokenised, or questions with contexts; None = unknown."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,8 +65,14 @@ class Encoded:
         return len(self) if self.groups is None else len(np.unique(self.groups))
 
     def texts(self) -> Encoded:
-        """Its texts one by one: the same where each is a row, else without labels."""
-        return self if self.layout is None else replace(self, labels=None, layout=None)
+        """Its texts one by one: the same where each is a row, else with labels of tokens, or
+        without labels."""
+        if self.layout is None:
+            return self
+        windows = self.layout.windows
+        if windows is None:
+            return replace(self, labels=None, layout=None)
+        return replace(self, labels=windows.tokens, layout=None, given=None)
 
     @property
     def lengths(self) -> Ints:
@@ -80,7 +82,8 @@ class Encoded:
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
         """The texts at these indices, in this order; see `texts`."""
         at = np.asarray(indices, dtype=np.int64)
-        labels = self.texts().labels
+        texts = self.texts()
+        labels = texts.labels
         if isinstance(labels, tuple):
             labels = tuple(labels[i] for i in at)
         elif labels is not None:
@@ -92,7 +95,7 @@ class Encoded:
             pad_id=self.pad_id,
             scored=None if self.scored is None else tuple(self.scored[i] for i in at),
             groups=None if self.groups is None else self.groups[at],
-            given=None if self.given is None else self.given.take(at),
+            given=None if texts.given is None else texts.given.take(at),
         )
 
 
@@ -158,7 +161,11 @@ def encode(
         )
     side = side or ("left" if tokenizer.truncation_side == "left" else "right")
     id_parts, type_parts, words = [], [], []
-    for found in encodings(rows, tokenizer, length, side):
+    windows: list[Windows] = []
+    parts = encodings(rows, tokenizer, length, side)
+    if rows.stride is not None:
+        parts = windowed(rows, tokenizer, length, side, windows)
+    for found in parts:
         id_parts.append(Ragged.of(map(_IDS, found)))
         if encoder.token_types:
             type_parts.append(_token_types(found, id_parts[-1], rows))
@@ -176,65 +183,22 @@ def encode(
     if types is not None:
         _check_range("token type ids", types, "token types", encoder.token_types)
     if rows.words is None:
-        return Encoded(ids, types, rows.labels, encoder.pad_id, groups=rows.groups, given=rows)
+        layout = joined_windows(windows, len(rows)) if windows else None
+        return Encoded(
+            ids, types, rows.labels, encoder.pad_id, None, rows.groups, layout, rows
+        )
+    return _of_words(Encoded(ids, types, None, encoder.pad_id, given=rows), rows, words)
+
+
+def _of_words(coded: Encoded, rows: Rows, words: Sequence[Sequence[int | None]]) -> Encoded:
+    """Rows of words, with the label of each word at its first sub-word."""
     scored = tuple(first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
         labels = tuple(
             aligned(rows.labels[i], words[i], first) for i, first in enumerate(scored)
         )
-    return Encoded(ids, types, labels, encoder.pad_id, scored, given=rows)
-
-
-def encodings(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
-) -> Iterator[list[Any]]:
-    """The encodings of the tokenizer's Rust library, cut to `length` tokens at `side`.
-
-    The rows come in parts, because the library also keeps every token that is cut off.
-
-    Raises:
-        DataError: it fails, for instance because it lacks the unknown token.
-    """
-    given: list[Any] = list(rows.text_a)
-    if rows.words is not None:
-        given = [list(x) for x in rows.words]
-    elif rows.text_b is not None:
-        given = list(zip(given, rows.text_b, strict=True))
-    for part in _parts(given):
-        with _settings(tokenizer, length, side):
-            found = _encoded(part, tokenizer, split=rows.words is not None)
-        yield found
-
-
-def _encoded(part: list[Any], tokenizer: PreTrainedTokenizerBase, split: bool) -> list[Any]:
-    """The encodings of some texts, pairs or lists of words (`split`).
-
-    Calling the tokenizer itself gives the same ids, but spends about 10 microseconds of
-    Python on each row.
-    """
-    backend = tokenizer.backend_tokenizer
-    try:
-        if split:
-            return list(backend.encode_batch(part, is_pretokenized=True))
-        return list(backend.encode_batch_fast(part))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the Rust library is no Exception
-        said = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise DataError(
-            f"the tokenizer fails on these rows: {said}\n"
-            "use the tokenizer that was saved with the model"
-        ) from error
-
-
-def _parts(given: list[Any]) -> Iterator[list[Any]]:
-    """The rows in order, in lists of about `PART_CHARACTERS` characters."""
-    sizes = [len(x) if isinstance(x, str) else sum(map(len, x)) for x in given]
-    part = np.cumsum(sizes) // PART_CHARACTERS
-    starts = np.flatnonzero(np.diff(part, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(given)], strict=True):
-        yield given[start:end]
+    return replace(coded, labels=labels, scored=scored)
 
 
 def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
@@ -248,29 +212,6 @@ def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
         if not all(longest.special_tokens_mask) and not any(longest.type_ids):
             return Ragged(np.zeros_like(ids.values), ids.ends)
     return Ragged.of(map(_TYPES, found))
-
-
-@contextmanager
-def _settings(tokenizer: PreTrainedTokenizerBase, length: int, side: Side) -> Iterator[None]:
-    """Cut and do not pad inside; afterwards the tokenizer's settings are those of before.
-
-    Else the settings of this call would be saved with the tokenizer.
-    """
-    backend = tokenizer.backend_tokenizer
-    before = backend.truncation, backend.padding, backend.encode_special_tokens
-    backend.no_padding()
-    backend.enable_truncation(length, direction=side)
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    try:
-        yield
-    finally:
-        backend.encode_special_tokens = before[2]
-        if before[0]:
-            backend.enable_truncation(**before[0])
-        else:
-            backend.no_truncation()
-        if before[1]:
-            backend.enable_padding(**before[1])
 
 
 def row_limit(

@@ -65,28 +65,33 @@ def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
 
 
 def read_weights(
-    family: Family, encoder: Encoder, found: Mapping[str, Tensor]
+    family: Family, encoder: Encoder, found: Mapping[str, Tensor], *, spans: bool = False
 ) -> dict[str, Tensor]:
     """The weights of `read_checkpoint`."""
-    return read_checkpoint(family, encoder, found)[0]
+    return read_checkpoint(family, encoder, found, spans=spans)[0]
 
 
 def read_checkpoint(
-    family: Family, encoder: Encoder, found: Mapping[str, Tensor]
+    family: Family, encoder: Encoder, found: Mapping[str, Tensor], *, spans: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Canonical float32 weights out of a Hugging Face state dict, and names that it ignores.
 
     Tensors of other modules, such as losses and metrics, are ignored, as transformers does.
 
+    Args:
+        family, encoder: from `read_config`.
+        found: the state dict.
+        spans: whether the model's task finds spans, see `Task.finds_spans`.
+
     Raises:
         ModelError: a tensor is missing, of the wrong shape or not finite, or one of the
             model's own modules is left over.
     """
-    expected = tensor_names(family, encoder)
+    expected = tensor_names(family, encoder, spans=spans)
     inside = named(found, expected)
     weights: dict[str, Tensor] = {}
     for name, shape in expected_shapes(encoder).items():
-        tensor = _read(inside.tensors, hf_source(family, encoder, name), shape)
+        tensor = _read(inside.tensors, hf_source(family, encoder, name, spans=spans), shape)
         weights[name] = tensor.detach().to("cpu").float().contiguous()
     own = {x.split(".")[0] for x in expected}
     left = sorted(n for n in inside.tensors.keys() - expected if not _ignorable(n))
@@ -99,9 +104,10 @@ def read_checkpoint(
     return weights, (*left, *inside.others)
 
 
-def tensor_names(family: Family, encoder: Encoder) -> set[str]:
+def tensor_names(family: Family, encoder: Encoder, *, spans: bool = False) -> set[str]:
     """Names of the tensors that a checkpoint must hold."""
-    return {hf_source(family, encoder, x).tensor for x in expected_shapes(encoder)}
+    names = expected_shapes(encoder)
+    return {hf_source(family, encoder, x, spans=spans).tensor for x in names}
 
 
 def _refuse_quantized(config: Config) -> None:
@@ -116,12 +122,14 @@ def _refuse_quantized(config: Config) -> None:
     )
 
 
-def hf_source(family: Family, encoder: Encoder, name: str) -> Part:
+def hf_source(family: Family, encoder: Encoder, name: str, *, spans: bool = False) -> Part:
     """The tensor of a checkpoint, or the part of one, that a canonical weight is."""
     stem, _, kind = name.rpartition(".")
     layer = re.match(r"layers\.(\d+)\.", stem)
     if encoder.sentence and stem.startswith("head."):
         return Part(name, 0, 1)
+    if spans and stem == "head.output":
+        return Part(f"{family.span_map}.{kind}", 0, 1)
     pattern = re.sub(r"layers\.\d+\.", "layers.{i}.", stem)
     theirs = family.names(encoder)[pattern]
     part = Part(theirs, 0, 1) if isinstance(theirs, str) else theirs

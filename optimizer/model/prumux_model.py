@@ -14,18 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import (
     BaseModelOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
 
 from prumux.optimizer.base.errors import ModelError, UsageError
-from prumux.optimizer.tasks.losses import hugging_face_loss
+from prumux.optimizer.tasks.losses import hugging_face_loss, position_loss
 from prumux.optimizer.tasks.registry import kind_of
 
 from .artifact import from_config, second_of
@@ -41,6 +43,7 @@ from .weights import expected_shapes
 __all__ = [
     "PrumuxConfig",
     "PrumuxEmbeddingModel",
+    "PrumuxForQuestionAnswering",
     "PrumuxForSequenceClassification",
     "PrumuxForTokenClassification",
     "PrumuxModel",
@@ -238,6 +241,40 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
         return self.keyed(TokenClassifierOutput(loss=loss, logits=logits), return_dict)
 
 
+class PrumuxForQuestionAnswering(PrumuxModel):  # type: ignore[no-untyped-call]
+    """An optimised model that finds the answer to a question in a context."""
+
+    class_ending = "ForQuestionAnswering"
+
+    def forward(  # type: ignore[override]  # noqa: PLR0917 - Hugging Face's signature
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """A `QuestionAnsweringModelOutput`, or a tuple.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: [B, T], 1 = real token; all real when left out.
+            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            start_positions: int64 [B]; an index of T and more = not scored.
+            end_positions: the same for the last token of the answer.
+            return_dict: False = a tuple `([loss,] start_logits, end_logits)`.
+        """
+        logits = self.logits(input_ids, attention_mask, token_type_ids)
+        start, end = (x.contiguous() for x in logits.unbind(-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            pairs = ((start, start_positions), (end, end_positions))
+            loss = torch.stack([position_loss(x, aim) for x, aim in pairs]).mean()
+        found = QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end)
+        return self.keyed(found, return_dict)
+
+
 class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
     """The encoder of an optimised embedding model; sentence-transformers pools its states."""
 
@@ -296,6 +333,7 @@ def _two(names: list[str]) -> str:
 
 
 AutoModel.register(PrumuxConfig, PrumuxEmbeddingModel, exist_ok=True)
+AutoModelForQuestionAnswering.register(PrumuxConfig, PrumuxForQuestionAnswering, exist_ok=True)
 AutoModelForSequenceClassification.register(
     PrumuxConfig, PrumuxForSequenceClassification, exist_ok=True
 )

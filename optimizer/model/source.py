@@ -198,7 +198,7 @@ def build(
         config, remarks = with_sentence(config, sentence), ()
         found |= sentence.weights
     family, encoder, task = read_config(config)
-    weights, ignored = read_checkpoint(family, encoder, found)
+    weights, ignored = read_checkpoint(family, encoder, found, spans=task.finds_spans)
     if ignored:
         remarks = (*remarks, _ignored(ignored))
     model = Model(

@@ -116,6 +116,8 @@ def _load(request: Request, target: Target) -> tuple[Model, Any]:
             f"'{request.model}' is a cascade of two models, which no pass takes\n"
             "give the model that it was made from"
         )
+    if request.stride is not None:
+        model = replace(model, task=model.task.with_stride(request.stride))
     target.check_model(model)
     if model.tokenizer is None:
         raise ModelError(

@@ -40,6 +40,26 @@ def kept_rows(rows: Encoded, seed: int, most: int = MOST_ROWS) -> NDArray[np.int
     return np.sort(order[:most])
 
 
+def kept_questions(
+    question: NDArray[np.int64], seed: int, most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Random questions with at most so many windows together, but at least one; in order.
+
+    Args:
+        question: the question of each window, [W], in order.
+        seed: of the draw.
+        most: windows.
+
+    Returns:
+        The questions, and all of their windows.
+    """
+    windows = np.bincount(question)
+    order = np.random.default_rng(seed).permutation(len(windows))
+    fitting = int((np.cumsum(windows[order]) <= most).sum())
+    chosen = np.sort(order[: max(1, fitting)])
+    return chosen, np.flatnonzero(np.isin(question, chosen))
+
+
 def recorded(
     evaluator: Evaluator, packaged: ExportedModel, report: Report, workspace: Workspace
 ) -> KeptAnswers | None:
@@ -51,24 +71,48 @@ def recorded(
         report: what was certified.
         workspace: its staging folder holds the files of the result.
     """
-    if evaluator.certify_rows.given is None:
+    texts = evaluator.certify_rows.given
+    if texts is None:
         return None
     sizes, layout = evaluator.model.encoder, evaluator.certify_rows.layout
     most = max(LEAST_ROWS, min(MOST_ROWS, MOST_NUMBERS // sizes.labels))
-    at = kept_rows(evaluator.certify_rows, evaluator.ctx.seed, most)
+    windows = None if layout is None else layout.windows
+    if windows is None:
+        at = chosen = kept_rows(evaluator.certify_rows, evaluator.ctx.seed, most)
+    else:
+        chosen, at = kept_questions(windows.question, evaluator.ctx.seed, most)
     rows = own_rows(evaluator.certify_rows, packaged.model).take(at)
-    assert rows.given is not None
     predictor = evaluator.predictor
     logits = row_logits(packaged.engine.run, rows, None, **predictor.mixing(packaged.model))
-    if layout is None:
+    by_row = layout is None or windows is not None
+    if by_row:
         known = predictor.with_labels(Pipeline(()), "certify")[1]
-        references = [known[i] for i in at]
+        references = [known[i] for i in chosen]
     else:  # texts of one row may not all be among those that are kept
         references = row_logits(torch_run(evaluator.model), evaluator.certify_rows.take(at))
-    scored = scored_positions(rows)
+    scored = scored_positions(rows) if windows is None else None
+    return KeptAnswers(
+        facts=_facts(evaluator, report, workspace, report.metric if by_row else AGREEMENT),
+        rows=texts.take(chosen),
+        ids=rows.ids,
+        logits=tuple(np.asarray(x, np.float32) for x in logits),
+        references=tuple(references),
+        scored=None
+        if scored is None
+        else tuple(x if x.dtype == np.bool_ else x != IGNORE for x in scored),
+        question=None
+        if windows is None
+        else tuple(np.searchsorted(chosen, windows.question[at]).tolist()),
+    )
+
+
+def _facts(
+    evaluator: Evaluator, report: Report, workspace: Workspace, metric: str
+) -> CertifiedFacts:
+    """The certificate, and the digests of the files of the result."""
     certified = report.scores.certify
-    facts = CertifiedFacts(
-        metric=report.metric if layout is None else AGREEMENT,
+    return CertifiedFacts(
+        metric=metric,
         limit=report.limit,
         loss_upper=certified.loss_upper,
         confidence=certified.confidence,
@@ -77,14 +121,4 @@ def recorded(
         engine=dict(report.engine),
         files=digests(workspace.staging),
         arrivals=evaluator.ctx.arrivals,
-    )
-    return KeptAnswers(
-        facts=facts,
-        rows=rows.given,
-        ids=rows.ids,
-        logits=tuple(np.asarray(x, np.float32) for x in logits),
-        references=tuple(references),
-        scored=None
-        if scored is None
-        else tuple(x if x.dtype == np.bool_ else x != IGNORE for x in scored),
     )

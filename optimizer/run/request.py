@@ -40,6 +40,8 @@ class Request:
     """Makes an embedding model of an encoder without a head: `mean`, `cls+mean`, ..."""
     dimensions: int | None = None
     """Entries of an embedding model's vectors that are kept, the first ones."""
+    stride: int | None = None
+    """Tokens that two windows of a context share, where a model answers questions."""
     target: str = "onnx"
     metric: str | None = None
     batch: int | None = None
@@ -62,10 +64,10 @@ class Request:
     command: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("batch", 1), ("length", 1), ("dimensions", 1)):
-            value = getattr(self, name)
+        for name in ("seed", "batch", "length", "dimensions", "stride"):
+            value, least = getattr(self, name), int(name != "seed")
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (name in ("batch", "length", "dimensions") and value is None) and not (
+            if not (name != "seed" and value is None) and not (
                 whole and least <= value < 2**63
             ):
                 raise UsageError(f"{name} is {value!r}, give a whole number from {least}")

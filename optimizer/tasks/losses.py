@@ -58,3 +58,15 @@ def hugging_face_loss(logits: Tensor, labels: Tensor, problem: str | None) -> Te
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels)
     return F.cross_entropy(logits, labels.view(-1))
+
+
+def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
+    """Cross-entropy of positions among those of a row, as Hugging Face's models have it.
+
+    Args:
+        logits: [B, T].
+        positions: int64 [B] or [B, 1]; T and more = not scored.
+    """
+    length = logits.shape[1]
+    aims = positions.reshape(-1).clamp(0, length)
+    return F.cross_entropy(logits.float(), aims, ignore_index=length)

@@ -25,8 +25,23 @@ class Prediction:
     """The labels that hold, likeliest first, of a multi-label model; else empty."""
 
 
-Answer = Prediction | tuple[Prediction, ...]
-"""One prediction a row, or one a word of the row."""
+@dataclass(frozen=True)
+class TextSpan:
+    """The answer to a question: a span of its context."""
+
+    answer: str
+    """The characters of the span; empty where the context holds no answer."""
+    score: float
+    """Probability of the start times that of the end, among the tokens of the window that the
+    answer is in."""
+    start: int
+    """Index of its first character in the context."""
+    end: int
+    """Index after its last character."""
+
+
+Answer = Prediction | tuple[Prediction, ...] | TextSpan
+"""One prediction a row, one a word of the row, or the answer to a question."""
 
 
 def class_predictions(logits: NDArray[Any], labels: Sequence[str]) -> list[Prediction]:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from prumux.optimizer.base.errors import DataError, UsageError
 
-from .by_query import ByQuery
 from .labels import IGNORE, Fail, Labels
 from .metrics import AGREEMENT, Floats, Metric, Predictions, Scorer
+from .parts.by_query import ByQuery
+from .parts.spans import Spans
+from .parts.vectors import Vectors
 from .prediction import Answer
-from .vectors import Vectors
 
 Pooling = Literal["first", "all"]
 
@@ -44,7 +45,7 @@ class ConstantAnswer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task(ByQuery, Vectors, ABC):
+class Task(ByQuery, Vectors, Spans, ABC):
     """The meaning of a model's labels. A subclass is one task, an instance one label set."""
 
     labels: tuple[str, ...]
@@ -176,7 +177,7 @@ class Task(ByQuery, Vectors, ABC):
 
         Args:
             values: the column, as it was read: [N].
-            words: the words of each row where the task reads words, else None.
+            words: the words of each row, or its context where answers are spans; else None.
             fail: raises DataError; takes the row's number (None = the whole column) and text.
         """
 

@@ -108,6 +108,7 @@ class MaskLearner:
             task,
             o.temperature,
             groups=batch.groups,
+            labels=batch.labels,
             parallel=parallel,
         )
         total = o.logits * off

@@ -96,7 +96,8 @@ def _fisher(
             masked = [one * mask for one, mask in zip(ones, living, strict=True)]
             with autocast(ctx.device):
                 logits = module(**inputs, factors=put(module.factors, masked)).float()
-            real = None if model.encoder.pooled else inputs["attention_mask"].bool()
+            mask = inputs["attention_mask"].bool()
+            real = None if model.encoder.pooled else model.task.counted(mask, batch.labels)
             weight = signs(logits, real, model.encoder.slots > 1, random)
             for loss in model.task.fisher_scalars(logits, weight, random):
                 grads = torch.autograd.grad(loss, ones, retain_graph=True, allow_unused=True)

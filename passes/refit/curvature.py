@@ -64,7 +64,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
                 logits = module(**inputs).float()
             real = inputs["attention_mask"].bool()
             taps = [tap for _, tap in module.taps.values()]
-            scored = None if model.encoder.pooled else real
+            scored = None if model.encoder.pooled else model.task.counted(real, batch.labels)
             weight = signs(logits, scored, model.encoder.slots > 1, random)
             each_loss = model.task.fisher_scalars(logits, weight, random)
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]

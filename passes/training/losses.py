@@ -30,6 +30,7 @@ def divergence(
     temperature: float,
     *,
     groups: Any = None,
+    labels: Any = None,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
     """Distance of a student's logits from the teacher's, mean per row or real position.
@@ -40,10 +41,12 @@ def divergence(
         task: chooses the distance, see `Task.logit_loss`.
         temperature: T, above 0; softens both predictions.
         groups: the number of each row's query, [B], if rows belong to queries.
+        labels: of positions, [B, T], by which a task may tell those that count.
         parallel: the processes that share the batch.
     """
     if found.dim() == 3:
-        found, aim = found[real], aim[real]
+        off, count = task.position_loss(found, aim, task.counted(real, labels), temperature)
+        return parallel.mean(off, count)
     if groups is None:
         return parallel.mean(task.logit_loss(found, aim, temperature), len(found))
     numbers = torch.as_tensor(groups).to(found.device)
@@ -113,7 +116,9 @@ def mean_divergence(
             found = observe(module, batch, teacher.device)
             real = torch.as_tensor(batch.attention_mask).to(teacher.device).bool()
             aim = teacher.teach(batch).logits
-            off = divergence(found.logits, aim, real, task, 1.0, groups=batch.groups)
+            off = divergence(
+                found.logits, aim, real, task, 1.0, groups=batch.groups, labels=batch.labels
+            )
             total += float(off) * len(batch.rows)
             count += len(batch.rows)
     return total / count

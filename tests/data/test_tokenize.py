@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.base.errors import DataError, UsageError
-from prumux.optimizer.data import tokenize
+from prumux.optimizer.data import encodings
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import (
@@ -135,15 +135,15 @@ def test_parts_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> Non
         tuple(np.zeros(len(x), np.int64) for x in words) if form == "words" else None,
     )
     whole = encode(rows, make_tokenizer(), ENCODER)
-    monkeypatch.setattr(tokenize, "PART_CHARACTERS", 20)
+    monkeypatch.setattr(encodings, "PART_CHARACTERS", 20)
     calls: list[int] = []
-    encoded = tokenize._encoded
+    encoded = encodings._encoded
 
     def counted(part: list[Any], *args: Any, **options: Any) -> list[Any]:
         calls.append(len(part))
         return encoded(part, *args, **options)
 
-    monkeypatch.setattr(tokenize, "_encoded", counted)
+    monkeypatch.setattr(encodings, "_encoded", counted)
     parts = encode(rows, make_tokenizer(), ENCODER)
     assert len(calls) > 3
     assert sum(calls) == 9

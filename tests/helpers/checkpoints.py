@@ -65,11 +65,11 @@ def config(
 
 def state(of: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Random weights under the names of a checkpoint."""
-    family, encoder, _ = read_config(of)
+    family, encoder, task = read_config(of)
     random = torch.Generator().manual_seed(seed)
     parts: dict[str, dict[int, Tensor]] = {}
     for name, shape in expected_shapes(encoder).items():
-        source = hf_source(family, encoder, name)
+        source = hf_source(family, encoder, name, spans=task.finds_spans)
         parts.setdefault(source.tensor, {})[source.index] = 0.2 * torch.randn(
             shape, generator=random
         )

@@ -18,7 +18,8 @@ from prumux.optimizer.tasks.embedding import SentenceEmbedding
 from prumux.optimizer.tasks.fisher import DRAWS, EXACT_CLASSES, signs
 from prumux.optimizer.tasks.labels import IGNORE
 from prumux.optimizer.tasks.multilabel import MultiLabel
-from prumux.optimizer.tasks.prediction import Prediction
+from prumux.optimizer.tasks.prediction import Prediction, TextSpan
+from prumux.optimizer.tasks.question_answering import QuestionAnswering
 from prumux.optimizer.tasks.ranking import Ranking
 from prumux.optimizer.tasks.registry import task_types
 from prumux.optimizer.tasks.regression import Regression
@@ -33,9 +34,10 @@ POS = Tokens(("NOUN", "VERB", "ADJ"))
 TOPICS = MultiLabel(tuple("abcde"))
 TWO_TOPICS = MultiLabel(("a", "b"), (0.3, 0.6))
 TASKS = (BINARY, FIVE, VALUE, NER, POS, TOPICS, TWO_TOPICS)
-ELSEWHERE = {Ranking, SentenceEmbedding}
+ELSEWHERE = {Ranking, SentenceEmbedding, QuestionAnswering}
 """Rows of a ranking are no independent draws: see test_ranking.py. Embeddings are vectors, not
-labels: see test_embedding.py."""
+labels: see test_embedding.py. Answers are spans of several windows: see
+test_question_answering.py."""
 CASES = [(task, metric.name) for task in TASKS for metric in task.metrics]
 NAMED = [f"{task.name}-{len(task.labels)}-{metric}" for task, metric in CASES]
 
@@ -265,6 +267,7 @@ def test_answers_are_the_predictions(task: Task, seed: int) -> None:
             assert found.label == (found.labels[0] if held else None)
             assert found.score == max(found.scores.values())
             continue
+        assert not isinstance(found, TextSpan)
         each = [found] if isinstance(found, Prediction) else [*found]
         for answer, value in zip(each, np.atleast_1d(expected), strict=True):
             if isinstance(task, Regression):

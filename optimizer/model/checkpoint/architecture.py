@@ -29,13 +29,15 @@ def with_architecture(
         ModelError: the tensors fit several heads alike.
     """
     given = named_architecture(config)
-    heads = tuple(dict.fromkeys(x.head for x in task_types() if x.found_by_head))
+    own = any(".qa_outputs." in f".{x}" for x in found)
+    kinds = [x for x in task_types() if x.found_by_head and x.finds_spans <= own]
+    heads = tuple(dict.fromkeys(x.head for x in kinds))
     if given.endswith(tuple(x.head for x in task_types())):
         return config, ()
     fitting: dict[str, set[str]] = {}
     for head in heads:
-        family, encoder, _ = read_config({**config, "architectures": [f"Model{head}"]})
-        expected = tensor_names(family, encoder)
+        family, encoder, task = read_config({**config, "architectures": [f"Model{head}"]})
+        expected = tensor_names(family, encoder, spans=task.finds_spans)
         if expected <= named(found, expected).tensors.keys():
             fitting[head] = expected
     if not fitting:

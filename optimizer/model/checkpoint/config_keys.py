@@ -51,7 +51,7 @@ DROPPED = frozenset(
         *("_commit_hash", "_attn_implementation_internal", "trust_remote_code"),
         # prumux's own
         *("prumux_format", "encoder", "heads_per_layer", "ffn_per_layer", "mux", "source"),
-        *("sentence_embedding", "prumux_sentence_head"),
+        *("sentence_embedding", "prumux_sentence_head", "question_answering"),
     }
 )
 

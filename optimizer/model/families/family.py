@@ -111,6 +111,9 @@ class Family(ABC):
             return FINAL_NORM
         return f"{last.name}.norm" if last else "embeddings.norm"
 
+    span_map: ClassVar[str] = "qa_outputs"
+    """Name of the last map in Hugging Face's models that find spans."""
+
     def for_every_position(self, e: Encoder) -> Encoder:
         """The sizes where every position has an answer: here the head is one map."""
         return replace(e, head="linear", pooling="all")

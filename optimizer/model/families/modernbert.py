@@ -62,6 +62,7 @@ class ModernBert(Family):
     model_types: ClassVar[tuple[str, ...]] = ("modernbert",)
     pre_norm: ClassVar[bool] = True
     norm_bias: ClassVar[bool] = False
+    span_map: ClassVar[str] = "classifier"
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import UsageError
-
-from .metrics import Floats, Predictions
+from prumux.optimizer.tasks.metrics import Floats, Predictions
 
 
 class ByQuery:

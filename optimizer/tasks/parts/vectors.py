@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from prumux.optimizer.base.errors import UsageError
-
-from .layout import Layout, TextKind
-from .metrics import Predictions
+from prumux.optimizer.tasks.layout import Layout, TextKind
+from prumux.optimizer.tasks.metrics import Predictions
 
 
 class Vectors:

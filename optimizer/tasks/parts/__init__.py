@@ -1,0 +1,1 @@
+"""Parts of `Task`: what few tasks say, with defaults for all others."""
