@@ -62,10 +62,10 @@ class Cascade(Pass):
         if not 0 < self.max_share <= 1:
             raise ValueError(f"max_share must be above 0 and at most 1, not {self.max_share}")
         passes = self.second_stage
-        wrong = next((x for x in passes if x.slots > 1 or x.second_stage is not None), None)
+        wrong = next((x for x in passes if x.slots > 1 or x.last), None)
         if wrong is not None:
             raise ValueError(
-                f"to: '{wrong}' cannot be: the second model takes rows one by one"
+                f"to: '{wrong}' cannot be: the second model takes rows one by one, as they are"
             )
         if Pipeline(passes).uncut:
             raise ValueError("to marks what to prune and does not cut it out: add slice")

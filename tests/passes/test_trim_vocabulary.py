@@ -147,6 +147,11 @@ def test_bad_options_are_underlined(options: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_no_second_model_of_a_cascade_loses_pieces() -> None:
+    with pytest.raises(SpecError, match=r"'trim-vocabulary.*' cannot be: the second model"):
+        Pipeline.parse('slice,cascade{to="trim-vocabulary"}')
+
+
 def test_print_and_parse_are_inverse() -> None:
     text = 'trim-vocabulary{margin=0.3 text="a b.jsonl"}'
     pipeline = Pipeline.parse(text)
