@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prumux.optimizer.pipeline.pipeline import Pipeline
     from prumux.optimizer.run.hub import push_to_hub
     from prumux.optimizer.run.run import Result, optimize
-    from prumux.optimizer.tasks.prediction import Prediction
+    from prumux.optimizer.tasks.prediction import Prediction, TextSpan
 
     __version__: str
 
@@ -30,6 +30,7 @@ __all__ = [
     "Predictor",
     "PrumuxError",
     "Result",
+    "TextSpan",
     "__version__",
     "load",
     "optimize",
@@ -42,6 +43,7 @@ _HOMES = {
     "Predictor": "prumux.export.runtime.predictor",
     "PrumuxError": "prumux.optimizer.base.errors",
     "Result": "prumux.optimizer.run.run",
+    "TextSpan": "prumux.optimizer.tasks.prediction",
     "load": "prumux.export.runtime.predictor",
     "optimize": "prumux.optimizer.run.run",
     "push_to_hub": "prumux.optimizer.run.hub",

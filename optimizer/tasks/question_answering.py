@@ -87,7 +87,7 @@ class QuestionAnswering(Task):
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
         """See `Task.of_config`: the stride, and whether there may be no answer."""
-        del labels
+        unnamed = labels == ("LABEL_0", "LABEL_1")
         block = config.get(CONFIG_KEY) or {}
         lacking, stride = block.get("may_lack_answers", False), block.get("stride", 0)
         whole = isinstance(stride, int) and not isinstance(stride, bool) and stride >= 0
@@ -96,7 +96,7 @@ class QuestionAnswering(Task):
                 f"config.json: {CONFIG_KEY} is {block!r:.80}: may_lack_answers must be true "
                 "or false, stride a whole number from 0"
             )
-        return cls(("start", "end"), lacking, stride)
+        return cls(("start", "end") if unnamed else labels, lacking, stride)
 
     def to_config(self) -> dict[str, Any]:
         """See `Task.to_config`."""

@@ -43,7 +43,7 @@ def from_config(config: Mapping[str, Any]) -> Task:
     head = architecture or DEFAULT_HEAD
     fitting = [x for x in task_types() if head.endswith(x.head)]
     if not fitting:
-        classes = dict.fromkeys(x.auto_class() for x in task_types() if x.found_by_head)
+        classes = sorted({x.auto_class() for x in task_types() if x.found_by_head})
         raise ModelError(
             f"config.json: architectures: architecture '{architecture:.60}' has no "
             "classification head\n"

@@ -74,6 +74,12 @@ def test_certified_by_question(done: Path) -> None:
     assert report["scores"]["test"]["rows"] == questions.SIZES["test"]
 
 
+def test_the_model_card_shows_how_to_ask(done: Path) -> None:
+    card = (done / "README.md").read_text()
+    assert "pipeline_tag: question-answering" in card
+    assert 'model.predict([("a question", "its context")])\n```' in card
+
+
 def test_predicted_answers_have_the_certified_score(job: list[str], done: Path) -> None:
     rows = lines(job, "validation")
     found = prumux.load(done).predict([(x["question"], x["context"]) for x in rows])

@@ -13,6 +13,7 @@ from prumux.optimizer.tasks import registry
 from prumux.optimizer.tasks.classification import Classification
 from prumux.optimizer.tasks.embedding import SentenceEmbedding
 from prumux.optimizer.tasks.multilabel import MultiLabel
+from prumux.optimizer.tasks.question_answering import QuestionAnswering
 from prumux.optimizer.tasks.ranking import Ranking
 from prumux.optimizer.tasks.regression import Regression
 from prumux.optimizer.tasks.task import Task
@@ -27,7 +28,7 @@ def config(task: type[Task], labels: int = 3, **fields: Any) -> dict[str, Any]:
 
 
 def test_every_task_is_found_once() -> None:
-    classes = (Classification, SentenceEmbedding, MultiLabel)
+    classes = (Classification, SentenceEmbedding, MultiLabel, QuestionAnswering)
     assert (*classes, Ranking, Regression, Tokens) == TYPES
     assert len({x.name for x in TYPES}) == len(TYPES)
     assert len({(x.kind, x.problem) for x in TYPES}) == len(TYPES)
