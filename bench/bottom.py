@@ -204,8 +204,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "dense": {x: evaluator.dense_score(x) for x in ROLES},
         "bag": study.stored("bag", partial(bag_scores, study)),
         "regressions": [
-            study.stored("regression", partial(regression_scores, study, x), x)
-            for x in strengths
+            study.stored("words", partial(regression_scores, study, x), x) for x in strengths
         ],
         "rates": study.stored("rates", partial(rates, study, strengths[0]), strengths[0]),
         "source": evaluator.model.source["digest"],
