@@ -19,10 +19,9 @@ from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.labels import IGNORE, Ints
 from prumux.optimizer.tasks.layout import Layout, Windows
 
-from .encodings import Side, encodings
+from .encodings import Side, aligned, encodings, first_subwords, words_of
 from .layouts import flattened, joined_windows, layout_of, windowed
 from .ragged import Ragged
-from .word_labels import aligned, first_subwords, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
