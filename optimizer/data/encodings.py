@@ -1,4 +1,4 @@
-"""The encodings of the tokenizer's Rust library: cut to a length or in windows, and by word."""
+"""Encodings of the tokenizer's Rust library: cut to a length or in windows, and by word."""
 
 from __future__ import annotations
 
