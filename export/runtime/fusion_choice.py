@@ -153,9 +153,9 @@ def time_graphs(
 ) -> dict[Variant, Timing]:
     """Time graphs in turn, and drop a fused graph once `fastest` can no longer keep it.
 
-    `fastest` keeps a fused graph only if it wins three rounds of four. A graph that has lost
-    more rounds to the plain graph than that allows takes no part in the rounds that remain,
-    so a slow fusion costs two to four rounds in place of seven to eleven.
+    `fastest` keeps a fused graph only if it wins three rounds of four against the plain
+    graph. A graph that has lost too many rounds for this is not timed any more. So a slow
+    fusion costs two to four rounds instead of seven to eleven.
 
     Args:
         graphs: the plain graph first.
@@ -163,8 +163,8 @@ def time_graphs(
         cores: waits for near cores before each round.
 
     Returns:
-        Milliseconds of a pass over the workload, round by round. A graph that was dropped
-        has fewer rounds than the plain graph.
+        Milliseconds of a pass over the workload, round by round. A dropped graph has fewer
+        rounds than the plain graph.
     """
     inputs = [batch.inputs() for batch in workload]
     rounds_ms: dict[Variant, list[float]] = {x.fusion: [] for x in graphs}

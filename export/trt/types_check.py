@@ -131,13 +131,16 @@ def seen_in(information: Mapping[str, Any]) -> TypeReport:
 
 
 def check_types(seen: TypeReport, precision: Precision, quantised: bool) -> TypeReport:
-    """Check that enough floats have the type asked for, and only int8 has int8 values.
+    """Check the value types of an engine.
+
+    Enough floats must have the requested type. An engine holds int8 values if and only if it
+    is quantised.
 
     Returns:
-        The report, with a note if layers hide their types and none of those seen is wrong.
+        The report. It has a note if some layers hide their types and no visible type is wrong.
 
     Raises:
-        GateError: names the types that were found.
+        GateError: the types are wrong; the message names those that were found.
     """
     types = seen.types
     floats = {name: types.get(name, 0) for name in ("fp32", "fp16", "bf16")}

@@ -50,8 +50,8 @@ def predict(
         task: turns logits into predictions.
         tick: called after each batch.
         slots: number of rows that the model mixes into one.
-        seed: draws the order of rows of equal length, and so which rows are mixed.
-        by_length: rows of similar length are batched, and mixed, together; else neighbours.
+        seed: seed of the order of rows of equal length, which decides the mixed groups.
+        by_length: batch and mix rows of similar length; False = neighbouring rows.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
     predictions = task.predictions(found, scored_positions(rows))

@@ -1,10 +1,10 @@
 """The operators that an architecture is written in.
 
-A family describes its forward pass once, over `Ops`. Several readings carry it out: `TorchOps`
-runs it and gives gradients, also those of mask factors; `OnnxOps` (in prumux.export) writes it
-as a graph; `CountOps` counts multiply-adds. Operators are coarse and named by their weights.
-The reading decides layout, number types, masks and folding: a family writes no Reshape, no
-Transpose and no mask.
+A family describes its forward pass once, over `Ops`. Each implementation of `Ops` is a reading
+of this description. `TorchOps` runs it and gives gradients, also those of mask factors.
+`OnnxOps` (in prumux.export) writes it as a graph. `CountOps` counts multiply-adds. Operators
+are coarse and named by their weights. The reading decides layout, number types, masks and
+folding, so a family writes no Reshape, no Transpose and no mask.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Ops(Protocol):
         """The input of the head, as `Encoder.pooling` says: [B, D], [B, pools * D] or x."""
 
     def normalize(self, x: Value) -> Value:
-        """Vectors of length 1 along the last axis; a vector of zeros stays one."""
+        """Vectors scaled to length 1 along the last axis; a zero vector stays zero."""
 
     def mix(self, x: Value) -> Value:
         """Mixed rows [B/n, T, D] of rows [B, T, D]; masks follow."""

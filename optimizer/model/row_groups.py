@@ -27,7 +27,7 @@ def batch_rows(size: int, n: int) -> int:
 
 
 def filled(rows: int, n: int) -> Ints:
-    """Indices of `rows` rows followed by the filler that completes the last group of n."""
+    """Indices of `rows` rows, then rows of the last group again until it has n rows."""
     index = np.arange(rows)
     tail = rows % n
     if not tail:

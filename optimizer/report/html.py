@@ -121,7 +121,7 @@ def trial_rows(report: Report) -> list[TrialRow]:
 
 
 def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
-    """Facts of each variant of the graph, and all others."""
+    """Facts of an export: those of each graph variant in a table, the rest as a mapping."""
     tables = {k: facts[k] for k in VARIANT_FACTS if isinstance(facts.get(k), Mapping)}
     variants = dict.fromkeys(v for table in tables.values() for v in table)
     precision = facts.get("precision")

@@ -94,9 +94,10 @@ class Classification(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Accuracy, metrics for classes that are not alike frequent, and agreement.
+        """Accuracy, metrics for classes of unequal frequency, and agreement.
 
-        F1 is that of class 1 of two, else the macro mean, as scikit-learn has it.
+        With two classes, F1 is the F1 of class 1. With more, it is the mean F1 of the classes
+        (scikit-learn's `average="macro"`).
         """
         return (
             Metric("accuracy", "paired", counts_answers=True),

@@ -58,7 +58,7 @@ def ratio(top: Floats, bottom: NDArray[Any]) -> Floats:
 
 
 def share(hits: NDArray[Any]) -> Scorer:
-    """The weighted mean of values a row, [N]."""
+    """The weighted mean of `hits`, [N], one value for each row."""
     values = hits.astype(np.float64)
     return lambda w: ratio(w @ values, w.sum(1))
 

@@ -86,9 +86,9 @@ def from_numbers(numbers: NDArray[Any]) -> list[FoundAnswer]:
 
 
 def texts_of(answers: Iterable[NDArray[Any]]) -> list[list[str]]:
-    """The normalised texts of the answers to each question; of none the empty text.
+    """The normalised texts of the answers to each question; the empty text if it has none.
 
-    A right answer that is nothing but articles and punctuation does not count beside others.
+    An answer of nothing but articles and punctuation is left out if there are others.
     """
     texts = [[x.text for x in from_numbers(numbers)] for numbers in answers]
     return [[y for y in x if y] or [""] for x in texts]

@@ -252,8 +252,8 @@ class Task(ByQuery, Vectors, Spans, ABC):
         Args:
             metric: name of one of `metrics`.
             predictions: as `predictions` returns them.
-            labels: the same form; per-position labels may still hold -100. The dense model's
-                predictions for a metric that compares with these.
+            labels: in the same form; per-position labels may still hold -100. For a metric
+                that compares with the dense model: the dense model's predictions.
 
         Raises:
             UsageError: the metric does not fit the task.

@@ -72,9 +72,9 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
 
 def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """Speed-up over the dense model of a model of these sizes: best round over best round.
+    """Speed-up of a model of these sizes: the dense model's best round over its own.
 
-    With `ctx.costs` it is predicted, and nothing is timed here.
+    With `ctx.costs` the speed-up is predicted and nothing is timed.
 
     Raises:
         MissingError: there is no target.

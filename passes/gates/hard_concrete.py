@@ -58,7 +58,7 @@ def sample(log_alpha: Tensor, u: Tensor) -> Tensor:
 
 
 def binary_sample(log_alpha: Tensor, u: Tensor) -> Tensor:
-    """1 where z != 0, else 0, with the gradient of z."""
+    """Straight-through sample: the value is 1 where z != 0, else 0; the gradient is z's."""
     z = sample(log_alpha, u)
     return (z > 0).to(z) + z - z.detach()
 

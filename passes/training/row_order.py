@@ -52,10 +52,10 @@ def stream(
     """Endless batches of rows of similar length, from batch number `start` on.
 
     Every epoch is a new shuffle that depends on seed and epoch only, so a resumed run sees
-    the same batches as an uninterrupted one. Where `slots` rows are mixed into one, all groups
-    are whole: an epoch leaves out the rows that fill none, and a random order within the batch
-    decides which rows are mixed and in which slots. Rows of a query are in the same batch as
-    far as it has room.
+    the same batches as an uninterrupted one. If `slots` rows are mixed into one, all groups
+    are whole: an epoch leaves out the rows that do not fill a group. A random order within
+    the batch decides the groups and the slots. Rows of a query are in the same batch if the
+    batch has room for them.
 
     Raises:
         UsageError: there are too few rows for one group.

@@ -115,7 +115,7 @@ class EuroBert(Family):
         return gated_inner(ops, branch, x, rows, Rotary(ops.encoder.number("base")))
 
     def for_every_position(self, e: Encoder) -> Encoder:
-        """The head is one map there."""
+        """See `Family.for_every_position`. The head is one map, so pooling is never late."""
         found = super().for_every_position(e)
         return replace(found, constants=(("base", e.constant("base")), ("late", False)))
 

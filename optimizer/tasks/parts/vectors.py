@@ -31,7 +31,7 @@ class Vectors:
         return predictions
 
     def mean_cosine(self, dense: Predictions, optimised: Predictions) -> float | None:
-        """Mean cosine of two models' vectors; None where predictions are no vectors."""
+        """Mean cosine of two models' vectors; None if the predictions are not vectors."""
         del dense, optimised
         return None
 
