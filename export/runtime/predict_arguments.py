@@ -94,18 +94,16 @@ def question_rows(texts: Any) -> Rows:
     Raises:
         UsageError: a value is no pair of texts.
     """
-    call = "predict([('a question', 'its context')])"
-    if isinstance(texts, str):
-        raise UsageError(f"predict takes a list of pairs, not a str\ncall {call}")
-    rows = text_rows(texts)
-    if rows.text_b is None:
-        if len(rows):
+    values = _listed(texts, "[('a question', 'its context')]")
+    for i, value in enumerate(values):
+        if not _is_pair(value):
             raise UsageError(
-                "text 0 is a str; this model answers questions, so each must be a pair of a "
-                f"question and its context\ncall {call}"
+                f"text {i} is {_short(value)}, a {type(value).__name__}; this model answers "
+                "questions, so each must be a pair of a question and its context, both str\n"
+                "call predict([('a question', 'its context')])"
             )
-        return Rows((), ())
-    return rows
+        _check_unicode(i, value)
+    return Rows(tuple(str(q) for q, _ in values), tuple(str(c) for _, c in values))
 
 
 def _all_texts(values: list[Any]) -> bool:

@@ -123,7 +123,7 @@ class Predictor:
             [Prediction(label='positive', score=0.99, scores={...})]
         """
         if self.task.finds_spans:
-            _check_batch(batch_size)
+            _check_counts(batch_size, copies, self.encoder.slots)
             pairs = question_rows(texts)
             return self._spans(pairs, _Options(batch_size, copies, owners_of(isolate, pairs)))
         return self.task.answers(self.predict_logits(texts, batch_size, copies, isolate))
@@ -151,14 +151,10 @@ class Predictor:
 
         Takes the arguments and raises the errors of `predict`.
         """
-        _check_batch(batch_size)
+        most = self.encoder.slots
+        _check_counts(batch_size, copies, most)
         if self.task.finds_spans:
             self.task.answers([])  # raises: logits are of windows
-        most = self.encoder.slots
-        if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
-            raise UsageError(
-                f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}"
-            )
         if self.task.reads_words:
             words = word_rows(texts)
             return self._word_logits(
@@ -336,6 +332,13 @@ def _check_numbers(threads: Any, max_wait_ms: Any) -> None:
 def _check_batch(size: Any) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise UsageError(f"batch_size is {size!r}: use a whole number, say 32")
+
+
+def _check_counts(size: Any, copies: Any, most: int) -> None:
+    """Refuse a size of batches or a number of copies; `most` rows are mixed."""
+    _check_batch(size)
+    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
+        raise UsageError(f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}")
 
 
 def _check_finite(logits: RowLogits, engine: Engine) -> None:

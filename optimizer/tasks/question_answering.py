@@ -126,15 +126,17 @@ class QuestionAnswering(Task):
         for i, (value, context) in enumerate(zip(values, words, strict=True)):
             answers = read_answers(value)
             if answers is None:
+                cure = "write one whole number for each text"
+                cure = "use jsonl, json or parquet" if isinstance(value, str) else cure
                 fail(
                     i,
                     f"the answers are {value!r:.60}, not "
-                    '{"text": [...], "answer_start": [...]}: use jsonl, json or parquet',
+                    f'{{"text": [...], "answer_start": [...]}}: {cure}',
                 )
             placed = [_placed(str(context), *x) for x in answers]
             if None in placed:
                 text, start = answers[placed.index(None)]
-                wrong.append((i, f"'{text:.40}' does not stand at answer_start {start}"))
+                wrong.append((i, f"{text[:40]!r} does not stand at answer_start {start}"))
             found.append(as_numbers([x for x in placed if x is not None] or [NO_ANSWER]))
         if wrong:
             row, said = wrong[0]

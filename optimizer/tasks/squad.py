@@ -98,6 +98,7 @@ def read_answers(value: Any) -> list[tuple[str, int]] | None:
     """Texts and starts of a value of SQuAD's column `answers`; None = it is no such value.
 
     That is `{"text": [...], "answer_start": [...]}`, or a list of objects with one of each.
+    Some tools write every number as 8.0.
     """
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -110,6 +111,7 @@ def read_answers(value: Any) -> list[tuple[str, int]] | None:
         starts = [x.get("answer_start") for x in value]
     else:
         return None
+    starts = [int(x) if isinstance(x, float) and x.is_integer() else x for x in starts]
     whole = all(isinstance(x, int) and not isinstance(x, bool) for x in starts)
     if len(texts) != len(starts) or not whole or not all(isinstance(x, str) for x in texts):
         return None

@@ -106,9 +106,15 @@ def test_a_context_of_any_length_is_searched(done: Path) -> None:
 
 def test_bad_arguments_of_predict(done: Path) -> None:
     loaded = prumux.load(done)
-    for wrong in ("who", ["who"]):
-        with pytest.raises(UsageError, match=r"call predict\(\[\('a question'"):
+    asked = {"question": "who", "context": "Ann"}
+    triple = ("who", "Ann", "Bob")
+    every: list[Any] = ["who", ["who"], asked, [asked], [triple], [("who", None)], None]
+    for wrong in (*every, ("who", "Ann"), [("who", "Ann"), "Bob"]):
+        with pytest.raises(UsageError, match=r"\ncall predict\(\[\('a question'"):
             loaded.predict(wrong)
+    for copies in (0, 2, "2", True):
+        with pytest.raises(UsageError, match=r"copies is .*: this model mixes 1 rows, use 1"):
+            loaded.predict([("who", "Ann")], copies=copies)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="logits are of tokens"):
         loaded.predict_logits([("who", "Ann")])
     assert loaded.predict([]) == []

@@ -289,6 +289,7 @@ def test_answers_of_hub_and_of_squads_own_files() -> None:
         expected[:1],
     ]
     assert read({"text": [], "answer_start": []}, []) == [[NO_ANSWER]] * 2
+    assert read({"text": "Bob", "answer_start": 8.0}) == [expected[:1]]
     # White space around an answer is no part of it.
     assert read({"text": [" in "], "answer_start": [11]}) == [[FoundAnswer(12, 14, "in")]]
 
@@ -297,7 +298,9 @@ def test_answers_of_hub_and_of_squads_own_files() -> None:
     ("value", "said"),
     [
         ("Bob", r"row 0: the answers are 'Bob', not .*use jsonl"),
-        ({"text": ["Bob"]}, "row 0: the answers are"),
+        ({"text": ["Bob"]}, "row 0: the answers are .*: write one whole number for each text"),
+        ({"text": ["Bob"], "answer_start": [8.5]}, "write one whole number for each text"),
+        ({"text": ["Ann\n"], "answer_start": [9]}, r"row 0: 'Ann\\n' does not stand"),
         ({"text": ["Bob"], "answer_start": []}, "row 0: the answers are"),
         ({"text": ["Bob"], "answer_start": ["8"]}, "row 0: the answers are"),
         ({"text": [8], "answer_start": [8]}, "row 0: the answers are"),
