@@ -19,8 +19,8 @@ from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.paths import hub_cure, local_path
 from prumux.optimizer.base.store import owned
 
-from .checkpoint.architecture import with_architecture
 from .checkpoint.config_keys import kept_keys
+from .checkpoint.missing_head import with_architecture
 from .checkpoint.sentence_files import (
     MODULES,
     SentenceFiles,
