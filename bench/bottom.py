@@ -10,7 +10,8 @@ rows. Rates are from text to label, of all test texts in one call: vectoriser an
 or tokenizer and engine (`Predictor.predict`). They run in turn, on the threads that the
 process has (OMP_NUM_THREADS=1 for one). `deferred` is what a cascade would lose on test rows:
 a share of the rows, those with the smallest margins, gets the given model's answers. Parts
-that are done are kept beside the output: run the same command again to go on. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
+that are done are kept beside the output: run the same command again to go on.
+Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
 """
 
 from __future__ import annotations
