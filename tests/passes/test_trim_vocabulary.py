@@ -17,12 +17,14 @@ from prumux.optimizer.data.predict import torch_run
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
+from prumux.optimizer.model.families.bag import bag_sizes
 from prumux.optimizer.model.families.registry import model_types
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.model.vocabulary.trim import trimmed_model
 from prumux.optimizer.pipeline.own_rows import check_pieces, other_pieces, own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.passes.bags.fitted_bag import empty_bag
 from tests.helpers.checkpoints import config, state, write
 from tests.helpers.datafiles import write as write_rows
 from tests.helpers.factory import make_context, random_model, tiny_tokenizer
@@ -262,3 +264,20 @@ def test_half_a_character_in_the_file_of_more_texts_is_refused(
     file.write_text(f'{{"{name}": "walls"}}\n{{"{name}": "half \\ud83d"}}\n')
     with pytest.raises(PassError, match=f"row 2: '{name}' holds half a character"):
         trimmed(given_model(tmp_path / "given"), f'{{margin=0 text="{file}"}}')
+
+
+@pytest.mark.parametrize("token_types", [0, 1, 2])
+@pytest.mark.parametrize("buckets", [0, 7])
+def test_a_bag_that_numbers_its_pieces_keeps_them(
+    token_types: int, buckets: int, tmp_path: Path
+) -> None:
+    given = given_model(tmp_path / "given")
+    sizes = bag_sizes(replace(given.encoder, token_types=token_types), 2, buckets)
+    bag = empty_bag(given, sizes)
+    found = Pipeline.parse("trim-vocabulary{margin=0}").passes[0]
+    if not token_types and not buckets:
+        found.check_given(bag)
+        return
+    with pytest.raises(PassError, match="gives them other ids\ntrim the model that") as caught:
+        found.check_given(bag)
+    assert caught.value.exit_code == 2
