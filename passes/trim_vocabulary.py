@@ -21,7 +21,11 @@ import numpy as np
 
 from prumux.optimizer.base.errors import ModelError, PassError
 from prumux.optimizer.model.model import Model
-from prumux.optimizer.model.vocabulary.trim import needed_ids, trimmed_model
+from prumux.optimizer.model.vocabulary.trim import (
+    looks_up_by_number,
+    needed_ids,
+    trimmed_model,
+)
 from prumux.optimizer.model.vocabulary.trimmed import kept_ids, trimmable
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.own_rows import check_pieces
@@ -71,6 +75,13 @@ class TrimVocabulary(Pass):
             raise PassError(
                 "contexts are cut into windows of the given pieces\n"
                 f"this is a {model.task.name} model: leave '{self.name}' out",
+                exit_code=2,
+            )
+        if looks_up_by_number(model):
+            raise PassError(
+                "the model looks up vectors by numbers that it makes of the pieces' ids, and "
+                f"'{self.name}' gives them other ids\ntrim the model that it was made from, then "
+                "make it again of the result",
                 exit_code=2,
             )
         if model.tokenizer is None:

@@ -114,7 +114,9 @@ def read_answers(folder: Path) -> KeptAnswers:
             "write it again with prumux-opt, without --no-keep-answers"
         )
     try:
-        first, *lines = path.read_bytes().decode("utf-8", "surrogatepass").splitlines()
+        text = path.read_bytes().decode("utf-8", "surrogatepass")
+        # Not splitlines(): JSON may hold U+2028 and its like inside a string.
+        first, *lines = text.removesuffix("\n").split("\n")
         facts = CertifiedFacts(**json.loads(first))
         return _kept(facts, [json.loads(line) for line in lines])
     except (ValueError, TypeError, KeyError, IndexError) as error:

@@ -79,15 +79,16 @@ def context_index(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], most: int) -> list[str]:
-    """Texts of at most so many tokens."""
-    # No tokenizer makes more tokens of a text than the text has bytes.
-    long = [i for i, x in enumerate(texts) if len(x.encode("utf-8", "replace")) > most]
-    cut = list(texts)
-    if long:
-        backend = tokenizer.backend_tokenizer
-        found = backend.encode_batch([texts[i] for i in long], add_special_tokens=False)
-        for i, x in zip(long, found, strict=True):
-            cut[i] = texts[i][: x.offsets[-1][1]] if x.overflowing else texts[i]
+    """Texts of at most so many tokens, also when they are tokenised again."""
+    cut, todo = list(texts), list(range(len(texts)))
+    while todo:
+        found = _encoded([cut[i] for i in todo], tokenizer, offsets=True, specials=False)
+        over = [(i, x.offsets[-1]) for i, x in zip(todo, found, strict=True) if x.overflowing]
+        for i, (start, end) in over:
+            # A character may be several tokens, of which the last ones are cut off.
+            size = len(cut[i])
+            cut[i] = cut[i][: end if end < size else min(start, size - 1)]
+        todo = [i for i, _ in over]
     return cut
 
 
@@ -97,6 +98,7 @@ def _encoded(
     *,
     split: bool = False,
     offsets: bool = False,
+    specials: bool = True,
 ) -> list[Any]:
     """The encodings of some texts, pairs or lists of words (`split`), with their `offsets`.
 
@@ -107,7 +109,8 @@ def _encoded(
     try:
         if split:
             return list(backend.encode_batch(part, is_pretokenized=True))
-        return list((backend.encode_batch if offsets else backend.encode_batch_fast)(part))
+        run = backend.encode_batch if offsets else backend.encode_batch_fast
+        return list(run(part, add_special_tokens=specials))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception

@@ -32,7 +32,7 @@ from .kept import keep, label_values, missing
 from .label_names import LabelMap, resolved, resolved_tags
 from .names import folded
 from .queries import queries_of, without
-from .table import Table, joined, listed
+from .table import Table, check_characters, joined, listed
 from .zeros_and_ones import with_zeros_and_ones
 
 
@@ -280,7 +280,7 @@ def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:
             table.fail(
                 i, f"'{name}' is {x!r:.40} ({type(x).__name__}), not text: write a string"
             )
-        _check_characters(table, i, name, x)
+        check_characters(table, i, name, x)
     return tuple(values)
 
 
@@ -289,13 +289,8 @@ def _words(table: Table, name: str) -> tuple[tuple[str, ...], ...]:
         if not isinstance(x, list) or not x or not all(isinstance(w, str) for w in x):
             table.fail(i, f"'{name}' is {x!r:.40}, not a list of words: use jsonl or parquet")
         for word in x:
-            _check_characters(table, i, name, word)
+            check_characters(table, i, name, word)
     return tuple(tuple(x) for x in table.columns[name])
-
-
-def _check_characters(table: Table, row: int, name: str, text: str) -> None:
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        table.fail(row, f"'{name}' holds half a character (a lone surrogate): remove it")
 
 
 def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap) -> Rows:

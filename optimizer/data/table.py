@@ -79,3 +79,9 @@ def joined(tables: Sequence[Table]) -> Table:
     merged = {k: [v for x in tables for v in x.columns[k]] for k in first.columns}
     parts = tuple(p for x in tables for p in x.parts)
     return Table(parts, first.names, merged, first.classes)
+
+
+def check_characters(table: Table, row: int, name: str, text: str) -> None:
+    """Refuse a text with half a surrogate pair, which no tokenizer takes."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        table.fail(row, f"'{name}' holds half a character (a lone surrogate): remove it")

@@ -10,7 +10,7 @@ import numpy as np
 
 from prumux.optimizer.base.errors import DataError, GateError
 from prumux.optimizer.data.predict import workload
-from prumux.optimizer.data.tokenize import Encoded, encode
+from prumux.optimizer.data.tokenize import Encoded, encode, row_limit
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 
@@ -74,6 +74,9 @@ def other_pieces(encoded: Encoded, model: Model) -> float:
 def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
     """Check that texts of kept pieces keep them, and that no text has more unknown ones.
 
+    Rows that are cut off are left out: what is cut off is unknown here, and a word of which
+    only the head is seen may be split in another way because a piece of its tail is gone.
+
     Args:
         encoded: the texts under the given ids.
         model: one that was made of the given one.
@@ -84,9 +87,13 @@ def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
     """
     if model.kept_pieces is None:
         return
+    assert model.tokenizer is not None
     found, given = own_rows(encoded, model).ids, np.array(model.kept_pieces)
+    most = row_limit(model.tokenizer, model.encoder, None, pair=False)
     for i, before in enumerate(encoded.ids):
         after = given[found[i]]
+        if max(len(before), len(after)) >= most:
+            continue
         if np.isin(before, given).all() and not np.array_equal(before, after):
             raise GateError(
                 f"row {i + 1} has kept pieces only, {len(before)} of them, and {len(after)} "

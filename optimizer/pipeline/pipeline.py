@@ -21,6 +21,13 @@ AfterPass = Callable[[int, Pass, Model, Model], None]
 """Called after each pass as after_pass(index, pass_, before, after); index counts from 0."""
 
 
+def _refusal(pass_: Pass, after: Pass) -> str:
+    """Why another pass may not follow one; "" if it may."""
+    if pass_.last or not pass_.last_shape or after.second_stage is not None:
+        return pass_.last
+    return "leaves nothing that it could change"
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """`Pipeline.parse(str(p)) == p` for every pipeline of at least one pass.
@@ -98,18 +105,19 @@ class Pipeline:
             PassError: names both passes.
         """
         for pass_, after in pairwise(self.passes):
-            if pass_.last:
-                raise PassError(
-                    f"'{after.name}' stands after '{pass_.name}', which {pass_.last}\n"
-                    f"put '{pass_.name}' last",
-                    exit_code=2,
-                )
-            if pass_.last_shape and after.second_stage is None:
-                raise PassError(
-                    f"'{after.name}' stands after '{pass_.name}', which leaves nothing that "
-                    f"it could change\nput '{pass_.name}' last, or only 'cascade' after it",
-                    exit_code=2,
-                )
+            why = _refusal(pass_, after)
+            if not why:
+                continue
+            cure = f"put '{pass_.name}' last"
+            if _refusal(after, pass_):
+                other = "the other one" if after.name == pass_.name else f"'{after.name}'"
+                cure += f", and leave {other} out"
+            elif not pass_.last:
+                cure += ", or only 'cascade' after it"
+            raise PassError(
+                f"'{after.name}' stands after '{pass_.name}', which {why}\n{cure}",
+                exit_code=2,
+            )
 
     def then(self, *passes: Pass) -> Self:
         """This pipeline with more passes at its end."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.data.formats import read_file
 from prumux.optimizer.data.ragged import Ragged
-from prumux.optimizer.data.table import listed
+from prumux.optimizer.data.table import check_characters, listed
 from prumux.optimizer.data.tokenize import Encoded
 from prumux.optimizer.model.model import Model
 
@@ -77,6 +77,7 @@ def texts_of(path: str) -> list[str]:
     for i, text in enumerate(texts):
         if not isinstance(text, str | None):
             table.fail(i, f"'{name}' is {text!r:.40}, not text: write a string")
+        check_characters(table, i, name, text or "")
     found = [x for x in texts if x]
     if not found:
         raise DataError(f"{path} holds no text in its column '{name}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers import normalizers
 
 from prumux.optimizer.base.errors import DataError, UsageError
 from prumux.optimizer.data.encodings import context_index
@@ -24,7 +26,8 @@ from prumux.optimizer.tasks.labels import IGNORE
 from prumux.optimizer.tasks.question_answering import QuestionAnswering
 from prumux.optimizer.tasks.squad import NO_ANSWER, from_numbers
 from tests.helpers.datafiles import text
-from tests.helpers.factory import tiny_tokenizer
+from tests.helpers.factory import random_model, tiny_tokenizer
+from tests.helpers.pieces import with_pieces
 from tests.helpers.questions import model_folder, questions
 
 TASK = QuestionAnswering(("start", "end"))
@@ -312,3 +315,24 @@ def test_too_few_positions_are_refused(encoder: Encoder) -> None:
     rows = questions(2, 0)
     with pytest.raises(UsageError, match=r"a window of 5 tokens, .* shares 1, has no room"):
         encode(rows, tiny_tokenizer(), encoder, max_length=5)
+
+
+@pytest.mark.parametrize("stride", [0, 1, 13])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert", "xlm-roberta", "albert"])
+def test_a_question_is_cut_whatever_its_characters_become(kind: str, stride: int) -> None:
+    tokenizer = copy.deepcopy(with_pieces(kind))
+    sizes = {"positions": 40, "vocab": len(tokenizer), "pad_id": tokenizer.pad_token_id}
+    encoder = random_model(**sizes).encoder
+    # The first one becomes 18 characters, the second one 4 tokens of bytes.
+    asked = ["\ufdfa" * 7, "\U0001f600" * 9, "a" * 40, "walls " * 30, "\u0301" * 50]
+    for normal in (tokenizer.backend_tokenizer.normalizer, normalizers.NFKD()):
+        if normal is not None:
+            tokenizer.backend_tokenizer.normalizer = normal
+        rows = Rows((*asked,), ("the film was " * 20,) * len(asked), stride=stride)
+        coded = encode(rows, tokenizer, encoder)
+        assert coded.lengths.max() <= 40
+        windows = coded.layout and coded.layout.windows
+        assert windows
+        ends = np.array([x.max() for x in windows.spans])
+        for question in range(len(asked)):  # the whole context is read
+            assert ends[windows.question == question].max() >= len("the film was " * 20) - 1

@@ -109,6 +109,14 @@ def test_what_is_kept_is_read_again(shape: str, tmp_path: Path) -> None:
     assert main(["--verify", str(folder), "--device", "cpu", *ROUNDS]) == 0
 
 
+def test_a_text_with_line_ends_of_unicode_is_kept_on_its_line(copied: Path) -> None:
+    kept = read_answers(copied)
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\r\ng\x1ch"
+    rows = replace(kept.rows, text_a=(odd, *kept.rows.text_a[1:]))
+    write_answers(replace(kept, rows=rows), copied)
+    assert read_answers(copied).rows.text_a == rows.text_a
+
+
 def test_the_same_artifact_is_accepted(
     certified: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

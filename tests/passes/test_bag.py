@@ -292,3 +292,23 @@ def test_a_random_batch_is_enough_for_a_context() -> None:
     model = given_model()
     ctx = make_context(model, random_batch(model, rows=40))
     assert Pipeline.parse("bag").run(model, ctx).encoder.family == "bag"
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("trim-vocabulary,cascade", "put 'trim-vocabulary' last, and leave 'cascade' out"),
+        ("cascade,trim-vocabulary", "put 'cascade' last, and leave 'trim-vocabulary' out"),
+        ("bag,trim-vocabulary", "put 'bag' last, and leave 'trim-vocabulary' out"),
+        ("trim-vocabulary,bag", "put 'trim-vocabulary' last, and leave 'bag' out"),
+        ("bag,bag", "put 'bag' last, and leave the other one out"),
+        ("trim-vocabulary,slice", "put 'trim-vocabulary' last"),
+        ("cascade,bag", "put 'cascade' last"),
+        ("bag,slice", "put 'bag' last, or only 'cascade' after it"),
+    ],
+)
+def test_the_cure_of_an_order_is_an_order_that_works(text: str, cure: str) -> None:
+    with pytest.raises(PassError) as caught:
+        Pipeline.parse(text).check_order()
+    assert str(caught.value).endswith(f"\n{cure}")
+    assert caught.value.exit_code == 2

@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.base.errors import DataError, GateError, PassError, SpecError
 from prumux.optimizer.data.predict import torch_run
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode
 from prumux.optimizer.model.artifact import load_artifact, save_artifact
+from prumux.optimizer.model.families.bag import bag_sizes
 from prumux.optimizer.model.families.registry import model_types
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.source import load_model
-from prumux.optimizer.pipeline.own_rows import other_pieces, own_rows
+from prumux.optimizer.model.vocabulary.trim import trimmed_model
+from prumux.optimizer.pipeline.own_rows import check_pieces, other_pieces, own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.passes.bags.fitted_bag import empty_bag
 from tests.helpers.checkpoints import config, state, write
 from tests.helpers.datafiles import write as write_rows
-from tests.helpers.factory import make_context, tiny_tokenizer
+from tests.helpers.factory import make_context, random_model, tiny_tokenizer
 from tests.helpers.family_tokenizers import UNIGRAM
 from tests.helpers.pieces import TEXTS, with_pieces
 
@@ -217,3 +222,62 @@ def test_words_that_no_longer_fit_are_refused(tmp_path: Path) -> None:
     ) as caught:
         Pipeline.parse("trim-vocabulary{margin=0}").run(model, ctx)
     assert caught.value.exit_code == DataError.exit_code
+
+
+def _of_abcd(kind: str) -> Any:
+    """A tokenizer that splits `abcd` into `ab cd`, and without `cd` into `a bc d`."""
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    scores = {"a": -3.0, "b": -3.0, "c": -3.0, "d": -3.0, "ab": -1.0, "bc": -0.5, "cd": -1.0}
+    pieces = [*((x, 0.0) for x in marks), *scores.items()]
+    merges = [("c", "d"), ("b", "c"), ("a", "b")]
+    vocab = {x: i for i, (x, _) in enumerate(pieces)}
+    pairs, unigram = models.BPE(vocab, merges, unk_token="[UNK]"), models.Unigram(pieces, 1)
+    backend = Tokenizer(pairs if kind == "BPE" else unigram)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [(x, vocab[x]) for x in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    make: Any = PreTrainedTokenizerFast
+    named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), marks, strict=True))
+    return make(tokenizer_object=backend, **named)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_a_word_of_which_the_tail_is_cut_off_may_be_split_in_another_way(kind: str) -> None:
+    model = replace(random_model(vocab=11, positions=4), tokenizer=_of_abcd(kind))
+    rows = coded(model, ("ab abcd",))
+    kept = [x for x in range(11) if x != model.tokenizer.get_vocab()["cd"]]
+    made = trimmed_model(model, kept)
+    assert set(rows.ids.values.tolist()) <= set(kept)
+    assert other_pieces(rows, made) == 1
+    check_pieces(rows, made, 1)
+    # Rows that are not cut are still checked: as if `ab` had come out of `abcd`.
+    roomy = replace(made, encoder=replace(made.encoder, positions=40))
+    with pytest.raises(GateError, match="row 1 has kept pieces only, 4 of them, and 6 others"):
+        check_pieces(rows, roomy, 1)
+
+
+@pytest.mark.parametrize("name", ["text", "sentence"])
+def test_half_a_character_in_the_file_of_more_texts_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "more.jsonl"
+    file.write_text(f'{{"{name}": "walls"}}\n{{"{name}": "half \\ud83d"}}\n')
+    with pytest.raises(PassError, match=f"row 2: '{name}' holds half a character"):
+        trimmed(given_model(tmp_path / "given"), f'{{margin=0 text="{file}"}}')
+
+
+@pytest.mark.parametrize("token_types", [0, 1, 2])
+@pytest.mark.parametrize("buckets", [0, 7])
+def test_a_bag_that_numbers_its_pieces_keeps_them(
+    token_types: int, buckets: int, tmp_path: Path
+) -> None:
+    given = given_model(tmp_path / "given")
+    sizes = bag_sizes(replace(given.encoder, token_types=token_types), 2, buckets)
+    bag = empty_bag(given, sizes)
+    found = Pipeline.parse("trim-vocabulary{margin=0}").passes[0]
+    if not token_types and not buckets:
+        found.check_given(bag)
+        return
+    with pytest.raises(PassError, match="gives them other ids\ntrim the model that") as caught:
+        found.check_given(bag)
+    assert caught.value.exit_code == 2

@@ -60,3 +60,9 @@ def needed_ids(model: Model) -> set[int]:
             found |= {x for x in (value if isinstance(value, list) else [value])
                       if isinstance(x, int)}  # fmt: skip
     return found
+
+
+def looks_up_by_number(model: Model) -> bool:
+    """Whether a table is read at numbers made of ids, as that of a bag of pairs is."""
+    lookups = family_of(model.encoder).embeddings(model.encoder).lookups
+    return any(x.source in ("segments", "pairs") for x in lookups)
