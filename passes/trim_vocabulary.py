@@ -79,8 +79,8 @@ class TrimVocabulary(Pass):
             )
         if looks_up_by_number(model):
             raise PassError(
-                "the model looks up vectors by numbers that it makes of the pieces' ids, and "
-                f"'{self.name}' gives them other ids\ntrim the model that it was made from, then "
+                "the model looks up vectors by numbers that it makes of ids, and "
+                f"'{self.name}' gives other ids\ntrim the model that it was made from, then "
                 "make it again of the result",
                 exit_code=2,
             )
