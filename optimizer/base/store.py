@@ -91,7 +91,7 @@ class Store:
         return value
 
     def save(self, name: str, value: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write a checkpoint of tensors and JSON facts. It replaces the last one of this name."""
+        """Write a checkpoint of tensors and JSON facts over the last one of this name."""
         from safetensors.torch import save
 
         if self.folder is not None:

@@ -46,7 +46,7 @@ class Judged:
 
     @property
     def truth(self) -> Predictions:
-        """The labels, or the given model's predictions if the rows or the metric have no labels."""
+        """The labels; without labels, or for agreement, the given model's predictions."""
         needs_labels = self.task.metric(self.metric).needs_labels
         return self.dense if self.labels is None or not needs_labels else self.labels
 
