@@ -3,8 +3,8 @@
     result = prumux.optimize("model", budget=0.02)
     prumux.load("model-prumux").predict(["a fine film"])
 
-After `import prumux`, Hugging Face's Auto classes and pipelines also load optimised models. The
-import is quick: each name below is imported on first use.
+After `import prumux`, Hugging Face's Auto classes and pipelines load optimised models, too.
+The import is quick: each name below is imported on first use.
 """
 
 from __future__ import annotations
