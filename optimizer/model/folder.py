@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shallow(value: object) -> bool:
-    """True if a value has at most `MOST_DEPTH` levels. Such values can be shown in messages."""
+    """True if a value has at most `MOST_DEPTH` levels. Messages can show such values."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH):
         below = [x.values() if isinstance(x, dict) else x for x in level]
@@ -97,7 +97,7 @@ def _refuse_folder(path: Path, error: Exception) -> NoReturn:
 
 
 def model_folders(folder: Path) -> list[str]:
-    """Subfolders with a model, such as the Trainer's `checkpoint-500`, sorted by name and step."""
+    """Subfolders with a model, such as the Trainer's `checkpoint-500`, by name and step."""
     try:
         found = [x.parent.name for x in folder.glob("*/config.json")]
     except OSError:

@@ -187,7 +187,10 @@ def _is_token(value: object) -> bool:
 
 
 def _check_packages(folder: Path, there: list[str]) -> None:
-    """Check the packages that sentencepiece files need; transformers' message is misleading."""
+    """Check that the packages for sentencepiece files are installed.
+
+    The message of transformers would name another package.
+    """
     if any(name in there for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         return
     packages = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}

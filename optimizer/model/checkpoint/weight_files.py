@@ -46,7 +46,7 @@ _OTHER_FORMATS = {
 
 
 def find_weights(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The file with a folder's weights, and the names of other weight files, which are not read.
+    """The file with a folder's weights, and the names of further weight files, to ignore.
 
     Raises:
         ModelError: there is no weight file. The message names the folder's other files.

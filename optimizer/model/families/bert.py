@@ -51,7 +51,7 @@ class Bert(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     projects: ClassVar[bool] = False
-    """True if embeddings may have another width than the hidden size, with a linear map."""
+    """True if a linear map may project embeddings of another width to the hidden size."""
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""

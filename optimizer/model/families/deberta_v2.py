@@ -48,7 +48,7 @@ class DebertaV2(Bert):
     """DeBERTa-v2 and v3: disentangled attention; positions and token types are optional."""
 
     model_types: ClassVar[tuple[str, ...]] = ("deberta-v2",)
-    runs_empty: ClassVar[bool] = False  # queries and distances are multiplied in a broadcast MatMul
+    runs_empty: ClassVar[bool] = False  # its graph has a broadcast MatMul
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""

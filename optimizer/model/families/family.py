@@ -42,7 +42,7 @@ class Family(ABC):
     runs_empty: ClassVar[bool] = True
     """True if ONNX Runtime can run the graph on a batch without rows."""
     repeats: ClassVar[bool] = False
-    """True if all layers start as copies of one layer. Graphs then store equal weights once."""
+    """True if all layers start as copies of one layer. Graphs store equal weights once."""
 
     @abstractmethod
     def sizes(self, config: Config) -> Encoder:

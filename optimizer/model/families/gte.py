@@ -34,7 +34,7 @@ NAMES: dict[str, str | Part] = {
 
 
 class Gte(NomicBert):
-    """GTE in the form of transformers 5. Alibaba's own `model_type`, `new`, is not supported."""
+    """GTE in the form of transformers 5. Alibaba's `model_type` `new` is not supported."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gte",)
     types: ClassVar[int] = 1

@@ -48,7 +48,10 @@ def head(ops: Ops, x: Value) -> Value:
 
 
 def hidden_is_output(e: Encoder) -> bool:
-    """True if hidden dimensions cannot be pruned: no map follows, or pools are concatenated."""
+    """True if the output prevents pruning of hidden dimensions.
+
+    This is so if the head has no linear map, or if pools are concatenated.
+    """
     if e.sentence is None:
         return False
     mapped = any(x.kind == "dense" for x in e.sentence.steps)

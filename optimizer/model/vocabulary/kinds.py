@@ -65,7 +65,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def lacking(self) -> set[str]:
-        """Characters of pieces that are no pieces themselves. None may be missing for a cut."""
+        """Characters of pieces that are no pieces themselves. They prevent any removal."""
 
     def fault(self) -> str:
         """The reason why no piece can be removed; "" if pieces can be removed."""
