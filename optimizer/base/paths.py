@@ -42,7 +42,7 @@ def check_name(name: str | Path | None) -> None:
 
 
 def hub_cure(error: Exception, otherwise: str) -> str:
-    """The advice after an error of the Hub's library, such as a cache without write access.
+    """The advice to print after an error of the Hub's library.
 
     Returns:
         Advice to set HF_HOME if the error is about permissions or space, else `otherwise`.

@@ -65,7 +65,7 @@ class Store:
     folder: Path | None = None
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value stored under `name`. If none is stored, store the value of `make`."""
+        """The JSON value stored under `name`. A missing value is made by `make` and stored."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.json"
@@ -78,7 +78,7 @@ class Store:
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """The tensors stored under `name`. If none are stored, store those of `make`."""
+        """The tensors stored under `name`. Missing tensors are made by `make` and stored."""
         from safetensors.torch import load_file, save
 
         if self.folder is None:
@@ -168,7 +168,7 @@ class Cache(Store):
 
 
 def user_cache() -> Cache:
-    """The user's cache of costs measured on this machine; empty without a HOME."""
+    """The user's cache of costs measured on this machine. Without a HOME, it stores nothing."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with suppress(RuntimeError):  # no HOME, and the user is not in /etc/passwd
         base = base if base.is_absolute() else Path.home() / ".cache"

@@ -121,7 +121,7 @@ def _order(
     order = explained(judged.answers, judged.flat_labels, judged.task)
     if order is None:
         return []
-    # Half of the mistakes disappear. No order does this for a model that is merely weak.
+    # The order removes half of the mistakes. No order does so if the model is merely weak.
     halved = 2 * (1 - order.accuracy) <= 1 - order.accuracy_as_read
     if judged.task.metric(judged.metric).needs_labels and (
         useless or (halved and not confirmed)

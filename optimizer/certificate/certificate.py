@@ -189,7 +189,7 @@ def _mean_upper(
         effect = float(np.bincount(groups).max())  # the largest possible one
         if len(losses) == int(of.max()) + 1:
             effect = linked_design_effect(losses, of, groups)
-    least = -1.0 if metric.needs_labels else 0.0  # the dense model agrees with itself
+    least = -1.0 if metric.needs_labels else 0.0  # the given model agrees with itself
     return betting_upper(losses, confidence, least, effect), len(losses)
 
 

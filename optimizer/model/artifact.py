@@ -151,7 +151,7 @@ def second_text(config: Mapping[str, Any]) -> str:
 def split_weights(
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the first and of the second stage. The second stage's lose their prefix."""
+    """Weights of the first and of the second stage, which are returned without prefix."""
     second = {k.removeprefix(SECOND): x for k, x in weights.items() if k.startswith(SECOND)}
     return {k: x for k, x in weights.items() if not k.startswith(SECOND)}, second
 

@@ -1,8 +1,8 @@
 """Weights with typed axes.
 
 The type of an axis determines its length and the mask that slices it. The axes of the weights
-determine expected shapes, the slices of `slice`, the parameters of a unit, and the checks of a
-loader. Linear maps are [out, in], as in torch.
+determine the expected shapes, the cuts of the pass `slice`, the number of parameters of a
+unit, and the checks of a loader. Linear maps are [out, in], as in torch.
 """
 
 from __future__ import annotations

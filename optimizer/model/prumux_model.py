@@ -107,7 +107,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """See `PreTrainedModel.from_pretrained`. Missing weights are an error, not random.
+        """See `PreTrainedModel.from_pretrained`. Missing weights are an error here.
 
         Raises:
             ModelError: weights are missing, or there are unexpected ones.
@@ -203,8 +203,8 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             labels: int64 [B]; float [B] for regression; float [B, C] for several labels per
                 row.
             return_dict: False = a tuple `([loss,] logits)`.
@@ -233,8 +233,8 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             labels: int64 [B, T]; -100 = not scored.
             return_dict: False = a tuple `([loss,] logits)`.
         """
@@ -263,8 +263,8 @@ class PrumuxForQuestionAnswering(PrumuxModel):  # type: ignore[no-untyped-call]
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             start_positions: index of the answer's first token, int64 [B]; T or more = not
                 scored.
             end_positions: index of the answer's last token, in the same form.
@@ -299,8 +299,8 @@ class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             return_dict: False = a tuple `(last_hidden_state,)`.
             ignored: arguments for other encoders, such as `output_hidden_states`.
         """

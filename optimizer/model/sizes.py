@@ -50,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Multiplexing:
-    """Multiplexing: n rows share one forward pass. `None` means none; n=1 is not used.
+    """Multiplexing: n rows share one forward pass, n >= 2. Otherwise `Encoder.mux` is None.
 
     Row i of a batch goes into mixed row i // n, slot i % n.
     """
@@ -106,7 +106,7 @@ class Encoder:
     positions_from: Literal["index", "padding"] = "index"
     """`padding`: RoBERTa's rule, position = pad_id + number of non-pad ids so far."""
     projected: bool = False
-    """True if a linear map projects the embeddings for the first layer, as in ELECTRA."""
+    """True if a linear map projects the embeddings to the hidden size, as in ELECTRA."""
     pool_early: bool = False
     """True if the last attention and all later branches run only at the first position."""
     mux: Multiplexing | None = None

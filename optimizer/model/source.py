@@ -1,7 +1,7 @@
 """Reads the MODEL argument: an artifact folder, a Hugging Face folder or hub id, `model.pt`.
 
-No code from a file is ever executed: safetensors files are preferred, pickles are loaded with
-`weights_only=True`, and tokenizers without remote code.
+No code from a file is ever executed. safetensors files are preferred, pickles are loaded with
+`weights_only=True`, and tokenizers are loaded without remote code.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Classification(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """True for this `problem_type`, or without one for a model of several labels."""
+        """True for this `problem_type`, or if it is missing and there are several labels."""
         return problem_type == cls.problem_type or (problem_type is None and labels != 1)
 
     @property

@@ -58,7 +58,7 @@ class Layout:
     kind: Literal["pairs", "queries", "windows"]
     rows: int
     own: tuple[int, ...] = ()
-    """For each query, the document that is the query itself, -1 = none. It is never found."""
+    """For each query, the document that is the query itself, -1 = none. It is excluded."""
     windows: Windows | None = None
 
 

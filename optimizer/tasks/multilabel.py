@@ -56,7 +56,7 @@ class MultiLabel(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """True for this `problem_type` only. Without one, a model gives one label per row."""
+        """True for this `problem_type`. Models without one give one label per row."""
         del labels
         return problem_type == cls.problem_type
 

@@ -15,7 +15,7 @@ class Prediction:
     """The answer for one text, or for one word of a token task."""
 
     label: str | None
-    """The likeliest label; None for regression, or if no label of several applies."""
+    """The likeliest label; None for regression, or if a multi-label model finds none."""
     score: float
     """The probability of the likeliest label, in [0, 1].
 

@@ -6,8 +6,8 @@ The answer is the best span of all windows:
 
     max s_i + e_j    over i <= j < i + 30, both in the context of one window.
 
-Position 0 means "no answer". It is used if some questions in the data have no answer. Then "no
-answer" is predicted if the smallest s_0 + e_0 of all windows is above the best span's sum.
+Position 0 means "no answer". It is used only if some questions in the data have no answer. The
+prediction is "no answer" if the smallest s_0 + e_0 of all windows is above the best span's sum.
 Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3.
 """
 
@@ -204,7 +204,7 @@ class QuestionAnswering(Task):
         return answers
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """Not supported: logits alone do not tell which tokens they belong to.
+        """Not supported: logits alone do not show which tokens they belong to.
 
         Raises:
             UsageError: always. The message names `predict`.

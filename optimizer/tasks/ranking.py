@@ -1,7 +1,7 @@
 """Ranking: a reranker's scores order the passages of a query.
 
-A model with one label is a reranker if the data or the chosen metric are those of rankings.
-Its `config.json` does not tell. Users get the same answers as from `regression.py`.
+A model with one label is a reranker if the data or the chosen metric are made for rankings.
+The model's `config.json` does not show this. Answers for users are those of `regression.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Ranking(Regression):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """False: a `config.json` does not tell that a model's scores rank passages."""
+        """False: `config.json` does not show that a model's scores rank passages."""
         del problem_type, labels
         return False
 
@@ -156,7 +156,7 @@ class Ranking(Regression):
     def group_loss(
         self, student: Tensor, teacher: Tensor, groups: Tensor, temperature: float
     ) -> Tensor:
-        """Squared error of score differences within a query, plus `VALUES` times the scores'.
+        """Squared error of score differences within queries, and of scores, weight `VALUES`.
 
         Let e = student - teacher. The mean square of e_i - e_j over the pairs of a query's n
         rows is 2 n / (n - 1) times the variance of e. A row that is alone in the batch has no

@@ -33,7 +33,7 @@ OLD_ACTIVATION = "sbert_ce_default_activation_function"
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """One score per row: the first logit, or its sigmoid if a reranker's config names it."""
+    """One score per row: the first logit, or its sigmoid if a reranker's config names one."""
 
     activation: Activation = "identity"
     """The function that turns a logit into the predicted score."""
@@ -52,7 +52,7 @@ class Regression(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """True for models with one label and the right or no `problem_type`."""
+        """True for models with one label, if `problem_type` is `regression` or missing."""
         return problem_type in (cls.problem_type, None) and labels == 1
 
     @classmethod

@@ -53,8 +53,8 @@ def f1(found: str, aims: Sequence[str]) -> float:
     """The largest F1 between the words of a normalised answer and those of a right answer.
 
     F1 = 2 p r / (p + r). Precision p is the share of the answer's words that are in the right
-    answer. Recall r is the share of the right answer's words that are in the answer. If one of
-    them has no words, F1 is 1 if both have none, else 0.
+    answer. Recall r is the share of the right answer's words that are in the answer. If both
+    have no words, F1 is 1. If only one has no words, F1 is 0.
     """
     return max(_f1(found.split(), aim.split()) for aim in aims)
 

@@ -1,7 +1,7 @@
 """Selects the keys of a given config.json that the optimised model's config.json keeps.
 
-These keys are for other libraries: the activation of a sentence transformers reranker
-(`sentence_transformers`), `finetuning_task` or `label_names`.
+These keys are for other libraries. Examples are `sentence_transformers` (the activation of a
+reranker), `finetuning_task` and `label_names`.
 """
 
 from __future__ import annotations

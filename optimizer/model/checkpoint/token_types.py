@@ -2,7 +2,7 @@
 
 The exported graph then takes exactly the inputs that the model's tokenizer returns. The
 tokenizers of RoBERTa, XLM-R, CamemBERT and some BERT checkpoints return no `token_type_ids`.
-Then transformers uses type 0 at every position.
+Without them, transformers uses type 0 at every position.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class BytePairs(Vocabulary):
         return set()
 
     def fault(self) -> str:
-        """See `Vocabulary`. No piece can be removed with dropout, which draws merges."""
+        """See `Vocabulary`. Dropout draws merges at random, so no piece can be removed."""
         return "its merges are drawn at random (dropout)" if self.model.get("dropout") else ""
 
     def with_parts(self, kept: Iterable[int]) -> set[int]:

@@ -46,7 +46,7 @@ class Spans:
         )
 
     def on_labels(self, labels: Iterable[Labels | None]) -> Self:
-        """The task on these labels, if they tell more about it than the model's config."""
+        """The task, updated if these labels contain facts that the model's config lacks."""
         del labels
         return self
 
