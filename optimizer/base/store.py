@@ -168,7 +168,7 @@ class Cache(Store):
 
 
 def user_cache() -> Cache:
-    """The user's cache of costs measured on this machine. Without a HOME, it stores nothing."""
+    """The user's cache of costs measured on this machine. Stores nothing without a HOME."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with suppress(RuntimeError):  # no HOME, and the user is not in /etc/passwd
         base = base if base.is_absolute() else Path.home() / ".cache"

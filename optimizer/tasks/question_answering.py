@@ -6,8 +6,8 @@ The answer is the best span of all windows:
 
     max s_i + e_j    over i <= j < i + 30, both in the context of one window.
 
-Position 0 means "no answer". It is used only if some questions in the data have no answer. The
-prediction is "no answer" if the smallest s_0 + e_0 of all windows is above the best span's sum.
+Position 0 means "no answer". It is used only if some questions in the data have no answer.
+"No answer" is predicted if the smallest s_0 + e_0 of all windows exceeds the best span's sum.
 Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3.
 """
 
