@@ -140,8 +140,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         """Check that each of the model's labels has a unique name.
 
         Raises:
-            ValueError: the number of names is wrong, a name is not a text, or two names are
-                equal.
+            ValueError: the number of names is wrong, one is not a text, or two are equal.
         """
         if len(self.labels) != labels:
             raise ValueError(f"{len(self.labels)} names of {labels} labels")
@@ -179,8 +178,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         Args:
             values: the values of the label column, [N].
             words: the words of each row, or the contexts if answers are spans; else None.
-            fail: raises DataError. Its arguments are the row's number (None = the whole
-                column) and a text.
+            fail: raises DataError for a row number (None = the whole column) and a text.
         """
 
     # Predictions and scores ----------------------------------------------------------------
@@ -195,8 +193,8 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
         Args:
             logits: [N, C]; if `pooling` is `all`, one array [T, C] per row.
-            scored: used if `pooling` is `all`. The scored positions of each row, as label ids
-                [T] (-100 = not scored) or bool [T]; None = all positions.
+            scored: for `pooling` `all`, the scored positions of each row, as label ids [T]
+                (-100 = not scored) or bool [T]; None = all positions.
         """
 
     @abstractmethod
@@ -249,14 +247,13 @@ class Task(ByQuery, Vectors, Spans, ABC):
     def scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
         """The score as a function of row weights, [R, N] -> [R].
 
-        In weighting r, row i counts `weights[r, i]` times. A resample with replacement is one
-        such weighting.
+        In weighting r, row i counts `weights[r, i]` times, as in a resample with replacement.
 
         Args:
             metric: name of one of `metrics`.
             predictions: the predictions, in the form that `predictions` returns.
-            labels: the labels in the same form. Labels of positions may contain -100. For a
-                metric that compares with the given model: the given model's predictions.
+            labels: the labels in the same form. Labels of positions may contain -100. Metrics
+                without labels get the given model's predictions.
 
         Raises:
             UsageError: the metric does not fit the task.
