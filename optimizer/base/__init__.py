@@ -1,1 +1,1 @@
-"""Foundations: errors, the store of finished steps, progress, devices, cores."""
+"""Foundations: errors, the store of finished steps, progress, devices and cores."""

@@ -1,4 +1,4 @@
-"""bfloat16 autocast on devices that compute it in hardware."""
+"""bfloat16 autocast on devices that compute bfloat16 in hardware."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch.nn.functional import linear
 from .processors import proc_lines
 
 ROWS, INNER, OUTER = 512, 384, 1536
-"""Sizes of the product that is timed: an FFN of MiniLM."""
+"""Sizes of the timed matrix product: an FFN of MiniLM."""
 ROUNDS = 7
 GAIN = 1.2
-"""bfloat16 is used if it is so many times as fast; less is lost again in conversions."""
+"""The smallest useful speed-up of bfloat16. Conversions cancel out a smaller speed-up."""
 
 
 @functools.cache
 def fast_bf16(device: str) -> bool:
     """True if the device multiplies bfloat16 matrices clearly faster than float32 ones.
 
-    A processor's flags do not tell: one with `avx512_bf16` took twice as long as in float32.
+    Processor flags are not enough: one processor with `avx512_bf16` was twice as slow in
+    bfloat16 as in float32. A processor with the flags is therefore timed.
     """
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
@@ -37,7 +38,7 @@ def fast_bf16(device: str) -> bool:
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast if the device is faster with it, else a context that does nothing."""
+    """bfloat16 autocast if `fast_bf16(device)`, else a context that does nothing."""
     if not fast_bf16(device):
         return nullcontext()
     return torch.autocast(device.partition(":")[0], torch.bfloat16)

@@ -1,10 +1,10 @@
-"""Waits for near processor cores before a timed round, and reports what joining threads cost.
+"""Waits for nearby processor cores before a timed round, and reports the cost of thread joins.
 
-The host of a virtual machine moves its processors about, for seconds or minutes at a time.
-When two of them lie far apart, every short step of a small engine pays more for joining its
-threads: a pruned int8 encoder kept 0.6 of its throughput, the dense fp32 one 0.9, so their
-ratio changed too. Timed rounds therefore begin while cores are near, and reports state the
-measured cost of a join.
+A host moves the processors of a virtual machine to other cores, for seconds or minutes at a
+time. If two of these cores are far apart, joining two threads takes longer. Small engines with
+short steps suffer most: a pruned int8 encoder kept 0.6 of its throughput, the unpruned fp32
+encoder 0.9. The ratio of the two changed, too. Timed rounds therefore start only while cores
+are near each other, and reports state the measured cost of a join.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from dataclasses import dataclass, field
 import torch
 
 ELEMENTS = 40_000
-"""Elements of the smallest addition that torch splits between two threads."""
+"""Number of elements in the smallest addition that torch splits between two threads."""
 SAMPLES = 60
 FAR = 1.2
-"""Cores are far apart when a join takes this many times the shortest join seen so far."""
+"""Cores count as far apart if a join takes over 1.2 times the shortest join so far."""
 NAP_S = 0.25
 
 
 @dataclass
 class CoreMonitor:
-    """Measures thread joins and waits until cores are near, for a limited time in all."""
+    """Measures thread joins and waits for nearby cores. The total waiting time is limited."""
 
     patience_s: float = 0.0
-    """Seconds that `wait` may still sleep; timed rounds add to it, see `earn`."""
+    """Seconds that `wait` may still sleep. `earn` adds to it after timed rounds."""
     most_s: float = 10.0
-    """Seconds that `earn` may still add."""
+    """Seconds that `earn` may still add to `patience_s`."""
     least_us: float = float("inf")
     """The shortest join so far, in microseconds."""
     seen_us: list[float] = field(default_factory=list)
     """The cost of a join before each round, in microseconds."""
 
     def wait(self) -> None:
-        """Return when cores are near, or when `patience_s` is used up."""
+        """Return when cores are near each other, or when `patience_s` is used up."""
         if torch.get_num_threads() == 1:
             return
         while True:
@@ -50,12 +50,12 @@ class CoreMonitor:
         self.seen_us.append(cost_us)
 
     def earn(self, spent_ms: float) -> None:
-        """Add the time of a round to `patience_s`, at most `most_s` in all."""
+        """Add a round's duration to `patience_s`; all calls together add at most `most_s`."""
         more_s = min(spent_ms / 1000, self.most_s)
         self.patience_s, self.most_s = self.patience_s + more_s, self.most_s - more_s
 
     def facts(self) -> dict[str, str]:
-        """For a report: median [minimum, maximum] of a join, in microseconds."""
+        """Median [minimum, maximum] duration of a join in microseconds, for a report."""
         if not self.seen_us:
             return {}
         middle = statistics.median(self.seen_us)
@@ -64,7 +64,7 @@ class CoreMonitor:
 
 
 def join_us() -> float:
-    """Microseconds of a short addition in two threads; nearly all of it is the join."""
+    """Duration of a short addition in two threads, in microseconds; nearly all is the join."""
     numbers, out = torch.ones(ELEMENTS), torch.empty(ELEMENTS)
     found = []
     for _ in range(SAMPLES):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from .errors import MissingError
 
 DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
-"""`cuda` = the first GPU, for training all GPUs; `auto` = `cuda` if present, else the CPU."""
+"""`cuda` is the first GPU (training uses all). `auto` is `cuda` if present, else `cpu`."""
 
 
 def device(name: str) -> str:
-    """Resolve a device name to `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
+    """Resolve a device name to `cpu`, `cuda` or `cuda:N`; `auto` uses a GPU if present.
 
     Raises:
         MissingError: the named CUDA device does not exist.

@@ -1,4 +1,4 @@
-"""Facts that every measurement states: library versions, processor, command, commit."""
+"""Facts that accompany every measurement: library versions, processor, command, commit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ISA = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
     *("asimddp", "i8mm", "bf16", "sve"),
 )
-"""Instruction sets that decide the speed of int8 and bf16, as Linux names them."""
+"""Instruction sets that determine the speed of int8 and bf16, under their Linux names."""
 
 
 def versions() -> dict[str, str]:
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def free_bytes() -> int:
-    """Free memory in bytes; 1 TiB where the system does not tell."""
+    """Free memory in bytes; 1 PiB if the system does not report it."""
     lines = proc_lines("meminfo")
     found = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     return 1024 * int(next(found, 1 << 40))
@@ -61,22 +61,22 @@ def device() -> dict[str, str]:
 
 
 def cpu() -> str:
-    """Name and instruction sets of the processor; int8 results depend on both."""
+    """Name and instruction sets of the processor. int8 results depend on both."""
     found = device()
     return f"{found['cpu']} ({found['cpu_isa'] or found['machine']})"
 
 
 def int8_saturates() -> bool:
-    """True if sums of 8-bit products overflow: x86 without VNNI adds them in 16 bits."""
+    """True if sums of 8-bit products can overflow: x86 without VNNI adds them in 16 bits."""
     flags = device()["cpu_isa"].split()
     return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 def provenance(cores: CoreMonitor | None = None) -> dict[str, Any]:
-    """Command, commit, date, versions and device, for a file of measured figures.
+    """Command, commit, date, versions and device, for a file of measurements.
 
     Args:
-        cores: the monitor of the timed rounds, if there were any.
+        cores: the core monitor of the timed rounds; None if nothing was timed.
     """
     command = ["git", "describe", "--always", "--dirty"]
     try:
@@ -86,7 +86,7 @@ def provenance(cores: CoreMonitor | None = None) -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        # Names only: paths of one machine mean nothing on another.
+        # File names only: a path means nothing on another machine.
         "command": shlex.join([Path(x).name if "/" in x else x for x in sys.argv]),
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,7 +96,7 @@ def provenance(cores: CoreMonitor | None = None) -> dict[str, Any]:
 
 
 def _cpu_fact(*names: str) -> str:
-    """A field of /proc/cpuinfo, under the first of these names that it has; else empty."""
+    """The first field of /proc/cpuinfo that has one of these names; empty if none has."""
     for line in proc_lines("cpuinfo"):
         name, _, value = line.partition(":")
         if name.strip() in names:

@@ -19,7 +19,7 @@ class UsageError(PrumuxError):
 
 
 class SpecError(UsageError):
-    """A pipeline text that does not parse, or names an unknown pass or option."""
+    """A pipeline text that does not parse, or that names an unknown pass or option."""
 
 
 class DataError(UsageError):
@@ -41,7 +41,7 @@ class VerifyError(GateError):
 
 
 class MissingError(PrumuxError):
-    """A library, device or file that is needed is missing."""
+    """A required library, device or file is missing."""
 
     exit_code = 5
 
@@ -51,7 +51,7 @@ class LostError(PrumuxError):
 
 
 class PassError(PrumuxError):
-    """A pass failed inside a pipeline; carries the exit code of the cause."""
+    """A pass failed inside a pipeline. The exit code is that of the original error."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

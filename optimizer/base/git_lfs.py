@@ -1,4 +1,4 @@
-"""Files that `git clone` leaves in place of large ones when Git LFS is not installed."""
+"""Detects Git LFS pointers, which `git clone` writes if Git LFS is not installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HEAD = b"version https://git-lfs"
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is a Git LFS pointer: three lines of text that name the real file."""
+    """True if a file is a Git LFS pointer: three lines of text that name the real file."""
     try:
         with path.open("rb") as file:
             return file.read(len(_HEAD)) == _HEAD
@@ -17,7 +17,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def cure(path: Path) -> str:
-    """The message for a file that is one, in two lines."""
+    """The error message for a Git LFS pointer, in two lines."""
     return (
         f"'{path.name}' is a Git LFS pointer: the real file was not downloaded\n"
         f"run: git lfs install && git -C '{path.parent}' lfs pull"

@@ -1,4 +1,4 @@
-"""Paths that users give."""
+"""Checks and expands paths that users give."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from .errors import UsageError
 
 
 def local_path(text: str | Path) -> Path:
-    """The path of a file or folder that a user names; a leading `~` may be his home.
+    """Convert a user's text to a path. A leading `~` is expanded if no such path exists.
 
     Raises:
         UsageError: the name is not UTF-8.
-        OSError, RuntimeError, ValueError: no path can have this name, or the home is unknown.
+        OSError, RuntimeError, ValueError: the name is no valid path, or the home folder is
+            unknown.
     """
     _check_letters(str(text))
     path = Path(text)
@@ -23,10 +24,10 @@ def local_path(text: str | Path) -> Path:
 
 
 def check_name(name: str | Path | None) -> None:
-    """Check that a file or folder can have this name; it need not exist.
+    """Check that a file or folder can have this name. The path need not exist.
 
     Raises:
-        UsageError: it is too long, holds a zero byte, or is not UTF-8.
+        UsageError: the name is too long, contains a zero byte, or is not UTF-8.
     """
     if name is None:
         return
@@ -41,7 +42,11 @@ def check_name(name: str | Path | None) -> None:
 
 
 def hub_cure(error: Exception, otherwise: str) -> str:
-    """The remedy where the hub's library failed: its cache may be read-only."""
+    """The advice to print after an error of the Hub's library.
+
+    Returns:
+        Advice to set HF_HOME if the error is about permissions or space, else `otherwise`.
+    """
     kinds = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC)
     if isinstance(error, OSError) and error.errno in kinds:
         return "set HF_HOME to a folder that can be written and has room"

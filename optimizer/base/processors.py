@@ -1,4 +1,4 @@
-"""The number of processors that this process may use, and of threads that it shall start."""
+"""Counts the processors that this process may use, and the threads that it should start."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ OWN = Path("/proc/self/cgroup")
 
 
 def processors() -> int:
-    """Processors that this process may use: its affinity and the quota of its container."""
+    """Number of usable processors, at least 1, by CPU affinity and container quota."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, min(count, int(cpu_quota())))  # a part of a processor would be throttled
+    return max(1, min(count, int(cpu_quota())))  # the system would throttle a fraction
 
 
 def cpu_threads() -> int:
-    """Threads of an engine and of training: one a processor, at most `OMP_NUM_THREADS`."""
+    """Thread count for engines and training: one per processor, at most `OMP_NUM_THREADS`."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     wanted = int(first) if re.fullmatch(r"[0-9]{1,9}", first) else 0
     return min(wanted or processors(), processors())
 
 
 def most_threads() -> int:
-    """The largest thread count that an engine is given; with thousands, some engines hang."""
+    """The largest allowed thread count of an engine. Some engines hang with thousands."""
     return 4 * processors()
 
 
 def cpu_quota(groups: Path = CGROUPS, own: Path = OWN) -> float:
-    """Processors that the control groups of Linux grant; a large number without a limit.
+    """Processors that Linux control groups grant to this process; 2^20 without a limit.
 
     Args:
-        groups: where the control groups are mounted, version 1 or 2.
-        own: names the groups of this process.
+        groups: the folder where control groups of version 1 or 2 are mounted.
+        own: the file that names the control groups of this process.
     """
     return min(_quotas(groups, own), default=float(1 << 20))
 
@@ -50,7 +50,7 @@ def _quotas(groups: Path, own: Path) -> Iterator[float]:
             continue
         root = groups / kinds if kinds else groups
         path = root / name.strip("/")
-        # The limit of every group above counts too. A container may see its own group as root.
+        # The limits of all parent groups apply too. A container may see its own group as root.
         for group in (path, *path.parents):
             yield from _quota(group)
             if group == root:
@@ -58,7 +58,7 @@ def _quotas(groups: Path, own: Path) -> Iterator[float]:
 
 
 def _quota(group: Path) -> Iterator[float]:
-    """The limit of one group, if it has one."""
+    """Yield the processor limit of one control group, if the group has a limit."""
     words = _text(group / "cpu.max").split()
     if not words:
         words = [_text(group / f"cpu.cfs_{x}_us").strip() for x in ("quota", "period")]
@@ -67,7 +67,7 @@ def _quota(group: Path) -> Iterator[float]:
 
 
 def proc_lines(name: str) -> list[str]:
-    """Lines of a file in /proc; none where the system does not tell."""
+    """Lines of a file in /proc; an empty list if the file cannot be read."""
     return _text(Path("/proc", name)).splitlines()
 
 

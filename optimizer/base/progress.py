@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 QUIET_SECONDS = 2.0
-"""Shorter tasks print no line, unless with `-v`."""
+"""Tasks shorter than this print no line, unless `-v` is set."""
 
 Tick = Callable[[], None]
 """Call once per finished unit of work."""
@@ -27,15 +27,15 @@ class Progress:
     stream: TextIO | None = None
 
     def say(self, line: str, level: int = 1) -> None:
-        """Print one line, if `level` is shown."""
+        """Print one line if `self.level` is at least `level`."""
         stream = self.stream or sys.stderr
         if self.level >= level and stream is not None:
-            with suppress(OSError, ValueError):  # nobody reads it any more; the run goes on
+            with suppress(OSError, ValueError):  # a closed stream must not end the run
                 print(line, file=stream, flush=True)
 
     @contextmanager
     def task(self, title: str, total: int) -> Iterator[Tick]:
-        """Show `title` while the block runs; it calls the tick once per unit of work."""
+        """Show `title` while the `with` block runs. The block calls the tick once per unit."""
         stream = self.stream or sys.stderr
         start = time.monotonic()
         if self.level >= 1 and stream is not None and stream.isatty():

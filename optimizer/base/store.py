@@ -1,7 +1,7 @@
-"""Finished steps on disk, so that a killed run can continue.
+"""A store of finished steps on disk. A killed run continues from it.
 
-An entry is written to a temporary name, flushed and renamed, so it is never half-written.
-Its key is a digest of everything that the step depends on, versions included.
+An entry is written to a temporary file, flushed and renamed, so no entry is half-written. Its
+key is a digest of everything that the step depends on, including library versions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 
 def key(*parts: object) -> str:
-    """A file-name-safe digest of the parts' texts."""
+    """A digest of the parts' texts that is safe in a file name."""
     return hashlib.sha256("\x00".join(str(part) for part in parts).encode()).hexdigest()[:24]
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's contents; empty if it cannot be read."""
+    """SHA-256 of a file's contents; an empty text if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -34,7 +34,7 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file such that no reader sees it half-written."""
+    """Write a file atomically: no reader ever sees a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -45,27 +45,27 @@ def write_atomic(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # on a full disk its room is needed
+            temporary.unlink(missing_ok=True)  # frees space on a full disk
         raise
 
 
 def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in torch-allocated, contiguous memory.
+    """Copy tensors to contiguous memory that torch allocates.
 
-    Tensors in a memory-mapped file are not aligned, and sums of floats then differ in the
-    last bit, so a resumed run or a worker would not give the same model.
+    Tensors in a memory-mapped file are not aligned. Sums over them differ in the last bit, so
+    a resumed run or a worker would give a different model.
     """
     return {k: x.clone(memory_format=torch.contiguous_format) for k, x in tensors.items()}
 
 
 @dataclass(frozen=True)
 class Store:
-    """Keeps JSON values and tensors by name in `folder`; `folder=None` keeps nothing."""
+    """Stores JSON values and tensors by name in `folder`; without a folder, nothing."""
 
     folder: Path | None = None
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value stored under `name`; `make` it and store it if there is none."""
+        """The JSON value stored under `name`. A missing value is made by `make` and stored."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.json"
@@ -73,12 +73,12 @@ class Store:
             return json.loads(path.read_text(encoding="utf-8"))
         data = json.dumps(make())
         write_atomic(path, data.encode())
-        return json.loads(data)  # as later runs read it: lists, not tuples
+        return json.loads(data)  # later runs read lists, not tuples
 
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """The tensors stored under `name`; `make` and store them if there are none."""
+        """The tensors stored under `name`. Missing tensors are made by `make` and stored."""
         from safetensors.torch import load_file, save
 
         if self.folder is None:
@@ -86,7 +86,7 @@ class Store:
         path = self.folder / f"{name}.safetensors"
         if path.exists():
             return owned(load_file(path))
-        value = owned(make())  # also because safetensors refuses tensors that share storage
+        value = owned(make())  # safetensors also refuses tensors that share storage
         write_atomic(path, save(value))
         return value
 
@@ -100,7 +100,7 @@ class Store:
             write_atomic(self.folder / f"{name}.checkpoint", data)
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The last checkpoint of this name; None if there is none or it is damaged."""
+        """The last checkpoint of this name; None if it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         if self.folder is None or not (path := self.folder / f"{name}.checkpoint").exists():
@@ -126,7 +126,7 @@ class Store:
         return sorted(x for x in self.folder.iterdir() if x.is_file())
 
     def add(self, file: str, data: bytes) -> None:
-        """Copy an entry of another store, by its file name; an existing entry stays."""
+        """Add an entry from another store under its file name. An existing entry is kept."""
         if self.folder is not None and not (path := self.folder / file).exists():
             write_atomic(path, data)
 
@@ -139,11 +139,13 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache(Store):
-    """A store that a run can do without, such as one under a HOME that cannot be written."""
+    """An optional store: read and write errors are ignored, say under a read-only HOME."""
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
-        """As `Store.json`: an entry that cannot be read is made, one that cannot be written
-        is not kept."""
+        """`Store.json` without errors of files.
+
+        An unreadable entry is computed again. A value that cannot be written is not stored.
+        """
         if self.folder is not None:
             with suppress(OSError, ValueError):
                 return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -152,42 +154,42 @@ class Cache(Store):
         return json.loads(data)
 
     def read(self, file: str) -> bytes:
-        """The contents of a file; empty if it cannot be read."""
+        """The contents of a file; empty if the file cannot be read."""
         try:
             return b"" if self.folder is None else (self.folder / file).read_bytes()
         except OSError:
             return b""
 
     def write(self, file: str, data: bytes) -> None:
-        """Keep a file, if it can be written."""
+        """Write a file. Errors of the file system are ignored."""
         if self.folder is not None:
             with suppress(OSError):
                 write_atomic(self.folder / file, data)
 
 
 def user_cache() -> Cache:
-    """The user's cache folder, for measured costs of this machine; none without a HOME."""
+    """The user's cache of costs measured on this machine. Stores nothing without a HOME."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with suppress(RuntimeError):  # neither HOME nor an entry of the user in /etc/passwd
+    with suppress(RuntimeError):  # no HOME, and the user is not in /etc/passwd
         base = base if base.is_absolute() else Path.home() / ".cache"
     return Cache(base / "prumux" if base.is_absolute() else None)
 
 
 @dataclass(frozen=True)
 class Memory(Store):
-    """Remembers tensors in memory, for a run whose folder does not exist yet."""
+    """Stores tensors in memory, for a run whose folder does not exist yet."""
 
     values: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def tensors(
         self, name: str, make: Callable[[], Mapping[str, Tensor]]
     ) -> Mapping[str, Tensor]:
-        """As `Store.tensors`, without a file."""
+        """`Store.tensors` without files."""
         if name not in self.values:
             self.values[name] = owned(make())
         return self.values[name]
 
     def give(self, store: Store) -> None:
-        """Put all that is remembered into a store with files."""
+        """Copy all tensors to a store with files."""
         for name, value in self.values.items():
             store.tensors(name, lambda value=value: value)  # type: ignore[misc]

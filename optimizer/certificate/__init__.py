@@ -1,1 +1,1 @@
-"""Budgets, bounds and certificates: the loss of a candidate, with 95 % confidence."""
+"""Budgets, confidence bounds and certificates of a candidate's loss."""

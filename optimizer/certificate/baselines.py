@@ -1,7 +1,7 @@
-"""Does the metric tell the given model from one that always gives the same answer?
+"""Checks that the metric separates the given model from a constant answer.
 
-A budget on accuracy that the constant answer keeps certifies a model that nobody would want.
-So the best constant answer is scored before the search starts, on the same rows.
+If a constant answer meets the budget, the budget would certify a useless model. So the best
+constant answer is scored on the same rows before the search starts.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from prumux.optimizer.tasks.task import ConstantAnswer, Task
 from .budget import Budget
 
 NEAR = 2.0
-"""A constant answer that loses less than so many times the limit is warned of: a model at the
-limit may then have lost half of all that the given model knows more than the constant."""
+"""A warning is printed if a constant answer loses less than twice the limit: a model at the
+limit may then have lost half of the given model's lead over the constant answer."""
 FEW_ROWS = 30
-"""With fewer rows of a class, what is said of that class alone is very rough."""
+"""With fewer rows of a class, figures of this class alone are very rough."""
 MISFIT = 0.01
-"""A model that is no worse than each constant answer is called a misfit in at most 1 % of
+"""Error level: a model no worse than any constant answer is called a misfit in at most 1 % of
 draws."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A model's predictions on labelled or unlabelled rows, and how they are scored."""
+    """The given model's predictions on rows, with or without labels, and the metric."""
 
     dense: Predictions
     labels: Predictions | None
@@ -46,7 +46,7 @@ class Judged:
 
     @property
     def truth(self) -> Predictions:
-        """The labels, or without labels the dense predictions."""
+        """The labels; without labels, or for agreement, the given model's predictions."""
         needs_labels = self.task.metric(self.metric).needs_labels
         return self.dense if self.labels is None or not needs_labels else self.labels
 
@@ -59,35 +59,36 @@ class Judged:
 
     @property
     def answers(self) -> NDArray[Any]:
-        """All answers of the model in one array."""
+        """All answers of the given model in one array."""
         return self.task.all_answers(self.dense)
 
     @property
     def flat_labels(self) -> NDArray[Any]:
-        """All labels in one array; there must be some."""
+        """All labels in one array. The rows must have labels."""
         assert self.labels is not None
         return self.task.all_answers(self.labels)
 
     def by(self, metric: str) -> Judged:
-        """The same by another metric."""
+        """The same predictions with another metric."""
         return Judged(self.dense, self.labels, self.task, metric, self.role)
 
 
 def best_constant(judged: Judged) -> ConstantAnswer:
-    """The constant answer with the best score by the metric, against labels or predictions."""
+    """The constant answer with the best score against `judged.truth`."""
     return judged.task.best_constant(judged.metric, judged.truth)
 
 
 def check(judged: Judged, budget: Budget | None, confirmed: bool = False) -> list[str]:
-    """Warnings about metric, budget and rows, each a line.
+    """Warnings about metric, budget and rows, one line each.
 
     Args:
         judged: the given model on the certify rows.
         budget: None = nothing is certified.
-        confirmed: the user said what the labels mean, so another order is only warned of.
+        confirmed: True if the user gave the meaning of the labels. Another label order then
+            causes a warning instead of an error.
 
     Raises:
-        UsageError: a constant answer keeps the budget, or the labels do not fit the model.
+        UsageError: a constant answer meets the budget, or the labels do not fit the model.
     """
     constant, dense = best_constant(judged), judged.score
     below = dense < constant.score
@@ -114,13 +115,13 @@ def check(judged: Judged, budget: Budget | None, confirmed: bool = False) -> lis
 def _order(
     judged: Judged, constant: ConstantAnswer, useless: bool, confirmed: bool
 ) -> list[str]:
-    """Stop, or warn, where the labels fit the model far better in another order."""
+    """Raise an error or warn if the labels fit the model far better in another order."""
     if judged.labels is None or not judged.task.exclusive:
         return []
     order = explained(judged.answers, judged.flat_labels, judged.task)
     if order is None:
         return []
-    # Half of the mistakes gone: a model that is merely weak on other data has no such order.
+    # The order removes half of the mistakes. No order does so if the model is merely weak.
     halved = 2 * (1 - order.accuracy) <= 1 - order.accuracy_as_read
     if judged.task.metric(judged.metric).needs_labels and (
         useless or (halved and not confirmed)
@@ -130,7 +131,10 @@ def _order(
 
 
 def select_warnings(judged: Judged, budget: Budget) -> list[str]:
-    """Warnings about the select rows, which compare candidates; certify rows decide."""
+    """Warn if a constant answer meets the budget on the select rows.
+
+    The search compares candidates on these rows; the certify rows decide.
+    """
     constant, dense = best_constant(judged), judged.score
     if dense - constant.score > budget.limit(dense):
         return []
@@ -141,11 +145,11 @@ def select_warnings(judged: Judged, budget: Budget) -> list[str]:
 
 
 def _misfit(judged: Judged) -> bool:
-    """Whether the model is certainly worse than a constant answer, and knows nothing else.
+    """True if the model is worse than a constant answer and unrelated to the labels.
 
-    Worse: an exact paired sign test against each class that occurs, corrected for their
-    number. A model that finds rare classes may well be worse by accuracy, so it must not be
-    related to the labels either.
+    An exact paired sign test compares the model with each class that occurs, corrected for the
+    number of classes. A model that finds rare classes may have a lower accuracy than a
+    constant answer, so the answers must also be unrelated to the labels.
     """
     if judged.labels is None or not judged.task.exclusive:
         return not _knows(judged)
@@ -162,11 +166,11 @@ def _misfit(judged: Judged) -> bool:
 def _related(
     answers: NDArray[Any], labels: NDArray[Any], classes: int, level: float = MISFIT
 ) -> bool:
-    """Whether there are more right answers than if the labels were shuffled.
+    """True if there are significantly more right answers than with shuffled labels.
 
-    Mean and variance of the number of right answers over all orders of the labels are exact;
-    that it is about normal is not. Several labels a row, [N, C], are related if one label is,
-    at the level over C.
+    The mean and the variance of the number of right answers over all orders of the labels are
+    exact. The normal distribution of this number is an approximation. For several labels per
+    row, [N, C], each label is tested at `level` / C, and one related label is enough.
     """
     if answers.ndim == 2:
         pairs = zip(answers.T, labels.T, strict=True)
@@ -195,7 +199,7 @@ def _both(judged: Judged, constant: ConstantAnswer) -> str:
 
 
 def _telling(judged: Judged, budget: Budget) -> list[tuple[str, float, ConstantAnswer]]:
-    """Metrics by which a constant answer does not keep the budget, with both scores."""
+    """Metrics by which no constant answer meets the budget, with both scores."""
     found = []
     for metric in judged.task.fitting(judged.labels):
         other = judged.by(metric.name)
@@ -227,7 +231,7 @@ def _refused(judged: Judged, constant: ConstantAnswer, budget: Budget) -> str:
 
 
 def _knows(judged: Judged) -> bool:
-    """Whether the model's answers are related to the labels at all."""
+    """True if the model's answers are related to the labels at all."""
     if judged.labels is None or not judged.task.has_classes:
         return judged.score >= best_constant(judged).score
     return _related(judged.answers, judged.flat_labels, len(judged.task.labels))
@@ -266,7 +270,7 @@ def _maybe_reordered(judged: Judged, order: LabelOrder, confirmed: bool) -> str:
 
 
 def _classes_that_may_go(judged: Judged, limit: float) -> list[str]:
-    """Classes that are so rare that the budget is kept without a right answer of them."""
+    """A warning about classes so rare that a model may lose all of them within the budget."""
     if not judged.task.metric(judged.metric).counts_answers:
         return []
     found = judged.task.right_rows(judged.answers, judged.task.all_answers(judged.truth))
@@ -285,7 +289,7 @@ def _classes_that_may_go(judged: Judged, limit: float) -> list[str]:
 
 
 def _rare(judged: Judged) -> list[str]:
-    """Classes with few rows or none, where the metric counts classes alike."""
+    """Warnings about classes with few or no rows, for metrics that do not count answers."""
     metric = judged.task.metric(judged.metric)
     if metric.counts_answers or not judged.task.has_classes:
         return []

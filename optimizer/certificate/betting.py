@@ -1,6 +1,6 @@
 """An exact confidence bound for the mean of bounded losses, by betting.
 
-Waudby-Smith and Ramdas 2024, https://arxiv.org/abs/2010.09686, section 4.
+The method is from Waudby-Smith and Ramdas 2024, https://arxiv.org/abs/2010.09686, section 4.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .confidence_bounds import crossing
 MOST_AT_STAKE = 0.9
 """The largest share of the capital that one bet can lose: c in the paper."""
 ROUNDING = 1e-9
-"""A sum of scores may be so far outside their range."""
+"""Tolerance for losses that rounding puts outside their range."""
 ORDERS = 16
-"""The capital depends on the order of the rows; it is averaged over so many fixed orders."""
+"""Number of fixed row orders. The capital depends on the order and is averaged over these."""
 
 
 def betting_upper(
@@ -27,31 +27,32 @@ def betting_upper(
 ) -> float:
     """Exact one-sided upper bound of the mean of independent losses in [a, 1], a = `least`.
 
-    A gambler with a capital of 1 bets against the claim that the true mean loss is u. With
-    x_i = (1 - loss_i) / (1 - a) in [0, 1] and m = (1 - u) / (1 - a), the capital after n rows
-    is
+    A gambler with a capital of 1 bets against the claim that the true mean loss is u. Let
+    x_i = (1 - loss_i) / (1 - a), which is in [0, 1], and m = (1 - u) / (1 - a). The capital
+    after n rows is
 
         K(u) = prod_i (1 + b_i (x_i - m))
         b_i = min(sqrt(2 log(1 / alpha) / (n v_i)), c / m)
 
     with v_i a variance estimated from the rows before i, and c = `MOST_AT_STAKE`. If the true
-    mean loss is u or more, the expected capital is at most 1, so it exceeds 1 / alpha with
-    probability at most alpha (Markov). The bound is the smallest u with K(u) >= 1 / alpha. It
-    needs no normality, and holds at every number of rows. The mean capital over fixed orders
-    of the rows has the same expectation; it takes most of the accident out of their order.
+    mean loss is u or more, the expected capital is at most 1. By Markov's inequality the
+    capital then exceeds 1 / alpha with probability at most alpha. The bound is the smallest u
+    with K(u) >= 1 / alpha. The bound needs no normality and is valid for every number of rows.
+    The capital is averaged over `ORDERS` fixed orders of the rows. The average has the same
+    expectation and depends less on the order of the rows.
 
-    With n rows that are all 0 it is about 3.4 / n at 95 %.
+    If all n losses are 0, the bound is about 3.4 / n at 95 %.
 
     Args:
-        losses: of rows that are independent draws, [N].
+        losses: the losses of rows that are independent draws, [N].
         confidence: one-sided, 1 - alpha.
-        least: the smallest loss that is possible: -1 for the difference of two scores in
-            [0, 1], 0 where the dense model's score is 1.
-        effect: so many rows are worth one independent row, see `design_effect`; the logarithm
-            of the capital is divided by it.
+        least: the smallest possible loss: -1 for the difference of two scores in [0, 1], 0 if
+            the given model's score is always 1.
+        effect: the number of rows that count as one independent row, see `design_effect`. The
+            logarithm of the capital is divided by it.
 
     Raises:
-        DataError: no losses, or one outside [`least`, 1].
+        DataError: there are no losses, or one is outside [`least`, 1].
     """
     given = np.asarray(losses, dtype=np.float64)
     if not len(given):
@@ -69,7 +70,7 @@ def betting_upper(
 
     def above(u: float) -> bool:
         m = (1 - u) / (1 - least)
-        if m <= 0:  # no mean loss is above 1
+        if m <= 0:  # a mean loss cannot exceed 1
             return True
         logs = np.log1p(np.minimum(bets, MOST_AT_STAKE / m) * (shuffled - m)).sum(1)
         top = float(logs.max())
@@ -80,7 +81,7 @@ def betting_upper(
 
 
 def _variances(x: Floats) -> Floats:
-    """Of each row the variance of the rows before it, [R, N]; 1/4 before the first."""
+    """For each row the variance of the rows before it, [R, N]; 1/4 for the first row."""
     count = np.arange(1, x.shape[1] + 1)
     means = (0.5 + np.cumsum(x, axis=1)) / (count + 1)
     sums = 0.25 + np.cumsum((x - means) ** 2, axis=1)

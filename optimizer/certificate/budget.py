@@ -1,4 +1,4 @@
-"""The loss budget: how far the metric may fall, in the user's notation."""
+"""The loss budget: the allowed fall of the metric, in the user's notation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*(rel)?\s*")
 
 @dataclass(frozen=True)
 class Budget:
-    """An allowed loss, of the metric's scale, or of the given model's score if `relative`.
+    """An allowed loss in percentage points, or relative to the given model's score.
 
-    `share` is in [0, 1): 0.02 is 2 percentage points, or 2 % of the score.
+    `share` is in [0, 1): 0.02 means 2 percentage points, or 2 % of the score if `relative`.
 
     Raises:
         UsageError: `share` is not in [0, 1).
@@ -35,7 +35,8 @@ class Budget:
         """Read `2%` (percentage points) or `2%rel` (of the given model's score).
 
         Raises:
-            UsageError: not a percentage from 0% to below 100%; shows a corrected call.
+            UsageError: the text is not a percentage from 0% to below 100%. The message shows a
+                corrected call.
         """
         found = _NUMBER.fullmatch(text)
         if found is None or (found[3] and not found[2]):
@@ -43,7 +44,7 @@ class Budget:
         number, unit, rel = Decimal(found[1]), found[2], found[3]
         if not unit:
             cure = f"write --budget {_plain(number)}%"
-            if abs(number) < 1:  # a share, as in Python, or percentage points
+            if abs(number) < 1:  # either a share, as in Python, or percentage points
                 cure = f"write --budget {_plain(100 * number)}% or --budget {_plain(number)}%"
             raise UsageError(f"budget '{text}' has no unit: {cure}")
         if not 0 <= number < 100:
@@ -54,7 +55,7 @@ class Budget:
         return Budget(share=float(number / 100), relative=rel is not None)
 
     def limit(self, dense_score: float) -> float:
-        """The allowed loss in the metric's units, for a given model of this score."""
+        """The allowed loss in the metric's units, if the given model has this score."""
         return self.share * abs(dense_score) if self.relative else self.share
 
     def __str__(self) -> str:

@@ -1,18 +1,20 @@
 """Certificates: an upper confidence bound of the loss on unseen data.
 
-The budget is about unseen data, so the bound must be within the limit, not the observed loss:
+The budget limits the loss on unseen data. So the bound, not the observed loss, must be within
+the limit:
 
     P(true loss <= loss_upper) >= 1 - alpha,    certified if loss_upper <= limit.
 
-The loss is that of paired predictions, dense against optimised on the same rows. Bounds:
+The given and the optimised model answer the same rows, so their predictions are paired. The
+metric determines the bound:
 
 - accuracy: Tango's score bound for the difference of paired shares, with a continuity
   correction, see `accuracy_upper`.
-- agreement of sequence tasks: Clopper-Pearson on the share of changed answers, exact, see
-  `clopper_pearson_upper`.
-- means of a score in [0, 1], such as nDCG of each query: by betting, exact, see
+- agreement of sequence tasks: the exact Clopper-Pearson bound of the share of changed answers,
+  see `clopper_pearson_upper`.
+- means of a score in [0, 1], such as the nDCG of each query: the exact bound by betting, see
   `betting_upper`.
-- all others: a paired bootstrap over rows, approximate, see `_bootstrap_upper`.
+- all others: an approximate paired bootstrap over rows, see `_bootstrap_upper`.
 
 Several candidates are tested by fixed-sequence testing, as in Learn-then-Test
 (https://arxiv.org/abs/2110.01052), see `fixed_sequence`.
@@ -48,9 +50,9 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Certificate:
-    """The result on `rows` rows that no choice was made on. Scores are in [-1, 1].
+    """The result on `rows` rows that the search did not use. Scores are in [-1, 1].
 
-    Where scores are taken by query, `rows` counts queries.
+    For metrics with one score per query, `rows` counts queries.
     """
 
     metric: str
@@ -60,21 +62,21 @@ class Certificate:
     loss: float
     """`score_dense - score`; negative if the optimised model is better."""
     loss_upper: float
-    """The true loss is below this with `confidence`, one-sided."""
+    """One-sided upper bound: the true loss is below it with probability `confidence`."""
     confidence: float
     limit: float
     method: str
 
     @property
     def holds(self) -> bool:
-        """True if the bound is within the limit."""
+        """True if `loss_upper` is at most `limit`."""
         return self.loss_upper <= self.limit
 
     @property
     def rows_that_would_do(self) -> int | None:
-        """About the rows that a loss like this one needs; None if no number is enough.
+        """Approximate number of rows that would certify this loss; None if no number would.
 
-        The distance of a bound from the loss falls with the square root of the rows.
+        The distance between bound and loss shrinks with the square root of the rows.
         """
         if self.loss >= self.limit:
             return None
@@ -82,7 +84,7 @@ class Certificate:
         return math.ceil(self.rows * wide * wide)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and `holds`, as plain values."""
+        """All fields and `holds` as plain values."""
         return {**asdict(self), "holds": self.holds}
 
 
@@ -98,28 +100,32 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
     *,
     groups: Ints | None = None,
 ) -> Certificate:
-    """Bound the loss of the optimised model from above, rows paired.
+    """Compute an upper bound of the optimised model's loss from paired predictions.
 
-    The metric's statistic decides how. `paired` with labels: Tango's score bound, corrected,
-    see `accuracy_upper`. `paired` with the dense model's predictions as labels:
-    Clopper-Pearson on the share of changed rows. `stratified`: the first bound for each class,
-    combined, see `stratified_upper`. `mean`: by betting, see `betting_upper`. `bootstrap`:
-    paired bootstrap over rows, see `_bootstrap_upper`.
+    The metric's statistic determines the bound:
+
+    - `paired` with labels: Tango's score bound, corrected, see `accuracy_upper`.
+    - `paired` with the given model's predictions as labels: Clopper-Pearson on the share of
+      changed rows.
+    - `stratified`: `accuracy_upper` for each class, combined, see `stratified_upper`.
+    - `mean`: a bound by betting, see `betting_upper`.
+    - `bootstrap`: a paired bootstrap over rows, see `_bootstrap_upper`.
 
     Args:
         metric: name of one of `task.metrics`.
-        dense, optimised: predictions on the same N rows.
-        labels: same form; not used by metrics that need none.
-        task: what the labels mean.
-        limit: the allowed loss in the metric's units; relative budgets are converted already.
+        dense, optimised: predictions of the given and the optimised model on the same N rows.
+        labels: the labels, in the form of predictions. Metrics without labels ignore them.
+        task: the meaning of the labels.
+        limit: the allowed loss in the metric's units. The caller converts a relative budget.
         confidence: one-sided.
-        seed: of the bootstrap.
-        groups: number of each row's group of multiplexed rows, from 0, [N]; a group counts
-            as one draw, or its rows are divided by the `design_effect`. None = no groups.
+        seed: the seed of the bootstrap.
+        groups: the group of multiplexed rows that each row is in, numbered from 0, [N]. The
+            bootstrap draws whole groups; the other bounds use a design effect, see
+            `design_effect`. None = no groups.
 
     Raises:
         UsageError: the metric does not fit the task.
-        DataError: no rows, different numbers of rows, or missing labels.
+        DataError: there are no rows, the numbers of rows differ, or labels are missing.
     """
     chosen = task.metric(metric)
     truth = labels if chosen.needs_labels else dense
@@ -149,7 +155,7 @@ def certify(  # noqa: PLR0917 - a certificate depends on all of them
 def _exact_upper(
     metric: Metric, paired: _Paired, confidence: float, groups: Ints | None
 ) -> tuple[float, str]:
-    """The bound of a metric that counts rows, and its name."""
+    """The bound of a metric that counts rows, and the name of the bound."""
     before, after = (
         paired.task.right_rows(x, paired.labels) for x in (paired.dense, paired.optimised)
     )
@@ -168,9 +174,9 @@ def _exact_upper(
 def _mean_upper(
     metric: Metric, paired: _Paired, confidence: float, groups: Ints | None
 ) -> tuple[float, int]:
-    """The bound of a mean of bounded scores, and of how many scores.
+    """The bound of a mean of bounded scores, and the number of scores.
 
-    Where rows of several queries share a pass, the evidence counts as that of fewer queries.
+    If rows of several queries share a forward pass, the queries count as fewer queries.
     """
     before, after = (
         paired.task.row_scores(paired.metric, x, paired.labels)
@@ -183,7 +189,7 @@ def _mean_upper(
         effect = float(np.bincount(groups).max())  # the largest possible one
         if len(losses) == int(of.max()) + 1:
             effect = linked_design_effect(losses, of, groups)
-    least = -1.0 if metric.needs_labels else 0.0  # the dense model agrees with itself
+    least = -1.0 if metric.needs_labels else 0.0  # the given model agrees with itself
     return betting_upper(losses, confidence, least, effect), len(losses)
 
 
@@ -216,13 +222,13 @@ def _bootstrap_upper(
 ) -> float:
     """Upper bound of the loss by paired bootstrap over rows, or over groups of rows.
 
-    Its spread is (percentile - loss) / z, times t / z with Student's t of n - 1 degrees of
-    freedom, because the percentile alone is too small for few rows. `few_errors_upper` adds
-    what a bootstrap cannot see: errors that occurred rarely or never in the sample.
+    The spread is (percentile - loss) / z, multiplied by t / z. Here t is Student's t with
+    n - 1 degrees of freedom: the percentile alone is too small for few rows. A bootstrap also
+    misses errors that occurred rarely or never in the sample. `few_errors_upper` adds them.
 
-    With 2 to 50 % positives, 436 to 2,000 rows and errors of one or of both kinds, simulated
-    bounds of F1, macro F1 and Matthews correlation were too low in at most 3.2 % of 600
-    samples; the percentile alone was in up to 82 % (`bench/rare_classes.py`).
+    Simulation (`bench/rare_classes.py`): bounds of F1, macro F1 and Matthews correlation, with
+    2 to 50 % positives, 436 to 2,000 rows and errors of one or of both kinds. At most 3.2 % of
+    600 bounds were too low. Of the bounds by the percentile alone, up to 82 % were too low.
     """
     from scipy.stats import t
 
@@ -238,7 +244,7 @@ def _bootstrap_upper(
 
 
 def _worst_case(paired: _Paired, extra: float) -> float:
-    """The loss with `extra` more rows that only the dense model has right, the worst case."""
+    """The largest loss after adding `extra` rows that only the given model has right."""
     metric, dense, optimised, labels, task = paired
     worst = task.worst_case(metric, dense, optimised, labels, extra)
     more = _Paired(metric, worst.dense, worst.optimised, worst.labels, task)
@@ -255,8 +261,9 @@ def interval(  # noqa: PLR0917 - as `certify`
 ) -> tuple[float, float]:
     """Two-sided confidence interval of one score, for reports.
 
-    Wilson's for metrics with the statistic `paired`, which are shares of rows, else the
-    percentiles of a bootstrap over rows. Arguments and errors as `Task.scorer`.
+    Metrics with the statistic `paired` are shares of rows and have Wilson's interval. Others
+    have the percentiles of a bootstrap over rows. Arguments and errors are those of
+    `Task.scorer`.
     """
     _same_rows(predictions, predictions, labels)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -275,13 +282,15 @@ def interval(  # noqa: PLR0917 - as `certify`
 def fixed_sequence(certificates: Iterable[Certificate]) -> int:
     """Index of the last certificate before the first failure; -1 if the first one fails.
 
-    Fixed-sequence testing, as in Learn-then-Test (https://arxiv.org/abs/2110.01052): order the
-    candidates on other rows, from the safest to the fastest, and stop at the first failure.
-    To accept a bad candidate, the first bad one of the order must pass its test. That single
-    test errs with probability at most alpha = 1 - confidence, so the whole sequence does, and
-    no correction for the number of candidates is needed. This is valid only if the order does
-    not depend on these rows and no candidate is tested after a failure. The certificates are
-    consumed lazily, so none is made after the first failure.
+    Fixed-sequence testing, as in Learn-then-Test (https://arxiv.org/abs/2110.01052), orders
+    the candidates on other rows, from the safest to the fastest, and stops at the first
+    failure. A bad candidate is accepted only if the first bad candidate of the order passes
+    its test. This single test errs with probability at most alpha = 1 - confidence, and so
+    does the whole sequence. No correction for the number of candidates is needed.
+
+    The test is valid only if the order does not depend on these rows, and if no candidate is
+    tested after a failure. The certificates are consumed lazily: none is computed after the
+    first failure.
     """
     last = -1
     for i, certificate in enumerate(certificates):

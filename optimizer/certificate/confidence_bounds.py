@@ -1,6 +1,6 @@
 """Exact and score-based upper confidence bounds of a loss that counts rows.
 
-Tango 1998, Statistics in Medicine 17,
+Sources: Tango 1998, Statistics in Medicine 17,
 https://doi.org/10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
 Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404.
 """
@@ -20,13 +20,13 @@ def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.
         (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
 
     with q the maximum-likelihood share of improved rows, given d. If no row changed, the
-    bound is z^2 / (n + z^2). The counts may be fractions, for planning. The coverage is too
-    low where no row improves: use `accuracy_upper`.
+    bound is z^2 / (n + z^2). The counts may be fractions, for planning. If no row improves,
+    the coverage is too low: use `accuracy_upper`.
 
     Args:
-        rows: n, all rows.
-        worse: rows that only the dense model answers correctly.
-        better: rows that only the optimised model answers correctly.
+        rows: n, the number of all rows.
+        worse: number of rows that only the given model answers correctly.
+        better: number of rows that only the optimised model answers correctly.
         confidence: one-sided.
     """
     z = NormalDist().inv_cdf(confidence)
@@ -44,10 +44,10 @@ def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.
 def accuracy_upper(
     rows: float, worse: float, better: float, confidence: float = 0.95
 ) -> float:
-    """The bound that certifies accuracy: `tango_upper` with half a row more of loss.
+    """The bound that certifies accuracy: `tango_upper` with half a lost row added.
 
-    Exact coverage of the 95 % bound where no row improves, the lowest over all true losses
-    up to 0.1:
+    The table shows the exact coverage of the 95 % bound if no row improves. Each figure is the
+    lowest over all true losses up to 0.1:
 
     ====  =========  ======================
     rows  Tango      with half a row more
@@ -57,14 +57,14 @@ def accuracy_upper(
     872   93.3 %     95.2 %
     ====  =========  ======================
 
-    With half a row more it is at least 95 % up to a true loss of 0.5. Arguments as
-    `tango_upper`.
+    With half a row more, the coverage is at least 95 % for true losses up to 0.5. The
+    arguments are those of `tango_upper`.
     """
     return tango_upper(rows, min(worse + 0.5, rows), better, confidence)
 
 
 def crossing(above: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest x at which the monotone `above` is true, rounded up."""
+    """The smallest x in [low, high] with `above(x)`, rounded up; `above` is monotone."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if above(middle) else (middle, high)
@@ -72,7 +72,7 @@ def crossing(above: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95) -> float:
-    """Exact one-sided bound of a share, a quantile of Beta(changed + 1, rows - changed)."""
+    """Exact upper bound of a share: a quantile of Beta(changed + 1, rows - changed)."""
     from scipy.stats import beta
 
     if changed >= rows:
@@ -83,20 +83,20 @@ def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95)
 def few_errors_upper(
     loss: float, spread: float, step: float, confidence: float = 0.95
 ) -> float:
-    """Score bound of a loss whose errors come in steps, as `accuracy_upper` is for accuracy.
+    """Score bound of a loss to which each error adds `step`, in the way of `accuracy_upper`.
 
-    A normal bound takes the spread that was observed. If the true loss is higher by d, then
-    there are d / step more errors and the variance is higher by d * step. The bound solves
+    A normal bound uses only the observed spread. If the true loss is higher by d, there are
+    d / step more errors, and the variance is higher by d * step. The bound solves
 
         d = z sqrt(spread^2 + step^2 / 2 + d step),    upper = loss + step / 2 + d,
 
-    with half an error more for continuity. Without any observed error it is the loss with
+    with half an error more for continuity. If no error was observed, the bound is the loss of
     `unseen_errors` more errors.
 
     Args:
         loss: the observed loss.
-        spread: its standard error, estimated from the rows.
-        step: what one more error costs.
+        spread: the standard error of the loss, estimated from the rows.
+        step: the loss that one more error adds.
         confidence: one-sided.
     """
     z = NormalDist().inv_cdf(confidence)
@@ -107,5 +107,5 @@ def few_errors_upper(
 
 
 def unseen_errors(confidence: float = 0.95) -> float:
-    """The number of errors that a sample without errors cannot exclude: 3.6 at 95 %."""
+    """The number of errors that a sample without errors cannot rule out: 3.6 at 95 %."""
     return few_errors_upper(0.0, 0.0, 1.0, confidence)

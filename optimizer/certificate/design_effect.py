@@ -1,8 +1,8 @@
 """The design effect of multiplexed rows, which are not independent of their partners.
 
-Bounds of a loss take rows as independent draws. Where n rows share a forward pass, only the
-groups of n are independent. Kish's design effect (Kish 1965, Survey Sampling) says how many
-grouped rows are worth one independent row.
+Bounds of a loss assume that rows are independent draws. If n rows share a forward pass, only
+the groups of n rows are independent. Kish's design effect (Kish 1965, Survey Sampling) is the
+number of grouped rows that carry as much information as one independent row.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _CHUNK_CELLS = 4_000_000
 
 
 def design_effect(losses: NDArray[np.floating], groups: Ints) -> float:
-    """The number of grouped rows that are worth one independent row; at least 1.
+    """The number of grouped rows that count as one independent row, at least 1.
 
         deff = sum_g (sum_{i in g} d_i)^2 / sum_i d_i^2,    d_i = loss_i - mean loss
 
     Args:
-        losses: of each row, [N].
-        groups: number of each row's group, from 0, [N].
+        losses: the loss of each row, [N].
+        groups: the group of each row, numbered from 0, [N].
     """
     off = losses - losses.mean()
     alone = float((off**2).sum())
@@ -35,17 +35,17 @@ def design_effect(losses: NDArray[np.floating], groups: Ints) -> float:
 
 
 def linked_design_effect(losses: NDArray[np.floating], of: Ints, groups: Ints) -> float:
-    """The design effect of queries whose rows are mixed with those of other queries.
+    """The design effect of queries whose rows share forward passes with other queries' rows.
 
         deff = sum_qr c_qr d_q d_r / sum_q d_q^2,    d_q = loss_q - mean loss
 
-    with c_qr the share of query q's rows that are in a group with a row of query r. Where each
-    row is its own query, this is `design_effect`.
+    Here c_qr is the share of query q's rows whose group contains a row of query r. If every
+    row is its own query, the result equals `design_effect`.
 
     Args:
-        losses: of each query, [Q].
-        of: number of each row's query, from 0, [N].
-        groups: number of each row's group, from 0, [N].
+        losses: the loss of each query, [Q].
+        of: the query of each row, numbered from 0, [N].
+        groups: the group of each row, numbered from 0, [N].
     """
     from scipy.sparse import csr_matrix
 
@@ -61,9 +61,9 @@ def linked_design_effect(losses: NDArray[np.floating], of: Ints, groups: Ints) -
 
 
 def resamples(rows: int, seed: int, groups: Ints | None = None) -> Iterable[Floats]:
-    """Bootstrap weights [R, N] of `RESAMPLES` resamples with replacement, in chunks.
+    """Yield bootstrap weights [R, N] in chunks: `RESAMPLES` resamples with replacement.
 
-    With `groups`, whole groups are drawn.
+    If `groups` is given, whole groups are drawn instead of rows.
     """
     units = rows if groups is None else int(groups.max()) + 1
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """`certified_answers.jsonl`: some certify rows with the answers of the certified engine.
 
-`prumux-bench --verify` asks the engine for the same rows on the machine that serves. The first
-line holds facts, and each other line one row.
+`prumux-bench --verify` runs the engine on the same rows on the serving machine and compares
+the answers. The first line of the file contains facts, every other line one row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prumux.optimizer.data.rows import Rows
 FILE = "certified_answers.jsonl"
 MOST_ROWS = 256
 UNCHECKED = (FILE, "tensorrt.sh", "pipeline.txt", "README.md")
-"""Files of a result that no engine reads."""
+"""Files in a result's folder that no engine reads."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class CertifiedFacts:
     limit: float | None
     """The loss that the budget allows; None = no budget."""
     loss_upper: float
-    """Upper bound of the loss, by all certify rows."""
+    """Upper bound of the loss, computed from all certify rows."""
     confidence: float
     certified_rows: int
     seed: int
-    """Draws which rows of a multiplexed model share a pass."""
+    """Seed of the groups of rows that share a forward pass in a multiplexed model."""
     engine: Mapping[str, str]
     """The engine that gave the answers."""
     files: Mapping[str, str]
-    """SHA-256 of the files that engine and tokenizer are read from."""
+    """SHA-256 of the files that the engine and the tokenizer are read from."""
     format: int = 1
     arrivals: Arrivals = "sorted"
     """The order in which the rows were batched."""
@@ -51,24 +51,24 @@ class CertifiedFacts:
 
 @dataclass(frozen=True, eq=False)
 class KeptAnswers:
-    """Rows with what the certified engine answered."""
+    """Rows with the answers of the certified engine."""
 
     facts: CertifiedFacts
     rows: Rows
     ids: Ragged
     """Token ids of each row."""
     logits: tuple[NDArray[np.float32], ...]
-    """Per row [C] or [T, C]."""
+    """Logits of each row, [C] or [T, C]."""
     references: tuple[Any, ...]
-    """Per row what the metric compares answers with: the label or the dense answer."""
+    """The reference for the metric, per row: the label or the given model's answer."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
-    """Per row the positions that count, for tasks that label words."""
+    """The scored positions of each row, for tasks that label words."""
     question: tuple[int, ...] | None = None
-    """Where ids and logits are of windows: the row that each is of."""
+    """The row of each window, for tasks whose ids and logits belong to windows."""
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a result that engine and tokenizer are read from."""
+    """SHA-256 of the files in a result that the engine and the tokenizer are read from."""
     return {
         x.name: file_digest(x)
         for x in sorted(folder.iterdir())
@@ -77,7 +77,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def write_answers(kept: KeptAnswers, folder: Path) -> None:
-    """Write the file."""
+    """Write `certified_answers.jsonl` to a folder."""
     lines = [json.dumps(asdict(kept.facts))]
     for i, ids in enumerate(kept.ids.tolist()):
         row: dict[str, Any] = {}
@@ -102,10 +102,10 @@ def write_answers(kept: KeptAnswers, folder: Path) -> None:
 
 
 def read_answers(folder: Path) -> KeptAnswers:
-    """Read the file of a result.
+    """Read `certified_answers.jsonl` from the folder of a result.
 
     Raises:
-        ModelError: the folder has none, or it is damaged.
+        ModelError: the file is missing or damaged.
     """
     path = folder / FILE
     if not path.exists():

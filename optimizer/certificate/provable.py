@@ -1,4 +1,4 @@
-"""Plans certificates: losses that a number of rows can prove, rows that a loss needs."""
+"""Plans certificates: the loss that some rows can certify, and the rows that a loss needs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .confidence_bounds import accuracy_upper, crossing
 def provable_loss(
     rows: int, limit: float, disagreement: float = 0.05, confidence: float = 0.95
 ) -> float:
-    """The largest observed loss of accuracy that `rows` rows can certify, for planning.
+    """The largest observed loss of accuracy that `rows` rows can certify.
 
     Args:
         rows: number of certify rows.
         limit: the allowed loss.
-        disagreement: share of rows that exactly one model answers correctly.
+        disagreement: share of rows that exactly one of the two models answers correctly.
         confidence: one-sided.
 
     Returns:
-        The loss. Negative: only a model that is better by that much can be certified. -1: no
-        model can.
+        The loss. If negative, only a model that is better by this amount can be certified. If
+        -1, no model can be certified.
     """
 
     def fails(loss: float) -> bool:
@@ -30,7 +30,7 @@ def provable_loss(
 
     if fails(-1.0):
         return -1.0
-    # From above the smallest loss that fails; a hair less is certified.
+    # `crossing` returns the smallest failing loss, rounded up. A slightly smaller one passes.
     return max(crossing(fails, -1.0, 1.0) - 1e-9, -1.0)
 
 

@@ -1,1 +1,1 @@
-"""The model: sizes, weights, masks, the forward pass, checkpoints, artifact folders."""
+"""The model: sizes, weights, masks, forward pass, checkpoints and artifact folders."""

@@ -34,17 +34,17 @@ from .sizes import (
 )
 
 FORMAT = 2
-"""1: prumux 0.1.0, which knew no families and no pooling."""
+"""The current format. Format 1 is from prumux 0.1.0, without families and pooling."""
 SECOND = "second."
-"""Prefix of a second stage's weights. A prumux that knows no cascades refuses them."""
+"""Prefix of a second stage's weights. Versions of prumux without cascades refuse them."""
 LIMIT = 2**24
-"""No size of a model comes near it; a damaged one may."""
+"""Upper bound of a model's sizes. Only a damaged file has larger ones."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
-"""Of a number; 1 where nothing is said."""
+"""The smallest value of whole numbers by field name; 1 for all other fields."""
 
 
 def to_config(model: Model) -> dict[str, Any]:
-    """The content of `config.json`; `from_config` is the inverse."""
+    """The content of `config.json`. `from_config` is the inverse."""
     second = {} if model.second is None else {"second": _second_config(model.second)}
     return {
         **kept_keys(model.kept_config),
@@ -79,7 +79,7 @@ def _sizes_config(encoder: Encoder) -> dict[str, Any]:
 
 
 def _second_config(second: SecondStage) -> dict[str, Any]:
-    """The second stage's sizes, and the rule of which rows it answers."""
+    """The second stage's sizes, and the rule that selects its rows."""
     return {
         **_sizes_config(second.model.encoder),
         "threshold": second.threshold,
@@ -91,7 +91,7 @@ def _second_config(second: SecondStage) -> dict[str, Any]:
 def from_config(
     config: Mapping[str, Any], where: str | Path = "config.json"
 ) -> tuple[Encoder, Task]:
-    """Sizes and task from `config.json`; `where` is its name in messages.
+    """Sizes and task from `config.json`. `where` is the file's name in messages.
 
     Raises:
         ModelError: a field is missing or wrong, or the format is newer than this prumux.
@@ -118,12 +118,12 @@ def from_config(
 def second_from_config(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], first: Model
 ) -> SecondStage | None:
-    """The second stage of a cascade; None where `from_config` reads a single model.
+    """The second stage of a cascade; None if the config has no second stage.
 
     Args:
-        config: one that `from_config` accepted.
-        weights: those of the second stage, without their prefix.
-        first: task, tokenizer and source are taken from it.
+        config: a config that `from_config` accepted.
+        weights: the weights of the second stage, without their prefix.
+        first: the first stage. Task, tokenizer and source are taken from it.
     """
     if config.get("second") is None:
         return None
@@ -141,7 +141,7 @@ def second_from_config(
 
 
 def second_text(config: Mapping[str, Any]) -> str:
-    """The text form of a `SecondStage`; `none` where the config has no second stage."""
+    """The text form of a `SecondStage`; `none` if the config has no second stage."""
     if config.get("second") is None:
         return "none"
     encoder, rule = second_of(config["second"])
@@ -151,7 +151,7 @@ def second_text(config: Mapping[str, Any]) -> str:
 def split_weights(
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the first and of the second stage, the latter without their prefix."""
+    """Weights of the first and of the second stage, which are returned without prefix."""
     second = {k.removeprefix(SECOND): x for k, x in weights.items() if k.startswith(SECOND)}
     return {k: x for k, x in weights.items() if not k.startswith(SECOND)}, second
 
@@ -160,7 +160,7 @@ def second_of(config: Mapping[str, Any]) -> tuple[Encoder, dict[str, float]]:
     """Sizes of a second stage, and its threshold and shares, from a config's `second`.
 
     Raises:
-        ValueError, LookupError, TypeError: they are damaged.
+        ValueError, LookupError, TypeError: the config is damaged.
     """
     rule = {name: config[name] for name in ("threshold", "share", "max_share")}
     for name, value in rule.items():
@@ -183,12 +183,12 @@ def _sizes_of(config: Mapping[str, Any], first_format: bool = False) -> Encoder:
     mux = None if config.get("mux") is None else Multiplexing(**config["mux"])
     encoder = Encoder(layers=layers, mux=mux, **sizes)
     _check_sizes(encoder)
-    count(encoder, 1)  # reads each of the family's own facts
+    count(encoder, 1)  # checks each of the family's own constants
     return encoder
 
 
 def _check_sizes(encoder: Encoder) -> None:
-    """Every field is of its type and range; weights are compared with the sizes later."""
+    """Check the type and range of every field. Weights are compared with the sizes later."""
     _check_fields(encoder)
     if not is_known(encoder.family):
         raise ValueError(f"family is {encoder.family!r:.40}, which is not installed here")
@@ -214,7 +214,7 @@ def _sentence(given: Mapping[str, Any] | None) -> SentenceHead | None:
 
 
 def _constants(given: Mapping[str, Any]) -> tuple[tuple[str, Constant], ...]:
-    """The family's own facts; JSON has lists for tuples."""
+    """The family's own constants. Lists from JSON become tuples."""
     found = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     wrong = [
         k for k, v in found.items() if not isinstance(v, float | int | str | bool | tuple)
@@ -239,7 +239,11 @@ def _check_fields(sizes: Encoder | Multiplexing | HeadStep) -> None:
 
 
 def save_artifact(model: Model, folder: Path) -> None:
-    """Write config, weights and tokenizer. The model must hold no pending mask."""
+    """Write config, weights and tokenizer.
+
+    Raises:
+        VerifyError: the model has masks that are not yet sliced.
+    """
     from safetensors.torch import save
 
     if model.stage != "dense":
@@ -252,7 +256,7 @@ def save_artifact(model: Model, folder: Path) -> None:
     second = {} if model.second is None else model.second.model.weights
     held = {**model.weights, **{f"{SECOND}{k}": v for k, v in second.items()}}
     copies = {k: v.clone(memory_format=torch.contiguous_format) for k, v in held.items()}
-    # Written as bytes: safetensors' own files can only be read by their owner.
+    # Written as bytes: files that safetensors writes are readable only by their owner.
     (folder / "model.safetensors").write_bytes(save(copies, metadata={"format": "pt"}))
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(str(folder))
@@ -267,10 +271,10 @@ def save_artifact(model: Model, folder: Path) -> None:
 
 
 def load_artifact(folder: Path) -> Model:
-    """The model that `save_artifact` wrote. Strict about names and shapes.
+    """Load a model that `save_artifact` wrote. Names and shapes must match exactly.
 
     Raises:
-        ModelError: files missing, damaged or not fitting each other.
+        ModelError: files are missing or damaged, or do not fit each other.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

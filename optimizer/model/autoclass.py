@@ -1,8 +1,8 @@
-"""Makes transformers' Auto classes know prumux, without importing transformers for it.
+"""Registers prumux with transformers' Auto classes, without importing transformers.
 
-Only the config class is registered from here. The model classes follow when the first config
-is made (see `PrumuxConfig.register_models`). They cannot be imported any earlier: transformers
-imports its auto modules in the middle of others that the model classes need.
+This module registers only the config class. The first `PrumuxConfig` that is made registers
+the model classes (see `PrumuxConfig.register_models`). They cannot be imported earlier:
+transformers imports its auto modules while it is importing modules that these classes need.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 def install() -> None:
-    """Register now if transformers' Auto classes are there, else as soon as they are imported.
+    """Register now if transformers' Auto classes are imported, else when they are imported.
 
-    Harmless when called again. Imports nothing heavy by itself.
+    Further calls have no effect. The function imports no heavy module itself.
     """
     if AUTO_CONFIG not in sys.modules:
         if any(isinstance(finder, _Finder) for finder in sys.meta_path):
             return
         finder = _Finder()
         sys.meta_path.insert(0, finder)
-        # Another thread may have begun the import before the finder was in place. Never wait
-        # for one that the finder has seen: it in turn waits for `prumux` to be imported.
+        # Another thread may have begun the import before the finder was inserted. Never wait
+        # for an import that the finder has seen: that import waits for the import of `prumux`.
         if AUTO_CONFIG not in sys.modules or finder.seen:
             return
         finder.remove()
@@ -43,11 +43,11 @@ def _register(auto: ModuleType) -> None:
 
 
 def _register_models() -> None:
-    from . import prumux_model  # noqa: F401 - importing it registers them
+    from . import prumux_model  # noqa: F401 - the import registers the classes
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module as the other finders do, and adds the registration to its loading."""
+    """Finds one module with the other finders, and registers prumux after it is loaded."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -55,7 +55,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of transformers' auto module; None for all others."""
+        """The spec of transformers' auto module; None for all other modules."""
         if fullname != AUTO_CONFIG:
             return None
         self.seen = True
@@ -69,8 +69,8 @@ class _Finder(MetaPathFinder):
         return None
 
     def remove(self) -> None:
-        """Take it out of `sys.meta_path`."""
-        # A new list: taking an entry out of this one would make an import that is running in
+        """Remove this finder from `sys.meta_path`."""
+        # A new list: removing an entry from the old list could make a running import of
         # another thread skip a finder.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
 

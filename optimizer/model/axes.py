@@ -1,8 +1,8 @@
-"""Weights that know their axes.
+"""Weights with typed axes.
 
-An axis says how long it is and which mask cuts it. Expected shapes, what `slice` cuts, what a
-unit costs in parameters and what a loader checks all follow from the axes of the weights.
-Linear maps are [out, in] as in torch.
+The type of an axis determines its length and the mask that slices it. The axes of the weights
+determine the expected shapes, the cuts of the pass `slice`, the number of parameters of a
+unit, and the checks of a loader. Linear maps are [out, in], as in torch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from .sizes import Encoder
 
 AxisKind = Literal["fixed", "hidden", "embedding", "heads", "head", "ffn"]
 WIDE: tuple[AxisKind, ...] = ("hidden", "heads", "head", "ffn")
-"""Kinds of axes that masks cut and that `mux{units=apart}` repeats for every slot."""
+"""Kinds of axes that masks slice and that `mux{units=apart}` repeats for every slot."""
 
 
 @dataclass(frozen=True)
 class Axis:
     """One axis of a weight.
 
-    Kinds: `fixed` has `size` entries; `hidden` one entry a hidden dimension; `embedding` the
-    width of the embedding tables, which are hidden dimensions unless a linear map follows;
-    `heads` K entries for each head of the weight's layer; `head` one entry a head; `ffn` one
-    entry an FFN unit.
+    The kinds are:
+
+    - `fixed`: `size` entries.
+    - `hidden`: one entry for each hidden dimension.
+    - `embedding`: the width of the embedding tables. These entries are hidden dimensions,
+      unless a linear map follows.
+    - `heads`: K entries for each head of the weight's layer.
+    - `head`: one entry for each head of the weight's layer.
+    - `ffn`: one entry for each FFN unit of the weight's layer.
     """
 
     kind: AxisKind
@@ -43,33 +48,33 @@ FFN = Axis("ffn")
 
 
 def fixed(size: int) -> Axis:
-    """An axis that no mask cuts."""
+    """An axis that no mask slices."""
     return Axis("fixed", size)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor: its name and what its axes mean; `layer` is -1 outside the layers."""
+    """One tensor: its name, axes and layer. `layer` is -1 for weights outside of layers."""
 
     name: str
     axes: tuple[Axis, ...]
     layer: int = -1
 
     def kinds(self, e: Encoder) -> tuple[AxisKind, ...]:
-        """The kinds of the axes in an encoder: `embedding` is `hidden` or `fixed` there."""
+        """The kinds of the axes in an encoder. `embedding` becomes `hidden` or `fixed`."""
         width: AxisKind = "fixed" if e.projected else "hidden"
         return tuple(width if x.kind == "embedding" else x.kind for x in self.axes)
 
     def shape(self, e: Encoder) -> tuple[int, ...]:
-        """Length of every axis."""
+        """The length of each axis."""
         return tuple(self._length(axis, e) for axis in self.axes)
 
     def kept(self, e: Encoder, masks: Masks) -> tuple[Tensor | None, ...]:
-        """For every axis what is kept of it, bool; None where no mask cuts it."""
+        """For each axis, a bool mask of the kept entries; None if no mask slices the axis."""
         return tuple(self._mask(kind, e, masks) for kind in self.kinds(e))
 
     def per_unit(self, e: Encoder) -> tuple[int, int]:
-        """Parameters that belong to one head or FFN unit of its branch, and all others."""
+        """Number of parameters for each head or FFN unit, and number of all others."""
         shape = self.shape(e)
         if "heads" in self.kinds(e) or "head" in self.kinds(e):
             return prod(shape) // max(1, e.layers[self.layer].heads), 0
@@ -109,17 +114,17 @@ class Weight:
 def linear(
     name: str, out: Axis, into: Axis, layer: int = -1, *, bias: bool = True
 ) -> tuple[Weight, ...]:
-    """The weights of a linear map."""
+    """The weight, and optionally the bias, of a linear map."""
     weight = Weight(f"{name}.weight", (out, into), layer)
     return (weight, Weight(f"{name}.bias", (out,), layer)) if bias else (weight,)
 
 
 def norm(name: str, axis: Axis, layer: int = -1, *, bias: bool = True) -> tuple[Weight, ...]:
-    """Scale and shift of a LayerNorm."""
+    """The scale, and optionally the shift, of a LayerNorm."""
     weight = Weight(f"{name}.weight", (axis,), layer)
     return (weight, Weight(f"{name}.bias", (axis,), layer)) if bias else (weight,)
 
 
 def table(name: str, rows: int, axis: Axis, layer: int = -1) -> tuple[Weight, ...]:
-    """A lookup table."""
+    """The weight of a lookup table."""
     return (Weight(f"{name}.weight", (fixed(rows), axis), layer),)

@@ -1,13 +1,13 @@
-"""Cascades in torch: a small model answers the rows it is sure of, a larger one the others.
+"""Cascades in torch: a small model answers rows with a large margin, a larger one the others.
 
     z = first(x)                       logits of every row, [B, C]
     m_i = z_i(1) - z_i(2)              the margin between the two best logits of row i
     deferred = {i : m_i < t}           at most ceil(s B) of them, smallest margins first
     z_i = second(x_i)                  for deferred i
 
-The ONNX graph of a cascade computes the same, see `export/graph/compose.py`. A temperature
-divides all margins alike, so it would change no choice of rows: there is none.
-Wang et al. 2020, https://arxiv.org/abs/2012.01988
+The ONNX graph of a cascade computes the same function, see `export/graph/compose.py`. There is
+no temperature: it would divide all margins by one number and not change the deferred rows.
+Source: Wang et al. 2020, https://arxiv.org/abs/2012.01988
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ from .module import EncoderModule
 from .sizes import Encoder
 
 PARTS = 1_000_000
-"""Shares of a batch are counted in millionths, so that torch and ONNX round alike."""
+"""Shares of a batch are whole millionths, so torch and ONNX round in the same way."""
 ALL = float(np.finfo(np.float32).max)
 """The threshold that defers every row."""
 NEAR = 0.005
-"""The threshold may stand where up to this share of the rows more or fewer is deferred."""
+"""The share of deferred rows may differ from the wanted share by up to this number."""
 Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Ids, mask and token types, [B, T] each, to logits [B, C]."""
+"""Maps ids, mask and token types, [B, T] each, to logits [B, C]."""
 
 
 def margins(logits: Tensor) -> Tensor:
-    """The difference between the two best logits of each row: [B, C] to [B]."""
+    """The difference between the two best logits of each row: [B, C] -> [B]."""
     best = logits.topk(2, dim=-1).values
     return best[..., 0] - best[..., 1]
 
 
 def check_given(task: Task, encoder: Encoder) -> None:
-    """Refuse tasks without one answer a row out of several classes, and some families.
+    """Check that a cascade fits the task and the family.
+
+    The task needs one answer per row, out of two classes or more.
 
     Raises:
-        PassError: names the task or the family.
+        PassError: the task or the family does not fit. The message names it.
     """
     if not family_of(encoder).runs_empty:
         raise PassError(
@@ -64,7 +66,7 @@ def check_given(task: Task, encoder: Encoder) -> None:
 
 
 def most_rows(rows: int, max_share: float) -> int:
-    """The most rows of a batch that are deferred: `max_share` of them, rounded up.
+    """The largest number of deferred rows in a batch: `max_share` of its rows, rounded up.
 
     Example:
         >>> most_rows(32, 0.1), most_rows(1, 0.1), most_rows(10, 0.1)
@@ -74,14 +76,15 @@ def most_rows(rows: int, max_share: float) -> int:
 
 
 def parts(max_share: float) -> int:
-    """A share in millionths, at least one."""
+    """A share in millionths, at least 1."""
     return max(1, round(max_share * PARTS))
 
 
 def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
-    """The rows that the second stage answers, by their first logits: indices [K], ascending.
+    """Indices of the rows that the second stage answers, [K], ascending.
 
-    A row whose margin is not a number is not deferred: its logits show the fault.
+    The arguments are the first stage's logits [B, C] and the rule. A row with a nan margin is
+    not deferred, so its logits show the fault.
     """
     margin = margins(logits.float())
     below = (margin < threshold).nonzero()[:, 0]
@@ -100,7 +103,7 @@ def answer(  # noqa: PLR0917 - both stages, their rule and their inputs
     attention_mask: Tensor,
     token_type_ids: Tensor | None,
 ) -> Tensor:
-    """Logits [B, C] of a cascade. No second stage runs where no row is deferred."""
+    """Logits [B, C] of a cascade. The second stage runs only if rows are deferred."""
     logits = first(input_ids, attention_mask, token_type_ids)
     rows = deferred(logits, threshold, max_share)
     if not len(rows):
@@ -111,15 +114,15 @@ def answer(  # noqa: PLR0917 - both stages, their rule and their inputs
 
 
 def threshold_at(margins: NDArray[np.float32], share: float) -> float:
-    """The threshold below which about this share of the margins lies.
+    """The threshold that is above about this share of the margins.
 
-    It stands in the middle of the widest gap between neighbouring margins near that share, so
-    that rounding moves few rows across it. It is a float32: torch and ONNX compare with the
-    same number.
+    The threshold is the middle of the widest gap between neighbouring margins near that share.
+    Rounding errors then move few rows across it. The threshold is rounded to float32, so torch
+    and ONNX compare with the same number.
 
     Args:
-        margins: at least one, [N].
-        share: in [0, 1]; 0 defers no row, 1 defers all.
+        margins: margins of rows, [N], N >= 1.
+        share: share of rows to defer, in [0, 1]; 0 defers no row, 1 defers all rows.
     """
     count, given = round(share * len(margins)), np.sort(margins).astype(np.float64)
     if share <= 0 or count == 0:
@@ -155,7 +158,7 @@ class CascadeModule(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, C]; arguments as in `EncoderForward.forward`."""
+        """Logits [B, C]. Arguments as in `EncoderForward.forward`."""
         threshold, most = self.rule
         return answer(
             self.first, self.second, threshold, most, input_ids, attention_mask, token_type_ids
@@ -163,5 +166,5 @@ class CascadeModule(nn.Module):
 
 
 def module_of(model: Model) -> EncoderModule | CascadeModule:
-    """The torch module that runs a model, with its second stage if there is one."""
+    """The torch module that runs a model, including its second stage if there is one."""
     return EncoderModule(model) if model.second is None else CascadeModule(model)

@@ -1,6 +1,7 @@
 """The counted cost of a model: parameters, bytes and multiply-adds.
 
-`CountOps` reads the forward pass and counts. Measured costs are in `timing/cost_table.py`.
+`CountOps` counts the operators of the forward pass. Measured costs are in
+`timing/cost_table.py`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from .weights import branch_parameters, expected_shapes
 
 @dataclass(frozen=True)
 class Cost:
-    """Counts of one model; multiply-adds are for one row of `length` real tokens."""
+    """Counts of one model. Multiply-adds are for one row of `length` real tokens."""
 
     parameters: int
     encoder_parameters: int
-    """Without embeddings and head: what `sparsity` counts."""
+    """Parameters without embeddings and head. `sparsity` is a share of this number."""
     macs: int
     size_bytes: int
     mux_parameters: int
-    """Of mixing rows and of taking them apart; counted in `parameters` as well."""
+    """Parameters of multiplexer and demultiplexer. `parameters` includes them."""
     mux_macs: int
-    """Likewise, counted in `macs` as well."""
+    """Multiply-adds of multiplexer and demultiplexer. `macs` includes them."""
 
     def to_json(self) -> dict[str, int]:
         """Field names and values."""
@@ -39,7 +40,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Extent:
-    """A value of `CountOps`: the positions of a row, and a width."""
+    """A value between the operators of `CountOps`: number of positions, and width."""
 
     positions: int
     width: int
@@ -49,7 +50,7 @@ class Extent:
 class CountOps:
     """`Ops` that counts the multiply-adds of one row of `length` tokens.
 
-    Linear maps, attention and multiplexing count; norms, activations and sums do not.
+    Linear maps, attention and multiplexing are counted. Norms, activations and sums are not.
     """
 
     encoder: Encoder
@@ -100,10 +101,11 @@ class CountOps:
         window: int | None = None,
         scale: float | None = None,
     ) -> Extent:
-        """See `Ops.attention`. Scores are computed for all positions, windows or not.
+        """See `Ops.attention`. Scores are counted for all positions, even with a window.
 
-        Queries and keys are compared with the vectors of all distances on both sides, which
-        are twice as many as positions, or with one side's for the first position alone.
+        In disentangled attention, queries and keys are also multiplied with the vectors of
+        all distances. There are twice as many distances as positions. If only the first
+        position is computed, there are as many as positions.
         """
         del branch, rotary, relative, window, scale
         self.macs += query.positions * key.positions * (query.width + value.width)
@@ -131,7 +133,7 @@ class CountOps:
         """See `Ops.pool`."""
         if not self.encoder.pooled:
             return x
-        if self.encoder.pooling == "mean_sqrt":  # a bag of embeddings does nothing else
+        if self.encoder.pooling == "mean_sqrt":  # the only work of a bag of embeddings
             self.macs += x.positions * x.width
         return Extent(1, x.width * len(self.encoder.pools))
 
@@ -140,7 +142,7 @@ class CountOps:
         return x
 
     def mix(self, x: Extent) -> Extent:
-        """See `Ops.mix`: every state is multiplied by its key once."""
+        """See `Ops.mix`. Every state is multiplied once by its key."""
         self._count_mux(x.positions * x.width)
         return x
 
@@ -161,7 +163,7 @@ def count(encoder: Encoder, length: int) -> Cost:
     sizes = {name: prod(shape) for name, shape in expected_shapes(encoder).items()}
     parameters = sum(sizes.values())
     mux = {k: v for k, v in sizes.items() if k.startswith(("mux.", "demux."))}
-    # Branches are added below: those on mixed rows cost each member a share.
+    # Branches are added below: each row pays only a share of a branch that runs on mixed rows.
     ops = CountOps(encoder, length)
     forward.answer(ops, _outside_branches(ops))
     return Cost(
@@ -175,11 +177,11 @@ def count(encoder: Encoder, length: int) -> Cost:
 
 
 def count_model(model: Model, length: int) -> Cost:
-    """Count a model without its masked units, and with its second stage, if it has one.
+    """Count a model without its masked units, and with its second stage if it has one.
 
-    Multiply-adds are those of a row on average: the first stage's, and those of the second
-    stage times the share of rows that are deferred. Margins and the gathering of rows are no
-    multiply-adds.
+    Multiply-adds are the mean per row: those of the first stage, plus those of the second
+    stage times the share of deferred rows. Computing margins and gathering rows is not
+    counted.
     """
     first = count(model.masks.sizes(model.encoder), length)
     if model.second is None:
@@ -202,7 +204,7 @@ def unit_macs(encoder: Encoder, branch: Branch, length: int) -> int:
 
 @lru_cache(maxsize=4096)
 def unit_macs_at(encoder: Encoder, branch: Branch, rows: int, length: int) -> int:
-    """The same for a branch computed at `rows` of `length` positions, of an unshared pass."""
+    """`unit_macs` for a branch at `rows` of `length` positions, without multiplexing."""
     ops = CountOps(_one_unit(encoder), length)
     x = Extent(length, encoder.hidden)
     units = forward.inner(ops, branch, x, narrow=rows < length)
@@ -211,12 +213,12 @@ def unit_macs_at(encoder: Encoder, branch: Branch, rows: int, length: int) -> in
 
 
 def sharing(encoder: Encoder, index: int) -> int:
-    """Rows that a layer runs on at once."""
+    """Number of rows that share one run of a layer."""
     return encoder.slots if encoder.mux and index >= encoder.mux.at else 1
 
 
 def branch_cost(encoder: Encoder, length: int, of: Literal["weights", "macs"]) -> int:
-    """Cost of all layers, in weights or multiply-adds of a row. Sparsity is a share of it."""
+    """Cost of all layers, in weights or multiply-adds per row. Sparsity is a share of it."""
     if of == "weights":
         shapes = expected_shapes(encoder).items()
         return sum(prod(shape) for name, shape in shapes if name.startswith("layers."))
@@ -226,24 +228,24 @@ def branch_cost(encoder: Encoder, length: int, of: Literal["weights", "macs"]) -
 
 @lru_cache(maxsize=4096)
 def unit_weights(encoder: Encoder, branch: Branch) -> int:
-    """Weights of one head (query, key, value, output) or FFN unit, with biases it owns."""
+    """Number of weights of one head (query, key, value, output) or FFN unit, with biases."""
     return branch_parameters(_one_unit(encoder), branch)[0]
 
 
 @lru_cache(maxsize=4096)
 def block_weights(encoder: Encoder, branch: Branch) -> int:
-    """Weights of a branch that lives, whatever its width: output bias and norm."""
+    """Number of weights of a branch that do not depend on its width: output bias and norm."""
     return branch_parameters(_one_unit(encoder), branch)[1]
 
 
 def _one_unit(encoder: Encoder) -> Encoder:
-    """The sizes with one unit in every branch, which all run on every position of a row."""
+    """The sizes with one unit per branch. All branches run at all positions of one row."""
     layers = (Layer(1, 1),) * len(encoder.layers)
     return replace(encoder, layers=layers, pool_early=False, mux=None)
 
 
 def _outside_branches(ops: CountOps) -> Extent:
-    """Embeddings, and the mixing of rows, where it stands."""
+    """Count the embeddings and the mixing of rows. The result is the embeddings' extent."""
     e = ops.encoder
     x = ops.embed()
     if e.mux is None:

@@ -1,4 +1,4 @@
-"""JSON files of a model folder, and the digest of a model."""
+"""Reads JSON files of a model folder, and computes the digest of a model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from prumux.optimizer.tasks.task import Task
 from .sizes import Encoder
 
 MOST_DEPTH = 64
-"""Levels of a JSON file; tokenizer.json has about ten."""
+"""Largest number of nested levels in a JSON file. tokenizer.json has about ten."""
 
 
 def digest(weights: Mapping[str, Tensor], *about: Task | Encoder) -> str:
-    """SHA-256 over names, shapes and bytes of the weights, and what else makes the model."""
+    """SHA-256 over `about`, and over names, shapes and bytes of the weights."""
     sha = hashlib.sha256(repr(about).encode())
     for name in sorted(weights):
         tensor = weights[name].contiguous()
@@ -31,10 +31,11 @@ def digest(weights: Mapping[str, Tensor], *about: Task | Encoder) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ModelError: missing, unreadable, not an object, or a name in it has two values.
+        ModelError: the file is missing or unreadable, is nested too deeply or not an object,
+            or has a name with two values.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
@@ -56,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shallow(value: object) -> bool:
-    """Whether a value has at most `MOST_DEPTH` levels, so that it can be shown in messages."""
+    """True if a value has at most `MOST_DEPTH` levels. Messages can show such values."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH):
         below = [x.values() if isinstance(x, dict) else x for x in level]
@@ -67,7 +68,7 @@ def _shallow(value: object) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of its pairs. Readers disagree on which of two values counts."""
+    """A JSON object from its pairs. One name with two values is an error: readers disagree."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for name, value in pairs:
@@ -77,7 +78,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_folder(path: Path, error: Exception) -> NoReturn:
-    """Say what a folder without config.json is."""
+    """Raise an error that describes a folder without config.json."""
     folder = path.parent
     said = f"'{folder}' is not a model folder: it has no {path.name}"
     cure = "give a folder written by save_pretrained() or by prumux-opt"
@@ -96,7 +97,7 @@ def _refuse_folder(path: Path, error: Exception) -> NoReturn:
 
 
 def model_folders(folder: Path) -> list[str]:
-    """Sub folders with a model, such as the Trainer's `checkpoint-500`; by step, then name."""
+    """Subfolders with a model, such as the Trainer's `checkpoint-500`, by name and step."""
     try:
         found = [x.parent.name for x in folder.glob("*/config.json")]
     except OSError:

@@ -1,20 +1,20 @@
-"""The forward pass of every model, over `Ops`; what differs between models is in `families`.
+"""The forward pass of every model, written with `Ops`. Differences are in `families`.
 
-A branch has three parts, because refit, curvature and distillation stop between them:
+A branch has three parts. Refit, curvature and distillation read the values between them:
 
     h = prepare(x)              the norm before the branch, if there is one
-    u = inner(h)                what the output map reads: [B, T, H*K] or [B, T, F]
+    u = inner(h)                the input of the output map: [B, T, H*K] or [B, T, F]
     y = finish(x + W u)         output map, residual, and the norm after it, if there is one
 
-Multiplexed models run n rows in one. Before layer `at` rows are mixed, after the last layer
-the mixed state is taken apart again:
+Multiplexed models run n rows as one mixed row. Rows are mixed before layer `at`. After the
+last layer, the mixed state is separated into one state per row:
 
-    mix:    y_t = sum_i r_it x_it * k_i / sum_i r_it     (r_it = 1 where row i has a token)
-    demux:  z_i = h * s_i + c_i, then z_i <- LN(z_i + W g(V z_i)) once a demux layer
+    mix:    y_t = sum_i r_it x_it * k_i / sum_i r_it     (r_it = 1 if row i has a token at t)
+    demux:  z_i = h * s_i + c_i, then z_i <- LN(z_i + W g(V z_i)) for each demux layer
 
-with one key k, scale s and shift c a slot. The mixed row attends to every position where some
-member has a token. Padding has no part in the mean, so it changes no row's answer.
-DataMUX, Murahari et al. 2022, https://arxiv.org/abs/2202.09318
+Every slot i has its own key k_i, scale s_i and shift c_i. The mixed row attends to every
+position at which some row has a token. Padding is left out of the mean, so it changes no row's
+answer. DataMUX, Murahari et al. 2022, https://arxiv.org/abs/2202.09318
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .sizes import Branch
 
 
 def logits(ops: Ops, branches: Sequence[Branch]) -> Value:
-    """The whole pass: logits [B, C], or [B, T, C] where every position has an answer."""
+    """The whole forward pass: logits [B, C], or [B, T, C] if every position has an answer."""
     x = ops.embed()
     for _, x in states(ops, x, branches):  # noqa: B007, B020 - the last one is used
         pass
@@ -36,12 +36,12 @@ def logits(ops: Ops, branches: Sequence[Branch]) -> Value:
 
 
 def states(ops: Ops, x: Value, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Value]]:
-    """The residual stream after each branch: [B, T, D], or [B, 1, D] once narrowed.
+    """The residual stream after each branch: [B, T, D], or [B, 1, D] with early pooling.
 
     Args:
-        ops: the reading.
+        ops: the operators.
         x: the embeddings.
-        branches: those that are left.
+        branches: the branches to run.
     """
     e = ops.encoder
     last, mux = Branch(e.last_attention, "attention"), e.mux
@@ -52,18 +52,18 @@ def states(ops: Ops, x: Value, branches: Sequence[Branch]) -> Iterator[tuple[Bra
         units = inner(ops, branch, x, narrow=narrow)
         x = finish(ops, branch, ops.write(branch, units, ops.first(x) if narrow else x))
         yield branch, x
-    if mux:  # no layer is left to run on mixed rows
+    if mux:  # no remaining branch runs on mixed rows
         yield Branch(len(e.layers) - 1, "ffn"), ops.mix(x)
 
 
 def inner(ops: Ops, branch: Branch, x: Value, *, narrow: bool = False) -> Value:
-    """The units of a branch, which its output map reads, from the residual stream x.
+    """The units of a branch, which are the input of its output map.
 
     Args:
-        ops: the reading.
-        branch: which one.
-        x: [B, T, D].
-        narrow: compute the first position only.
+        ops: the operators.
+        branch: the branch.
+        x: the residual stream, [B, T, D].
+        narrow: compute only the first position.
     """
     family = family_of(ops.encoder)
     x = family.prepare(ops, branch, x)
@@ -72,7 +72,7 @@ def inner(ops: Ops, branch: Branch, x: Value, *, narrow: bool = False) -> Value:
 
 
 def finish(ops: Ops, branch: Branch, y: Value) -> Value:
-    """The norm after a branch, where the family has one there."""
+    """Apply the norm after a branch, if the family has one there."""
     return family_of(ops.encoder).finish(ops, branch, y)
 
 
@@ -86,6 +86,6 @@ def answer(ops: Ops, x: Value) -> Value:
 
 
 def taken_apart(ops: Ops, x: Value) -> Value:
-    """The last states of every row, final norm included: [B, ..., D]."""
+    """The last states of every single row, after the final norm: [B, ..., D]."""
     x = family_of(ops.encoder).final(ops, x)
     return ops.unmix(x) if ops.encoder.mux else x

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints: a config becomes sizes, a state dict our weights."""
+"""Converts Hugging Face checkpoints: a config to sizes, a state dict to prumux's weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .sizes import Encoder, Pool, Pooling, SentenceHead
 from .weights import expected_shapes
 
 HEAD = "prumux_sentence_head"
-"""Key under which the loader puts the head of a sentence embedding into a config."""
+"""Key of a config that contains the head of a sentence embedding. The loader sets it."""
 
 
 def read_config(config: Config) -> tuple[Family, Encoder, Task]:
     """Family, sizes and task of a Hugging Face config.
 
     Raises:
-        ModelError: unsupported architecture or task, or a size that is missing or wrong.
+        ModelError: the architecture or task is not supported, or a size is missing or wrong.
     """
     family = find_family(str(config.get("model_type")))
     if config.get("is_decoder"):
@@ -57,7 +57,7 @@ def read_config(config: Config) -> tuple[Family, Encoder, Task]:
 
 
 def with_head(encoder: Encoder, head: SentenceHead) -> Encoder:
-    """The sizes with the head of a sentence embedding in place of the family's."""
+    """The sizes with the head of a sentence embedding instead of the family's head."""
     alone: dict[Pool, Pooling] = {"first": "first", "mean": "mean"}
     pooling = alone.get(head.pools[0], "several") if len(head.pools) == 1 else "several"
     labels = width(head, encoder.hidden)
@@ -74,18 +74,18 @@ def read_weights(
 def read_checkpoint(
     family: Family, encoder: Encoder, found: Mapping[str, Tensor], *, spans: bool = False
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Canonical float32 weights out of a Hugging Face state dict, and names that it ignores.
+    """Canonical float32 weights from a Hugging Face state dict, and names of ignored tensors.
 
-    Tensors of other modules, such as losses and metrics, are ignored, as transformers does.
+    Tensors of other modules, such as losses and metrics, are ignored, as in transformers.
 
     Args:
         family, encoder: from `read_config`.
         found: the state dict.
-        spans: whether the model's task finds spans, see `Task.finds_spans`.
+        spans: True if the model's task finds spans, see `Task.finds_spans`.
 
     Raises:
-        ModelError: a tensor is missing, of the wrong shape or not finite, or one of the
-            model's own modules is left over.
+        ModelError: a tensor is missing, not finite or of the wrong shape, or a tensor of the
+            model's own modules is unexpected.
     """
     expected = tensor_names(family, encoder, spans=spans)
     inside = named(found, expected)
@@ -105,7 +105,7 @@ def read_checkpoint(
 
 
 def tensor_names(family: Family, encoder: Encoder, *, spans: bool = False) -> set[str]:
-    """Names of the tensors that a checkpoint must hold."""
+    """Names of the tensors that a checkpoint must contain."""
     names = expected_shapes(encoder)
     return {hf_source(family, encoder, x, spans=spans).tensor for x in names}
 
@@ -123,7 +123,7 @@ def _refuse_quantized(config: Config) -> None:
 
 
 def hf_source(family: Family, encoder: Encoder, name: str, *, spans: bool = False) -> Part:
-    """The tensor of a checkpoint, or the part of one, that a canonical weight is."""
+    """The checkpoint's tensor, or part of a tensor, for a canonical weight."""
     stem, _, kind = name.rpartition(".")
     layer = re.match(r"layers\.(\d+)\.", stem)
     if encoder.sentence and stem.startswith("head."):
@@ -134,20 +134,20 @@ def hf_source(family: Family, encoder: Encoder, name: str, *, spans: bool = Fals
     theirs = family.names(encoder)[pattern]
     part = Part(theirs, 0, 1) if isinstance(theirs, str) else theirs
     tensor = part.tensor.replace("{i}", layer[1] if layer else "")
-    if encoder.sentence:  # a model without a head is saved without the prefix of the encoder
+    if encoder.sentence:  # models without a head are saved without the encoder's prefix
         tensor = tensor.partition(".")[2]
     return replace(part, tensor=f"{tensor}.{kind}")
 
 
 def _labels_cure(source: Part, tensor: Tensor, whole: tuple[int, ...]) -> str:
-    """A line that helps where the head has another number of classes than config.json."""
+    """A line of advice if head and config.json differ in the number of classes; else ""."""
     if "classifier" not in source.tensor or tuple(tensor.shape[1:]) != whole[1:]:
         return ""
     return f"\nname the {len(tensor)} classes in config.json: id2label"
 
 
 def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> Tensor:
-    """One weight, checked."""
+    """Read and check one weight."""
     if source.tensor not in found:
         raise ModelError(
             f"the checkpoint has no tensor '{source.tensor}' (it holds {len(found)} tensors)\n"
@@ -166,6 +166,6 @@ def _read(found: Mapping[str, Tensor], source: Part, shape: tuple[int, ...]) -> 
 
 
 def _ignorable(name: str) -> bool:
-    """Buffers, and what Hugging Face also drops: heads of other tasks, unused positions."""
+    """True for tensors that Hugging Face ignores, too: buffers, poolers, unused positions."""
     unused = (".position_ids", ".token_type_ids", ".position_embeddings.weight")
     return name.endswith(unused) or ".pooler." in name or name.startswith("pooler.")

@@ -1,4 +1,4 @@
-"""Masks: which heads, FFN units and hidden dimensions survive."""
+"""Masks of the heads, FFN units and hidden dimensions that are kept."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .sizes import Encoder, Layer
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Heads, FFN units and hidden dimensions that stay.
+    """Masks of heads, FFN units and hidden dimensions; True = kept.
 
-    A branch without units is removed, with its norm and biases.
-
-    heads: per layer bool [H]; ffn: per layer bool [F]; hidden: bool [D], shared by all.
+    `heads` contains bool [H] per layer, `ffn` contains bool [F] per layer. `hidden` is
+    bool [D] and is shared by all layers. A branch without units is removed with its norm and
+    biases.
     """
 
     heads: tuple[Tensor, ...]
@@ -27,7 +27,7 @@ class Masks:
 
     @staticmethod
     def full(encoder: Encoder) -> Masks:
-        """Nothing pruned."""
+        """Masks that keep everything."""
         return Masks(
             heads=tuple(torch.ones(x.heads, dtype=torch.bool) for x in encoder.layers),
             ffn=tuple(torch.ones(x.ffn, dtype=torch.bool) for x in encoder.layers),
@@ -36,23 +36,23 @@ class Masks:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them: per layer heads, per layer FFN units, hidden."""
+        """All masks: heads of each layer, FFN units of each layer, hidden dimensions."""
         return (*self.heads, *self.ffn, self.hidden)
 
     @property
     def all_true(self) -> bool:
-        """Whether nothing is pending."""
+        """True if the masks keep everything."""
         return all(bool(m.all()) for m in self.tensors)
 
     def key(self) -> str:
-        """A text that tells them from others."""
+        """A text that identifies these masks."""
         return "/".join("".join(map(str, m.int().tolist())) for m in self.tensors)
 
     def verify(self, encoder: Encoder) -> None:
         """Check lengths and types.
 
         Raises:
-            VerifyError: names the first mask that is off, with both lengths.
+            VerifyError: the message names the first wrong mask, with both lengths.
         """
         sizes = {
             "heads": (self.heads, [x.heads for x in encoder.layers]),
@@ -68,7 +68,7 @@ class Masks:
             raise VerifyError(f"the hidden mask keeps none of {encoder.hidden} dimensions")
 
     def sizes(self, encoder: Encoder) -> Encoder:
-        """The encoder's sizes once these masks are made physical."""
+        """The encoder's sizes after these masks are sliced."""
         layers = tuple(
             Layer(heads=int(h.sum()), ffn=int(f.sum()))
             for h, f in zip(self.heads, self.ffn, strict=True)

@@ -1,4 +1,4 @@
-"""A model: sizes, weights, task and masks. All values are frozen; no tensor changes."""
+"""A model: sizes, weights, task and masks. All values are frozen, and no tensor changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Applied:
-    """The receipt of one pass, written by the pipeline."""
+    """The record of one applied pass, written by the pipeline."""
 
     spec: str
     seconds: float
@@ -32,40 +32,40 @@ class Applied:
 
 
 def rule_text(encoder: Encoder, threshold: float, max_share: float) -> str:
-    """Sizes of a second stage and the rule of its rows, to tell cascades apart."""
+    """The text form of a second stage: its sizes and its rule. It identifies a cascade."""
     return f"{encoder} below {threshold!r}, at most {max_share!r} of a batch"
 
 
 @dataclass(frozen=True, eq=False)
 class SecondStage:
-    """The larger model of a cascade, and the rule that says which rows it answers.
+    """The larger model of a cascade, and the rule that selects its rows.
 
     The margin of a row is the difference between its two best logits in the first stage. Rows
     with a margin below `threshold` are deferred: the second stage answers them.
     """
 
     model: Model
-    """Runs on single rows, and has no second stage."""
+    """The larger model. It is not multiplexed and has no second stage."""
     threshold: float
     share: float
-    """Share of rows that the threshold deferred on the rows that it was chosen on."""
+    """Share of deferred rows in the data that the threshold was chosen on."""
     max_share: float = 1.0
-    """At most this share of a batch is deferred, rounded up to a whole row; the rows with the
-    smallest margins are."""
+    """At most this share of a batch is deferred, rounded up to a whole row. Rows with the
+    smallest margins come first."""
 
     @property
     def cost_share(self) -> float:
-        """Expected share of rows that the second stage runs on."""
+        """Expected share of rows that the second stage answers."""
         return min(self.share, self.max_share)
 
     def __str__(self) -> str:
         return rule_text(self.model.encoder, self.threshold, self.max_share)
 
     def verify(self, first: Model) -> None:
-        """Check the second stage, and that it takes and gives what the first one does.
+        """Check the second stage. Its inputs and outputs must be those of the first stage.
 
         Raises:
-            VerifyError: names what is off.
+            VerifyError: the message names the fault.
         """
         self.model.verify()
         if self.model.second is not None or self.model.encoder.mux:
@@ -80,46 +80,46 @@ class SecondStage:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The value that passes take and return. `after is before` means that nothing changed."""
+    """The value that passes take and return. A pass that changes nothing returns its input."""
 
     encoder: Encoder
     weights: Mapping[str, Tensor]
-    """Exactly the names and shapes of `expected_shapes(encoder)`, float32."""
+    """float32 tensors with exactly the names and shapes of `expected_shapes(encoder)`."""
     task: Task
     masks: Masks
     kept_hidden: Tensor | None = None
-    """The hidden dimensions of the given model that are left, int64; None = all."""
+    """The remaining hidden dimensions of the given model, int64; None = all."""
     tokenizer: PreTrainedTokenizerBase | None = None
     kept_pieces: tuple[int, ...] | None = None
-    """Where pieces were dropped: the ids of the given tokenizer that are left, in order."""
+    """The remaining ids of the given tokenizer, in order; None = no piece was removed."""
     source: Mapping[str, str] = field(default_factory=dict)
     """The origin of the model: `name`, `model_type`, `digest`."""
     remarks: tuple[str, ...] = ()
-    """Lines about the given checkpoint that a user should read."""
+    """Warnings about the given checkpoint, one line each."""
     kept_config: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the given config.json that belong to other libraries; artifacts keep them."""
+    """Keys of the given config.json that belong to other libraries. Artifacts keep them."""
     second: SecondStage | None = None
-    """In a cascade, what answers the rows that this model is not sure of."""
+    """In a cascade, the stage that answers the rows with small margins."""
     history: tuple[Applied, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """Facts of the last pass; the pipeline moves them into its receipt."""
+    """Facts from the last pass. The pipeline moves them to the pass's `Applied`."""
 
     @property
     def living_hidden(self) -> tuple[Tensor, Tensor]:
-        """Hidden dimensions that are not masked: here, and in the model as it was given."""
+        """Unmasked hidden dimensions, as indices in this model and in the given model."""
         here = self.masks.hidden.nonzero()[:, 0]
         return here, here if self.kept_hidden is None else self.kept_hidden[here]
 
     @property
     def stage(self) -> Literal["dense", "masked"]:
-        """`masked` while some mask is not yet physical; never stored, always computed."""
+        """`masked` if some mask is not yet sliced, else `dense`. Computed, never stored."""
         return "dense" if self.masks.all_true else "masked"
 
     def verify(self) -> None:
         """Check names, shapes, dtypes and masks against the sizes.
 
         Raises:
-            VerifyError: names the first thing that is off, with both numbers.
+            VerifyError: the message names the first fault, with both numbers.
         """
         expected = expected_shapes(self.encoder)
         _same_names(expected, self.weights)

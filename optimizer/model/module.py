@@ -1,4 +1,4 @@
-"""The model as a plain `torch.nn.Module`: the meaning that every pass and target must keep."""
+"""The model as a plain `torch.nn.Module`, the reference for every pass and export target."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .weights import expected_shapes
 
 
 class EncoderForward:
-    """The forward pass, for any `nn.Module` with the parameter names of `expected_shapes`.
+    """A mixin with the forward pass, for `nn.Module`s with the names of `expected_shapes`.
 
-    The host sets `sizes`, `alive` and `factors`.
+    The module sets `sizes`, `alive` and `factors`.
     """
 
     sizes: Encoder
     alive: Sequence[Branch]
-    """The branches that have survivors; others are skipped."""
+    """The branches with unmasked units. The others are skipped."""
     factors: Factors
     reading: ClassVar[type[TorchOps]] = TorchOps
-    """Subclasses may run with an `Ops` of their own."""
+    """The class of the operators. Subclasses may set another one."""
 
     if TYPE_CHECKING:
 
         def get_parameter(self, target: str) -> nn.Parameter:
-            """As in `nn.Module`."""
+            """See `nn.Module.get_parameter`."""
 
     def forward(
         self,
@@ -48,8 +48,8 @@ class EncoderForward:
         Args:
             input_ids: int64 [B, T].
             attention_mask: [B, T], 1 = real token.
-            token_type_ids: int64 [B, T]; all zeros when left out.
-            factors: mask factors to use in place of the model's own (for their gradients).
+            token_type_ids: int64 [B, T]; all zeros if left out.
+            factors: mask factors instead of the model's own, to compute their gradients.
         """
         ops = self.ops(input_ids, attention_mask, token_type_ids, factors=factors)
         found: Tensor = forward.logits(ops, self.alive)
@@ -63,7 +63,7 @@ class EncoderForward:
         *,
         factors: Factors | None = None,
     ) -> TorchOps:
-        """The operators for one batch; arguments as in `forward`."""
+        """The operators for one batch. Arguments as in `forward`."""
         z = factors or self.factors
         return self.reading(self.sizes, self, attention_mask, z, input_ids, token_type_ids)
 
@@ -73,18 +73,18 @@ class EncoderForward:
 
 
 class EncoderModule(EncoderForward, nn.Module):
-    """Runs a `Model`; `state_dict()` has the names of `expected_shapes`."""
+    """Runs a `Model`. Its `state_dict()` has the names of `expected_shapes`."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.sizes = model.encoder
-        # In the order of the sizes, whatever that of the mapping: checkpoints count on it.
+        # In the order of `expected_shapes`, not of the mapping: checkpoints rely on it.
         attach(self, {name: model.weights[name] for name in expected_shapes(self.sizes)})
         self.alive = living(model)
         self.factors = _factors(model)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Factors go to another device with the weights."""
+        """See `nn.Module._apply`. Factors move to another device with the weights."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         z = self.factors
         hidden = None if z.hidden is None else fn(z.hidden)
@@ -93,7 +93,7 @@ class EncoderModule(EncoderForward, nn.Module):
 
 
 class RunsRows(Protocol):
-    """A module that gives logits; `sizes` say how many rows it mixes."""
+    """A module that returns logits. `sizes` contain the number of rows that it mixes."""
 
     @property
     def sizes(self) -> Encoder: ...
@@ -103,7 +103,7 @@ class RunsRows(Protocol):
 
 
 def living(model: Model) -> list[Branch]:
-    """The branches of which something survives, in order."""
+    """The branches with unmasked units, in order."""
     masks = {"attention": model.masks.heads, "ffn": model.masks.ffn}
     return [b for b in model.encoder.branches() if bool(masks[b.kind][b.index].any())]
 
@@ -121,7 +121,7 @@ def attach(host: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _factors(model: Model) -> Factors:
-    """The masks as factors; all-true groups are left out, so a dense model pays nothing."""
+    """The masks as factors. All-true masks are left out, so an unmasked model pays nothing."""
     masks = model.masks
     return Factors(
         heads=() if _trivial(masks.heads) else tuple(m.float() for m in masks.heads),
@@ -131,12 +131,12 @@ def _factors(model: Model) -> Factors:
 
 
 def _trivial(masks: tuple[Tensor, ...]) -> bool:
-    """Whether every branch is whole or gone, so that no factor is needed."""
+    """True if every branch is either complete or removed. No factor is needed then."""
     return all(bool(m.all()) or not bool(m.any()) for m in masks)
 
 
 def run(module: RunsRows, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Logits for numpy inputs, any number of rows, without gradients."""
+    """Logits for numpy inputs with any number of rows, without gradients."""
 
     def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         with torch.inference_mode():

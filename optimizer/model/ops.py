@@ -1,10 +1,14 @@
 """The operators that an architecture is written in.
 
-A family describes its forward pass once, over `Ops`. Each implementation of `Ops` is a reading
-of this description. `TorchOps` runs it and gives gradients, also those of mask factors.
-`OnnxOps` (in prumux.export) writes it as a graph. `CountOps` counts multiply-adds. Operators
-are coarse and named by their weights. The reading decides layout, number types, masks and
-folding, so a family writes no Reshape, no Transpose and no mask.
+A family describes its forward pass once, with the operators of `Ops`. Each implementation of
+`Ops` interprets this description:
+
+- `TorchOps` runs it, with gradients of weights and mask factors.
+- `OnnxOps` (in prumux.export) writes it as a graph.
+- `CountOps` counts multiply-adds.
+
+Operators are coarse and are named by their weights. The implementation decides on layout,
+number types, masks and folding. So a family contains no Reshape, no Transpose and no mask.
 """
 
 from __future__ import annotations
@@ -19,15 +23,18 @@ from .axes import Weight
 from .sizes import Branch, Encoder
 
 Value = Any
-"""A value between operators: a tensor, the name of a graph's value, or a count."""
+"""A value between operators: a tensor, the name of a value in a graph, or an extent."""
 Source = Literal["ids", "positions", "token_types", "segments", "pairs"]
-"""`segments`: token ids, those of the second text after all of the first. `pairs`: the hash of
-each token and the one before it, see `families/bag.py`."""
+"""The index of a lookup.
+
+- segments: token id + vocabulary size * token type, so each token type has its own rows.
+- pairs: the hash of a token and its predecessor, see `families/bag.py`.
+"""
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """One table of the embeddings, and what is looked up in it."""
+    """One table of the embeddings, and the index that selects its rows."""
 
     table: str
     source: Source
@@ -37,7 +44,7 @@ class Lookup:
 class Embeddings:
     """The embeddings of a family: the sum of lookups, then a norm and a linear map.
 
-    A reading may join tables, or fold the keys of mixed rows into the norm.
+    An implementation of `Ops` may join tables, or fold the keys of mixed rows into the norm.
     """
 
     lookups: tuple[Lookup, ...]
@@ -48,7 +55,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions: dimensions j and j + K/2 of a head turn by position * base^(-2j/K).
+    """Rotary positions: dimensions j and j + K/2 rotate by the angle position * base^(-2j/K).
 
     `interleaved` pairs dimensions 2j and 2j + 1 instead. RoFormer, Su et al. 2021,
     https://arxiv.org/abs/2104.09864
@@ -60,9 +67,9 @@ class Rotary:
 
 @dataclass(frozen=True, eq=False)
 class Relative:
-    """A learnt bias of every head for the distance from query to key, added to the scores.
+    """A learnt bias for the distance from query to key, added to the scores of each head.
 
-    The table has one row a bucket and one column a head: T5, Raffel et al. 2020,
+    The table has one row per bucket and one column per head. T5, Raffel et al. 2020,
     https://arxiv.org/abs/1910.10683
     """
 
@@ -73,9 +80,9 @@ class Relative:
 
 @dataclass(frozen=True, eq=False)
 class Disentangled:
-    """Learnt vectors of distances, which queries and keys are compared with as well.
+    """Learnt vectors of distances that enter the scores of attention.
 
-    With r the vector of the distance from query to key, and W its linear maps,
+    With r the vector of the distance from query to key, and W_key and W_query linear maps,
 
         score = q . k + q . W_key r + W_query r . k
 
@@ -84,20 +91,20 @@ class Disentangled:
     """
 
     table: str
-    """The vectors, one row each, as wide as the hidden size; all layers share them."""
+    """The table of the vectors, [rows, D]. All layers share it."""
     norm: str | None
-    """The norm of the vectors, where there is one."""
+    """The norm of the vectors; None = no norm."""
     rows: NDArray[np.int64]
     """Row of distance d (key position minus query position) at index d + size // 2. Larger
-    distances have the row of the first or the last index."""
+    distances use the first or the last index."""
     key: str | None
-    """The linear map that makes keys of vectors; None leaves its term out."""
+    """The linear map W_key; None leaves its term out."""
     query: str | None
-    """The linear map that makes queries of vectors; None leaves its term out."""
+    """The linear map W_query; None leaves its term out."""
 
 
 class Ops(Protocol):
-    """The operators. Shapes are those of the plain layout, [B, T, width]."""
+    """The operators. Shapes in docstrings are those of the plain layout, [B, T, width]."""
 
     encoder: Encoder
 
@@ -105,20 +112,20 @@ class Ops(Protocol):
         """The embeddings of the inputs, [B, T, D]."""
 
     def linear(self, name: str, x: Value) -> Value:
-        """The linear map of a name, with a bias where it has one."""
+        """The linear map of this name, with its bias if it has one."""
 
     def norm(self, name: str, x: Value, *, centred: bool = True) -> Value:
-        """LayerNorm over the last axis, with a shift where it has one.
+        """LayerNorm over the last axis, with its shift if it has one.
 
-        Not `centred`, the mean is not taken out: RMSNorm, Zhang and Sennrich 2019,
+        If not `centred`, the mean is not subtracted: RMSNorm, Zhang and Sennrich 2019,
         https://arxiv.org/abs/1910.07467
         """
 
     def activation(self, kind: str, x: Value) -> Value:
-        """An activation function by its name in `Encoder`."""
+        """An activation function, by its name in `Encoder`."""
 
     def multiply(self, x: Value, y: Value) -> Value:
-        """The product, element by element."""
+        """The elementwise product."""
 
     def attention(
         self,
@@ -136,34 +143,34 @@ class Ops(Protocol):
         """Scaled dot-product attention over real tokens, [B, T, H*K] in and out.
 
         Args:
-            branch: tells the number of heads.
-            query: may have fewer positions than key and value: then the first ones.
-            key: of all positions.
-            value: of all positions.
-            rotary: turns query and key by their positions first.
+            branch: determines the number of heads.
+            query: queries of all positions, or only of the first positions.
+            key: keys of all positions.
+            value: values of all positions.
+            rotary: rotates queries and keys by their positions first.
             relative: bias of the scores.
-            disentangled: vectors of distances, compared with queries and keys.
-            window: attend only where positions differ by at most this.
-            scale: factor of the products of queries and keys; 1 / sqrt(K) unless told.
+            disentangled: vectors of distances that enter the scores.
+            window: the largest distance between two positions that attend to each other.
+            scale: factor of the products of queries and keys. Default: 1 / sqrt(K).
         """
 
     def gate(self, branch: Branch, units: Value) -> Value:
-        """The units that the output map reads, times their mask factors."""
+        """The input units of the output map, multiplied by their mask factors."""
 
     def write(self, branch: Branch, inner: Value, x: Value) -> Value:
         """The output map of a branch plus the residual stream x."""
 
     def first(self, x: Value) -> Value:
-        """The first position, kept as an axis: [B, 1, D]."""
+        """The first position; its axis is kept: [B, 1, D]."""
 
     def pool(self, x: Value) -> Value:
-        """The input of the head, as `Encoder.pooling` says: [B, D], [B, pools * D] or x."""
+        """The input of the head, by `Encoder.pooling`: [B, D], [B, pools * D] or x."""
 
     def normalize(self, x: Value) -> Value:
-        """Vectors scaled to length 1 along the last axis; a zero vector stays zero."""
+        """Vectors scaled to length 1 along the last axis. A zero vector is unchanged."""
 
     def mix(self, x: Value) -> Value:
-        """Mixed rows [B/n, T, D] of rows [B, T, D]; masks follow."""
+        """Mix rows [B, T, D] into mixed rows [B/n, T, D]. Masks are mixed, too."""
 
     def unmix(self, x: Value) -> Value:
-        """States [B, ..., D] of the members of mixed rows [B/n, ..., D]."""
+        """Separate mixed rows [B/n, ..., D] into states of single rows, [B, ..., D]."""

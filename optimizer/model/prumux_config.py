@@ -11,12 +11,12 @@ from transformers import PreTrainedConfig
 class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The config that `artifact.to_config` writes. `num_labels` and `id2label` work as usual.
 
-    `PrumuxConfig(**to_config(model))` describes a model; without arguments it describes none.
+    `PrumuxConfig(**to_config(model))` describes a model. `PrumuxConfig()` describes none.
     """
 
     model_type = "prumux"
     register_models: ClassVar[Callable[[], object]] = dict
-    """Makes the Auto classes know the model classes; `autoclass` sets it."""
+    """Registers the model classes with the Auto classes. `autoclass` sets this function."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         pad_token_id: int | None = 0,
         **kwargs: Any,
     ) -> None:
-        # Whoever asks an Auto class for a model has made a config before.
+        # An Auto class makes a config before it makes a model.
         type(self).register_models()
         self.encoder = None if encoder is None else dict(encoder)
         self.heads_per_layer = list(heads_per_layer)
@@ -45,11 +45,11 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def hidden_size(self) -> int | None:
-        """Width of the states, which sentence-transformers asks for."""
+        """Width of the states. sentence-transformers reads this property."""
         return None if self.encoder is None else int(self.encoder["hidden"])
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; the label count of the sizes follows `num_labels`."""
+        """All fields. The number of labels in the sizes is set to `num_labels`."""
         found: dict[str, Any] = super().to_dict()
         if self.encoder is not None and not self.encoder.get("sentence"):
             found["encoder"] = self.encoder | {"labels": self.num_labels}
@@ -59,7 +59,7 @@ class PrumuxConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return found
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The saved fields: label names always, even where they equal the defaults."""
+        """The saved fields. Label names are always included, even default ones."""
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         found: dict[str, Any] = super().to_diff_dict()
         return found | labels

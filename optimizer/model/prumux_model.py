@@ -1,6 +1,7 @@
-"""Optimised models as Hugging Face models: Auto classes, pipelines and trainers take them.
+"""Optimised models as Hugging Face models, for Auto classes, pipelines and trainers.
 
-Importing this file registers them with the Auto classes; `import prumux` sees to that.
+The import of this module registers the models with the Auto classes. `import prumux` arranges
+this import.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ INITIAL_STD = 0.02
 
 
 class _AnyTypeOps(TorchOps):
-    """`TorchOps` in half precision, too."""
+    """`TorchOps` that also runs in half precision."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """See `TorchOps.attend`."""
         if bias.dtype != q.dtype:
-            # The lowest float32 would become -inf, and a row without real tokens nan.
+            # The lowest float32 would become -inf. A row without real tokens would become nan.
             bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
         return super().attend(q, k, v, bias)
 
@@ -77,19 +78,19 @@ class _Stage(EncoderForward, nn.Module):
 
 
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Base of both models; use a subclass. Parameter names are those of the artifact."""
+    """Base class of the models below. Parameter names are those of the artifact."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
     reading = _AnyTypeOps
     class_ending: ClassVar[str]
-    """`Task.head` of the tasks that it is for."""
+    """`Task.head` of the tasks that the class is for."""
 
     def __init__(self, config: PrumuxConfig) -> None:
-        """Empty weights in the sizes of the config.
+        """Create uninitialised weights with the sizes of the config.
 
         Raises:
-            ModelError: the config has no sizes, or those of another task.
+            ModelError: the config has no sizes, or the sizes of another task.
         """
         PreTrainedModel.__init__(self, config)
         self.sizes = _sizes(config, self.class_ending)
@@ -106,13 +107,13 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in Hugging Face, but weights that are not there are an error, not random.
+        """See `PreTrainedModel.from_pretrained`. Missing weights are an error here.
 
         Raises:
-            ModelError: weights are missing or left over.
+            ModelError: weights are missing, or there are unexpected ones.
         """
         wanted = kwargs.pop("output_loading_info", False)
-        load: Any = super().from_pretrained  # its type knows of no loading info
+        load: Any = super().from_pretrained  # its type annotation lacks loading info
         model, info = load(*args, output_loading_info=True, **kwargs)
         missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing or extra:
@@ -124,10 +125,12 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         return (model, info) if wanted else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in Hugging Face, but not over a folder with an engine made of other weights.
+        """See `PreTrainedModel.save_pretrained`. A folder with an engine is refused.
+
+        The engine would keep its old weights.
 
         Raises:
-            UsageError: an engine lies in the folder.
+            UsageError: the folder contains an engine.
         """
         folder = Path(save_directory)
         engines = [
@@ -143,10 +146,10 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
-        """Logits [B, C] or [B, T, C]; without a mask every token is real.
+        """Logits [B, C] or [B, T, C]. Without a mask, every token is real.
 
-        Where n rows are mixed, neighbours are, and a short last group is filled with its own
-        rows, whose answers are averaged.
+        A multiplexed model mixes n neighbouring rows. A short last group is filled with its
+        own rows, and the answers of a repeated row are averaged.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows, n = len(input_ids), self.sizes.slots
@@ -160,7 +163,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         return total / copies.view(-1, *(1 for _ in found.shape[1:]))
 
     def _answers(self, ids: Tensor, mask: Tensor, types: Tensor | None) -> Tensor:
-        """Logits of whole groups of rows; a second stage answers those that are deferred."""
+        """Logits of whole groups of rows. A second stage answers the deferred rows."""
         first = partial(EncoderForward.forward, self)
         if self.second is None:
             return first(ids, mask, types)
@@ -173,7 +176,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         return output if asked else output.to_tuple()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Hugging Face's hook. It makes these functions leave weights alone that were loaded.
+        # Hugging Face's hook. Hugging Face makes these functions skip loaded weights.
         for name, weight in module.named_parameters(recurse=False):
             if name == "bias":
                 nn.init.zeros_(weight)
@@ -184,7 +187,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
 
 
 class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-call]
-    """An optimised text classifier or regressor."""
+    """An optimised model for text classification, regression or ranking."""
 
     class_ending = "ForSequenceClassification"
 
@@ -200,9 +203,10 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
-            labels: int64 [B]; float [B] for regression, [B, C] for several labels a row.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
+            labels: int64 [B]; float [B] for regression; float [B, C] for several labels per
+                row.
             return_dict: False = a tuple `([loss,] logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
@@ -213,7 +217,7 @@ class PrumuxForSequenceClassification(PrumuxModel):  # type: ignore[no-untyped-c
 
 
 class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call]
-    """An optimised tagger."""
+    """An optimised model for token classification."""
 
     class_ending = "ForTokenClassification"
 
@@ -229,8 +233,8 @@ class PrumuxForTokenClassification(PrumuxModel):  # type: ignore[no-untyped-call
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             labels: int64 [B, T]; -100 = not scored.
             return_dict: False = a tuple `([loss,] logits)`.
         """
@@ -259,10 +263,11 @@ class PrumuxForQuestionAnswering(PrumuxModel):  # type: ignore[no-untyped-call]
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
-            start_positions: int64 [B]; an index of T and more = not scored.
-            end_positions: the same for the last token of the answer.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
+            start_positions: index of the answer's first token, int64 [B]; T or more = not
+                scored.
+            end_positions: index of the answer's last token, in the same form.
             return_dict: False = a tuple `([loss,] start_logits, end_logits)`.
         """
         logits = self.logits(input_ids, attention_mask, token_type_ids)
@@ -276,7 +281,7 @@ class PrumuxForQuestionAnswering(PrumuxModel):  # type: ignore[no-untyped-call]
 
 
 class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
-    """The encoder of an optimised embedding model; sentence-transformers pools its states."""
+    """The encoder of an optimised embedding model. sentence-transformers pools its states."""
 
     class_ending = "EmbeddingModel"
 
@@ -290,14 +295,14 @@ class PrumuxEmbeddingModel(PrumuxModel):  # type: ignore[no-untyped-call]
     ) -> Any:
         """A `BaseModelOutput` with the states [B, T, D], or a tuple.
 
-        With `pool-early` only the first position is computed: [B, 1, D].
+        With `pool-early`, only the first position is computed: [B, 1, D].
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: [B, T], 1 = real token; all real when left out.
-            token_type_ids: int64 [B, T]; not looked at where the model has none.
+            attention_mask: [B, T], 1 = real token; all real if left out.
+            token_type_ids: int64 [B, T]; ignored if the model has no token types.
             return_dict: False = a tuple `(last_hidden_state,)`.
-            ignored: arguments of other encoders, such as `output_hidden_states`.
+            ignored: arguments for other encoders, such as `output_hidden_states`.
         """
         del ignored
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -1,8 +1,8 @@
 """Groups of rows that share a forward pass; filler rows complete the last group.
 
-A group of n rows is mixed into one; row i of a batch is in group i // n, slot i % n. What is
-missing in a last group is filled with that group's own rows, in order, over and over: filler
-never comes from elsewhere, so it is the same whatever else is served. A row that takes several
+A group of n rows is mixed into one row. Row i of a batch is in group i // n, slot i % n. If
+the last group has fewer rows, its own rows are repeated in order until it has n. Filler rows
+never come from other groups, so they do not depend on other requests. A row that takes several
 slots gets the mean of its logits.
 """
 
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 RowLogits = NDArray[np.float32] | list[NDArray[np.float32]]
-"""Logits of rows without padding: one array [N, C], or for each row [T, C]."""
+"""Logits of rows without padding: one array [N, C], or one array [T, C] per row."""
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
-"""Inputs [B, T] under their ONNX names to logits."""
+"""Maps inputs [B, T], by ONNX name, to logits."""
 
 
 def batch_rows(size: int, n: int) -> int:
-    """The largest multiple of n up to `size`, at least n."""
+    """The largest multiple of n that is at most `size`, but at least n."""
     return max(1, size // n) * n
 
 
 def filled(rows: int, n: int) -> Ints:
-    """Indices of `rows` rows, then rows of the last group again until it has n rows."""
+    """Indices of `rows` rows, then repeated rows of the last group until it has n rows."""
     index = np.arange(rows)
     tail = rows % n
     if not tail:
@@ -40,15 +40,14 @@ def grouped(
 ) -> Ints:
     """Groups of rows that share a forward pass: row indices [groups, n], short rows first.
 
-    Rows of like length share a group, and rows of two tenants never do. With `copies` each
-    row is in so many groups, each time in another slot and, where there are rows enough, with
-    other partners.
+    A group has rows of similar length and of one tenant. Each row is in `copies` groups, each
+    time in another slot. If there are enough rows, it also has other partners each time.
     """
     found = [np.zeros((0, n), np.int64)]
     for rows in _rows_of_tenants(len(lengths), tenants):
         order = rows[np.argsort(lengths[rows], kind="stable")]
         for shift in range(copies):
-            first = order[:shift]  # in the last slots, so that every copy is in another one
+            first = order[:shift]  # in the last slots: each copy gets another slot
             if len(first):
                 found.append(first[(np.arange(n) + shift - n) % len(first)][None])
             rest = order[shift:]
@@ -77,18 +76,18 @@ def answered(
     copies: int = 1,
     tenants: Sequence[Hashable] | None = None,
 ) -> RowLogits:
-    """Logits of each row, padding removed: the mean over the row's places in the groups.
+    """Logits of each row without padding: the mean over the row's slots in the groups.
 
     Args:
-        run: logits of the rows with these indices, which are whole groups.
-        lengths: tokens of each row.
-        n: rows that are mixed into one.
-        batch: rows in one run, at least one group.
-        copies: groups that each row takes part in.
-        tenants: whose each row is; see `grouped`.
+        run: returns the logits of the rows with these indices, which form whole groups.
+        lengths: number of tokens of each row.
+        n: number of rows that are mixed into one.
+        batch: number of rows in one run, at least one group.
+        copies: number of groups that each row is in.
+        tenants: the tenant of each row, see `grouped`.
 
     Returns:
-        One array [N, C]; for models that answer for every token a list of [T, C].
+        One array [N, C]; for models with one answer per token, a list of arrays [T, C].
     """
     return answered_in_order(
         lambda order: lambda start, stop: run(order[start:stop]),
@@ -104,14 +103,14 @@ def answered_in_order(
     lengths: Ints,
     batch: int,
 ) -> RowLogits:
-    """Logits of each row, as `answered`.
+    """Logits of each row, as in `answered`.
 
     Args:
-        prepare: gets the rows in the order in which they run, and returns a function that
-            gives the logits of those from one place in this order to another.
+        prepare: takes the row indices in the order of running. It returns a function
+            `run(start, stop)` that returns the logits of this slice of the order.
         groups: see `grouped`.
-        lengths: tokens of each row.
-        batch: rows in one run, at least one group.
+        lengths: number of tokens of each row.
+        batch: number of rows in one run, at least one group.
     """
     order, each = groups.ravel(), batch_rows(batch, groups.shape[1])
     run = prepare(order)
@@ -128,8 +127,8 @@ def answered_in_order(
 
 
 def mean_of_copies(logits: NDArray[Any], index: Ints, rows: int) -> NDArray[Any]:
-    """Logits of `rows` rows: the mean over the places of each in `index`."""
-    if len(index) == rows:  # every row has one place
+    """Logits of `rows` rows: the mean over all occurrences of each row in `index`."""
+    if len(index) == rows:  # every row occurs once
         found = np.empty_like(logits)
         found[index] = logits
         return found
@@ -140,7 +139,7 @@ def mean_of_copies(logits: NDArray[Any], index: Ints, rows: int) -> NDArray[Any]
 
 
 def padded(rows: Sequence[Sequence[int] | Ints], length: int, fill: int) -> Ints:
-    """Rows of numbers as one array [B, length], `fill` to the right of each."""
+    """Rows of numbers as one array [B, length], padded with `fill` on the right."""
     found = np.full((len(rows), length), fill, dtype=np.int64)
     for i, row in enumerate(rows):
         found[i, : len(row)] = row
@@ -148,7 +147,7 @@ def padded(rows: Sequence[Sequence[int] | Ints], length: int, fill: int) -> Ints
 
 
 def in_groups(run: Run, n: int) -> Run:
-    """`run`, which wants whole groups of n rows, for any number of rows."""
+    """Make `run`, which needs whole groups of n rows, accept any number of rows."""
     if n == 1:
         return run
 
@@ -164,7 +163,7 @@ def in_groups(run: Run, n: int) -> Run:
 
 
 def like_length(lengths: Ints, seed: int | None = None) -> Ints:
-    """Rows in the order of their lengths; a seed draws the order among rows of one length."""
+    """Row indices sorted by length. A seed shuffles the rows of equal length."""
     if seed is None:
         return np.argsort(lengths, kind="stable")
     drawn = np.random.default_rng(seed).permutation(len(lengths))

@@ -18,13 +18,13 @@ HeadActivation = Literal["identity", "tanh", "relu", "gelu", "silu", "sigmoid"]
 BranchKind = Literal["attention", "ffn"]
 KINDS: tuple[BranchKind, ...] = ("attention", "ffn")
 LIMIT_CONSTANT = 2**40
-"""No constant of a model comes near it."""
+"""Upper bound of a model's constants, far above any real one."""
 Constant = float | int | str | bool | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Sizes of one layer. 0 means that the branch is gone, with its norm and biases."""
+    """Sizes of one layer. 0 means that the branch is removed, with its norm and biases."""
 
     heads: int
     ffn: int
@@ -39,7 +39,7 @@ class Branch:
 
     @property
     def name(self) -> str:
-        """The prefix of its weights."""
+        """The prefix of the branch's weights."""
         return f"layers.{self.index}.{self.kind}"
 
     @property
@@ -50,16 +50,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class Multiplexing:
-    """How n rows share one forward pass. No multiplexing is `None`, not n=1.
+    """Multiplexing: n rows share one forward pass, n >= 2. Otherwise `Encoder.mux` is None.
 
-    Row number i of a batch goes into mixed row i // n, slot i % n.
+    Row i of a batch goes into mixed row i // n, slot i % n.
     """
 
     n: int
     at: int = 0
-    """The layer before which rows are mixed; the layers before it run on every row."""
+    """Rows are mixed before this layer. Earlier layers run on every row."""
     variant: Keys = "learned"
-    """The kind of the keys that tell the slots apart."""
+    """The kind of the keys. Every slot has its own key."""
     demux: int = 1
     """Hidden layers of the demultiplexer."""
 
@@ -70,14 +70,14 @@ class HeadStep:
 
     kind: Literal["dense", "normalize"]
     out: int = 1
-    """Outputs of a linear map."""
+    """Output width of a linear map."""
     bias: bool = True
     activation: HeadActivation = "identity"
 
 
 @dataclass(frozen=True)
 class SentenceHead:
-    """The pools that make one vector of a row's states, side by side, then steps in order."""
+    """The head of a sentence embedding: concatenated pools of a row's states, then steps."""
 
     pools: tuple[Pool, ...] = ("mean",)
     steps: tuple[HeadStep, ...] = ()
@@ -85,61 +85,67 @@ class SentenceHead:
 
 @dataclass(frozen=True)
 class Encoder:
-    """The sizes of an encoder with its head, and nothing else."""
+    """The sizes of an encoder and its head."""
 
     vocab: int
     positions: int
-    """The longest input, or the rows of the position table where there is one."""
+    """Number of rows of the position table; without a table, the largest input length."""
     token_types: int
-    """0 where the model takes no `token_type_ids`."""
+    """Number of token types; 0 if the model takes no `token_type_ids`."""
     embedding: int
-    """Width of the embedding tables; a linear map follows where it differs from `hidden`."""
+    """Width of the embedding tables. A linear map follows if it differs from `hidden`."""
     hidden: int
     head_dim: int
     layers: tuple[Layer, ...]
     labels: int
     head: HeadKind = "tanh"
-    """Activation between the two maps of the head; `linear` = the head is one map."""
+    """Activation between the head's two linear maps; `linear` = the head has only one."""
     activation: Activation = "gelu"
     norm_eps: float = 1e-12
     pad_id: int = 0
     positions_from: Literal["index", "padding"] = "index"
     """`padding`: RoBERTa's rule, position = pad_id + number of non-pad ids so far."""
     projected: bool = False
-    """Whether a linear map stands between the embedding and the first layer (ELECTRA)."""
+    """True if a linear map projects the embeddings to the hidden size, as in ELECTRA."""
     pool_early: bool = False
-    """Whether the last attention block and all after it run at the first position only."""
+    """True if the last attention and all later branches run only at the first position."""
     mux: Multiplexing | None = None
-    """The mixing of rows; None = every row has a forward pass of its own."""
+    """The mixing of rows; None = every row has its own forward pass."""
     pooling: Pooling = "first"
-    """Positions that the head reads: the first, the mean of all, their sum over the root of
-    their number, every one, or what the pools of `sentence` say."""
+    """The positions that the head reads.
+
+    - first: the first position.
+    - mean: the mean of all positions.
+    - mean_sqrt: the sum of all positions, divided by the root of their number.
+    - all: every position separately.
+    - several: the pools of `sentence`.
+    """
     family: str = "bert"
     """The architecture: a `model_type` of `prumux.optimizer.model.families`."""
     constants: tuple[tuple[str, Constant], ...] = ()
-    """Facts that only this family has, such as the bases of rotary positions; by name."""
+    """The family's own constants by name, such as the bases of rotary positions."""
     sentence: SentenceHead | None = None
-    """The head of a sentence embedding, in place of the family's; `labels` is its width."""
+    """The head of a sentence embedding. It replaces the family's; `labels` is its width."""
 
     @property
     def slots(self) -> int:
-        """Rows that share a forward pass."""
+        """Number of rows that share a forward pass."""
         return self.mux.n if self.mux else 1
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that a row may have: RoBERTa's rule leaves some positions unused."""
+        """Largest number of tokens in a row. RoBERTa's rule leaves some positions unused."""
         unused = self.pad_id + 1 if self.positions_from == "padding" else 0
         return self.positions - unused
 
     @property
     def pooled(self) -> bool:
-        """Whether logits are [B, C], one answer a row, and not [B, T, C]."""
+        """True if logits are [B, C], one answer per row; False if they are [B, T, C]."""
         return self.pooling != "all"
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """The parts of all positions that the head reads, side by side."""
+        """The pools that the head reads, concatenated."""
         if self.pooling == "several" and self.sentence is not None:
             return self.sentence.pools
         match self.pooling:
@@ -150,39 +156,39 @@ class Encoder:
 
     @property
     def reads_first(self) -> bool:
-        """Whether the head reads the first position only."""
+        """True if the head reads only the first position."""
         return self.pooling == "first"
 
     @property
     def last_attention(self) -> int:
-        """Index of the last layer that still attends, -1 if none does."""
+        """Index of the last layer with attention heads; -1 if there is none."""
         return max((i for i, layer in enumerate(self.layers) if layer.heads), default=-1)
 
     @property
     def narrow_from(self) -> int:
-        """First layer that runs at the first position only; past the last if none does."""
+        """Index of the first layer that runs only at the first position, or `len(layers)`."""
         early = self.pool_early and self.last_attention >= 0
         return self.last_attention if early else len(self.layers)
 
     def units(self, branch: Branch) -> int:
-        """Heads or FFN units of a branch."""
+        """Number of heads or FFN units of a branch."""
         layer = self.layers[branch.index]
         return layer.heads if branch.kind == "attention" else layer.ffn
 
     def branches(self) -> list[Branch]:
-        """The branches that are left, in order."""
+        """The branches that have units, in order."""
         pairs = ((i, kind) for i in range(len(self.layers)) for kind in KINDS)
         return [b for b in (Branch(*pair) for pair in pairs) if self.units(b)]
 
     def constant(self, name: str) -> Constant:
-        """One of the family's own facts."""
+        """One of the family's own constants."""
         return dict(self.constants)[name]
 
     def number(self, name: str) -> float:
-        """One of the family's own facts that is a number.
+        """One of the family's own constants, which must be a number.
 
         Raises:
-            ValueError: it is none, in a damaged file.
+            ValueError: the constant is not a number, or too large, as in a damaged file.
         """
         found = self.constant(name)
         if isinstance(found, bool | str | tuple) or not abs(found) <= LIMIT_CONSTANT:

@@ -1,7 +1,7 @@
 """Reads the MODEL argument: an artifact folder, a Hugging Face folder or hub id, `model.pt`.
 
-Nothing in a file is ever executed: safetensors first, `weights_only=True` for pickles, no
-remote code for tokenizers.
+No code from a file is ever executed. safetensors files are preferred, pickles are loaded with
+`weights_only=True`, and tokenizers are loaded without remote code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DOWNLOADS = (
     *("*_Dense/model.safetensors", "*_Dense/pytorch_model.bin", "0_*/model.safetensors"),
 )
 LOCAL = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx"})
-"""Suffixes of files, which no hub id has."""
+"""File suffixes. Hub ids have none of them."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -58,11 +58,11 @@ def load_model(
 
     Args:
         source: a folder, a file or a hub id.
-        pooling: makes an embedding model of an encoder without a head, see `pooled_by`.
-        dimensions: entries of an embedding model's vectors that are kept, the first ones.
+        pooling: turns an encoder without a head into an embedding model, see `pooled_by`.
+        dimensions: number of leading entries of an embedding model's vectors to keep.
 
     Raises:
-        ModelError: not found, damaged, unsafe or unsupported.
+        ModelError: the model is missing, damaged, unsafe or unsupported.
     """
     model = _load(source, pooling)
     return model if dimensions is None else shortened_model(model, dimensions)
@@ -104,7 +104,7 @@ def _from_folder(folder: Path, name: str, pooling: str | None) -> Model:
     model = build(config, read_state(file), None, name, sentence)
     if others:
         model = _remarked(model, f"{file.name} was read, {', '.join(others[:3])} was not")
-    # After the model: a fault of its config would be called one of the tokenizer.
+    # After the model: otherwise a fault of config.json is reported as one of the tokenizer.
     return _with_tokenizer(model, inner, sentence)
 
 
@@ -114,10 +114,10 @@ def _refuse_pooling(pooling: str | None, why: str) -> None:
 
 
 def shortened_model(model: Model, dimensions: int) -> Model:
-    """An embedding model with the first entries of its vectors, normalised again.
+    """An embedding model that returns the first entries of its vectors, normalised again.
 
     Raises:
-        ModelError: the model gives no vectors, or shorter ones.
+        ModelError: the model returns no vectors, or the vectors are shorter.
     """
     e = model.encoder
     if e.sentence is None:
@@ -158,7 +158,7 @@ def _from_file(path: Path, name: str, pooling: str | None) -> Model:
 
 
 def _with_tokenizer(model: Model, folder: Path, sentence: SentenceFiles | None) -> Model:
-    """The model with the tokenizer of a folder; the digest is that of what is left of it."""
+    """The model with the tokenizer of a folder. A new digest is made if sizes changed."""
     tokenizer = read_tokenizer(folder)
     if tokenizer is not None and sentence is not None:
         limit_tokens(tokenizer, sentence)
@@ -180,7 +180,7 @@ def build(
     name: str,
     sentence: SentenceFiles | None = None,
 ) -> Model:
-    """A `Model` out of a config and a state dict with Hugging Face names."""
+    """Build a `Model` from a config and a state dict with Hugging Face names."""
     found = {k: v for k, v in found.items() if not str(k).endswith("_extra_state")}
     wrong = [k for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
     if wrong or not found:
@@ -221,7 +221,7 @@ def build(
 
 
 def _ignored(names: Sequence[str]) -> str:
-    """The line about tensors that the architecture does not have."""
+    """The remark about tensors that the architecture does not have."""
     more = f" and {len(names) - 3} more" if names[3:] else ""
     return (
         f"the architecture does not have {len(names)} of the checkpoint's tensors, ignored: "
@@ -234,7 +234,7 @@ def _download(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=[*DOWNLOADS, *WEIGHT_FILES]))
-    except Exception as error:  # every kind of network, name and permission fault
+    except Exception as error:  # any error of network, name or permission
         first = str(error).strip().split("\n")[0][:200]
         raise ModelError(
             f"no folder '{name}' here, and the hub could not give it: {first}\n"

@@ -1,12 +1,12 @@
-"""`Ops` in torch: runs the forward pass, with gradients to weights and to mask factors.
+"""`Ops` in torch: runs the forward pass, with gradients of weights and of mask factors.
 
-Masks are factors, so a masked model runs and has gradients before anything is cut:
+Masks are applied as factors z, so a masked model runs and has gradients before it is sliced:
 
-    head h:        c_h        -> z_h * c_h            (c_h: its context vector)
-    FFN unit j:    u_j        -> z_j * u_j            (u_j: what the output map reads)
-    hidden k:      every write to the residual stream is multiplied by z_k, and norms take
-                   their statistics over surviving dimensions only
-    no survivor:   the branch, its biases and its norm are skipped
+    head h:        c_h        -> z_h * c_h            (c_h: context vector of the head)
+    FFN unit j:    u_j        -> z_j * u_j            (u_j: input of the output map)
+    hidden k:      every write to the residual stream is multiplied by z_k, and norms compute
+                   their statistics over unmasked dimensions only
+    no unit left:  the branch, its biases and its norm are skipped
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats. All may carry an axis of (mixed) rows: [H] or [B, H]."""
+    """Mask factors as floats. Each may have a leading axis of (mixed) rows: [H] or [B, H]."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -50,15 +50,15 @@ class Factors:
 
 
 class Parameters(Protocol):
-    """Holds the weights under their names, as any `nn.Module` does."""
+    """An object that returns weights by name, such as any `nn.Module`."""
 
     def get_parameter(self, target: str) -> nn.Parameter:
-        """As in `nn.Module`."""
+        """See `nn.Module.get_parameter`."""
 
 
 @dataclass(eq=False)
 class TorchOps:
-    """One pass of a batch. `mask` is [B, T], 1 = real token, and follows mixing."""
+    """The forward pass of one batch. `mask` [B, T] is 1 at real tokens; `mix` updates it."""
 
     encoder: Encoder
     weights: Parameters
@@ -67,9 +67,9 @@ class TorchOps:
     ids: Tensor | None = None
     token_types: Tensor | None = None
     row_mask: Tensor = field(init=False)
-    """The mask of single rows, before any mixing."""
+    """The mask of single rows, before rows are mixed."""
     shared: dict[object, Tensor] = field(default_factory=dict)
-    """Biases and rotary angles, which all layers share."""
+    """A cache of biases and rotary angles that all layers share."""
 
     def __post_init__(self) -> None:
         self.row_mask = self.mask
@@ -95,7 +95,7 @@ class TorchOps:
         return self._masked(y) if self._hidden(f"{name}.weight") else y
 
     def apply(self, name: str, x: Tensor) -> Tensor:
-        """The linear map without masks; subclasses may look at what goes in and out."""
+        """The linear map without masks. Subclasses may record its input and output."""
         return self._read(name, x)
 
     def norm(self, name: str, x: Tensor, *, centred: bool = True) -> Tensor:
@@ -142,7 +142,7 @@ class TorchOps:
             q, k = self._rotated(rotary, q), self._rotated(rotary, k)
         bias = self._padding()
         if window is not None:
-            # The lower of both: their sum would be -inf, and a row of those is nan.
+            # The minimum of both: their sum would be -inf, and a softmax over -inf is nan.
             bias = torch.minimum(bias, self._window(window, q.shape[2], k.shape[2]))
         if relative is not None:
             bias = bias + self._relative(relative, q.shape[2], k.shape[2])
@@ -152,7 +152,7 @@ class TorchOps:
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Contexts [B, H, T, K] of split queries, keys and values; bias is added to scores."""
+        """Contexts [B, H, T, K] from split queries, keys and values; scores get the bias."""
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.encoder.head_dim) + bias
         return torch.softmax(scores, dim=-1) @ v
 
@@ -190,7 +190,7 @@ class TorchOps:
                 return torch.cat([self._pooled(kind, x) for kind in self.encoder.pools], -1)
 
     def _pooled(self, kind: Pool, x: Tensor) -> Tensor:
-        """One pool of states [B, T, D], [B, D]; padding has no part in it."""
+        """One pool of the states, without padding: [B, T, D] -> [B, D]."""
         real = self.row_mask[..., None].to(x)  # [B, T, 1]
         match kind:
             case "first":
@@ -214,7 +214,7 @@ class TorchOps:
         """See `Ops.mix`.
 
         Raises:
-            UsageError: B is no multiple of n.
+            UsageError: B is not a multiple of n.
         """
         n = self.encoder.slots
         if len(x) % n:
@@ -260,7 +260,7 @@ class TorchOps:
         return self.p(f"{what.table}.weight")[index]
 
     def _hidden(self, name: str) -> bool:
-        """Whether the first axis of a weight is the hidden one."""
+        """True if the first axis of a weight is the hidden axis."""
         return self.table[name].kinds(self.encoder)[0] == "hidden"
 
     def _masked(self, x: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ class TorchOps:
         return self._once("padding", lambda: padding_bias(self.mask))
 
     def _window(self, size: int, queries: int, keys: int) -> Tensor:
-        """[Tq, Tk]: 0 where positions differ by at most `size`, the lowest float elsewhere."""
+        """[Tq, Tk]: 0 for positions that differ by at most `size`, else the lowest float."""
 
         def make() -> Tensor:
             far = _distances(queries, keys, self.mask.device).abs() > size
@@ -290,7 +290,7 @@ class TorchOps:
         return self._once(("window", size, queries), make)
 
     def _relative(self, of: Relative, queries: int, keys: int) -> Tensor:
-        """[1, H, Tq, Tk]: the table's entry for every distance."""
+        """[1, H, Tq, Tk]: the table's entry for each distance between query and key."""
         buckets = torch.as_tensor(of.buckets, device=self.mask.device)
         rows = buckets[_distances(queries, keys, self.mask.device) + len(of.buckets) // 2]
         return self.p(f"{of.table}.weight")[rows].permute(2, 0, 1)[None]
@@ -298,9 +298,10 @@ class TorchOps:
     def _disentangled(
         self, branch: Branch, of: Disentangled, q: Tensor, k: Tensor, scale: float | None
     ) -> Tensor:
-        """[B, H, Tq, Tk]: what the vectors of distances add to scores.
+        """[B, H, Tq, Tk]: the terms that the vectors of distances add to the scores.
 
-        q is scaled as `attend` expects it, so that its own product lacks the root of K.
+        `attend` divides the products of q by the root of K. So q is scaled for `attend`, and
+        its products are divided by this root here, too.
         """
         root, device = math.sqrt(self.encoder.head_dim), self.mask.device
         queries, keys, half = q.shape[2], k.shape[2], len(of.rows) // 2
@@ -329,12 +330,12 @@ class TorchOps:
         return self.norm(of.norm, x) if of.norm else self._masked(x)
 
     def _read(self, name: str, x: Tensor) -> Tensor:
-        """A linear map of other things than states, which nobody records."""
+        """A linear map that subclasses do not record, for inputs other than states."""
         bias = self.p(f"{name}.bias") if f"{name}.bias" in self.table else None
         return F.linear(x, self.p(f"{name}.weight"), bias)
 
     def _rotated(self, rotary: Rotary, x: Tensor) -> Tensor:
-        """Queries or keys [B, H, T, K], turned by their positions."""
+        """Queries or keys [B, H, T, K], rotated by their positions."""
         size = x.shape[-1]
 
         def angles() -> Tensor:
@@ -352,10 +353,10 @@ class TorchOps:
 
 
 def per_row(factor: Tensor, like: Tensor) -> Tensor:
-    """Give a mask factor the shape that multiplies `like`.
+    """Reshape a mask factor so that it can be multiplied with `like`.
 
-    [W] stays as it is. [B, W] becomes [B, 1, ..., W]; where `like` has more rows because they
-    are not mixed yet, every row of the factor is repeated for the rows of its group.
+    A factor [W] is unchanged. A factor [B, W] becomes [B, 1, ..., W]. If the rows of `like`
+    are not mixed yet, each row of the factor is repeated for all rows of its group.
     """
     if factor.dim() == 1:
         return factor
@@ -370,7 +371,7 @@ def padding_bias(mask: Tensor) -> Tensor:
 
 
 def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
-    """Row of the position table for every token: [1, T], or [B, T] where padding counts."""
+    """Row of the position table for every token: [1, T], or [B, T] for RoBERTa's rule."""
     if encoder.positions_from == "padding":
         real = (input_ids != encoder.pad_id).long()
         return torch.cumsum(real, dim=1) * real + encoder.pad_id
@@ -378,7 +379,7 @@ def position_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
 
 
 def pair_ids(encoder: Encoder, input_ids: Tensor) -> Tensor:
-    """Bucket of every token and the one before it, [B, T]; before the first stands padding."""
+    """Bucket of each token and its predecessor, [B, T]. Padding precedes the first token."""
     before = F.pad(input_ids[:, :-1], (1, 0), value=encoder.pad_id)
     return (before * PRIME + input_ids) % int(encoder.number("buckets"))
 

@@ -1,4 +1,4 @@
-"""Every weight of an encoder: names, axes and shapes. The one source of truth."""
+"""Names, axes and shapes of every weight of an encoder. All other modules use this list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sizes import Branch, Encoder, Multiplexing
 
 @lru_cache(maxsize=512)
 def weights_of(encoder: Encoder) -> tuple[Weight, ...]:
-    """All weights, in the order in which checkpoints of training count them."""
+    """All weights. Training checkpoints number weights in this order."""
     family = family_of(encoder)
     found = [*family.embeddings(encoder).weights]
     for branch in encoder.branches():
@@ -30,12 +30,12 @@ def weight_table(encoder: Encoder) -> dict[str, Weight]:
 
 
 def expected_shapes(encoder: Encoder) -> dict[str, tuple[int, ...]]:
-    """Every weight's name and shape. Loader, verifier, slicer and exporter use this."""
+    """Name and shape of every weight, for loader, verifier, slicer and exporter."""
     return {x.name: x.shape(encoder) for x in weights_of(encoder)}
 
 
 def branch_parameters(encoder: Encoder, branch: Branch) -> tuple[int, int]:
-    """Parameters of one head or FFN unit of a branch, and those of the branch itself."""
+    """Number of parameters of one head or FFN unit, and of the rest of the branch."""
     weights = family_of(encoder).branch_weights(encoder, branch)
     counts = [x.per_unit(encoder) for x in weights]
     return sum(a for a, _ in counts), sum(b for _, b in counts)

@@ -3,8 +3,8 @@
     result = prumux.optimize("model", budget=0.02)
     prumux.load("model-prumux").predict(["a fine film"])
 
-After `import prumux`, Hugging Face's Auto classes and pipelines load optimised models too.
-Importing is quick: each name below is imported when it is first used.
+After `import prumux`, Hugging Face's Auto classes and pipelines load optimised models, too.
+The import is quick: each name below is imported on first use.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# ONNX Runtime reads it when it is imported: without it, it writes an id of the device under
-# HOME and sends reports. `ORT_DISABLE_TELEMETRY=0` keeps them.
+# ONNX Runtime reads this variable on import. Without it, ONNX Runtime writes a device id under
+# HOME and sends reports. A user can allow the reports with `ORT_DISABLE_TELEMETRY=0`.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _install()

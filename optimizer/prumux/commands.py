@@ -1,4 +1,4 @@
-"""Entry points of the commands. Ctrl-C ends them cleanly, even during imports."""
+"""Entry points of the commands. Ctrl-C ends a command cleanly, even during imports."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _run(program: str, module: str) -> int:
     os.environ.setdefault("RAYON_NUM_THREADS", str(cpu_threads()))  # tokenizers' threads
 
     def exit_now(*_: object) -> None:
-        # No work has begun. Raising KeyboardInterrupt is unsafe here: C libraries that are
-        # being imported turn it into another exception or into a warning.
+        # No work has begun. Raising KeyboardInterrupt is unsafe here: a C library that is
+        # being imported turns KeyboardInterrupt into another exception or a warning.
         os.write(2, f"{program}: interrupted; {again}\n".encode())
         os._exit(INTERRUPTED)
 
@@ -47,15 +47,16 @@ def _run(program: str, module: str) -> int:
 
 
 def _open_streams() -> None:
-    """Connect stdin, stdout and stderr to the null device where the caller closed them.
+    """Connect each of stdin, stdout and stderr that the caller closed to the null device.
 
-    Else the next file that is opened would get their number, and be written into.
+    Otherwise the next opened file would get the number of the closed stream, and output for
+    the stream would be written into the file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the smallest free number, this one
+            os.open(os.devnull, os.O_RDWR)  # gets the smallest free number: `number`
         if getattr(sys, name) is None:
             stream = open(number, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115, PTH123
             setattr(sys, name, stream)

@@ -1,10 +1,14 @@
-"""Tasks: what the labels of a model mean. One task is one file here.
+"""Tasks: the meanings of a model's labels. Each task is one file in this folder.
 
-`Task` (`task.py`) lists what a task has to say: how its labels are read from a data column,
-how logits become predictions and answers, its metrics and how a certificate bounds their loss,
-its training losses and Fisher information, and when two engines give the same answers.
+`Task` (`task.py`) is the interface. A task defines:
 
-To add a task, add a file with a subclass of `Task`: `registry.py` finds it. Copy the file that
-is nearest, and try the new task in `tests/tasks/test_laws.py`. `metrics.py`, `labels.py`,
-`losses.py`, `fisher.py` and `prediction.py` hold arithmetic that several tasks share.
+- reading of labels from a data column;
+- predictions and answers from logits;
+- metrics, and the statistic that bounds their loss in a certificate;
+- training losses and Fisher information;
+- a test for equal answers of two engines.
+
+To add a task, add a file with a subclass of `Task`; `registry.py` finds it. Copy the file of
+the most similar task, and try the new task in `tests/tasks/test_laws.py`. `metrics.py`,
+`labels.py`, `losses.py`, `fisher.py` and `prediction.py` contain functions that tasks share.
 """

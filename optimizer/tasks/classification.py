@@ -29,12 +29,12 @@ from .prediction import Answer, class_predictions
 from .task import Pooling, Task, WorstCase
 
 HIDDEN = -1
-"""The label of rows whose label is kept secret, as in GLUE's test splits."""
+"""The label of rows with a secret label, as in GLUE's test splits."""
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One class a row; predictions are class ids [N]."""
+    """One class for each row. Predictions are class ids [N]."""
 
     name: ClassVar[str] = "text-classification"
     kind: ClassVar[str] = "text-classification"
@@ -47,18 +47,18 @@ class Classification(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """With `problem_type` left out, every model of two labels and more."""
+        """True for this `problem_type`, or if it is missing and there are several labels."""
         return problem_type == cls.problem_type or (problem_type is None and labels != 1)
 
     @property
     def output_labels(self) -> tuple[str, ...]:
-        """All labels: the largest logit is the answer."""
+        """All labels, because the largest logit is the answer; none for a single label."""
         return self.labels if len(self.labels) > 1 else ()
 
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> Ints | None:
-        """Class ids [N] of ids or label names; None if every value is -1 (hidden labels)."""
+        """Class ids [N] from ids or label names; None if every value is -1 (hidden labels)."""
         del words
         names = self.labels
         ids = label_ids(values, names, fail, allowed=HIDDEN)
@@ -133,16 +133,16 @@ class Classification(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Rows of the class where errors cost most, so that a rare class counts.
+        """Adds misclassified rows of the class where errors cost most, often a rare one.
 
-        For accuracy without a changed row the loss would be z^2 / (n + z^2), as Tango's bound.
+        For accuracy without changed rows, the loss equals Tango's bound z^2 / (n + z^2).
         """
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))
         counts = np.bincount(y, minlength=len(self.labels))
-        # A macro mean is over the classes that occur; with two classes both are in the score.
+        # A macro mean covers the classes that occur. With two classes, both enter the score.
         classes = np.arange(len(counts)) if len(counts) == 2 else np.flatnonzero(counts)
-        # Mistaken for the rarest other class, where a false positive costs most.
+        # Each row is mistaken for the rarest other class, where a false positive costs most.
         rarest = [*classes[np.argsort(counts[classes], kind="stable")], *range(len(counts))]
         wrong = [next(c for c in rarest if c != k) for k in classes]
         weights = np.hstack([np.ones((len(classes), len(y))), extra * np.eye(len(classes))])
@@ -158,11 +158,11 @@ class Classification(Task):
         return kl_divergence(student, teacher, temperature)
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Cross-entropy; a row labelled -100 does not count."""
+        """Cross-entropy. Rows labelled -100 are ignored."""
         return cross_entropy(logits, labels)
 
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator
     ) -> list[Tensor]:
-        """One scalar a class, or of some classes drawn."""
+        """One scalar for each class, or for drawn classes."""
         return class_scalars(logits, weight, random)

@@ -26,15 +26,15 @@ from .regression import Regression
 from .task import ConstantAnswer, Pooling, Task, WorstCase
 
 CONFIG_KEY = "sentence_embedding"
-"""The key of config.json that holds what is not sizes."""
+"""The key of config.json with prompts and similarity."""
 NEIGHBOURS = 10
-"""Neighbours of a text that agreement compares."""
+"""Number of a text's nearest neighbours that agreement compares."""
 MOST_FOUND = 100
-"""Documents that are kept of the ranking of a query."""
+"""Number of documents that are kept in a query's ranking."""
 SAME_COSINE = 0.999
-"""Vectors of this cosine and more are the same answer."""
+"""Vectors with at least this cosine count as the same answer."""
 SIMILARITIES = 5.0
-"""Weight of the similarities in a batch beside the vectors."""
+"""Weight of the loss of similarities in a batch, relative to the loss of the vectors."""
 PROMPT_NAMES: dict[TextKind, tuple[str, ...]] = {
     "text": (),
     "query": ("query",),
@@ -46,17 +46,17 @@ _AT = re.compile(r"(ndcg|recall)@(\d+)")
 
 @dataclass(frozen=True)
 class SentenceEmbedding(Task):
-    """A vector a text. Rows that are scored are texts, pairs of texts, or queries.
+    """One vector for each text. Scored rows are texts, pairs of texts, or queries.
 
-    Predictions are vectors [N, D], pairs of vectors [N, 2, D], or of each query the documents
-    found, best first, int64 [Q, K].
+    Predictions are vectors [N, D], pairs of vectors [N, 2, D], or the documents found for each
+    query, best first, int64 [Q, K].
     """
 
     prompts: tuple[tuple[str, str], ...] = ()
-    """Texts that are put before the user's, by name."""
+    """Pairs of name and prompt. A prompt is put before the user's text."""
     default_prompt: str | None = None
     similarity: Similarity = "cosine"
-    """The key that documents are ranked by."""
+    """The similarity that ranks documents."""
 
     name: ClassVar[str] = "sentence-embedding"
     kind: ClassVar[str] = "sentence-similarity"
@@ -78,18 +78,18 @@ class SentenceEmbedding(Task):
 
     @classmethod
     def auto_class(cls) -> str:
-        """`AutoModel`, which gives the states; sentence-transformers pools them."""
+        """`AutoModel`. It returns hidden states, and sentence-transformers pools them."""
         return "AutoModel"
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Every model that is read as an embedding model."""
+        """True for every model that is read as an embedding model."""
         del problem_type, labels
         return True
 
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
-        """See `Task.of_config`: prompts and similarity."""
+        """See `Task.of_config`. Reads prompts and similarity."""
         del labels
         block = config.get(CONFIG_KEY) or {}
         prompts = block.get("prompts") or {}
@@ -119,7 +119,7 @@ class SentenceEmbedding(Task):
         return {CONFIG_KEY: block}
 
     def check(self, labels: int) -> None:
-        """Nothing: the entries of a vector have no names."""
+        """Check nothing: the entries of a vector have no names."""
 
     def prompt(self, name: str | None) -> str:
         """See `Task.prompt`."""
@@ -134,7 +134,7 @@ class SentenceEmbedding(Task):
         return known[name]
 
     def prompted(self, texts: Sequence[str], kind: TextKind = "text") -> tuple[str, ...]:
-        """Texts with the prompt of their kind before them, or else the default one."""
+        """The texts, each after the prompt of its kind, or after the default prompt."""
         known = dict(self.prompts)
         named = next((known[x] for x in PROMPT_NAMES[kind] if x in known), self.prompt(None))
         return tuple(named + x for x in texts) if named else tuple(texts)
@@ -155,7 +155,7 @@ class SentenceEmbedding(Task):
         return np.asarray(np.stack([*logits]), dtype=np.float32)
 
     def arranged(self, predictions: Predictions, layout: Layout) -> Predictions:
-        """Pairs of vectors [N, 2, D], or the documents found for each query [Q, K]."""
+        """Pairs of vectors [N, 2, D], or the found documents of each query [Q, K]."""
         vectors = np.asarray(predictions)
         if layout.kind == "pairs":
             return vectors.reshape(layout.rows, 2, -1)
@@ -166,10 +166,10 @@ class SentenceEmbedding(Task):
         return neighbours.nearest(queries, documents, count, layout.own)
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """Vectors have no labels.
+        """Not supported: vectors have no labels.
 
         Raises:
-            UsageError: always; names `encode`.
+            UsageError: always. The message names `encode`.
         """
         raise UsageError(
             "an embedding model gives vectors, not labels: call encode(['a text'])"
@@ -183,7 +183,7 @@ class SentenceEmbedding(Task):
         return (Metric("spearmanr"), *rankings, Metric(AGREEMENT, "mean", needs_labels=False))
 
     def fitting(self, labels: Labels | None) -> tuple[Metric, ...]:
-        """Those that pairs with a score, or queries with judgements, allow."""
+        """The metrics for pairs with a score, or for queries with judgements."""
         form = None if labels is None else np.ndim(np.asarray(labels))
         usable = {None: (), 1: ("spearmanr",)}
         names = usable.get(form, tuple(x.name for x in self.metrics if _AT.match(x.name)))
@@ -191,7 +191,7 @@ class SentenceEmbedding(Task):
 
     @property
     def default_metric(self) -> str:
-        """Spearman's correlation of the cosines of pairs with their scores."""
+        """Spearman's correlation between the pairs' cosines and their scores."""
         return "spearmanr"
 
     def usual_metric(self, labels: Labels) -> str:
@@ -207,7 +207,7 @@ class SentenceEmbedding(Task):
         return spearman(neighbours.cosines(p[:, 0], p[:, 1]), y)
 
     def row_scores(self, metric: str, predictions: Predictions, labels: Predictions) -> Floats:
-        """The score of each query, or the share of each text's neighbours that are kept."""
+        """The score of each query; for agreement, each row's share of kept neighbours."""
         p, y = np.asarray(predictions), np.asarray(labels)
         if metric == AGREEMENT:
             return self._agreement(p, y)
@@ -244,7 +244,7 @@ class SentenceEmbedding(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """The pairs themselves, with the optimised model's cosines mirrored at their mean."""
+        """Copies of the pairs in which the optimised cosines are mirrored at their mean."""
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
@@ -260,7 +260,7 @@ class SentenceEmbedding(Task):
         )
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """The same vector for every text: all texts are then alike near."""
+        """The same vector for every text. All texts are then equally similar."""
         if metric == "spearmanr":
             return ConstantAnswer("one vector", 0.0)
         y = np.asarray(truth)
@@ -272,7 +272,11 @@ class SentenceEmbedding(Task):
         return ConstantAnswer("one vector", self.score(metric, constant, truth))
 
     def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
-        """Vectors below `SAME_COSINE`; queries that lose two of ten documents."""
+        """Number of changed answers, and number of all answers.
+
+        A vector is changed if its cosine with the certified one is below `SAME_COSINE`. A
+        query is changed if it loses at least two of its ten documents.
+        """
         p, y = np.asarray(found), np.asarray(certified)
         if p.dtype.kind == "i":
             other = self._agreement(p, y) < 1 - 1.5 / NEIGHBOURS
@@ -281,12 +285,12 @@ class SentenceEmbedding(Task):
         return int(other.sum()), int(other.size)
 
     def mean_cosine(self, dense: Predictions, optimised: Predictions) -> float | None:
-        """Mean cosine of the optimised model's vectors to the dense model's."""
+        """Mean cosine between the vectors of the optimised and of the given model."""
         p, q = np.asarray(dense), np.asarray(optimised)
         return None if p.dtype.kind == "i" else float(neighbours.cosines(p, q).mean())
 
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Mean of 1 - cosine, plus squared errors of the cosines between rows of the batch."""
+        """Mean of 1 - cosine, plus the squared errors of cosines between rows of the batch."""
         del temperature
         s, t = F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
         apart = (1 - (s * t).sum(-1)).mean()
@@ -294,7 +298,7 @@ class SentenceEmbedding(Task):
         return apart + SIMILARITIES * (s @ s.T - t @ t.T).square().sum() / pairs
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Nothing: a score belongs to a pair, and texts are run one by one."""
+        """Loss 0 over 0 labels: a score belongs to a pair, and texts are run one by one."""
         del labels
         return logits.sum() * 0.0, 0
 
@@ -303,9 +307,10 @@ class SentenceEmbedding(Task):
     ) -> list[Tensor]:
         """Random projections of the unit vectors.
 
-        1 - cosine of a vector and a slightly moved one is half of the squared distance of the
-        unit vectors. With a random direction g of unit variance the mean of (d g.u / dz)^2 is
-        |du / dz|^2, so removing a unit costs about half of its importance in 1 - cosine.
+        For a vector and a slightly changed copy, 1 - cosine is half of the squared distance
+        between their unit vectors u. With a random direction g of unit variance, the mean of
+        (d g.u / dz)^2 is |du / dz|^2. So removing a unit adds about half of the unit's
+        importance to 1 - cosine.
         """
         units = F.normalize(logits, dim=-1)
         shape = (DRAWS, *units.shape)

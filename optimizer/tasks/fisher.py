@@ -1,8 +1,8 @@
-"""Fisher information of a model's predictions: what the tasks share.
+"""Fisher information of a model's predictions: functions that tasks share.
 
-The Fisher information of a row is the expected outer product of the gradients of log p(y) when
-y is drawn from the model's own prediction. Its diagonal is a sum of squared gradients, and so
-are the importance scores of masks: see https://arxiv.org/abs/1905.10650 and
+Draw y from the model's own prediction. The Fisher information of a row is the expected outer
+product of the gradient of log p(y) with itself. Its diagonal is a sum of squared gradients.
+The importance scores of masks are such sums, too: see https://arxiv.org/abs/1905.10650 and
 https://arxiv.org/abs/2204.09656.
 """
 
@@ -13,20 +13,21 @@ from torch import Tensor
 
 EXACT_CLASSES = 3
 DRAWS = 2
-"""Above `EXACT_CLASSES`, so many classes are drawn for each row from its prediction."""
+"""Number of classes drawn from each prediction, if there are more than `EXACT_CLASSES`."""
 
 
 def signs(logits: Tensor, real: Tensor | None, mixed: bool, random: torch.Generator) -> Tensor:
     """The factor of each prediction in a Fisher scalar, [B] or [B, T].
 
-    Predictions that share gradients, the positions of a row and the rows of a mixed row, are
-    summed, each with a random sign: the cross terms of the square vanish on average, so one
-    backward pass estimates the sum. Predictions of separate rows need no sign.
+    The positions of a row share gradients, and so do the rows of a mixed row. Their
+    predictions are summed, each with a random sign. The cross terms of the squared sum vanish
+    on average, so one backward pass estimates the sum of squares. Predictions of separate rows
+    need no sign.
 
     Args:
         logits: [B, C] or [B, T, C].
-        real: bool [B, T], True on positions that count; None = one prediction a row.
-        mixed: whether rows share a forward pass.
+        real: bool [B, T], True at positions that count; None = one prediction per row.
+        mixed: True if rows share a forward pass.
         random: draws the signs.
     """
     weight = torch.ones_like(logits[..., 0])
@@ -38,8 +39,9 @@ def signs(logits: Tensor, real: Tensor | None, mixed: bool, random: torch.Genera
 def class_scalars(logits: Tensor, weight: Tensor, random: torch.Generator) -> list[Tensor]:
     """Fisher scalars of softmax predictions.
 
-    With few classes one scalar a class, sqrt(p(c)) log p(c), so that the sum of squares is the
-    exact expectation; with many, `DRAWS` classes are drawn from p.
+    With few classes there is one scalar for each class c, sqrt(p(c)) log p(c). The sum of the
+    squared gradients is then the exact expectation. With many classes, `DRAWS` classes are
+    drawn from p.
 
     Args:
         logits: [..., C].

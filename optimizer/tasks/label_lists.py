@@ -1,4 +1,4 @@
-"""Label columns with several labels a row: lists, texts, or zeros and ones."""
+"""Label columns with several labels per row: lists, texts, or zeros and ones."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ DELIMITERS = ("|", ";", ",", "/", " ")
 
 
 class ZerosAndOnes(list[int]):
-    """For each of the model's labels 1 where it holds, else 0."""
+    """One number for each of the model's labels: 1 if the label applies, else 0."""
 
 
 class LabelLists(NamedTuple):
     """The labels of each row as a list."""
 
     lists: list[list[Any]]
-    """Names or ids."""
+    """Label names or ids of each row."""
     settled: bool
-    """Whether all are ids of the model, whatever the data calls its classes."""
+    """True if all values are ids of the model's labels, not names or ids of the data."""
     notes: tuple[str, ...] = ()
-    """The reading of the values, where there was a choice."""
+    """Notes for the user on how ambiguous values were read."""
 
 
 def label_lists(
@@ -31,13 +31,18 @@ def label_lists(
 ) -> LabelLists:
     """The labels of N rows as lists of names or ids.
 
-    A value is a list of names or ids, a list of 0 and 1 for each label, a text that holds one
-    of these, a text of names with one of `DELIMITERS` between them, or a single label.
+    A value has one of these forms:
+
+    - a list of names or ids;
+    - a list with a 0 or 1 for each label;
+    - a text that contains such a list;
+    - a text of names separated by one of `DELIMITERS`;
+    - a single label.
 
     Args:
-        values: the column, [N].
+        values: the values of the column, [N].
         names: the model's labels, [C].
-        read: further names that the data uses, in any case.
+        read: further label names in the data. Upper and lower case are equal.
         fail: raises DataError.
     """
     also = {x.strip().casefold() for x in read}
@@ -59,7 +64,7 @@ def label_lists(
 
 
 def _opened(value: Any) -> Any:
-    """A list that a csv file holds as text, as pandas writes it, as a list."""
+    """Parse a list that is written as text, as pandas does in csv; other values stay."""
     if not isinstance(value, str) or not value.strip().startswith("["):
         return value
     try:
@@ -72,7 +77,7 @@ def _opened(value: Any) -> Any:
 def _split(
     values: list[Any], known: Callable[[str], bool], fail: Fail
 ) -> tuple[list[Any], tuple[str, ...]]:
-    """Texts as lists of names where one delimiter makes names of all of them."""
+    """Split texts into lists of names, if one delimiter splits all of them into names."""
     texts = {x for x in values if isinstance(x, str)}
     fitting = [x for x in DELIMITERS if any(x in y.strip() for y in texts)]
     fitting = [x for x in fitting if all(all(map(known, _parts(y, x))) for y in texts)]
@@ -95,7 +100,10 @@ def _parts(text: str, delimiter: str) -> list[str]:
 
 
 def _refuse(values: list[Any], known: Callable[[str], bool], fail: Fail) -> None:
-    """Name the first text that the best delimiter makes no labels of; one label is left."""
+    """Report the first part of a text that is no label, using the best-fitting delimiter.
+
+    Texts without a delimiter are single labels and are not reported here.
+    """
     texts = [(i, x) for i, x in enumerate(values) if isinstance(x, str)]
 
     def unread(delimiter: str) -> list[tuple[int, str]]:
@@ -103,7 +111,7 @@ def _refuse(values: list[Any], known: Callable[[str], bool], fail: Fail) -> None
 
     used = [x for x in DELIMITERS if any(x in text.strip() for _, text in texts)]
     if not used:
-        return  # single labels, which are refused by name where they become ids
+        return  # `label_ids` reports unknown single labels
     row, part = min((unread(x) for x in used), key=len)[0]
     fail(
         row,
@@ -118,7 +126,7 @@ def _zeros_and_ones(row: list[Any], labels: int) -> bool:
 
 
 def _may_be_ids(lists: list[list[Any]], labels: int) -> bool:
-    """Whether rows of 0 and 1 may be ids: whole numbers, none of them twice in a row."""
+    """True if rows of 0 and 1 may be ids: whole numbers, each at most once per row."""
     return all(
         not any(isinstance(y, float | bool) for y in x)
         and len({integer(y) for y in x}) == len(x) <= labels
@@ -128,6 +136,6 @@ def _may_be_ids(lists: list[list[Any]], labels: int) -> bool:
 
 
 def first_labels(names: Sequence[str], row: Sequence[int]) -> str:
-    """The labels of a row for messages."""
+    """The labels of a row, for messages."""
     held = [name for name, y in zip(names, row, strict=True) if y]
     return f"'{first_names(held)}'" if held else "no label"

@@ -1,4 +1,4 @@
-"""Are the data's classes numbered in another order than the model's?"""
+"""Detects data whose classes are numbered in another order than the model's."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from numpy.typing import NDArray
 from .task import Task
 
 LEVEL = 0.01
-"""Error of naming another order where the order is right, over all orders that move so many
-classes."""
+"""Probability of reporting another order although the order is right. The test is corrected
+for the number of orders that move as many classes."""
 
 
 @dataclass(frozen=True)
 class LabelOrder:
-    """Another meaning of the labels that fits the model's answers far better."""
+    """Another order of the labels that fits the model's answers far better."""
 
     moved: tuple[tuple[str, str], ...]
-    """Classes as they were read, and what they seem to mean."""
+    """Pairs of class names: the name as read, and the name that it seems to mean."""
     accuracy: float
     accuracy_as_read: float
 
     @property
     def described(self) -> str:
-        """In words."""
+        """The moved classes in words, for messages."""
         pairs = [f"'{read}' means '{meant}'" for read, meant in self.moved[:8]]
         return ", ".join(pairs) + (", ..." if self.moved[8:] else "")
 
     @property
     def option(self) -> str:
-        """The option that applies it."""
+        """The command-line option that applies this order."""
         pairs = (shlex.quote(f"{read}={meant}") for read, meant in self.moved)
         return f"--labels {' '.join(pairs)}"
 
@@ -42,20 +42,20 @@ class LabelOrder:
 def explained(answers: NDArray[Any], labels: NDArray[Any], task: Task) -> LabelOrder | None:
     """The permutation of the classes that makes most answers right, if it is clearly better.
 
-    Clearly: rows that turn right against rows that turn wrong, in an exact sign test,
-    corrected for the number of permutations that move as many classes.
+    An exact sign test compares the rows that become right with the rows that become wrong. It
+    is corrected for the number of permutations that move as many classes.
 
     Args:
         answers: the model's class ids, [N].
-        labels: class ids as they were read, [N].
-        task: names the classes.
+        labels: class ids as read from the data, [N].
+        task: the task with the class names.
     """
     from scipy.optimize import linear_sum_assignment
 
     classes = len(task.labels)
     counts = np.zeros((classes, classes))
     np.add.at(counts, (labels, answers), 1)
-    # Of equally good permutations the one that leaves most classes where they are.
+    # Among equally good permutations, prefer the one that moves the fewest classes.
     read, meant = linear_sum_assignment(
         counts + np.eye(classes) / (2 * classes), maximize=True
     )
@@ -74,12 +74,12 @@ def explained(answers: NDArray[Any], labels: NDArray[Any], task: Task) -> LabelO
 
 
 def log_sign_test(more: int, fewer: int) -> float:
-    """Logarithm of the chance of at least `more` heads in `more + fewer` tosses."""
+    """Logarithm of the probability of at least `more` heads in `more + fewer` coin tosses."""
     from scipy.stats import binom
 
     return float(binom.logsf(more - 1, more + fewer, 0.5)) if more else 0.0
 
 
 def sign_test(more: int, fewer: int) -> float:
-    """The chance of at least `more` heads in `more + fewer` tosses of a fair coin."""
+    """Probability of at least `more` heads in `more + fewer` tosses of a fair coin."""
     return math.exp(log_sign_test(more, fewer))

@@ -1,4 +1,4 @@
-"""Label values of a data column as numbers: what the tasks share."""
+"""Converts label values of a data column to numbers. Several tasks share this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 Labels = NDArray[Any] | tuple[NDArray[Any], ...]
-"""Of N rows: class ids int64 [N], float64 scores [N], or per row int64 ids of its words."""
+"""Labels of N rows: class ids int64 [N], scores float64 [N], or an int64 array per row."""
 Fail = Callable[[int | None, str], NoReturn]
 """Raises DataError with the file, the row (None = the whole file) and a text."""
 
@@ -20,21 +20,21 @@ IGNORE = -100
 
 
 class ClassId(int):
-    """A class id that is settled: no name of a class, even if one is spelled like it."""
+    """A number that is certainly a class id, even if a class name is spelled like it."""
 
 
 def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: int) -> Ints:
-    """Class ids of ids or label names, [N].
+    """Class ids [N] from ids or label names.
 
-    A column is read as names if each value is one, else as ids. If names are other numbers
-    than their ids ('1' to '5'), whole numbers are read as whichever all of them are. A column
-    that may be both is refused.
+    A column is read as names if every value is a label name, else as ids. Label names may be
+    numbers that differ from their ids, say '1' to '5'. A column of whole numbers is then read
+    as names if only names fit, and as ids if only ids fit. If both fit, it is an error.
 
     Args:
-        values: as they were read.
+        values: the values of the label column.
         names: the label names, in the order of their ids.
         fail: raises DataError.
-        allowed: an id that is passed on, though no label has it.
+        allowed: an id that is accepted although no label has it.
     """
     known = _ids_of_names(tuple(names))
     texts = [x.strip() if isinstance(x, str) else x for x in values]
@@ -48,7 +48,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
         if value is None:
             fail(i, "the label is empty: fill it in or remove the row")
         if found is None and by_name[i] is not None:
-            continue  # a column of names: the row to report is one without a name
+            continue  # a column of names: report a row without a label name instead
         if found is None or named:
             mixed = "" if found is None else "; other rows hold names: use names or ids in all"
             fail(
@@ -66,7 +66,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
 
 
 def _settled(values: list[Any], names: Sequence[str], fail: Fail, allowed: int) -> list[Any]:
-    """The class ids of whole numbers that are names and no ids; other values stay."""
+    """Replace whole numbers that are label names, not ids, by class ids; others stay."""
     numbers = [None if isinstance(x, ClassId) else integer(x) for x in values]
     named = {integer(name): i for i, name in enumerate(names)}
     seen = {x for x in numbers if x is not None and x != allowed}
@@ -88,9 +88,9 @@ def _settled(values: list[Any], names: Sequence[str], fail: Fail, allowed: int) 
     ]
 
 
-@lru_cache(maxsize=1)  # asked for once a row
+@lru_cache(maxsize=1)  # called once per row
 def _ids_of_names(names: tuple[str, ...]) -> Mapping[str, int]:
-    """Class ids by folded name, or by the name as it is if some names differ in case only."""
+    """Class ids by case-folded name; by exact name if some names differ only in case."""
     folded = {x.casefold(): i for i, x in enumerate(names)}
     return folded if len(folded) == len(names) else {x: i for i, x in enumerate(names)}
 
@@ -102,7 +102,7 @@ def _find(known: Mapping[str, int], value: Any) -> int | None:
 
 
 def class_of(value: Any, names: Sequence[str]) -> int | None:
-    """The class that a value names, by its name first, else by its id; None = none."""
+    """The class of a value, by name if possible, else by id; None if it is neither."""
     text = value.strip() if isinstance(value, str) else value
     named, number = _find(_ids_of_names(tuple(names)), text), integer(text)
     if named is not None or number is None:
@@ -116,7 +116,7 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def integer(value: Any) -> int | None:
-    """A whole number, also of a text or a float; None = it is none."""
+    """The value as a whole number, also from a text or a float; None for other values."""
     try:
         number = float(value) if isinstance(value, str | int | float) else 0.5
     except (ValueError, OverflowError):

@@ -1,8 +1,14 @@
-"""Rows that are scored but consist of several texts, which a model runs one by one.
+"""Layouts of scored rows that consist of several texts. A model runs these texts one by one.
 
-A question is run with each window of its context. The label of a token is -100 where it cannot
-be in an answer, else 0, plus 1 where the right answer starts, and 2 where it ends. Position 0
-stands for "no answer", and has both where the window does not hold the whole right answer.
+A question is run with each window of its context. Labels of a window's tokens:
+
+- -100: the token cannot be in an answer.
+- 0: the token can be in an answer.
+- 1 is added if the right answer starts at the token.
+- 2 is added if the right answer ends at the token.
+
+Position 0 means "no answer". It gets both marks if the window does not contain the whole right
+answer.
 """
 
 from __future__ import annotations
@@ -16,41 +22,43 @@ from numpy.typing import NDArray
 from .labels import IGNORE
 
 TextKind = Literal["text", "query", "document"]
-"""The kind of a text, where a model has a prompt for each kind."""
+"""The kind of a text. An embedding model may have a prompt for each kind."""
 
 LONGEST_ANSWER = 30
-"""Tokens of the longest answer, as in SQuAD's baselines."""
+"""Largest number of tokens in an answer, as in SQuAD's baselines."""
 START, END = 1, 2
-"""Added to the label of a token where the right answer starts and ends."""
+"""Marks that are added to the label of the right answer's first and last token."""
 LOWEST = -1e9
 """The logit of a position that does not count."""
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows in which contexts are read. N questions, W windows, T tokens of one."""
+    """The windows in which contexts are read: N questions, W windows, T tokens per window."""
 
     contexts: tuple[str, ...]
     """The context of each question, [N]."""
     question: NDArray[np.int64]
-    """The question of each window, [W], in order."""
+    """The number of each window's question, [W], ascending."""
     tokens: tuple[NDArray[np.int64], ...]
-    """Per window the label of each token, [T]."""
+    """The label of each token, one array [T] per window."""
     spans: tuple[NDArray[np.int32], ...]
-    """Per window the characters of the context that each token stands for, [T, 2]."""
+    """Start and end of each token in the context's characters, one array [T, 2] per window."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Pairs: texts 2i and 2i + 1 are row i. Queries: first all rows, then the documents.
+    """The order of the texts of scored rows.
 
-    Windows: the windows of a row follow each other.
+    - pairs: texts 2i and 2i + 1 form row i.
+    - queries: first all queries, which are the rows, then all documents.
+    - windows: the windows of a row follow each other.
     """
 
     kind: Literal["pairs", "queries", "windows"]
     rows: int
     own: tuple[int, ...] = ()
-    """Of each query the document that is the query itself, -1 = none; it is never found."""
+    """For each query, the document that is the query itself, -1 = none. It is excluded."""
     windows: Windows | None = None
 
 
@@ -58,8 +66,8 @@ def best_span(logits: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.fl
     """The best span of a window, [4]: sum of logits, first and last token, sum of position 0.
 
     Args:
-        logits: [T, 2].
-        counted: bool [T], True at tokens of the context, and at position 0.
+        logits: start and end logits, [T, 2].
+        counted: bool [T], True at tokens of the context and at position 0.
     """
     inside = counted.copy()
     inside[:1] = False
@@ -76,10 +84,10 @@ def token_labels(
     """The label of each token of a window, [T].
 
     Args:
-        spans: characters of the context that each token stands for, [T, 2].
+        spans: start and end of each token in the context's characters, [T, 2].
         inside: bool [T], True at tokens of the context.
-        answer: first character of the right answer, and the one after it; (-1, -1) = there is
-            no answer, None = it is not known.
+        answer: index of the right answer's first character, and index after its last one.
+            (-1, -1) = there is no answer. None = the answer is unknown.
     """
     labels = np.where(inside, 0, IGNORE).astype(np.int64)
     labels[0] = 0

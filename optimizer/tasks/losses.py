@@ -1,4 +1,4 @@
-"""Training losses on logits that several tasks share."""
+"""Training losses of logits. Several tasks share them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .labels import IGNORE
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over rows, in nats.
 
-    The factor T^2 keeps the size of the gradients, as in https://arxiv.org/abs/1503.02531.
+    The factor T^2 keeps gradients at the same scale for every T, as in
+    https://arxiv.org/abs/1503.02531.
 
     Args:
         student, teacher: logits [N, C].
@@ -25,7 +26,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """Mean cross-entropy of labels that are not -100, and how many there are.
+    """Mean cross-entropy over the labels that are not -100, and the number of these labels.
 
     Args:
         logits: [..., C].
@@ -44,8 +45,9 @@ def hugging_face_loss(logits: Tensor, labels: Tensor, problem: str | None) -> Te
 
     Args:
         logits: [B, C].
-        labels: int64 [B]; float [B] for regression, [B, C] for several labels a row.
-        problem: as in `config.json`; None = guessed from the labels, as Hugging Face does.
+        labels: int64 [B]; float [B] for regression; float [B, C] for several labels per row.
+        problem: `problem_type` of `config.json`. None = guessed from the labels, as in Hugging
+            Face.
     """
     classes = logits.shape[-1]
     whole = labels.dtype in (torch.long, torch.int)
@@ -61,11 +63,11 @@ def hugging_face_loss(logits: Tensor, labels: Tensor, problem: str | None) -> Te
 
 
 def position_loss(logits: Tensor, positions: Tensor) -> Tensor:
-    """Cross-entropy of positions among those of a row, as Hugging Face's models have it.
+    """Cross-entropy of the right position in each row, as in Hugging Face's models.
 
     Args:
-        logits: [B, T].
-        positions: int64 [B] or [B, 1]; T and more = not scored.
+        logits: one logit per position, [B, T].
+        positions: int64 [B] or [B, 1]; T or more = not scored.
     """
     length = logits.shape[1]
     aims = positions.reshape(-1).clamp(0, length)

@@ -1,7 +1,7 @@
-"""Metrics: what a metric is, and the arithmetic of scores that tasks choose from.
+"""The `Metric` type, and the scores that tasks choose from.
 
-One weighted form serves plain scores and the bootstrap alike: a `Scorer` maps weights of the
-rows to scores. Axis letters: N rows, R weightings, C classes.
+A `Scorer` maps row weights to scores. Plain scores and the bootstrap both use it.
+Axis letters: N rows, R weightings, C classes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Predictions = NDArray[Any] | tuple[NDArray[Any], ...]
-"""Class ids [N], float scores [N], per row the class ids at its labelled positions, or for
-embeddings vectors [N, D], pairs of vectors [N, 2, D] or the documents found [N, K]."""
+"""The predictions of N rows, in the form of the task.
+
+- classes: class ids [N];
+- scores: floats [N];
+- labelled positions: one array of class ids per row;
+- embeddings: vectors [N, D], pairs of vectors [N, 2, D], or numbers of found documents [N, K].
+"""
 
 Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
 """Weights [R, N] -> scores [R]."""
 
 Statistic = Literal["paired", "stratified", "mean", "bootstrap"]
-"""The bound on the loss of a metric (see `certificate/certificate.py`).
+"""The statistic that bounds the loss of a metric (see `certificate/certificate.py`).
 
-paired: the score is the share of rows that are right, and two models are compared on the same
-rows; the bound follows from the numbers of rows that only one of them has right. stratified:
-the score is the mean over classes of the share of their rows that are right; every class has a
-paired bound of its own. mean: the score is the mean of a score in [0, 1] of each query, or of
-each row; an exact bound follows from the differences. bootstrap: any other score; resamples of
-the rows bound its loss approximately.
+- paired: the score is the share of right rows. The bound follows from the numbers of rows that
+  only one of the two models answers correctly.
+- stratified: the score is the mean recall of the classes. Each class has its own paired bound.
+- mean: the score is the mean of one score in [0, 1] for each query or row. An exact bound
+  follows from the differences of these scores.
+- bootstrap: any other score. Resamples of the rows bound the loss approximately.
 """
 
 
@@ -40,19 +45,19 @@ class Metric:
     name: str
     statistic: Statistic = "bootstrap"
     needs_labels: bool = True
-    """False: the dense model's predictions take the labels' place, so its own score is 1."""
+    """False if the given model's predictions replace labels. The given model then scores 1."""
     counts_answers: bool = False
-    """Whether the score is the share of answers that are right: rare classes hardly count."""
+    """True if the score is the share of right answers. Rare classes then hardly count."""
     classes_alike: bool = False
-    """Whether every class counts as much as any other, however rare it is."""
+    """True if every class has the same weight, however rare it is."""
 
 
 AGREEMENT = "agreement"
-"""The metric of every task that needs no labels."""
+"""The metric that needs no labels. Every task has it."""
 
 
 def ratio(top: Floats, bottom: NDArray[Any]) -> Floats:
-    """`top / bottom`; 0 where the bottom is not above 0."""
+    """`top / bottom`; 0 if `bottom` is not positive."""
     out: Floats = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)
     return out
 
@@ -64,7 +69,7 @@ def share(hits: NDArray[Any]) -> Scorer:
 
 
 def f1_of_counts(counts: Floats) -> Scorer:
-    """2 hits / (found + true), summed over rows first; counts [N, 3] in that order."""
+    """F1 = 2 hits / (found + true), each summed over rows. `counts` [N, 3] has this order."""
 
     def scores(weights: Floats) -> Floats:
         sums = weights @ counts
@@ -74,7 +79,7 @@ def f1_of_counts(counts: Floats) -> Scorer:
 
 
 def f1_of_one(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
-    """F1 of class 1 of two; arguments as `macro_f1`."""
+    """F1 of class 1 out of two classes. Arguments as in `macro_f1`."""
     counted = _class_counts(p, y, 2)
 
     def scores(weights: Floats) -> Floats:
@@ -86,11 +91,11 @@ def f1_of_one(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
 
 
 def macro_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    """Mean F1 of the classes that occur as a label or as an answer, as scikit-learn has it.
+    """Mean F1 of the classes that occur as a label or as an answer, as in scikit-learn.
 
     Args:
         p, y: predicted and true class ids, [N].
-        classes: C.
+        classes: C, the number of classes.
     """
     counted = _class_counts(p, y, classes)
 
@@ -103,7 +108,7 @@ def macro_f1(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
 
 
 def macro_f1_of_sets(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
-    """Mean F1 of the labels that occur as a label or as an answer; p, y: 0 or 1, [N, C]."""
+    """Mean F1 of the labels that occur in the truth or the answers; p, y: 0 or 1, [N, C]."""
     in_p, in_y = p.astype(np.float64), y.astype(np.float64)
     in_both = in_p * in_y
 
@@ -115,7 +120,7 @@ def macro_f1_of_sets(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
 
 
 def balanced_accuracy(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    """Mean recall of the classes that occur as a label; arguments as `macro_f1`."""
+    """Mean recall of the classes that occur as a label. Arguments as in `macro_f1`."""
     counted = _class_counts(p, y, classes)
 
     def scores(weights: Floats) -> Floats:
@@ -126,7 +131,7 @@ def balanced_accuracy(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
 
 
 def matthews(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
-    """Matthews correlation of any number of classes; arguments as `macro_f1`."""
+    """Matthews correlation for any number of classes. Arguments as in `macro_f1`."""
     counted = _class_counts(p, y, classes)
 
     def scores(weights: Floats) -> Floats:
@@ -142,7 +147,7 @@ def matthews(p: NDArray[Any], y: NDArray[Any], classes: int) -> Scorer:
 def _class_counts(
     p: NDArray[Any], y: NDArray[Any], classes: int
 ) -> Callable[[Floats], tuple[Floats, Floats, Floats]]:
-    """Weights [R, N] -> how often each class was hit, predicted and true: [R, C] each."""
+    """Weights [R, N] -> weighted counts of hits, predictions and labels: [R, C] each."""
     ids = np.arange(classes)
     in_p = (p[:, None] == ids).astype(np.float64)  # (N, C)
     in_y = (y[:, None] == ids).astype(np.float64)
@@ -151,36 +156,36 @@ def _class_counts(
 
 
 def pearson(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
-    """Pearson's correlation of two columns [N]; 0 where either is constant."""
+    """Pearson's correlation of two columns [N]; 0 if one is constant."""
     p, y = _centred(p)[None], _centred(y)[None]
     return lambda w: _correlation(p, y, w)
 
 
 def spearman(p: NDArray[Any], y: NDArray[Any]) -> Scorer:
-    """Spearman's rank correlation of two columns [N]; 0 where either is constant."""
+    """Spearman's rank correlation of two columns [N]; 0 if one is constant."""
     p_rank, y_rank = _ranker(p), _ranker(y)
     return lambda w: _correlation(p_rank(w), y_rank(w), w)
 
 
 def _centred(x: NDArray[Any]) -> Floats:
-    # A shift changes no correlation and keeps the sums of squares exact.
+    # Subtracting the mean changes no correlation and keeps the sums of squares exact.
     return np.asarray(x, dtype=np.float64) - (float(np.mean(x)) if len(x) else 0.0)
 
 
 def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Weighted Pearson of x, y [R or 1, N]; 0 where either is constant."""
+    """Weighted Pearson correlation of x and y, [R or 1, N]; 0 if one is constant."""
     total = weights.sum(1, keepdims=True)
     dx = x - ratio((weights * x).sum(1, keepdims=True), total)
     dy = y - ratio((weights * y).sum(1, keepdims=True), total)
     sxx, syy = (weights * dx * dx).sum(1), (weights * dy * dy).sum(1)
-    # Rounding leaves a constant column a spread that is not quite zero.
+    # Rounding can give a constant column a tiny spread above zero.
     real = (sxx > 1e-20 * (weights * x * x).sum(1)) & (syy > 1e-20 * (weights * y * y).sum(1))
     r = ratio((weights * dx * dy).sum(1), np.where(real, np.sqrt(sxx) * np.sqrt(syy), 0.0))
     return np.clip(r, -1.0, 1.0)
 
 
 def _ranker(x: NDArray[Any]) -> Scorer:
-    """Weights [R, N] -> centred mean ranks [R, N] of x when value i occurs w[r, i] times."""
+    """Weights [R, N] -> centred mean ranks [R, N] of x, if value i occurs w[r, i] times."""
     _, group = np.unique(x, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))

@@ -32,17 +32,17 @@ from .prediction import Answer, Prediction
 from .task import ConstantAnswer, Pooling, Task, WorstCase
 
 THRESHOLD = 0.5
-"""A label holds if its probability is above this, unless the model's config says otherwise."""
+"""Default threshold: a label applies if its probability is above it."""
 RARE_LABELS = 16
-"""The worst case tries so many labels: errors cost most where a label is rare."""
+"""The number of rarest labels that the worst case tries. Errors on rare labels cost most."""
 
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """A set of labels a row, with a sigmoid for each; predictions are 0 or 1, [N, C]."""
+    """A set of labels for each row, one sigmoid per label. Predictions are 0 or 1, [N, C]."""
 
     thresholds: tuple[float, ...] = ()
-    """The probability above which a label holds, [C]; empty = `THRESHOLD` for all."""
+    """The probability above which each label applies, [C]; empty = `THRESHOLD` for all."""
 
     name: ClassVar[str] = "multi-label-classification"
     kind: ClassVar[str] = "text-classification"
@@ -56,13 +56,13 @@ class MultiLabel(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Models that say so: without `problem_type` a model gives one label a row."""
+        """True for this `problem_type`. Models without one give one label per row."""
         del labels
         return problem_type == cls.problem_type
 
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
-        """See `Task.of_config`: `thresholds`, a list or by label, or one `threshold`."""
+        """See `Task.of_config`. Reads `thresholds`, a list or by label, or one `threshold`."""
         key = "threshold" if config.get("thresholds") is None else "thresholds"
         given = config.get(key)
         if given is None:
@@ -98,19 +98,19 @@ class MultiLabel(Task):
 
     @property
     def output_labels(self) -> tuple[str, ...]:
-        """All labels: a server that names the largest logits names the likeliest labels."""
+        """All labels: the largest logits belong to the likeliest labels."""
         return self.labels
 
     @property
     def cuts(self) -> Floats:
-        """The logit above which a label holds, [C]."""
+        """The logit above which each label applies, [C]."""
         shares = self.thresholds or [THRESHOLD] * len(self.labels)
         return np.array([math.log(x / (1 - x)) for x in shares])
 
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> Ints:
-        """1 where a label holds, else 0, [N, C], of lists of ids or names."""
+        """1 if a label applies, else 0, [N, C], from lists of ids or names."""
         del words
         row_of = [i for i, x in enumerate(values) for _ in x]
 
@@ -134,13 +134,13 @@ class MultiLabel(Task):
         logits: NDArray[Any] | Sequence[NDArray[Any]],
         scored: Sequence[NDArray[Any]] | None = None,
     ) -> Ints:
-        """1 where a label's probability is above its threshold, else 0, [N, C]."""
+        """1 if a label's probability is above its threshold, else 0, [N, C]."""
         del scored
         return (np.asarray(logits) > self.cuts).astype(np.int64)
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """Of each row the labels that hold, likeliest first, and every label's probability."""
-        # tanh does not overflow, as exp would.
+        """For each row, its labels, likeliest first, and the probability of every label."""
+        # tanh does not overflow; exp would.
         shares = 0.5 + 0.5 * np.tanh(np.asarray(logits, dtype=np.float64) / 2)
         found: list[Answer] = []
         for row, held in zip(shares, self.predictions(logits), strict=True):
@@ -153,10 +153,10 @@ class MultiLabel(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """F1 of all labels together and of each alike, and shares of rows that are all right.
+        """Micro-F1, macro-F1, subset accuracy and agreement.
 
-        A row counts as right by subset accuracy, and as the same by agreement, if all its
-        labels are.
+        For subset accuracy, all labels of a row must be right. For agreement, all labels of a
+        row must be the given model's.
         """
         return (
             Metric("micro-f1"),
@@ -171,7 +171,7 @@ class MultiLabel(Task):
         return "micro-f1"
 
     def chance(self, metric: str) -> float:
-        """Nothing: guessed sets of labels are hardly ever right."""
+        """0: a guessed set of labels is hardly ever right."""
         self.metric(metric)
         return 0.0
 
@@ -185,7 +185,7 @@ class MultiLabel(Task):
         return share(self.right_rows(p, y))
 
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
-        """Rows whose labels are all as they should be, [N]."""
+        """True for rows whose labels are all right, [N]."""
         same = np.asarray(predictions) == np.asarray(labels)
         return np.asarray(same.all(axis=1), dtype=np.bool_)
 
@@ -197,9 +197,10 @@ class MultiLabel(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Rows of one rare label that is taken for another, or all rows with all labels lost.
+        """Adds rows with one rare label mistaken for another, or all rows without any label.
 
-        One rare label costs macro-F1 most; rows with several labels cost micro-F1 most.
+        Errors on one rare label cost macro-F1 most. Lost rows with several labels cost
+        micro-F1 most.
         """
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))
@@ -210,7 +211,7 @@ class MultiLabel(Task):
         single = np.eye(classes, dtype=np.int64)
         taken_for = [next((c for c in rarest if c != k), None) for k in chosen]
         wrong = np.stack([single[0] * 0 if c is None else single[c] for c in taken_for])
-        # A row without a label is lost if it is given one.
+        # A row without labels becomes wrong if it gets one.
         lost = np.where(y.any(1, keepdims=True), 0, single[rarest[-1]])
         weights = np.zeros((len(chosen) + 1, rows + len(chosen) + rows))
         weights[:, :rows] = 1
@@ -231,10 +232,11 @@ class MultiLabel(Task):
         return [int(n) for n in held.sum(0)]
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """The set of labels that is best for all rows.
+        """The constant set of labels with the best score.
 
-        Micro-F1 takes the k most frequent labels for the best k, macro-F1 every label that
-        occurs, and a share of right rows the most frequent set.
+        - micro-F1: the k most frequent labels, with the best k.
+        - macro-F1: every label that occurs.
+        - shares of right rows: the most frequent set.
         """
         y = np.asarray(truth)
         counts = y.sum(0)
@@ -255,7 +257,7 @@ class MultiLabel(Task):
         return ConstantAnswer(first_labels(self.labels, row.tolist()), score)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of rows whose labels are not the same in all draws."""
+        """Share of rows whose labels differ between draws."""
         together = np.stack([np.asarray(x) for x in draws])
         return float((together != together[0]).any(axis=(0, 2)).mean())
 
@@ -269,7 +271,7 @@ class MultiLabel(Task):
         return t * t * (each - least).sum(-1).mean()
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Binary cross-entropy, summed over labels; a row labelled -100 does not count."""
+        """Binary cross-entropy, summed over labels. Rows labelled -100 are ignored."""
         known = (labels != IGNORE).all(-1)
         count = int(known.sum())
         if not count:
@@ -282,9 +284,11 @@ class MultiLabel(Task):
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator
     ) -> list[Tensor]:
-        """sqrt(p (1 - p)) z of each label: a Bernoulli variable has p (1 - p) of its logit z.
+        """The scalar sqrt(p (1 - p)) z for each label with probability p and logit z.
 
-        Of many labels `DRAWS` sums with random signs, whose cross terms vanish on average.
+        The Fisher information of a Bernoulli variable about its logit is p (1 - p). With many
+        labels, there are `DRAWS` sums over labels with random signs. Their cross terms vanish
+        on average.
         """
         p = logits.detach().sigmoid()
         each = (p * (1 - p)).sqrt() * logits * weight.unsqueeze(-1)

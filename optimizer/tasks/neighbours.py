@@ -1,7 +1,8 @@
 """Nearest neighbours of vectors, and the scores of rankings.
 
-Similarities are compared at six decimals, and equal ones by number: copies of a text then
-rank alike in every engine. Axis letters: N texts, Q queries, M documents, K neighbours.
+Similarities are rounded to six decimals. Equal similarities are ordered by document number, so
+copies of a text have the same ranks in every engine.
+Axis letters: N texts, Q queries, M documents, K neighbours.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ _CHUNK_CELLS = 8_000_000
 
 
 def unit(vectors: NDArray[Any]) -> Floats:
-    """Vectors of length 1; those of zeros stay."""
+    """Vectors scaled to length 1. A zero vector is unchanged."""
     wide = np.asarray(vectors, dtype=np.float64)
     length = np.linalg.norm(wide, axis=-1, keepdims=True)
     return np.asarray(wide / np.maximum(length, 1e-12))
 
 
 def cosines(one: NDArray[Any], other: NDArray[Any]) -> Floats:
-    """The cosine of each vector with its partner, [...] of [..., D]."""
+    """The cosine of each vector in `one` with its partner in `other`: [..., D] -> [...]."""
     return np.asarray((unit(one) * unit(other)).sum(-1))
 
 
 def nearest(
     queries: NDArray[Any], documents: NDArray[Any], count: int, never: Iterable[int] = ()
 ) -> Ids:
-    """Numbers of the documents with the largest products, best first: [Q, K].
+    """Numbers of the documents with the largest dot products, best first: [Q, K].
 
     Args:
         queries, documents: vectors [Q, D] and [M, D].
-        count: K, at most the number of documents that may be found.
-        never: of each query a document that is not found, -1 = none.
+        count: K, at most the number of candidate documents.
+        never: for each query one document to exclude, -1 = none.
     """
     found = np.empty((len(queries), count), np.int64)
     banned = np.array([*never] or [-1] * len(queries))
@@ -64,7 +65,7 @@ def neighbours(vectors: NDArray[Any], count: int) -> Ids:
 
 
 def kept(one: Ids, other: Ids) -> Floats:
-    """The share of each row's numbers that the other's row has too, [N] of [N, K]."""
+    """The share of numbers in each row of `one` that are also in `other`: [N, K] -> [N]."""
     if not one.shape[1]:
         return np.ones(len(one))
     return np.asarray((one[:, :, None] == other[:, None, :]).any(-1).mean(-1))
@@ -75,8 +76,8 @@ def recall(found: Ids, judged: Ids, depth: int) -> Floats:
 
     Args:
         found: documents, best first, [Q, K].
-        judged: documents and their grades, filled up with -1: [Q, R, 2].
-        depth: how many documents count.
+        judged: pairs of document and grade, padded with -1: [Q, R, 2].
+        depth: number of documents to score.
     """
     relevant = judged[..., 1] > 0
     hits = (found[:, None, :depth] == judged[..., :1]).any(-1) & relevant
@@ -84,9 +85,10 @@ def recall(found: Ids, judged: Ids, depth: int) -> Floats:
 
 
 def ndcg(found: Ids, judged: Ids, depth: int) -> Floats:
-    """nDCG of each query with the grades as gains, as trec_eval has it; arguments as `recall`.
+    """nDCG of each query, [Q], with the grades as gains, as in trec_eval.
 
-    DCG = sum_i grade_i / log2(i + 1), over that of the best order.
+    nDCG is DCG = sum_i grade_i / log2(i + 1), divided by the DCG of the best order. The
+    arguments are those of `recall`.
     """
     grades = np.maximum(judged[..., 1], 0)
     gains = ((found[:, :depth, None] == judged[:, None, :, 0]) * grades[:, None]).sum(-1)

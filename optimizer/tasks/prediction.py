@@ -15,14 +15,17 @@ class Prediction:
     """The answer for one text, or for one word of a token task."""
 
     label: str | None
-    """None for regression, and where no label of a multi-label model holds."""
+    """The likeliest label; None for regression, or if a multi-label model finds none."""
     score: float
-    """The likeliest label's probability in [0, 1]; for regression the value itself, or its
-    sigmoid where the config.json of a reranker names that activation."""
+    """The probability of the likeliest label, in [0, 1].
+
+    For regression it is the value itself, or the sigmoid of the value if the config.json of a
+    reranker names this activation.
+    """
     scores: Mapping[str, float] = field(default_factory=dict)
     """The probability of every label; empty for regression."""
     labels: tuple[str, ...] = ()
-    """The labels that hold, likeliest first, of a multi-label model; else empty."""
+    """The applicable labels of a multi-label model, likeliest first; else empty."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,18 @@ class TextSpan:
     """The answer to a question: a span of its context."""
 
     answer: str
-    """The characters of the span; empty where the context holds no answer."""
+    """The characters of the span; empty if the context contains no answer."""
     score: float
-    """Probability of the start times that of the end, among the tokens of the window that the
-    answer is in."""
+    """Probability of the start times probability of the end. Both are softmax values over the
+    tokens of the answer's window."""
     start: int
-    """Index of its first character in the context."""
+    """Index of the span's first character in the context."""
     end: int
-    """Index after its last character."""
+    """Index after the span's last character."""
 
 
 Answer = Prediction | tuple[Prediction, ...] | TextSpan
-"""One prediction a row, one a word of the row, or the answer to a question."""
+"""One prediction for a row, one for each word of a row, or the answer to a question."""
 
 
 def class_predictions(logits: NDArray[Any], labels: Sequence[str]) -> list[Prediction]:

@@ -1,12 +1,13 @@
 """Extractive question answering: the answer is a span of a context, in the format of SQuAD.
 
-A model gives each token two logits: s_i that the answer starts there, e_j that it ends there.
-A context that is longer than a window is read in several. The answer is the best span of all:
+A model gives each token two logits: s_i for an answer that starts at token i, and e_j for an
+answer that ends at token j. A context that is longer than a window is read in several windows.
+The answer is the best span of all windows:
 
     max s_i + e_j    over i <= j < i + 30, both in the context of one window.
 
-Position 0 stands for "no answer": where the labels have such questions, it is the answer if
-the least s_0 + e_0 of all windows is above the best span's sum.
+Position 0 means "no answer". It is used only if some questions in the data have no answer.
+"No answer" is predicted if the smallest s_0 + e_0 of all windows exceeds the best span's sum.
 Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.3.
 """
 
@@ -44,21 +45,21 @@ from .squad import (
 from .task import ConstantAnswer, Pooling, Task, WorstCase
 
 CONFIG_KEY = "question_answering"
-"""The key of config.json that holds the stride, and whether there may be no answer."""
+"""The key of config.json with the stride and the flag `may_lack_answers`."""
 
 
 @dataclass(frozen=True)
 class QuestionAnswering(Task):
-    """The answer to a question in its context.
+    """Extractive question answering: the answer is a span of the question's context.
 
-    Predictions and labels are per question the numbers of `squad.as_numbers`. Before
-    `arranged`, predictions are per window what `best_span` gives.
+    Predictions and labels are one array per question, encoded by `squad.as_numbers`. Before
+    `arranged`, predictions are one result of `best_span` per window.
     """
 
     may_lack_answers: bool = False
-    """Whether a context may hold no answer, as in SQuAD 2."""
+    """True if a context may contain no answer, as in SQuAD 2."""
     stride: int = 0
-    """Tokens that two windows of a context share; 0 = by the length of the windows."""
+    """Tokens that two neighbouring windows share; 0 = chosen by the length of the windows."""
 
     name: ClassVar[str] = "question-answering"
     kind: ClassVar[str] = "question-answering"
@@ -80,13 +81,13 @@ class QuestionAnswering(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Every model with two logits a token."""
+        """True for models with two logits per token."""
         del problem_type
         return labels == len(cls.outputs)
 
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
-        """See `Task.of_config`: the stride, and whether there may be no answer."""
+        """See `Task.of_config`. Reads the stride and `may_lack_answers`."""
         unnamed = labels == ("LABEL_0", "LABEL_1")
         block = config.get(CONFIG_KEY) or {}
         lacking, stride = block.get("may_lack_answers", False), block.get("stride", 0)
@@ -113,14 +114,14 @@ class QuestionAnswering(Task):
         return replace(self, stride=stride)
 
     def on_labels(self, labels: Iterable[Labels | None]) -> Self:
-        """The task that may answer nothing, if some question has no answer."""
+        """The task with `may_lack_answers`, if some question has no answer."""
         lacking = any(int(x[0]) < 0 for some in labels if some is not None for x in some)
         return replace(self, may_lack_answers=self.may_lack_answers or lacking)
 
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> tuple[NDArray[np.int64], ...]:
-        """The answers to each question; the first one trains. `words` holds the contexts."""
+        """The answers to each question. Training uses the first. `words` are the contexts."""
         assert words is not None
         found, wrong = [], list[tuple[int, str]]()
         for i, (value, context) in enumerate(zip(values, words, strict=True)):
@@ -155,7 +156,7 @@ class QuestionAnswering(Task):
         logits: NDArray[Any] | Sequence[NDArray[Any]],
         scored: Sequence[NDArray[Any]] | None = None,
     ) -> tuple[Floats, ...]:
-        """See `best_span`, of each window."""
+        """The best span of each window, see `best_span`."""
         tokens = scored or [np.zeros(len(x), np.int64) for x in logits]
         pairs = zip(logits, tokens, strict=True)
         return tuple(best_span(x[: len(y)], y != IGNORE) for x, y in pairs)
@@ -167,7 +168,7 @@ class QuestionAnswering(Task):
         return tuple(as_numbers([x]) for x, _ in chosen)
 
     def _chosen(self, best: Floats, windows: Windows) -> list[tuple[FoundAnswer, int]]:
-        """The answer to each question, and the window that it is in; `best` is [W, 4]."""
+        """The answer to each question, and the window of the answer; `best` is [W, 4]."""
         cuts = np.flatnonzero(np.diff(windows.question)) + 1
         found = []
         for at in np.split(np.arange(len(best)), cuts):
@@ -187,7 +188,7 @@ class QuestionAnswering(Task):
         return found
 
     def span_answers(self, logits: Sequence[NDArray[Any]], layout: Layout) -> list[TextSpan]:
-        """See `Spans.span_answers`; without an answer the text is empty, from 0 to 0."""
+        """See `Spans.span_answers`. "No answer" is an empty text from 0 to 0."""
         windows = layout.windows
         assert windows is not None
         best = np.array(self.predictions(logits, windows.tokens))
@@ -203,10 +204,10 @@ class QuestionAnswering(Task):
         return answers
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """Logits alone do not say what the tokens are.
+        """Not supported: logits alone do not show which tokens they belong to.
 
         Raises:
-            UsageError: always; names `predict`.
+            UsageError: always. The message names `predict`.
         """
         raise UsageError(
             "a question's logits are of tokens, in several windows: call "
@@ -215,7 +216,7 @@ class QuestionAnswering(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Exact match, mean F1 of a question, and agreement: the same normalised answer."""
+        """Exact match, mean F1 of the questions, and agreement of normalised answers."""
         return (
             Metric("em", "paired"),
             Metric("f1", "mean"),
@@ -224,7 +225,7 @@ class QuestionAnswering(Task):
 
     @property
     def default_metric(self) -> str:
-        """F1, by which SQuAD ranks."""
+        """F1, the metric that ranks SQuAD's leaderboard."""
         return "f1"
 
     def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
@@ -241,7 +242,7 @@ class QuestionAnswering(Task):
         return np.asarray(self.row_scores("em", predictions, labels) > 0)
 
     def chance(self, metric: str) -> float:
-        """0: nobody guesses a span."""
+        """0: a guessed span is hardly ever right."""
         self.metric(metric)
         return 0.0
 
@@ -253,7 +254,7 @@ class QuestionAnswering(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """The questions themselves, with all answers of the optimised model wrong."""
+        """Copies of the questions in which all answers of the optimised model are wrong."""
         del metric
         rows = len(dense)
         wrong = tuple(as_numbers([FoundAnswer(0, 0, "\0")]) for _ in range(rows))
@@ -262,18 +263,18 @@ class QuestionAnswering(Task):
         return WorstCase(d + d, o + wrong, y + y, weights)
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """No answer: no span is the answer to many questions."""
+        """The constant "no answer": no span is the answer to many questions."""
         constant = tuple(as_numbers([NO_ANSWER]) for _ in truth)
         return ConstantAnswer("nothing", self.score(metric, constant, truth))
 
     def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
-        """How many answers are other ones, and of how many."""
+        """Number of answers that differ from the certified ones, and number of all answers."""
         return int((~self.right_rows(found, certified)).sum()), len(found)
 
     # Training, importance and parity -------------------------------------------------------
 
     def counted(self, real: Tensor, labels: Any) -> Tensor:
-        """The tokens that can be in an answer; of a row without labels all real ones."""
+        """True for tokens that can be in an answer; for all real tokens without labels."""
         if labels is None:
             return real
         known = torch.as_tensor(labels).to(real.device) != IGNORE
@@ -282,19 +283,19 @@ class QuestionAnswering(Task):
     def position_loss(
         self, student: Tensor, teacher: Tensor, counted: Tensor, temperature: float
     ) -> tuple[Tensor, int]:
-        """KL divergence of starts plus that of ends, softened, in nats a window."""
+        """Softened KL divergence of starts plus that of ends, in nats per window."""
         return self.logit_loss(
             _hidden(student, counted), _hidden(teacher, counted), temperature
         ), len(student)
 
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """The same for logits [B, T, 2] of which all count."""
+        """`position_loss` for logits [B, T, 2] if all positions count."""
         parts = zip(student.unbind(-1), teacher.unbind(-1), strict=True)
         losses = [kl_divergence(s, t, temperature) for s, t in parts]
         return torch.stack(losses).sum()
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Mean cross-entropy of start and end, over the windows of which both are known."""
+        """Mean cross-entropy of start and end, over the windows in which both are known."""
         marks = labels.clamp(min=0)
         known = (marks & START).any(1)
         count = int(known.sum())
@@ -308,7 +309,7 @@ class QuestionAnswering(Task):
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator
     ) -> list[Tensor]:
-        """`DRAWS` starts and ends, drawn from the model's own predictions of each window."""
+        """`DRAWS` starts and ends, drawn from the model's own prediction for each window."""
         counted = weight != 0
         rows = torch.arange(len(weight), device=weight.device)
         sign = weight[rows, counted.int().argmax(1)]
@@ -327,9 +328,9 @@ class QuestionAnswering(Task):
         logits: Sequence[NDArray[Any]],
         masks: Sequence[NDArray[Any]] | None,
     ) -> NDArray[np.float64]:
-        """Logits of windows, [N, 2 T]: the starts of all tokens, then the ends.
+        """Logits of windows, [N, 2 T]: the start logits of all tokens, then the end logits.
 
-        Short windows are filled up with their own least logit.
+        Short windows are padded with their own smallest logit.
         """
         if masks is None:
             raise ValueError("question answering needs the attention masks")
@@ -344,13 +345,13 @@ class QuestionAnswering(Task):
         return np.array(rows).reshape(len(rows), 2 * longest)
 
     def same_answers(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which windows have the same best start and the same best end, [N]."""
+        """True for windows with the same best start and the same best end, [N]."""
         a, b = (x.reshape(len(x), 2, -1).argmax(-1) for x in (one, other))
         return np.asarray((a == b).all(-1), dtype=np.bool_)
 
 
 def _placed(context: str, text: str, start: int) -> FoundAnswer | None:
-    """An answer in its context; None if it does not stand where it says."""
+    """The answer at `start` in its context; None if the context has another text there."""
     found = context[start : start + len(text)] if start >= 0 else ""
     if not text.strip() or found.split() != text.split():
         return None
@@ -359,7 +360,7 @@ def _placed(context: str, text: str, start: int) -> FoundAnswer | None:
 
 
 def _hidden(logits: Tensor, counted: Tensor) -> Tensor:
-    """Logits [B, T, 2] in float32, very low where they do not count."""
+    """Logits [B, T, 2] in float32, with `LOWEST` at positions that do not count."""
     return logits.float().masked_fill(~counted[..., None], LOWEST)
 
 

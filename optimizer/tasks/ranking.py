@@ -1,7 +1,7 @@
 """Ranking: a reranker's scores order the passages of a query.
 
-A model of one label is a reranker where the data, or the metric that is asked for, say so; its
-`config.json` says nothing of it. What it answers is what `regression.py` says.
+A model with one label is a reranker if the data or the chosen metric are made for rankings.
+The model's `config.json` does not show this. Answers for users are those of `regression.py`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from .regression import Regression
 from .task import ConstantAnswer, Task
 
 CUT = 10
-"""Metrics look at the first ten passages of a query."""
+"""Metrics use the first ten passages of a query."""
 VALUES = 0.1
-"""Weight of the scores themselves beside their differences within a query."""
+"""Weight of the scores' own errors, relative to errors of differences within a query."""
 QUERIES = ("query_id", "query-id", "qid")
-"""Columns that say which query a row is of."""
+"""Possible names of the query column."""
 PASSAGES = ("passage", "document")
-"""With a column `query`, columns that make a ranking of it."""
+"""Names of passage columns. With a column `query`, they mark the data as a ranking."""
 
 
 def is_ranking(columns: Collection[str]) -> bool:
-    """Whether data with these columns holds queries with passages."""
+    """True if data with these columns consists of queries with passages."""
     names = {x.strip().casefold() for x in columns}
     return bool(names & {*QUERIES}) or ("query" in names and bool(names & {*PASSAGES}))
 
 
 @dataclass(frozen=True)
 class Ranking(Regression):
-    """Scores of a query's passages; predictions and labels are [N, 2]: query, value.
+    """Scores of a query's passages. Predictions and labels are [N, 2]: query, value.
 
-    Labels are grades: a passage above 0 is relevant, and its grade is its gain.
+    Labels are grades. A passage with a grade above 0 is relevant, and the grade is its gain.
     """
 
     name: ClassVar[str] = "ranking"
@@ -56,7 +56,7 @@ class Ranking(Regression):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """None: `config.json` does not say that a model's scores rank passages."""
+        """False: `config.json` does not show that a model's scores rank passages."""
         del problem_type, labels
         return False
 
@@ -64,7 +64,7 @@ class Ranking(Regression):
     def of_data(
         cls, task: Task, columns: Callable[[], Collection[str]], metric: str | None
     ) -> Self | None:
-        """See `Task.of_data`: in place of regression, unless its own metric is asked for."""
+        """See `Task.of_data`. Replaces regression, unless a metric of regression is chosen."""
         if type(task) is not Regression:
             return None
         own = {x.name for x in task.metrics} - {AGREEMENT}
@@ -75,7 +75,7 @@ class Ranking(Regression):
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> Floats | None:
-        """Grades [N]; None if every value is -1 (hidden labels) or no passage is relevant."""
+        """Grades [N]; None if every value is -1 (hidden labels)."""
         found = super().read_labels(values, words, fail)
         if found is not None and not (found > 0).any():
             fail(None, f"none of {len(found)} passages is relevant: a grade is above 0")
@@ -86,7 +86,7 @@ class Ranking(Regression):
         return np.stack([groups.astype(np.float64), np.asarray(values, np.float64)], axis=1)
 
     def telling_rows(self, labels: Predictions) -> NDArray[np.bool_]:
-        """Rows of queries with a relevant passage, [N]."""
+        """True for rows of queries with a relevant passage, [N]."""
         groups, grades = np.asarray(labels).T
         return np.isin(groups, groups[grades > 0])
 
@@ -94,7 +94,7 @@ class Ranking(Regression):
     def metrics(self) -> tuple[Metric, ...]:
         """nDCG, MRR and recall of the first ten passages, and agreement, all by query.
 
-        Agreement is the share of a query's pairs of passages that are ordered alike.
+        Agreement is the share of a query's passage pairs that both models order alike.
         """
         return (
             Metric("ndcg@10", "mean"),
@@ -109,17 +109,17 @@ class Ranking(Regression):
         return "ndcg@10"
 
     def row_scores(self, metric: str, predictions: Predictions, labels: Predictions) -> Floats:
-        """The score of each query that has one, in the order of their numbers."""
+        """The scores of all queries with a score, in the order of the query numbers."""
         found = self._query_scores(metric, predictions, labels)
         return found[np.isfinite(found)]
 
     def draws(self, predictions: Predictions) -> NDArray[np.int64]:
-        """The rank of each row's query among the numbers of queries, [N]."""
+        """The query of each row, renumbered from 0, [N]."""
         groups = np.asarray(predictions)[:, 0]
         return np.asarray(np.unique(groups, return_inverse=True)[1], dtype=np.int64)
 
     def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
-        """A query counts as often as its rows do on average."""
+        """See `Task._scorer`. A query's weight is the mean weight of its rows."""
         scores = self._query_scores(metric, predictions, labels)
         of = self.draws(predictions)
         rows, order = np.bincount(of), np.argsort(of, kind="stable")
@@ -134,7 +134,7 @@ class Ranking(Regression):
     def _query_scores(
         self, metric: str, predictions: Predictions, labels: Predictions
     ) -> Floats:
-        """The score of each query; nan where it has none."""
+        """The score of each query; nan for a query without a score."""
         p, y = np.asarray(predictions), np.asarray(labels)
         of = self.draws(p)
         order = np.argsort(of, kind="stable")
@@ -144,23 +144,23 @@ class Ranking(Regression):
         return np.array([score(found, aim) for found, aim in pairs], dtype=np.float64)
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """One score for all passages: every order of them is as likely."""
+        """One score for all passages. Every order of the passages is then equally likely."""
         y = np.asarray(truth)
         constant = np.stack([y[:, 0], np.zeros(len(y))], axis=1)
         return ConstantAnswer("one score for all passages", self.score(metric, constant, y))
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row's values over that of the rows."""
+        """Mean standard deviation of a row's values, divided by that of the rows' means."""
         return super().instability([np.asarray(x)[:, 1] for x in draws])
 
     def group_loss(
         self, student: Tensor, teacher: Tensor, groups: Tensor, temperature: float
     ) -> Tensor:
-        """Squared error of score differences within a query, and a little of the scores.
+        """Squared error of score differences within queries, and of scores, weight `VALUES`.
 
-        With e = student - teacher, the mean square of e_i - e_j over the pairs of a query's n
+        Let e = student - teacher. The mean square of e_i - e_j over the pairs of a query's n
         rows is 2 n / (n - 1) times the variance of e. A row that is alone in the batch has no
-        difference; its score counts in place of it.
+        difference, so the squared error of its score is used instead.
         """
         del temperature
         error = (student.float() - teacher.float()).reshape(-1)
@@ -171,7 +171,7 @@ class Ranking(Regression):
         return torch.where(rows > 1, apart + VALUES * error.square(), error.square()).mean()
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Binary cross-entropy of grades, cut to [0, 1]; a row labelled NaN does not count."""
+        """Binary cross-entropy of grades clamped to [0, 1]. Rows labelled NaN are ignored."""
         grades = labels[..., 1]
         known = grades.isfinite()
         count = int(known.sum())
@@ -183,16 +183,16 @@ class Ranking(Regression):
 
 
 def _gains(found: Floats, grades: Floats) -> Floats:
-    """The gains of the passages in the order of their scores; equal scores share theirs."""
+    """The passages' gains, by descending score. Passages of equal score get the mean gain."""
     _, of = np.unique(-found, return_inverse=True)
     means = np.bincount(of, weights=grades) / np.bincount(of)
     return np.asarray(means[np.sort(of)])
 
 
 def ndcg(found: Floats, grades: Floats) -> float:
-    """DCG of the first ten over the best possible one, linear gains; nan without any gain.
+    """nDCG of the first ten passages with linear gains; nan if no passage has a gain.
 
-    Equal scores count as the mean of all their orders, as in scikit-learn.
+    For equal scores, the mean over all their orders counts, as in scikit-learn.
     """
     gains = np.maximum(grades, 0)
     discounts = 1 / np.log2(np.arange(2, min(len(gains), CUT) + 2))
@@ -201,17 +201,17 @@ def ndcg(found: Floats, grades: Floats) -> float:
 
 
 def recall(found: Floats, grades: Floats) -> float:
-    """Share of the relevant passages, or of ten of them, among the first ten."""
+    """Relevant passages among the first ten, divided by all relevant ones (at most ten)."""
     relevant = (grades > 0).astype(np.float64)
     most = min(relevant.sum(), CUT)
     return float(_gains(found, relevant)[:CUT].sum() / most) if most else np.nan
 
 
 def mrr(found: Floats, grades: Floats) -> float:
-    """1 over the rank of the first relevant passage, 0 beyond the tenth.
+    """1 / rank of the first relevant passage; 0 if the rank is above ten.
 
-    If n passages have the score of the best relevant one, and r of them are relevant, every
-    order of them is as likely, and the mean over these orders counts.
+    Suppose n passages have the score of the best relevant one, and r of them are relevant. All
+    orders of these n are equally likely, and the mean over the orders counts.
     """
     relevant = grades > 0
     if not relevant.any():
@@ -230,7 +230,7 @@ def mrr(found: Floats, grades: Floats) -> float:
 
 
 def concordance(found: Floats, aim: Floats) -> float:
-    """Share of the pairs that differ in `aim` that are ordered alike; ties count half."""
+    """Share of pairs ordered as in `aim`, of those that differ in `aim`; ties count half."""
     i, j = np.triu_indices(len(aim), 1)
     wanted = np.sign(aim[i] - aim[j])
     got = np.sign(found[i] - found[j])[wanted != 0]

@@ -15,14 +15,14 @@ from prumux.optimizer.base.errors import ModelError
 from .task import Task
 
 MAX_LABELS = 100_000
-"""Beyond this a config.json is taken for damaged, before anything of that size is made."""
+"""A config.json with more labels counts as damaged, before memory is allocated for them."""
 DEFAULT_HEAD = "ForSequenceClassification"
-"""The task where `architectures` is missing."""
+"""The head that is assumed if `architectures` is missing."""
 
 
 @functools.cache
 def task_types() -> tuple[type[Task], ...]:
-    """Every task that a module of this folder defines, in the order of the modules' names."""
+    """The tasks that the modules of this folder define, ordered by module name."""
     found: list[type[Task]] = []
     package = __package__ or ""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
@@ -37,7 +37,7 @@ def from_config(config: Mapping[str, Any]) -> Task:
     """The task of a Hugging Face model, from `architectures`, `problem_type` and `id2label`.
 
     Raises:
-        ModelError: no task reads such a model, or the label names are wrong.
+        ModelError: no task fits the model, or the label names are wrong.
     """
     architecture = named_architecture(config)
     head = architecture or DEFAULT_HEAD
@@ -66,13 +66,13 @@ def from_config(config: Mapping[str, Any]) -> Task:
 
 
 def of_data(task: Task, columns: Callable[[], Collection[str]], metric: str | None) -> Task:
-    """The task of a model on its data; arguments as in `Task.of_data`."""
+    """The task of a model on its data. Arguments as in `Task.of_data`."""
     found = (x.of_data(task, columns, metric) for x in task_types())
     return next((x for x in found if x is not None), task)
 
 
 def named_architecture(config: Mapping[str, Any]) -> str:
-    """The first name in `architectures` of a config, empty if there is none."""
+    """The first name in `architectures` of a config; empty if there is none."""
     names = config.get("architectures") or [""]
     return str(names[0] if isinstance(names, list | tuple) else names)
 
@@ -81,11 +81,11 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
     """The task of a model that prumux wrote.
 
     Args:
-        config: `config.json`.
-        labels: how many labels the model's head has.
+        config: the content of `config.json`.
+        labels: the number of labels of the model's head.
 
     Raises:
-        ValueError: no task writes such a model, or the label names are wrong.
+        ValueError: `architectures` names no class of prumux, or the label names are wrong.
         LookupError: a field is missing.
     """
     architectures, problem = config["architectures"], config.get("problem_type")
@@ -93,7 +93,7 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
     if not own:
         raise ValueError(f"architectures is {architectures!r:.60}")
     names = config["id2label"]
-    # A user may train such a model on with another `problem_type`, for the sake of its loss.
+    # A user may continue training with another `problem_type`, which selects another loss.
     chosen = next((x for x in own if x.reads(problem, labels)), own[0])
     task = chosen.of_config(tuple(names[str(i)] for i in range(len(names))), config)
     task.check(labels)
@@ -101,14 +101,14 @@ def from_own_config(config: Mapping[str, Any], labels: int) -> Task:
 
 
 def from_report(shown: Mapping[str, Any]) -> type[Task]:
-    """The task that `Task.to_json` shows; of an incomplete report the first that may be it."""
+    """The task type of an entry that `Task.to_json` wrote; text classification if unknown."""
     wanted = shown.get("kind"), shown.get("problem")
     ordinary = next(x for x in task_types() if x.head == DEFAULT_HEAD)
     return next((x for x in task_types() if (x.kind, x.problem) == wanted), ordinary)
 
 
 def kind_of(head: str) -> str:
-    """The kind of the tasks whose model classes end so."""
+    """The kind of the tasks with this `Task.head`."""
     return next(x.kind for x in task_types() if x.head == head)
 
 
@@ -135,7 +135,7 @@ def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _label_name(i: str, name: Any) -> str:
-    """A label's name; datasets and people write numbers and truth values, too."""
+    """A label's name as text. Some configs contain numbers or truth values as names."""
     text = str(name) if isinstance(name, str | int | float) else None
     if text is None or any("\ud800" <= x <= "\udfff" for x in text):
         raise ModelError(

@@ -26,17 +26,17 @@ _ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.Identity": "identity",
     "torch.nn.Sigmoid": "sigmoid",
 }
-"""Names that sentence transformers writes."""
+"""Names of activations that sentence transformers writes to config.json."""
 OLD_ACTIVATION = "sbert_ce_default_activation_function"
-"""The key of sentence transformers before version 4."""
+"""The activation's key in config.json before sentence transformers 4."""
 
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """One score a row: the first logit, or its sigmoid where a reranker's config says so."""
+    """One score per row: the first logit, or its sigmoid if a reranker's config names one."""
 
     activation: Activation = "identity"
-    """Turns a logit into the score that is predicted and measured."""
+    """The function that turns a logit into the predicted score."""
 
     name: ClassVar[str] = "regression"
     kind: ClassVar[str] = "text-classification"
@@ -52,12 +52,12 @@ class Regression(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Every model of one label, also with `problem_type` left out."""
+        """True for models with one label, if `problem_type` is `regression` or missing."""
         return problem_type in (cls.problem_type, None) and labels == 1
 
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
-        """See `Task.of_config`: the activation of a sentence transformers reranker."""
+        """See `Task.of_config`. Reads the activation of a sentence transformers reranker."""
         block = config.get("sentence_transformers")
         key, named = "sentence_transformers.activation_fn", None
         if isinstance(block, Mapping):
@@ -99,7 +99,7 @@ class Regression(Task):
         del scored
         values = np.asarray(logits)
         first = np.asarray(values.reshape(len(values), -1)[:, 0], dtype=np.float64)
-        # tanh does not overflow, as exp would.
+        # tanh does not overflow; exp would.
         return first if self.activation == "identity" else 0.5 + 0.5 * np.tanh(first / 2)
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
@@ -108,9 +108,9 @@ class Regression(Task):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Pearson's and Spearman's correlation, and agreement with the dense model.
+        """Pearson's and Spearman's correlation, and agreement with the given model.
 
-        Agreement is Pearson's correlation with the dense model's values.
+        Agreement is Pearson's correlation with the given model's values.
         """
         return (
             Metric("pearson"),
@@ -135,7 +135,7 @@ class Regression(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """The rows themselves, with the optimised model's values mirrored at their mean."""
+        """Copies of the rows, with the optimised model's values mirrored at their mean."""
         del metric
         p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
@@ -143,23 +143,23 @@ class Regression(Task):
         return WorstCase(np.tile(p, 2), mirrored, np.tile(y, 2), weights)
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """A constant correlates with nothing."""
+        """One number for all rows. Its score is 0: a constant correlates with nothing."""
         del metric, truth
         return ConstantAnswer("one number", 0.0)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row's values over that of the rows."""
+        """Mean standard deviation of a row's values, divided by that of the rows' means."""
         together = np.stack([np.asarray(x) for x in draws])
         spread = float(together.mean(0).std())
         return float(together.std(0).mean()) / spread if spread else 0.0
 
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Mean squared error of the values; the temperature has no meaning here."""
+        """Mean squared error of the values. The temperature is ignored."""
         del temperature
         return F.mse_loss(student.float(), teacher.float())
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Mean squared error; a row labelled NaN does not count."""
+        """Mean squared error. Rows labelled NaN are ignored."""
         found, scores = logits.float().flatten(0, -2), labels.flatten()
         known = scores.isfinite()
         count = int(known.sum())
@@ -172,6 +172,6 @@ class Regression(Task):
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator
     ) -> list[Tensor]:
-        """The value itself: the Fisher information of a normal distribution of variance 1."""
+        """The value itself, as for a normal distribution with variance 1."""
         del random
         return [(logits[..., 0] * weight).sum()]

@@ -1,7 +1,7 @@
-"""Exact match and F1 of answers, as SQuAD defines them, and answers as numbers.
+"""SQuAD's exact match and F1 of answers, and the encoding of answers as numbers.
 
-Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250; questions without an answer: Rajpurkar
-et al. 2018, https://arxiv.org/abs/1806.03822
+SQuAD: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250. Questions without an answer:
+Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 NOWHERE = -1
-"""Start and end of an answer that is not there."""
+"""Start and end of a missing answer."""
 
 
 class FoundAnswer(NamedTuple):
-    """An answer in its context."""
+    """An answer and its position in the context, as character indices."""
 
     start: int
     end: int
     text: str
-    """Normalised, see `normalised`."""
+    """The text of the answer, see `normalised`."""
 
 
 NO_ANSWER = FoundAnswer(NOWHERE, NOWHERE, "")
 
 
 def normalised(text: str) -> str:
-    """The text in lower case, without punctuation, articles and superfluous white space.
+    """The text in lower case, without punctuation, articles and extra white space.
 
     Example:
         >>> normalised("The  Norman-Conquest.")
@@ -45,15 +45,16 @@ def normalised(text: str) -> str:
 
 
 def exact_match(found: str, aims: Sequence[str]) -> float:
-    """1 if a normalised answer is one of the right ones, else 0."""
+    """1 if a normalised answer is among the right answers, else 0."""
     return float(found in aims)
 
 
 def f1(found: str, aims: Sequence[str]) -> float:
-    """The largest F1 of the words of a normalised answer and of a right one.
+    """The largest F1 between the words of a normalised answer and those of a right answer.
 
-    With p and r the shares of words that both have, F1 = 2 p r / (p + r). Where either has no
-    words, it is 1 if both have none.
+    F1 = 2 p r / (p + r). Precision p is the share of the answer's words that are in the right
+    answer. Recall r is the share of the right answer's words that are in the answer. If both
+    have no words, F1 is 1. If only one has no words, F1 is 0.
     """
     return max(_f1(found.split(), aim.split()) for aim in aims)
 
@@ -66,7 +67,7 @@ def _f1(found: list[str], aim: list[str]) -> float:
 
 
 def as_numbers(answers: Iterable[FoundAnswer]) -> NDArray[np.int64]:
-    """Answers to a question: start, end, number of characters, and the characters, of each."""
+    """Encode answers as numbers: for each start, end, number of characters, characters."""
     flat: list[int] = []
     for x in answers:
         flat += [x.start, x.end, len(x.text), *map(ord, x.text)]
@@ -74,7 +75,7 @@ def as_numbers(answers: Iterable[FoundAnswer]) -> NDArray[np.int64]:
 
 
 def from_numbers(numbers: NDArray[Any]) -> list[FoundAnswer]:
-    """The inverse of `as_numbers`."""
+    """Decode answers; the inverse of `as_numbers`."""
     flat, at = numbers.tolist(), 0
     found = []
     while at < len(flat):
@@ -86,19 +87,20 @@ def from_numbers(numbers: NDArray[Any]) -> list[FoundAnswer]:
 
 
 def texts_of(answers: Iterable[NDArray[Any]]) -> list[list[str]]:
-    """The normalised texts of the answers to each question; the empty text if it has none.
+    """The normalised texts of the answers to each question; one empty text if there are none.
 
-    An answer of nothing but articles and punctuation is left out if there are others.
+    Answers that consist only of articles and punctuation are dropped if others are left.
     """
     texts = [[x.text for x in from_numbers(numbers)] for numbers in answers]
     return [[y for y in x if y] or [""] for x in texts]
 
 
 def read_answers(value: Any) -> list[tuple[str, int]] | None:
-    """Texts and starts of a value of SQuAD's column `answers`; None = it is no such value.
+    """Texts and starts in a value of SQuAD's column `answers`; None for any other value.
 
-    That is `{"text": [...], "answer_start": [...]}`, or a list of objects with one of each.
-    Some tools write every number as 8.0.
+    A value is `{"text": [...], "answer_start": [...]}`, or a list of objects with one text and
+    one start each. A start may be a float such as 8.0, because some tools write all numbers
+    this way.
     """
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")

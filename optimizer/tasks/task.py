@@ -1,4 +1,4 @@
-"""The abstract task: everything that prumux asks of the meaning of labels.
+"""The abstract base class of tasks. A task defines the meaning of a model's labels.
 
 Axis letters: N rows, B rows of a batch, T positions of a row, C labels, R weightings of rows.
 """
@@ -28,17 +28,17 @@ Pooling = Literal["first", "all"]
 
 
 class WorstCase(NamedTuple):
-    """Rows with made-up rows added on which only the dense model is right."""
+    """Real rows and added made-up rows. Only the given model is right on the added ones."""
 
     dense: Predictions
     optimised: Predictions
     labels: Predictions
     weights: Floats
-    """The weight of each row: [R, N]; the loss of the worst of the R weightings counts."""
+    """Weights of the rows, [R, N]. The weighting with the largest loss counts."""
 
 
 class ConstantAnswer(NamedTuple):
-    """The best answer that a model without knowledge of its rows can give, and its score."""
+    """The best answer of a model that ignores its input, and the score of this answer."""
 
     answer: str
     score: float
@@ -54,7 +54,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
     name: ClassVar[str]
     """The task's name in messages; no two tasks share it."""
     kind: ClassVar[str]
-    """`task.kind` of a report, after the Hugging Face pipeline of that name."""
+    """`task.kind` of a report: the name of a Hugging Face pipeline."""
     problem: ClassVar[str]
     """`task.problem` of a report."""
     problem_type: ClassVar[str]
@@ -64,23 +64,23 @@ class Task(ByQuery, Vectors, Spans, ABC):
     pooling: ClassVar[Pooling]
     """Positions that the head reads. `first`: logits are [B, C]; `all`: [B, T, C]."""
     columns: ClassVar[tuple[str, ...]]
-    """Columns that may hold the labels, the usual one first; `--columns` renames them."""
+    """Possible names of the label column, the usual one first. `--columns` renames it."""
     other_columns: ClassVar[tuple[str, ...]] = ()
-    """Further usual names of such a column, which `--columns` does not know."""
+    """Further usual names of the label column. `--columns` does not accept them."""
     reads_words: ClassVar[bool] = False
-    """Whether a row is a list of words instead of a text or a pair of texts."""
+    """True if a row is a list of words instead of a text or a pair of texts."""
     ragged: ClassVar[bool] = False
-    """Whether a row has an array of predictions instead of one prediction."""
+    """True if a row has an array of predictions instead of one prediction."""
     has_classes: ClassVar[bool] = True
-    """Whether an answer is one of the labels, so that answers can be counted by class."""
+    """True if every answer is one of the labels. Answers can then be counted by class."""
     exclusive: ClassVar[bool] = True
-    """Whether exactly one label holds, so that the data may number them in another order."""
+    """True if exactly one label applies. The data may then number the labels differently."""
     lists_labels: ClassVar[bool] = False
-    """Whether a value of the label column is a list of labels, see `label_lists`."""
+    """True if a value of the label column is a list of labels, see `label_lists`."""
     agreement_meaning: ClassVar[str] = "The answers of both models have a correlation of"
-    """The meaning of agreement where answers are no labels, for reports."""
+    """A report's text about agreement, for tasks whose answers are not labels."""
     instability_meaning: ClassVar[str] = "share of rows whose answer depends on the partners"
-    """The meaning of `instability`, for reports."""
+    """A report's text about `instability`."""
 
     # Hugging Face's names ------------------------------------------------------------------
 
@@ -91,25 +91,25 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
     @classmethod
     def own_class(cls) -> str:
-        """Name of prumux's model class, which `architectures` of `config.json` holds."""
+        """Name of prumux's model class, as written to `architectures` of `config.json`."""
         return f"Prumux{cls.head}"
 
     @classmethod
     @abstractmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Whether a model whose class ends in `head` is of this task.
+        """True if a model whose class name ends in `head` has this task.
 
         Args:
-            problem_type: as in `config.json`, None where it says nothing.
-            labels: how many labels the model has.
+            problem_type: the key of `config.json`; None if it is missing.
+            labels: the model's number of labels.
         """
 
     @classmethod
     def of_config(cls, labels: tuple[str, ...], config: Mapping[str, Any]) -> Self:
-        """The task with these names of labels, and what else a `config.json` says of it.
+        """The task with these label names, and with the task's other keys of `config.json`.
 
         Raises:
-            ModelError: it says something that prumux cannot do.
+            ModelError: a key has a value that prumux does not support.
         """
         del config
         return cls(labels)
@@ -118,29 +118,29 @@ class Task(ByQuery, Vectors, Spans, ABC):
     def of_data(
         cls, task: Task, columns: Callable[[], Collection[str]], metric: str | None
     ) -> Self | None:
-        """This task in place of another one, if the data or the metric say so, else None.
+        """This task, if the data or the metric require it instead of `task`; else None.
 
         Args:
             task: the task that the model's config names.
-            columns: gives the names of the data's columns.
-            metric: the metric that was asked for, if any.
+            columns: returns the names of the data's columns.
+            metric: the metric that the user chose, if any.
         """
         del task, columns, metric
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """The task as a report shows it."""
+        """The task's entry in a report."""
         return {"kind": self.kind, "problem": self.problem, "labels": list(self.labels)}
 
     def to_config(self) -> dict[str, Any]:
-        """Further keys of `config.json`, beside `problem_type` and the names of labels."""
+        """Further keys of `config.json`, in addition to `problem_type` and label names."""
         return {}
 
     def check(self, labels: int) -> None:
-        """Check that each of the model's labels has a name of its own.
+        """Check that each of the model's labels has a unique name.
 
         Raises:
-            ValueError: there are more or fewer names, one is no text, or two are the same.
+            ValueError: the number of names is wrong, one is not a text, or two are equal.
         """
         if len(self.labels) != labels:
             raise ValueError(f"{len(self.labels)} names of {labels} labels")
@@ -156,15 +156,15 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
     @property
     def output_labels(self) -> tuple[str, ...]:
-        """Names of a logit vector's entries for a server that answers with classes.
+        """Names of a logit vector's entries, for a server that answers with classes.
 
-        Empty where the largest logit of a row is not its answer.
+        The tuple is empty if a row's largest logit is not its answer.
         """
         return ()
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """Columns of 0 and 1 that may hold the labels, one for each; empty = none may."""
+        """Possible label columns of 0 and 1, one for each label; empty for most tasks."""
         return ()
 
     # Labels of a data column ---------------------------------------------------------------
@@ -173,12 +173,12 @@ class Task(ByQuery, Vectors, Spans, ABC):
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> Labels | None:
-        """Labels of N rows as numbers; None if all are hidden.
+        """Labels of N rows as numbers; None if all labels are hidden.
 
         Args:
-            values: the column, as it was read: [N].
-            words: the words of each row, or its context where answers are spans; else None.
-            fail: raises DataError; takes the row's number (None = the whole column) and text.
+            values: the values of the label column, [N].
+            words: the words of each row, or the contexts if answers are spans; else None.
+            fail: raises DataError for a row number (None = the whole column) and a text.
         """
 
     # Predictions and scores ----------------------------------------------------------------
@@ -192,17 +192,17 @@ class Task(ByQuery, Vectors, Spans, ABC):
         """Predictions of N rows.
 
         Args:
-            logits: [N, C]; where `pooling` is `all`, per row [T, C].
-            scored: where `pooling` is `all`, per row the positions that count: label ids [T]
-                (-100 = does not count) or bool [T]; None = all positions.
+            logits: [N, C]; if `pooling` is `all`, one array [T, C] per row.
+            scored: for `pooling` `all`, the scored positions of each row, as label ids [T]
+                (-100 = not scored) or bool [T]; None = all positions.
         """
 
     @abstractmethod
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """The prediction that a user gets for each row.
+        """The answer for each row, in the form that users get.
 
         Args:
-            logits: [N, C]; for tasks that read words, per row [words, C].
+            logits: [N, C]; for tasks that read words, one array [words, C] per row.
         """
 
     @property
@@ -213,20 +213,20 @@ class Task(ByQuery, Vectors, Spans, ABC):
     @property
     @abstractmethod
     def default_metric(self) -> str:
-        """Name of the metric that is used where none is asked for."""
+        """Name of the metric that is used if the user chooses none."""
 
     def fitting(self, labels: Labels | None) -> tuple[Metric, ...]:
-        """The metrics that labels of this form allow."""
+        """The metrics that can be computed with labels of this form."""
         del labels
         return self.metrics
 
     def usual_metric(self, labels: Labels) -> str:
-        """Name of the metric that is used for labels of this form."""
+        """Name of the default metric for labels of this form."""
         del labels
         return self.default_metric
 
     def metric(self, name: str) -> Metric:
-        """The metric of that name.
+        """The metric with this name.
 
         Raises:
             UsageError: the metric does not fit the task.
@@ -240,24 +240,24 @@ class Task(ByQuery, Vectors, Spans, ABC):
         return found[name]
 
     def score(self, metric: str, predictions: Predictions, labels: Predictions) -> float:
-        """The score in [-1, 1]; arguments and errors as in `scorer`."""
+        """The score in [-1, 1]. Arguments and errors are those of `scorer`."""
         weights = np.ones((1, len(predictions)))
         return float(self.scorer(metric, predictions, labels)(weights)[0])
 
     def scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
-        """The score as a function of weights of the rows, [R, N] -> [R].
+        """The score as a function of row weights, [R, N] -> [R].
 
-        Row i counts `weights[r, i]` times; a resample with replacement is such a weighting.
+        In weighting r, row i counts `weights[r, i]` times, as in a resample with replacement.
 
         Args:
             metric: name of one of `metrics`.
-            predictions: as `predictions` returns them.
-            labels: in the same form; per-position labels may still hold -100. For a metric
-                that compares with the dense model: the dense model's predictions.
+            predictions: the predictions, in the form that `predictions` returns.
+            labels: the labels in the same form. Labels of positions may contain -100. Metrics
+                without labels get the given model's predictions.
 
         Raises:
             UsageError: the metric does not fit the task.
-            DataError: there are more or fewer predictions than labels.
+            DataError: the numbers of predictions and labels differ.
         """
         self.metric(metric)
         if len(predictions) != len(labels):
@@ -266,10 +266,10 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
     @abstractmethod
     def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
-        """`scorer` for a metric that fits and as many predictions as labels."""
+        """`scorer` after its checks of the metric and of the number of rows."""
 
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
-        """True for rows that a metric with the statistic `paired` counts as right, [N]."""
+        """True for the right rows of a metric with the statistic `paired`, [N]."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
 
     @abstractmethod
@@ -281,14 +281,14 @@ class Task(ByQuery, Vectors, Spans, ABC):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """The rows with `extra` more that cost the optimised model most.
+        """The rows, plus `extra` rows that cost the optimised model most.
 
-        A bootstrap does not know of errors that did not occur in the sample. Its bound is
-        therefore never below the loss on these rows (see `certificate/certificate.py`).
+        A bootstrap misses errors that did not occur in the sample. So its bound is never
+        allowed below the loss on these rows (see `certificate/certificate.py`).
         """
 
     def chance(self, metric: str) -> float:
-        """The score of a model that guesses: 1 / C where right answers are counted."""
+        """The score of a guessing model: 1 / C if the metric counts right answers, else 0."""
         return 1 / len(self.labels) if self.metric(metric).counts_answers else 0.0
 
     def all_answers(self, predictions: Predictions) -> NDArray[Any]:
@@ -301,19 +301,19 @@ class Task(ByQuery, Vectors, Spans, ABC):
     def label_counts(
         self, answers: NDArray[Any], truth: NDArray[Any] | None = None
     ) -> list[int]:
-        """Answers of each label, [C]; with `truth`, the right ones among them.
+        """Number of answers of each label, [C]. With `truth`, only right answers are counted.
 
         Args:
-            answers, truth: as `all_answers` returns them.
+            answers, truth: in the form that `all_answers` returns.
         """
         kept = answers if truth is None else answers[answers == truth]
         return [int(n) for n in np.bincount(kept, minlength=len(self.labels))]
 
     def best_constant(self, metric: str, truth: Predictions) -> ConstantAnswer:
-        """The constant answer with the best score against some labels or predictions.
+        """The constant answer with the best score against labels or predictions.
 
-        Metrics that count answers, or weigh classes alike, are best for the most frequent
-        class; F1 of one class, or of spans, may be best for any.
+        For metrics that count answers, or that weigh classes equally, this is the most
+        frequent class. For F1 of one class or of spans, every class is tried.
         """
         counts = np.bincount(self.all_answers(truth), minlength=len(self.labels))
         every = metric == "f1"
@@ -328,12 +328,12 @@ class Task(ByQuery, Vectors, Spans, ABC):
         return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of predictions that are not the same in all draws, of the same rows."""
+        """Share of predictions that differ between draws. All draws are of the same rows."""
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
 
     def other_answers(self, found: Predictions, certified: Predictions) -> tuple[int, int]:
-        """Number of answers that are not the certified ones, and of all answers."""
+        """Number of answers that differ from the certified ones, and number of all answers."""
         answers = sum(np.size(x) for x in found)
         return round((1 - self.score(AGREEMENT, found, certified)) * answers), answers
 
@@ -341,20 +341,20 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
     @abstractmethod
     def logit_loss(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Mean distance of a student's logits from the teacher's, both [N, C]."""
+        """Mean distance between the student's and the teacher's logits, both [N, C]."""
 
     def group_loss(
         self, student: Tensor, teacher: Tensor, groups: Tensor, temperature: float
     ) -> Tensor:
-        """`logit_loss` of rows that belong to queries, whose numbers are `groups`, [N]."""
+        """`logit_loss` for rows that belong to queries; `groups` are query numbers, [N]."""
         del groups
         return self.logit_loss(student, teacher, temperature)
 
     @abstractmethod
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Mean loss against labels, and over how many labels that is.
+        """Mean loss against labels, and the number of labels in the mean.
 
-        Rows (or positions) without a label do not count; the loss is 0 if none has one.
+        Rows or positions without a label are ignored. The loss is 0 if there is no label.
 
         Args:
             logits: [B, C] or [B, T, C].
@@ -369,8 +369,8 @@ class Task(ByQuery, Vectors, Spans, ABC):
 
         Args:
             logits: [B, C] or [B, T, C].
-            weight: factor of each prediction, [B] or [B, T]: see `fisher.signs`.
-            random: draws classes where a task has many.
+            weight: factor of each prediction, [B] or [B, T]; see `fisher.signs`.
+            random: draws classes if a task has many.
         """
 
     # Parity --------------------------------------------------------------------------------
@@ -380,14 +380,14 @@ class Task(ByQuery, Vectors, Spans, ABC):
         logits: Sequence[NDArray[Any]],
         masks: Sequence[NDArray[Any]] | None,
     ) -> NDArray[np.float64]:
-        """Logits that an answer depends on, [N, C], of batches [B, C] or [B, T, C].
+        """The logits that determine answers, [N, C], from batches [B, C] or [B, T, C].
 
         Args:
-            logits: one array a batch.
-            masks: attention masks [B, T], needed where `pooling` is `all`.
+            logits: one array for each batch.
+            masks: attention masks [B, T], required if `pooling` is `all`.
 
         Raises:
-            ValueError: the masks are needed and missing.
+            ValueError: the required masks are missing.
         """
         if self.pooling == "all":
             if masks is None:
@@ -396,5 +396,5 @@ class Task(ByQuery, Vectors, Spans, ABC):
         return np.concatenate([np.asarray(x, dtype=np.float64) for x in logits])
 
     def same_answers(self, one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
-        """True for rows of logits [N, C] with the same answer, [N]; default: same argmax."""
+        """True for rows of logits [N, C] with the same answer, [N]. Default: equal argmax."""
         return np.asarray(one.argmax(axis=-1) == other.argmax(axis=-1), dtype=np.bool_)

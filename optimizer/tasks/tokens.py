@@ -26,9 +26,9 @@ _SPAN_TAG = re.compile(r"O|[BIES]-.+")
 
 @dataclass(frozen=True)
 class Tokens(Task):
-    """One tag a word; predictions are per row the class ids at its scored positions.
+    """One tag for each word. Predictions are the class ids at a row's scored positions.
 
-    The first sub-word of a word is scored, the others are not.
+    Only the first sub-word of a word is scored.
     """
 
     name: ClassVar[str] = "token-classification"
@@ -44,13 +44,13 @@ class Tokens(Task):
 
     @classmethod
     def reads(cls, problem_type: str | None, labels: int) -> bool:
-        """Every model; Hugging Face's taggers do not look at `problem_type` either."""
+        """True: Hugging Face's taggers ignore `problem_type`, too."""
         del problem_type, labels
         return True
 
     @property
     def has_spans(self) -> bool:
-        """Whether the labels are BIO or IOBES tags, so that spans can be scored."""
+        """True if the labels are BIO or IOBES tags, whose spans can be scored."""
         return all(_SPAN_TAG.fullmatch(x) for x in self.labels) and any(
             x != "O" for x in self.labels
         )
@@ -58,7 +58,7 @@ class Tokens(Task):
     def read_labels(
         self, values: Sequence[Any], words: Sequence[Sequence[str]] | None, fail: Fail
     ) -> tuple[Ints, ...]:
-        """Per row the class ids of its words, from ids (-100 = not scored) or label names."""
+        """The class ids of each row's words, from ids (-100 = not scored) or label names."""
         assert words is not None
         row_of: list[int] = []
         for i, (tags, row) in enumerate(zip(values, words, strict=True)):
@@ -80,7 +80,7 @@ class Tokens(Task):
         logits: NDArray[Any] | Sequence[NDArray[Any]],
         scored: Sequence[NDArray[Any]] | None = None,
     ) -> tuple[Ints, ...]:
-        """Per row the class with the largest logit at each position that counts."""
+        """For each row, the class with the largest logit at each scored position."""
         rows = [np.asarray(x).argmax(-1) for x in logits]
         if scored is None:
             return tuple(rows)
@@ -88,14 +88,14 @@ class Tokens(Task):
         return tuple(r[: len(x)][x if x.dtype == bool else x != IGNORE] for r, x in pairs)
 
     def answers(self, logits: Sequence[NDArray[Any]] | NDArray[Any]) -> list[Answer]:
-        """Per row a tuple with one prediction a word."""
+        """For each row, a tuple with one prediction per word."""
         return [tuple(class_predictions(row, self.labels)) for row in logits]
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Share of right tags, F1 of spans where the tags mark any, and agreement.
+        """Share of right tags, F1 of spans if the tags mark spans, and agreement.
 
-        Rows are the independent draws, not words, so all are certified by bootstrap.
+        The independent draws are rows, not words, so all metrics are certified by bootstrap.
         """
         spans_f1 = (Metric("f1"),) if self.has_spans else ()
         accuracy = Metric("accuracy", counts_answers=True)
@@ -103,11 +103,11 @@ class Tokens(Task):
 
     @property
     def default_metric(self) -> str:
-        """F1 of spans where the tags mark any, else accuracy."""
+        """F1 of spans if the tags mark spans, else accuracy."""
         return "f1" if self.has_spans else "accuracy"
 
     def _scorer(self, metric: str, predictions: Predictions, labels: Predictions) -> Scorer:
-        counts = np.zeros((len(labels), 3))  # hits, found, true of each row
+        counts = np.zeros((len(labels), 3))  # numbers of hits, found and true
         for i, (p, y) in enumerate(zip(predictions, labels, strict=True)):
             kept = y[y != IGNORE]
             if len(p) != len(kept):
@@ -127,7 +127,7 @@ class Tokens(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """The rows themselves, with all spans, or all tags, of the optimised model lost."""
+        """Copies of the rows in which the optimised model misses every span or tag."""
         rows = len(dense)
         lost = tuple(self._lost(metric, y[y != IGNORE]) for y in labels)
         d, o, y2 = tuple(dense), tuple(optimised), tuple(labels)
@@ -144,18 +144,18 @@ class Tokens(Task):
         return kl_divergence(student, teacher, temperature)
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Cross-entropy; a position labelled -100 does not count."""
+        """Cross-entropy. Positions labelled -100 are ignored."""
         return cross_entropy(logits, labels)
 
     def fisher_scalars(
         self, logits: Tensor, weight: Tensor, random: torch.Generator
     ) -> list[Tensor]:
-        """One scalar a class, or of some classes drawn at each position."""
+        """One scalar for each class, or for classes drawn at each position."""
         return class_scalars(logits, weight, random)
 
 
 def spans(ids: NDArray[Any], labels: Sequence[str]) -> set[tuple[str, int, int]]:
-    """The (type, first, last) spans of one row, by the rules of conlleval and seqeval.
+    """The spans (type, first, last) of one row, by the rules of conlleval and seqeval.
 
     See https://github.com/chakki-works/seqeval.
     """

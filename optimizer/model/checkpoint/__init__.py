@@ -1,1 +1,1 @@
-"""The files of a given model: weights, tensor names, tokenizer, keys of the config."""
+"""The files of a given model: weights, tensor names, tokenizer and keys of the config."""

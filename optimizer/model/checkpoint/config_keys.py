@@ -1,7 +1,7 @@
-"""Keys of a given config.json that the optimised model's config.json keeps.
+"""Selects the keys of a given config.json that the optimised model's config.json keeps.
 
-A model carries facts for other libraries there, such as the activation of a sentence
-transformers reranker (`sentence_transformers`), `finetuning_task` or `label_names`.
+These keys are for other libraries. Examples are `sentence_transformers` (the activation of a
+reranker), `finetuning_task` and `label_names`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 DROPPED = frozenset(
     {
-        # described by prumux's own fields; no longer true of a pruned model
+        # replaced by prumux's own fields; wrong for a pruned model
         *("model_type", "architectures", "problem_type", "id2label", "label2id", "num_labels"),
         *("pad_token_id", "hidden_size", "num_hidden_layers", "num_attention_heads"),
         *("intermediate_size", "vocab_size", "max_position_embeddings", "type_vocab_size"),
@@ -30,7 +30,7 @@ DROPPED = frozenset(
         *("num_hidden_groups", "inner_group_num", "head_dim", "rope_scaling"),
         *("num_key_value_heads", "rms_norm_eps", "pretraining_tp", "mask_token_id"),
         *("conv_kernel_size", "conv_groups", "conv_act", "causal_mask", "is_causal"),
-        # of the training and of the architecture's code
+        # settings of training and of the architecture's code
         *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
         *("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
         *(
@@ -44,12 +44,12 @@ DROPPED = frozenset(
         *("chunk_size_feed_forward", "pruned_heads", "torchscript", "use_bfloat16"),
         *("reference_compile", "deterministic_flash_attn", "repad_logits_with_grad"),
         *("sparse_prediction", "sparse_pred_ignore_index", "attn_implementation"),
-        # of the file, or a promise that other code must run
+        # facts about the file, or settings that require other code
         *("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype"),
         *("auto_map", "quantization_config", "_attn_implementation", "custom_pipelines"),
         *("output_attentions", "output_hidden_states", "return_dict", "use_return_dict"),
         *("_commit_hash", "_attn_implementation_internal", "trust_remote_code"),
-        # prumux's own
+        # prumux's own keys
         *("prumux_format", "encoder", "heads_per_layer", "ffn_per_layer", "mux", "source"),
         *("sentence_embedding", "prumux_sentence_head", "question_answering"),
     }
@@ -57,6 +57,6 @@ DROPPED = frozenset(
 
 
 def kept_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that an optimised model's config.json keeps of a given one."""
+    """The entries of a given config.json that the optimised model's config.json keeps."""
     named = {str(k): v for k, v in config.items()}
     return {k: v for k, v in named.items() if k not in DROPPED and not k.startswith("_")}

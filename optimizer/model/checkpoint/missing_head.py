@@ -1,6 +1,6 @@
-"""The head of a checkpoint whose config.json names none, found by its weights.
+"""Finds the head of a checkpoint by its weights, if config.json names none.
 
-The config of a base model names `BertForMaskedLM` or nothing, whatever was trained on it.
+Some checkpoints keep the config of their base model, which names `BertForMaskedLM` or nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from .tensor_names import named
 def with_architecture(
     config: Mapping[str, Any], found: Mapping[str, Tensor]
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """A config with the architecture whose tensors are all there, and a line that says so.
+    """The config with the architecture that fits the tensors, and a remark about it.
 
-    The config itself, and no line, if it names an architecture with a head of some task, or
-    if the tensors of no head are there.
+    An architecture fits if all its tensors are in the checkpoint. If no architecture fits, the
+    config is unchanged and there is no remark. The same holds if the config already names an
+    architecture with the head of a task.
 
     Raises:
-        ModelError: the tensors fit several heads alike.
+        ModelError: several heads fit the tensors equally well.
     """
     given = named_architecture(config)
     own = any(".qa_outputs." in f".{x}" for x in found)

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: modules.json and what it names.
+"""Reads and writes folders of sentence-transformers: modules.json and the files that it names.
 
 `modules.json` lists modules in order: the transformer, the pooling, then linear maps and
 normalisations. https://sbert.net/docs/sentence_transformer/usage/custom_models.html
@@ -37,7 +37,7 @@ POOLS: dict[str, Pool] = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-"""Their names of pools, in the order in which their flags are put side by side."""
+"""sentence-transformers' names of pools, in the order in which the pools are concatenated."""
 FLAGS = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
@@ -59,25 +59,25 @@ MOST_LENGTH = 2**24
 
 @dataclass(frozen=True, eq=False)
 class SentenceFiles:
-    """The parts of a folder besides the transformer."""
+    """The parts of a sentence-transformers folder."""
 
     transformer: Path
     """The folder of the transformer's config, weights and tokenizer."""
     head: SentenceHead
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of the linear maps, under our names."""
+    """The weights of the head's linear maps, under prumux's names."""
     task: Mapping[str, Any] = field(default_factory=dict)
-    """Prompts and similarity, as `SentenceEmbedding.of_config` reads them."""
+    """Prompts and similarity, in the form that `SentenceEmbedding.of_config` reads."""
     max_length: int | None = None
     lower_case: bool = False
-    """Whether texts are lowered before they are tokenised."""
+    """True if texts are converted to lower case before they are tokenised."""
 
 
 def pooled_by(pooling: str, folder: Path) -> SentenceFiles:
-    """A plain encoder with a pooling that the user names, `mean` or several as `cls+mean`.
+    """The parts for a plain encoder with the user's pooling, say `mean` or `cls+mean`.
 
     Raises:
-        ModelError: there is no such pooling.
+        ModelError: the pooling is unknown.
     """
     names = pooling.split("+")
     wrong = [x for x in names if x not in POOLS]
@@ -90,10 +90,10 @@ def pooled_by(pooling: str, folder: Path) -> SentenceFiles:
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles | None:
-    """The parts of a sentence-transformers folder; None where there is no modules.json.
+    """The parts of a sentence-transformers folder; None if there is no modules.json.
 
     Raises:
-        ModelError: a module is unknown, missing or has options that prumux does not compute.
+        ModelError: a module is unknown or missing, or has options that are not supported.
     """
     if not (folder / MODULES).is_file():
         return None
@@ -132,17 +132,17 @@ def read_sentence_files(folder: Path) -> SentenceFiles | None:
 
 
 def with_sentence(config: Mapping[str, Any], sentence: SentenceFiles) -> dict[str, Any]:
-    """A transformer's config with the head, prompts and similarity of its folder."""
+    """A transformer's config, extended by the head, prompts and similarity of its folder."""
     task = next(x for x in task_types() if not x.found_by_head)
     head = {HEAD: sentence.head, "architectures": [task.head]}
     return {**config, **head, "sentence_embedding": dict(sentence.task)}
 
 
 def limit_tokens(tokenizer: PreTrainedTokenizerBase, sentence: SentenceFiles) -> None:
-    """Cut texts where sentence-transformers cuts them.
+    """Set the tokenizer to truncate texts at the same length as sentence-transformers.
 
     Raises:
-        ModelError: texts are lowered by sentence-transformers, and not by the tokenizer.
+        ModelError: sentence-transformers converts texts to lower case, the tokenizer does not.
     """
     if sentence.max_length is not None:
         limit = min(sentence.max_length, tokenizer.model_max_length)
@@ -240,7 +240,7 @@ def _max_length(lengths: Mapping[str, Any], path: Path) -> int | None:
     return value
 
 
-def write_sentence_files(  # noqa: PLR0917 - what the files say, one by one
+def write_sentence_files(  # noqa: PLR0917 - one argument for each part of the files
     folder: Path,
     head: SentenceHead,
     hidden: int,
@@ -248,15 +248,15 @@ def write_sentence_files(  # noqa: PLR0917 - what the files say, one by one
     task: Mapping[str, Any],
     max_length: int,
 ) -> None:
-    """Write the files that sentence-transformers reads beside the transformer.
+    """Write the files that sentence-transformers reads in addition to the transformer's.
 
     Args:
-        folder: of the result; the transformer's own files lie in it.
+        folder: the folder of the result, with the transformer's own files.
         head: pools and steps.
         hidden: width of the states.
-        weights: of the whole model, by our names.
-        task: as `SentenceFiles.task`.
-        max_length: tokens of a text.
+        weights: weights of the whole model, under prumux's names.
+        task: prompts and similarity, as in `SentenceFiles.task`.
+        max_length: largest number of tokens in a text.
     """
     from safetensors.torch import save
 

@@ -1,7 +1,7 @@
-"""Tensor names of a checkpoint: without wrappers and prefixes, in today's spelling.
+"""Normalises tensor names of a checkpoint: removes wrappers and prefixes, updates spellings.
 
-Training code wraps models: DistributedDataParallel and DeepSpeed put `module.` before names,
-torch.compile `_orig_mod.`, Lightning the name of the attribute that holds the model.
+Training code wraps models. DistributedDataParallel and DeepSpeed put `module.` before names,
+and torch.compile puts `_orig_mod.`. Lightning puts the name of the model's attribute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRAPPERS = frozenset(
         "_checkpoint_wrapped_module",
     }
 )
-"""Segments that frameworks add; no layer of a model is called so."""
+"""Segments of names that frameworks add. No layer of a model has such a name."""
 _ADAPTER = re.compile(
     r"^base_model\.model\.|(^|\.)(lora_\w+|base_layer|modules_to_save|ia3_l|oft_\w+|hada_\w+"
     r"|vera_\w+|prompt_encoder|original_module)(\.|$)"
@@ -38,14 +38,15 @@ class Named:
 
     tensors: Mapping[str, Tensor]
     others: tuple[str, ...]
-    """Names of tensors outside the model's prefix: of losses, metrics, other modules."""
+    """Names of tensors outside the model's prefix, say of losses or metrics."""
 
 
 def refuse_adapters(names: Collection[str]) -> None:
-    """Refuse weights of PEFT that are not merged into the model.
+    """Refuse PEFT adapters that are not merged into the model.
 
     Raises:
-        ModelError: names the first such tensor, and the call that merges it.
+        ModelError: there is an adapter. The message names its first tensor and the call that
+            merges the adapter.
     """
     found = sorted(x for x in names if _ADAPTER.search(x))
     if found:
@@ -57,14 +58,14 @@ def refuse_adapters(names: Collection[str]) -> None:
 
 
 def named(found: Mapping[str, Tensor], expected: Collection[str]) -> Named:
-    """Take wrappers and the common prefix from the names of a state dict.
+    """Remove wrappers and the common prefix from the names of a state dict.
 
     Args:
         found: the state dict.
-        expected: names of the architecture.
+        expected: the tensor names of the architecture.
 
     Raises:
-        ModelError: two tensors get the same name, or two whole models are in the file.
+        ModelError: two tensors get the same name, or the file contains two whole models.
     """
     refuse_adapters(found)
     plain = _unwrapped(found, expected)
@@ -88,9 +89,10 @@ def named(found: Mapping[str, Tensor], expected: Collection[str]) -> Named:
 
 
 def _prefix(homes: Mapping[str, list[str]], count: int) -> str | None:
-    """The prefix under which all expected names stand, or else most of them; "" is a prefix.
+    """The prefix of all expected names; "" is a prefix, too.
 
-    None where several modules hold parts of the model.
+    If no prefix has all of them, the only prefix that has some. None if several prefixes have
+    parts of the model.
     """
     prefixes = Counter(
         name[: len(name) - len(suffix)] for suffix, names in homes.items() for name in names
@@ -108,7 +110,7 @@ def _prefix(homes: Mapping[str, list[str]], count: int) -> str | None:
 
 
 def _suffixes(name: str) -> Iterator[str]:
-    """The name, and what is left of it behind each dot."""
+    """The name, and its remainder after each dot."""
     yield name
     while "." in name:
         name = name.partition(".")[2]
@@ -130,7 +132,7 @@ def _unwrapped(found: Mapping[str, Tensor], expected: Collection[str]) -> dict[s
 
 
 def _plain(name: str) -> str:
-    """A name without wrappers, in the spelling of after TensorFlow."""
+    """A name without wrappers, with TensorFlow's `gamma` and `beta` renamed."""
     short = ".".join(x for x in name.split(".") if x not in WRAPPERS)
     return re.sub(r"(?<=[nN]orm)\.(gamma|beta)$", _modern, short)
 
@@ -140,7 +142,7 @@ def _modern(match: re.Match[str]) -> str:
 
 
 def values_fault(tensor: Tensor) -> str | None:
-    """The reason why the values of a tensor cannot be weights; None if they can."""
+    """The reason why a tensor's values cannot be weights; None if they can."""
     if tensor.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         kind = str(tensor.dtype).removeprefix("torch.")
         return f"has type {kind}: save it in float32, float16 or bfloat16"

@@ -1,8 +1,8 @@
-"""Token types that never differ, folded into the other embeddings.
+"""Folds constant token types into other embeddings.
 
-The graph then takes exactly the inputs that the model's tokenizer gives. The tokenizers of
-RoBERTa, XLM-R and CamemBERT give no `token_type_ids`, and neither do some of BERT checkpoints;
-transformers then uses type 0 at every position.
+The exported graph then takes exactly the inputs that the model's tokenizer returns. The
+tokenizers of RoBERTa, XLM-R, CamemBERT and some BERT checkpoints return no `token_type_ids`.
+Without them, transformers uses type 0 at every position.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INPUT = "token_type_ids"
 
 
 def gives_types(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer gives token types when nothing is asked of it."""
+    """True if a tokenizer returns token types by default."""
     return INPUT in tokenizer.model_input_names
 
 
 def fold_types(model: Model) -> Model:
-    """The model with type 0 everywhere and without the input, or the model itself."""
+    """The model with token type 0 folded in, without the input; unchanged without types."""
     e = model.encoder
     lookups = {x.source: x.table for x in family_of(e).embeddings(e).lookups}
     if "token_types" not in lookups:
@@ -37,5 +37,5 @@ def fold_types(model: Model) -> Model:
     weights[into] = weights[into] + model.weights[types][0]
     encoder = replace(e, token_types=0)
     if expected_shapes(encoder).keys() != weights.keys():
-        return model  # a family of another package that has the table at all times
+        return model  # a family of another package that always has the table
     return replace(model, encoder=encoder, weights=weights)

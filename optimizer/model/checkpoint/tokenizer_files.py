@@ -1,4 +1,4 @@
-"""Reads the tokenizer beside a model, and checks its files before transformers sees them."""
+"""Reads a model's tokenizer. Its files are checked before transformers reads them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PIECES = ("sentencepiece.bpe.model", "spiece.model", "sentencepiece.model", "spm.model")
-"""Files of sentencepiece."""
+"""Names of sentencepiece files."""
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", *PIECES)
 _JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 _TOKENS = ("pad_token", "cls_token", "sep_token", "unk_token", "bos_token", "eos_token")
@@ -28,15 +28,17 @@ _FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefi
 _PADS = ("[PAD]", "<pad>", "<PAD>")
 _TRIAL = ("A first text.", "")
 SPARE_IDS = 1_000_000
-"""Ids may leave gaps, of at most so many numbers in all."""
+"""The largest total number of unused ids below the largest id."""
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model, None if no tokenizer file is there. Runs no remote code.
+    """The tokenizer in a model's folder; None if there is no tokenizer file.
+
+    No remote code is run.
 
     Raises:
-        ModelError: tokenizer files are there but cannot be used.
-        MissingError: the package that reads its only file is not installed.
+        ModelError: the tokenizer files cannot be used.
+        MissingError: a package that is needed to read the only tokenizer file is missing.
     """
     there = [name for name in VOCABULARIES if (folder / name).exists()]
     if not there:
@@ -51,11 +53,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-        if tokenizer.is_fast:  # some faults show on the first text only
+        if tokenizer.is_fast:  # some faults appear only with the first text
             tokenizer(list(_TRIAL), list(_TRIAL))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the Rust library is no Exception
+    except BaseException as error:  # a panic of the Rust library is not an Exception
         first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise ModelError(f"the tokenizer in '{folder}' cannot be loaded: {first}") from error
     if not tokenizer.is_fast:
@@ -66,13 +68,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
 
 
 def with_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> Model:
-    """A given model with its tokenizer, fitted to each other.
+    """Combine a given model and its tokenizer, and adapt them to each other.
 
-    If the tokenizer gives no token types, the model has none either. The tokenizer pads on
-    the right, with a padding token: on the left, padding would stand where the head reads.
+    - If the tokenizer returns no token types, they are removed from the model.
+    - The tokenizer is set to pad on the right. The head would read left padding.
+    - A missing padding token is set if the vocabulary has a usual one.
 
     Raises:
-        ModelError: the tokenizer has no padding token, or one that the model does not know.
+        ModelError: there is no padding token, or its id is outside of the model's vocabulary.
     """
     if tokenizer is None:
         return model
@@ -108,7 +111,7 @@ def with_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> M
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse files that are no JSON or no text, and values that transformers trips over."""
+    """Refuse files that are not JSON or text, and values that break transformers."""
     for name in (*VOCABULARIES, "merges.txt", *_JSON):
         if git_lfs.is_pointer(folder / name):
             raise ModelError(git_lfs.cure(folder / name))
@@ -127,7 +130,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_ids(values: Mapping[str, Any], name: str, path: Path) -> None:
-    """Refuse ids far beyond the number of tokens: memory is allocated up to the largest."""
+    """Refuse ids far above the number of tokens: memory is allocated up to the largest id."""
     found = list(_ids(values, name))
     most = len(found) + SPARE_IDS
     for token, number in found:
@@ -139,7 +142,7 @@ def _check_ids(values: Mapping[str, Any], name: str, path: Path) -> None:
 
 
 def _ids(values: Mapping[str, Any], name: str) -> Iterator[tuple[str, object]]:
-    """Each token of a file with its id, as far as the file has the usual form."""
+    """Each token of a file with its id. Parts in an unusual form are skipped."""
     model, decoder = values.get("model"), values.get("added_tokens_decoder")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
     for tokens in (values if name == "vocab.json" else None, vocabulary):
@@ -184,7 +187,10 @@ def _is_token(value: object) -> bool:
 
 
 def _check_packages(folder: Path, there: list[str]) -> None:
-    """Sentencepiece's own files need its package; transformers names another one."""
+    """Check that the packages for sentencepiece files are installed.
+
+    The message of transformers would name another package.
+    """
     if any(name in there for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         return
     packages = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
@@ -207,7 +213,7 @@ def _installed(module: str) -> bool:
 def _check_was_read(
     tokenizer: PreTrainedTokenizerBase, there: list[str], folder: Path
 ) -> None:
-    """A class that finds none of its files makes a tokenizer of a handful of tokens."""
+    """Refuse a tokenizer class that reads none of the files: it would have few tokens."""
     reads = set(tokenizer.vocab_files_names.values()) | {"tokenizer.json"}
     if not reads & set(there):
         raise ModelError(

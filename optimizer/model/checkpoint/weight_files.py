@@ -1,4 +1,4 @@
-"""Finds and reads files of weights. Nothing in a file is ever executed."""
+"""Finds and reads weight files. No code from a file is ever executed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Files that hold a folder's weights; the first that is there is read."""
+"""Names of weight files in a model folder. The first existing file is read."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "module")
-"""Names under which training code keeps the state dict."""
+"""Keys under which training code stores the state dict."""
 OF_TRAINING = re.compile(
     r"optimizer.*|scheduler.*|scaler.*|rng_state.*|training_args.*|random_states.*"
 )
-"""Stems of files that the Trainer writes beside the weights."""
+"""Stems of files that the Trainer writes next to the weights."""
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_FORMATS = {
     "tf_model.h5": "TensorFlow weights: save them as PyTorch's with transformers 4, "
@@ -42,14 +42,14 @@ _OTHER_FORMATS = {
     "pytorch_model_fsdp_0": "shards of FSDP: join them, accelerate merge-weights . .",
     "model.onnx": "an ONNX graph: give the PyTorch model that it was exported from",
 }
-"""Files that are no weights for prumux, and what to do."""
+"""Files that prumux cannot read as weights, each with the advice to the user."""
 
 
 def find_weights(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The file of a folder's weights, and names of other files of weights, which are not read.
+    """The file with a folder's weights, and the names of further weight files, to ignore.
 
     Raises:
-        ModelError: there is none; says what the folder holds instead.
+        ModelError: there is no weight file. The message names the folder's other files.
     """
     found = next((folder / x for x in WEIGHT_FILES if (folder / x).exists()), None)
     others = _loose(folder)
@@ -71,10 +71,10 @@ def find_weights(folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state dict of a file, or of the shards of an index, and its `config` if it has one.
+    """The state dict in a file, or in the shards of an index, with its `config` if present.
 
     Raises:
-        ModelError: damaged, unsafe, a pointer of Git LFS, or no state dict.
+        ModelError: the file is damaged or unsafe, a Git LFS pointer, or no state dict.
     """
     if path.name.endswith(".index.json"):
         parts = [_tensors(x) for x in _parts(path)]
@@ -86,7 +86,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def _unwrapped(found: dict[str, Any]) -> dict[str, Any]:
-    """The state dict that training code wrapped with other facts."""
+    """The state dict inside a mapping that training code saved with other values."""
     if any(isinstance(x, Tensor) for x in found.values()):
         return found
     for key in WRAPPERS:
@@ -103,7 +103,7 @@ def _is_state(value: Mapping[Any, Any]) -> bool:
 
 
 def _loose(folder: Path) -> list[str]:
-    """Names of the files of weights that lie in a folder."""
+    """Names of all weight files in a folder, except the Trainer's own files."""
     try:
         names = sorted(x.name for x in folder.iterdir() if x.suffix in _SUFFIXES)
     except OSError:
@@ -112,7 +112,7 @@ def _loose(folder: Path) -> list[str]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """The content of one file, without running any code that is in it."""
+    """The content of one file. No code in the file is run."""
     from safetensors.torch import load_file
 
     if git_lfs.is_pointer(path):
@@ -137,7 +137,7 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _class_in(error: Exception) -> str:
-    """The class that torch refused to make, if it says so."""
+    """A line about the class that torch refused to load, if the error names the class."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return f"\nit holds an object of the class {found[1]:.80}" if found else ""
 
@@ -146,7 +146,7 @@ def _kind(path: Path) -> str:
     """Describe a file that torch refused to load."""
     with path.open("rb") as file:
         head = file.read(32)
-    if head.lstrip()[:1] in (b"{", b"["):  # neither begins a pickle
+    if head.lstrip()[:1] in (b"{", b"["):  # no pickle begins with these
         return "JSON text"
     if head[:1] == b"\x80" or head[:2] == b"PK":
         return "a pickled object"
@@ -154,7 +154,7 @@ def _kind(path: Path) -> str:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files that an index names, all of them beside it; or the file itself."""
+    """The shards that an index names, which must be in its folder; or the file itself."""
     if not path.name.endswith(".index.json"):
         return [path]
     names = read_json(path).get("weight_map")

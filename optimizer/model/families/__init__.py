@@ -1,1 +1,1 @@
-"""Architectures, one file each. A new file here is found by itself; see passes/README.md."""
+"""Architectures, one file each. New files are found automatically; see passes/README.md."""

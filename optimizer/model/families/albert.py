@@ -1,8 +1,9 @@
 """ALBERT, Lan et al. 2019, https://arxiv.org/abs/1909.11942
 
-BERT with narrow embeddings, a map to the hidden size, and one layer that runs many times. Here
-every layer has a copy, which pruning and training part; a graph stores equal copies once. Has
-run on random weights only.
+ALBERT is BERT with narrow embeddings, a linear map to the hidden size, and one layer that runs
+several times. prumux makes a copy for every layer. Pruning and training change each copy
+separately. A graph stores equal copies only once. This family was tested only with random
+weights.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DEFAULTS = {"embedding_size": 128, "hidden_act": "gelu_new", "type_vocab_size": 
 
 
 class Albert(Bert):
-    """ALBERT: copies of one layer, and a map after the embeddings."""
+    """ALBERT: BERT with copies of one layer, and a linear map after the embeddings."""
 
     model_types: ClassVar[tuple[str, ...]] = ("albert",)
     projects: ClassVar[bool] = True

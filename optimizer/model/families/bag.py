@@ -1,13 +1,15 @@
-"""A bag of embeddings: the mean of a row's vectors, and one linear map. It has no layer.
+"""A bag of embeddings: the scaled sum of a row's vectors, and one linear map. It has no layer.
 
     z = A x + c,    x = 1 / sqrt(n) sum_t (u(w_t) + v(h(w_{t-1}, w_t)))
 
-with one vector u a piece and one vector v a bucket, into which the hash h throws the pairs of
-neighbouring pieces. Sums run over the n real tokens of a row. The weight of a piece is in the
-length of its vector. Pieces of each token type have vectors of their own: in pairs of texts
-those of the second text.
+- u: one vector for each piece. The length of the vector is the weight of the piece.
+- h: the hash that maps pairs of neighbouring pieces to buckets.
+- v: one vector for each bucket.
+- n: the number of real tokens of a row; the sum runs over them.
 
-No checkpoint is of this family: the pass `bag` makes its models.
+Each token type has its own vectors for pieces, so the two texts of a pair have different ones.
+
+No checkpoint belongs to this family. The pass `bag` makes its models.
 fastText, Joulin et al. 2016, https://arxiv.org/abs/1607.01759; deep averaging networks, Iyyer
 et al. 2015, https://aclanthology.org/P15-1162
 """
@@ -31,12 +33,12 @@ PRIME = 1_000_003
 
 
 def bag_sizes(given: Encoder, width: int, buckets: int) -> Encoder:
-    """The sizes of a bag of embeddings with the inputs and outputs of a given model.
+    """The sizes of a bag of embeddings with the inputs and outputs of the given model.
 
     Args:
         given: sizes of the given model.
-        width: entries of each vector.
-        buckets: vectors for pairs of pieces; 0 = pairs have none.
+        width: number of entries of each vector.
+        buckets: number of vectors for pairs of pieces; 0 = no vectors for pairs.
     """
     return replace(
         given,
@@ -55,7 +57,7 @@ def bag_sizes(given: Encoder, width: int, buckets: int) -> Encoder:
 
 
 def pieces_of(e: Encoder) -> int:
-    """Vectors of pieces: one for each token type."""
+    """Number of vectors for pieces: one for each piece and token type."""
     return max(1, e.token_types) * e.vocab
 
 
@@ -65,18 +67,18 @@ class BagFamily(Family):
     model_types: ClassVar[tuple[str, ...]] = (NAME,)
 
     def sizes(self, config: Config) -> Encoder:
-        """Refuse: no checkpoint is of this family."""
+        """Raise an error: no checkpoint belongs to this family."""
         del config
         self._refuse()
 
     def names(self, e: Encoder) -> Mapping[str, str | Part]:
-        """Refuse: no checkpoint is of this family."""
+        """Raise an error: no checkpoint belongs to this family."""
         del e
         self._refuse()
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Pieces, and pairs of them."""
-        # Token types are looked at even where there is one, so that no graph drops the input.
+        """The vectors of pieces, and those of pairs if there are buckets."""
+        # Even a single token type is read: otherwise a graph would drop the input.
         lookups = [Lookup("embeddings.piece", "segments" if e.token_types else "ids")]
         weights = [*table("embeddings.piece", pieces_of(e), EMBEDDING)]
         if buckets := int(e.number("buckets")):
@@ -85,12 +87,12 @@ class BagFamily(Family):
         return Embeddings(tuple(lookups), tuple(weights))
 
     def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
-        """Nothing: there is no layer."""
+        """No weights: there is no layer."""
         del e, branch
         return ()
 
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
-        """Refuse: there is no layer."""
+        """Raise an error: there is no layer."""
         raise ModelError(f"a bag of embeddings has no {branch.name}")
 
     def _refuse(self) -> NoReturn:

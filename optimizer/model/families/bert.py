@@ -1,6 +1,6 @@
 """BERT, Devlin et al. 2019, https://arxiv.org/abs/1810.04805
 
-Norms stand after the branch. RoBERTa, DistilBERT and ELECTRA are variants of it.
+BERT has a norm after each branch. RoBERTa, DistilBERT and ELECTRA are variants of BERT.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ ENCODER_NAMES = {
 
 
 def prefixed(prefix: str, names: Mapping[str, str]) -> dict[str, str | Part]:
-    """Names of the encoder's modules as they stand in a whole checkpoint."""
+    """The names of modules, with the prefix of the encoder in a whole checkpoint."""
     return {ours: f"{prefix}.{theirs}" for ours, theirs in names.items()}
 
 
 class Bert(Family):
-    """BERT: absolute positions, token types, attention and FFN with a norm after each."""
+    """BERT: absolute positions, token types, and a norm after each attention and FFN."""
 
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     projects: ClassVar[bool] = False
-    """Whether a linear map follows embeddings that are narrower than the hidden size."""
+    """True if a linear map may project embeddings of another width to the hidden size."""
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
@@ -91,7 +91,7 @@ class Bert(Family):
         return prefixed("bert", ENCODER_NAMES) | dense
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Words, positions and token types, and ELECTRA's map to the hidden size."""
+        """Words, positions and token types, and the linear map to the hidden size if any."""
         lookups = [
             Lookup("embeddings.word", "ids"),
             Lookup("embeddings.position", "positions"),

@@ -1,4 +1,4 @@
-"""Fields of a Hugging Face config, read strictly."""
+"""Reads and checks fields of a Hugging Face config."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from prumux.optimizer.model.sizes import Activation, HeadKind
 from .family import Config
 
 LIMIT_BASE = 1e12
-"""No base of rotary positions comes near it."""
+"""Upper bound of rotary bases, far above any real one."""
 LIMIT_LAYERS = 1000
-"""Beyond this a config.json is taken for damaged, before anything of that size is made."""
+"""A config.json with more layers counts as damaged, before memory is allocated for them."""
 
 _SPELLINGS: dict[str, Activation] = {
     "gelu_python": "gelu",
@@ -24,16 +24,17 @@ _SPELLINGS: dict[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
     "swish": "silu",
 }
-"""Other names of the same functions in transformers' `ACT2FN`."""
+"""Other names of activations in transformers' `ACT2FN`."""
 
 
 def size(
     config: Config, key: str, *, default: int | None = None, least: int = 1, most: int = 2**31
 ) -> int:
-    """A whole number.
+    """Read a whole number.
 
     Raises:
-        ModelError: it is missing, of another type or out of range; names it and the range.
+        ModelError: the field is missing, out of range or of another type. The message names
+            the field and the range.
     """
     value = config.get(key)
     value = default if value is None else value
@@ -46,15 +47,15 @@ def size(
 
 
 def layer_count(config: Config, key: str) -> int:
-    """The number of layers."""
+    """Read the number of layers."""
     return size(config, key, most=LIMIT_LAYERS)
 
 
 def norm_eps(config: Config, key: str, default: float) -> float:
-    """LayerNorm's epsilon.
+    """Read the epsilon of LayerNorm.
 
     Raises:
-        ModelError: it is not between 0 and 1.
+        ModelError: the epsilon is not between 0 and 1.
     """
     value = config.get(key, default)
     number = isinstance(value, float | int) and not isinstance(value, bool)
@@ -64,10 +65,10 @@ def norm_eps(config: Config, key: str, default: float) -> float:
 
 
 def head_dim(hidden: int, heads: int) -> int:
-    """Dimensions of a head.
+    """Compute the number of dimensions of a head.
 
     Raises:
-        ModelError: heads do not divide the hidden size.
+        ModelError: the hidden size is not a multiple of the number of heads.
     """
     if hidden % heads:
         raise ModelError(
@@ -78,10 +79,10 @@ def head_dim(hidden: int, heads: int) -> int:
 
 
 def activation(name: object, key: str = "hidden_act") -> Activation:
-    """An activation by Hugging Face's name; `key` is where it stands.
+    """The activation with this Hugging Face name. `key` is its field, for messages.
 
     Raises:
-        ModelError: it is not supported; lists those that are.
+        ModelError: the activation is not supported. The message lists the supported ones.
     """
     known = _SPELLINGS.get(str(name), str(name))
     if known not in get_args(Activation):
@@ -94,10 +95,10 @@ def activation(name: object, key: str = "hidden_act") -> Activation:
 
 
 def head_kind(config: Config, key: str, default: HeadKind) -> HeadKind:
-    """The activation between the two maps of the head.
+    """Read the activation between the head's two linear maps.
 
     Raises:
-        ModelError: it is not supported; lists those that are.
+        ModelError: the activation is not supported. The message lists the supported ones.
     """
     name: Any = config.get(key, default)
     kinds = [x for x in get_args(HeadKind) if x != "linear"]
@@ -108,10 +109,10 @@ def head_kind(config: Config, key: str, default: HeadKind) -> HeadKind:
 
 
 def flag(config: Config, key: str, *, default: bool = False) -> bool:
-    """true or false.
+    """Read a field that is true or false.
 
     Raises:
-        ModelError: it is something else.
+        ModelError: the field has another value.
     """
     value = config.get(key)
     value = default if value is None else value
@@ -121,10 +122,10 @@ def flag(config: Config, key: str, *, default: bool = False) -> bool:
 
 
 def rotary_base(config: Config, default: float) -> float:
-    """The base of rotary positions, as transformers 5 writes it or as 4 did.
+    """Read the base of rotary positions, in the form of transformers 5 or of transformers 4.
 
     Raises:
-        ModelError: positions are scaled, or the base is out of range.
+        ModelError: the config scales positions, or the base is out of range.
     """
     given = config.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
@@ -146,10 +147,10 @@ def rotary_base(config: Config, default: float) -> float:
 
 
 def checked_base(base: object, of: str = "") -> float:
-    """A base of rotary positions in the range that models have; `of` names a kind of layers.
+    """Check a base of rotary positions. `of` names the kind of layers, for messages.
 
     Raises:
-        ModelError: it is no number or out of range.
+        ModelError: the base is not a number, or is out of range.
     """
     value: Any = base
     number = isinstance(value, float | int) and not isinstance(value, bool)

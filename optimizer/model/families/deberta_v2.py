@@ -1,8 +1,9 @@
 """DeBERTa-v2 and v3, He et al. 2020 and 2021, https://arxiv.org/abs/2006.03654
 
-BERT with disentangled attention: queries and keys are also compared with learnt vectors of
-the distance between two tokens, which all layers share. v3 has no positions and no token
-types in its embeddings (https://arxiv.org/abs/2111.09543). Has run on random weights only.
+DeBERTa is BERT with disentangled attention: queries and keys are also multiplied with learnt
+vectors for the distance between two tokens. All layers share these vectors. v3 has no
+positions and no token types in its embeddings (https://arxiv.org/abs/2111.09543). This family
+was tested only with random weights.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ NAMES = ENCODER_NAMES | {
 }
 HEAD = {"head.dense": "pooler.dense", "head.output": "classifier"}
 TERMS = {"c2p": "key", "p2c": "query"}
-"""The vectors of distances for each entry of `pos_att_type`."""
+"""The linear map of distance vectors for each entry of `pos_att_type`."""
 LIMIT_DISTANCE = 2**16
-"""No model comes near it."""
+"""Upper bound of distances, far above any real model's."""
 
 
 class DebertaV2(Bert):
     """DeBERTa-v2 and v3: disentangled attention; positions and token types are optional."""
 
     model_types: ClassVar[tuple[str, ...]] = ("deberta-v2",)
-    runs_empty: ClassVar[bool] = False  # distances meet queries in a MatMul that is broadcast
+    runs_empty: ClassVar[bool] = False  # its graph has a broadcast MatMul
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
@@ -82,9 +83,9 @@ class DebertaV2(Bert):
         return prefixed("deberta", NAMES) | HEAD
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Words, and positions and token types where a model has them.
+        """Words, and positions and token types if the model has them.
 
-        The vectors of distances are among the weights as long as some layer attends.
+        The distance vectors are among the weights if at least one layer has attention heads.
         """
         found = super().embeddings(e)
         lookups, weights = found.lookups, found.weights
@@ -123,11 +124,12 @@ class DebertaV2(Bert):
 
 @cache
 def table_rows(span: int, furthest: int) -> NDArray[np.int64]:
-    """Row of the table for every distance, from where on it does not change any more.
+    """Table row of each distance, [2 * half + 1]. Larger distances use the outermost rows.
 
-    Rows are the distances from -span to span - 1 where `furthest` is 0. Otherwise half of the
-    rows are for one distance each, the others grow logarithmically up to `furthest`. Float32
-    as in training, whose rounding decides at the borders.
+    If `furthest` is 0, each distance from -span to span - 1 has its own row. Otherwise half of
+    the rows are for one distance each. The other rows cover logarithmically growing ranges of
+    distances up to `furthest`. The computation is in float32, as in training: at the borders
+    of the ranges, the row depends on rounding.
     """
     half = furthest or span
     back = torch.arange(half, -half - 1, -1)  # from key to query
@@ -167,11 +169,14 @@ def _distance(e: Encoder, name: str) -> int:
 
 
 def _constants(config: Config, positions: int) -> dict[str, Any]:
-    """The declared embeddings, and the way that distances are compared.
+    """The constants of the family: the kind of embeddings and of distance vectors.
 
-    span: rows of the table on each side, 0 = no table. furthest: distance from where on all
-    have one row, where rows grow; 0 = they do not. shared: whether the maps of queries and
-    keys are also those of the vectors.
+    - positions: True if the embeddings include positions.
+    - span: number of table rows on each side, 0 = no table.
+    - furthest: all distances from here on share one row; 0 = every row is for one distance.
+    - shared: True if the linear maps of queries and keys are also used for the vectors.
+    - distance_norm: True if the vectors have a norm.
+    - key, query: True if the scores have this term of `Disentangled`.
     """
     kinds = _kinds(config)
     span = furthest = 0
@@ -209,7 +214,7 @@ def _constants(config: Config, positions: int) -> dict[str, Any]:
 
 
 def _kinds(config: Config) -> list[str]:
-    """`pos_att_type`, a list or a text."""
+    """The entries of `pos_att_type`, which is a list or a text."""
     given = config.get("pos_att_type") or []
     kinds = [x.strip() for x in given.lower().split("|")] if isinstance(given, str) else given
     if not isinstance(kinds, list) or any(x not in list(TERMS) for x in kinds):

@@ -1,6 +1,6 @@
 """DistilBERT, Sanh et al. 2019, https://arxiv.org/abs/1910.01108
 
-BERT without token types, with other names and ReLU in the head.
+DistilBERT is BERT without token types, with other tensor names and with ReLU in the head.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ELECTRA, Clark et al. 2020, https://arxiv.org/abs/2003.10555
 
-BERT with narrow embeddings, a linear map to the hidden size and GELU in the head.
+ELECTRA is BERT with narrow embeddings, a linear map to the hidden size, and GELU in the head.
 """
 
 from __future__ import annotations

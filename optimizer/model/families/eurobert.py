@@ -1,8 +1,9 @@
 """EuroBERT, Boizard et al. 2025, https://arxiv.org/abs/2503.05500
 
-RMSNorm before the branches and before the head, rotary positions, a gated FFN, no biases. The
-head reads the first token, the mean of all tokens, or ("late") every token, and the mean is
-taken after its first map. Has run on random weights only.
+EuroBERT has an RMSNorm before each branch and before the head, rotary positions and a gated
+FFN, and no biases. The head reads the first token or the mean of all tokens. With the pooling
+"late", its first linear map reads every token, and the mean is taken after this map. This
+family was tested only with random weights.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NAMES: dict[str, str | Part] = {
 }
 POOLING: dict[str, Any] = {"bos": "first", "mean": "mean", "late": "mean"}
 BASE = 10_000.0
-"""Of rotary positions where a config names none."""
+"""The base of rotary positions if the config names none."""
 
 
 class EuroBert(Family):
@@ -102,7 +103,7 @@ class EuroBert(Family):
         return NAMES
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Words alone; positions come in as rotations."""
+        """Only words. Positions enter as rotations in attention."""
         weights = table("embeddings.word", e.vocab, HIDDEN)
         return Embeddings((Lookup("embeddings.word", "ids"),), weights)
 
@@ -115,12 +116,12 @@ class EuroBert(Family):
         return gated_inner(ops, branch, x, rows, Rotary(ops.encoder.number("base")))
 
     def for_every_position(self, e: Encoder) -> Encoder:
-        """See `Family.for_every_position`. The head is one map, so pooling is never late."""
+        """See `Family.for_every_position`. The head has one map, so pooling is never late."""
         found = super().for_every_position(e)
         return replace(found, constants=(("base", e.constant("base")), ("late", False)))
 
     def pooled_head(self, ops: Ops, x: Value) -> Value:
-        """The head, where pooling is late with the mean after its first map."""
+        """See `Family.pooled_head`. With late pooling, the mean follows the first map."""
         if not ops.encoder.constant("late"):
             return super().pooled_head(ops, x)
         x = ops.activation(ops.encoder.head, ops.linear("head.dense", x))

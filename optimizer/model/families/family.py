@@ -1,7 +1,7 @@
-"""The base of families. A family is one file that describes an architecture.
+"""The base class of families. A family is one file that describes an architecture.
 
-It reads a Hugging Face config into sizes, names the tensors of a checkpoint, lists its weights
-with their axes, declares its embeddings, and writes branches and head over `Ops`.
+A family converts a Hugging Face config to sizes, names the tensors of a checkpoint, and lists
+the weights with their axes. It also defines embeddings, branches and head with `Ops`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FINAL_NORM = "final.norm"
 
 @dataclass(frozen=True)
 class Part:
-    """A weight that is one of several equal parts of a tensor, along its first axis."""
+    """Part number `index` of a tensor that is split into `of` equal parts along axis 0."""
 
     tensor: str
     index: int
@@ -29,39 +29,39 @@ class Part:
 
 
 class Family(ABC):
-    """An architecture. It has no state: sizes come as an `Encoder`."""
+    """An architecture. A family has no state: methods take the sizes as an `Encoder`."""
 
     model_types: ClassVar[tuple[str, ...]]
-    """The `model_type`s of configs that it reads; the first names the family."""
+    """The `model_type`s of the family's configs. The first one names the family."""
     pre_norm: ClassVar[bool] = False
-    """Whether norms stand before the branches, and one, `final.norm`, before the head."""
+    """True if norms come before the branches, with a further `final.norm` before the head."""
     norm_bias: ClassVar[bool] = True
-    """Whether norms have a shift."""
+    """True if norms have a shift."""
     norm_centred: ClassVar[bool] = True
-    """Whether norms take out the mean: LayerNorm, or else RMSNorm."""
+    """True if norms subtract the mean (LayerNorm), False if they do not (RMSNorm)."""
     runs_empty: ClassVar[bool] = True
-    """Whether ONNX Runtime runs the graph on a batch without rows."""
+    """True if ONNX Runtime can run the graph on a batch without rows."""
     repeats: ClassVar[bool] = False
-    """Whether layers begin as copies of one; a graph then stores equal weights once."""
+    """True if all layers start as copies of one layer. Graphs store equal weights once."""
 
     @abstractmethod
     def sizes(self, config: Config) -> Encoder:
-        """The sizes in a config, with one label and the head for one answer a row.
+        """The sizes in a config, with one label and the head for one answer per row.
 
         Raises:
-            ModelError: a size is missing, wrong, or of a variant that is not supported.
+            ModelError: a size is missing or wrong, or the variant is not supported.
         """
 
     @abstractmethod
     def names(self, e: Encoder) -> Mapping[str, str | Part]:
-        """Our name of every module -> the checkpoint's; `{i}` stands for the layer.
+        """Maps prumux's module names to those of checkpoints.
 
-        Names are without `.weight` and `.bias`.
+        Names do not include `.weight` and `.bias`. `{i}` is the index of the layer.
         """
 
     @abstractmethod
     def embeddings(self, e: Encoder) -> Embeddings:
-        """The declared embeddings."""
+        """The embeddings: lookups, weights, norm and linear map."""
 
     @abstractmethod
     def branch_weights(self, e: Encoder, branch: Branch) -> tuple[Weight, ...]:
@@ -69,30 +69,30 @@ class Family(ABC):
 
     @abstractmethod
     def inner(self, ops: Ops, branch: Branch, x: Value, rows: Value) -> Value:
-        """The units of a branch, which its output map reads.
+        """The units of a branch, which are the input of its output map.
 
         Args:
-            ops: the reading.
-            branch: which one.
+            ops: the operators.
+            branch: the branch.
             x: input of the branch at all positions, [B, T, D].
-            rows: the positions to compute, [B, T, D] or [B, 1, D].
+            rows: input at the positions to compute, [B, T, D] or [B, 1, D].
         """
 
     def has_norm(self, branch: Branch) -> bool:
-        """Whether a branch has a norm of its own; all have unless a family says so."""
+        """True if a branch has its own norm. Default: every branch has one."""
         del branch
         return True
 
     def prepare(self, ops: Ops, branch: Branch, x: Value) -> Value:
-        """The norm before a branch, of a family that has it there."""
+        """Apply the norm before a branch, if `pre_norm`."""
         return self._norm(ops, branch, x) if self.pre_norm else x
 
     def finish(self, ops: Ops, branch: Branch, y: Value) -> Value:
-        """The norm after the residual sum, of a family that has it there."""
+        """Apply the norm after the residual sum, unless `pre_norm`."""
         return y if self.pre_norm else self._norm(ops, branch, y)
 
     def final(self, ops: Ops, x: Value) -> Value:
-        """The norm after the last layer, where norms stand before the branches."""
+        """Apply the norm after the last layer, if `pre_norm`."""
         return ops.norm(FINAL_NORM, x, centred=self.norm_centred) if self.pre_norm else x
 
     def final_weights(self) -> tuple[Weight, ...]:
@@ -106,31 +106,31 @@ class Family(ABC):
         return norm(f"{branch.name}.norm", HIDDEN, branch.index, bias=self.norm_bias)
 
     def read_norm(self, last: Branch | None) -> str:
-        """The prefix of the norm whose output the head reads; `last` is the last branch."""
+        """The prefix of the norm before the head; `last` is the last branch."""
         if self.pre_norm:
             return FINAL_NORM
         return f"{last.name}.norm" if last else "embeddings.norm"
 
     span_map: ClassVar[str] = "qa_outputs"
-    """Name of the last map in Hugging Face's models that find spans."""
+    """Name of the last linear map in Hugging Face's question answering models."""
 
     def for_every_position(self, e: Encoder) -> Encoder:
-        """The sizes where every position has an answer: here the head is one map."""
+        """The sizes for one answer per position. Default: the head has one linear map."""
         return replace(e, head="linear", pooling="all")
 
     def head_weights(self, e: Encoder) -> tuple[Weight, ...]:
-        """The weights of the head: two maps, or one."""
+        """The weights of the head's one or two linear maps."""
         dense = () if e.head == "linear" else linear("head.dense", HIDDEN, HIDDEN)
         return (*dense, *linear("head.output", fixed(e.labels), HIDDEN))
 
     def head(self, ops: Ops, x: Value) -> Value:
-        """Logits of pooled states: [..., D] -> [..., C]."""
+        """Logits from pooled states: [..., D] -> [..., C]."""
         if ops.encoder.head != "linear":
             x = ops.activation(ops.encoder.head, ops.linear("head.dense", x))
         return ops.linear("head.output", x)
 
     def pooled_head(self, ops: Ops, x: Value) -> Value:
-        """Logits of the states of all positions: [B, T, D] -> [B, C] or [B, T, C]."""
+        """Logits from the states of all positions: [B, T, D] -> [B, C] or [B, T, C]."""
         return self.head(ops, ops.pool(x))
 
     def _norm(self, ops: Ops, branch: Branch, x: Value) -> Value:

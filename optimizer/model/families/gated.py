@@ -1,4 +1,4 @@
-"""Branches with a gated FFN and rotary positions, which several families share."""
+"""Branches with a gated FFN and with rotary positions. Several families share them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from prumux.optimizer.model.sizes import Branch
 
 
 def gated_maps(branch: Branch, biased: Container[str] = ()) -> tuple[Weight, ...]:
-    """The maps of a branch, the one that writes back last.
+    """The weights of a branch's linear maps. The output map is the last.
 
     Args:
-        branch: its FFN has the maps `up`, `gate` and `down`.
-        biased: last parts of the names of maps with a bias, such as `query`.
+        branch: attention, or an FFN with the maps `up`, `gate` and `down`.
+        biased: names of the maps with a bias, such as `query`.
     """
     at, i = branch.name, branch.index
     inputs = ("up", "gate") if branch.kind == "ffn" else ("query", "key", "value")
@@ -25,7 +25,7 @@ def gated_maps(branch: Branch, biased: Container[str] = ()) -> tuple[Weight, ...
     return (*(weight for x in maps for weight in x), *output)
 
 
-def gated_inner(  # noqa: PLR0917 - a branch and all that differs between families
+def gated_inner(  # noqa: PLR0917 - a branch and the differences between families
     ops: Ops,
     branch: Branch,
     x: Value,
@@ -33,7 +33,7 @@ def gated_inner(  # noqa: PLR0917 - a branch and all that differs between famili
     rotary: Rotary,
     window: int | None = None,
 ) -> Value:
-    """See `Family.inner`: g(up) * gate, or attention with rotary positions."""
+    """See `Family.inner`. Computes g(up) * gate, or attention with rotary positions."""
     at = branch.name
     if branch.kind == "ffn":
         up = ops.activation(ops.encoder.activation, ops.linear(f"{at}.up", rows))

@@ -1,6 +1,7 @@
 """GTE (mGTE), Zhang et al. 2024, https://arxiv.org/abs/2407.19669
 
-NomicBERT with biases in attention and in the FFN's output map. Has run on random weights only.
+GTE is NomicBERT with biases in attention and in the FFN's output map. This family was tested
+only with random weights.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NAMES: dict[str, str | Part] = {
 
 
 class Gte(NomicBert):
-    """GTE as transformers 5 reads it; `new`, the code of Alibaba's folders, is not read."""
+    """GTE in the form of transformers 5. Alibaba's `model_type` `new` is not supported."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gte",)
     types: ClassVar[int] = 1

@@ -1,8 +1,8 @@
 """ModernBERT, Warner et al. 2024, https://arxiv.org/abs/2412.13663
 
-Norms stand before the branch, and a last one before the head. No biases. The FFN is gated:
-its units are g(W x) * (V x). Positions are rotary, with one base for layers that attend
-everywhere and one for those that attend to a window. Has run on random weights only.
+ModernBERT has a norm before each branch and before the head, and no biases. The FFN is gated:
+its units are g(W x) * (V x). Positions are rotary. Layers with full attention have another
+base than layers with windowed attention. This family was tested only with random weights.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NAMES: dict[str, str | Part] = {
     "head.output": "classifier",
 }
 BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
-"""Rotary bases of layers that attend everywhere and of those that attend to a window."""
+"""Default rotary bases of layers with full and with windowed attention."""
 
 
 class ModernBert(Family):
@@ -106,7 +106,7 @@ class ModernBert(Family):
         return NAMES
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Words and a norm; positions come in as rotations."""
+        """Words and a norm. Positions enter as rotations in attention."""
         weights = table("embeddings.word", e.vocab, HIDDEN)
         weights += norm("embeddings.norm", HIDDEN, bias=False)
         return Embeddings((Lookup("embeddings.word", "ids"),), weights, "embeddings.norm")
@@ -125,15 +125,15 @@ class ModernBert(Family):
         return gated_inner(ops, branch, x, rows, rotary, window)
 
     def has_norm(self, branch: Branch) -> bool:
-        """All but the first attention, which reads the norm of the embeddings."""
+        """True except for the first attention. It reads the norm of the embeddings."""
         return branch != Branch(0, "attention")
 
     def for_every_position(self, e: Encoder) -> Encoder:
-        """The head is the same at every position."""
+        """See `Family.for_every_position`. The same head is applied at every position."""
         return replace(e, pooling="all")
 
     def head_weights(self, e: Encoder) -> tuple[Weight, ...]:
-        """A map, a norm and the map to the labels, which alone has a bias."""
+        """A linear map, a norm and the map to the labels. Only the last has a bias."""
         dense = linear("head.dense", HIDDEN, HIDDEN, bias=False)
         dense += norm("head.norm", HIDDEN, bias=False)
         return dense + linear("head.output", fixed(e.labels), HIDDEN)
@@ -145,7 +145,7 @@ class ModernBert(Family):
 
 
 def _bases(config: Config) -> dict[str, float]:
-    """Rotary bases, as transformers 5 writes them or as 4 did."""
+    """Rotary bases, in the form of transformers 5 or of transformers 4."""
     old = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
     found = {}
     of_kinds = config.get("rope_parameters") or {}
@@ -166,7 +166,7 @@ def _bases(config: Config) -> dict[str, float]:
 
 
 def _local_layers(config: Config, layers: int) -> tuple[int, ...]:
-    """Layers that attend to a window: `layer_types`, or all but every third."""
+    """Indices of layers with windowed attention, by `layer_types` or by their interval."""
     every = size(config, "global_attn_every_n_layers", default=3)
     kinds = config.get("layer_types") or [
         "sliding_attention" if i % every else "full_attention" for i in range(layers)

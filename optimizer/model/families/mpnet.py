@@ -1,7 +1,7 @@
 """MPNet, Song et al. 2020, https://arxiv.org/abs/2004.09297
 
-BERT without token types. A learnt bias for the distance between two tokens is added to the
-scores of every head; in a checkpoint all layers share its table.
+MPNet is BERT without token types. A learnt bias for the distance between two tokens is added
+to the scores of every head. In a checkpoint, all layers share the table of these biases.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ NAMES = {
     "layers.{i}.ffn.norm": "encoder.layer.{i}.output.LayerNorm",
 }
 BUCKETS = 32
-"""MPNet computes its buckets with this number whatever the config says."""
+"""Number of buckets. MPNet uses this number even if the config has another one."""
 MAX_DISTANCE = 128
-"""Distances from here on share the last bucket."""
+"""All distances from here on share the last bucket."""
 
 
 class MPNet(Bert):
-    """MPNet: relative position bias; every layer has a copy, which pruning cuts."""
+    """MPNet: BERT with a relative position bias. Every layer has its own copy for pruning."""
 
     model_types: ClassVar[tuple[str, ...]] = ("mpnet",)
 
@@ -85,10 +85,11 @@ class MPNet(Bert):
 
 @cache
 def buckets(positions: int) -> NDArray[np.int64]:
-    """Bucket of every distance from 1 - positions to positions - 1.
+    """Bucket of each distance from 1 - positions to positions - 1.
 
-    Half of the buckets are for keys after the query. Of each half, half are for one distance
-    each, the others grow logarithmically up to `MAX_DISTANCE` (T5's rule, see `Relative`).
+    Half of the buckets are for keys after the query, the other half for keys before it. In
+    each half, half of the buckets are for one distance each. The other buckets cover
+    logarithmically growing ranges up to `MAX_DISTANCE` (T5's rule, see `Relative`).
     """
     distance = np.arange(1 - positions, positions)
     half = BUCKETS // 2

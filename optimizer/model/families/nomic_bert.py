@@ -1,7 +1,7 @@
 """NomicBERT, Nussbaum et al. 2024, https://arxiv.org/abs/2402.01613
 
-BERT without biases in its maps: positions are rotary, and the units of the FFN are
-g(W x) * (V x). Has run on random weights only.
+NomicBERT is BERT without biases in its linear maps. Positions are rotary, and the units of the
+FFN are g(W x) * (V x). This family was tested only with random weights.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ NAMES: dict[str, str | Part] = {
     "head.dense": "nomic_bert.pooler.dense",
     "head.output": "classifier",
 }
-"""As Nomic's checkpoints have them; transformers 5 reads and writes the same names."""
+"""Tensor names of Nomic's checkpoints. transformers 5 reads and writes the same names."""
 
 
 class NomicBert(Bert):
-    """NomicBERT: rotary positions and a gated FFN; norms stand after the branches."""
+    """NomicBERT: rotary positions, a gated FFN, and a norm after each branch."""
 
     model_types: ClassVar[tuple[str, ...]] = ("nomic_bert",)
     types: ClassVar[int] = 2
-    """Token types where a config names no number."""
+    """Default number of token types."""
     base: ClassVar[float] = 1_000.0
-    """Of rotary positions where a config names none."""
+    """Default base of rotary positions."""
     act: ClassVar[str] = "silu"
-    """The activation where a config names none."""
+    """Default activation."""
     pad: ClassVar[int] = 0
-    """The padding id where a config names none."""
+    """Default padding id."""
     biased: ClassVar[tuple[str, ...]] = ()
-    """Linear maps of the branches that have biases."""
+    """Names of the branches' linear maps that have biases."""
 
     def sizes(self, config: Config) -> Encoder:
         """See `Family.sizes`."""
@@ -77,7 +77,7 @@ class NomicBert(Bert):
         return NAMES
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """Words and token types; positions come in as rotations."""
+        """Words and token types. Positions enter as rotations in attention."""
         found = super().embeddings(e)
         return replace(
             found,

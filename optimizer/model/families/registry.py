@@ -1,8 +1,8 @@
-"""Finds the families: every module of this folder that has a `FAMILY`, and entry points.
+"""Finds the families: modules of this folder with a `FAMILY`, and entry points.
 
-Other packages add a family in the entry-point group `prumux.families`: its name is the
-`model_type`, its value the `Family` object. It is imported when a model asks for it, so a
-broken package affects its own models only.
+Other packages add a family by an entry point in the group `prumux.families`. The entry point's
+name is the `model_type`, its value is the `Family` object. An entry point is imported only for
+models of its `model_type`, so a broken package affects only its own models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GROUP = "prumux.families"
 
 @cache
 def families() -> dict[str, Family]:
-    """The families of this folder by the `model_type`s of their configs."""
+    """The families of this folder, by `model_type`."""
     package = __name__.rpartition(".")[0]
     names = sorted(x.name for x in pkgutil.iter_modules(import_module(package).__path__))
     modules = [import_module(f"{package}.{name}") for name in names]
@@ -31,7 +31,7 @@ def families() -> dict[str, Family]:
 
 
 def model_types() -> tuple[str, ...]:
-    """Every `model_type` that is supported here; nothing of another package is imported."""
+    """Every supported `model_type`. No other package is imported."""
     added = sorted(metadata.entry_points(group=GROUP).names - families().keys())
     return (*families(), *added)
 
@@ -41,9 +41,9 @@ def find_family(model_type: str) -> Family:
     """The family of a `model_type`.
 
     Raises:
-        ModelError: there is none; lists those that there are.
-        MissingError: the module of its entry point does not import.
-        UsageError: the entry point is not that of a family, or two packages provide it.
+        ModelError: no family has this `model_type`. The message lists the supported ones.
+        MissingError: the import of the entry point's module fails.
+        UsageError: the entry point is not a family, or two packages provide it.
     """
     shipped = families().get(model_type)
     entries = metadata.entry_points(group=GROUP).select(name=model_type)
@@ -65,12 +65,12 @@ def find_family(model_type: str) -> Family:
 
 
 def family_of(encoder: Encoder) -> Family:
-    """The family that an encoder belongs to."""
+    """The family of an encoder."""
     return find_family(encoder.family) if encoder.family not in BAG.model_types else BAG
 
 
 def is_known(family: str) -> bool:
-    """Whether sizes may be of this family, which a pass may have made."""
+    """True if this family exists. Families that only passes make are included."""
     return family in (*model_types(), *BAG.model_types)
 
 

@@ -1,6 +1,6 @@
 """RoBERTa, Liu et al. 2019, https://arxiv.org/abs/1907.11692, with XLM-R and CamemBERT.
 
-BERT, but a position is counted over real tokens, from pad_id + 1 on.
+RoBERTa is BERT with another rule for positions: they count real tokens, from pad_id + 1 on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ONE_MAP = {"head.output": "classifier"}
 
 
 class Roberta(Bert):
-    """RoBERTa: positions are counted after the padding id; the head differs from BERT's."""
+    """RoBERTa: BERT with positions that start after the padding id, and another head."""
 
     model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
 

@@ -1,7 +1,8 @@
-"""The head of a model: of a sentence embedding, or else the family's own.
+"""The head of a model: that of a sentence embedding, or else the family's own.
 
 A sentence embedding pools the states of a row, then maps and normalises the result. With one
-pool a map reads hidden dimensions, which pruning may cut; several pools stand side by side.
+pool, the first linear map reads hidden dimensions, which can be pruned. Several pools are
+concatenated, and their hidden dimensions are not pruned.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def head_weights(e: Encoder) -> tuple[Weight, ...]:
 
 
 def dense_name(step: int) -> str:
-    """The prefix of the weights of a linear map of the head."""
+    """The prefix of the weights of the linear map at this step of the head."""
     return f"head.{step}.dense"
 
 
 def head(ops: Ops, x: Value) -> Value:
-    """Logits of pooled states: [..., D] -> [..., C]; for embeddings the vector of each row."""
+    """Logits, or vectors of embedding models, from pooled states: [..., D] -> [..., C]."""
     sentence = ops.encoder.sentence
     if sentence is None:
         return family_of(ops.encoder).head(ops, x)
@@ -47,7 +48,10 @@ def head(ops: Ops, x: Value) -> Value:
 
 
 def hidden_is_output(e: Encoder) -> bool:
-    """Whether hidden dimensions are entries of the result, so that none may be cut."""
+    """True if the output prevents pruning of hidden dimensions.
+
+    This is so if the head has no linear map, or if pools are concatenated.
+    """
     if e.sentence is None:
         return False
     mapped = any(x.kind == "dense" for x in e.sentence.steps)
@@ -55,16 +59,16 @@ def hidden_is_output(e: Encoder) -> bool:
 
 
 def width(sentence: SentenceHead, hidden: int) -> int:
-    """Entries of the vector that a head gives."""
+    """Number of entries of the head's output vector."""
     maps = [x.out for x in sentence.steps if x.kind == "dense"]
     return maps[-1] if maps else len(sentence.pools) * hidden
 
 
 def shortened(sentence: SentenceHead, dimensions: int) -> SentenceHead:
-    """The head with the first so many entries of its vector, normalised again.
+    """The head that returns the first `dimensions` entries of the vector, normalised again.
 
-    Kusupati et al. 2022, https://arxiv.org/abs/2205.13147. The cut is a linear map, so that
-    sentence-transformers can read it as its `Dense`.
+    Kusupati et al. 2022, https://arxiv.org/abs/2205.13147. The entries are selected by a
+    linear map, which sentence-transformers can read as `Dense`.
     """
     steps = list(sentence.steps)
     if steps and steps[-1].kind == "normalize":

@@ -1,1 +1,1 @@
-"""Tokenizers with fewer pieces: which pieces must stay, and every place that holds an id."""
+"""Removes pieces from tokenizers: the choice of pieces, and the renumbering of all ids."""

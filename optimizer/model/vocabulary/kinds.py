@@ -1,22 +1,24 @@
-"""The kinds of tokenizer models that can lose pieces, and what each of them must keep.
+"""The kinds of tokenizer models from which pieces can be removed, and the pieces they need.
 
-Let K be the kept pieces. For each kind two facts hold.
+Let K be the set of kept pieces. Every kind has two properties.
 
-1. *Same pieces*: a text that the whole vocabulary splits into pieces of K is split into the
-   same pieces by K alone.
-2. *Any text*: K gives no unknown piece where the whole vocabulary gives none.
+1. *Same pieces*: if the whole vocabulary splits a text into pieces of K, then K alone splits
+   the text into the same pieces.
+2. *Any text*: K gives an unknown piece only where the whole vocabulary gives one.
 
 ========  ==================================================================================
-kind      why
+kind      reasons
 ========  ==================================================================================
-WordPiece 1: it takes the longest piece at each place. The longest one of all is in K, so it is
-          the longest one of K. 2: K holds each character, alone and as a continuation.
-BPE       1: it applies the merge of lowest rank. K keeps the order of the merges, and with
-          each piece all that merge into it, so the lowest merge of all is still there.
-          2: characters or bytes are looked up before any merge, and K holds all of them.
-Unigram   1: it takes the path of the largest summed score. K has fewer paths, and that one.
-          2: K holds each character; an unknown character costs the lowest score less 10, and K
-          holds a piece of the lowest score.
+WordPiece 1: The longest matching piece is chosen at each position. If the longest piece of the
+          whole vocabulary is in K, it is also the longest piece of K.
+          2: K contains each character, alone and as a continuation.
+BPE       1: The merge with the lowest rank is applied first. K keeps the order of merges. With
+          each piece, K keeps all parts that are merged into it, so no needed merge is missing.
+          2: Characters or bytes are looked up before any merge, and K contains all of them.
+Unigram   1: The path with the largest summed score is chosen. K has fewer paths, and the best
+          path of the whole vocabulary is among them.
+          2: K contains each character. An unknown character costs the lowest score minus 10,
+          and K contains a piece with the lowest score.
 ========  ==================================================================================
 
 WordPiece: Wu et al. 2016, https://arxiv.org/abs/1609.08144; BPE: Sennrich et al. 2016,
@@ -31,42 +33,42 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-"""A piece that stands for one byte where a character is unknown."""
+"""A piece for one byte of an unknown character."""
 _UNUSED = re.compile(r"\[unused\d+\]|<unused\d+>|\S*NOTUSED")
-"""Places that vocabularies keep free."""
+"""Reserved pieces of vocabularies."""
 Json = Mapping[str, Any]
 
 
 class Vocabulary(ABC):
-    """The pieces of a tokenizer: `model` of its tokenizer.json."""
+    """The pieces of a tokenizer, from the key `model` of tokenizer.json."""
 
     def __init__(self, model: Json, added: Collection[str]) -> None:
         self.model = model
         self.added = frozenset(added)
-        """Texts of added tokens, which are found before the model sees a text."""
+        """Texts of added tokens. They are matched before the tokenizer model splits a text."""
 
     @property
     @abstractmethod
     def pieces(self) -> list[tuple[int, str]]:
-        """Ids and texts, by id."""
+        """Ids and texts of all pieces, sorted by id."""
 
     @property
     def ordinary(self) -> list[tuple[int, str]]:
-        """Ids and texts of pieces that texts are split into."""
+        """Ids and texts of ordinary pieces: neither added tokens nor reserved pieces."""
         return [
             (i, x) for i, x in self.pieces if x not in self.added and not _UNUSED.fullmatch(x)
         ]
 
     @abstractmethod
     def smallest(self) -> Iterator[int]:
-        """Ids that any text needs."""
+        """Ids that must be kept for any text."""
 
     @abstractmethod
     def lacking(self) -> set[str]:
-        """Characters of pieces that are no pieces themselves, so that no piece may go."""
+        """Characters of pieces that are no pieces themselves. They prevent any removal."""
 
     def fault(self) -> str:
-        """Why no piece may go; "" if some may."""
+        """The reason why no piece can be removed; "" if pieces can be removed."""
         found = sorted(self.lacking())
         if not found:
             return ""
@@ -77,16 +79,16 @@ class Vocabulary(ABC):
         )
 
     def with_parts(self, kept: Iterable[int]) -> set[int]:
-        """The pieces and all that are needed to make them."""
+        """The given pieces, and all pieces that they are merged from."""
         return set(kept)
 
     @abstractmethod
     def cut(self, new: Mapping[int, int]) -> dict[str, Any]:
-        """`model` with the pieces of `new` only: from an old id to a new one."""
+        """`model` with only the pieces of `new`, a map from old to new ids."""
 
 
 class WordPiece(Vocabulary):
-    """BERT's: the longest piece at each place of a word."""
+    """BERT's vocabulary: the longest matching piece at each position of a word."""
 
     @property
     def pieces(self) -> list[tuple[int, str]]:
@@ -98,7 +100,7 @@ class WordPiece(Vocabulary):
         return str(self.model["continuing_subword_prefix"])
 
     def smallest(self) -> Iterator[int]:
-        """Characters, alone and as continuations, and the unknown piece."""
+        """Single characters, alone and as continuations, and the unknown piece."""
         for i, x in self.pieces:
             if len(x) == 1 or self._is_continued(x) or x == self.model["unk_token"]:
                 yield i
@@ -107,7 +109,7 @@ class WordPiece(Vocabulary):
         return piece.startswith(self._mark) and len(piece) == len(self._mark) + 1
 
     def lacking(self) -> set[str]:
-        """First characters of pieces that are none, and others that are no continuations."""
+        """First characters that are no pieces, and others that are no continuations."""
         mark, known = self._mark, self.model["vocab"]
         found: set[str] = set()
         for _, x in self.ordinary:
@@ -132,13 +134,13 @@ class BytePairs(Vocabulary):
 
     @property
     def merges(self) -> list[tuple[str, str, str]]:
-        """Left part, right part and result, by rank."""
+        """Left part, right part and result of each merge, by rank."""
         mark = self.model.get("continuing_subword_prefix") or ""
         pairs = [x.split(" ") if isinstance(x, str) else x for x in self.model["merges"]]
         return [(a, b, a + b.removeprefix(mark)) for a, b in pairs]
 
     def smallest(self) -> Iterator[int]:
-        """All symbols that no merge makes, and the unknown piece."""
+        """Single characters, and symbols that no merge makes, such as the unknown piece."""
         made = {x for _, _, x in self.merges}
         for i, x in self.pieces:
             if x not in made or len(self._bare(x)) == 1:
@@ -149,15 +151,15 @@ class BytePairs(Vocabulary):
         return found.removesuffix(self.model.get("end_of_word_suffix") or "")
 
     def lacking(self) -> set[str]:
-        """None: each text begins as symbols of the vocabulary, which all stay."""
+        """The empty set: texts are first split into symbols, and all symbols are kept."""
         return set()
 
     def fault(self) -> str:
-        """Dropout draws merges at random."""
+        """See `Vocabulary`. Dropout draws merges at random, so no piece can be removed."""
         return "its merges are drawn at random (dropout)" if self.model.get("dropout") else ""
 
     def with_parts(self, kept: Iterable[int]) -> set[int]:
-        """The pieces, and both parts of every merge that makes one of them."""
+        """The pieces and, recursively, both parts of every merge that makes one of them."""
         parts: dict[str, list[str]] = {}
         for a, b, made in self.merges:
             parts.setdefault(made, []).extend((a, b))
@@ -170,14 +172,14 @@ class BytePairs(Vocabulary):
         return found
 
     def cut(self, new: Mapping[int, int]) -> dict[str, Any]:
-        """See `Vocabulary`; a merge stays if its parts and its result do."""
+        """See `Vocabulary`. A merge is kept if its parts and its result are kept."""
         vocab = {x: new[i] for i, x in self.pieces if i in new}
         merges = [[a, b] for a, b, made in self.merges if {a, b, made} <= vocab.keys()]
         return {**self.model, "vocab": vocab, "merges": merges}
 
 
 class Unigram(Vocabulary):
-    """The one of sentencepiece: pieces with scores."""
+    """The Unigram vocabulary of sentencepiece: pieces with scores."""
 
     @property
     def pieces(self) -> list[tuple[int, str]]:
@@ -185,7 +187,7 @@ class Unigram(Vocabulary):
         return [(i, x) for i, (x, _) in enumerate(self.model["vocab"])]
 
     def smallest(self) -> Iterator[int]:
-        """Characters, bytes, the unknown piece, one of the lowest score, and repeated ones."""
+        """Characters, bytes, repeated texts, one lowest-score piece and the unknown piece."""
         scores = [score for _, score in self.model["vocab"]]
         count: dict[str, int] = {}
         for _, x in self.pieces:
@@ -197,7 +199,7 @@ class Unigram(Vocabulary):
             yield int(self.model["unk_id"])
 
     def lacking(self) -> set[str]:
-        """Characters of pieces that are no pieces."""
+        """Characters of pieces that are no pieces themselves."""
         ordinary = [x for _, x in self.ordinary if not _BYTE.fullmatch(x)]
         return {c for x in ordinary for c in x} - {x for _, x in self.pieces}
 
@@ -220,7 +222,7 @@ KINDS: Mapping[str, type[Vocabulary]] = {
 
 
 def vocabulary_of(backend: Json) -> Vocabulary | None:
-    """The vocabulary of a tokenizer.json; None for other kinds."""
+    """The vocabulary of a tokenizer.json; None for kinds that are not in `KINDS`."""
     model = backend["model"]
     kind = KINDS.get(str(model.get("type")))
     added = [str(x["content"]) for x in backend.get("added_tokens") or ()]

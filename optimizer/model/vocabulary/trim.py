@@ -1,4 +1,4 @@
-"""A model with the rows of some pieces only."""
+"""Removes pieces from a model's tokenizer and embedding table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .trimmed import renumbered_config, trimmed_tokenizer
 
 
 def with_pieces(model: Model, kept: Sequence[int]) -> Model:
-    """The model with a tokenizer of these pieces; weights and sizes stay as they are."""
+    """The model with a tokenizer of only these pieces. Weights and sizes are unchanged."""
     assert model.tokenizer is not None
     return replace(
         model,
@@ -26,15 +26,15 @@ def with_pieces(model: Model, kept: Sequence[int]) -> Model:
 
 
 def trimmed_model(model: Model, kept: Sequence[int]) -> Model:
-    """The model with the rows of these pieces, and a tokenizer that gives their new ids.
+    """The model with the embedding rows of these pieces, and a tokenizer with their new ids.
 
     Args:
-        model: has a tokenizer, and has lost no pieces yet.
-        kept: ids in order, the padding's among them. A token without a row, such as one that
-            was added later, keeps having none.
+        model: a model with a tokenizer, from which no pieces were removed yet.
+        kept: the ids to keep in order, including the padding id. Some tokens have no embedding
+            row, such as tokens added later. They still have none afterwards.
 
     Raises:
-        ModelError: the padding would get another position.
+        ModelError: positions are counted from the padding id, and this id would change.
     """
     e = model.encoder
     rows = torch.tensor([x for x in kept if x < e.vocab])
@@ -52,7 +52,7 @@ def trimmed_model(model: Model, kept: Sequence[int]) -> Model:
 
 
 def needed_ids(model: Model) -> set[int]:
-    """Ids that the model itself uses: the padding's and those of its config."""
+    """Ids that the model itself uses: the padding id and the ids in its config."""
     e = model.encoder
     found = set(range(e.pad_id + 1)) if e.positions_from == "padding" else {e.pad_id}
     for name, value in model.kept_config.items():

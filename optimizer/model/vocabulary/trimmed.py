@@ -1,4 +1,4 @@
-"""A tokenizer with some of its pieces, under new ids in the old order."""
+"""Removes pieces from a tokenizer. The remaining pieces get new ids in the old order."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _CONFIG, _TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 
 
 def backend_json(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The content of its tokenizer.json."""
+    """The content of a tokenizer's tokenizer.json."""
     found: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return found
 
 
 def json_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Size of its tokenizer.json."""
+    """Size of a tokenizer's tokenizer.json in bytes."""
     return len(tokenizer.backend_tokenizer.to_str().encode())
 
 
 def trimmable(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    """The vocabulary of a tokenizer that may lose pieces.
+    """The vocabulary of a tokenizer, if pieces can be removed from it.
 
     Raises:
-        ModelError: it may not; the message says why.
+        ModelError: no piece can be removed. The message tells the reason.
     """
     backend = backend_json(tokenizer)
     found = vocabulary_of(backend)
@@ -50,7 +50,7 @@ def trimmable(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 
 def fixed_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of special and other added tokens, which are not pieces of texts."""
+    """Ids of special tokens and of other added tokens."""
     added = backend_json(tokenizer).get("added_tokens") or ()
     return {int(x["id"]) for x in added} | set(tokenizer.all_special_ids)
 
@@ -58,12 +58,15 @@ def fixed_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def kept_ids(
     tokenizer: PreTrainedTokenizerBase, used: Collection[int], margin: float
 ) -> list[int]:
-    """The ids to keep, in order: used ones, a margin of unused ones, and what these need.
+    """The ids to keep, in order.
+
+    These are the used ids, special tokens, single characters, a margin of unused ids, and all
+    parts that these pieces are merged from.
 
     Args:
-        tokenizer: one that `trimmable` accepts.
-        used: ids of pieces that texts use.
-        margin: so many unused pieces for each used one, those of the lowest ids.
+        tokenizer: a tokenizer that `trimmable` accepts.
+        used: ids of pieces that occur in texts.
+        margin: number of unused pieces to keep per used piece. The lowest ids are kept.
     """
     vocabulary = trimmable(tokenizer)
     kept = vocabulary.with_parts({*used, *fixed_ids(tokenizer), *vocabulary.smallest()})
@@ -76,13 +79,13 @@ def kept_ids(
 def trimmed_tokenizer(
     tokenizer: PreTrainedTokenizerBase, kept: tuple[int, ...]
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with the pieces of `kept`; the piece `kept[i]` has the id i.
+    """The tokenizer with only the pieces `kept`. The piece `kept[i]` gets the id i.
 
-    It is written to a folder and read again as a user would, so that what is read later is
-    what is tested here.
+    The new tokenizer is written to a folder and read back, so this checks the tokenizer that a
+    user will load.
 
     Raises:
-        ModelError: transformers does not read the same pieces under the new ids.
+        ModelError: transformers reads other pieces or ids.
     """
     new = {old: i for i, old in enumerate(kept)}
     backend = backend_json(tokenizer)
@@ -92,7 +95,7 @@ def trimmed_tokenizer(
         {**x, "id": new[int(x["id"])]} for x in backend.get("added_tokens") or ()
     ]
     backend["post_processor"] = _renumbered(backend.get("post_processor"), new)
-    backend["padding"] = None  # holds an id; transformers sets it for each call
+    backend["padding"] = None  # contains an id; transformers sets it in each call
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(name)
@@ -111,7 +114,7 @@ def trimmed_tokenizer(
 
 
 def _renumbered(processor: Any, new: Mapping[int, int]) -> Any:
-    """A post-processor with new ids: of a template, of BERT or RoBERTa, or of several."""
+    """A post-processor with new ids: a template, BERT's, RoBERTa's, or a sequence of these."""
     if not isinstance(processor, dict):
         return processor
     found = dict(processor)
@@ -144,7 +147,7 @@ def _check(
 
 
 def renumbered_config(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """Keys of config.json with new ids; a token that is not kept has no key any more."""
+    """Keys of config.json with new ids. Keys of removed tokens are dropped."""
     new = {old: i for i, old in enumerate(kept)}
     found: dict[str, Any] = {}
     for name, value in config.items():

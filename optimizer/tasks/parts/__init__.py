@@ -1,1 +1,1 @@
-"""Parts of `Task`: what few tasks say, with defaults for all others."""
+"""Parts of `Task`: methods that few tasks override, with defaults for all others."""

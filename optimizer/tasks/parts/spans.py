@@ -1,4 +1,4 @@
-"""What a task says of answers that are spans of a text; by default answers are labels.
+"""Methods of tasks whose answers are spans of a text. By default, answers are labels.
 
 Axis letters: B rows of a batch, T positions of a row, C labels.
 """
@@ -18,24 +18,27 @@ from prumux.optimizer.tasks.prediction import TextSpan
 
 
 class Spans:
-    """Answers that are spans of a text, which is read in windows: a part of `Task`."""
+    """A part of `Task`: answers that are spans of a text. The text is read in windows."""
 
     name: ClassVar[str]
     finds_spans: ClassVar[bool] = False
-    """Whether a row is a question with a context, and its answer a span of the context."""
+    """True if a row is a question with a context and the answer is a span of the context."""
     outputs: ClassVar[tuple[str, ...]] = ()
-    """Names of further outputs of a graph, each one column of the logits, [B, T]."""
+    """Names of a graph's further outputs. Each output is one column of the logits, [B, T]."""
 
     @property
     def shared_tokens(self) -> int | None:
-        """Tokens that two windows share, 0 = by their length; None = there are no windows."""
+        """Number of tokens that neighbouring windows share.
+
+        0 = chosen by the length of the windows. None = the task has no windows.
+        """
         return None
 
     def with_stride(self, stride: int) -> Self:
-        """The task with windows that share so many tokens.
+        """The task with windows that share `stride` tokens.
 
         Raises:
-            UsageError: it reads no windows.
+            UsageError: the task has no windows.
         """
         raise UsageError(
             f"--stride {stride} is for question answering, this is a {self.name} model\n"
@@ -43,25 +46,25 @@ class Spans:
         )
 
     def on_labels(self, labels: Iterable[Labels | None]) -> Self:
-        """The task on these labels, where they say more of it than the model's config."""
+        """The task, updated if these labels contain facts that the model's config lacks."""
         del labels
         return self
 
     def span_answers(self, logits: Sequence[NDArray[Any]], layout: Layout) -> list[TextSpan]:
-        """The answer that a user gets to each question.
+        """The answer to each question, in the form that users get.
 
         Args:
-            logits: of each window, [T, C].
+            logits: one array [T, C] per window.
             layout: the windows.
         """
         raise UsageError(f"{self.name} finds no spans")
 
     def counted(self, real: Tensor, labels: Any) -> Tensor:
-        """The positions whose logits count, bool [B, T].
+        """True at positions whose logits count, bool [B, T].
 
         Args:
-            real: bool [B, T], True on real tokens.
-            labels: of the positions, [B, T], or None.
+            real: bool [B, T], True at real tokens.
+            labels: labels of the positions, [B, T], or None.
         """
         del labels
         return real
@@ -69,7 +72,7 @@ class Spans:
     def position_loss(
         self, student: Tensor, teacher: Tensor, counted: Tensor, temperature: float
     ) -> tuple[Tensor, int]:
-        """Mean distance of logits [B, T, C] at the positions that count, and over how many."""
+        """Mean distance of logits [B, T, C] at the counted positions, and their number."""
         found = student[counted]
         return self.logit_loss(found, teacher[counted], temperature), len(found)
 

@@ -1,4 +1,4 @@
-"""The methods of a task that answers with vectors; by default answers are labels."""
+"""Methods of tasks whose answers are vectors. By default, answers are labels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from prumux.optimizer.tasks.metrics import Predictions
 
 
 class Vectors:
-    """Models that give a vector a text: a part of `Task`."""
+    """A part of `Task`: models that give one vector for each text."""
 
     name: ClassVar[str]
     named_outputs: ClassVar[bool] = True
-    """Whether each of a model's outputs has a name, so that `labels` counts them."""
+    """True if every output of the model has a name in `labels`."""
     scores_pairs: ClassVar[bool] = False
-    """Whether a text of its own has no label: only pairs have."""
+    """True if only pairs of texts have labels, not single texts."""
     retrieves: ClassVar[bool] = False
-    """Whether data may be queries, documents and judgements."""
+    """True if data may consist of queries, documents and judgements."""
     hub_tags: ClassVar[tuple[str, ...]] = ()
     """Further tags of a result's model card."""
     found_by_head: ClassVar[bool] = True
-    """Whether the name or the weights of a checkpoint's head tell the task."""
+    """True if the name or the weights of a checkpoint's head determine the task."""
 
     def arranged(self, predictions: Predictions, layout: Layout) -> Predictions:
-        """Predictions of the rows that are scored, from those of single texts."""
+        """Predictions of the scored rows, combined from predictions of single texts."""
         del layout
         return predictions
 
@@ -36,12 +36,12 @@ class Vectors:
         return None
 
     def prompted(self, texts: Sequence[str], kind: TextKind = "text") -> tuple[str, ...]:
-        """Texts with the model's prompt before them, if it has one."""
+        """The texts, each after the model's prompt if there is one."""
         del kind
         return tuple(texts)
 
     def prompt(self, name: str | None) -> str:
-        """The prompt of a name; without a name the default one, which may be empty.
+        """The prompt with this name. Without a name: the default prompt, which may be empty.
 
         Raises:
             UsageError: the model has no such prompt.
