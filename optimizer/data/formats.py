@@ -158,7 +158,7 @@ def _refuse_twins(path: Path, names: Sequence[str]) -> None:
 
 def _read_json(path: Path, text: str, ending: str) -> Table:
     """Parse an array of objects, one object a line, or (.json) an object of columns."""
-    # Not splitlines(): JSON may hold U+2028 and its like inside a string.
+    # Not splitlines(): a JSON string may contain U+2028 and similar characters.
     lines = [x for x in text.split("\n") if x.strip()]
     if not lines:
         return Table(((str(path), 0),), (), {})
