@@ -224,7 +224,7 @@ class Costs:
         return Estimate(first, self.on(target).predict_ms(encoder))
 
     def dense_of(self, encoder: Encoder) -> Encoder:
-        """`self.encoder`, which has a measured time, if the sizes are equal; else `encoder`."""
+        """`self.encoder`, whose time was measured, if sizes are equal; else `encoder`."""
         return self.encoder if _timed(encoder) == _timed(self.encoder) else encoder
 
     def check_sizes(self, encoder: Encoder) -> None:

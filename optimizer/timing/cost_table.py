@@ -56,7 +56,7 @@ CHECKS = 6
 LIMIT = 0.10
 """Largest relative error on uneven models that a table may have."""
 STRAIGHT = 0.3
-"""Weight of the penalty on bends of the curves, which noise causes and `prune` would exploit."""
+"""Weight of the penalty on bends of the curves. `prune` would exploit bends from noise."""
 FLOOR = 0.02
 """Share of the dense time that is added to each time when errors become relative.
 
