@@ -106,7 +106,7 @@ class CandidatePredictor:
     def with_labels(
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> tuple[Predictions, Predictions]:
-        """Predictions and their reference: labels, or for agreement the given model's answers."""
+        """Predictions, and their reference: labels, or for agreement the given model's."""
         labels = self.rows(role).labels
         if labels is None or not self.model.task.metric(self.metric).needs_labels:
             labels = self.predict(Pipeline(()), role)
@@ -124,7 +124,7 @@ class CandidatePredictor:
         return order if slots == 1 else {"slots": slots, "seed": self.ctx.seed, **order}
 
     def partner_sensitivity(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
-        """The effect of a row's partners on the score; None for a model without multiplexing."""
+        """The effect of a row's partners on the score; None without multiplexing."""
         model = self.builder.build(pipeline)
         if model.encoder.mux is None:
             return None

@@ -1,4 +1,4 @@
-"""Progressive pruning: each candidate starts from the one before, is pruned further and trained.
+"""Progressive pruning: each candidate is the one before, pruned further and trained again.
 
 Training is expensive and time is limited, so most of it goes to one model. The search decides
 how far to prune this model:
@@ -33,8 +33,8 @@ EASY = 0.25
 skipped."""
 GAIN = 1.25
 """A cut that loses up to 1.25x the limit after brief training is expected to meet it after
-full training. On SST-2 the loss was 2.00 points after two minutes and 1.17 points after half an
-hour of training, 42 % less."""
+full training. On SST-2 the loss was 2.00 points after two minutes of training, and 1.17 points
+after half an hour, 42 % less."""
 ENOUGH = 1.5
 """No further cut is tried after one that loses more than 1.5x the limit."""
 
@@ -118,7 +118,7 @@ def _try_cuts(
     *,
     must: bool,
 ) -> None:
-    """Cut further while the loss allows. The first cut that can be built is always accepted."""
+    """Cut further while the loss allows. The first cut that can be built is accepted."""
     ahead, pipeline = list(schedule.cuts), schedule.start
     skipped: ScheduleStep | None = None
     while ahead and not trials.out_of_time:

@@ -114,7 +114,7 @@ def fallback_confidence(rows: int, limit: float) -> float:
 def _certified(
     trials: Sequence[Trial], certify: Certify, confidence: float
 ) -> tuple[Proofs, int]:
-    """Certify trials in turn until one fails; also give the index of the last certified one."""
+    """Certify trials until one fails. Also give the index of the last valid certificate."""
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
@@ -156,7 +156,7 @@ def _added(
 
 
 def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResult:
-    """Add the fallbacks' certificates. If no trained candidate wins, the last valid one wins."""
+    """Add the fallbacks' certificates. The last valid one wins if no trained one does."""
     made = replace(found, proofs=(*first, *found.proofs))
     if found.winner is not None or last < 0:
         return made
