@@ -125,7 +125,7 @@ def _label(
     texts: tuple[str, str | None],
     optional_label: bool,
 ) -> Columns:
-    """The columns of the texts and of the labels, which fill one column or one a label."""
+    """The columns of the texts, and of the labels: a common one, or one for each label."""
     first, second = texts
     key = next((k for k in task.columns if k in named), None)
     if key is None:

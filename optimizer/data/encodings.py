@@ -56,8 +56,8 @@ def window_encodings(
         tokenizer: the model's.
         length: tokens of a window. A question may fill `length - 2 * stride` of them, special
             tokens included; longer questions are cut.
-        side: the end of the context at which the library cuts it into windows. With `right`
-            the windows run from the context's start to its end.
+        side: `right` = windows run from the start of the context to its end; `left` = from its
+            end to its start.
         stride: tokens of the context that two windows share.
     """
     assert rows.text_b is not None

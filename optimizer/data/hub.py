@@ -38,7 +38,7 @@ def hub_splits(
         settled: splits for which the user gave files.
 
     Raises:
-        DataError: the look-up failed, or two splits have names of the same split.
+        DataError: the look-up failed, or two splits both have a usual name of the same split.
         MissingError: the `datasets` library is not installed.
     """
     try:

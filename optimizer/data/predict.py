@@ -1,4 +1,4 @@
-"""Run a model over rows, and make the batches that stand for its workload."""
+"""Run a model on rows, and make the batches of the workload."""
 
 from __future__ import annotations
 

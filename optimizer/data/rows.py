@@ -59,7 +59,7 @@ class Rows:
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     corpus: tuple[str, ...] | None = None
-    """The documents that every query searches; None = the rows are no queries."""
+    """The documents that every query searches; None = the rows do not search documents."""
     own: tuple[int, ...] = ()
     """Index of the document that is the query itself, for each query; -1 = none."""
     stride: int | None = None
@@ -160,8 +160,6 @@ def read_rows(
 ) -> Rows:
     """Read one split and skip rows without text.
 
-    If some rows have labels, rows without a label are skipped, too.
-
     Args:
         source: a file, the shards of one split, a folder, or a hub id (`owner/name`, or
             `owner/name:config` for one of several configurations).
@@ -172,8 +170,8 @@ def read_rows(
         labels: the meaning of values of the label column, see `LabelMap`.
 
     Returns:
-        The rows. They are unlabelled if there is no label column, or if all labels are empty
-        or -1.
+        The rows. They are unlabelled if all labels are missing, empty or -1. Otherwise rows
+        without a label are skipped, too.
 
     Raises:
         DataError: the file cannot be read or does not fit the task.
@@ -206,7 +204,7 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that tell nothing, for example without a relevant passage."""
+    """Leave out queries that the metric cannot score, such as without a relevant passage."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)

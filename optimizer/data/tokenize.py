@@ -38,7 +38,7 @@ class Encoded:
     ids: Ragged
     """Token ids of each row."""
     types: Ragged | None
-    """Token type ids of each row; None where the model takes none."""
+    """Token type ids of each row; None if the model has no token types."""
     labels: NDArray[Any] | tuple[Ints, ...] | None
     """Labels of the rows; None = unlabelled.
 

@@ -38,7 +38,7 @@ PACKAGING_S = 120.0
 def choose(
     todo: Plan, started: float, workers: Workers
 ) -> tuple[Plan, SearchResult | None, Pipeline]:
-    """Search a pipeline for a budget; without a budget take the given pipeline.
+    """Search for a pipeline within the budget; without a budget take the given pipeline.
 
     If no candidate keeps the budget in a lower precision, a second search uses the exact
     target.

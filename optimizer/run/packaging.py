@@ -189,7 +189,7 @@ def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
     The torch module gave the certified answers for an exact target, the engine for others.
 
     Raises:
-        GateError: more answers differ than one, and than one in a thousand.
+        GateError: more than one answer differs, and more than one in a thousand answers.
     """
     rows, task = own_rows(evaluator.certify_rows, exported.model), evaluator.model.task
     with evaluator.ctx.progress.task(

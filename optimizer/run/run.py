@@ -36,7 +36,7 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """True if a candidate was certified within the budget, or without a budget."""
+        """True if a candidate was certified within the budget, or if there was no budget."""
         return bool(self.report["met"])
 
     @property

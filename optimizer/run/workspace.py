@@ -77,8 +77,8 @@ class Workspace:
         """Move the staged files to their places and delete the finished steps.
 
         Files of an earlier result are deleted; no other file is touched. A kill at any moment
-        leaves a run that can be resumed, because a folder without report.json counts as
-        unfinished: the old report.json is moved away first, and the new one is written last.
+        leaves a run that can be resumed. A folder without report.json counts as unfinished,
+        so the old report.json is moved away first and the new one is written last.
         """
         if self.trials.exists():
             shutil.copyfile(self.trials, self.staging / self.trials.name)

@@ -29,11 +29,11 @@ from prumux.optimizer.certificate.provable import provable_loss
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 Certify = Callable[[Pipeline, float], Certificate]
-"""Certifies a candidate at a confidence level."""
+"""A function that certifies a candidate at a confidence level."""
 Proofs = list[tuple[Pipeline, Certificate]]
 """Certificates in the order in which they were made."""
 Extend = Callable[["Sequence[Trial]", "Trial"], "Pipeline | None"]
-"""Makes one more candidate, or None.
+"""A function that makes one more candidate, or None.
 
 The arguments are all trials so far, and the fastest trial within the limit on select rows."""
 SAFE_SHARE = 0.5
@@ -219,8 +219,9 @@ def _added(
 ) -> Trial | None:
     """The trial of the candidate that `extend` makes.
 
-    None if there is no such candidate, it fails, loses more than the limit, or needs as many
-    multiply-adds as candidate `low`. It is certified after `low`.
+    The result is None if there is no such candidate, or if it fails, loses more than the
+    limit, or needs at least as many multiply-adds as candidate `low`. It is certified after
+    candidate `low`.
     """
     best = trials[low]
     pipeline = extend([trials[i] for i in sorted(trials)], best)

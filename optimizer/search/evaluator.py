@@ -44,7 +44,7 @@ class Evaluator:
 
     model: Model
     target: Target
-    """The target that the user named. It may stand for several, as `auto` does."""
+    """The target that the user named. A target such as `auto` resolves to `targets`."""
     ctx: Context
     select_rows: Encoded
     certify_rows: Encoded

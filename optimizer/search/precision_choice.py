@@ -106,9 +106,9 @@ def _has_times(evaluator: Evaluator, other: Target) -> bool:
 def _faster(
     evaluator: Evaluator, one: Target, other: Target, limit: float, space: Sequence[Pipeline]
 ) -> Target:
-    """The target with the faster one of the two fastest candidates within the limit.
+    """The one of two targets on which the fastest candidate within the limit is faster.
 
-    Losses are those on the select rows.
+    The losses of candidates are measured on the select rows.
     """
     untrained = [p for p in space if not any(x.training for x in p.passes)]
     if not untrained:

@@ -102,7 +102,7 @@ class ProgressiveSchedule:
     A bisection finds the last one within the limit."""
 
     def candidates(self) -> tuple[Pipeline, ...]:
-        """All fallbacks, and every cut with its brief training; no mixes, and not `final`."""
+        """All fallbacks, and every cut with its brief training, without mixes and `final`."""
         found, pipeline = [*self.fallbacks, *self.deeper_fallbacks], self.start
         for step in self.cuts:
             pipeline = pipeline.then(*step.timed(step.minutes))

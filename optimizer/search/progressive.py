@@ -50,7 +50,9 @@ class SearchActions:
     time_shapes: Callable[[Sequence[Pipeline]], Sequence[TimedCandidate]]
     """Measures shape and throughput of the candidates that can be built."""
     grant_minutes: Callable[[ScheduleStep, int], float]
-    """Minutes that a step may train. The number counts earlier trainings; 0 = no time left."""
+    """Gives the training minutes of a step, from the number of earlier trainings.
+
+    0 minutes = no time is left."""
     extend: Extend = no_cascade
     """Makes one more candidate from the trials."""
     apart: Pipeline | None = None

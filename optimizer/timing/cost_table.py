@@ -58,9 +58,9 @@ LIMIT = 0.10
 STRAIGHT = 0.3
 """Weight of the penalty on bends of the curves. `prune` would exploit bends from noise."""
 FLOOR = 0.02
-"""Share of the dense time that is added to each time when errors become relative.
+"""Errors are relative to the measured time plus this share of the dense time.
 
-It models the precision of the clock."""
+The share models the precision of the clock."""
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
     full = replace(left, layers=(most,) * len(dense.layers))
     if ctx.costs is not None:
         found = ctx.costs.table(full, ctx.costs.dense_of(dense), ctx.target.timed_as)
-        early = left.reads_first  # without pool-early the file's narrow curves do not apply
+        early = left.reads_first  # no other pooling has narrow curves
         return replace(found, narrow_from=left.narrow_from if early else len(left.layers))
     shapes = [b.input_ids.shape for b in ctx.workload]
     # repr, because the short text of an encoder omits most of its fields
@@ -173,7 +173,7 @@ def _row(
 
 
 def _steps(size: int, at: tuple[int, ...]) -> Floats:
-    """The share, 0 to 1, of the rise before each knot that is in the cost of this size."""
+    """Share, from 0 to 1, of the rise to each knot that a branch of this size costs."""
     if not at:
         return np.zeros(0)
     knot = np.array(at, dtype=np.float64)

@@ -29,7 +29,7 @@ RETRIES = 2
 LOOK_S = 5.0
 """Seconds between two checks that a machine is alive."""
 DRAIN_S = 20.0
-"""Seconds in which a cancelled task must end, or its process is killed."""
+"""Seconds after which the process of a cancelled task is killed."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
