@@ -31,7 +31,7 @@ MARK_DISTANCE = 9.0
 
 @dataclass(frozen=True)
 class Mark:
-    """One measured value."""
+    """A mark for one measured value."""
 
     kind: MarkKind
     x: float

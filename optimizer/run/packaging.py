@@ -79,9 +79,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     ]
     given, *others = _timed(evaluator, exported)
     if _slower(evaluator, given, others[best_at - 1]) and ctx.costs is None:
-        given, *others = _timed(
-            evaluator, exported
-        )  # noise of a busy machine seldom repeats
+        given, *others = _timed(evaluator, exported)  # noise of a busy machine seldom repeats
     best = others.pop(best_at - 1)
     packaged = PackagedEngines(given, best, beside=tuple(others))
     if _slower(evaluator, given, best):

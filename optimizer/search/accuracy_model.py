@@ -133,7 +133,7 @@ class LossModel:
 def fit(
     shapes: Sequence[Shape], losses: Sequence[float], rows: int, ceiling: float = 1.0
 ) -> LossModel:
-    """Fit the model to trials; without trials, the result is the prior.
+    """Fit the accuracy model to trials. Without trials, the result is the prior.
 
     Args:
         shapes: shapes of the tried candidates.

@@ -77,7 +77,7 @@ def cascade_candidate(
 
 
 def cascade_maker(evaluator: Evaluator, limit: float) -> Extend:
-    """An `Extend` for cascades that lose at most as much as the best trial or a safe one."""
+    """An `Extend` for cascades that lose at most as much as the best trial, or `safe_loss`."""
     safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 

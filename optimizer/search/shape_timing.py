@@ -73,7 +73,7 @@ def time_candidates(
 
 
 def with_predicted_ratio(evaluator: Evaluator, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The trials, each with the measured throughput of its shape."""
+    """The trials, each with the ratio of throughput that was measured for its shape."""
     known: dict[Pipeline, TimedCandidate] = {}
     if trials:
         with suppress(PrumuxError, OSError):  # only the report needs the times

@@ -42,7 +42,7 @@ class WorkItem:
 
 
 Answers = Mapping[WorkItem, float]
-"""Assumed answers: losses of trials. Certificates in the mapping are assumed to hold."""
+"""Assumed answers: the loss of each trial. Listed certificates are assumed to hold."""
 
 
 class _AskedError(Exception):
