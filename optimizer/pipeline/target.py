@@ -55,7 +55,7 @@ class Target(ConfigurableStep):
 
     @property
     def runs_here(self) -> bool:
-        """False if another engine replaces this target's. Its times then mean little."""
+        """False if another engine runs, and is timed, in place of this target's."""
         return True
 
     def check_model(self, model: Model) -> None:

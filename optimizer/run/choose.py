@@ -120,7 +120,7 @@ def search(
 
 
 def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
-    """The search of a space of independent candidates. Shapes are timed before it starts."""
+    """The search of a space of independent candidates. It times needed shapes in advance."""
     evaluator = todo.evaluator
     safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     if varies_multiplexing(todo.space):

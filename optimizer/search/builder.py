@@ -45,7 +45,7 @@ class Builder:
         return count_model(model, self.ctx.length)
 
     def by_cost(self, space: Sequence[Pipeline]) -> list[Pipeline]:
-        """Distinct candidates, sorted from the most to the fewest multiply-adds."""
+        """Distinct candidates, most multiply-adds first. Ties keep their order."""
         unique = {str(p): p for p in space}
         with self.ctx.progress.task("sizing candidates", len(unique)) as tick:
             sized = []

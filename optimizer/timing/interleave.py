@@ -13,7 +13,7 @@ from prumux.optimizer.base.cores import CoreMonitor
 SETTLE_CHECKS = 20
 """Largest number of checks, 5 ms apart, that wait for this process to become idle."""
 LEAST_MS = 200.0
-"""Milliseconds that a round lasts at least, if short runs are repeated."""
+"""Milliseconds that a round should take; short runs are repeated to fill them."""
 
 
 @dataclass(frozen=True)
