@@ -52,12 +52,11 @@ def retrieval_splits(
 ) -> Splits:
     """Read a folder of retrieval data and give its queries their roles.
 
-    - certify: the queries of `validation`
+    - certify and test: the queries of `validation` and `test`
     - select: queries of `train`; without that split, a third of the validation queries
-    - test: the queries of `test`
     - fit: documents and the remaining train queries, as texts without labels
 
-    All roles search the same corpus, but a large corpus is reduced for `select`.
+    All roles search the same corpus, which is reduced for `select` if it is large.
 
     Args:
         folder: see `is_retrieval`.

@@ -245,8 +245,7 @@ def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
     """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
 
-    Rows of `validation` certify. If one of `train` and `validation` is missing, half of the
-    other certifies.
+    Rows of `validation` certify. If it or `train` is missing, half of the other certifies.
 
     Raises:
         DataError: a role has fewer than 8 rows.
