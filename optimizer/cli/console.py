@@ -1,4 +1,4 @@
-"""Shared by all commands: option types, usage errors, and exit codes without tracebacks."""
+"""Helpers for all commands: option types, usage errors, and exit codes without tracebacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST_NUMBER = 999_999_999
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UsageError and takes no abbreviated options."""
+    """An argument parser that raises UsageError and refuses abbreviated options."""
 
     def __init__(
         self, prog: str, description: str, epilog: str, usage: str | None = None
@@ -53,21 +53,21 @@ def guarded(
     Args:
         program: name of the command, for messages.
         run: takes the arguments, does the work, returns the exit code.
-        argv: the arguments; default: those of this process.
-        again: how to go on after an interruption, for messages.
+        argv: the arguments; None = the arguments of this process.
+        again: advice for messages about an interruption, such as "repeat the command".
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "-vv" in arguments
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a locale such as C has no letters beyond ASCII
+        if isinstance(stream, TextIOWrapper):  # the locale C has ASCII only
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return run(arguments)
         finally:
             with shown():
-                pass  # at the end of Python a stream that fails would print a traceback
+                pass  # flush now: a failure when Python exits would print a traceback
     except BrokenPipeError:
         code = 1
     except (Exception, KeyboardInterrupt) as error:
@@ -83,8 +83,9 @@ def guarded(
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Print to stdout in this block. A reader that has gone, as with `| head -1`, ends the
-    block and not the command.
+    """Print to stdout in a block. A broken pipe ends the block, but not the command.
+
+    The pipe breaks if its reader exits early, as in `| head -1`.
 
     Raises:
         UsageError: stdout cannot be written, for instance to a full disk.
@@ -106,7 +107,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send all that is still written to this stream to the null device."""
+    """Redirect a stream to the null device."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -132,7 +133,7 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
                 errno.EMFILE: "\nallow more open files, say ulimit -n 1024",
             }
             return 2, text + cures.get(error.errno or 0, "")
-    # A bug in prumux. -vv shows the traceback.
+    # Any other error is a bug in prumux.
     lines = str(error).splitlines() or [""]
     return 1, (
         f"internal error: {type(error).__name__}: {lines[0]:.200}\n"
@@ -141,7 +142,7 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """Whether memory was short. torch and ONNX Runtime raise RuntimeError then."""
+    """True if memory was short. In this case torch and ONNX Runtime raise RuntimeError."""
     said = r"allocate memory|out of memory|bad.alloc"
     return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 

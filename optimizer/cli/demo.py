@@ -1,7 +1,7 @@
 """`--demo`: a small real model and real data, made from installed packages without a network.
 
-Task: given a docstring, name the package that it is from. The names of the packages are
-removed from the texts. The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
+The task is to name the package of a docstring, from which the packages' names are removed.
+The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PACKAGES = ("torch", "transformers", "numpy", "scipy")
 FILES_EACH = 250
 ROWS_EACH = 1200
 SPLITS = (("train", 0.5), ("validation", 0.75), ("test", 1.0))
-"""Name of a split, and the share of each package's rows at which it ends."""
+"""Name of each split, and the share of a package's rows at which the split ends."""
 MAX_WORDS = 40
 MAX_TOKENS = 48
 STEPS = 80
 BATCH = 32
 SORTED_TOGETHER = 8
-"""Batches whose texts are sorted by length together, so that little is padding."""
+"""Number of batches whose texts are sorted by length together, to save padding."""
 FROZEN_LAYERS = 3
-"""Lower layers that keep their pretrained weights."""
+"""Number of lower layers that keep their pretrained weights."""
 Texts = list[tuple[str, int]]
 
 
 def prepare(progress: Progress, folder: Path = FOLDER) -> tuple[str, str]:
-    """Model folder and data folder of the demo. They are made if they do not exist.
+    """The model folder and the data folder of the demo, which are created if missing.
 
     Raises:
         MissingError: the pretrained model (extra `demo`) is not installed.
@@ -86,7 +86,7 @@ def collect(progress: Progress) -> dict[str, Texts]:
 
 
 def docstrings(package: str) -> Iterator[str]:
-    """First paragraphs of a package's docstrings. Its files are parsed and not run."""
+    """First paragraphs of a package's docstrings. The files are parsed, but not executed."""
     found = importlib.util.find_spec(package)
     names = re.compile("|".join(PACKAGES), re.IGNORECASE)
     for root in (found.submodule_search_locations or []) if found else []:
@@ -113,7 +113,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def _random_key(text: str) -> bytes:
-    """Key for an order that is random and the same on every machine."""
+    """A sort key for a random order that is the same on every machine."""
     return hashlib.sha256(text.encode(errors="replace")).digest()
 
 
@@ -162,7 +162,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
             inputs: BatchEncoding = tokenizer(
                 [text for text, _ in batch],
                 padding=True,
-                pad_to_multiple_of=16,  # few shapes: kernels are prepared once for each
+                pad_to_multiple_of=16,  # few shapes, because each costs time for kernels
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",
@@ -182,7 +182,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
 
 
 def _batches(rows: Texts) -> Iterator[Texts]:
-    """Endless batches of texts of about equal length, in random order."""
+    """Endless batches in random order. The texts of a batch have about equal lengths."""
     stream, order = itertools.cycle(rows), random.Random(0)
     while True:
         chunk = sorted(itertools.islice(stream, BATCH * SORTED_TOGETHER), key=_characters)

@@ -51,7 +51,7 @@ exit codes:
   130  interrupted; go on with --resume
 """
 Add = Callable[..., object]
-"""`add_argument` of a parser or of a group of options."""
+"""The method `add_argument` of a parser or of a group of options."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +82,7 @@ def _main(arguments: list[str]) -> int:
         from prumux.optimizer.run.plan import plan
         from prumux.optimizer.run.time_estimate import estimate
 
-        # Nothing is written, so an earlier result in the folder does no harm.
+        # `force` allows an earlier result in the folder, because nothing is written.
         todo = plan(replace(request, force=True), progress)
         print_json({**todo.describe(), "estimate": estimate(todo)})
         return 0

@@ -19,10 +19,10 @@ MODULE = "prumux.optimizer.cli.report"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; returns the exit code.
+    """Write the page and return the exit code.
 
     Raises:
-        UsageError: the arguments are not one file, or the file is no report.
+        UsageError: there is not exactly one argument, or the file is no report.
     """
     if len(arguments) != 1:
         raise UsageError(f"write: python -m {MODULE} report.json")

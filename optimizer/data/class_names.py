@@ -1,7 +1,7 @@
 """Names of a data set's classes, as the `datasets` library writes them.
 
-They are in the schema of a parquet or arrow file, in `dataset_info.json` or
-`dataset_infos.json`, or at the head of the data set's README.md.
+The library writes the names into the schema of a parquet or arrow file, into
+`dataset_info.json` or `dataset_infos.json`, or at the head of the data set's README.md.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from prumux.optimizer.base.errors import DataError
 from .names import folded, split_of
 
 Names = dict[str, tuple[str, ...]]
-"""Names of classes by column, in the order of their ids."""
+"""Class names by column, in the order of the class ids."""
 CARDS = ("dataset_info.json", "dataset_infos.json", "README.md")
 _MOST_BYTES = 10_000_000
 _KEYS = ("feature", "sequence", "list", "dtype", "class_label")
-"""Keys that lead from a column to its `names`."""
+"""Keys under which a column's `names` may be nested."""
 
 
 def class_names(metadata: bytes | None) -> Names:
-    """Names of classes of the `huggingface` entry of a parquet or arrow file's schema.
+    """Class names from the `huggingface` entry in the schema of a parquet or arrow file.
 
-    Anything that `datasets` would not write there is no name of a class.
+    The result is empty if the entry has another form than the `datasets` library gives it.
     """
     try:
         return _of_features(json.loads(metadata or b"{}")["info"]["features"])
@@ -35,11 +35,13 @@ def class_names(metadata: bytes | None) -> Names:
 
 
 def beside(file: Path) -> Names:
-    """Names of classes that the nearest file of `CARDS` beside or above a data file gives.
+    """Class names from the nearest file of `CARDS` beside or above a data file.
+
+    The search goes up only from folders named `data` or like a split.
 
     Raises:
-        DataError: the file cannot be read, or two configurations name a column's classes
-            differently.
+        DataError: the file of `CARDS` cannot be read, or two of its configurations name a
+            column's classes differently.
     """
     folders = [file.parent]
     while folders[-1].name == "data" or split_of(folders[-1].name):
@@ -82,7 +84,7 @@ def _features_of(path: Path) -> Iterator[Any]:
 
 
 def _front_matter(text: str) -> Any:
-    """`dataset_info` of the YAML between the first two lines `---`; None = there is none."""
+    """The entry `dataset_info` of a README's YAML front matter; None = there is none."""
     import yaml
 
     lines = text.splitlines()
@@ -99,7 +101,7 @@ def _front_matter(text: str) -> Any:
 
 
 def _of_features(features: Any) -> Names:
-    """Columns by name (json), or a list of columns with names (YAML)."""
+    """Class names from an object of columns (json), or a list of named columns (YAML)."""
     if isinstance(features, list):
         pairs = [(x.get("name"), x) for x in features if isinstance(x, dict)]
     elif isinstance(features, Mapping):

@@ -1,4 +1,4 @@
-"""Find the columns of a table that hold texts, words and labels."""
+"""Find a table's columns of texts, words and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .table import Table, listed
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table that are read, as the table names them."""
+    """The columns that a task reads, by the table's own names."""
 
     first: str
     """The text, the first text of a pair, or the words."""
@@ -25,16 +25,16 @@ class Columns:
     group: str | None = None
     """The number or name of each row's query, for tasks that score queries."""
     each: tuple[str, ...] = ()
-    """Columns of 0 and 1, one for each of the model's labels, in their order."""
+    """Columns of 0 and 1, one for each of the model's labels, in the order of the labels."""
 
     def unused(self, table: Table) -> tuple[str, ...]:
-        """The table's other columns."""
+        """Columns of the table that the task does not read."""
         used = (self.first, self.second, self.label, self.group, *self.each)
         return tuple(x for x in table.names if x not in used)
 
 
 def known_columns() -> tuple[str, ...]:
-    """Names of columns that some task reads, and that `--columns` may rename."""
+    """Keys of `--columns`: the column names that any task reads."""
     names = ["text_a", "text_b"]
     for task in task_types():
         names += ["tokens"] * task.reads_words + [*task.columns, *task.group_columns[:1]]
@@ -42,10 +42,10 @@ def known_columns() -> tuple[str, ...]:
 
 
 def checked(columns: Mapping[str, str], task: Task) -> dict[str, str]:
-    """`--columns` with the keys of `known_columns`.
+    """Check `--columns`, and rename its key `text` to `text_a`.
 
     Raises:
-        DataError: a key that is unknown or of another task, or two names for the label.
+        DataError: a key is unknown or belongs to another task, or the label has two columns.
     """
     named = {"text_a" if k == "text" else k: v for k, v in columns.items()}
     known = (*known_columns(), *task.label_columns)
@@ -71,7 +71,7 @@ def checked(columns: Mapping[str, str], task: Task) -> dict[str, str]:
 
 
 def wanted_columns(named: Mapping[str, str], task: Task) -> set[str]:
-    """All names of columns that some task may read, or this one for its labels."""
+    """All column names that must be read from a file to find the task's columns."""
     usual = {
         *named.values(),
         *task.label_columns,
@@ -89,13 +89,13 @@ def find_columns(
     """The columns that a task reads.
 
     Args:
-        table: has them.
+        table: the table to search.
         task: the model's.
-        named: what the user named, see `checked`; None where nothing can be named.
-        optional_label: whether the column that the user named for labels may be missing.
+        named: the user's names, see `checked`; None = the user cannot name columns.
+        optional_label: whether the user's column of labels may be missing.
 
     Raises:
-        DataError: a column is missing, or several may be it.
+        DataError: a column is missing, or several columns are candidates for it.
     """
     about = (*task.columns, *task.label_columns, *task.group_columns)
     given = {k: _named(table, k, v) for k, v in (named or {}).items() if k not in about}
@@ -125,7 +125,7 @@ def _label(
     texts: tuple[str, str | None],
     optional_label: bool,
 ) -> Columns:
-    """The columns with that of the labels, or with one for each label."""
+    """The columns of the texts, and of the labels: a common one, or one for each label."""
     first, second = texts
     key = next((k for k in task.columns if k in named), None)
     if key is None:
@@ -155,7 +155,7 @@ def _named(table: Table, key: str, name: str) -> str:
 
 
 def _group(table: Table, task: Task, named: Mapping[str, str]) -> str | None:
-    """The column that says which query a row is of."""
+    """The column with the query of each row; None = there is none."""
     for name in task.group_columns:
         if name in named:
             return _named(table, name, named[name])
@@ -168,7 +168,7 @@ def _group(table: Table, task: Task, named: Mapping[str, str]) -> str | None:
 def _label_columns(
     table: Table, task: Task, named: Mapping[str, str], texts: tuple[str | None, ...]
 ) -> tuple[str, ...]:
-    """The column of each label, in the order of the model's; () = there are none."""
+    """The column of each label, in the order of the model's labels; () = there are none."""
     found: dict[str, str] = {}
     for label in task.label_columns:
         if label in named:
@@ -201,7 +201,7 @@ def _label_columns(
 
 
 def _twice(table: Table, found: Mapping[str, str]) -> None:
-    """Refuse one column for two labels."""
+    """Refuse a column that is named for two labels."""
     first: dict[str, str] = {}
     for label, column in found.items():
         if first.setdefault(column, label) != label:

@@ -1,4 +1,4 @@
-"""Encodings of the tokenizer's Rust library: cut to a length or in windows, and by word."""
+"""Calls of the tokenizer's Rust library for rows, windows and lists of words."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 Side = Literal["left", "right"]
 PART_CHARACTERS = 1_000_000
-"""Texts of so many characters are tokenised at once."""
+"""Number of characters that are tokenised in one call."""
 
 
 def encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side
 ) -> Iterator[list[Any]]:
-    """What the tokenizer's Rust library gives for each row, cut to `length` tokens at `side`.
+    """The encoding of each row, cut to `length` tokens at `side`, in parts.
 
-    The rows come in parts, because the library also keeps every token that is cut off.
+    The parts save memory, because the library also keeps every token that is cut off.
 
     Raises:
-        DataError: it fails, for instance because it lacks the unknown token.
+        DataError: the library fails, for instance because it lacks the unknown token.
     """
     given: list[Any] = list(rows.text_a)
     if rows.words is not None:
@@ -46,17 +46,18 @@ def encodings(
 def window_encodings(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, length: int, side: Side, stride: int
 ) -> Iterator[list[list[Any]]]:
-    """The same for questions with contexts: of each question one encoding a window.
+    """The encodings of the windows of each question, one encoding a window, in parts.
 
-    All windows of a question have the question before the context, or after it where the
-    tokenizer pads on the left, as transformers has it.
+    In each window the question stands before the context. If the tokenizer pads on the left,
+    the question stands after the context, as in transformers' pipeline.
 
     Args:
         rows: questions with contexts.
         tokenizer: the model's.
-        length: tokens of a window; longer questions than `length - 2 * stride` leaves room for
-            are cut.
-        side: the end of a context where the last window ends; at `right` it is the context's.
+        length: tokens of a window. A question may fill `length - 2 * stride` of them, special
+            tokens included; longer questions are cut.
+        side: `right` = windows run from the start of the context to its end; `left` = from its
+            end to its start.
         stride: tokens of the context that two windows share.
     """
     assert rows.text_b is not None
@@ -74,12 +75,12 @@ def window_encodings(
 
 
 def context_index(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Which text of the tokenizer's pair is the context: 1, or 0 where it pads on the left."""
+    """Index of the context in the tokenizer's pair: 1, or 0 if the tokenizer pads left."""
     return int(tokenizer.padding_side != "left")
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], most: int) -> list[str]:
-    """Texts of at most so many tokens, also when they are tokenised again."""
+    """The texts, each cut to at most `most` tokens, also when tokenised again."""
     cut, todo = list(texts), list(range(len(texts)))
     while todo:
         found = _encoded([cut[i] for i in todo], tokenizer, offsets=True, specials=False)
@@ -100,10 +101,19 @@ def _encoded(
     offsets: bool = False,
     specials: bool = True,
 ) -> list[Any]:
-    """The encodings of some texts, pairs or lists of words (`split`), with their `offsets`.
+    """The encodings of some texts or pairs.
 
-    Calling the tokenizer itself gives the same ids, but spends about 10 microseconds of
-    Python on each row.
+    A call of the tokenizer itself gives the same ids, but takes about 10 microseconds more a
+    row.
+
+    Args:
+        part: texts, pairs or lists of words.
+        tokenizer: the model's.
+        split: True if `part` contains lists of words.
+        offsets: whether the encodings need the tokens' places in the text.
+
+    Raises:
+        DataError: the Rust library fails.
     """
     backend = tokenizer.backend_tokenizer
     try:
@@ -113,7 +123,7 @@ def _encoded(
         return list(run(part, add_special_tokens=specials))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of the Rust library is no Exception
+    except BaseException as error:  # a Rust panic is not a subclass of Exception
         said = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise DataError(
             f"the tokenizer fails on these rows: {said}\n"
@@ -122,7 +132,7 @@ def _encoded(
 
 
 def _parts(given: list[Any]) -> Iterator[list[Any]]:
-    """The rows in order, in lists of about `PART_CHARACTERS` characters."""
+    """Cut the rows into lists of about `PART_CHARACTERS` characters, in order."""
     sizes = [len(x) if isinstance(x, str) else sum(map(len, x)) for x in given]
     part = np.cumsum(sizes) // PART_CHARACTERS
     starts = np.flatnonzero(np.diff(part, prepend=-1))
@@ -134,9 +144,9 @@ def _parts(given: list[Any]) -> Iterator[list[Any]]:
 def _settings(
     tokenizer: PreTrainedTokenizerBase, length: int, side: Side, **more: Any
 ) -> Iterator[None]:
-    """Cut and do not pad inside; afterwards the tokenizer's settings are those of before.
+    """Turn truncation on and padding off, and restore the tokenizer's settings afterwards.
 
-    Else the settings of this call would be saved with the tokenizer.
+    Otherwise these settings would be saved with the tokenizer.
     """
     backend = tokenizer.backend_tokenizer
     before = backend.truncation, backend.padding, backend.encode_special_tokens
@@ -156,7 +166,7 @@ def _settings(
 
 
 def words_of(found: Any, side: Side) -> list[int | None]:
-    """The word of each token; None for special tokens and for a word whose head is cut off."""
+    """Index of each token's word; None for special tokens and words with a missing start."""
     words: list[int | None] = found.word_ids
     if side == "right":
         return words
@@ -171,7 +181,7 @@ def first_subwords(words: Sequence[int | None]) -> NDArray[np.bool_]:
 
 
 def aligned(labels: Ints, words: Sequence[int | None], first: NDArray[np.bool_]) -> Ints:
-    """A row's labels on its tokens, -100 on all but first tokens of words, [T]."""
+    """The label of each token, [T]: the word's at its first token, -100 at all others."""
     found = np.full(len(words), IGNORE, dtype=np.int64)
     for i, word in enumerate(words):
         if first[i] and word is not None:

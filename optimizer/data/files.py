@@ -15,7 +15,7 @@ from .formats import FORMATS, ending_of
 from .names import by_split, split_of
 
 NO_DATA = (*CARDS, "labels.json", "state.json", "dataset_dict.json")
-"""Files that may lie beside data and hold no rows."""
+"""Files without rows that may lie beside data."""
 _CODE = (
     ".py",
     ".sh",
@@ -29,45 +29,45 @@ _CODE = (
     ".yml",
     ".cfg",
 )
-"""Endings of files that hold no rows, whatever their name."""
+"""Endings of files that contain no rows, whatever their name."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 Found = dict[str, tuple[Path, ...]]
 
 
 class FileSet(NamedTuple):
-    """Files that belong together: one file, the shards of one, or those of a folder."""
+    """Files that belong together: one file, all its shards, or the files of a folder."""
 
     name: str
-    """The part of the name that says the split."""
+    """The part of the file or folder name that is checked for the name of a split."""
     paths: tuple[Path, ...]
     shards: int = 0
     """Number of shards; 0 = the file is not cut into numbered shards."""
 
     @property
     def title(self) -> str:
-        """Its name in messages."""
+        """The name of the set in messages: its first file."""
         return str(self.paths[0])
 
 
 def find_files(folder: Path, settled: Collection[str] = ()) -> Found:
-    """Find the files of each split in a folder: one file, its shards, or a folder of them.
+    """Find the files of each split in a folder: one file, its shards, or a folder of files.
 
-    Looked at are usual names of splits (see `names.SPLITS`) in `folder` and `folder/data`, and
-    folders written by `datasets.save_to_disk`.
+    The search looks for usual names of splits (see `names.SPLITS`) in `folder` and
+    `folder/data`, and for folders written by `datasets.save_to_disk`.
 
     Args:
-        folder: where to look.
-        settled: splits that are not looked for, because the user gave their files.
+        folder: the folder to search.
+        settled: splits that are not searched, because the user gave their files.
 
     Raises:
-        DataError: no such folder, two files for one split, or a shard is missing.
+        DataError: there is no such folder, a split has two files, or a shard is missing.
     """
     return _find(folder, settled)[0]
 
 
 def unused_files(folder: Path, settled: Collection[str] = ()) -> list[str]:
-    """A line for each file that looks like data and is not among those of `find_files`."""
+    """A line for each file that looks like data and that `find_files` does not return."""
     found, lines = _find(folder, settled)
     used = {x for paths in found.values() for x in paths}
     model = (folder / "config.json").is_file()
@@ -84,7 +84,7 @@ def unused_files(folder: Path, settled: Collection[str] = ()) -> list[str]:
 
 
 def _find(folder: Path, settled: Collection[str]) -> tuple[Found, list[str]]:
-    """Files by split, and a line for each set of files to which another is preferred."""
+    """Files by split, and a line for each set of files that is not used."""
     if not folder.is_dir():
         cure = "give one that holds train.*, validation.*"
         if folder.is_file():
@@ -121,7 +121,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _split_name(path: Path) -> str | None:
-    """The part of a file's name that says its split; None = it says none."""
+    """The part of a file's name that is a usual name of a split; None = no part is."""
     stem = path.name.partition(".")[0]
     shard = _SHARD.fullmatch(stem)
     name = stem if shard is None else shard[1]
@@ -134,7 +134,7 @@ def _sets(folder: Path) -> list[FileSet]:
     shards: dict[tuple[str, ...], list[Path]] = {}
     for path in _entries(folder):
         if path.is_dir():
-            # A model's folder may hold results of its training in a folder `eval`.
+            # A model's folder may have a folder `eval` with results of its training.
             data = split_of(path.name) and not (folder / "config.json").is_file()
             sets += _folder_sets(path) if data else []
             continue
@@ -154,7 +154,7 @@ def _sets(folder: Path) -> list[FileSet]:
 
 
 def _folder_sets(folder: Path) -> list[FileSet]:
-    """The files of a folder that is named as a split; each may be one of its shards."""
+    """The sets of files in a folder that is named like a split."""
     if (folder / "state.json").is_file():
         saved = _saved(folder)
         return [] if saved is None else [saved._replace(name=folder.name)]
@@ -170,7 +170,7 @@ def _folder_sets(folder: Path) -> list[FileSet]:
 
 
 def _saved(folder: Path) -> FileSet | None:
-    """The files of a folder that `Dataset.save_to_disk` wrote, as its state.json says."""
+    """The files that are listed in the state.json of `Dataset.save_to_disk`."""
     path = folder / "state.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,6 @@
 """Parse one file: parquet, arrow, jsonl, json, csv or tsv.
 
-Reading executes no code of a data file. Row numbers in messages count from 1, without the
-header.
+No code of a data file is executed. Row numbers in messages count from 1 and skip the header.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from .names import folded, stripped, twice
 from .table import Table
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")
-"""Endings of files; jsonl, json, csv and tsv may be followed by `.gz`."""
+"""Endings of data files. `.gz` may follow after `.jsonl`, `.json`, `.csv` and `.tsv`."""
 _TEXTS = FORMATS[1:5]
 _SAME = {".ndjson": ".jsonl"}
 MIN_ROWS = 8
-"""Smallest number of rows of a role."""
+"""Smallest number of rows that a role may have."""
 
 _CUT_OFF = "the file may be cut off"
 
 
 def ending_of(path: Path) -> str:
-    """The ending of `FORMATS` that a file has; '' = none."""
+    """The file's ending, if it is one of `FORMATS`; '' = it is not."""
     ending = path.suffix.lower()
     packed = ending == ".gz"
     if packed:
@@ -46,10 +45,10 @@ def ending_of(path: Path) -> str:
 
 
 def read_file(path: Path, wanted: set[str]) -> Table:
-    """Read one file; of a parquet or arrow file only the columns `wanted`.
+    """Read one file. Only the columns `wanted` of a parquet or arrow file are read.
 
     Raises:
-        DataError: no such file, another format, damaged, or without rows.
+        DataError: the file is missing, damaged, of another format, or without rows.
     """
     ending = ending_of(path)
     if not ending:
@@ -142,7 +141,7 @@ def _arrow_table(path: Path, kind: str, names: list[str]) -> Any:
 
 
 def _arrow_reader(path: Path) -> Any:
-    """Open a stream, as `datasets` writes it, or a file with a footer."""
+    """Open an arrow stream, which `datasets` writes, or an arrow file with a footer."""
     import pyarrow.ipc
 
     with path.open("rb") as file:
@@ -158,8 +157,8 @@ def _refuse_twins(path: Path, names: Sequence[str]) -> None:
 
 
 def _read_json(path: Path, text: str, ending: str) -> Table:
-    """An array of objects, one object a line, or (.json) an object of columns."""
-    # Not splitlines(): JSON may hold U+2028 and its like inside a string.
+    """Parse an array of objects, one object a line, or (.json) an object of columns."""
+    # Not splitlines(): a JSON string may contain U+2028 and similar characters.
     lines = [x for x in text.split("\n") if x.strip()]
     if not lines:
         return Table(((str(path), 0),), (), {})
@@ -194,7 +193,7 @@ def _json_lines(path: Path, lines: list[str], failed: Exception | None) -> list[
         try:
             rows.append(json.loads(line, object_pairs_hook=_object))
         except (ValueError, RecursionError) as e:
-            # A file of one value on several lines: what is wrong with it as a whole.
+            # A file may be one value on several lines: then the error of the whole counts.
             reason = failed if failed is not None and i == 1 else e
             raise DataError(
                 f"{path}, row {i} is not JSON ({str(reason)[:100]}): "
@@ -204,7 +203,7 @@ def _json_lines(path: Path, lines: list[str], failed: Exception | None) -> list[
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys occur once.
+    """Build a dict from an object's pairs, and refuse repeated keys.
 
     Raises:
         ValueError: a key occurs twice.
@@ -216,7 +215,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _object_rows(path: Path, whole: dict[str, Any]) -> list[Any]:
-    """Rows of `{"data": [{...}, ...]}`, of columns, or of one object alone."""
+    """The rows of `{"data": [{...}, ...]}`, of an object of columns, or of a single object."""
     lists = {k: v for k, v in whole.items() if isinstance(v, list)}
     tables = [k for k, v in lists.items() if v and all(isinstance(x, dict) for x in v)]
     if len(tables) == 1:
@@ -239,17 +238,17 @@ def _object_rows(path: Path, whole: dict[str, Any]) -> list[Any]:
 
 
 def _squad_rows(path: Path, articles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each question of SQuAD's own files.
+    """One row for each question of a file in SQuAD's format.
 
-    Questions that `is_impossible` have no answers, whatever stands beside them.
+    Questions with `is_impossible` have no answers, even if the file lists some.
 
     Args:
-        path: for messages.
-        articles: the list `data` of the file; each with `paragraphs`, of which each has a
-            `context` and `qas`.
+        path: the file, for messages.
+        articles: the list `data` of the file. Each article has `paragraphs`, and each
+            paragraph has a `context` and `qas`.
 
     Raises:
-        DataError: something has another form.
+        DataError: an entry has another form.
     """
     return [
         {
@@ -282,7 +281,7 @@ def _questions(
 def _list(
     path: Path, at: str, name: str, holder: Mapping[str, Any]
 ) -> Sequence[Mapping[str, Any]]:
-    """A list of objects in an object of the file."""
+    """The list of objects under the key `name` of an object."""
     value = holder.get(name)
     if not isinstance(value, list):
         _fail(path, f"{at} has no list '{name}'")
@@ -306,7 +305,7 @@ def _read_csv(path: Path, text: str, separator: str) -> Table:
     if not rows or any(len(x) != len(rows[0]) for x in rows):
         rows = _parse_csv(path, text, separator)
     else:
-        # Plain tab-separated text, where a lone quote is just a character (GLUE's files).
+        # In plain tab-separated text such as GLUE's, a lone quote is an ordinary character.
         rows = [[_unquoted(x) for x in row] for row in rows]
     header, body = (stripped(rows[0]), rows[1:]) if rows else ([], [])
     other = next((x for x in "\t;|" if separator == "," and header and x in header[0]), None)
@@ -333,7 +332,7 @@ def _unquoted(field: str) -> str:
 
 
 def _parse_csv(path: Path, text: str, separator: str) -> list[list[str]]:
-    # `text, label`: the blank belongs to the separator, before a quote as well.
+    # In `text, label` the blank belongs to the separator, even if a quote follows.
     blanks = re.match(r'[^\r\n"]*, ', text) is not None and separator == ","
     reader = csv.reader(
         io.StringIO(text, newline=""),

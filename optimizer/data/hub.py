@@ -18,9 +18,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text may name a data set: `owner/name`, or `owner/name:config`.
+    """True for `owner/name` and `owner/name:config`.
 
-    A bare name is more likely a folder that is misspelt.
+    A bare name is more likely a misspelt folder.
     """
     return _HUB_ID.fullmatch(text) is not None and not ending_of(Path(text))
 
@@ -28,16 +28,17 @@ def is_hub_id(text: str) -> bool:
 def hub_splits(
     source: str, settled: Collection[str] = ()
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The splits of a hub data set, and a line for each that is not used.
+    """The splits of a hub data set by name, and a line for each that is not used.
 
-    Those that stand for `train`, `validation` and `test` go by that name, others by their own.
+    The splits for training, validation and test are renamed to `train`, `validation` and
+    `test`. Others keep their own names.
 
     Args:
         source: `owner/name` or `owner/name:config`.
-        settled: splits that the user gave files for.
+        settled: splits for which the user gave files.
 
     Raises:
-        DataError: the look-up failed, or two splits have a name of one.
+        DataError: the look-up failed, or two splits both have a usual name of the same split.
         MissingError: the `datasets` library is not installed.
     """
     try:
@@ -50,7 +51,7 @@ def hub_splits(
     name, _, config = source.partition(":")
     try:
         found = datasets.load_dataset(name, config or None)
-    # The remedy is the same for every error of the hub, the network or a broken data set.
+    # Errors of the hub, of the network and of a broken data set have the same remedy.
     except Exception as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise DataError(

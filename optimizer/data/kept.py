@@ -1,4 +1,4 @@
-"""Leave out rows without a text, or without the label that other rows have."""
+"""Leave out rows without text, and unlabelled rows of a labelled split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .label_names import LabelMap, folded
 from .table import Table
 
 HIDDEN = -1
-"""The label of rows without a label, as in GLUE's test splits and in SNLI."""
+"""The value that marks unlabelled rows in GLUE's test splits and in SNLI."""
 
 
 class Kept(NamedTuple):
@@ -23,13 +23,13 @@ class Kept(NamedTuple):
 
     table: Table
     skipped: str
-    """Number of rows that are left out, the reason, and the first of them; '' = none."""
+    """Number of rows that are left out, the reason, and the first such row; '' = none."""
     unlabelled: str
-    """The reason why rows with a label column have no labels; '' = they have labels."""
+    """The reason why a label column gives no labels; '' = it gives labels, or is missing."""
 
 
 def missing(value: Any) -> bool:
-    """Whether a value is null, NaN (pandas' null), an empty text, or blanks."""
+    """True for null, NaN (pandas' null), an empty text, and blanks."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -38,18 +38,18 @@ def missing(value: Any) -> bool:
 def keep(
     table: Table, columns: Columns, task: Task, chosen: LabelMap, reported: bool = False
 ) -> Kept:
-    """Leave out rows without content, and those without the label that others have.
+    """Leave out rows without text, and unlabelled rows if other rows have labels.
 
     Args:
         table: the rows.
-        columns: its columns that are read.
-        task: says what a label is.
-        chosen: a value that it names is a label.
-        reported: whether the rows are for the report only; labels that are all the same tell
-            nothing there, and are no error.
+        columns: the columns that are read.
+        task: the task that reads the labels.
+        chosen: `--labels`; every value that it names counts as a label.
+        reported: whether the rows are for the report only. Then labels that are all the same
+            count as no labels, and raise no error.
 
     Raises:
-        DataError: no row has content.
+        DataError: no row has text.
     """
     texts = [table.columns[x] for x in (columns.first, columns.second) if x is not None]
     every = any if task.finds_spans else all
@@ -87,7 +87,7 @@ def _no_text(value: Any) -> bool:
 def _no_labels(
     known: Sequence[Any], name: str, task: Task, chosen: LabelMap, reported: bool
 ) -> str:
-    """The reason why these values are no labels; '' = they are labels."""
+    """The reason for not using these values as labels; '' = they are labels."""
     if not known:
         return f"it has no labels (its column '{name}' is empty)"
     if task.finds_spans and not any(map(read_answers, known)):
@@ -104,7 +104,7 @@ def _no_labels(
 
 
 def _hidden_are_none(known: Sequence[Any], task: Task, chosen: LabelMap) -> bool:
-    """Whether -1 means no label because every class occurs beside it, as in SNLI."""
+    """True if -1 means "no label": all classes of the model occur beside it, as in SNLI."""
     if task.reads_words or not task.exclusive or chosen.pairs:
         return False
     ids = {integer(x) for x in known}
@@ -112,7 +112,7 @@ def _hidden_are_none(known: Sequence[Any], task: Task, chosen: LabelMap) -> bool
 
 
 def label_values(values: Sequence[Any], names: Sequence[str], fail: Fail) -> list[Any]:
-    """Label values with booleans as names or ids; lists are refused."""
+    """Turn booleans into class names or ids, and refuse lists."""
     found: list[Any] = []
     by_name = class_of("true", names) is not None and class_of("false", names) is not None
     for i, x in enumerate(values):

@@ -1,4 +1,4 @@
-"""The meaning of label values: from `--labels`, from the data's names, or as read."""
+"""The meaning of label values, from `--labels`, the data's class names or the values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, first_names, 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """`--labels READ=MEANT`: READ is a value of the data, or the class that it is read as."""
+    """The option `--labels READ=MEANT`.
+
+    READ is a value of the data, or the class that the value has without the option. MEANT is
+    one of the model's classes.
+    """
 
     pairs: Mapping[str, str]
     names: tuple[str, ...]
@@ -20,10 +24,10 @@ class LabelMap:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Class ids that values mean, by the values' folded text.
+        """The class id of each value, by the value's folded text.
 
         Raises:
-            UsageError: a class that the model does not have.
+            UsageError: the model does not have the class.
         """
         found = {}
         for read, meant in self.pairs.items():
@@ -38,16 +42,16 @@ class LabelMap:
 
 
 class Resolved(NamedTuple):
-    """A label column whose meaning is settled, as far as anything says what it is."""
+    """A label column after `--labels` and the data's class names were applied."""
 
     values: Sequence[Any]
     used: frozenset[str]
-    """Keys of the map that occurred, folded."""
+    """Folded keys of `--labels` that occur in the column."""
     notes: tuple[str, ...]
 
 
 def folded(value: Any) -> str:
-    """One text for a value however a file spells it: 0, 0.0 and '0' are the same."""
+    """The same text for all spellings of a value: 0, 0.0 and '0' all give '0'."""
     number = integer(value)
     return str(value).strip().casefold() if number is None else str(number)
 
@@ -55,13 +59,13 @@ def folded(value: Any) -> str:
 def resolved(
     values: Sequence[Any], classes: Sequence[str], chosen: LabelMap, fail: Fail
 ) -> Resolved:
-    """Give integer labels the data's class names, then apply the map.
+    """Give integer labels the data's class names, then apply `--labels`.
 
     Args:
         values: the column, or all tags of all rows.
-        classes: the data's own class names by integer label, empty where it has none.
-        chosen: the model's classes and what the user said.
-        fail: raises for a value that can mean nothing.
+        classes: the data's own class names by integer label; empty = the data has none.
+        chosen: `--labels`, with the model's classes.
+        fail: raises the error for a value without a meaning.
     """
     values = _numbers(values, classes)
     named, notes = _by_name(values, classes, chosen)
@@ -95,9 +99,9 @@ def resolved_tags(
     chosen: LabelMap,
     fail: Fail,
 ) -> Resolved:
-    """As `resolved`, for a list of tags in each row."""
+    """Do the same as `resolved` for a list of tags in each row."""
     if not all(isinstance(x, list) for x in values):
-        return Resolved(values, frozenset(), ())  # refused by row where tags are counted
+        return Resolved(values, frozenset(), ())  # `Task.read_labels` refuses the row
     row_of = [i for i, tags in enumerate(values) for _ in tags]
 
     def fail_at(at: int | None, text: str) -> NoReturn:
@@ -109,9 +113,10 @@ def resolved_tags(
 
 
 def _numbers(values: Sequence[Any], classes: Sequence[str]) -> Sequence[Any]:
-    """Values with texts that are numbers as numbers, if the data names its classes.
+    """Turn texts such as '1' into numbers, if the data names its classes.
 
-    A csv file holds all values as text. Where names are numbers, texts stay as they are.
+    The reason is csv, which stores all values as text. If a class name is itself a number,
+    all texts stay texts.
     """
     if not classes or any(integer(x) is not None for x in classes):
         return values
@@ -122,7 +127,7 @@ def _numbers(values: Sequence[Any], classes: Sequence[str]) -> Sequence[Any]:
 def _by_name(
     values: Sequence[Any], classes: Sequence[str], chosen: LabelMap
 ) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Integer labels as names, where the model knows all of the data's names."""
+    """Replace integer labels by class ids, if the model has all of the data's names."""
     if not classes or any(isinstance(x, str) for x in values):
         return values, ()
     model = [x.casefold() for x in chosen.names]
@@ -145,7 +150,7 @@ def _by_name(
 
 
 def _class_id(value: Any, classes: Sequence[str], names: Sequence[str]) -> Any:
-    """The model's id of a class of the data; a value that is no class stays as it is."""
+    """The model's id for a class of the data. Other values are returned unchanged."""
     name = _class_name(value, classes)
     target = None if name is value else class_of(name, names)
     return name if target is None else ClassId(target)
@@ -164,6 +169,6 @@ def _numbered(names: Sequence[str]) -> str:
 
 
 def unused(chosen: Mapping[str, str], used: Sequence[frozenset[str]]) -> list[str]:
-    """Keys of `--labels` that no split has."""
+    """Keys of `--labels` that occur in no split."""
     seen = frozenset[str]().union(*used)
     return [k for k in map(str, chosen) if folded(k) not in seen]

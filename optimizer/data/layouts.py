@@ -1,6 +1,6 @@
-"""Rows of several texts that a model runs one by one.
+"""Rows of several texts, of which the model runs each text alone.
 
-Pairs, queries with documents, and questions with the windows of their contexts.
+Such rows are pairs, queries with documents, or questions with the windows of their contexts.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from .rows import Rows
 
 MOST_TOKENS = 384
-"""Tokens of the longest window, as in transformers' pipeline."""
+"""Largest number of tokens in a window, the default of transformers' pipeline."""
 STRIDE = 128
-"""Tokens that two windows share, where nothing else is asked for and they are long enough."""
+"""Default number of tokens that two windows share. Short windows share fewer."""
 
 
 def layout_of(rows: Rows) -> Layout | None:
-    """The layout of rows over the texts of `flattened`; None where each row is one text."""
+    """The layout that maps rows to the texts of `flattened`; None if each row is one text."""
     if rows.corpus is not None:
         return Layout("queries", len(rows), rows.own)
     return None if rows.text_b is None else Layout("pairs", len(rows))
 
 
 def flattened(rows: Rows) -> Rows:
-    """The texts one by one, without labels: pairs in turn, documents after queries.
+    """Rows of one text each, without labels.
 
-    Questions with contexts stay as they are: the tokenizer makes their windows.
+    The two texts of a pair follow each other. Documents follow after all queries. Questions
+    with contexts are returned unchanged, because the tokenizer makes their windows.
     """
     if rows.stride is not None:
         return rows
@@ -51,14 +52,15 @@ def flattened(rows: Rows) -> Rows:
 
 
 def window_sizes(length: int, stride: int) -> tuple[int, int]:
-    """Tokens of a window, and tokens that two windows share.
+    """The number of tokens of a window, and of the tokens that two windows share.
 
     Args:
         length: the most tokens that model and tokenizer take.
-        stride: as asked for, 0 = `STRIDE`, or a third of a short window.
+        stride: the requested number of shared tokens; 0 = `STRIDE`, but at most a third of
+            the window.
 
     Raises:
-        UsageError: more than a third of a window is asked for.
+        UsageError: `stride` is more than a third of a window.
     """
     length = min(length, MOST_TOKENS)
     most = max(1, length // 3)
@@ -77,13 +79,13 @@ def windowed(
     side: Side,
     found: list[Windows],
 ) -> Iterator[list[Any]]:
-    """What the tokenizer's library gives for the windows of each question, in parts.
+    """The encodings of all windows of the questions, in parts.
 
     Args:
         rows: questions with contexts.
         tokenizer, side: as in `encode`.
         length: see `window_sizes`.
-        found: gets what is known of the windows of each part.
+        found: list to which the `Windows` of each part are appended.
     """
     assert rows.text_b is not None
     length, stride = window_sizes(length, rows.stride or 0)
@@ -114,7 +116,7 @@ def windowed(
 
 
 def joined_windows(parts: Sequence[Windows], questions: int) -> Layout:
-    """The layout of all windows."""
+    """One layout from the windows of all parts."""
     whole = Windows(
         tuple(chain.from_iterable(x.contexts for x in parts)),
         np.concatenate([x.question for x in parts]),

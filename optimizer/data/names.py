@@ -13,7 +13,7 @@ SPLITS = {
     ),
     "test": ("test", "testing"),
 }  # fmt: skip
-"""The splits, each with the names that files, folders and hub data sets give it.
+"""The splits, each with its usual names in files, folders and hub data sets.
 
 A name may end in `_matched` or `_mismatched`, as MNLI's do, or in `-v1` or `-v2`, as SQuAD's.
 """
@@ -40,12 +40,12 @@ _MATCHED = re.compile(r"_(mis)?matched$|_v[12]$")
 
 
 def folded(name: str) -> str:
-    """A name without the differences that do not count: case, and blanks around it."""
+    """A name in lower case without surrounding blanks, for comparisons."""
     return name.strip("\ufeff \t\r\n").casefold()
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name stands for, in any case; None = no usual name."""
+    """The split with this usual name, in upper or lower case; None = no usual name."""
     plain = re.sub(r"[-. ]", "_", folded(name))
     return _SPLIT_OF.get(_MATCHED.sub("", plain))
 
@@ -55,14 +55,14 @@ def by_split(
     settled: Collection[str],
     fail: Callable[[str, list[str]], NoReturn],
 ) -> tuple[dict[str, str], list[str]]:
-    """The title that stands for each split, and a line for each title that is not used.
+    """Choose one title for each split; also give a line for each title that is not used.
 
-    `validation_mismatched` is used only where nothing else stands for its split.
+    A name such as `validation_mismatched` is chosen only if its split has no other.
 
     Args:
-        named: by title, as messages show it, the name that says the split.
-        settled: splits that the user gave a file for.
-        fail: raises for a split that several titles stand for.
+        named: maps a title, which messages show, to a name that may be a split's usual name.
+        settled: splits for which the user gave a file.
+        fail: raises the error for a split with several titles.
     """
     found: dict[str, list[str]] = {}
     lines = []
@@ -86,15 +86,15 @@ def by_split(
 
 
 def column_of(names: Sequence[str], usual: str) -> list[str]:
-    """The columns that have a usual name, in any case; the same spelling wins."""
+    """The columns with this name. Case is ignored unless one column has the exact spelling."""
     return [usual] if usual in names else [x for x in names if folded(x) == folded(usual)]
 
 
 def stripped(names: Iterable[Any]) -> list[str]:
-    """Column names without blanks and a byte order mark around them."""
+    """Column names without surrounding blanks and byte order marks."""
     return [str(x).strip("\ufeff \t\r\n") for x in names]
 
 
 def twice(names: Sequence[str]) -> str | None:
-    """A name that occurs twice."""
+    """The first name that occurs twice; None = all differ."""
     return next((x for x in names if names.count(x) > 1), None)

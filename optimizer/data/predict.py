@@ -1,4 +1,4 @@
-"""Run a model over rows, and make the batches that stand for its workload."""
+"""Run a model on rows, and make the batches of the workload."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .ragged import Ragged
 from .tokenize import Batch, Encoded, batches, collate
 
 Arrivals = Literal["sorted", "mixed"]
-"""Orders of the rows that reach an engine: sorted by length, or as they arrive."""
+"""Order in which rows reach an engine: sorted by length, or mixed, as they arrive."""
 ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
-"""Quantiles of the rows' lengths at which the workload's batches are taken."""
+"""Quantiles of row length around which the batches of the workload are taken."""
 
 
 def torch_run(model: Model) -> Run:
@@ -42,16 +42,16 @@ def predict(
     seed: int | None = None,
     by_length: bool = True,
 ) -> Predictions:
-    """Predict rows; the predictions are in the order of the rows.
+    """Predictions of a model, in the order of the rows.
 
     Args:
         run: computes the logits of a batch.
         rows: the rows.
         task: turns logits into predictions.
         tick: called after each batch.
-        slots: number of rows that the model mixes into one.
-        seed: seed of the order of rows of equal length, which decides the mixed groups.
-        by_length: batch and mix rows of similar length; False = neighbouring rows.
+        slots: number of rows that share a forward pass.
+        seed: shuffles rows of equal length, and so draws the groups of mixed rows.
+        by_length: True = batch and mix rows of similar length; False = neighbouring rows.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
     predictions = task.predictions(found, scored_positions(rows))
@@ -69,7 +69,7 @@ def row_logits(
     seed: int | None = None,
     by_length: bool = True,
 ) -> list[NDArray[Any]]:
-    """Logits of each row, [C] or [T, C], in their order; arguments as in `predict`."""
+    """Logits of each row, [C] or [T, C]. Order and arguments are the same as in `predict`."""
     found: list[Any] = [None] * len(rows)
     for batch in batches(rows, batch_rows(BATCH, slots), by_length, seed=seed):
         logits = run(batch.inputs())
@@ -82,7 +82,7 @@ def row_logits(
 
 
 def scored_positions(rows: Encoded) -> tuple[NDArray[Any], ...] | None:
-    """Per row the positions that count, for tasks that label words; else None."""
+    """The scored positions of each row, for tasks that label words; None for other tasks."""
     labels = rows.texts().labels
     return labels if isinstance(labels, tuple) else rows.scored
 
@@ -90,7 +90,7 @@ def scored_positions(rows: Encoded) -> tuple[NDArray[Any], ...] | None:
 def mixed_together(
     rows: Encoded, slots: int, seed: int, *, by_length: bool = True
 ) -> NDArray[np.int64] | None:
-    """The number of the group that `predict` mixes each row in, [N]; None without mixing."""
+    """The number of each row's group of mixed rows in `predict`, [N]; None without mixing."""
     if slots == 1:
         return None
     groups, start = np.empty(len(rows), np.int64), 0
@@ -106,11 +106,12 @@ def workload(
     """Make the batches at which a model is timed.
 
     Args:
-        rows: where the batches are taken from.
+        rows: the rows that the batches are taken from.
         batch: rows of a batch.
-        length: tokens of every row, which is filled up or cut; None = batches at `QUANTILES`
-            of the rows' own lengths, each padded to its longest row.
-        arrivals: mixed = batches of neighbouring rows, as many, spread over all rows.
+        length: number of tokens of every row; rows are cut, or filled with repeated tokens.
+            None = rows keep their lengths, and a batch is taken around each of `QUANTILES`.
+        arrivals: "mixed" = without `length`, the batches are neighbouring rows, spread evenly
+            over all rows.
     """
     if length is not None:
         filled = Encoded(
@@ -134,7 +135,7 @@ def workload(
 
 
 def _filled(rows: Ragged, count: int, length: int) -> Ragged:
-    """`count` rows of exactly `length` tokens: inner tokens repeat between first and last."""
+    """`count` rows of exactly `length` tokens, with inner tokens repeated or cut off."""
     given = [rows[i % len(rows)].tolist() for i in range(count)]
     return Ragged.of(_fill(x, length) for x in given)
 

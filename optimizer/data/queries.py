@@ -14,15 +14,15 @@ from .table import Table
 
 
 def queries_of(table: Table, column: str | None, texts: Sequence[str]) -> NDArray[np.int64]:
-    """The number of each row's query, [N], from 0 in the order of their first rows.
+    """The number of each row's query, [N]. Queries count from 0 in the order of the rows.
 
     Args:
-        table: has the rows.
-        column: holds the query's number or name; None = the first text is the query.
+        table: the rows.
+        column: the column of the query's number or name; None = the first text is the query.
         texts: the first text of each row, [N].
 
     Raises:
-        DataError: a row does not say which query it is of.
+        DataError: the column is empty in a row.
     """
     keys: Sequence[Any] = texts if column is None else table.columns[column]
     numbers: dict[str, int] = {}
@@ -36,7 +36,11 @@ def queries_of(table: Table, column: str | None, texts: Sequence[str]) -> NDArra
 
 
 def without(groups: NDArray[np.int64]) -> str:
-    """The line for queries that are left out; of their rows the number of the query."""
+    """The line for queries that are left out.
+
+    Args:
+        groups: the query's number of each row that is left out.
+    """
     queries = len(np.unique(groups))
     which = "1 query" if queries == 1 else f"{queries} queries"
     return f"left out: {which} without a relevant passage ({len(groups)} rows)"

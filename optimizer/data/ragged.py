@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Ragged(Sequence[NDArray[np.int32]]):
-    """N rows of numbers. Takes 4 bytes a number, and pads without a loop over rows.
+    """N rows of numbers, stored in 4 bytes a number and padded without a loop over rows.
 
     Example:
         >>> rows = Ragged.of([(1, 2, 3), (4,)])
@@ -28,9 +28,9 @@ class Ragged(Sequence[NDArray[np.int32]]):
     """
 
     values: NDArray[np.int32]
-    """The rows one after the other, [sum of lengths]."""
+    """All rows, joined end to end, [sum of lengths]."""
     ends: Ints
-    """Index in `values` at which each row ends, [N]."""
+    """Index in `values` behind the last number of each row, [N]."""
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[int] | NDArray[np.integer]]) -> Ragged:
@@ -42,7 +42,7 @@ class Ragged(Sequence[NDArray[np.int32]]):
 
     @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
-        """The rows of all parts, in order; at least one part."""
+        """The rows of all parts, in order. `parts` must not be empty."""
         if len(parts) == 1:
             return parts[0]
         starts = np.cumsum([0, *(len(x.values) for x in parts[:-1])])
@@ -82,19 +82,19 @@ class Ragged(Sequence[NDArray[np.int32]]):
         return Ragged(self.values[np.arange(len(shift)) + shift], ends)
 
     def padded(self, rows: Ints, length: int, fill: int) -> Ints:
-        """The rows at these indices, each filled up on the right: int64 [B, length]."""
+        """The rows at these indices, padded with `fill` on the right: int64 [B, length]."""
         found = np.full((len(rows), length), fill, dtype=np.int64)
         found[np.arange(length) < self.lengths[rows][:, None]] = self.take(rows).values
         return found
 
     def block(self, start: int, stop: int, real: NDArray[np.bool_], fill: int) -> Ints:
-        """Neighbouring rows, each filled up on the right: int64 [B, T].
+        """Neighbouring rows, each padded on the right: int64 [B, T].
 
         Args:
             start: index of the first row.
             stop: index behind the last row.
-            real: [B, T], True at each row's numbers.
-            fill: the number at all other places.
+            real: [B, T], True at each row's numbers and False at padding.
+            fill: the number used for padding.
         """
         found = np.full(real.shape, fill, dtype=np.int64)
         found[real] = self.values[self.starts[start] : self.ends[stop - 1]]

@@ -1,7 +1,7 @@
 """Retrieval data: queries, documents and judgements, in the folders of BEIR.
 
-`queries.jsonl` and `corpus.jsonl` hold `_id` and `text` (documents also `title`), and
-`qrels/NAME.tsv` which documents answer which query: `query-id`, `corpus-id`, `score`.
+`queries.jsonl` has the columns `_id` and `text`, and `corpus.jsonl` has `_id`, `text` and
+`title`. `qrels/NAME.tsv` has one judgement a line: `query-id`, `corpus-id` and `score`.
 Thakur et al. 2021, https://arxiv.org/abs/2104.08663
 """
 
@@ -26,16 +26,16 @@ from .rows import Rows, Splits
 from .table import Table
 
 FIT_TEXTS = 20_000
-"""Documents, and queries of the train split, that scores, refits and training see."""
+"""Largest number of documents, and of train queries, for scores, refits and training."""
 SELECT_QUERIES = 2048
 SELECT_DOCUMENTS = 20_000
-"""Candidates are compared on so many documents, those that are judged among them."""
+"""Number of documents on which candidates are compared, all judged ones included."""
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 _COLUMNS = {"_id", "text", "title", "query-id", "corpus-id", "score"}
 
 
 def is_retrieval(folder: Path) -> bool:
-    """Whether a folder holds queries and documents."""
+    """True for a folder with queries and documents."""
     return (folder / CORPUS).is_file() and (folder / QUERIES).is_file()
 
 
@@ -50,17 +50,19 @@ class Collection:
 def retrieval_splits(
     folder: Path, task: Task, seed: int = 0, validation: str | None = None
 ) -> Splits:
-    """Read a folder and give its queries their roles; the corpus is the same in all.
+    """Read a folder of retrieval data and give its queries their roles.
 
-    Queries of `validation` certify, those of `train` choose between candidates; without them
-    a third of the validation queries does. Documents, and train queries that are left over,
-    are the texts for scores, refits and training.
+    - certify and test: the queries of `validation` and `test`
+    - select: queries of `train`; without that split, a third of the validation queries
+    - fit: documents and the remaining train queries, as texts without labels
+
+    All roles search the same corpus, which is reduced for `select` if it is large.
 
     Args:
         folder: see `is_retrieval`.
-        task: knows the prompts of queries and documents.
+        task: adds the prompts of queries and documents.
         seed: draws queries and documents.
-        validation: `test` if the queries of the test split certify.
+        validation: `test` = the queries of the test split certify.
 
     Raises:
         DataError: a file is missing or wrong, or a role has fewer than 8 queries.
@@ -110,7 +112,7 @@ def retrieval_splits(
 
 
 def _texts(path: Path, task: Task) -> dict[str, str]:
-    """Texts by id; the title of a document stands before its text."""
+    """Texts by id. The text of a document begins with its title."""
     table = read_file(path, _COLUMNS)
     ids, texts = _column(table, "_id"), _column(table, "text")
     titles = table.columns.get("title") or [None] * table.rows
@@ -136,7 +138,7 @@ def _column(table: Table, name: str) -> Sequence[object]:
 
 
 def _judgements(folder: Path) -> dict[str, Path]:
-    """The files of judgements by split."""
+    """The file of judgements of each split."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("qrels/*")):
         split = split_of(path.name.partition(".")[0])
@@ -187,7 +189,7 @@ def _order(texts: Sequence[str], seed: int) -> list[int]:
 
 
 def _fewer_documents(rows: Rows, seed: int, notes: list[str]) -> Rows:
-    """Queries over fewer documents: those that are judged for them, and random ones."""
+    """Reduce the corpus to `SELECT_DOCUMENTS`: all judged documents and random ones."""
     assert rows.corpus is not None
     if len(rows.corpus) <= SELECT_DOCUMENTS:
         return rows
@@ -195,7 +197,7 @@ def _fewer_documents(rows: Rows, seed: int, notes: list[str]) -> Rows:
     needed = {*labels[..., 0][labels[..., 0] >= 0].tolist(), *(x for x in rows.own if x >= 0)}
     order = [*needed, *(i for i in _order(rows.corpus, seed) if i not in needed)]
     kept = sorted(order[: max(SELECT_DOCUMENTS, len(needed))])
-    numbers = np.full(len(rows.corpus) + 1, -1, dtype=np.int64)  # the last one is for -1
+    numbers = np.full(len(rows.corpus) + 1, -1, dtype=np.int64)  # the last entry maps -1 to -1
     numbers[kept] = np.arange(len(kept))
     moved = np.stack([numbers[labels[..., 0]], labels[..., 1]], -1)
     notes.append(f"select: {len(kept)} documents, those that are judged among them")

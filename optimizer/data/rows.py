@@ -43,28 +43,29 @@ class Rows:
     text_a: tuple[str, ...]
     text_b: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
-    """The words of each row, for tasks that read words; `text_a` is empty then."""
+    """The words of each row, for tasks that read words. For these tasks `text_a` is empty."""
     labels: Labels | None = None
     """Labels from `Task.read_labels`; None = unlabelled."""
     notes: tuple[str, ...] = ()
-    """The meaning that label values were given, in words."""
+    """How label values were read, in words."""
     labels_used: frozenset[str] = frozenset()
     """Keys of `--labels` that occurred."""
     unlabelled: str = ""
-    """The reason why there are no labels, as in "it has no labels (...)"."""
+    """The reason for missing labels, as in "it has no labels (...)"; "" = there are labels."""
     unused: tuple[str, ...] = ()
     """Columns that are not used."""
     skipped: str = ""
-    """Number of rows that are left out, and the reason."""
+    """Number of rows that are left out, and the reason; "" = none."""
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     corpus: tuple[str, ...] | None = None
-    """The documents that all rows search, where rows are queries."""
+    """The documents that every query searches; None = the rows do not search documents."""
     own: tuple[int, ...] = ()
-    """Of each query the document that is the query itself, -1 = none."""
+    """Index of the document that is the query itself, for each query; -1 = none."""
     stride: int | None = None
-    """Where the second text is a context that is read in windows: tokens that two windows
-    share, 0 = by their length."""
+    """Number of tokens that two windows of a context share.
+
+    0 = chosen from the window's length; None = the rows have no contexts."""
 
     def __len__(self) -> int:
         return len(self.text_a if self.words is None else self.words)
@@ -92,7 +93,7 @@ class Rows:
         """One string a row, equal for rows of equal texts or words."""
         if self.words is not None:
             return [json.dumps(x) for x in self.words]
-        # As json.dumps([a, b]), but several times as fast.
+        # The same text as json.dumps([a, b]), several times as fast.
         if self.text_b is None:
             return [f"[{json.dumps(a)}]" for a in self.text_a]
         pairs = zip(self.text_a, self.text_b, strict=True)
@@ -121,12 +122,12 @@ class Splits:
     notes: tuple[str, ...]
     """The origin of the rows of each role, in words."""
     warnings: tuple[str, ...] = ()
-    """Inputs that are not used, rows that are left out, and what stands in for what."""
+    """Inputs that are not used, rows that are left out, and replacements."""
     task: Task | None = None
-    """What the labels mean, if the data says more of it than the model's config."""
+    """The task, with facts that only the data shows; None = the task of the config."""
 
     def by_role(self) -> dict[str, Rows]:
-        """The rows of each role that has any."""
+        """The rows of each role; without `test` if there are no test rows."""
         roles = {"fit": self.fit, "select": self.select, "certify": self.certify}
         return roles if self.test is None else {**roles, "test": self.test}
 
@@ -157,23 +158,24 @@ def read_rows(
     split: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Rows:
-    """Read one split. Rows without text, or without the label that others have, are skipped.
+    """Read one split and skip rows without text.
 
     Args:
-        source: a file, the shards of one split, a folder, or a hub id (`name` or
-            `owner/name`, with `:config` where the data set has several).
-        task: which labels are expected.
-        columns: for keys of `known_columns` the names that the file uses instead.
-        split: which split of a folder or hub data set, `train` where not given. Labels of
-            `test` may be missing, or all the same: the rows are unlabelled then.
-        labels: what values of the label column mean, see `LabelMap`.
+        source: a file, the shards of one split, a folder, or a hub id (`owner/name`, or
+            `owner/name:config` for one of several configurations).
+        task: the task that reads the labels.
+        columns: the file's own column names, by keys of `known_columns`.
+        split: the split of a folder or hub data set; None = `train`. Labels of `test` may be
+            missing or all the same. Such rows are returned without labels.
+        labels: the meaning of values of the label column, see `LabelMap`.
 
     Returns:
-        The rows; unlabelled where there is no label column or each label is empty or -1.
+        The rows. They are unlabelled if all labels are missing, empty or -1. Otherwise rows
+        without a label are skipped, too.
 
     Raises:
         DataError: the file cannot be read or does not fit the task.
-        MissingError: a hub id, and the `datasets` library is not installed.
+        MissingError: `source` is a hub id, and the `datasets` library is not installed.
     """
     named = checked(columns or {}, task)
     chosen = LabelMap(labels or {}, task.labels)
@@ -202,7 +204,7 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that tell nothing, such as those without a relevant passage."""
+    """Leave out queries that the metric cannot score, such as without a relevant passage."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)
@@ -225,9 +227,9 @@ def _judged(rows: Rows, task: Task) -> Rows:
 def read_texts(
     source: str | Path | Sequence[Path], task: Task, split: str | None = None
 ) -> Rows:
-    """Read the texts, or words, of one split under their usual names, without labels.
+    """Read the texts or words of one split, without labels. Columns need usual names.
 
-    Arguments and errors are those of `read_rows`.
+    Arguments and errors are the same as in `read_rows`.
     """
     table = _table(source, wanted_columns({}, task), split)
     found = find_columns(table, task, None)
@@ -248,7 +250,7 @@ def _table(source: str | Path | Sequence[Path], wanted: set[str], split: str | N
     if path.is_dir():
         files = find_files(path)
         if len(files) == 1 and (path / "state.json").is_file():
-            split = next(iter(files))  # one split by `save_to_disk`: what it was asked for
+            split = next(iter(files))  # the only split of `save_to_disk` replaces any other
         if split not in files:
             raise DataError(f"{path} has no '{split}' file; it has: {listed(files)}")
         return _table(files[split], wanted, None)
@@ -271,7 +273,7 @@ def _unlabelled(table: Table, columns: Columns, task: Task) -> Rows:
 
 
 def _texts(table: Table, name: str, pair: bool) -> tuple[str, ...]:
-    """The texts of a column; where the other text of a pair is there, one may be empty."""
+    """The texts of a column. In pairs, one of the two texts may be empty."""
     values = table.columns[name]
     if pair:
         values = ["" if missing(x) else x for x in values]
@@ -316,7 +318,7 @@ def _labelled(table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap)
 def _listed(  # noqa: PLR0917 - as `_labelled`
     table: Table, name: str, rows: Rows, task: Task, chosen: LabelMap, fail: Fail
 ) -> Rows:
-    """Labels of a task with a list of labels for each row."""
+    """Add the labels of a task with a list of labels for each row."""
     classes = table.classes.get(folded(name), ())
     read = label_lists(table.columns[name], task.labels, {*chosen.pairs, *classes}, fail)
     if read.settled:

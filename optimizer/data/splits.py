@@ -34,14 +34,14 @@ class Sources:
     """The sources of the splits."""
 
     splits: Mapping[str, Any]
-    """By split what `read_rows` takes."""
+    """Argument `source` of `read_rows`, by split."""
     unused: tuple[str, ...] = ()
     """A line for each file or hub split that is not used."""
     moved: Mapping[str, str] = field(default_factory=dict)
-    """The hub split to read where it is not the split's own."""
+    """The hub split to read instead of the split's own, by split."""
 
     def shown(self, split: str) -> str:
-        """The place of a split, for messages."""
+        """The file, folder or hub id of a split, for messages."""
         source = self.splits[split]
         return str(source[0] if isinstance(source, tuple) else source)
 
@@ -59,22 +59,22 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
     metric: str | None = None,
     certify_on_train: bool = False,
 ) -> Splits:
-    """Read the data that is given and assign its rows to roles.
+    """Read the data and assign its rows to roles.
 
     Args:
         data: a folder (see `find_files`) or a hub id (see `read_rows`).
-        train, validation, test: files; each wins over the same split of `data`. If
+        train, validation, test: files; each replaces the same split of `data`. If
             `validation` is `test`, the test split of `data` certifies.
-        beside: the model's file or folder; its data files are read if nothing else is given.
+        beside: the model's file or folder. Its data files are read if no other data is given.
         task, columns, labels: see `read_rows`.
-        seed: draws the parts of a file that get different roles; row order has no influence.
-        metric: the metric that was asked for; `agreement` needs no labels.
+        seed: draws the rows of each role, independently of their order in the file.
+        metric: the metric that the user chose; `agreement` needs no labels.
         certify_on_train: whether rows of the train split may certify.
 
     Raises:
-        DataError: nothing is given, a file is wrong, no rows may certify, or a role has fewer
+        DataError: there is no data, a file is wrong, no rows may certify, or a role has fewer
             than 8 rows.
-        MissingError: a hub id, and the `datasets` library is not installed.
+        MissingError: `data` is a hub id, and the `datasets` library is not installed.
     """
     folder = Path(data) if data else beside
     if task.retrieves and folder is not None and is_retrieval(folder):
@@ -117,7 +117,7 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
 def _task_on(
     sources: Sources, task: Task, columns: Mapping[str, str], metric: str | None
 ) -> tuple[Task, list[str]]:
-    """The task of the model on this data, and a line if it is not what its config names."""
+    """The task on this data, and a line if it differs from the task of the model's config."""
     split = next(iter(sources.splits))
 
     def names() -> tuple[str, ...]:
@@ -168,7 +168,7 @@ def _sources(
 
 
 def _same_kind(rows: Mapping[str, Rows], sources: Sources) -> None:
-    """Refuse splits of which one has pairs and another single texts."""
+    """Refuse data in which one split has pairs and another has single texts."""
     pairs = [k for k, v in rows.items() if v.text_b is not None]
     singles = [k for k, v in rows.items() if v.text_b is None]
     if pairs and singles:
@@ -186,8 +186,8 @@ def _usable(
 
     Args:
         rows: by split.
-        agreement: whether labels are not needed.
-        label: the key of `--columns` that names the labels; "" = no column can hold them.
+        agreement: whether the metric is agreement, which needs no labels.
+        label: the key of `--columns` for the labels; "" = the task reads no label column.
     """
     if agreement:
         return dict(rows), ()
@@ -209,7 +209,7 @@ def _left_out(rows: Mapping[str, Rows]) -> list[str]:
 
 
 def _unused_columns(rows: Mapping[str, Rows]) -> list[str]:
-    """One line for the splits whose unused columns are the same."""
+    """A line for each group of splits that have the same unused columns."""
     splits: dict[tuple[str, ...], list[str]] = {}
     for split, found in rows.items():
         splits.setdefault(found.unused, []).append(split)
@@ -219,7 +219,7 @@ def _unused_columns(rows: Mapping[str, Rows]) -> list[str]:
 
 
 def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources) -> str:
-    """The message for data without rows that may certify: at most five lines."""
+    """The message for data without rows that may certify, at most five lines."""
     if "validation" in rows:
         why = f"{sources.shown('validation')}: {rows['validation'].unlabelled}"
         cures = [
@@ -245,7 +245,7 @@ def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
     """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
 
-    Rows of `validation` certify, or half of those of `train` if it is alone.
+    Rows of `validation` certify. If it or `train` is missing, half of the other certifies.
 
     Raises:
         DataError: a role has fewer than 8 rows.
@@ -295,10 +295,10 @@ def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
 
 
 def _units(rows: Rows) -> list[str]:
-    """One string a row, the same for rows that must have the same role.
+    """One string a row, equal for rows that must have the same role.
 
-    These are rows of equal texts, or of the same query: numbers of queries may mean others in
-    another file, so their texts decide.
+    Such rows have equal texts, or belong to the same query. Queries are compared by text,
+    because two files may number them differently.
     """
     if rows.groups is None:
         return rows.contents()
@@ -309,7 +309,7 @@ def _units(rows: Rows) -> list[str]:
 
 
 def _whole(rows: Rows, cut: int, order: Sequence[int]) -> int:
-    """A place to cut the order at or after `cut` that parts no query's rows."""
+    """The first place at or after `cut` that does not separate rows of one query."""
     units = None if rows.groups is None else _units(rows)
     while (
         units is not None
@@ -321,13 +321,16 @@ def _whole(rows: Rows, cut: int, order: Sequence[int]) -> int:
 
 
 def _size(rows: Rows) -> str:
-    """The number of rows, and of their queries, for messages."""
+    """The number of rows and queries, for messages."""
     queries = "" if rows.groups is None else f" of {len(set(rows.groups.tolist()))} queries"
     return f"{len(rows)} rows{queries}"
 
 
 def _distinct(rows: Rows) -> tuple[Rows, int]:
-    """Drop repeated rows, which are no independent evidence; and how many were dropped."""
+    """The rows without repetitions, and the number of dropped rows.
+
+    Repeated rows are no independent evidence.
+    """
     first = {text: i for i, text in reversed(list(enumerate(rows.contents())))}
     return rows.take(sorted(first.values())), len(rows) - len(first)
 

@@ -1,4 +1,4 @@
-"""The columns of one split, as they were read."""
+"""The columns of one split, before texts and labels are checked."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ class Table:
     """The columns of one split."""
 
     parts: tuple[tuple[str, int], ...]
-    """Names and numbers of rows of the files that it was read from."""
+    """Name and number of rows of each file of the split."""
     names: tuple[str, ...]
     columns: Mapping[str, Sequence[Any]]
-    """The values of the columns that were asked for; None = null."""
+    """The values of the wanted columns, by name; None = null."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By column the data's own names of classes, in the order of their ids."""
+    """The data's own class names by column, in the order of the class ids."""
     at: Sequence[int] | None = None
-    """The rows of the files that are left; None = all."""
+    """Indices of the remaining rows, counted over all files; None = all rows remain."""
 
     @property
     def title(self) -> str:
-        """Its name in messages."""
+        """The name of the table in messages."""
         return self.parts[0][0] + (f" (+ {len(self.parts) - 1})" if self.parts[1:] else "")
 
     @property
     def rows(self) -> int:
-        """Number of rows that are left."""
+        """Number of remaining rows."""
         return sum(n for _, n in self.parts) if self.at is None else len(self.at)
 
     def take(self, rows: Sequence[int]) -> Table:
-        """Some of the rows; messages go on counting as the files do."""
+        """Keep the rows at these indices. Messages still give the row numbers of the files."""
         at = rows if self.at is None else [self.at[i] for i in rows]
         columns = {k: [v[i] for i in rows] for k, v in self.columns.items()}
         return replace(self, columns=columns, at=at)
 
     def place(self, row: int) -> str:
-        """File and number of a row, counted from 0 among the rows that are left."""
+        """File and row number for a message. `row` counts remaining rows from 0."""
         row = row if self.at is None else self.at[row]
         for name, rows in self.parts:
             if row < rows:
@@ -49,7 +49,7 @@ class Table:
         raise IndexError(row)
 
     def fail(self, row: int | None, text: str) -> NoReturn:
-        """Raise DataError for a row, counted from 0, or for the whole table (None)."""
+        """Raise DataError for a remaining row, counted from 0; None = for the whole table."""
         raise DataError(f"{self.title if row is None else self.place(row)}: {text}")
 
 

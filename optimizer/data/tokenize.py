@@ -38,34 +38,39 @@ class Encoded:
     ids: Ragged
     """Token ids of each row."""
     types: Ragged | None
-    """Token type ids of each row; None where the model takes none."""
+    """Token type ids of each row; None if the model has no token types."""
     labels: NDArray[Any] | tuple[Ints, ...] | None
-    """Labels of the rows, or None. One label a row as in `Rows`; or, where words have labels,
-    per row int64 [T] with -100 on special tokens and on all but a word's first sub-word."""
+    """Labels of the rows; None = unlabelled.
+
+    Labels of whole rows have the form of `Rows.labels`. Labels of words are one int64 array
+    [T] a row. It has the word's label at the first sub-word, and -100 at all other tokens."""
     pad_id: int
-    """The id that fills rows up."""
+    """The id of the padding token."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
-    """Rows of words: per row bool [T], True on each word's first sub-word, labelled or not."""
+    """For rows of words, one bool array [T] a row; True on the first sub-word of each word."""
     groups: NDArray[np.int64] | None = None
     """The number of each row's query, [N], for tasks that score queries."""
     layout: Layout | None = None
-    """The layout of labelled rows over texts; None = each text is one row."""
+    """The layout that maps labelled rows to texts; None = each text is one row."""
     given: Rows | None = None
-    """The texts before they were tokenised, or questions with contexts; None = unknown."""
+    """The rows before they were tokenised; None = unknown."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def scored_rows(self) -> int:
-        """Number of rows that are scored: queries where rows belong to queries."""
+        """Number of scored rows, or of queries if the task scores queries."""
         if self.layout is not None:
             return self.layout.rows
         return len(self) if self.groups is None else len(np.unique(self.groups))
 
     def texts(self) -> Encoded:
-        """Its texts one by one: the same where each is a row, else with labels of tokens, or
-        without labels."""
+        """One row for each text, without a layout.
+
+        Windows get the labels of their tokens. Texts of other layouts get no labels. Without
+        a layout, the result is this object.
+        """
         if self.layout is None:
             return self
         windows = self.layout.windows
@@ -75,7 +80,7 @@ class Encoded:
 
     @property
     def lengths(self) -> Ints:
-        """Number of tokens of each row with special tokens, [N]."""
+        """Number of tokens of each row, special tokens included, [N]."""
         return self.ids.lengths
 
     def take(self, indices: Sequence[int] | Ints) -> Encoded:
@@ -108,7 +113,7 @@ class Batch:
     attention_mask: Ints
     token_type_ids: Ints | None
     labels: NDArray[Any] | None
-    """[B]; where words have labels [B, T] with -100 on padding."""
+    """[B]; for labels of words [B, T], with -100 on padding."""
     groups: Ints | None = None
     """The number of each row's query, [B]."""
 
@@ -135,9 +140,9 @@ def encode(
         rows: texts, pairs or words, with or without labels.
         tokenizer: the model's.
         encoder: the model's sizes.
-        max_length: tokens a row, special tokens included; None = as many as model and
-            tokenizer take.
-        side: where tokens are cut off; None = where the tokenizer does.
+        max_length: largest number of tokens a row, special tokens included; None = as many as
+            model and tokenizer take.
+        side: the end at which tokens are cut off; None = the tokenizer's setting.
 
     Raises:
         UsageError: `max_length` does not fit the model or leaves no room for text.
@@ -190,7 +195,7 @@ def encode(
 
 
 def _of_words(coded: Encoded, rows: Rows, words: Sequence[Sequence[int | None]]) -> Encoded:
-    """Rows of words, with the label of each word at its first sub-word."""
+    """Add the labels of words, each at the word's first sub-word."""
     scored = tuple(first_subwords(x) for x in words)
     labels = None
     if isinstance(rows.labels, tuple):
@@ -203,8 +208,8 @@ def _of_words(coded: Encoded, rows: Rows, words: Sequence[Sequence[int | None]])
 def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
     """Token type ids of each row.
 
-    A tokenizer gives all tokens of a single text one type, and each of its special tokens one.
-    So if a row with a token of text has zeros only, all single texts do.
+    A tokenizer gives all tokens of a single text the same type. It also gives each special
+    token a fixed type. So, if the longest single text has type 0 only, all single texts do.
     """
     if rows.text_b is None:
         longest = found[int(ids.lengths.argmax())]
@@ -216,7 +221,7 @@ def _token_types(found: Sequence[Any], ids: Ragged, rows: Rows) -> Ragged:
 def row_limit(
     tokenizer: PreTrainedTokenizerBase, encoder: Encoder, asked: int | None, pair: bool
 ) -> int:
-    """The largest number of tokens of a row: `asked`, or as many as model and tokenizer take.
+    """The largest number of tokens of a row: `asked`, or the limit of model and tokenizer.
 
     Raises:
         UsageError: `asked` does not fit the model or leaves no room for text.
@@ -256,7 +261,7 @@ def batches(
     pad_to: int | None = None,
     seed: int | None = None,
 ) -> list[Batch]:
-    """Cut rows into batches of `size` rows; the last may be smaller.
+    """Cut rows into batches of `size` rows. The last batch may be smaller.
 
     The same arguments give the same batches.
 
@@ -264,8 +269,8 @@ def batches(
         encoded: the rows.
         size: rows per batch.
         by_length: sort the rows by length, short ones first, to pad less.
-        pad_to: pad every batch to this length; None = to its own longest row.
-        seed: draws the order of rows of equal length; None = the order of the rows.
+        pad_to: pad every batch to this length; None = to the longest row of the batch.
+        seed: shuffles rows of equal length; None = they keep their order.
 
     Raises:
         UsageError: `size` is below 1, or a row is longer than `pad_to`.
@@ -284,9 +289,9 @@ def batches(
 
 
 def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
-    """Batches by length for a model that mixes n rows, filled up to whole groups of n.
+    """Batches, sorted by length, of whole groups of n rows for a model that mixes n rows.
 
-    A batch is filled up with its own rows (see `model/row_groups.py`).
+    Rows of the batch are repeated to complete its last group (see `model/row_groups.py`).
     """
     found = batches(encoded, batch_rows(size, n))
     if n == 1:
@@ -295,7 +300,7 @@ def groups_of(encoded: Encoded, size: int, n: int) -> list[Batch]:
 
 
 def block(encoded: Encoded, start: int, stop: int) -> dict[str, Ints]:
-    """The inputs of neighbouring rows, padded to the longest: arrays [B, T] as in `Batch`."""
+    """The inputs of neighbouring rows: arrays [B, T] as in `Batch`, padded to the longest."""
     lengths = encoded.lengths[start:stop]
     real = np.arange(int(lengths.max())) < lengths[:, None]
     found = {

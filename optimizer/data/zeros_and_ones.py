@@ -15,9 +15,9 @@ from .table import Table
 
 
 def with_zeros_and_ones(table: Table, columns: Columns) -> tuple[Table, Columns]:
-    """Join one column for each label into one column, which `Columns.label` then names.
+    """Join the columns of the labels into one column, whose name becomes `Columns.label`.
 
-    A row in which all of them are empty, or -1, has no label.
+    A row has no label if all its values are empty, or all are -1.
 
     Raises:
         DataError: a value is neither 0 nor 1.
@@ -50,7 +50,7 @@ def _zeros_and_ones(
 
 
 def _truth(value: Any) -> int | None:
-    """0, 1 or -1 of a number, a truth value or its name; None = nothing of these."""
+    """The whole number of a number, a boolean or the text of either; None = something else."""
     text = value.strip().casefold() if isinstance(value, str) else value
     number = {"true": 1, "false": 0}.get(text) if isinstance(text, str) else None
     return integer(text) if number is None else number

@@ -28,7 +28,7 @@ class OptionHelp:
     name: str
     type: str
     default: str | None
-    """As pipeline text; None if the option is required."""
+    """The default as pipeline text; None if the option is required."""
     help: str
 
 
@@ -48,20 +48,22 @@ class ConfigurableStep(ABC):
     Example: `Prune(sparsity=0.6)` prints as `prune{sparsity=0.6}` and parses back.
 
     Field types: int, float, bool, str, Literal of strings, `X | None`, `tuple[X, ...]`.
-    `field(metadata={"help": "..."})` documents an option. A `__post_init__` may raise
-    ValueError; from text it becomes a SpecError with carets under the option whose name
-    the message mentions first.
+    `field(metadata={"help": "..."})` documents an option.
+
+    A `__post_init__` may raise ValueError. `from_node` turns the error into a SpecError, with
+    carets under the first option that the message mentions.
     """
 
     name: ClassVar[str]
-    """Kebab-case; equals the entry-point name."""
+    """The name in pipeline text, in kebab-case; the same as the entry point's name."""
 
     @classmethod
     def from_node(cls, node: Node) -> Self:
         """Build from parsed text.
 
         Raises:
-            SpecError: an unknown or missing option, a wrong type or value, alternatives.
+            SpecError: an option is unknown or missing, has a wrong type or value, or has
+                alternatives.
         """
         known = _options(cls)
         given: dict[str, object] = {}
@@ -79,10 +81,10 @@ class ConfigurableStep(ABC):
             raise node.error(f"{cls.name}: {error}", _blamed(node, str(error))) from error
 
     def __str__(self) -> str:
-        """Pipeline text, defaults left out; parsing it gives an equal value.
+        """Pipeline text without default values; `from_node` reads it back as an equal value.
 
         Raises:
-            SpecError: an option holds inf or nan.
+            SpecError: an option is inf or nan.
         """
         shown = []
         for name, option in _options(type(self)).items():
@@ -94,7 +96,7 @@ class ConfigurableStep(ABC):
 
     @classmethod
     def describe(cls) -> Description:
-        """Name, first line of the docstring, and the options."""
+        """The name, the first line of the docstring, and the options."""
         lines = (cls.__doc__ or "").strip().splitlines()
         options = tuple(
             OptionHelp(
@@ -109,7 +111,7 @@ class ConfigurableStep(ABC):
 
 
 class _WrongError(Exception):
-    """A value does not fit its option; carries the wanted type and the place in the text."""
+    """Error for a value that does not fit its option, with the value's place in the text."""
 
     def __init__(self, wanted: str, span: Span | None = None) -> None:
         super().__init__(wanted)
@@ -252,7 +254,7 @@ def _read(cls: type[ConfigurableStep], node: Node, option: Option, kind: _Kind) 
 
 
 def _blamed(node: Node, message: str) -> Span | None:
-    """Place in the text of the option that a message names first."""
+    """Place in the text of the first option that a message names."""
     by_name = {option.name: option.span for option in node.options}
     words = re.findall(r"\w+", message)
     return next((by_name[word] for word in words if word in by_name), None)

@@ -25,14 +25,14 @@ from .engine import Emitted, Engine
 
 
 class Exporter(Protocol):
-    """The part of a target that timing needs; see `Target`."""
+    """The members of `Target` that timing needs."""
 
     @property
     def timed_as(self) -> str:
-        """Name under which a costs file holds its times."""
+        """The target's name in a costs file."""
 
     def draft(self) -> Exporter:
-        """The exporter with options that make `emit` quick."""
+        """This exporter with options that make `emit` quick."""
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write the model into `folder`."""
@@ -46,17 +46,17 @@ class Context:
     """Data, device, seed and helpers of one run."""
 
     fit: Encoded
-    """Rows for scores and refits; no result is ever certified on them."""
+    """Rows for importance scores and refits. They never certify."""
     workload: tuple[Batch, ...]
-    """The serving point: the batches of timings and parity checks."""
+    """The batches of the serving point, for timings and parity checks."""
     dense: Model
-    """The given model: the aim of refits, training and parity."""
+    """The given model: the reference of refits, training and parity."""
     train: Encoded | None = None
-    """All rows for training, `fit` among them; None = `fit` only."""
+    """All rows for training, `fit` included; None = `fit` only."""
     select: Encoded | None = None
-    """Rows that pick the best checkpoint; nothing is certified on them."""
+    """Rows that pick the best checkpoint. They never certify."""
     target: Exporter | None = None
-    """The target that costs are measured on; None = no timing is possible."""
+    """The target on which costs are measured; None = no timing is possible."""
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -66,22 +66,26 @@ class Context:
     cache: Store = field(default_factory=Store)
     """Measured costs of this machine, kept between runs."""
     costs: Costs | None = None
-    """Times of the machine that will serve; None = times are measured here."""
+    """Times of the serving machine, from a file; None = times are measured here."""
     arrivals: Arrivals = "sorted"
     """The order in which the rows of the workload are served."""
     may_time: bool = True
-    """False in a worker, where other processes would disturb timings."""
+    """False in a worker, because other processes would disturb its timings."""
     cores: CoreMonitor = field(default_factory=CoreMonitor)
     """Waits for near cores before timed rounds."""
 
     @property
     def length(self) -> int:
-        """Mean number of real tokens a row at the serving point."""
+        """Mean number of real tokens of a row at the serving point."""
         tokens = sum(int(b.attention_mask.sum()) for b in self.workload)
         return max(1, round(tokens / max(1, sum(len(b.rows) for b in self.workload))))
 
     def generator(self, user: object) -> torch.Generator:
-        """A pass's only source of randomness, seeded by the run's seed and the pass's text."""
+        """A generator for one user of random numbers, such as a pass.
+
+        It is seeded with the run's seed and the text of `user`. A pass must use no other
+        source of randomness.
+        """
         text = f"{self.seed}:{user}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
         return torch.Generator().manual_seed(seed)
@@ -89,9 +93,12 @@ class Context:
     def entry(self, name: str, *inputs: object) -> str:
         """The store's name for a step with these inputs: `name-DIGEST`.
 
-        The digest covers the inputs, the seed and the version of torch. A model counts with
-        its weights, sizes, task and masks, encoded rows with token ids and types, a pass
-        or target with its text, any other value with its `repr`.
+        The digest covers the inputs, the seed and the version of torch:
+
+        - of a model, its weights, sizes, task and masks
+        - of encoded rows, the token ids and types
+        - of a pass or target, its text
+        - of any other value, its `repr`
         """
         parts = (_identity(x) for x in inputs)
         return f"{name}-{key(*parts, self.seed, torch.__version__)}"
@@ -102,29 +109,29 @@ class Context:
         """The tensors that `make` returns, computed once a run for the same inputs.
 
         Args:
-            name: what the tensors are.
-            inputs: everything that they depend on besides seed and torch; see `entry`.
-            make: computes them.
+            name: name of the tensors.
+            inputs: all inputs of `make`, without the seed and torch; see `entry`.
+            make: computes the tensors.
         """
         return self.store.tensors(self.entry(name, *inputs), make)
 
     def cached_json(
         self, name: str, inputs: tuple[object, ...], make: Callable[[], Any]
     ) -> Any:
-        """As `cached`, for a JSON value."""
+        """Do the same as `cached` for a JSON value."""
         return self.store.json(self.entry(name, *inputs), make)
 
 
 @lru_cache(maxsize=1)
 def _weights_digest(model: Model) -> str:
-    """The digest of a model, which does not change: the given one is asked for every time."""
+    """The digest of a model. The cache serves the given model, which most entries contain."""
     from prumux.optimizer.model.folder import digest
 
     return digest(model.weights, model.task, model.encoder)
 
 
 def _identity(value: object) -> str:
-    """A text that differs wherever a result might."""
+    """A text that differs for any two values that may give different results."""
     if isinstance(value, Model):
         return f"{_weights_digest(value)} {value.masks.key()}"
     if isinstance(value, Encoded):

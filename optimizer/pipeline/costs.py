@@ -1,6 +1,7 @@
-"""Measured milliseconds of a model as a sum over its branches, on this machine or another.
+"""A model's milliseconds, predicted as a sum of the measured costs of its branches.
 
-`timing/cost_table.py` fits a `CostTable`; `timing/cost_file.py` writes and reads `Costs`.
+`timing/cost_table.py` fits a `CostTable` on this machine. `timing/cost_file.py` writes and
+reads `Costs`, which may be of another machine.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ UNTIMED = {
     *("vocab", "positions", "token_types", "labels", "norm_eps", "pad_id", "positions_from"),
     *("pool_early", "mux"),
 }
-"""Sizes that hardly change times, and the two that a table has curves for."""
+"""Sizes that hardly change times. `pool_early` and `mux` have curves of their own."""
 TIMED_FIELDS = tuple(x.name for x in fields(Encoder) if x.name not in UNTIMED)
 """Sizes that times depend on."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds by size; `sizes` rise from 0."""
+    """Milliseconds at some sizes. `sizes` are in rising order and start at 0."""
 
     sizes: tuple[int, ...]
     ms: tuple[float, ...]
 
     def at(self, size: int) -> float:
-        """Linear between the knots; size 0 costs nothing."""
+        """Milliseconds at a size, linear between the knots. Size 0 costs nothing."""
         return float(np.interp(size, self.sizes, self.ms)) if size else 0.0
 
 
 @dataclass(frozen=True)
 class Block:
-    """The cost of the two branches of a layer."""
+    """The costs of a layer's two branches."""
 
     attention: Curve
     ffn: Curve
@@ -49,31 +50,33 @@ class CostTable:
     """Milliseconds of one pass over the workload."""
 
     dense_ms: float
-    """The dense model as it was given, without pool-early."""
+    """Milliseconds of the given model, without pool-early."""
     base_ms: float
-    """Embeddings, head and the engine's own overhead."""
+    """Milliseconds of embeddings, head and the engine's own overhead."""
     wide: Block
-    """A layer that runs at every position."""
+    """Costs of a layer that runs at every position."""
     narrow: Block
-    """The last attention block and all after it, at the pooled position only."""
+    """Costs of a layer that runs at the pooled position only."""
     narrow_from: int
-    """First layer that is narrow while its attention lives; past the last if none is."""
+    """Index of the first layer with the costs `narrow`; the number of layers if none has.
+
+    With pool-early this is the last layer with attention heads."""
     error: float
     """Largest relative error on the uneven models that check the table."""
 
     def attention_ms(self, layer: int, heads: int) -> float:
-        """One attention block."""
+        """Milliseconds of a layer's attention block."""
         return self.block(layer, self.narrow_from).attention.at(heads)
 
     def ffn_ms(self, layer: int, units: int) -> float:
-        """One FFN block."""
+        """Milliseconds of a layer's FFN block."""
         return self.block(layer, self.narrow_from).ffn.at(units)
 
     def predict_ms(self, encoder: Encoder) -> float:
-        """A whole model of these sizes.
+        """Milliseconds of a whole model of these sizes.
 
-        With `pool_early` it uses the last attention block of `encoder`; `attention_ms` and
-        `ffn_ms` use that of the model that the table was made for.
+        The narrow layers are those of `encoder`. In contrast, `attention_ms` and `ffn_ms` use
+        `narrow_from`, which belongs to the model that the table was made for.
         """
         first = encoder.narrow_from
         blocks = (self.block(i, first) for i in range(len(encoder.layers)))
@@ -87,7 +90,8 @@ class CostTable:
         """Milliseconds that a model with this speed-up over the dense model may take.
 
         Raises:
-            PassError: embeddings and head alone take longer; `name` is the pass's.
+            PassError: embeddings and head alone take longer. The message names the pass
+                `name`.
         """
         limit = self.dense_ms / speedup
         if limit < self.base_ms:
@@ -101,7 +105,7 @@ class CostTable:
         return limit
 
     def block(self, layer: int, first: int) -> Block:
-        """The curves of a layer; those from `first` on are narrow."""
+        """The curves of a layer. Layers from `first` on are narrow."""
         return self.narrow if layer >= first else self.wide
 
 
@@ -110,9 +114,9 @@ class TargetCosts:
     """Times on one target of a machine."""
 
     single: CostTable
-    """Of models that run one row a pass, with the curves of pool-early."""
+    """Table of models without multiplexing, with the curves of pool-early."""
     mixed: Mapping[int, CostTable]
-    """By rows that share a pass: of models that mix them at the embeddings."""
+    """Tables of models that mix rows at the embeddings, by the number of mixed rows."""
     engine: Mapping[str, str]
     """Facts of the engine: library, version, device, threads, precision."""
 
@@ -122,10 +126,10 @@ class TargetCosts:
         return max(x.error for x in (self.single, *self.mixed.values()))
 
     def predict_ms(self, encoder: Encoder) -> float:
-        """A whole model: layers before the mixing cost as with single rows.
+        """Milliseconds of a whole model. Layers before the mixing have costs of single rows.
 
         Raises:
-            PassError: rows are mixed in a way that was not measured.
+            PassError: this kind of multiplexing was not measured.
         """
         mux = encoder.mux
         if mux is None:
@@ -154,13 +158,13 @@ class Estimate:
 
     @property
     def speedup(self) -> float:
-        """Of the model over the dense one."""
+        """Speed-up of the model over the dense one."""
         return self.dense_ms / self.ms
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Times that were measured on the machine that will serve, for any machine to use."""
+    """Times of the serving machine, from a costs file that any machine can read."""
 
     path: Path
     digest: str
@@ -169,9 +173,9 @@ class Costs:
     """The dense model that was measured."""
     batch: int
     length: int
-    """Tokens of every row."""
+    """Number of tokens of every row."""
     targets: Mapping[str, TargetCosts]
-    """By `Target.timed_as`."""
+    """Costs of each target, by `Target.timed_as`."""
     machine: Mapping[str, str]
     """The machine that was measured: `cpu`, `gpu`, `cpu_threads`, ..."""
     date: str
@@ -180,7 +184,7 @@ class Costs:
         """The costs of a target, by its `timed_as`.
 
         Raises:
-            UsageError: it was not measured.
+            UsageError: the target was not measured.
         """
         if target not in self.targets:
             raise UsageError(
@@ -190,10 +194,15 @@ class Costs:
         return self.targets[target]
 
     def table(self, full: Encoder, dense: Encoder, target: str) -> CostTable:
-        """The table of a model of these full sizes, without mixed rows.
+        """The table of models without mixed rows.
+
+        Args:
+            full: sizes of the unpruned model.
+            dense: sizes of the given model, whose time becomes `dense_ms`.
+            target: see `on`.
 
         Raises:
-            PassError: the sizes are not those that were measured.
+            PassError: `full` differs from the measured model.
         """
         self.check_sizes(full)
         found = self.on(target)
@@ -204,7 +213,7 @@ class Costs:
     def estimate(
         self, encoder: Encoder, dense: Encoder, target: str, baseline: str
     ) -> Estimate:
-        """Predicted times of a model on a target, and of the dense model on `baseline`.
+        """Predict the times of a model on a target and of the dense model on `baseline`.
 
         Raises:
             PassError: the sizes or the mixing were not measured.
@@ -215,11 +224,11 @@ class Costs:
         return Estimate(first, self.on(target).predict_ms(encoder))
 
     def dense_of(self, encoder: Encoder) -> Encoder:
-        """`self.encoder` if that encoder has its sizes, so that its measured time is used."""
+        """`self.encoder`, whose time was measured, if sizes are equal; else `encoder`."""
         return self.encoder if _timed(encoder) == _timed(self.encoder) else encoder
 
     def check_sizes(self, encoder: Encoder) -> None:
-        """Check that only heads and FFN units may differ from the measured model.
+        """Check that the model differs from the measured one in heads and FFN units only.
 
         Raises:
             PassError: another size differs.
@@ -237,7 +246,7 @@ class Costs:
         """Check that the given model has the sizes that were measured.
 
         Raises:
-            UsageError: it has others; the message names the first.
+            UsageError: a size differs; the message names the first.
         """
         for name in TIMED_FIELDS:
             mine, theirs = getattr(encoder, name), getattr(self.encoder, name)
@@ -250,7 +259,7 @@ class Costs:
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Facts for people, as JSON values."""
+        """Facts for the report, as JSON values."""
         return {
             "file": self.path.name,
             "digest": self.digest,
@@ -270,7 +279,7 @@ class Costs:
 
     @property
     def name(self) -> str:
-        """The machine in words: its GPU where an engine ran on one, and its processor."""
+        """The machine in words: its processor, after its GPU if an engine ran on one."""
         parts = [self.machine.get("gpu", ""), self.machine.get("cpu", "")]
         return ", ".join(x for x in parts if x) or "an unknown machine"
 
@@ -281,7 +290,7 @@ def _timed(encoder: Encoder) -> tuple[object, ...]:
 
 
 def _differing(encoder: Encoder, given: Encoder) -> str:
-    """The first size that differs besides heads and FFN units; empty if none does."""
+    """The name of the first differing size, without heads and FFN units; "" = none differs."""
     if len(encoder.layers) != len(given.layers):
         return "layers"
     others = (x for x in TIMED_FIELDS if x != "layers")

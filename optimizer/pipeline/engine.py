@@ -1,4 +1,4 @@
-"""The engine protocol, and what an export writes."""
+"""The engine protocol, and the files of an export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Emitted:
     """The files that a target wrote."""
 
     files: tuple[str, ...]
-    """Relative to the folder."""
+    """Paths relative to the folder."""
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -25,16 +25,18 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Logits, float32 [B, C] or [B, T, C].
 
-        `inputs`: `input_ids`, `attention_mask`[, `token_type_ids`], each int [B, T].
+        Args:
+            inputs: `input_ids`, `attention_mask` and, if the model has token types,
+                `token_type_ids`; each int [B, T].
         """
 
     def describe(self) -> Mapping[str, str]:
-        """Facts that a measurement states: `engine`, `version`, `device`, `threads`, ..."""
+        """Facts for measurements: `engine`, `version`, `device`, `threads`, ..."""
 
 
 @runtime_checkable
 class DefersRows(Protocol):
-    """An engine that can tell which rows the second stage of its cascade answers."""
+    """An engine that reports the rows that the second stage of its cascade answers."""
 
     def deferred(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """1 for each deferred row, else 0: [B]. `inputs` as in `Engine.run`."""
+        """1 for each deferred row and 0 for others, [B]. For `inputs` see `Engine.run`."""

@@ -1,4 +1,4 @@
-r"""The pipeline language: text to nodes that know where they stood, and values back to text.
+r"""The pipeline language: turns text into nodes, which know their place in the text.
 
     pipeline := pass ("," pass)*                spaces and newlines are free
     pass     := NAME ["{" option* "}"]          such as prune-heads
@@ -24,7 +24,7 @@ LIMIT_POINTS = 10_000
 
 
 class Value(NamedTuple):
-    """One value. `text` is the number or name as typed, or the string with escapes undone."""
+    """One value. `text` is a number or name as written, or a string without escapes."""
 
     kind: Literal["number", "string", "name"]
     text: str
@@ -33,43 +33,46 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass. No alternatives = a bare name; more than one = a search space."""
+    """One option of a pass, with its alternatives.
+
+    A bare name has no alternatives. Several alternatives make a search space.
+    """
 
     name: str
-    """As a Python name: `-` is `_`."""
+    """The name as in Python, with `_` in place of `-`."""
     span: Span
     alternatives: tuple[tuple[Value, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Node:
-    """One pass or target as written, and the whole text for messages."""
+    """One pass or target in the text, and the whole text for messages."""
 
     name: str
-    """As it is registered: `_` is `-`."""
+    """The registered name, with `-` in place of `_`."""
     span: Span
     options: tuple[Option, ...] = ()
     text: str = field(default="", repr=False)
 
     def error(self, message: str, span: Span | None = None) -> SpecError:
-        """A SpecError with carets under `span`, or under the whole pass."""
+        """A SpecError with carets under `span`; None = under the whole pass."""
         return error_at(message, self.text, span or self.span)
 
 
 def parse(text: str) -> tuple[Node, ...]:
-    """Nodes of a pipeline text, alternatives included.
+    """Parse a pipeline text into nodes, alternatives included.
 
     Raises:
-        SpecError: with the text and carets under what is wrong.
+        SpecError: the text is not in the language; carets mark the place.
     """
     return _Parser(text).pipeline()
 
 
 def parse_one(text: str) -> Node:
-    """The node of a text that holds exactly one name with options, such as a target.
+    """Parse a text of exactly one name with options, such as a target.
 
     Raises:
-        SpecError: also where there are several.
+        SpecError: the text is not in the language, or has several names.
     """
     nodes = parse(text)
     if len(nodes) > 1:
@@ -78,16 +81,16 @@ def parse_one(text: str) -> Node:
 
 
 def check_size(nodes: Iterable[Node]) -> None:
-    """Refuse a search space of more than LIMIT_POINTS points.
+    """Refuse a search space of more than `LIMIT_POINTS` points.
 
     Raises:
-        SpecError: says the count.
+        SpecError: the space is too large; the message says its size.
     """
     nodes = tuple(nodes)
     wide = [(n, o) for n in nodes for o in n.options if len(o.alternatives) > 1]
     count = math.prod(len(option.alternatives) for _, option in wide)
     if count > LIMIT_POINTS:
-        # A count of thousands of digits is refused by int's own conversion to text.
+        # Python refuses to convert an int of thousands of digits to text.
         shown = f"{count:,}" if count < 10**15 else "over 10^15"
         node, option = wide[-1]
         raise node.error(
@@ -98,7 +101,7 @@ def check_size(nodes: Iterable[Node]) -> None:
 
 
 def expand(node: Node) -> Iterator[Node]:
-    """Every choice among the alternatives of one node, the first option varying slowest."""
+    """Every choice of alternatives of one node. The first option varies slowest."""
     choices = [
         [replace(option, alternatives=(x,)) for x in option.alternatives] or [option]
         for option in node.options
@@ -108,7 +111,7 @@ def expand(node: Node) -> Iterator[Node]:
 
 
 class _Parser:
-    """Recursive descent without recursion: the language does not nest."""
+    """A parser with one method for each rule. The language does not nest."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -201,7 +204,7 @@ class _Parser:
 
     def value(self) -> Value:
         token = self.next
-        # Spelt out one by one, so that the type checker sees the literal.
+        # One branch for each kind, because the type checker needs a literal.
         if token.kind == "number":
             return Value("number", self.take().text, token.span)
         if token.kind == "string":

@@ -1,4 +1,4 @@
-"""Splits pipeline text into tokens, prints values as text, and marks errors in a text."""
+"""Split pipeline text into tokens, print values as text, and mark errors in a text."""
 
 import difflib
 import math
@@ -27,27 +27,27 @@ _TO_ESCAPE = {char: f"\\{letter}" for letter, char in _ESCAPED.items()}
 
 
 class Span(NamedTuple):
-    """Half-open range of characters of the text."""
+    """Range of characters in the text; `end` is exclusive."""
 
     start: int
     end: int
 
 
 def show_text(text: str) -> str:
-    """The text of a string value: bare if that reads back as the same value, else quoted."""
+    """The pipeline text of a string, quoted only if it needs quotes."""
     if _NAME.fullmatch(text) and text not in RESERVED:
         return text
     return '"' + "".join(_TO_ESCAPE.get(c) or _printable(c) for c in text) + '"'
 
 
 def show_number(number: float) -> str:
-    """The shortest text that reads back as the same number.
+    """The shortest text that is parsed as the same number.
 
     Raises:
-        SpecError: for inf, nan and numbers of over 100 digits, which have no text.
+        SpecError: the number is inf or nan, or an integer of over 100 digits.
     """
     if isinstance(number, int):
-        # Compared, not converted: int refuses to print thousands of digits.
+        # A comparison, because int refuses to print thousands of digits.
         if abs(number) >= 10**LIMIT_DIGITS:
             raise SpecError(f"an integer of over {LIMIT_DIGITS} digits has no pipeline text")
     elif not math.isfinite(number):
@@ -56,19 +56,19 @@ def show_number(number: float) -> str:
 
 
 def shorten(text: str, limit: int = 40) -> str:
-    """At most `limit` characters on one line, each printable, for messages."""
+    """Shorten a text to `limit` characters and replace unprintable ones, for messages."""
     text = text if len(text) <= limit else text[: limit - 3] + "..."
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or an empty text if no known name is close."""
+    """The text `; did you mean 'x'?`, or "" if no known name is similar."""
     near = difflib.get_close_matches(name[:60], list(known), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def error_at(message: str, text: str, span: Span) -> SpecError:
-    """A SpecError of at most five lines: message, text near `span`, carets under it."""
+    """A SpecError of at most five lines: the message, the text near `span`, and carets."""
     head = [shorten(line, _LINE_CHARS) for line in message.splitlines()[:3]]
     start, end = 0, len(text)
     if end > _WINDOW_CHARS:
@@ -90,10 +90,10 @@ def _printable(char: str) -> str:
 
 
 class Token(NamedTuple):
-    """One token and its place."""
+    """One token and its place in the text."""
 
     kind: str
-    """number, string, name, empty, end, or the mark itself."""
+    """number, string, name, empty, end, or a mark such as `{`, which is its own kind."""
     text: str
     span: Span
 
@@ -102,7 +102,7 @@ def tokens(text: str) -> list[Token]:
     """All tokens of a text; the last has the kind `end`.
 
     Raises:
-        SpecError: with the text and carets under what is wrong.
+        SpecError: the text has a character or word that is no token; carets mark it.
     """
     if len(text) > LIMIT_CHARS:
         message = f"the text has {len(text):,} characters, the limit is {LIMIT_CHARS:,}"

@@ -1,4 +1,4 @@
-"""Models of finished candidates on disk, each under its pipeline's text."""
+"""A store on disk for the models of pipelines."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .passes import Pass
 from .pipeline import Pipeline
 
 MASK = "masks."
-"""Prefix of masks among the stored weights."""
+"""Prefix of the names under which masks are stored beside the weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelStore:
-    """Models that pipelines made of `given`; entries `model-DIGEST` of the run's store."""
+    """Models that pipelines made from `given`, in entries `model-DIGEST` of the store."""
 
     given: Model
     store: Store
 
     @staticmethod
     def name(pipeline: Pipeline) -> str:
-        """The name that a pipeline's model is stored under."""
+        """The name under which a pipeline's model is stored."""
         return f"model-{key(pipeline)}"
 
     def has(self, pipeline: Pipeline) -> bool:
@@ -44,12 +44,12 @@ class ModelStore:
         return self.store.has(f"{self.name(pipeline)}-facts")
 
     def finished(self, pipeline: Pipeline) -> int:
-        """Length of the longest prefix whose model is stored; 0 = none."""
+        """Number of passes in the longest prefix with a stored model; 0 = there is none."""
         lengths = range(len(pipeline.passes), 0, -1)
         return next((n for n in lengths if self.has(pipeline.prefix(n))), 0)
 
     def save(self, pipeline: Pipeline, model: Model) -> None:
-        """Store a model; checkpoints of its training are removed."""
+        """Store a model, and remove the checkpoints of its training."""
         name = self.name(pipeline)
         pending = {} if model.masks.all_true else dict(enumerate(model.masks.tensors))
         masks = {f"{MASK}{i}": mask for i, mask in pending.items()}
@@ -61,7 +61,7 @@ class ModelStore:
         self.store.tensors(name, lambda: {**changed, **masks})
         kept = model.kept_hidden
         self.store.json(
-            f"{name}-facts",  # written last, as the sign that the weights are complete
+            f"{name}-facts",  # written last: it marks the weights as complete
             lambda: {
                 "config": to_config(model),
                 "history": [asdict(x) for x in model.history],
@@ -73,12 +73,12 @@ class ModelStore:
         self.store.drop()
 
     def _is_given(self, name: str, weight: Tensor) -> bool:
-        """True for a weight that the given model has too, mostly embeddings."""
+        """True for a weight that equals the given model's, such as embeddings."""
         there = self.given.weights.get(name.removeprefix(SECOND))
         return there is not None and there.shape == weight.shape and torch.equal(there, weight)
 
     def load(self, pipeline: Pipeline) -> Model:
-        """A stored model; the given one for the empty pipeline."""
+        """The pipeline's stored model; for the empty pipeline, the given model."""
         if not pipeline.passes:
             return self.given
         name = self.name(pipeline)
@@ -105,9 +105,9 @@ class ModelStore:
         )
 
     def build(self, pipeline: Pipeline, ctx: Context) -> Model:
-        """The pipeline's result. Goes on from the longest stored prefix.
+        """Run a pipeline, starting from the longest prefix with a stored model.
 
-        Stores the model after each pass that trains, and the result.
+        The models after each pass that trains and after the last pass are stored.
         """
         done = self.finished(pipeline)
         model = self.load(pipeline.prefix(done))

@@ -1,4 +1,4 @@
-"""Rows and batches as a model's own tokenizer gives them, where it is not the given one."""
+"""Rows and batches for models with a smaller tokenizer of their own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 
 
 def own_rows(encoded: Encoded, model: Model) -> Encoded:
-    """The same texts under the ids of a model; `encoded` itself if it kept all pieces.
+    """Tokenise the same texts again with a model's own tokenizer.
+
+    The result is `encoded` itself if the model keeps all pieces of the given tokenizer.
 
     Raises:
-        DataError: a row of words loses some, because it is longer and is cut off.
+        DataError: a row of words has more tokens than before, so that words are cut off.
     """
     if model.kept_pieces is None:
         return encoded
     assert model.tokenizer is not None
-    # Of the sizes, the ones that encoding does not read differ between candidates.
+    # Candidates share cached rows: sizes that encoding does not read are set to constants.
     sizes = replace(model.encoder, layers=(), mux=None, hidden=1, head_dim=1)
     return _encoded_again(encoded, model.tokenizer, sizes)
 
@@ -37,14 +39,16 @@ def own_rows(encoded: Encoded, model: Model) -> Encoded:
 def own_context(
     ctx: Context, model: Model, certify: Encoded, batch: int, length: int | None
 ) -> Context:
-    """The context with a model's own rows; `ctx` itself if it kept all pieces.
+    """The context with rows that a model's own tokenizer encoded.
+
+    The result is `ctx` itself if the model keeps all pieces of the given tokenizer.
 
     Args:
-        ctx: of the given model.
-        model: any other one that was made of it.
-        certify: the rows of the workload, under the given ids.
+        ctx: the context of the given model.
+        model: a model that passes made from the given one.
+        certify: the rows of the workload, encoded with the given tokenizer.
         batch: rows in a batch.
-        length: tokens of every row; None = as in the data.
+        length: number of tokens of every row; None = as in the data.
     """
     if model.kept_pieces is None:
         return ctx
@@ -58,11 +62,11 @@ def own_context(
 
 
 def other_pieces(encoded: Encoded, model: Model) -> float:
-    """Share of texts that a model splits into other pieces than the given model does.
+    """Share of texts that a model's own tokenizer splits differently from the given one.
 
     Args:
-        encoded: the texts under the given ids.
-        model: one that was made of the given one.
+        encoded: the texts, encoded with the given tokenizer.
+        model: a model with a trimmed vocabulary.
     """
     if model.kept_pieces is None or not len(encoded):
         return 0.0
@@ -72,18 +76,21 @@ def other_pieces(encoded: Encoded, model: Model) -> float:
 
 
 def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
-    """Check that texts of kept pieces keep them, and that no text has more unknown ones.
+    """Check a trimmed vocabulary on texts.
+
+    A text must keep its pieces if the vocabulary has all of them. No text may get more unknown
+    pieces.
 
     Rows that are cut off are left out: what is cut off is unknown here, and a word of which
     only the head is seen may be split in another way because a piece of its tail is gone.
 
     Args:
-        encoded: the texts under the given ids.
-        model: one that was made of the given one.
-        unknown: the given id of the unknown piece.
+        encoded: the texts, encoded with the given tokenizer.
+        model: a model that passes made from the given one.
+        unknown: id of the unknown piece in the given tokenizer.
 
     Raises:
-        GateError: a text has other pieces than it should have.
+        GateError: a text breaks one of the two rules.
     """
     if model.kept_pieces is None:
         return

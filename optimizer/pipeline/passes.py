@@ -26,27 +26,27 @@ class TrainingLength:
 
 @dataclass(frozen=True)
 class Pass(ConfigurableStep):
-    """A frozen dataclass whose fields are its options; it turns one model into another.
+    """Base of passes: turns one model into another. The dataclass's fields are its options.
 
-    A pass may assume a verified model and must leave one. Only `run` is required. A pass that
-    does more than `run` says so with these members, and the core asks nothing else:
+    A pass may assume that the model was verified, and must return a model that `verify`
+    accepts. Only `run` is required. These members describe more special passes:
 
     ==================  ==================================================================
     `requires(model)`   refuses a model that the pass cannot take
     `ensures(...)`      checks the pass's own promise after `run`
     `preserves`         True if outputs stay the same, up to rounding
     `masks`             `adds`: leaves masks that a later pass cuts out; `cuts`: cuts them out
-    `last_shape`        True if no pass takes the result but one that makes two models of it
+    `last_shape`        True if only a pass with a `second_stage` may follow
     `slots`             rows that share a forward pass afterwards; 0 = unchanged
-    `training`          how long it trains; None = it does not train
+    `training`          length of its training; None = it does not train
     `with_minutes(m)`   the same pass, trained for m minutes
     `sketch()`          a quick pass that leaves about the same shapes; None = shapes stay
     `measures`          True if it times shapes on the target
     `input_files`       files that the result depends on
     `choices(model)`    instances that a search tries
     `check_given(m)`    refuses a given model before anything is built
-    `second_stage`      passes of a second model that the result holds; None = one model
-    `last`              the reason that no pass may follow; "" = passes may
+    `second_stage`      passes of the result's second model; None = one model
+    `last`              the reason that no pass may follow; "" = passes may follow
     ==================  ==================================================================
     """
 
@@ -54,19 +54,19 @@ class Pass(ConfigurableStep):
     masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
     last_shape: ClassVar[bool] = False
     last: ClassVar[str] = ""
-    """The reason that no pass may follow on this one; "" = passes may."""
+    """The reason that no pass may follow this one; "" = passes may follow."""
 
     @property
     def slots(self) -> int:
-        """Rows that share a forward pass after this pass; 0 = unchanged."""
+        """Number of rows that share a forward pass after this pass; 0 = unchanged."""
         return 0
 
     @property
     def training(self) -> TrainingLength | None:
         """Length of this pass's training; None = it does not train.
 
-        The evaluator stores the result of each pass that trains, so that pipelines that begin
-        alike train once.
+        The model store keeps the result of each pass that trains. Pipelines with the same
+        first passes therefore share the training.
         """
         return None
 
@@ -89,12 +89,12 @@ class Pass(ConfigurableStep):
         """Refuse a given model that this pass can never take, before anything is built.
 
         Raises:
-            PassError: the message says the reason.
+            PassError: the pass does not fit the model; the message says the reason.
         """
         del model
 
     def with_minutes(self, minutes: float) -> Self:
-        """This pass, trained for so many minutes; itself if it does not train."""
+        """This pass with a training of so many minutes; unchanged if it does not train."""
         del minutes
         return self
 
@@ -106,26 +106,26 @@ class Pass(ConfigurableStep):
         """Refuse a model that this pass cannot take.
 
         Raises:
-            PassError: the message says the remedy.
+            PassError: the pass does not fit the model; the message says the remedy.
         """
 
     @abstractmethod
     def run(self, model: Model, ctx: Context) -> Model:
-        """The new model, or `model` itself if there is nothing to do. Changes no tensor.
+        """Return the new model, or `model` itself if there is nothing to do.
 
-        Randomness comes from `ctx.generator(self)` only. `notes` of the result go into the
-        receipt.
+        The method must not change tensors of `model`, and must draw random numbers from
+        `ctx.generator(self)` only. `notes` of the result go into the receipt.
         """
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
-        """Check what this pass promises beyond a verified model.
+        """Check the promises of this pass after `run`.
 
         Raises:
-            GateError: the message gives both numbers.
+            GateError: a promise is broken; the message gives both numbers.
         """
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """Instances that a search tries on `model`; none by default."""
+        """Instances that a search tries on `model`; by default there are none."""
         del model
         return ()

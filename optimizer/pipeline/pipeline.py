@@ -18,7 +18,9 @@ from .passes import Pass, TrainingLength
 from .registry import pass_from
 
 AfterPass = Callable[[int, Pass, Model, Model], None]
-"""Called after each pass as after_pass(index, pass_, before, after); index counts from 0."""
+"""A callback for use after each pass: after_pass(index, pass_, before, after).
+
+`index` counts from 0."""
 
 
 def _refusal(pass_: Pass, after: Pass) -> str:
@@ -30,19 +32,19 @@ def _refusal(pass_: Pass, after: Pass) -> str:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`Pipeline.parse(str(p)) == p` for every pipeline of at least one pass.
+    """A sequence of passes. `Pipeline.parse(str(p)) == p` if p has at least one pass.
 
-    The empty pipeline leaves a model as it is; its text is empty, which `parse` refuses.
+    The empty pipeline leaves a model unchanged. Its text is "", which `parse` refuses.
     """
 
     passes: tuple[Pass, ...]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The pipeline of a text without alternatives, such as `prune{sparsity=0.6},slice`.
+        """Parse a text without alternatives, such as `prune{sparsity=0.6},slice`.
 
         Raises:
-            SpecError: with the text and carets under what is wrong.
+            SpecError: the text is wrong, or has alternatives; carets mark the place.
             MissingError: a pass needs a library that is not installed.
         """
         nodes = parse(text)
@@ -60,36 +62,36 @@ class Pipeline:
 
     @classmethod
     def space(cls, text: str) -> tuple[Self, ...]:
-        """Every point of a search space, once each, the first alternative varying slowest.
+        """All distinct points of a search space. The first option varies slowest.
 
         Raises:
-            SpecError: also for more than `LIMIT_POINTS` points, and where any single
-                point is wrong.
+            SpecError: the text or one of the points is wrong, or there are more than
+                `LIMIT_POINTS` points.
         """
         nodes = parse(text)
         check_size(nodes)
         alternatives = []
         for node in nodes:
             passes = (pass_from(point) for point in expand(node))
-            # Two texts of one value (1e-1|0.1) are one point.
+            # Two texts of the same value (1e-1|0.1) are one point.
             alternatives.append(list({str(x): x for x in passes}.values()))
         return tuple(cls(point) for point in product(*alternatives))
 
     @property
     def uncut(self) -> bool:
-        """True if its last masks are never cut out; such a result cannot be exported."""
+        """True if no pass cuts the last masks out. The result then cannot be exported."""
         masks = [p.masks for p in self.passes if p.masks != "keeps"]
         return masks[-1:] == ["adds"]
 
     @property
     def stages(self) -> tuple[Pipeline, ...]:
-        """This pipeline, and those of second stages: the models that the result needs."""
+        """The pipelines of all models in the result: this one, then those of second stages."""
         seconds = (p.second_stage for p in self.passes)
         return (self, *(Pipeline(x) for x in seconds if x is not None))
 
     @property
     def training(self) -> TrainingLength | None:
-        """Length of training of all passes together; None = none trains."""
+        """Length of the training of all passes together; None = no pass trains."""
         found = [x.training for x in self.passes if x.training is not None]
         timed = [x.minutes for x in found if x.minutes is not None]
         if not found:
@@ -99,10 +101,10 @@ class Pipeline:
         return TrainingLength(minutes, epochs, max(x.augment for x in found))
 
     def check_order(self) -> None:
-        """Refuse a pass after one that nothing may follow.
+        """Refuse a pass that may not follow the one before it.
 
         Raises:
-            PassError: names both passes.
+            PassError: the order is wrong; the message names both passes.
         """
         for pass_, after in pairwise(self.passes):
             why = _refusal(pass_, after)
@@ -131,14 +133,14 @@ class Pipeline:
         return ",".join(str(x) for x in self.passes)
 
     def run(self, model: Model, ctx: Context, after_pass: AfterPass | None = None) -> Model:
-        """Run all passes in order, verifying the model before the first and after each.
+        """Run all passes in order. The model is verified before the first and after each.
 
-        The result's history has one receipt more for each pass. Errors of
-        `after_pass` are passed on unchanged.
+        Each pass adds a receipt to the result's history. Errors of `after_pass` are raised
+        unchanged.
 
         Raises:
             VerifyError: the given model is damaged.
-            PassError: a pass failed; names the pass and keeps the exit code of the cause.
+            PassError: a pass failed; the message names it. The exit code is the cause's.
             LostError: a training process died.
         """
         model.verify()
@@ -175,7 +177,7 @@ class Pipeline:
 
 
 def count_parameters(model: Model) -> int:
-    """Number of elements of all weights, those of a second stage included."""
+    """Number of elements of all weights, including those of a second stage."""
     second = 0 if model.second is None else count_parameters(model.second.model)
     return second + sum(tensor.numel() for tensor in model.weights.values())
 

@@ -1,6 +1,6 @@
-"""Finds passes and targets by entry point, so that the core imports none of them.
+"""Find passes and targets by entry point, so that the core need not import them.
 
-Other packages can add their own in the entry-point groups `prumux.passes` and
+Other packages can add passes and targets in the entry-point groups `prumux.passes` and
 `prumux.targets`.
 """
 
@@ -31,29 +31,29 @@ def find_pass(name: str) -> type[Pass]:
     Example: `find_pass("prune")(sparsity=0.6)`.
 
     Raises:
-        SpecError: no such pass; lists the known ones.
+        SpecError: there is no such pass; the message lists the known ones.
         MissingError: the pass needs a library that is not installed.
     """
     return cast(type[Pass], _find(name, "pass"))
 
 
 def find_target(name: str) -> type[Target]:
-    """Import the class of a target by its name. Errors as in `find_pass`."""
+    """Import the class of a target by its name. The errors are those of `find_pass`."""
     return cast(type[Target], _find(name, "target"))
 
 
 def all_passes() -> tuple[type[Pass], ...]:
-    """Every installed pass, by name."""
+    """Every installed pass, sorted by name."""
     return tuple(find_pass(name) for name in sorted(_entries("pass")))
 
 
 def all_targets() -> tuple[type[Target], ...]:
-    """Every installed target, by name."""
+    """Every installed target, sorted by name."""
     return tuple(find_target(name) for name in sorted(_entries("target")))
 
 
 def pass_from(node: Node) -> Pass:
-    """Build the pass that a node names; a SpecError marks its place in the text."""
+    """Build the pass of a node. Carets in a SpecError mark the node's place in the text."""
     return _located(node, find_pass).from_node(node)
 
 
@@ -61,14 +61,14 @@ def parse_target(text: str) -> Target:
     """Build a target from text such as `onnx{precision=int8}`.
 
     Raises:
-        SpecError: with the text and carets under what is wrong.
+        SpecError: the text is wrong, or there is no such target; carets mark the place.
     """
     node = parse_one(text)
     return _located(node, find_target).from_node(node)
 
 
 def forget() -> None:
-    """Clear the caches, after a package was installed while running."""
+    """Clear the caches. This is needed if a package is installed while Python runs."""
     _entries.cache_clear()
     _load.cache_clear()
 

@@ -22,17 +22,17 @@ __all__ = ["Emitted", "Engine", "Target", "on_engine"]
 
 @dataclass(frozen=True)
 class Target(ConfigurableStep):
-    """A frozen dataclass whose fields are its options, as in a pass."""
+    """Base of targets: a frozen dataclass whose fields are its options, as in a pass."""
 
     def check(self) -> None:
         """Check that the libraries and devices of `emit` and `engine` are present.
 
         Raises:
-            MissingError: one is not; the message says how to install it.
+            MissingError: a library or device is missing; the message says how to install it.
         """
 
     def check_search(self) -> None:
-        """Check that candidates can be built and scored; the same as `check` for most targets.
+        """Check that candidates can be built and scored. Most targets use `check` for this.
 
         Raises:
             MissingError: a library is missing; the message says how to install it.
@@ -40,23 +40,22 @@ class Target(ConfigurableStep):
         self.check()
 
     def notice(self, timed: str = "on this CPU") -> str:
-        """A line for users before a run: the missing parts, and the replacement for them.
+        """A line for users before a run, about missing parts and their replacement; "" = none.
 
         Args:
-            timed: where candidates are timed if no engine of this target runs here.
+            timed: the place where candidates are timed if no engine of this target runs here.
         """
         del timed
         return ""
 
     @property
     def timed_as(self) -> str:
-        """Name under which a costs file holds its times: the target without options that
-        hardly change them."""
+        """The target's name in a costs file, without options that hardly change times."""
         return str(self)
 
     @property
     def runs_here(self) -> bool:
-        """False if something else answers in the engine's place, so that times are not its."""
+        """False if another engine runs, and is timed, in place of this target's."""
         return True
 
     def check_model(self, model: Model) -> None:
@@ -68,10 +67,10 @@ class Target(ConfigurableStep):
         del model
 
     def check_stages(self) -> None:
-        """Check that the target takes cascades; most do not.
+        """Check that the target supports cascades. Most targets do not.
 
         Raises:
-            UsageError: it does not; the message says what to do.
+            UsageError: cascades are not supported; the message says the remedy.
         """
         raise UsageError(
             f"{self} runs one model, a cascade has two\n"
@@ -80,30 +79,31 @@ class Target(ConfigurableStep):
 
     @property
     def exact(self) -> bool:
-        """True if its engines give the torch module's answers, up to rounding.
+        """True if the target's engines give the same answers as the torch module.
 
-        Candidates of other targets are scored and certified on their engines' answers.
+        Rounding may differ. Candidates of inexact targets are scored and certified on the
+        answers of the engines.
         """
         return True
 
     def variants(self, encoder: Encoder) -> tuple[Target, ...]:
-        """Concrete targets that this one may resolve to (as `auto` does), exact first."""
+        """Concrete targets that a target such as `auto` may resolve to, the exact first."""
         del encoder
         return (self,)
 
     def baseline(self) -> Target:
-        """The target that the given model is timed on: the same engine in full precision."""
+        """The target on which the given model is timed: the same engine in full precision."""
         return self
 
     def layouts(self) -> tuple[Target, ...]:
-        """This target with padding, as a user would run it, then where it has one without.
+        """This target with padding, then, if it exists, the same target without padding.
 
-        Neither loses anything. Both are timed where rows are served as they arrive.
+        Both give the same answers. Both are timed if rows are served in order of arrival.
         """
         return (self,)
 
     def tuned(self, model: Model, ctx: Context) -> Target:
-        """This target with its model-dependent options fixed, the same for all candidates."""
+        """This target with the options that depend on the given model, for all candidates."""
         del model, ctx
         return self
 
@@ -120,17 +120,18 @@ class Target(ConfigurableStep):
         """Load the emitted files; an engine on the CPU uses `threads` threads.
 
         Raises:
-            MissingError: the engine's library or device is missing; says how to install it.
+            MissingError: the engine's library or device is missing; the message says how to
+                install it.
         """
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
-        """Add serving files to an artifact folder that holds the emitted files."""
+        """Add serving files to an artifact folder, beside the emitted files."""
         del model, ctx, folder
 
 
 @contextmanager
 def on_engine(target: Target, model: Model, ctx: Context) -> Iterator[Engine]:
-    """Export the model and load it as an engine of the target, while the block runs."""
+    """Export the model and load it as an engine of the target, for the duration of a block."""
     with tempfile.TemporaryDirectory() as folder:
         target.emit(model, ctx, Path(folder))
         yield target.engine(Path(folder), ctx.threads)

@@ -1,4 +1,4 @@
-"""Collects what a run measured into a `Report`, and writes report.json and report.html."""
+"""Collect the measurements of a run in a `Report`; write report.json and report.html."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ HTML_NAME = "report.html"
 
 
 class MeasuredEngine(Protocol):
-    """A model, exported to a target and timed."""
+    """The engine of one model on one target, with its timings."""
 
     @property
     def pipeline(self) -> Pipeline: ...
@@ -88,7 +88,7 @@ class MeasuredEngines(Protocol):
     def dense(self) -> MeasuredEngine: ...
     @property
     def optimised(self) -> MeasuredEngine:
-        """The engine that is shipped."""
+        """The shipped engine."""
 
     @property
     def dropped(self) -> MeasuredEngine | None:
@@ -96,7 +96,7 @@ class MeasuredEngines(Protocol):
 
     @property
     def beside(self) -> Sequence[MeasuredEngine]:
-        """Other engines."""
+        """Engines that are timed and not shipped."""
 
 
 def build_report(
@@ -112,19 +112,19 @@ def build_report(
     seconds: float,
     warnings: Sequence[str] = (),
 ) -> Report:
-    """Everything a reader needs to believe or to repeat the result.
+    """Make the report, with all facts that are needed to check or repeat the result.
 
     Args:
         evaluator: scores the shipped model on the certify and the test rows.
-        found: what the search found; None if one pipeline was asked for.
-        engines: what was timed.
-        budget: as the user wrote it.
-        limit: the loss that it allows, a share.
+        found: the result of the search; None = the user gave one pipeline.
+        engines: the timed engines.
+        budget: the budget as the user wrote it.
+        limit: the allowed loss, a share.
         serving: the fields of `ServingRecord`.
-        facts: what a run must have in common with this one to resume it.
+        facts: facts that must be the same in a run that resumes this one.
         command: the command line.
         seconds: wall-clock time of the run so far.
-        warnings: what was found about metric, budget and rows before the search.
+        warnings: warnings about metric, budget and rows from before the search.
     """
     shipped, dense = engines.optimised, engines.dense
     model, pipeline, given = shipped.model, shipped.pipeline, evaluator.model
@@ -178,12 +178,12 @@ def write_report(report: Report, folder: Path) -> dict[str, Any]:
     """Write report.json and report.html beside the other files of the result.
 
     Returns:
-        The JSON values of report.json, which lists the files of the result as well.
+        The JSON values of report.json, including the list of the result's files.
     """
     written = {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
     names = written | {HTML_NAME, JSON_NAME}
     if report.trials:
-        names.add("trials.jsonl")  # the run moves it here when all is done
+        names.add("trials.jsonl")  # `Workspace.publish` adds this file at the end
     text = json.dumps(
         to_json(replace(report, files=tuple(sorted(names)))), indent=2, allow_nan=False
     )
@@ -209,7 +209,7 @@ def _by_role(evaluator: Evaluator, measure: Callable[[str], T]) -> ByRole[T]:
 
 
 def _class_scores(evaluator: Evaluator, shipped: MeasuredEngine, role: str) -> ClassScores:
-    """Both models on the rows of a role, class by class."""
+    """Compare both models on the rows of a role, class by class."""
     dense = evaluator.predictor.with_labels(Pipeline(()), role)[0]
     answers = evaluator.predictor.with_labels(shipped.pipeline, role, shipped.target)[0]
     rows = evaluator.certify_rows if role == "certify" else evaluator.test_rows
@@ -218,7 +218,7 @@ def _class_scores(evaluator: Evaluator, shipped: MeasuredEngine, role: str) -> C
 
 
 def _score(evaluator: Evaluator, shipped: MeasuredEngine, limit: float, role: str) -> Score:
-    """The given model against the shipped one on the rows of a role."""
+    """Compare the scores of both models on the rows of a role."""
     pipeline, target = shipped.pipeline, shipped.target
     values = asdict(evaluator.compare(pipeline, role, limit, target=target))
     del values["limit"]
@@ -246,7 +246,7 @@ def _mux(evaluator: Evaluator, shipped: MeasuredEngine) -> MuxRecord | None:
 
 
 def _costs(evaluator: Evaluator, chosen: MeasuredEngine) -> CostsRecord | None:
-    """The estimate of the costs file for the chosen model, if there is a file."""
+    """The costs file's estimate for the chosen model; None without a costs file."""
     costs = evaluator.ctx.costs
     if costs is None:
         return None
@@ -298,7 +298,7 @@ def _cascade(evaluator: Evaluator, shipped: MeasuredEngine) -> CascadeRecord | N
 
 
 def _vocabulary(evaluator: Evaluator, model: Model) -> VocabularyRecord | None:
-    """Pieces of both tokenizers, and the rows that another one splits differently."""
+    """Facts about both tokenizers; None if the shipped model has the given tokenizer."""
     given = evaluator.model.tokenizer
     if model.kept_pieces is None or model.tokenizer is None or given is None:
         return None

@@ -1,6 +1,6 @@
-"""Both models class by class, and warnings about results to doubt.
+"""Compare both models class by class, and warn of doubtful results.
 
-One number for all rows hides a model that gives up a rare class.
+A single score for all rows hides the loss of a rare class.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .contents import ByRole, CertificateRecord, ClassRecord, ClassScores, Pair,
 from .formats import points
 
 MAX_NAMED = 5
-"""A warning names at most so many classes."""
+"""Largest number of classes that a warning names."""
 MIN_ANSWERS = 3
-"""A class that the given model answers at least so often and the shipped model never gets a
-warning. With fewer answers it may be chance."""
+"""Fewest answers of the given model for a warning of a class that the shipped model never
+answers. With fewer answers, chance may be the reason."""
 
 
 def class_scores(
@@ -29,7 +29,7 @@ def class_scores(
         dense: answers of the given model: class numbers [N], numbers [N], 0 or 1 for each
             label [N, C], or for token tasks an array of class numbers for each row.
         optimised: answers of the shipped model on the same rows.
-        labels: same form. None means unlabelled: recalls are then computed against `dense`.
+        labels: labels in the same form; None = unlabelled, with recalls against `dense`.
         task: names the classes.
     """
     agreement = task.score(AGREEMENT, optimised, dense)
@@ -55,7 +55,7 @@ def class_scores(
 def result_warnings(
     certify: Score, certificates: Sequence[CertificateRecord], classes: ByRole[ClassScores]
 ) -> list[str]:
-    """Warnings about the result: lost classes, and gains that chance does not explain."""
+    """Warnings about lost classes, and about gains that chance does not explain."""
     lost = [line for role, found in classes.items() for line in lost_classes(found, role)]
     return lost + unlikely_gains(certify, certificates)
 
@@ -64,7 +64,7 @@ def lost_classes(found: ClassScores, role: str) -> list[str]:
     """A warning if the shipped model answers a constant, or never answers some classes."""
     dense = [x for x in found.classes if x.answered.dense]
     ours = [x for x in found.classes if x.answered.optimised]
-    # Answers of several labels a row differ in number; then each lost label is named below.
+    # With several labels a row, the numbers of answers may differ. Then the code below warns.
     as_many = sum(x.answered.dense for x in dense) == sum(x.answered.optimised for x in ours)
     if len(ours) == 1 < len(dense) and as_many:
         return [
@@ -86,7 +86,7 @@ def lost_classes(found: ClassScores, role: str) -> list[str]:
 
 
 def unlikely_gains(certify: Score, certificates: Sequence[CertificateRecord]) -> list[str]:
-    """A warning if a candidate is better than the given model even at its upper bound."""
+    """A warning if even the upper bound of a loss is below 0: a candidate is better."""
     better = [x for x in (certify, *certificates) if x.loss_upper < 0]
     if not better:
         return []

@@ -1,12 +1,12 @@
 """The fields of report.json, with units.
 
-These dataclasses are the one description of a report. `encoding` writes and reads them as
-JSON, `json_schema` makes report.schema.json of them, and `html` and `terminal` show them.
+These dataclasses are the only description of a report. `encoding` writes and reads them as
+JSON, `json_schema` makes report.schema.json from them, and `html` and `terminal` show them.
 
-A field's type says its unit (`units`), the text in `Annotated` says what it is.
-To add a field: add it here with a default, fill it in `build`, show it where users need it,
-and write the schema again (`make schema`). A field with a default may be missing in a report
-that an earlier version wrote.
+The type of a field gives its unit (`units`), and the text in `Annotated` describes it.
+To add a field: add it here with a default, fill it in `build`, show it to users, and write
+the schema again (`make schema`). A field with a default may be missing in a report of an
+earlier version.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ class Report:
 
     @property
     def certificate(self) -> CertificateRecord | None:
-        """The certificate of the shipped model, None if none holds."""
+        """The certificate of the shipped model; None if no certificate holds."""
         held = (x for x in self.proofs if x.pipeline == self.pipeline and x.holds)
         return next(held, None)
 

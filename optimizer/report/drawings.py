@@ -1,9 +1,11 @@
 """The drawings of the report: frontier, rows of values with intervals, and layer bars.
 
-This module computes where things stand; drawings.svg.jinja prints them as inline SVG. They are
-made by hand, not with matplotlib, for three reasons: matplotlib would become a dependency of
-every installation (now it is the extra `plot`), its pictures cannot follow the page's dark
-mode and font size, and its marks have no text of their own to point at or to read aloud.
+This module computes positions, and drawings.svg.jinja prints them as inline SVG. The drawings
+do not use matplotlib, for three reasons:
+
+- Every installation would need it. Now only the extra `plot` does.
+- Its pictures cannot follow the page's dark mode and font size.
+- Its marks have no text for tooltips and screen readers.
 """
 
 from __future__ import annotations
@@ -29,25 +31,25 @@ MARK_DISTANCE = 9.0
 
 @dataclass(frozen=True)
 class Mark:
-    """One measured value."""
+    """A mark for one measured value."""
 
     kind: MarkKind
     x: float
     y: float
     title: str
-    """The value in words and with units, as tooltip and for screen readers."""
+    """The value in words and with units, for tooltips and screen readers."""
     label: str = ""
     value: str = ""
     low: float | None = None
-    """The end of the interval: a y in the frontier, an x in rows of values."""
+    """Coordinate of the interval's end: y in the frontier, x in rows of values."""
     high: float | None = None
     outside: bool = False
-    """Below the lower edge of the frontier. It is drawn as an arrow at the edge."""
+    """True for a mark below the lower edge of the frontier, drawn as an arrow there."""
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """Loss against speed or size of every trial, certificate and score."""
+    """The plot of loss against speed or size, for every trial, certificate and score."""
 
     height: float
     left: float
@@ -57,7 +59,7 @@ class Frontier:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     limit: float | None
-    """The y of the largest loss that the budget allows."""
+    """The y coordinate of the largest loss within the budget; None = no budget."""
     marks: tuple[Mark, ...]
     predicted: bool
     """True if x is the predicted throughput, False if it counts multiply-adds."""
@@ -75,7 +77,7 @@ class ValueRow:
 
 @dataclass(frozen=True)
 class ValueRows:
-    """Values with their intervals, one a row, on one axis."""
+    """A plot of values with intervals, one in each row, on a common axis."""
 
     height: float
     left: float
@@ -86,7 +88,7 @@ class ValueRows:
 
 @dataclass(frozen=True)
 class Bar:
-    """Kept units of one block, as a part of the given model's."""
+    """A bar for the kept units of one block, as a part of the given model's units."""
 
     x: float
     y: float
@@ -102,7 +104,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class LayerBars:
-    """Kept heads and FFN units of every layer, and kept hidden dimensions."""
+    """Bars for kept heads and FFN units of every layer, and for kept hidden dimensions."""
 
     height: float
     rows: tuple[tuple[Bar, Bar], ...]
@@ -111,7 +113,7 @@ class LayerBars:
 
 
 def frontier(report: Report) -> Frontier:
-    """The frontier: trials on the select rows, certificates, the shipped model's scores."""
+    """The frontier: trials on select rows, certificates, and the shipped model's scores."""
     gains, predicted = _gains(report)
     losses = [t.loss for t in report.trials if t.loss is not None]
     compared = [*report.proofs, *report.scores.values()]
@@ -138,10 +140,10 @@ def frontier(report: Report) -> Frontier:
 
 
 def throughput_rows(report: Report) -> ValueRows:
-    """Predicted and measured throughput of the shipped engine, in times the dense engine's."""
+    """Predicted and measured throughput of the shipped engine, relative to the dense one."""
     macs = max(report.cost.optimised.macs, 1)
     rows = [ValueRow("predicted", "from multiply-adds", report.cost.dense.macs / macs)]
-    # `prune{speedup=}` checks the speed-up that was asked for by timing shapes.
+    # `prune{speedup=}` times shapes to check the requested speed-up.
     asked = re.findall(r"speedup=([0-9.e+]+)", report.pipeline)
     rows += [ValueRow("predicted", "asked for (speedup=)", float(x)) for x in asked[-1:]]
     how = "from timing its shape" if report.costs is None else f"from {report.costs.file}"
@@ -176,7 +178,7 @@ def score_rows(report: Report) -> ValueRows:
 
 
 def layer_bars(report: Report) -> LayerBars:
-    """Kept sizes of every layer. The report does not say which heads and units were kept."""
+    """Kept sizes of every layer. The report does not list the kept heads and units."""
     sizes = report.layers
     rows = tuple(
         (
@@ -200,10 +202,10 @@ def engine_name(engine: OtherEngine, report: Report) -> str:
 
 
 def _gains(report: Report) -> tuple[dict[str, float], bool]:
-    """The x value of each pipeline, and whether it is the predicted throughput.
+    """The x value of each pipeline; also True if these are predicted throughputs.
 
-    Where a trial has no predicted throughput, x is the dense model's multiply-adds divided by
-    the candidate's.
+    If a trial has no predicted throughput, the x values are the dense model's multiply-adds
+    divided by the candidate's.
     """
     trials = [t for t in report.trials if t.loss is not None]
     ratios = {t.pipeline: t.predicted_ratio for t in trials if t.predicted_ratio}
@@ -218,7 +220,7 @@ def _gains(report: Report) -> tuple[dict[str, float], bool]:
 def _frontier_marks(
     report: Report, xs: Mapping[str, float], x_dense: float, y: LinearScale
 ) -> Iterator[Mark]:
-    """All marks, in drawing order. `xs` has the x of each pipeline."""
+    """All marks, in drawing order. `xs` has the x coordinate of each pipeline."""
     metric, x_shipped = report.metric, xs[report.pipeline]
     title = f"dense model: 1{TIMES}, 0 points of {metric} lost"
     yield Mark("dense", x_dense, y(0), title, "dense")
@@ -246,8 +248,8 @@ def _frontier_marks(
 def _largest_loss_drawn(report: Report, losses: Sequence[float]) -> float:
     """The loss at the lower edge of the frontier, a share.
 
-    All scores and certificates are inside. Trials far beyond the budget are not, so that the
-    others can be told apart.
+    Trials far beyond the budget are left outside, because they would crowd the others
+    together.
     """
     bounds = [x.loss_upper for x in (*report.proofs, *report.scores.values())]
     limit = report.limit
@@ -266,7 +268,7 @@ def _at_loss(
     *,
     bound: float | None = None,
 ) -> Mark:
-    """A mark at a loss, with a line down to the upper bound of the loss if there is one."""
+    """A mark at a loss, with a line down to the loss's upper bound, if there is one."""
     largest = -y.last / 100
     low = None if bound is None else y(-100 * min(bound, largest))
     at = y(-100 * min(loss, largest))

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON values and back, by their type hints.
+"""Convert dataclasses to JSON values and back, by their type hints.
 
 report = report_of(json.loads(text), "report.json")
 text = json.dumps(to_json(report))
@@ -30,7 +30,7 @@ NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def to_json(value: Any) -> Any:
-    """Plain dictionaries, lists, numbers and texts, as `json.dumps` takes them."""
+    """Convert a value to dicts, lists, numbers and texts for `json.dumps`."""
     if is_dataclass(value) and not isinstance(value, type):
         return {
             name: to_json(getattr(value, name))
@@ -45,10 +45,10 @@ def to_json(value: Any) -> Any:
 
 
 def report_of(value: Any, name: str) -> Report:
-    """The report of the JSON values of a file called `name`.
+    """Read a report from the JSON values of the file `name`.
 
     Raises:
-        UsageError: the values are no report; names the field.
+        UsageError: the values are no report; the message names the field.
     """
     try:
         return from_json(Report, value)
@@ -57,19 +57,20 @@ def report_of(value: Any, name: str) -> Report:
 
 
 def from_json(kind: type[T], value: Any) -> T:
-    """The dataclass `kind` of JSON values. Names that `kind` does not have are ignored.
+    """Read a dataclass `kind` from JSON values. Unknown names in the values are ignored.
 
     Raises:
-        ValueError: a field is missing or of another type; names it, such as `speed.dense`.
+        ValueError: a field is missing or has another type. The message names the field, such
+            as `speed.dense`.
     """
     found: T = _read(kind, value, "")
     return found
 
 
 def fields_of(kind: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Name, type hint, and whether it must be there, of each field of a dataclass.
+    """For each field of a dataclass: the name, the type hint, and True if it is required.
 
-    `kind` may be generic: the hints of `Pair[Bytes]` name `Bytes`.
+    `kind` may be generic. In `Pair[Bytes]`, for example, the hints of both fields are `Bytes`.
     """
     origin = get_origin(kind) or kind
     hints = get_type_hints(origin, include_extras=True)
@@ -91,12 +92,12 @@ def plain(hint: Any) -> Any:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one type."""
+    """The members of a union; for another type, only the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _read(hint: Any, value: Any, path: str) -> Any:
-    """The value as what its type hint says."""
+    """Read a JSON value as the type of a hint."""
     kind = plain(hint)
     origin = get_origin(kind) or kind
     if is_dataclass(origin):
@@ -124,7 +125,7 @@ def _read_fields(kind: Any, value: Any, path: str) -> Any:
 
 
 def _read_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
-    """The value as the first member that it fits."""
+    """Read a JSON value as the first member of a union that it fits."""
     if value is None and type(None) in members:
         return None
     *others, last = [x for x in members if x is not type(None)]

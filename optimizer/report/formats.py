@@ -8,7 +8,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def points(share: float) -> str:
-    """A share in points: 0.01 is `1.00`."""
+    """A share in points: 0.01 gives `1.00`."""
     return f"{100 * share:.2f}"
 
 
@@ -18,12 +18,12 @@ def millions(number: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A part of a whole in percent; empty where the whole is 0."""
+    """A part of a whole in percent; "" if the whole is 0."""
     return f"{part / whole:.0%}" if whole else ""
 
 
 def duration(seconds: float) -> str:
-    """Such as 0.03 s, 12 s or 27 min 22 s."""
+    """Seconds as text, such as 0.03 s, 12 s or 27 min 22 s."""
     if seconds < 0.001:
         return "<1 ms"
     if seconds < 10:

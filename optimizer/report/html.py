@@ -1,4 +1,4 @@
-"""report.html: one page that shows a report to people and loads nothing from a network."""
+"""The page report.html, which loads nothing from a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 VARIANT_FACTS = ("parity", "agreement", "workload_ms")
-"""Facts of an export that hold one value for each variant of the graph."""
+"""Facts of an export with one value for each variant of the graph."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +29,25 @@ class TrialRow:
 
     trial: TrialRecord
     shared: str
-    """Start of the pipeline text that the trial before has as well."""
+    """The start of the pipeline text, if it is the whole text of the previous trial."""
     rest: str
     certificate: CertificateRecord | None
 
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """The facts that a target reports of one export."""
+    """A target's facts about one export."""
 
     name: str
     used: str | None
-    """The variant of the graph that was kept."""
+    """Name of the graph variant that was kept."""
     variants: tuple[tuple[str, Mapping[str, Any]], ...]
     """Name and facts of each variant."""
     other: Mapping[str, Any]
 
 
 def render(report: Report) -> str:
-    """The page: HTML with its style and drawings inside, and every value escaped."""
+    """Make the page, with inline style and drawings. Every value is escaped."""
     template = environment().get_template("report.html.jinja")
     return template.render(
         r=report,
@@ -109,7 +109,7 @@ def estimated(costs: CostsRecord) -> str:
 
 
 def trial_rows(report: Report) -> list[TrialRow]:
-    """The table of trials."""
+    """The rows of the table of trials."""
     certificates = {p.pipeline: p for p in report.proofs}
     rows, before = [], ""
     for trial in report.trials:
@@ -121,7 +121,7 @@ def trial_rows(report: Report) -> list[TrialRow]:
 
 
 def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
-    """Facts of an export: those of each graph variant in a table, the rest as a mapping."""
+    """Facts of an export, with the facts of graph variants in a table of their own."""
     tables = {k: facts[k] for k in VARIANT_FACTS if isinstance(facts.get(k), Mapping)}
     variants = dict.fromkeys(v for table in tables.values() for v in table)
     precision = facts.get("precision")
@@ -134,7 +134,7 @@ def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
 
 
 def environment() -> Environment:
-    """The templates of this folder. Values are escaped, but not in Markdown."""
+    """The template environment of this folder. Values are escaped, except in Markdown."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = files("prumux.optimizer.report")
@@ -157,7 +157,7 @@ def environment() -> Environment:
 
 
 def _breakable(text: str) -> Markup:
-    """A pipeline's text, escaped, that a browser may break after its commas."""
+    """A pipeline's text, escaped. A browser may break the line after commas."""
     from markupsafe import Markup, escape
 
     return Markup(",<wbr>").join(escape(part) for part in text.split(","))

@@ -2,7 +2,7 @@
 
     python -m prumux.optimizer.report.json_schema
 
-writes the file, as `make schema` does. A test compares the file with a fresh one.
+This command, or `make schema`, writes the file. A test compares the file with a fresh one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def report_schema() -> Schema:
 
 
 def text() -> str:
-    """The schema as report.schema.json holds it."""
+    """The text of report.schema.json."""
     return json.dumps(report_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -53,7 +53,7 @@ def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _field(hint: Any, definitions: dict[str, Schema]) -> Schema:
-    """Schema of a value, with the description and the unit that its type names."""
+    """Schema of a value, with the description and the unit from its type."""
     extras = metadata(hint)
     schema = _value(plain(hint), OMIT_NONE in extras, definitions)
     words = [x for x in extras if isinstance(x, str)]
@@ -90,7 +90,7 @@ def _value(hint: Any, omit_none: bool, definitions: dict[str, Schema]) -> Schema
 
 
 def _single(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    """Schema of one type that is no union."""
+    """Schema of a type that is not a union."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(origin or kind):
         return _dataclass(kind, definitions)
@@ -110,7 +110,7 @@ def _single(kind: Any, definitions: dict[str, Schema]) -> Schema:
 
 
 def _dataclass(kind: Any, definitions: dict[str, Schema]) -> Schema:
-    """A reference to the dataclass's schema; of a generic one such as Pair[T], the schema."""
+    """A reference to the dataclass's schema, or the schema itself of a generic Pair[T]."""
     if get_args(kind):
         return _object(kind, definitions)
     definitions.setdefault(kind.__name__, _object(kind, definitions))

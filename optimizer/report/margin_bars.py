@@ -1,4 +1,4 @@
-"""The histogram of a cascade's margins, as the places of its bars."""
+"""Positions of the bars in the histogram of a cascade's margins."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 170.0, 46.0, 466.0, 10.0, 132.0
 
 @dataclass(frozen=True)
 class MarginBar:
-    """One bar; its lower part are rows that the stages answer differently."""
+    """One bar. Its lower part counts rows that the two stages answer differently."""
 
     x: float
     width: float
     y: float
     differ_y: float
     title: str
-    """The bar in words, as tooltip and for screen readers."""
+    """The bar in words, for tooltips and screen readers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MarginBars:
 
 
 def margin_bars(record: CascadeRecord) -> MarginBars:
-    """The drawing of the margins on the certify rows."""
+    """The histogram of the margins on the certify rows."""
     bins = record.margins
     x = LinearScale(bins[0].low, bins[-1].high, LEFT, RIGHT)
     y = LinearScale(0.0, float(max(1, *(b.rows for b in bins))), BOTTOM, TOP)

@@ -1,4 +1,4 @@
-"""README.md of a result: the model card that the Hugging Face hub shows."""
+"""The README.md of a result, which the Hugging Face hub shows as the model card."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def write_model_card(report: Report, folder: Path) -> None:
 
 
 def model_card(report: Report) -> str:
-    """The card: YAML for the hub, then what the model is, its figures, and how to load it.
+    """The text of the card: YAML for the hub, the model, its figures, and how to load it.
 
-    The facts are those of the report. The name of the given model is the only one of a path.
+    All facts come from the report. Of paths, only the given model's name is shown.
     """
     task = registry.from_report({} if report.task is None else vars(report.task))
     precision = report.engine.get("precision", "fp32")
@@ -45,5 +45,5 @@ def model_card(report: Report) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A text that Markdown shows as it is, on one line."""
+    """Escape a text, so that Markdown shows it literally on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(text.split()))

@@ -55,7 +55,7 @@ class LogScale:
 
 
 def round_values(low: float, high: float, count: int) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` of them at most."""
+    """Round numbers from `low` to `high`, at most about `count` of them."""
     smallest_step = max(high - low, 1e-9) / count
     power = 10.0 ** math.floor(math.log10(smallest_step))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= smallest_step)
@@ -64,7 +64,7 @@ def round_values(low: float, high: float, count: int) -> list[float]:
 
 
 def ratio_ticks(x: LogScale) -> tuple[Tick, ...]:
-    """Ticks such as 2 times, far enough apart that their labels do not overlap."""
+    """Ticks for ratios, far enough apart that their labels do not overlap."""
     kept: list[float] = []
     for value in ROUND_RATIOS:
         inside = x.first <= value <= x.last

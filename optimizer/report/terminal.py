@@ -1,4 +1,4 @@
-"""The table and the lines that prumux-opt prints at the end of a run."""
+"""The table and the summary that prumux-opt prints at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Row = tuple[str, str, str, str]
 """Columns: the figure, the dense model, the optimised model, and the comparison."""
 LABEL_WIDTH = 11
 MAX_CLASSES = 20
-"""The table shows all classes, if there are no more."""
+"""Largest number of classes for which the table shows all."""
 WORST_CLASSES = 5
-"""Of more classes it shows so many."""
+"""Number of classes in the table if there are more than `MAX_CLASSES`."""
 
 
 def print_table(report: Report, stream: TextIO) -> None:
@@ -27,7 +27,7 @@ def print_table(report: Report, stream: TextIO) -> None:
     from rich.table import Table
 
     width = None if stream.isatty() else 100
-    # Names of classes are shown as they are: `[b]` is no markup, `:x:` no emoji.
+    # Class names are printed literally: `[b]` is no markup, and `:x:` is no emoji.
     console = Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -35,13 +35,13 @@ def print_table(report: Report, stream: TextIO) -> None:
         table.add_column(name, justify="right")
     for row in table_rows(report):
         table.add_row(*row)
-    with console.capture() as captured:  # rich would end the process if the reader has gone
+    with console.capture() as captured:  # rich would exit the process on a broken pipe
         console.print(table)
     print(captured.get(), end="", file=stream)
 
 
 def unit_of(report: Report) -> str:
-    """The unit that `rows` of a score counts."""
+    """The unit of the field `rows` of scores, such as rows or queries."""
     return (report.task and report.task.unit) or "rows"
 
 
@@ -103,7 +103,7 @@ def _answered_by(engine: Mapping[str, str]) -> str:
 
 
 def _costs_lines(costs: CostsRecord, here: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The machine that was chosen for, and the one that searched."""
+    """Lines about the serving machine, and about the machine of the search."""
     there, ratio = machine_name(costs.measured_on), costs.throughput_ratio
     found = "no throughput" if ratio is None else f"{ratio:.2f}x the dense throughput"
     return [
@@ -123,7 +123,7 @@ def _costs_lines(costs: CostsRecord, here: Mapping[str, str]) -> list[tuple[str,
 def class_rows(found: ClassScores) -> list[Row]:
     """Rows below a score: agreement of both models, and the recall of each class.
 
-    Of more than `MAX_CLASSES` classes only those whose recall fell most are shown.
+    If there are more than `MAX_CLASSES` classes, only the largest losses of recall are shown.
     """
     rows = [("  agreement with dense", "", points(found.agreement), "")]
     if found.cosine is not None:
@@ -150,7 +150,7 @@ def _recalls(found: ClassRecord) -> tuple[float, float]:
 
 
 def _budget_lines(report: Report) -> list[tuple[str, str]]:
-    """Whether the budget is kept, and why this model was chosen."""
+    """Lines about the budget, the reason for the choice, and the test rows."""
     lines, certify, test = [], report.scores.certify, report.scores.test
     if report.dropped is not None:
         lines.append(("budget", f"{report.budget}: kept, because the given model is shipped"))

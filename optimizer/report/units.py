@@ -8,10 +8,10 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Unit:
-    """Unit and range of a number, for the type of a field."""
+    """Unit and range of a number, used in the type of a field."""
 
     name: str = ""
-    """Empty for a count of what the field's text names."""
+    """Name of the unit; "" for a plain count."""
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
@@ -19,7 +19,7 @@ class Unit:
 
 
 class _OmitNone:
-    """Marks a field that report.json leaves out where it is None."""
+    """Marks a field that report.json omits if the value is None."""
 
 
 OMIT_NONE = _OmitNone()
@@ -35,4 +35,4 @@ Share = Annotated[float, Unit("share, where 0.01 is one point")]
 Fraction = Annotated[float, Unit("share, where 0.01 is one point", minimum=0, maximum=1)]
 Probability = Annotated[float, Unit("probability", above=0, below=1)]
 Interval = tuple[float, float]
-"""Lower and upper end, in the unit of what they bound."""
+"""Lower and upper end, in the unit of the bounded number."""

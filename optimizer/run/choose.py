@@ -1,4 +1,4 @@
-"""Chooses the pipeline of a plan: runs the search that fits the request."""
+"""Choose the pipeline of a run with the search that fits the request."""
 
 from __future__ import annotations
 
@@ -32,29 +32,30 @@ from prumux.optimizer.workers.workers import UNUSED, Workers
 from .plan import Plan
 
 PACKAGING_S = 120.0
-"""Seconds of the time limit that are kept for export and timing, at most a fifth of it."""
+"""Seconds of the time limit for export and timing, but at most a fifth of the limit."""
 
 
 def choose(
     todo: Plan, started: float, workers: Workers
 ) -> tuple[Plan, SearchResult | None, Pipeline]:
-    """Search if there is a budget, else take the one given pipeline.
+    """Search for a pipeline within the budget; without a budget take the given pipeline.
 
-    If no candidate keeps the budget in a lower precision, the exact target is searched too.
+    If no candidate keeps the budget in a lower precision, a second search uses the exact
+    target.
 
     Args:
-        todo: its evaluator has concrete targets.
-        started: when the run began, by `time.monotonic`.
-        workers: processes that build candidates ahead.
+        todo: the plan, whose evaluator has concrete targets.
+        started: start of the run, by `time.monotonic`.
+        workers: processes that build candidates ahead of the search.
 
     Returns:
-        The plan with the targets that the result is for, the outcome of the search (None if
-        there was none) and the pipeline to package.
+        The plan with the targets of the result, the outcome of the search (None without a
+        search), and the pipeline to package.
     """
     found, chosen = search(todo, started, workers)
     targets = todo.evaluator.targets
     if found is not None and found.trials and not found.proofs and len(targets) > 1:
-        # All lost too much in the lower precision; no certify row has been used yet.
+        # All candidates lost too much on select rows, so no certify row has been used.
         todo.evaluator.ctx.progress.say(
             f"no candidate keeps it there: searching {targets[-1]}"
         )
@@ -68,7 +69,7 @@ def choose(
 
 
 def useful_workers(todo: Plan) -> Workers:
-    """The request's workers if candidates can be built side by side; else says why not."""
+    """The request's workers, or no workers and a message if they cannot help."""
     request, workers = todo.request, Workers.parse(todo.request.workers)
     if todo.limit is None or len(todo.space) == 1:
         why = "there is one pipeline to run"
@@ -86,7 +87,7 @@ def useful_workers(todo: Plan) -> Workers:
 def search(
     todo: Plan, started: float, workers: Workers
 ) -> tuple[SearchResult | None, Pipeline]:
-    """Run the one search that fits the plan, on its evaluator's first target."""
+    """Run the search that fits the plan, on the first target of its evaluator."""
     evaluator, request, limit = todo.evaluator, todo.request, todo.limit
     if limit is None:
         return None, todo.space[0]
@@ -109,7 +110,7 @@ def search(
             evaluator, request.effort, points, limit, limit_s, left_s
         )
     else:
-        # A space that was given is searched as it is.
+        # The user's own space gets no further candidates.
         given = request.passes is not None
         extend = no_cascade if given else cascade_maker(evaluator, limit)
         found = search_with_workers(
@@ -119,7 +120,7 @@ def search(
 
 
 def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
-    """The search of a space of separate candidates; shapes that it needs are timed here."""
+    """The search of a space of independent candidates. It times needed shapes in advance."""
     evaluator = todo.evaluator
     safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     if varies_multiplexing(todo.space):
@@ -129,9 +130,9 @@ def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
         )
     apart = None if todo.request.passes is not None else bag_candidate(evaluator)
     lowered = todo.request.passes is None and not evaluator.targets[0].exact
-    # A lower precision by itself is a candidate too.
+    # The lower precision alone is a candidate, too.
     space = (exact_pipeline(), *todo.space) if lowered else todo.space
-    if evaluator.ctx.costs is not None:  # its milliseconds in place of multiply-adds
+    if evaluator.ctx.costs is not None:  # milliseconds replace multiply-adds
         predicted = time_candidates(evaluator, space)
         order = [x.pipeline for x in sorted(predicted, key=lambda x: x.throughput)]
     else:

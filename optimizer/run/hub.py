@@ -17,20 +17,21 @@ _REPO = re.compile(r"[A-Za-z0-9]([\w-]|\.(?!\.))*/[A-Za-z0-9]([\w-]|\.(?!\.)){0,
 def push_to_hub(
     folder: str | Path, repo: str, *, private: bool = True, answers: bool = False
 ) -> str:
-    """Push a result folder to a model repository, which is made if there is none.
+    """Push a result folder to a model repository. A missing repository is created.
 
     Args:
-        folder: what `prumux-opt` wrote.
+        folder: a result folder of `prumux-opt`.
         repo: `owner/name`.
-        private: whether a new repository is private; an existing one stays as it is.
-        answers: push `certified_answers.jsonl` too, which holds up to 256 texts of your data.
+        private: whether a new repository is private; an existing one does not change.
+        answers: whether to push `certified_answers.jsonl`, which contains up to 256 texts of
+            your data.
 
     Returns:
         The address of the repository.
 
     Raises:
-        UsageError: the folder holds no finished result, or the name is no `owner/name`.
-        MissingError: the hub cannot be reached, or refuses.
+        UsageError: the folder contains no finished result, or `repo` is no `owner/name`.
+        MissingError: the hub cannot be reached, or refuses the push.
 
     Example:
         >>> prumux.push_to_hub("my-model-prumux", "me/my-model-prumux")  # doctest: +SKIP
@@ -49,7 +50,7 @@ def push_to_hub(
         api = HfApi()
         found = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=left)
-    # The remedy is the same for every error of the hub and the network.
+    # All errors of the hub and of the network have the same remedy.
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingError(
@@ -65,7 +66,7 @@ def check_repo(repo: str) -> None:
     """Check the name of a repository.
 
     Raises:
-        UsageError: it is no `owner/name`.
+        UsageError: the name is no `owner/name`.
     """
     if not _REPO.fullmatch(repo):
         raise UsageError(f"'{repo}' is no repository: write owner/name, such as me/my-model")

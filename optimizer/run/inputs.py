@@ -1,4 +1,4 @@
-"""Loads model and data and checks that they fit together; writes nothing."""
+"""Load model and data, and check that they fit together. Nothing is written."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from prumux.optimizer.timing.serving_point import ServingPoint
 from .request import Request
 
 BATCH = 32
-"""Rows in a batch, where nothing else is asked for."""
+"""Default number of rows in a batch."""
 NEAR = 16
-"""A row of similar length is drawn among this many ranks on either side."""
+"""A row of similar length is drawn from this many ranks below and above."""
 
 
 def open_evaluator(request: Request, target: Target, progress: Progress) -> Evaluator:
@@ -96,7 +96,7 @@ def open_evaluator(request: Request, target: Target, progress: Progress) -> Eval
 
 
 def _read_costs(request: Request, target: Target, progress: Progress) -> Costs | None:
-    """The costs file, if one is named; says what times the candidates."""
+    """Read the costs file, if the user gave one, and show the target's notice."""
     costs = None if request.costs is None else read_costs(Path(request.costs).expanduser())
     timed = "on this CPU" if costs is None else f"by '{costs.path}'"
     if notice := target.notice(timed):
@@ -105,10 +105,11 @@ def _read_costs(request: Request, target: Target, progress: Progress) -> Costs |
 
 
 def _load(request: Request, target: Target) -> tuple[Model, Any]:
-    """The given model and its tokenizer.
+    """Load the given model and its tokenizer.
 
     Raises:
-        ModelError: it is a cascade, has no tokenizer, or the target cannot run it.
+        ModelError: the model is a cascade, or has no tokenizer.
+        UsageError: the target's options do not fit the model.
     """
     model = load_model(request.model, request.pooling, request.dimensions)
     if model.second is not None:
@@ -128,7 +129,7 @@ def _load(request: Request, target: Target) -> tuple[Model, Any]:
 
 
 def _load_splits(request: Request, task: Task, progress: Progress) -> Splits:
-    """The rows of each role; says what is not used, and warns."""
+    """Load the rows of each role, and print notes and warnings."""
     path = Path(request.model)
     beside = path if path.is_dir() else path.parent if path.is_file() else None
     splits = load_splits(
@@ -152,10 +153,10 @@ def _load_splits(request: Request, task: Task, progress: Progress) -> Splits:
 
 
 def serving_of(request: Request, costs: Costs | None) -> tuple[int, int | None]:
-    """Rows in a batch and tokens in a row: as asked for, or as the costs were measured.
+    """Rows in a batch and tokens in a row, from the request or from the costs file.
 
     Raises:
-        UsageError: another serving point than that of the costs is asked for.
+        UsageError: the request's serving point differs from the costs file's.
     """
     if costs is None:
         return request.batch or BATCH, request.length
@@ -178,10 +179,11 @@ def serving_of(request: Request, costs: Costs | None) -> tuple[int, int | None]:
 
 
 def check_costs(costs: Costs, encoder: Encoder, target: Target, progress: Progress) -> None:
-    """Check that the costs are of this model and of the targets that it needs.
+    """Check that the costs file was measured for this model and the targets of this run.
 
     Raises:
-        UsageError: they are not; the message names file and key.
+        UsageError: another model or other targets were measured; the message names file and
+            key.
     """
     costs.check_model(encoder)
     try:
@@ -201,7 +203,7 @@ def check_costs(costs: Costs, encoder: Encoder, target: Target, progress: Progre
 
 
 def timed_elsewhere(target: Target, costs: Costs | None) -> tuple[str, ...]:
-    """A warning where neither the engine nor a costs file tells how fast candidates are."""
+    """A warning if candidates are timed on this CPU instead of the target's engine."""
     if costs is not None or target.runs_here:
         return ()
     return (
@@ -212,7 +214,7 @@ def timed_elsewhere(target: Target, costs: Costs | None) -> tuple[str, ...]:
 
 
 def _metric(request: Request, task: Task, labels: Labels | None) -> str:
-    """The metric that was asked for, or the one that fits task and data."""
+    """The metric of the request; without one, the usual metric for task and data."""
     usual = AGREEMENT if labels is None else task.usual_metric(labels)
     metric = request.metric or usual
     if task.metric(metric) not in task.fitting(labels) and labels is not None:
@@ -230,10 +232,10 @@ def _metric(request: Request, task: Task, labels: Labels | None) -> str:
 
 
 def match_lengths(fit: Encoded, like: Encoded, seed: int, limit: int = 4096) -> Encoded:
-    """Fit rows with the length distribution of `like`, at most `limit`, in random order.
+    """At most `limit` random fit rows with about the length distribution of `like`.
 
-    Training texts may be much shorter than served ones (SST-2 trains on phrases). Scores and
-    refits should see the lengths that the model will serve.
+    Scores and refits should use rows of the lengths that the model will serve. Training texts
+    may be much shorter: SST-2 trains on phrases.
     """
     random = np.random.default_rng(seed)
     order = np.argsort(fit.lengths, kind="stable")

@@ -1,4 +1,4 @@
-"""Packaging: exports dense and chosen model, times them, and stages the faster one."""
+"""Packaging: export the given and the chosen model, time them, and stage the faster one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from prumux.optimizer.timing.serving_point import UNTIMED, Speed, compare
 from .workspace import Workspace
 
 GRAPH, HUB_FOLDER = ("model.onnx", "model.onnx_data"), "onnx"
-"""The graph with its weights, and where transformers.js, optimum and sentence-transformers
-look for it."""
+"""Files of the graph with its weights, and the folder in which transformers.js, optimum and
+sentence-transformers look for them."""
 OTHER_ANSWERS = 0.001
-"""Share of answers that may differ from the certified ones; one may in any case."""
+"""Share of answers that may differ from the certified ones. One answer always may."""
 
 
 @dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """A model exported to a target, loaded and timed."""
+    """A model that is exported to a target, with its loaded engine and timings."""
 
     pipeline: Pipeline
     target: Target
@@ -45,7 +45,7 @@ class ExportedModel:
 
 @dataclass(frozen=True, eq=False)
 class PackagedEngines:
-    """Engines that were timed in the same rounds; the artifact folder holds `optimised`."""
+    """Engines that were timed in the same rounds. The artifact folder contains `optimised`."""
 
     dense: ExportedModel
     optimised: ExportedModel
@@ -56,11 +56,11 @@ class PackagedEngines:
 
 
 def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> PackagedEngines:
-    """Export, time in interleaved rounds, and stage the files of the artifact folder.
+    """Export and time engines, and stage the files of the artifact folder.
 
-    The given model runs in full precision and on the inexact targets, the chosen one on all
-    targets. Its engine on the first target, the certified one, is packaged. If that is
-    slower than the given model's, the given model's engine is packaged instead.
+    The given model is timed in full precision and on the inexact targets, the chosen model on
+    all targets. The chosen model's engine on the first target, which was certified, is
+    packaged. If it is slower than the given model's engine, that one is packaged instead.
     """
     ctx, dense = evaluator.ctx, Pipeline(())
     first, *lossless = evaluator.target.baseline().layouts()
@@ -71,7 +71,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     wanted += [(chosen, target) for target in evaluator.targets]
     best_at = len(wanted) - len(evaluator.targets)
     folders = [workspace.engines / str(i) for i in range(len(wanted))]
-    # Where the engine's builder is missing, the chosen model's files are those that are left.
+    # First, because its files must remain if the engine's builder is missing.
     best = _export_kept(evaluator, *wanted[best_at], folders[best_at])
     exported = [
         best if i == best_at else _export(evaluator, *which, folders[i])
@@ -79,9 +79,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     ]
     given, *others = _timed(evaluator, exported)
     if _slower(evaluator, given, others[best_at - 1]) and ctx.costs is None:
-        given, *others = _timed(
-            evaluator, exported
-        )  # noise of a busy machine is unlikely to repeat
+        given, *others = _timed(evaluator, exported)  # noise of a busy machine seldom repeats
     best = others.pop(best_at - 1)
     packaged = PackagedEngines(given, best, beside=tuple(others))
     if _slower(evaluator, given, best):
@@ -102,7 +100,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
 def _export_kept(
     evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
 ) -> ExportedModel:
-    """Export the chosen model; says how to go on where the engine's builder is missing."""
+    """Export the chosen model. If the engine's builder is missing, the error says the cure."""
     try:
         return _export(evaluator, pipeline, target, folder)
     except MissingError as error:
@@ -114,7 +112,7 @@ def _export_kept(
 def _export(
     evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
 ) -> ExportedModel:
-    """Export a model and load its engine; not timed yet."""
+    """Export a model and load its engine, without timing."""
     model = evaluator.builder.build(pipeline)
     name = str(pipeline) if pipeline.passes else "dense"
     with evaluator.ctx.progress.task(f"exporting {name} to {target}", 1):
@@ -133,9 +131,9 @@ def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[Expo
 
 
 def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> PackagedEngines:
-    """Time dense and shipped engine each at its own best batch size.
+    """Time the dense and the shipped engine, each at its own best batch size.
 
-    Only on a CPU: an engine for a GPU is built for the batches of the serving point.
+    GPU engines are skipped, because they are built for the batches of the serving point.
     """
     dense, best, ctx = packaged.dense, packaged.optimised, evaluator.ctx
     described = [x.engine.describe() for x in (dense, best)]
@@ -160,10 +158,11 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
 
 
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
-    """True if slower in the median round and in the best one; noise does not decide.
+    """True if an engine is slower than the dense one, in the median round and in the best.
 
-    With costs of the machine that will serve, their estimate decides where there is one. A
-    model that lost pieces was asked for because its file is smaller.
+    The two conditions keep noise from deciding. With a costs file, its estimate decides, if
+    the file has one. For a model with a smaller vocabulary the result is False, because its
+    purpose is a smaller file.
     """
     if other.model.kept_pieces is not None:
         return False
@@ -185,10 +184,10 @@ def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) ->
 def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
     """Check that the engine gives the certified answers on all certify rows.
 
-    For an exact target these are the torch module's answers, else its own engine's.
+    The torch module gave the certified answers for an exact target, the engine for others.
 
     Raises:
-        GateError: more than one answer, and more than one in a thousand, differs.
+        GateError: more than one answer differs, and more than one in a thousand answers.
     """
     rows, task = own_rows(evaluator.certify_rows, exported.model), evaluator.model.task
     with evaluator.ctx.progress.task(
@@ -208,7 +207,7 @@ def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
 
 
 def _stage(packaged: ExportedModel, staging: Path) -> None:
-    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed here
+    shutil.rmtree(staging, ignore_errors=True)  # a killed run may have left it
     staging.mkdir(parents=True)
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
@@ -220,7 +219,7 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
 
 
 def _share(file: Path, second: Path) -> None:
-    """Give a file a second name; a copy where the file system has no links."""
+    """Link a second name to a file, or copy it if the file system has no links."""
     second.parent.mkdir(exist_ok=True)
     try:
         second.hardlink_to(file)

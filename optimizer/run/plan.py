@@ -1,4 +1,4 @@
-"""The plan of a run: everything read and checked, nothing written."""
+"""The plan of a run. All inputs are read and checked, and nothing is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .workspace import check_out
 
 @dataclass(frozen=True)
 class Plan:
-    """A request with its inputs loaded and its search space listed."""
+    """A request, with loaded inputs and the list of candidates."""
 
     request: Request
     evaluator: Evaluator
@@ -31,17 +31,17 @@ class Plan:
     limit: float | None
     """The allowed loss in units of the metric; None = no budget."""
     warnings: tuple[str, ...] = ()
-    """Inputs that are not used, and doubts about metric, budget and rows."""
+    """Warnings about unused inputs, and about metric, budget and rows."""
     known: Memory = field(default_factory=Memory)
-    """The given model's answers, as far as they were needed already."""
+    """Answers of the given model that the checks have computed."""
 
     def facts(self) -> dict[str, Any]:
-        """Facts that a resumed run must share with the interrupted one."""
+        """Facts that must be the same in a resumed run and the interrupted one."""
         facts = self.evaluator.facts(self.space, self.request.budget)
         return {**facts, "labels": dict(self.request.labels)}
 
     def provable(self) -> str:
-        """One line on the losses that the certify rows can prove, shown before the search."""
+        """A line for the user about the losses that the certify rows can prove."""
         limit, unit = self.limit, self.evaluator.model.task.unit
         rows = self.evaluator.certify_rows.scored_rows
         if limit is None:
@@ -95,7 +95,7 @@ class Plan:
 
 
 def plan(request: Request, progress: Progress) -> Plan:
-    """Read and check all inputs, cheap checks first; writes nothing.
+    """Read and check all inputs, with cheap checks first. Nothing is written.
 
     Raises:
         UsageError: an option, file or folder is wrong.

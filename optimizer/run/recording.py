@@ -1,4 +1,4 @@
-"""Records the packaged engine's answers, to be verified where it serves."""
+"""Record answers of the packaged engine, to verify it later on the serving machine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from .packaging import ExportedModel
 from .workspace import Workspace
 
 MOST_NUMBERS = 2**15
-"""Of the answers to all rows that are kept; vectors are long."""
+"""Most numbers in all recorded answers together. Vectors of embedding models are long."""
 LEAST_ROWS = 32
 
 
 def kept_rows(rows: Encoded, seed: int, most: int = MOST_ROWS) -> NDArray[np.int64]:
-    """At most `most` random rows, in their order; of queries whole ones, if one fits."""
+    """At most `most` random rows, in their order.
+
+    If rows belong to queries, all rows of a query are kept together. If the first query has
+    too many rows, its rows are cut to `most`.
+    """
     order = np.random.default_rng(seed).permutation(len(rows))
     if rows.groups is not None:
         _, first, of = np.unique(rows.groups[order], return_index=True, return_inverse=True)
@@ -43,15 +47,15 @@ def kept_rows(rows: Encoded, seed: int, most: int = MOST_ROWS) -> NDArray[np.int
 def kept_questions(
     question: NDArray[np.int64], seed: int, most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Random questions with at most so many windows together, but at least one; in order.
+    """Random questions, at least one, with at most `most` windows together, in order.
 
     Args:
         question: the question of each window, [W], in order.
-        seed: of the draw.
-        most: windows.
+        seed: seed of the draw.
+        most: largest number of windows of all questions together.
 
     Returns:
-        The questions, and all of their windows.
+        The indices of the questions, and of all their windows.
     """
     windows = np.bincount(question)
     order = np.random.default_rng(seed).permutation(len(windows))
@@ -66,10 +70,10 @@ def recorded(
     """Answers of the packaged engine to some certify rows; None if their texts are unknown.
 
     Args:
-        evaluator: knows the rows and their labels.
-        packaged: the engine.
-        report: what was certified.
-        workspace: its staging folder holds the files of the result.
+        evaluator: gives the rows and their labels.
+        packaged: the packaged engine.
+        report: the report, with the certificate.
+        workspace: the workspace, whose staging folder contains the files of the result.
     """
     texts = evaluator.certify_rows.given
     if texts is None:
@@ -88,7 +92,7 @@ def recorded(
     if by_row:
         known = predictor.with_labels(Pipeline(()), "certify")[1]
         references = [known[i] for i in chosen]
-    else:  # texts of one row may not all be among those that are kept
+    else:  # some texts of a row may be missing among the kept ones
         references = row_logits(torch_run(evaluator.model), evaluator.certify_rows.take(at))
     scored = scored_positions(rows) if windows is None else None
     return KeptAnswers(
@@ -109,7 +113,7 @@ def recorded(
 def _facts(
     evaluator: Evaluator, report: Report, workspace: Workspace, metric: str
 ) -> CertifiedFacts:
-    """The certificate, and the digests of the files of the result."""
+    """Facts of the certificate, and digests of the result's files."""
     certified = report.scores.certify
     return CertifiedFacts(
         metric=metric,

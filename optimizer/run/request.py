@@ -20,7 +20,7 @@ class Request:
     """The options of one run, as the user gave them.
 
     Raises:
-        UsageError: a value has the wrong type or range; names the option.
+        UsageError: a value has a wrong type or range; the message names the option.
     """
 
     model: str
@@ -33,24 +33,24 @@ class Request:
     test: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
-    """The meaning of label values: the data's value to the model's class."""
+    """The model's class for each label value of the data."""
     certify_on_train: bool = False
-    """Whether rows of the train split may certify, which a model knows by heart."""
+    """Whether rows of the train split may certify, although a model memorises them."""
     pooling: str | None = None
-    """Makes an embedding model of an encoder without a head: `mean`, `cls+mean`, ..."""
+    """Pooling that turns an encoder without a head into an embedding model, as `mean`."""
     dimensions: int | None = None
-    """Entries of an embedding model's vectors that are kept, the first ones."""
+    """Number of entries to keep of an embedding model's vectors, from the start."""
     stride: int | None = None
-    """Tokens that two windows of a context share, where a model answers questions."""
+    """Number of tokens that two windows of a context share, for question answering."""
     target: str = "onnx"
     metric: str | None = None
     batch: int | None = None
-    """Rows in a batch; None = those of `costs`, else 32."""
+    """Number of rows in a batch; None = the number in `costs`, or 32 without `costs`."""
     length: int | None = None
     costs: str | None = None
-    """A file of `prumux-bench --measure-costs`: times of the machine that will serve."""
+    """A file of `prumux-bench --measure-costs`, with times of the serving machine."""
     arrivals: Arrivals = "sorted"
-    """Order of the rows that reach the engine when it is timed and certified."""
+    """Order in which rows reach the engine for timings and certificates."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"
@@ -60,7 +60,7 @@ class Request:
     resume: bool = False
     force: bool = False
     keep_answers: bool = True
-    """Whether the result holds texts of certify rows with the certified answers."""
+    """Whether the result contains texts of certify rows with the certified answers."""
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -111,12 +111,12 @@ class Request:
 
     @property
     def progressive(self) -> bool:
-        """True if the default progressive schedule of an effort that trains is searched."""
+        """True if the search is the default progressive schedule."""
         return self.budget is not None and self.passes is None and self.effort != "quick"
 
     @property
     def folder(self) -> Path:
-        """Folder of the result: `--out`, else `MODEL-prumux` in the current folder."""
+        """Folder of the result: `--out`, or `MODEL-prumux` in the current folder."""
         if self.out is not None:
             return self.out
         path = Path(self.model)

@@ -1,4 +1,4 @@
-"""A run: a model, data and a budget in, an artifact folder out."""
+"""A run: turns a model, data and a budget into an artifact folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Result:
 
     @property
     def met(self) -> bool:
-        """True if a candidate was certified within the budget, or no budget was given."""
+        """True if a candidate was certified within the budget, or if there was no budget."""
         return bool(self.report["met"])
 
     @property
@@ -56,8 +56,8 @@ def optimize(
 
     Args:
         model: an artifact folder, a Hugging Face folder or hub id, or a `model.pt`.
-        budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`. None
-            means 2 points; with `passes` it means no budget, and exactly that pipeline runs.
+        budget: a share (0.02 = 2 percentage points) or a text such as `2%` or `2%rel`. None =
+            2 points. With `passes`, None = no budget, and exactly this pipeline runs.
         progress: True shows progress on stderr.
         options: fields of `Request`: `data`, `train`, `validation`, `test`, `columns`,
             `labels`, `certify_on_train`, `out`, `passes`, `target`, `metric`, `batch`,
@@ -65,8 +65,8 @@ def optimize(
             `workers`, `resume`, `force`, `keep_answers`.
 
     Raises:
-        PrumuxError: with the exit code that the command line would give. If no candidate
-            meets the budget, no error is raised: see `Result.met`.
+        PrumuxError: the run failed; `exit_code` is the same as on the command line. If no
+            candidate meets the budget, there is no error: see `Result.met`.
     """
     if budget is None and options.get("passes") is None:
         budget = DEFAULT_BUDGET
@@ -95,7 +95,7 @@ def optimize(
 
 
 def run(request: Request, progress: Progress) -> Result:
-    """Do the job and write the artifact folder.
+    """Do all steps of a request and write the artifact folder.
 
     Raises:
         PrumuxError: the run did not finish; its finished steps can be resumed.
@@ -116,7 +116,7 @@ def run(request: Request, progress: Progress) -> Result:
 
 
 def _work(todo: Plan, workspace: Workspace, started: float) -> Result:
-    """Choose, package and report."""
+    """Choose the pipeline, package it, and write the report."""
     import torch
 
     workers = useful_workers(todo)

@@ -1,4 +1,4 @@
-"""Estimates the time of a run for `--dry-run`: counted work times one measured forward."""
+"""Estimate the time of a run for `--dry-run`, from a timed forward pass and counted work."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from prumux.optimizer.timing.serving_point import ROUNDS
 from .plan import Plan
 
 SAMPLE = 32
-"""Rows of the timed batch."""
+"""Number of rows in the timed batch."""
 RUNS = 4
 PROOFS = 2
 """Typical number of candidates that a search certifies."""
 BUILD_ROWS = 2048
-"""A pass without training takes about as long as a forward over this many fit rows. From the
-trials in bench/results/sst2-quick-2cpu.json."""
+"""A pass without training takes about as long as a forward pass over this many fit rows.
+
+The source is the trials in bench/results/sst2-quick-2cpu.json."""
 STEP = 4
-"""Training on a row takes as long as this many forwards: teacher, student, backward."""
+"""Training on a row takes as long as so many forward passes (teacher, student, backward)."""
 PACKAGING = 2 * (ROUNDS + 10)
 """Number of runs of the workload that check, choose and time the engines."""
 
@@ -74,7 +75,7 @@ def _said(seconds: float, parts: dict[str, float], source: str) -> dict[str, Any
 
 
 def _token_s(todo: Plan) -> float:
-    """Seconds of the dense model for one token of a batch, the best of a few runs."""
+    """Seconds of the dense model for one token of a batch, from the fastest of a few runs."""
     evaluator = todo.evaluator
     rows = evaluator.select_rows.take(range(min(SAMPLE, len(evaluator.select_rows))))
     run, taken = torch_run(evaluator.model), math.inf
@@ -86,7 +87,7 @@ def _token_s(todo: Plan) -> float:
 
 
 def _build_s(pipeline: Pipeline, todo: Plan, token_s: float) -> float:
-    """Seconds of all passes of a candidate."""
+    """Estimated seconds of all passes of a candidate."""
     return sum(_pass_s(p, todo, token_s) for p in pipeline.passes)
 
 

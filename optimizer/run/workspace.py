@@ -1,4 +1,4 @@
-"""The output folder: keeps finished steps and publishes the result."""
+"""The output folder: stores finished steps and publishes the result."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from prumux.optimizer.base.store import Store, write_atomic
 
 RESUME = ".resume"
 RUN = "run.json"
-"""File in it with the facts that a resumed run must share with the interrupted one."""
+"""File in `RESUME` with facts that must be the same in a resumed run."""
 REPORT = "report.json"
 SEARCHED = "searched"
-"""Empty file in it: the search is finished, only the engine is missing."""
+"""Empty file in `RESUME` that marks a finished search. Only the engine is missing."""
 MACHINE = ("threads", "device")
-"""Facts of the machine that searched. Another machine may build the engine."""
+"""Facts of the machine of the search. They may differ when the engine is built."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """An output folder in use; this process holds its lock."""
+    """An output folder in use, which this process has locked."""
 
     out: Path
     lock: int | None = None
@@ -47,15 +47,15 @@ class Workspace:
 
     @property
     def trials(self) -> Path:
-        """File with one line a trial, append-only during the run."""
+        """File with one line for each trial. During the run it only grows."""
         return self.out / RESUME / "trials.jsonl"
 
     def record(self, trial: Mapping[str, Any]) -> None:
-        """Append one line to trials.jsonl, unless an interrupted run wrote it already."""
+        """Append a trial to trials.jsonl, unless the file has it from an interrupted run."""
         text = self.trials.read_text(encoding="utf-8") if self.trials.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            write_atomic(self.trials, whole.encode())  # a kill tore the last line
+            write_atomic(self.trials, whole.encode())  # a killed run left half a line
         known = (json.loads(x) for x in whole.splitlines())
         if any(all(x.get(k) == trial.get(k) for k in ("pipeline", "target")) for x in known):
             return
@@ -65,7 +65,7 @@ class Workspace:
             os.fsync(file.fileno())
 
     def mark_searched(self) -> None:
-        """Note that the search is finished, so that another machine may build the engine."""
+        """Mark the search as finished. Another machine may then build the engine."""
         write_atomic(self.out / RESUME / SEARCHED, b"")
 
     def release(self) -> None:
@@ -76,14 +76,14 @@ class Workspace:
     def publish(self) -> None:
         """Move the staged files to their places and delete the finished steps.
 
-        Files of an earlier result are deleted; no other file is touched. A folder without
-        report.json is unfinished: the old one is moved away first and the new one written
-        last, so that a kill in between leaves a run that can be resumed.
+        Files of an earlier result are deleted; no other file is touched. A kill at any moment
+        leaves a run that can be resumed. A folder without report.json counts as unfinished,
+        so the old report.json is moved away first and the new one is written last.
         """
         if self.trials.exists():
             shutil.copyfile(self.trials, self.staging / self.trials.name)
         staged = sorted(_files(self.staging), key=lambda name: name == REPORT)
-        # Kept until the end: a run that was killed here must know which files to delete.
+        # Kept until the end: after a kill, the resumed run must know the files to delete.
         before = self.out / RESUME / "earlier"
         if (self.out / REPORT).exists():
             before.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ class Workspace:
         for name in staged:
             (self.out / name).parent.mkdir(parents=True, exist_ok=True)
             (self.staging / name).replace(self.out / name)
-        # Without this file the run is finished: a kill during the deletion repeats nothing.
+        # Without this file the run counts as finished, even if the deletion is interrupted.
         (self.out / RESUME / RUN).unlink(missing_ok=True)
         _clear(self.out)
 
@@ -121,7 +121,7 @@ def _forget(out: Path, name: str) -> None:
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """The report of a finished result; None if there is none, or it cannot be read."""
+    """The report of a finished result; None if the report is missing or cannot be read."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -130,16 +130,16 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool) -> None:
-    """Check an output folder before any work is done; writes nothing.
+    """Check an output folder before any work is done. Nothing is written.
 
     Args:
         out: the folder.
-        inputs: the model and all data paths of the run.
-        resume: an interrupted or finished run may be there.
-        force: a finished result may be replaced.
+        inputs: paths of the model and of all data.
+        resume: whether the folder may contain an interrupted or finished run.
+        force: whether a finished result may be replaced.
 
     Raises:
-        UsageError: the folder is in use or cannot be written; the message says what to do.
+        UsageError: the folder cannot be used or written; the message says the remedy.
     """
     if out.is_symlink() and not out.exists():
         raise UsageError(
@@ -174,10 +174,10 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
 def open_workspace(
     out: Path, facts: Mapping[str, Any], resume: bool, force: bool = False
 ) -> Workspace | None:
-    """Create the folder, or continue an interrupted run with the same facts in it.
+    """Create the folder, or continue an interrupted run with the same facts.
 
     Returns:
-        None if a run with the same facts is finished already.
+        The locked workspace; None if a run with the same facts is finished.
 
     Raises:
         UsageError: another process uses the folder, or `resume` is set and the earlier run
@@ -188,7 +188,7 @@ def open_workspace(
     report = finished(out)
     if resume and not force and not run.exists() and report is not None:
         _same(report.get("facts", {}), facts, f"the finished run in '{out}'")
-        _clear(out)  # left by a run that was killed after publishing
+        _clear(out)  # a run that was killed after publishing left it
         return None
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,7 @@ def open_workspace(
 
 def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> None:
     then, now = (x.get("versions", {}).get("prumux") for x in (before, facts))
-    if then != now:  # first: what else differs may follow from it
+    if then != now:  # first, because it may cause other differences
         raise UsageError(
             f"{whose} was begun by prumux {then}, this is prumux {now}: "
             "the steps of one version are of no use to another\n"
@@ -229,7 +229,7 @@ def _same(before: Mapping[str, Any], facts: Mapping[str, Any], whose: str) -> No
 
 
 def _lock(out: Path) -> int | None:
-    """Lock the folder itself, which leaves no lock file; None where there are no locks."""
+    """Lock the folder itself, without a lock file; None if the system has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -240,7 +240,7 @@ def _lock(out: Path) -> int | None:
     except OSError as error:
         os.close(handle)
         if not isinstance(error, BlockingIOError):
-            return None  # a file system without locks, such as some on a network
+            return None  # some network file systems have no locks
         raise UsageError(
             f"another prumux-opt is at work in '{out}'; wait for it, or give another --out DIR"
         ) from error

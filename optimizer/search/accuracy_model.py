@@ -5,14 +5,16 @@
 
 with p = -log(remaining share of the multiply-adds of a pass), and m = log2(rows in a pass)
 times the share of the layers that run on multiplexed rows. The predicted loss never falls with
-p or m, and never exceeds c, the loss of guessing. The steps s_k lie half a factor of two
-before each trial. They model losses that rise abruptly, as where too little attention is left
-to tell rows apart: candidates at least as compressed as a failed trial are predicted to fail.
+p or m, and never exceeds c, the loss of guessing. There is one step s_k a trial, half a factor
+of two before it. Steps model losses that rise abruptly, for example if too few attention heads
+remain to keep multiplexed rows separate. Candidates that are at least as compressed as a
+failed trial are therefore predicted to fail.
 
 The weights w and a have normal priors and are fitted by non-linear least squares (maximum a
-posteriori); log z is then normal with the Gauss-Newton covariance. A few trials are enough, as
-the spread of a prediction shows its uncertainty. PruMUX (https://arxiv.org/abs/2305.14706)
-interpolates a grid of trained models instead: `BilinearModel` is that baseline.
+posteriori). Then log z is normal with the Gauss-Newton covariance. A few trials are enough,
+because the spread of a prediction shows its uncertainty. PruMUX
+(https://arxiv.org/abs/2305.14706) interpolates a grid of trained models instead.
+`BilinearModel` is this baseline.
 """
 
 from __future__ import annotations
@@ -30,43 +32,46 @@ from prumux.optimizer.model.sizes import Encoder
 Floats = NDArray[np.float64]
 PRIOR_MEAN = (-6.0, 1.2, 1.5, 0.0)
 PRIOR_SD = (1.5, 0.5, 0.75, 0.3)
-"""Normal prior of w: halving a model about doubles its loss, two rows a pass quadruple it."""
+"""Standard deviations of the normal prior of w, whose means are `PRIOR_MEAN`.
+
+By these means, a loss about doubles with half the multiply-adds, and quadruples with two rows
+a pass."""
 STEP_SD = 1.0
-"""Prior standard deviation of a step's height a_k; a step may about triple a loss."""
+"""Prior standard deviation of a step's height a_k. At this height a loss about triples."""
 STEP_BEFORE = 0.5
-"""Distance of a step before its trial, in factors of two."""
+"""Distance from a step to its trial, in factors of two."""
 STEP_WIDTH = 0.3
-"""b above, the width of a step in factors of two."""
+"""Width b of a step, in factors of two."""
 MISFIT = 0.3
-"""Standard deviation of log(true loss) around this formula."""
+"""Standard deviation of log(true loss) around the formula's prediction."""
 LEAST_SD = 0.004
-"""Standard deviation of a measured loss that randomness of training causes."""
+"""Standard deviation of measured losses from the randomness of training."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The features of a candidate that its loss is predicted from."""
+    """The features of a candidate from which its loss is predicted."""
 
     left: float
     """Share of the dense model's multiply-adds of one pass, without multiplexing; above 0."""
     slots: int = 1
-    """Rows that share a pass."""
+    """Number of rows that share a forward pass."""
     mixed: float = 1.0
     """Share of the layers that run on multiplexed rows."""
 
     @property
     def removed(self) -> float:
-        """p above."""
+        """The feature p of the module's formula."""
         return -math.log(min(max(self.left, 1e-6), 1.0))
 
     @property
     def mixing(self) -> float:
-        """m above."""
+        """The feature m of the module's formula."""
         return math.log2(self.slots) * self.mixed
 
     @property
     def features(self) -> tuple[float, float, float, float]:
-        """Factors of w0..w3 above."""
+        """The factors of w0 to w3 in the module's formula."""
         return 1.0, self.removed, self.mixing, self.removed * self.mixing
 
 
@@ -74,9 +79,9 @@ def shape_of(encoder: Encoder, macs: int, dense_macs: int) -> Shape:
     """The shape of a candidate.
 
     Args:
-        encoder: its sizes.
-        macs: its multiply-adds for one pass without multiplexing.
-        dense_macs: the same of the given model.
+        encoder: the candidate's sizes.
+        macs: the candidate's multiply-adds for one pass, without multiplexing.
+        dense_macs: the given model's multiply-adds for one pass.
     """
     mux = encoder.mux
     mixed = 0.0 if mux is None else 1 - mux.at / max(1, len(encoder.layers))
@@ -85,16 +90,16 @@ def shape_of(encoder: Encoder, macs: int, dense_macs: int) -> Shape:
 
 @dataclass(frozen=True)
 class LossPrediction:
-    """The distribution of a loss: log z is normal."""
+    """The distribution of a loss. In the module's formula, log z is normal."""
 
     log_mean: float
     log_sd: float
     ceiling: float = 1.0
-    """c above."""
+    """The loss c of guessing."""
 
     @property
     def loss(self) -> float:
-        """The median."""
+        """The median loss."""
         return float(_loss(np.asarray(self.log_mean), self.ceiling))
 
     def chance(self, limit: float) -> float:
@@ -109,13 +114,13 @@ class LossPrediction:
 
 @dataclass(frozen=True, eq=False)
 class LossModel:
-    """Fitted weights with their covariance."""
+    """The fitted weights of the accuracy model, with their covariance."""
 
     weights: Floats
     """Weights of `Shape.features`, then of the steps."""
     covariance: Floats
     places: Floats
-    """Places of the steps, [steps, 2]: p_k in factors of two, m_k."""
+    """Positions of the steps, [steps, 2]: p_k in factors of two, and m_k."""
     ceiling: float = 1.0
 
     def predict(self, shape: Shape) -> LossPrediction:
@@ -128,20 +133,20 @@ class LossModel:
 def fit(
     shapes: Sequence[Shape], losses: Sequence[float], rows: int, ceiling: float = 1.0
 ) -> LossModel:
-    """Fit the model to trials; without trials, the result is the prior.
+    """Fit the accuracy model to trials. Without trials, the result is the prior.
 
     Args:
-        shapes: of the tried candidates.
-        losses: their losses on the select rows; may be below 0.
+        shapes: shapes of the tried candidates.
+        losses: losses of the tried candidates on the select rows; may be below 0.
         rows: number of select rows.
-        ceiling: the loss of guessing, c above.
+        ceiling: the loss c of guessing.
     """
     from scipy.optimize import least_squares
 
     places = np.unique(_places(shapes), axis=0) - STEP_BEFORE
     x = _features(shapes, places)
     y = np.asarray(losses, dtype=np.float64)
-    # Variance of paired binary answers, with about as many changed answers as lost ones.
+    # The variance of paired binary answers, if about all changed answers are lost ones.
     sd = np.sqrt(np.maximum(np.abs(y), 0.01) / max(rows, 1) + LEAST_SD**2)
     mean = np.append(PRIOR_MEAN, np.zeros(len(places)))
     prior_sd = np.append(PRIOR_SD, np.full(len(places), STEP_SD))
@@ -150,14 +155,14 @@ def fit(
         return _loss(x @ w, ceiling)
 
     def residuals(w: Floats) -> Floats:
-        # A large loss is not known better than `MISFIT`.
+        # The relative error of a large loss is at least `MISFIT`.
         off = (y - expected(w)) / np.hypot(sd, MISFIT * np.maximum(y, 0.0))
         return np.concatenate([off, (w - mean) / prior_sd])
 
     low = np.append(-np.inf, np.zeros(len(mean) - 1))
     start = np.maximum(mean, low + 1e-3)
     found = least_squares(residuals, start, bounds=(low, np.inf))
-    # Steps at their bound 0 are left out: they cannot make a prediction smaller.
+    # Steps at their bound 0 are left out, because they cannot make a prediction smaller.
     known = found.x > low + 1e-3
     known[: len(PRIOR_MEAN)] = True
     covariance = np.zeros((len(mean), len(mean)))
@@ -167,12 +172,12 @@ def fit(
 
 
 def _places(shapes: Sequence[Shape]) -> Floats:
-    """[shapes, 2]: p in factors of two, and m."""
+    """Positions of shapes, [shapes, 2]: p in factors of two, and m."""
     return np.array([(x.removed / math.log(2), x.mixing) for x in shapes]).reshape(-1, 2)
 
 
 def _features(shapes: Sequence[Shape], places: Floats) -> Floats:
-    """[shapes, 4 + steps]"""
+    """The factors of all weights, [shapes, 4 + steps]."""
     from scipy.special import expit
 
     line = np.array([x.features for x in shapes]).reshape(-1, 4)
@@ -181,29 +186,29 @@ def _features(shapes: Sequence[Shape], places: Floats) -> Floats:
 
 
 def _loss(log_z: Floats, ceiling: float) -> Floats:
-    """See the module."""
+    """The loss of the module's formula, from log z."""
     found: Floats = -ceiling * np.expm1(-np.exp(np.minimum(log_z, 20.0)) / ceiling)
     return found
 
 
 FitLosses = Callable[[Sequence[Shape], Sequence[float]], LossModel]
-"""`fit` with rows and ceiling bound."""
+"""The function `fit` with fixed `rows` and `ceiling`."""
 
 
 @dataclass(frozen=True, eq=False)
 class BilinearModel:
-    """Baseline, the accuracy model of PruMUX: bilinear in every cell of a measured grid."""
+    """The accuracy model of PruMUX, a baseline: bilinear in every cell of a measured grid."""
 
     slots: tuple[int, ...]
     sparsities: tuple[float, ...]
     losses: Floats
-    """[slots, sparsities], all trained and measured."""
+    """Losses of trained models, [slots, sparsities]."""
 
     def predict(self, slots: float, sparsity: float) -> float:
         """The loss at a point inside the grid.
 
         Raises:
-            ValueError: it lies outside.
+            ValueError: the point lies outside the grid.
         """
         from scipy.interpolate import RegularGridInterpolator
 

@@ -1,12 +1,12 @@
 """Acquisition: searches a space of several dimensions, such as sparsity and multiplexed rows.
 
-A candidate's throughput is measured before it is trained, because it depends on shapes alone.
-Its loss is predicted by a model that is fitted to the trials (`accuracy_model`). With r the
-throughput over the dense engine's, the next candidate i maximises
+A candidate's throughput is measured before training, because it depends on shapes alone. A
+model that is fitted to the trials (`accuracy_model`) predicts its loss. Let r_i be the ratio
+of candidate i's throughput to the dense engine's. The next candidate maximises
 
     a(i) = P(loss_i <= limit) * log(r_i / r_best),
 
-where r_best is that of the fastest accepted trial, or 1. Candidates with
+where r_best is the ratio of the fastest accepted trial, or 1 without one. Candidates with
 P(loss_i <= limit) < 0.1 are not tried. When no a(i) is positive, the accepted trials are
 certified from the safest to the fastest. PruMUX (https://arxiv.org/abs/2305.14706) chooses
 among the same candidates with an interpolated accuracy model; see `BilinearModel`.
@@ -26,17 +26,17 @@ from .accuracy_model import FitLosses, Shape
 from .bisection import Certify, Proofs, SearchResult, Trial, conclude, none_found
 
 FAIR_CHANCE = 0.1
-"""The smallest probability of keeping the limit with which a candidate is tried."""
+"""A candidate is tried only with at least this probability of a loss within the limit."""
 
 
 @dataclass(frozen=True)
 class TimedCandidate:
-    """A candidate's shape and throughput, known before it is trained."""
+    """A candidate with its shape and throughput, which are known before training."""
 
     pipeline: Pipeline
     shape: Shape
     throughput: float
-    """Over the dense engine's."""
+    """Ratio to the dense engine's throughput."""
 
 
 def search_by_acquisition(
@@ -52,13 +52,13 @@ def search_by_acquisition(
     """Search candidates in the order of the acquisition function.
 
     Args:
-        candidates: at least one.
-        trial: builds and scores one.
-        certify: certifies one.
+        candidates: the candidates, at least one.
+        trial: builds and scores a candidate.
+        certify: certifies a candidate.
         limit: the allowed loss.
         out_of_time: True if no time is left for a candidate.
         fit: fits the accuracy model to trials.
-        safe: as in `search_by_bisection`.
+        safe: see `search_by_bisection`.
     """
     tried: dict[int, Trial] = {}
     failed: list[tuple[int, PassError]] = []
@@ -111,7 +111,7 @@ def next_candidate(
     best = max(free, key=acquisition, default=None)
     if best is not None and acquisition(best) > 0:
         return best
-    if not tried and free:  # no candidate has a fair chance: the safest one shows it
+    if not tried and free:  # no candidate has a fair chance: try the safest
         return max(free, key=lambda i: model.predict(candidates[i].shape).chance(limit))
     return None
 
@@ -119,10 +119,11 @@ def next_candidate(
 def certification_order(
     candidates: Sequence[TimedCandidate], tried: dict[int, Trial], limit: float, safe: float
 ) -> list[int]:
-    """Accepted trials from the safest to the fastest; depends on the select rows alone.
+    """Indices of the trials to certify, from the safest to the fastest.
 
-    Leaves out trials that lose more than a faster one, and those before the fastest trial
-    whose loss is at most `safe`.
+    The order depends on the select rows alone. It leaves out trials with a loss above the
+    limit, trials that lose at least as much as a faster one, and trials that are slower than
+    the fastest one with a loss of at most `safe`.
     """
     accepted = [i for i, t in tried.items() if t.loss <= limit]
     accepted.sort(key=lambda i: (candidates[i].throughput, -tried[i].loss))

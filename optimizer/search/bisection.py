@@ -1,19 +1,20 @@
 """Bisection: finds the fastest candidate of a one-dimensional space that keeps the budget.
 
-1. Candidates are ordered by multiply-adds, slowest first. Their sizes are known without
-   refits, because importance scores are shared.
+1. Candidates are sorted by multiply-adds, the slowest first. Sizes are known without refits,
+   because all candidates share their importance scores.
 2. Bisection on the select rows finds the last candidate i with observed loss
-   L_select(i) <= limit, assuming that the loss rises along the order.
-3. Candidates from a clearly good one up to i, and beyond i, are certified in turn on rows that
-   no choice was made on. The first failure ends this (fixed-sequence testing, see
-   `fixed_sequence` in certificate.py; Learn-then-Test, https://arxiv.org/abs/2110.01052).
-   Candidates beyond i are tried because the dense model may have been trained on the select
-   rows: it has memorised them, so that the observed loss of a cut is up to four times the
-   true one.
+   L_select(i) <= limit. It assumes that the loss rises along the order.
+3. Candidates are certified in turn: first from a safe one up to i, then those beyond i. The
+   certify rows had no part in any choice. The first failure ends the sequence
+   (fixed-sequence testing, see `fixed_sequence` in certificate.py; Learn-then-Test,
+   https://arxiv.org/abs/2110.01052).
 
-No choice depends on a clock, so the same inputs give the same pipeline (unless there is a time
-limit). The callables `trial` and `certify` do the work and store it; this module only decides
-what is tried next.
+Candidates beyond i may hold, because the given model may have been trained on the select rows.
+It has then memorised them, and the observed loss of a cut is up to four times the true one.
+
+Without a time limit no choice depends on a clock, so the same inputs give the same pipeline.
+The callables `trial` and `certify` do the work and store its results. This module only decides
+which candidate comes next.
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ from prumux.optimizer.certificate.provable import provable_loss
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 Certify = Callable[[Pipeline, float], Certificate]
-"""Certifies a candidate with a confidence."""
+"""A function that certifies a candidate at a confidence level."""
 Proofs = list[tuple[Pipeline, Certificate]]
 """Certificates in the order in which they were made."""
 Extend = Callable[["Sequence[Trial]", "Trial"], "Pipeline | None"]
-"""Trials so far, and the fastest that keeps the limit on the select rows, to one more."""
+"""A function that makes one more candidate, or None.
+
+The arguments are all trials so far, and the fastest trial within the limit on select rows."""
 SAFE_SHARE = 0.5
-"""Certification starts at a candidate whose observed loss is at most this share of the largest
-loss that the rows can certify."""
+"""Largest observed loss of a safe candidate, as a share of the largest loss that the rows can
+certify. Certification starts at a safe candidate."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Trial:
     seconds: float
     macs: int
     predicted_ratio: float | None = None
-    """Throughput over the dense engine's, measured with an untrained model of its shape."""
+    """Ratio to the dense engine's throughput, measured with an untrained model."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class SearchResult:
 
     trials: tuple[Trial, ...]
     proofs: tuple[tuple[Pipeline, Certificate], ...]
-    """Certificates in the order in which they were made; the last may have failed."""
+    """Certificates in the order in which they were made. The last one may have failed."""
     winner: Pipeline | None
     certificate: Certificate | None
     reason: str
@@ -83,15 +86,15 @@ def search_by_bisection(
     """Search candidates that are ordered from the slowest to the fastest.
 
     Args:
-        order: at least one candidate.
-        trial: builds and scores one.
-        certify: certifies one.
+        order: the candidates, at least one.
+        trial: builds and scores a candidate.
+        certify: certifies a candidate.
         limit: the allowed loss.
         out_of_time: True if no time is left for a candidate.
         safe: a candidate with at most this observed loss will most likely be certified.
-        extend: makes a further candidate of those that were tried.
-        apart: a candidate that is faster than all others and not cut further than they are:
-            its loss says nothing about theirs.
+        extend: makes one more candidate from the trials.
+        apart: a candidate outside the order, faster than all others. The losses of the others
+            do not predict its loss.
     """
     search = _Search(order, trial, certify, limit, out_of_time)
     low = search.bisect()
@@ -103,7 +106,7 @@ def search_by_bisection(
 
 
 class _Search:
-    """Trials and certificates so far; candidates beyond `order` have the numbers after it."""
+    """Trials and certificates so far. Candidates outside `order` have numbers after it."""
 
     def __init__(
         self,
@@ -120,19 +123,19 @@ class _Search:
         self.late = False
 
     def loss(self, i: int) -> float:
-        """The observed loss of a candidate, which is tried unless it was."""
+        """The observed loss of a candidate. It is tried now unless it was tried before."""
         if i not in self.trials:
             self.trials[i] = self.trial(self.order[i])
         return self.trials[i].loss
 
     def no_time(self, i: int) -> bool:
-        """Whether a candidate would have to be tried, and no time is left for it."""
+        """True if a candidate is not tried yet, and no time is left for it."""
         late = i not in self.trials and self.out_of_time(self.order[i])
         self.late = self.late or late
         return late
 
     def bisect(self) -> int:
-        """The last candidate that keeps the limit on the select rows; -1 if none does."""
+        """Index of the last candidate within the limit on the select rows; -1 = none."""
         low, high = -1, len(self.order)
         while high - low > 1:
             middle = (low + high) // 2
@@ -143,7 +146,7 @@ class _Search:
         return low
 
     def try_apart(self, pipeline: Pipeline | None) -> Trial | None:
-        """The trial of a candidate apart, if it can be built and keeps the limit."""
+        """The trial of the candidate `apart`; None if it fails or is above the limit."""
         if pipeline is None or self.out_of_time(pipeline):
             return None
         try:
@@ -156,9 +159,9 @@ class _Search:
     def certificates(
         self, low: int, safe: float, extend: Extend, fastest: Trial | None
     ) -> Iterator[Certificate]:
-        """Certify candidates in turn, from the slowest; the order follows from select rows."""
+        """Certify candidates in turn, from the slowest. Select rows decide the order."""
         most = self.limit
-        if fastest is not None:  # slower ones that lose more could only keep it from its turn
+        if fastest is not None:  # a slower one that loses more could end the sequence early
             most = fastest.loss
         for i in _path(self.trials, low, safe) if low >= 0 else ():
             if not self.no_time(i) and self.loss(i) <= most:
@@ -178,7 +181,7 @@ class _Search:
             try:
                 self.loss(i)
             except PassError:
-                return  # recorded; later candidates are cut further still
+                return  # recorded by `trial`; later candidates are pruned even further
             if added is None or self.trials[i].macs < added.macs:
                 yield self._proof(self.order[i])
 
@@ -190,10 +193,10 @@ class _Search:
 def bisect_trials(
     order: Sequence[Pipeline], trial: Callable[[Pipeline], Trial], limit: float
 ) -> list[Trial]:
-    """Trials of a bisection for the last candidate within the limit, in the order given.
+    """Bisect for the last candidate within the limit; return all trials, in the given order.
 
-    A candidate that cannot be built counts as one that loses too much: `trial` records it, and
-    those after it are pruned further still.
+    A candidate that cannot be built counts as above the limit, because later candidates are
+    pruned even further. `trial` records the failure.
     """
     found: dict[int, Trial] = {}
     low, high = -1, len(order)
@@ -214,9 +217,11 @@ def _added(
     trial: Callable[[Pipeline], Trial],
     limit: float,
 ) -> Trial | None:
-    """The trial of a candidate made of others, if it keeps the limit and needs less.
+    """The trial of the candidate that `extend` makes.
 
-    It comes after `low`, before all candidates that lose more than the limit on select rows.
+    The result is None if there is no such candidate, or if it fails, loses more than the
+    limit, or needs at least as many multiply-adds as candidate `low`. It is certified after
+    candidate `low`.
     """
     best = trials[low]
     pipeline = extend([trials[i] for i in sorted(trials)], best)
@@ -230,7 +235,7 @@ def _added(
 
 
 def safe_loss(rows: int, limit: float) -> float:
-    """The largest observed loss of the candidate that certification starts at."""
+    """The largest observed loss of a candidate at which certification may start."""
     return SAFE_SHARE * provable_loss(rows, limit)
 
 
@@ -241,7 +246,7 @@ def conclude(
     limit: float,
     late: bool,
 ) -> SearchResult:
-    """The result of a search; `last` = index of the last certificate that holds, or -1."""
+    """The result of a search; `last` is the index of the last valid certificate, or -1."""
     ordered = tuple(trials[i] for i in sorted(trials))
     if last < 0:
         failed = proofs[0][1]
@@ -267,7 +272,7 @@ def _needed(failed: Certificate) -> str:
 
 
 def none_found(trials: dict[int, Trial], limit: float) -> SearchResult:
-    """The result when every candidate lost more than the limit on the select rows."""
+    """The result of a search in which all candidates lost too much on the select rows."""
     best = min(trials.values(), key=lambda t: t.loss)
     reason = (
         f"the best candidate, {best.pipeline}, lost {best.loss:.2%} on the select rows, "
@@ -277,10 +282,10 @@ def none_found(trials: dict[int, Trial], limit: float) -> SearchResult:
 
 
 def _path(trials: dict[int, Trial], low: int, safe: float) -> list[int]:
-    """Candidates to certify: the tried ones up to a safe one, then every one up to `low`.
+    """Candidates to certify: tried ones up to the last safe one, then every one up to `low`.
 
-    If none is safe, the slowest candidate comes first and then one half-way, tried or not, so
-    that a tight budget does not end with nothing at the first failure.
+    If no candidate is safe, the slowest one comes first, and then one half-way to the first
+    tried one. Otherwise a tight budget could end without a result at the first failure.
     """
     tried = [i for i in sorted(trials) if i <= low]
     safe_ones = [i for i in tried if trials[i].loss <= safe]

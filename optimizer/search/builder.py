@@ -1,4 +1,4 @@
-"""Builds the models of candidates; a prefix that two pipelines share is built once."""
+"""Build the models of candidates. Pipelines with a common prefix share its model."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Builder:
 
     @property
     def models(self) -> ModelStore:
-        """Models that were built before."""
+        """The store of models that were built before."""
         return ModelStore(self.model, self.ctx.store)
 
     def build(self, pipeline: Pipeline) -> Model:
-        """The pipeline's result. Goes on from the longest stored prefix.
+        """Run a pipeline, starting from the longest prefix with a stored model.
 
-        Stores the model after each pass that trains, and the result.
+        The models after each pass that trains and after the last pass are stored.
         """
         return self.models.build(pipeline, self.ctx)
 
     def untrained(self, pipeline: Pipeline) -> Model:
-        """A model of about the result's shapes, without refits and training."""
+        """A model with about the shapes of the pipeline's result, not refitted or trained."""
         done = self.models.finished(pipeline)
         return self._sketched(pipeline.passes[done:], self.models.load(pipeline.prefix(done)))
 
     def cost(self, pipeline: Pipeline) -> Cost:
-        """About the result's cost, from masks only: nothing is cut, refitted or trained."""
+        """Estimate the cost of a pipeline's result from masks, without cuts or training."""
         shaping = [x for x in pipeline.passes if x.masks != "cuts"]
         model = self._sketched(shaping, self.model)
         return count_model(model, self.ctx.length)
 
     def by_cost(self, space: Sequence[Pipeline]) -> list[Pipeline]:
-        """Distinct candidates by multiply-adds, most first; equal ones keep their order."""
+        """Distinct candidates, most multiply-adds first. Ties keep their order."""
         unique = {str(p): p for p in space}
         with self.ctx.progress.task("sizing candidates", len(unique)) as tick:
             sized = []
@@ -55,12 +55,12 @@ class Builder:
         return [p for _, p in sorted(sized, key=lambda x: -x[0])]
 
     def training_s(self, pipeline: Pipeline) -> float:
-        """Seconds of training that are not done yet, counting passes with `minutes`."""
+        """Seconds of training that are still to do, without training counted in epochs."""
         rest = pipeline.passes[self.models.finished(pipeline) :]
         return sum(60 * (x.training.minutes or 0.0) for x in rest if x.training)
 
     def shares_training(self, one: Pipeline, other: Pipeline) -> bool:
-        """True if both begin with the same training and it is not done yet."""
+        """True if both pipelines begin with the same training, and it is still to do."""
         for n, (mine, theirs) in enumerate(zip(one.passes, other.passes, strict=False), 1):
             if mine != theirs:
                 return False

@@ -1,4 +1,4 @@
-"""Facts of a cascade for its report: what is deferred, and what each stage is worth alone."""
+"""Facts of a cascade for the report: deferred rows, margins, and the score of each stage."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from .predictions import CandidatePredictor
 
 BINS = 24
-"""Bars of the histogram."""
+"""Number of bars of the histogram."""
 
 
 @dataclass(frozen=True)
 class CascadeFacts:
-    """Measured on the rows of one role."""
+    """Facts of a cascade on the rows of one role."""
 
     deferred: float
     """Share of rows that the second stage answered."""
@@ -34,23 +34,23 @@ class CascadeFacts:
     """Score of the first stage alone, in torch."""
     second: float
     edges: tuple[float, ...]
-    """Of the histogram of margins, one more than bars."""
+    """Edges of the bars in the histogram of margins."""
     rows: tuple[int, ...]
-    """Rows in each bar."""
+    """Number of rows in each bar."""
     differ: tuple[int, ...]
-    """Those of them that the stages answer differently."""
+    """Number of rows in each bar that the two stages answer differently."""
 
 
 def cascade_facts(
     predictor: CandidatePredictor, pipeline: Pipeline, role: str, engine: Engine
 ) -> CascadeFacts:
-    """Facts of a cascade on the rows of a role; computed once a run.
+    """Facts of a cascade on the rows of a role, computed once a run.
 
     Args:
-        predictor: knows rows and metric.
-        pipeline: of the cascade.
+        predictor: gives the rows and the metric.
+        pipeline: the cascade's pipeline.
         role: `certify` or `test`.
-        engine: counts the deferred rows, where it can tell them; else the torch module does.
+        engine: counts the deferred rows. If it does not report them, torch counts.
     """
     model = predictor.builder.build(pipeline)
     about = (pipeline, role, model.source, predictor.data_digest, dict(engine.describe()))
@@ -85,14 +85,14 @@ def _measured(
 
 
 def _told(asked: Callable[..., Any], rows: Encoded, mixing: dict[str, Any]) -> NDArray[Any]:
-    """The rows that an engine defers, [N]; a mean where filler repeats a row."""
+    """1 for each row that an engine defers, 0 for others, [N]; a mean for repeated rows."""
     return np.stack(row_logits(lambda x: asked(x)[:, None], rows, None, **mixing))
 
 
 def histogram(
     margin: NDArray[Any], differs: NDArray[np.bool_]
 ) -> tuple[tuple[float, ...], tuple[int, ...], tuple[int, ...]]:
-    """Edges, rows and differing rows of bars of equal width from 0 to the largest margin."""
+    """Edges, rows and differing rows of bars of equal width, from 0 to the largest margin."""
     top = float(margin.max(initial=0.0)) or 1.0
     counts, edges = np.histogram(margin, BINS, (0.0, top))
     differ, _ = np.histogram(margin[differs], BINS, (0.0, top))

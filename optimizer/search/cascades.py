@@ -1,14 +1,14 @@
-"""Cascades of tried candidates: a deeper cut answers, a safer one has the unsure rows.
+"""Cascades of tried candidates: a fast model answers first, a safer one the unsure rows.
 
-Nothing is trained for them. The answers of both stages on the select rows are known, so the
-loss of a cascade with any threshold is computed, not tried; with it the cheapest cascade that
-loses little enough is chosen:
+Cascades need no training. The answers of both stages on the select rows are known, so the
+loss of a cascade can be computed for any threshold t:
 
     cost = first stage + share deferred x second stage
-    loss = that of the answers  second(x) where m(x) < t, else first(x)
+    answer(x) = second(x) if m(x) < t, else first(x)
 
-No certify row and no clock has a part in the choice. The chosen cascade is then a candidate as
-any other.
+Here m(x) is the margin of row x in the first stage. The cheapest cascade with a small enough
+loss is chosen, without certify rows and without a clock. It then becomes a candidate like any
+other.
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ from .evaluator import Evaluator
 from .presets import exact_pipeline
 
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""Shares of rows to defer that are tried."""
+"""Shares of deferred rows to try."""
 LEAST_GAIN = 1.25
-"""A cascade must need so many times fewer multiply-adds than the best single candidate. Its
-second stage runs on few rows at a time, which is up to 6 % slower than their share says."""
+"""Smallest ratio of the best single candidate's multiply-adds to a cascade's.
+
+The second stage runs on few rows at a time, and is up to 6 % slower than the multiply-adds
+predict."""
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """A candidate as a stage of cascades."""
+    """A candidate that may be a stage of a cascade."""
 
     pipeline: Pipeline
     macs: float
@@ -51,16 +53,16 @@ class _Stage:
 def cascade_candidate(
     evaluator: Evaluator, tried: Sequence[Trial], best: Trial, most_loss: float
 ) -> Pipeline | None:
-    """The cascade of tried candidates that is worth a trial; None if none is.
+    """The cascade of tried candidates that should be tried next; None = there is none.
 
     Args:
-        evaluator: has built and scored the candidates.
-        tried: finished trials, `best` among them.
-        best: the fastest single candidate that keeps the budget on the select rows.
+        evaluator: the evaluator that built and scored the candidates.
+        tried: finished trials, including `best`.
+        best: the fastest single candidate within the budget on the select rows.
         most_loss: the largest loss on the select rows that a cascade may have.
     """
     if any(evaluator.tried(x.pipeline) is None for x in tried):
-        return None  # workers look ahead with assumed losses
+        return None  # a replay for workers has assumed losses only
     if not _possible(evaluator):
         return None
     about = (*(str(x.pipeline) for x in tried), str(best.pipeline), most_loss)
@@ -75,13 +77,13 @@ def cascade_candidate(
 
 
 def cascade_maker(evaluator: Evaluator, limit: float) -> Extend:
-    """Makes a cascade that loses no more than its best candidate, or what is surely proved."""
+    """An `Extend` for cascades that lose at most as much as the best trial, or `safe_loss`."""
     safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
     return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
 
 
 def bag_candidate(evaluator: Evaluator) -> Pipeline | None:
-    """The bag of embeddings, which has no layer; None where it cannot be made or timed."""
+    """The bag of embeddings, a model without layers; None if it cannot be made or timed."""
     if evaluator.ctx.costs is not None or evaluator.ctx.fit.groups is not None:
         return None
     try:
@@ -93,7 +95,7 @@ def bag_candidate(evaluator: Evaluator) -> Pipeline | None:
 
 
 def _possible(evaluator: Evaluator) -> bool:
-    """Whether task, target and installed passes allow cascades."""
+    """True if the task, the target and the installed passes allow cascades."""
     try:
         evaluator.target.check_stages()
         find_pass("cascade")().check_given(evaluator.model)
@@ -105,7 +107,7 @@ def _possible(evaluator: Evaluator) -> bool:
 def _options(
     evaluator: Evaluator, tried: Sequence[Trial], best: Trial
 ) -> Iterator[tuple[float, float, Pipeline]]:
-    """Multiply-adds, loss on the select rows and pipeline of all cascades that may pay."""
+    """Multiply-adds, loss on the select rows and pipeline of each cascade that may pay off."""
     exact = exact_pipeline()
     seconds = [_Stage(exact, evaluator.builder.cost(exact).macs)]
     if all(x.slots <= 1 for x in best.pipeline.passes):
@@ -118,7 +120,7 @@ def _options(
 def _of_first(
     evaluator: Evaluator, first: _Stage, seconds: Sequence[_Stage], most_macs: float
 ) -> Iterator[tuple[float, float, Pipeline]]:
-    """The cascades of one first stage."""
+    """The cascades with one first stage, in the form of `_options`."""
     margin = _margins(evaluator, first.pipeline)
     for second in seconds:
         for share in SHARES:
@@ -136,7 +138,7 @@ def _cascade(second: Pipeline, share: float) -> Pass:
 
 
 def _margins(evaluator: Evaluator, pipeline: Pipeline) -> NDArray[np.float32]:
-    """A built candidate's margins on the select rows; computed once a run."""
+    """A candidate's margins on the select rows, computed once a run."""
 
     def make() -> dict[str, torch.Tensor]:
         model = evaluator.builder.build(pipeline)
@@ -152,7 +154,7 @@ def _margins(evaluator: Evaluator, pipeline: Pipeline) -> NDArray[np.float32]:
 def _loss(
     evaluator: Evaluator, first: Pipeline, second: Pipeline, below: NDArray[np.bool_]
 ) -> float:
-    """The loss on the select rows where the second stage answers the rows below."""
+    """The loss on the select rows if the second stage answers the rows in `below`."""
     predictor, target = evaluator.predictor, evaluator.targets[0]
     one, labels = predictor.with_labels(first, "select", target)
     two = predictor.predict(second, "select", target)

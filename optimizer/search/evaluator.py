@@ -1,6 +1,6 @@
-"""Tries and certifies candidates on a model and its data; every step is stored when done.
+"""Try and certify candidates on a model and its data. Every finished step is stored.
 
-Models come from `builder`, predictions and scores from `predictions`.
+`builder` makes the models. `predictions` makes predictions and scores.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .builder import Builder
 from .predictions import CandidatePredictor, inexact
 
 Record = Callable[[Mapping[str, Any]], None]
-"""Takes the facts of each trial."""
+"""A function that records the facts of each trial."""
 
 
 def no_record(trial: Mapping[str, Any]) -> None:
-    """Drop the facts."""
+    """Record nothing."""
     del trial
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluator:
-    """A model, its data, and where and how candidates are scored."""
+    """Tries and certifies candidates of one given model on its data."""
 
     model: Model
     target: Target
-    """As the user named it; `targets` are the concrete ones."""
+    """The target that the user named. A target such as `auto` resolves to `targets`."""
     ctx: Context
     select_rows: Encoded
     certify_rows: Encoded
@@ -55,20 +55,22 @@ class Evaluator:
     notes: tuple[str, ...]
     """The origin of the rows of each role, for the report."""
     warnings: tuple[str, ...]
-    """Inputs that are not used, and what stands in for what."""
+    """Inputs that are not used, and replacements."""
     serving: ServingPoint
     targets: tuple[Target, ...]
-    """Candidates are scored, certified and packaged on the first; the others are timed."""
+    """Concrete targets. Candidates are scored, certified and packaged on the first one.
+
+    The others are only timed."""
     record: Record = no_record
 
     @property
     def builder(self) -> Builder:
-        """Builds models."""
+        """The builder of candidates' models."""
         return Builder(self.model, self.ctx)
 
     @property
     def predictor(self) -> CandidatePredictor:
-        """Predicts and scores."""
+        """The predictor, which predicts and scores."""
         rows = {
             "select": self.select_rows,
             "certify": self.certify_rows,
@@ -79,11 +81,11 @@ class Evaluator:
         )
 
     def with_store(self, store: Store, record: Record) -> Evaluator:
-        """The same evaluator; finished steps go to `store`, facts of trials to `record`."""
+        """This evaluator with another store for finished steps, and another `record`."""
         return replace(self, ctx=replace(self.ctx, store=store), record=record)
 
     def facts(self, space: Sequence[Pipeline], budget: Budget | None) -> dict[str, Any]:
-        """Facts that a resumed run must share with the interrupted one."""
+        """Facts that must be the same in a resumed run and the interrupted one."""
         files = {x for p in space for y in p.passes for x in y.input_files}
         return {
             "model": self.model.source.get("digest", ""),
@@ -105,7 +107,7 @@ class Evaluator:
         }
 
     def dense_score(self, role: str, target: Target | None = None) -> float:
-        """The given model's score on the rows of a role, in torch or on a target."""
+        """The given model's score on the rows of a role, in torch or on an inexact target."""
         return self.predictor.score(Pipeline(()), role, target)
 
     def trial(self, pipeline: Pipeline) -> Trial:
@@ -125,7 +127,7 @@ class Evaluator:
         return found
 
     def tried(self, pipeline: Pipeline) -> Trial | PassError | None:
-        """A finished trial, or the error that it ended with; None = not tried yet."""
+        """The candidate's finished trial, or its error; None = not tried yet."""
         name, store = self._trial_name(pipeline), self.ctx.store
         return _trial_of(pipeline, store.json(name, dict)) if store.has(name) else None
 
@@ -133,7 +135,10 @@ class Evaluator:
         return f"trial-{key(pipeline, *inexact(self.targets[0]))}"
 
     def _try(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Facts of a trial. A failure is stored too, unless a library or device is missing."""
+        """Try a candidate and return facts to store, also of a failure.
+
+        A missing library or device raises its error instead, and is not stored.
+        """
         start = time.monotonic()
         about = {"pipeline": str(pipeline), "target": str(self.targets[0])}
         try:
@@ -153,7 +158,7 @@ class Evaluator:
         }
 
     def certify(self, pipeline: Pipeline, limit: float, confidence: float) -> Certificate:
-        """Bound a candidate's loss on the certify rows."""
+        """Bound a candidate's loss against the given model on the certify rows."""
         target = self.targets[0]
         proof = self.compare(pipeline, "certify", limit, confidence, target)
         verdict = "certified" if proof.holds else "not certified"
@@ -173,7 +178,7 @@ class Evaluator:
     ) -> Certificate:
         """Bound the loss of a candidate against the dense torch model on the rows of a role.
 
-        Without a target, or on an exact one, the candidate runs in torch as well.
+        The candidate runs on `target` if that is inexact, else in torch.
         """
         dense = self.predictor.predict(Pipeline(()), role)
         found = self.predictor.predict(pipeline, role, target)
@@ -194,7 +199,7 @@ class Evaluator:
         )
 
     def predict_certified(self, pipeline: Pipeline) -> None:
-        """Compute and store all predictions that a certificate needs."""
+        """Compute and store the candidate's predictions for a certificate."""
         self.predictor.predict(pipeline, "certify", self.targets[0])
 
     def has_certified_predictions(self, pipeline: Pipeline) -> bool:
@@ -204,7 +209,7 @@ class Evaluator:
 
 
 def _trial_of(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError:
-    """A trial from its stored facts, or the error that it ended with."""
+    """Read a trial, or its error, from stored facts."""
     if "error" in facts:
         return PassError(facts["error"], facts["exit_code"])
     loss, macs = facts["select_loss"], facts["cost"]["macs"]

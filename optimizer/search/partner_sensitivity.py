@@ -1,4 +1,4 @@
-"""Partner sensitivity: how much a multiplexed row's answer depends on the rows beside it."""
+"""Partner sensitivity: how much a row's answer depends on the rows that share its pass."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class PartnerSensitivity:
-    """Scores of one model on the same rows, with random partners and slots in each draw."""
+    """Scores of one model on the same rows. Each draw assigns random partners and slots."""
 
     scores: tuple[float, ...]
-    """One score a draw."""
+    """The score of each draw."""
     mean: float
     slots: tuple[float | None, ...]
-    """For each slot, the mean over draws of the score of its rows; None if it had too few."""
+    """The score of each slot's rows, as the mean over draws; None = too few rows."""
     depends_on_partners: float
-    """The change of answers between draws: see `Task.instability`."""
+    """The change of answers between draws, see `Task.instability`."""
 
 
 def partner_sensitivity(
@@ -46,10 +46,10 @@ def partner_sensitivity(
         model: a multiplexed model.
         rows: the rows to predict.
         labels: the reference of the score, in the order of the rows.
-        metric: as in `score`.
+        metric: see `Task.score`.
         tick: called after each draw.
-        draws: number of draws; their seeds are 0, 1, ...
-        by_length: partners are of similar length; else any rows.
+        draws: number of draws; the seeds are 0, 1, ...
+        by_length: True = partners have similar lengths; False = partners are any rows.
     """
     n, run = model.encoder.slots, torch_run(model)
     found: list[Predictions] = []

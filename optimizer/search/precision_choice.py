@@ -1,4 +1,4 @@
-"""Chooses the precision of candidates, once a run, on the given model before any trial."""
+"""Choose the precision of candidates: once a run, before the search, on the given model."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from .evaluator import Evaluator
 from .presets import exact_pipeline
 
 GAIN = 1.1
-"""The least speed-up of the given model that a lower precision must bring."""
+"""Smallest speed-up of the given model for which a lower precision is used."""
 SHARE = 0.25
-"""A lower precision that loses more than this share of the budget leaves less for pruning: it
-is used if its fastest candidate is faster than that of the precision above."""
+"""Share of the budget that a lower precision may lose without a further comparison.
+
+If it loses more, little of the budget remains for pruning. It is then used only if its fastest
+candidate is faster than the fastest candidate in the other precision."""
 ROUNDS = 7
 
 
 def choose_precision(
     evaluator: Evaluator, limit: float | None, space: Sequence[Pipeline] = ()
 ) -> Evaluator:
-    """The evaluator with concrete targets: the lowest precision that pays, then the exact one.
+    """Set the evaluator's concrete targets: the chosen precision, then the exact one.
 
-    Candidates are for the first; the exact one is timed beside it. The choice is stored, so
-    that a resumed run makes the same one.
+    Candidates use the first target. The exact target is only timed. The choice is stored,
+    because a resumed run must use the same one.
 
     Args:
-        evaluator: its target may resolve to several, see `Target.variants`.
-        limit: the allowed loss; None = no budget, so that the precision stays exact.
-        space: candidates of the search; those that do not train may be tried here.
+        evaluator: the evaluator, whose target may resolve to several (`Target.variants`).
+        limit: the allowed loss; None = without a budget the precision stays exact.
+        space: candidates of the search. Those without training may be tried here.
     """
     exact, *others = evaluator.target.variants(evaluator.model.encoder)
 
@@ -55,7 +57,7 @@ def choose_precision(
 
 
 def _with_targets(evaluator: Evaluator, texts: list[str]) -> Evaluator:
-    """The evaluator with these targets; for unsorted rows, costs are in their layout too."""
+    """The evaluator with these targets. For unsorted rows, costs use the last target."""
     targets, ctx = tuple(parse_target(text) for text in texts), evaluator.ctx
     if ctx.arrivals == "mixed":
         ctx = replace(ctx, target=targets[-1])
@@ -70,7 +72,7 @@ def _better(  # noqa: PLR0917 - two targets, compared on everything
     limit: float,
     space: Sequence[Pipeline],
 ) -> Target:
-    """`other`, tuned to the given model, if it is fast and accurate enough, else `best`."""
+    """`other`, tuned to the given model, if it is fast and accurate enough; else `best`."""
     say = evaluator.ctx.progress.say
     tuned = other.tuned(evaluator.model, evaluator.ctx)
     gain = _gain(evaluator, (exact, evaluator.model), (tuned, evaluator.model))
@@ -91,7 +93,7 @@ def _better(  # noqa: PLR0917 - two targets, compared on everything
 
 
 def _has_times(evaluator: Evaluator, other: Target) -> bool:
-    """False if times come from a costs file and it has none of this target."""
+    """False if times come from a costs file without this target."""
     costs = evaluator.ctx.costs
     if costs is None or other.timed_as in costs.targets:
         return True
@@ -104,7 +106,10 @@ def _has_times(evaluator: Evaluator, other: Target) -> bool:
 def _faster(
     evaluator: Evaluator, one: Target, other: Target, limit: float, space: Sequence[Pipeline]
 ) -> Target:
-    """The target whose fastest candidate within the limit is faster, by select rows alone."""
+    """The one of two targets on which the fastest candidate within the limit is faster.
+
+    The losses of candidates are measured on the select rows.
+    """
     untrained = [p for p in space if not any(x.training for x in p.passes)]
     if not untrained:
         return one
@@ -125,7 +130,7 @@ def _faster(
 def _gain(
     evaluator: Evaluator, before: tuple[Target, Model], after: tuple[Target, Model]
 ) -> float:
-    """Throughput of one model on its target over that of another, timed in turn."""
+    """Speed-up of the model and target `after` over the model and target `before`."""
     ctx = evaluator.ctx
     if ctx.costs is not None:
         given, base = evaluator.model.encoder, before[0].timed_as
@@ -154,7 +159,7 @@ def _gain(
 
 
 def exact_only(evaluator: Evaluator) -> Evaluator:
-    """The evaluator with its exact target only, for when nothing may be lost."""
+    """The evaluator with the exact target only, for runs that may lose nothing."""
 
     def decide() -> dict[str, list[str]]:
         exact = evaluator.target.baseline()

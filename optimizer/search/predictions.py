@@ -1,4 +1,4 @@
-"""Predictions of candidates on rows of each role, stored, and their scores."""
+"""Stored predictions of candidates on the rows of each role, and their scores."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .partner_sensitivity import DRAWS, partner_sensitivity
 
 @dataclass(frozen=True, eq=False)
 class CandidatePredictor:
-    """Predicts and scores; entries `predictions-DIGEST` of the run's store.
+    """Predicts and scores. Predictions are entries `predictions-DIGEST` of the run's store.
 
-    A role is `select`, `certify` or `test`. A `target` of None, or an exact one, means that
-    the torch module predicts; otherwise the target's engine does.
+    A role is `select`, `certify` or `test`. If `target` is None or exact, the torch module
+    predicts. Otherwise the target's engine predicts.
     """
 
     builder: Builder
@@ -61,12 +61,12 @@ class CandidatePredictor:
         return rows
 
     def context_of(self, model: Model) -> Context:
-        """The context with the rows, and the workload, of the model's own tokenizer."""
+        """The context with rows and workload in the tokens of the model's own tokenizer."""
         certify, point = self.rows("certify"), self.serving
         return own_context(self.ctx, model, certify, point.batch, point.length)
 
     def name(self, pipeline: Pipeline, role: str, target: Target | None = None) -> str:
-        """The name that predictions are stored under."""
+        """The name under which predictions are stored."""
         order = () if self.ctx.arrivals == "sorted" else (self.ctx.arrivals,)
         about = (pipeline, role, self.model.source, self.data_digest, *inexact(target), *order)
         return f"predictions-{key(*about)}"
@@ -74,7 +74,7 @@ class CandidatePredictor:
     def predict(
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> Predictions:
-        """Predictions of a candidate on the rows of a role; built and computed once."""
+        """Predictions of a candidate on the rows of a role, computed once a run."""
         given, engine_target = self.rows(role), inexact(target)
 
         def make() -> dict[str, torch.Tensor]:
@@ -88,7 +88,7 @@ class CandidatePredictor:
                 ExitStack() as stack,
             ):
                 run = (
-                    # Parity is checked once, when the winner is packaged.
+                    # Parity is checked later, when the winner is packaged.
                     stack.enter_context(
                         on_engine(engine_target[0].draft(), model, self.context_of(model))
                     ).run
@@ -106,7 +106,7 @@ class CandidatePredictor:
     def with_labels(
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> tuple[Predictions, Predictions]:
-        """Predictions and their reference: labels, or for agreement the dense predictions."""
+        """Predictions, and their reference: labels, or for agreement the given model's."""
         labels = self.rows(role).labels
         if labels is None or not self.model.task.metric(self.metric).needs_labels:
             labels = self.predict(Pipeline(()), role)
@@ -118,13 +118,13 @@ class CandidatePredictor:
         return self.model.task.score(self.metric, found, labels)
 
     def mixing(self, model: Model) -> dict[str, Any]:
-        """Arguments of `predict` that choose the rows beside a row."""
+        """Arguments of `predict` that decide which rows are mixed with each other."""
         slots = model.encoder.slots
         order = {} if self.ctx.arrivals == "sorted" else {"by_length": False}
         return order if slots == 1 else {"slots": slots, "seed": self.ctx.seed, **order}
 
     def partner_sensitivity(self, pipeline: Pipeline, role: str) -> dict[str, Any] | None:
-        """The effect of a row's partners on the score; None if not multiplexed."""
+        """The effect of a row's partners on the score; None without multiplexing."""
         model = self.builder.build(pipeline)
         if model.encoder.mux is None:
             return None
@@ -145,5 +145,5 @@ class CandidatePredictor:
 
 
 def inexact(target: Target | None) -> tuple[Target, ...]:
-    """The target if predictions depend on its engine, else nothing."""
+    """The target if predictions depend on its engine; () if they do not."""
     return () if target is None or target.exact else (target,)

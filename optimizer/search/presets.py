@@ -1,9 +1,9 @@
-"""The default search of each effort: its candidates, and how training time is divided.
+"""The default search of each effort: its candidates, and their shares of training time.
 
-`quick` tries pruned candidates by themselves, without training. `standard` and `thorough`
+`quick` tries independent pruned candidates, without training. `standard` and `thorough`
 train. Training is expensive, so their candidates form one progressive pruning schedule: each
-starts from the one before it, is pruned further and trained again. A run that stops at any
-time has all smaller cuts finished.
+candidate starts from the one before, is pruned further and trained again. If a run stops
+early, all smaller cuts are finished.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from prumux.optimizer.pipeline.registry import find_pass
 Effort = Literal["quick", "standard", "thorough"]
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 LIMIT_S: dict[Effort, float] = {"standard": 1800, "thorough": 7200}
-"""Time limits where the user gives none."""
+"""Default time limits, in seconds."""
 BRIEF: dict[Effort, float] = {"standard": 0.03, "thorough": 0.02}
-"""Share of the time limit for each brief training; the last training gets the rest."""
+"""Share of the time limit for each brief training. The last training gets the rest."""
 LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
     "standard": (
         *((1.5, 0.35), (2, 0.55), (3, 0.72), (4.2, 0.81), (5.5, 0.865)),
@@ -34,35 +34,35 @@ LADDERS: dict[Effort, tuple[tuple[float, float], ...]] = {
         (28, 0.983),
     ),
 }
-"""Speed-ups, each with the sparsity in multiply-adds that replaces it where timing fails."""
+"""Rungs: a speed-up, and the sparsity in multiply-adds that replaces it if timing fails."""
 TIGHT = 0.015
 """Budgets below this start at the ladder's first rung, others at the second."""
 LONG_SHARE = 0.45
-"""Share of the time limit that the brief trainings leave for the last one."""
+"""Share of the time limit that brief trainings must leave for the last training."""
 REFIT_MINUTES = 1.0
-"""Minutes reserved for pruning, refitting and scoring around a training, at most."""
+"""Most minutes to reserve for pruning, refitting and scoring around a training."""
 LEAST_SHARE = 0.3
-"""A training is not started if less than this share of its minutes is left."""
+"""A training starts only if at least this share of its minutes is left."""
 FALLBACK_SPARSITIES = 0.25, 0.5
-"""Sparsity of the fallback candidate, for budgets below `TIGHT` and for others. It is not
-trained, so it cannot have memorised the select rows."""
+"""Sparsity of the fallback candidate, for budgets below `TIGHT` and for others. A fallback is
+not trained, so it cannot have memorised the select rows."""
 DEEPER_STEP, DEEPEST = 0.05, 0.9
-"""Further fallback candidates are pruned in such steps, up to this sparsity."""
+"""Step between the sparsities of further fallback candidates, and the largest sparsity."""
 
 
 @dataclass(frozen=True)
 class ScheduleStep:
-    """Passes that go on from the candidate before, and their training time."""
+    """Passes that continue from the previous candidate, and their training time."""
 
     passes: tuple[Pass, ...]
     minutes: float
-    """Minutes of each training; infinite = all that are left."""
+    """Minutes of each training; infinite = all remaining minutes."""
     least_minutes: float
-    """The step is not started with fewer."""
+    """Fewest minutes a training with which the step is started."""
     reserve_minutes: float = 0.0
-    """Minutes that must be left after the step."""
+    """Minutes that must remain after the step."""
     refit_minutes: float = REFIT_MINUTES
-    """Minutes of the step besides training."""
+    """Minutes of the step for work other than training."""
 
     @property
     def trainings(self) -> int:
@@ -71,36 +71,38 @@ class ScheduleStep:
 
     @property
     def untrained(self) -> tuple[Pass, ...]:
-        """The passes before the training at the end; none if one of them trains too."""
+        """The passes before the final training; () if one of them trains, too."""
         *before, last = self.passes
         alone = last.training is not None and not any(x.training for x in before)
         return tuple(before) if alone else ()
 
     def timed(self, minutes: float) -> tuple[Pass, ...]:
-        """The passes, each training for so many minutes."""
+        """The passes, with so many minutes for each training."""
         return tuple(x.with_minutes(minutes) for x in self.passes)
 
 
 @dataclass(frozen=True)
 class ProgressiveSchedule:
-    """Candidates that each go on from the one before."""
+    """The candidates of progressive pruning. Each continues from the one before."""
 
     start: Pipeline
     cuts: tuple[ScheduleStep, ...]
-    """Pruning, each step further than the one before."""
+    """Steps that prune, each further than the one before."""
     mixes: tuple[ScheduleStep, ...]
-    """Multiplexing, on top of any cut; fewest rows a pass first."""
+    """Steps that multiplex, after any cut; those with the fewest rows a pass come first."""
     final: ScheduleStep
     """The long training of the last accepted candidate."""
     fallbacks: tuple[Pipeline, ...]
-    """Hardly changed candidates without training, the least changed first. The last certified
-    one is the result if no trained candidate is certified."""
+    """Slightly changed candidates without training, the least changed first.
+
+    If no trained candidate is certified, the last certified fallback is the result."""
     deeper_fallbacks: tuple[Pipeline, ...] = ()
-    """The last fallback, pruned further and further: what `quick` would try. A bisection finds
-    the last one within the limit."""
+    """The last fallback, pruned further in steps, as `quick` would prune it.
+
+    A bisection finds the last one within the limit."""
 
     def candidates(self) -> tuple[Pipeline, ...]:
-        """All fallbacks and every cut with its brief training, before mixes and `final`."""
+        """All fallbacks, and every cut with its brief training, without mixes and `final`."""
         found, pipeline = [*self.fallbacks, *self.deeper_fallbacks], self.start
         for step in self.cuts:
             pipeline = pipeline.then(*step.timed(step.minutes))
@@ -109,12 +111,12 @@ class ProgressiveSchedule:
 
 
 def exact_pipeline() -> Pipeline:
-    """The result when nothing may be lost: the same numbers, faster."""
+    """A pipeline that makes the model faster without a change of its answers."""
     return _pipeline(_make("pool-early"))
 
 
 def rungs(effort: Effort, points: float) -> tuple[tuple[float, float], ...]:
-    """The rungs that a budget of `points` (a share, 0.02 = 2 points) starts with."""
+    """The rungs for a budget of `points`, which is a share: 0.02 = 2 points."""
     return LADDERS[effort][int(points >= TIGHT) :]
 
 
@@ -133,8 +135,9 @@ def progressive_schedule(  # noqa: PLR0917 - everything that a schedule depends 
         points: the allowed loss, a share: 0.02 = 2 points.
         limit_s: the time limit in seconds; None = the effort's default.
         model: the given model.
-        measured: prune to measured speed-ups; if False, to shares of multiply-adds.
-        lowered: candidates run in a lower precision, so that precision alone is a fallback.
+        measured: True = prune to measured speed-ups; False = to shares of multiply-adds.
+        lowered: whether candidates run in a lower precision. The lower precision alone is
+            then a fallback.
     """
     total = (limit_s or LIMIT_S[effort]) / 60
     brief = max(0.01, round(total * BRIEF[effort], 2))
@@ -161,19 +164,20 @@ def progressive_schedule(  # noqa: PLR0917 - everything that a schedule depends 
 def default_space(
     effort: Effort, points: float, limit_s: float | None, model: Model
 ) -> tuple[Pipeline, ...]:
-    """The candidates of an effort. Arguments as `progressive_schedule`."""
+    """The candidates of an effort. For the arguments see `progressive_schedule`."""
     if effort == "quick":
         return tuple(_pruned(x) for x in find_pass("prune").choices(model))
     return progressive_schedule(effort, points, limit_s, model).candidates()
 
 
 def minutes_left(step: ScheduleStep, left: float, number: int) -> float:
-    """Minutes that each training of a step gets; 0 = the step is not started.
+    """Minutes for each training of a step; 0 = the step is not started.
 
     Args:
-        step: what is to be trained.
+        step: the step to start.
         left: minutes until the time limit.
-        number: trials before it; the first trial (0) gets its full time in any case.
+        number: number of trainings before this step. With 0, the step gets its full time in
+            any case.
     """
     if number == 0:
         return step.minutes
@@ -183,7 +187,7 @@ def minutes_left(step: ScheduleStep, left: float, number: int) -> float:
 
 
 def _cut_passes(effort: Effort, amount: dict[str, Any]) -> Sequence[Pass]:
-    """Passes of a cut: `standard` prunes and refits, `thorough` learns the masks."""
+    """Passes of a cut: `standard` prunes and refits, `thorough` learns masks."""
     cut, train = _make("slice"), _make("distill")
     if effort == "standard":
         return _make("prune", **amount), cut, _make("reconstruct"), train
@@ -191,7 +195,7 @@ def _cut_passes(effort: Effort, amount: dict[str, Any]) -> Sequence[Pass]:
 
 
 def _fallbacks(points: float, lowered: bool) -> tuple[Pipeline, ...]:
-    """Under a tight budget a lower precision by itself comes first."""
+    """The fallback candidates. Under a tight budget, the lower precision alone comes first."""
     sparsity = FALLBACK_SPARSITIES[points >= TIGHT]
     pruned = _pruned(_make("prune", sparsity=sparsity, of="macs"))
     return (exact_pipeline(), pruned) if lowered and points < TIGHT else (pruned,)

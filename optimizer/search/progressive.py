@@ -1,14 +1,17 @@
-"""Progressive pruning: each candidate starts from the one before, pruned further and trained.
+"""Progressive pruning: each candidate is the one before, pruned further and trained again.
 
-Training is expensive and the time is given, so most of it goes to one model; the question is
-how far to cut that one. Cuts are refitted and trained briefly, one on top of the other, as
-long as their loss is little above the limit: the loss falls about with the logarithm of
-training time, so a cut that is slightly too deep after a minute is good after half an hour. A
-cut whose refit alone loses little is not trained, and training that makes it worse is dropped:
-36 s of training were seen to raise the loss of a first cut from 0.49 to 1.27 points.
-Multiplexing then goes on top of the deepest accepted cut, as long as it loses no more. The
-last accepted candidate is trained for all the time that is left. (Training a second, safer one
-beside it was measured to leave too little time for both.)
+Training is expensive and time is limited, so most of it goes to one model. The search decides
+how far to prune this model:
+
+1. Cuts are refitted and trained briefly, each on top of the one before, while their loss is at
+   most slightly above the limit. The loss falls about with the logarithm of training time, so
+   a slightly too deep cut after a minute is good after half an hour.
+2. A cut is not trained if it loses little after its refit. Training that makes a cut worse is
+   dropped: in one run, 36 s of training raised the loss of a first cut from 0.49 to 1.27
+   points.
+3. Multiplexing is added to the last accepted cut, with the same bound on the loss.
+4. The last accepted candidate is trained for the remaining time. Training a second, safer
+   candidate beside it left too little time for both in measurements.
 """
 
 from __future__ import annotations
@@ -30,28 +33,30 @@ EASY = 0.25
 skipped."""
 GAIN = 1.25
 """A cut that loses up to 1.25x the limit after brief training is expected to meet it after
-full training. On SST-2 half an hour removed 42 % of the loss that two minutes had left (2.00
-to 1.17 points)."""
+full training. On SST-2 the loss was 2.00 points after two minutes of training, and 1.17 points
+after half an hour, 42 % less."""
 ENOUGH = 1.5
-"""No cut is tried after one that loses more than this many times the limit."""
+"""No further cut is tried after one that loses more than 1.5x the limit."""
 
 
 @dataclass(frozen=True)
 class SearchActions:
-    """The callables that do the work of a search and store it."""
+    """The callables that do the work of a search and store its results."""
 
     trial: Callable[[Pipeline], Trial]
     """Builds and scores a candidate."""
     certify: Certify
-    """Certifies one."""
+    """Certifies a candidate."""
     time_shapes: Callable[[Sequence[Pipeline]], Sequence[TimedCandidate]]
-    """Shapes and throughput of the candidates that can be built, trained or not."""
+    """Measures shape and throughput of the candidates that can be built."""
     grant_minutes: Callable[[ScheduleStep, int], float]
-    """Minutes that a step may train after so many trainings; 0 = no time left."""
+    """Gives the training minutes of a step, from the number of earlier trainings.
+
+    0 minutes = no time is left."""
     extend: Extend = no_cascade
-    """Makes a further candidate of those that were tried."""
+    """Makes one more candidate from the trials."""
     apart: Pipeline | None = None
-    """A candidate that is faster than all others, see `search_by_bisection`."""
+    """A candidate outside the schedule, faster than all others; see `search_by_bisection`."""
 
 
 @dataclass
@@ -62,7 +67,7 @@ class ProgressiveTrials:
     tried: list[Trial] = field(default_factory=list)
     """All trials, in order."""
     steps: list[Trial] = field(default_factory=list)
-    """Of each cut the better one of the refitted and the trained candidate, in order."""
+    """The better candidate of each cut, refitted or trained, in order."""
     accepted: list[Trial] = field(default_factory=list)
     """Accepted trials, in order; the last one is trained to the end."""
     out_of_time: bool = False
@@ -75,7 +80,7 @@ class ProgressiveTrials:
 
     @property
     def trainings(self) -> int:
-        """Number of trials that ended with a training."""
+        """Number of trials whose last pass trains."""
         return sum(x.pipeline.passes[-1].training is not None for x in self.tried)
 
 
@@ -91,13 +96,13 @@ def run_schedule(
 
     Args:
         schedule: the cuts and mixes.
-        actions: do the work.
+        actions: the callables that do the work.
         limit: the allowed loss.
         fit: fits the accuracy model to trials.
-        must: at least one cut has to be built.
+        must: whether it is an error if no cut can be built.
 
     Raises:
-        PassError: no cut can be built, and `must`.
+        PassError: `must` is True, and no cut can be built.
     """
     trials = ProgressiveTrials(schedule.start)
     _try_cuts(trials, schedule, actions, limit, must=must)
@@ -115,14 +120,14 @@ def _try_cuts(
     *,
     must: bool,
 ) -> None:
-    """Cut further while the loss allows; the first built cut is accepted anyway."""
+    """Cut further while the loss allows. The first cut that can be built is accepted."""
     ahead, pipeline = list(schedule.cuts), schedule.start
     skipped: ScheduleStep | None = None
     while ahead and not trials.out_of_time:
         step = ahead.pop(0)
         try:
             found = _cut(trials, pipeline, step, actions, limit)
-        except PassError:  # out of reach, as all deeper cuts are; a skipped one may not be
+        except PassError:  # deeper cuts fail, too, but the skipped one may work
             if must and not trials.tried:
                 raise
             ahead, skipped = [skipped] if skipped else [], None
@@ -132,7 +137,7 @@ def _try_cuts(
         trials.steps.append(found)
         pipeline, skipped = found.pipeline, None
         if found.loss <= GAIN * limit or not trials.accepted:
-            # Earlier cuts with a larger loss had less training behind them.
+            # Earlier cuts are accepted, too: any larger loss comes from less training.
             trials.accepted = list(trials.steps)
         if found.loss > ENOUGH * limit:
             return
@@ -147,7 +152,7 @@ def _cut(
     actions: SearchActions,
     limit: float,
 ) -> Trial | None:
-    """The better one of a cut's refitted and trained candidates; None if no time is left."""
+    """The better candidate of a cut, refitted or trained; None if no time is left."""
     refitted = None
     if step.untrained:
         refitted = actions.trial(start.then(*step.untrained))
@@ -174,7 +179,7 @@ def _try_mixes(
     bound: float,
     fit: FitLosses,
 ) -> None:
-    """Multiplex the last accepted cut, fewest rows first, while the loss is within the bound.
+    """Multiplex the last accepted cut, from the fewest rows, while the loss keeps the bound.
 
     A mix is tried only if it is faster and has a fair chance to keep the bound.
     """
@@ -183,7 +188,7 @@ def _try_mixes(
     planned = {base.then(*x.timed(minutes)): x for x, minutes in granted if minutes}
     if not planned:
         return
-    # The last cut is timed in the same rounds as the mixes.
+    # The last cut and the mixes are timed in the same rounds.
     shapes = [*planned, trials.deepest, *(x.pipeline for x in trials.tried)]
     known = {x.pipeline: x for x in actions.time_shapes(shapes)}
     for pipeline, step in planned.items():
@@ -209,7 +214,7 @@ def _try_mixes(
 def _train_final(
     trials: ProgressiveTrials, schedule: ProgressiveSchedule, actions: SearchActions
 ) -> None:
-    """Train the last accepted candidate, if there is time; keep that if it loses no more."""
+    """Train the last accepted candidate, if time is left. Accept the result if not worse."""
     if not (minutes := actions.grant_minutes(schedule.final, trials.trainings)):
         trials.out_of_time = True
         return

@@ -1,13 +1,16 @@
 """Certifies the candidates of a progressive pruning schedule (see `progressive.py`).
 
-The total error is alpha = 0.05: over repeated runs the result exceeds the budget in at most
-5 % of them. The fallback procedure divides it (Wiens 2003, described in
-https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907): the fallback candidates F are tested first,
-in a fixed sequence, at alpha_F = 0.01. If all of F holds, alpha_F passes on and the trained
-candidates are tested at 0.05, otherwise at 0.05 - alpha_F. With too few rows to prove anything
-at 0.01, alpha_F is the full 0.05, and the trained candidates are tested only if all of F
-holds. F is what `--effort quick` would try: a bisection on the select rows finds the last
-candidate within the limit.
+The total error is alpha = 0.05: in at most 5 % of repeated runs the result exceeds the budget.
+The fallback procedure divides alpha between two groups of candidates (Wiens 2003, described in
+https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907):
+
+1. The fallback candidates are tested in a fixed sequence, at alpha_F = 0.01. If the rows are
+   too few to prove anything at 0.01, alpha_F is 0.05.
+2. The trained candidates are tested in a fixed sequence. The level is 0.05 if all fallback
+   candidates were certified, else 0.05 - alpha_F. At level 0 nothing is tested.
+
+The fallback candidates are those that `--effort quick` would try. A bisection on the select
+rows finds the last one within the limit.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ from .progressive import ProgressiveTrials, SearchActions, run_schedule
 FALLBACK_CONFIDENCE = 0.99
 """Confidence level for fallback candidates: alpha = 0.01 of the total 0.05."""
 FALLBACK_CHANGED, FALLBACK_LOST = 0.01, 0.25
-"""A typical fallback changes this share of the answers (int8 alone does) and loses this share
-of the limit. The level 0.99 is used if the rows can prove such a candidate."""
+"""A typical fallback: its share of changed answers (as with int8 alone), and its loss as a
+share of the limit. Level 0.99 is used if the rows can prove such a candidate."""
 
 
 def search_progressively(
@@ -49,17 +52,17 @@ def search_progressively(
     rows: int,
     fit: FitLosses,
 ) -> SearchResult:
-    """Run a schedule and certify its results; the fallbacks first, see the module.
+    """Run a schedule and certify its candidates, the fallbacks first (see the module).
 
     Args:
         schedule: the candidates.
-        actions: do the work.
+        actions: the callables that do the work.
         limit: the allowed loss.
         rows: number of certify rows.
         fit: fits the accuracy model to trials.
 
     Raises:
-        PassError: no candidate can be built, no fallback either.
+        PassError: no candidate can be built, not even a fallback.
     """
     fallbacks: list[Trial] = []
     for pipeline in schedule.fallbacks:
@@ -88,21 +91,21 @@ def search_progressively(
         trials[len(trials)] = added
         to_certify.insert(len(to_certify) - (added.loss <= to_certify[-1].loss), added)
     within_limit = [x for x in fastest if x.loss <= limit and alpha]
-    if within_limit:  # slower ones that lose more could only keep it from being certified
+    if within_limit:  # a slower one that loses more could end the sequence early
         least = within_limit[0].loss
         to_certify = [*(x for x in to_certify if x.loss <= least), *within_limit]
     proofs, last = _certified(to_certify, actions.certify, 1 - alpha)
     late = trained.out_of_time
-    if not proofs:  # no trained candidate exists, or no error is left to test one
+    if not proofs:  # no trained candidate, or no alpha left to test one
         return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
     found = conclude(trials, proofs, last, limit, late)
     return _fastest(_with_fallbacks(found, first, last_fallback) if first else found, actions)
 
 
 def fallback_confidence(rows: int, limit: float) -> float:
-    """Confidence level for the fallbacks: 0.99, or 0.95 if so few rows prove little at 0.99.
+    """Confidence level for the fallbacks: 0.99, or 0.95 if the rows prove too little at 0.99.
 
-    Decided before any certify row is used.
+    The number of rows decides, so no certify row is used for it.
     """
     provable = provable_loss(rows, limit, FALLBACK_CHANGED, FALLBACK_CONFIDENCE)
     return FALLBACK_CONFIDENCE if provable >= FALLBACK_LOST * limit else CONFIDENCE
@@ -111,7 +114,7 @@ def fallback_confidence(rows: int, limit: float) -> float:
 def _certified(
     trials: Sequence[Trial], certify: Certify, confidence: float
 ) -> tuple[Proofs, int]:
-    """Certificates in turn until one fails, and the index of the last that holds."""
+    """Certify trials until one fails. Also give the index of the last valid certificate."""
     proofs: Proofs = []
 
     def certificates() -> Iterator[Certificate]:
@@ -124,11 +127,11 @@ def _certified(
 
 
 def _to_certify(trials: ProgressiveTrials, safe_loss: float) -> Sequence[Trial]:
-    """The last accepted trial, and before it the deepest with at most `safe_loss`.
+    """The trained trials to certify: the deepest safe one, then the last accepted one.
 
-    The first failure ends the certification, so the first trial must hold almost surely.
-    Briefly trained ones near the limit failed (seen twice on SST-2). The choice depends on
-    select rows alone.
+    A safe trial loses at most `safe_loss` on the select rows. The first failure ends the
+    certification, so the first trial must almost surely be certified. Two runs on SST-2 began
+    with a briefly trained trial near the limit, which failed. Select rows alone decide.
     """
     last = trials.accepted[-1:]
     safe = [x for x in trials.accepted if x.loss <= safe_loss][-1:]
@@ -138,10 +141,10 @@ def _to_certify(trials: ProgressiveTrials, safe_loss: float) -> Sequence[Trial]:
 def _added(
     tried: Sequence[Trial], best: Trial, actions: SearchActions, limit: float
 ) -> Trial | None:
-    """The trial of a candidate made of others, if it keeps the limit.
+    """The trial of the candidate that `extend` makes; None if it fails or is above the limit.
 
-    It is chosen on select rows. Of it and the last trained candidate that which loses less is
-    certified first.
+    Select rows decide. Of this candidate and the last trained one, the one with the smaller
+    loss is certified first.
     """
     pipeline = actions.extend(tried, best)
     if pipeline is None:
@@ -153,7 +156,7 @@ def _added(
 
 
 def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResult:
-    """Add the fallbacks' certificates; the last that holds wins if no trained one does."""
+    """Add the fallbacks' certificates. The last valid one wins if no trained one does."""
     made = replace(found, proofs=(*first, *found.proofs))
     if found.winner is not None or last < 0:
         return made
@@ -163,16 +166,16 @@ def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResu
 
 
 def _fastest(found: SearchResult, actions: SearchActions) -> SearchResult:
-    """The result with the fastest of all certified candidates as the winner.
+    """The result with the fastest certified candidate as the winner.
 
-    All certificates that hold do so together. A cut to a measured speed-up may have come out
-    slower than one to a sparsity.
+    All certificates hold together, so any certified candidate may win. The last one is not
+    always the fastest: a cut to a measured speed-up may be slower than one to a sparsity.
     """
     certified = [x for x in found.proofs if x[1].holds]
     if len(certified) < 2:
         return found
     speeds: dict[Pipeline, float] = {}
-    with suppress(PassError):  # none can be timed: the last one wins
+    with suppress(PassError):  # no candidate can be timed: the last one wins
         timed = actions.time_shapes([p for p, _ in certified])
         speeds = {x.pipeline: x.throughput for x in timed}
     winner, certificate = max(reversed(certified), key=lambda x: speeds.get(x[0], 0.0))

@@ -1,4 +1,4 @@
-"""Runs the progressive search of an effort that trains, on an evaluator."""
+"""Run the progressive search of the efforts `standard` and `thorough` on an evaluator."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
     limit_s: float | None,
     left_s: Callable[[], float],
 ) -> SearchResult:
-    """The result of the effort's default schedule.
+    """Search with the effort's default schedule.
 
     Args:
         evaluator: builds, scores and certifies.
         effort: `standard` or `thorough`.
-        points: the budget as a share, which chooses the schedule's start.
+        points: the budget as a share; it chooses the first cut of the schedule.
         limit: the allowed loss in units of the metric.
-        limit_s: the time limit that the user gave.
-        left_s: seconds that are left for training.
+        limit_s: the user's time limit in seconds; None = the effort's default.
+        left_s: gives the seconds that remain for training.
     """
 
     def certify(pipeline: Pipeline, confidence: float) -> Certificate:
@@ -68,10 +68,10 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
 def minute_granter(
     store: Store, left_s: Callable[[], float]
 ) -> Callable[[ScheduleStep, int], float]:
-    """A function that says how long a step may train; its answers are stored for a resume.
+    """A function for `SearchActions.grant_minutes`, whose answers are stored for `--resume`.
 
-    `left_s` knows the time of this process only. The time that a killed run had left follows
-    from its last grant and the time that was left then.
+    `left_s` measures the time of this process only. For a resumed run, the remaining time
+    follows from the last stored answer of the interrupted run.
     """
     end = math.inf
 
@@ -96,7 +96,7 @@ def minute_granter(
 def _schedule(
     evaluator: Evaluator, effort: Effort, points: float, limit_s: float | None
 ) -> ProgressiveSchedule:
-    """The default schedule; in multiply-adds if times on this machine are unreliable."""
+    """The default schedule, in multiply-adds if times on this machine are unreliable."""
     model = evaluator.model
 
     def reason() -> dict[str, str]:
@@ -108,7 +108,7 @@ def _schedule(
             return {"not_measured": str(error)}
         return {}
 
-    # Stored, because a second measurement might decide differently in a resumed run.
+    # Stored, because in a resumed run a second measurement may decide differently.
     why = evaluator.ctx.store.json("measured", reason).get("not_measured")
     if why:
         evaluator.ctx.progress.say(f"{why}\ncounting multiply-adds in place of milliseconds")

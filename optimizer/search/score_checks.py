@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def check_scores(
     evaluator: Evaluator, budget: Budget | None, relabelled: bool
 ) -> tuple[str, ...]:
-    """Warnings before the search, each a line.
+    """Check metric, budget and rows before the search; return warnings of one line each.
 
     Args:
         evaluator: scores the given model.
-        budget: None = nothing is certified.
-        relabelled: whether the user said what the labels mean.
+        budget: the budget; None = nothing is certified.
+        relabelled: whether the user gave `--labels`.
 
     Raises:
         UsageError: see `baselines.check`.
@@ -36,7 +36,7 @@ def check_scores(
 
 
 def provable_by_class(evaluator: Evaluator, limit: float) -> str:
-    """The bound of balanced accuracy if no answer changes, as one clause of a sentence."""
+    """A clause for a message: the bound on balanced accuracy's loss if no answer changes."""
     given = _labels(evaluator, "certify")
     assert given is not None, "this metric needs labels"
     labels = evaluator.model.task.all_answers(given)

@@ -1,4 +1,4 @@
-"""Times candidates before they are trained, because throughput depends on shapes alone."""
+"""Time candidates before training, because throughput depends on shapes alone."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from .evaluator import Evaluator
 
 ROUNDS = 3
 REPORT_ROUNDS = 1
-"""Rounds of shapes that only the report shows: no choice depends on them."""
+"""Number of rounds if only the report shows the times and no choice depends on them."""
 AT_ONCE = 8
-"""Engines in memory at the same time."""
+"""Number of engines in memory at the same time."""
 
 
 def time_candidates(
@@ -37,14 +37,14 @@ def time_candidates(
 ) -> list[TimedCandidate]:
     """Time each candidate's untrained shape; skip candidates that cannot be built.
 
-    Some candidates at a time are exported untrained and timed in turn with the dense engine.
-    With `ctx.costs` their times are predicted.
-    Results are stored, so that a resumed run uses the same ones.
+    A few candidates at a time are exported untrained. They take turns with the dense engine.
+    With `ctx.costs` times are predicted instead. Results are stored, so a resumed run uses
+    the same ones.
 
     Args:
         evaluator: builds and exports the candidates.
         space: the candidates.
-        rounds: turns of each engine; below `ROUNDS` none waits for near cores.
+        rounds: turns of each engine; with fewer than `ROUNDS` no turn waits for near cores.
 
     Raises:
         PassError: no candidate can be built.
@@ -73,10 +73,10 @@ def time_candidates(
 
 
 def with_predicted_ratio(evaluator: Evaluator, trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """The trials, each with the measured throughput of its shape."""
+    """The trials, each with the ratio of throughput that was measured for its shape."""
     known: dict[Pipeline, TimedCandidate] = {}
     if trials:
-        with suppress(PrumuxError, OSError):  # the search is finished without it
+        with suppress(PrumuxError, OSError):  # only the report needs the times
             tried = [x.pipeline for x in trials]
             known = {x.pipeline: x for x in time_candidates(evaluator, tried, REPORT_ROUNDS)}
     return tuple(
@@ -94,7 +94,7 @@ def loss_fitter(evaluator: Evaluator) -> FitLosses:
 
 
 def varies_multiplexing(space: Sequence[Pipeline]) -> bool:
-    """True if candidates differ in how they multiplex rows, not only in how far they cut."""
+    """True if candidates differ in multiplexing, not only in pruning."""
     return len({tuple(p for p in x.passes if p.slots) for x in space}) > 1
 
 
@@ -108,7 +108,10 @@ def _measured(
     rounds: int,
     step: Callable[[], object],
 ) -> list[dict[str, Any]]:
-    """Shape, and throughput over the dense model's on the baseline target; or an error."""
+    """Facts of each candidate: shape and ratio of throughput, or an error.
+
+    The ratio is to the given model's throughput on the baseline target.
+    """
     if evaluator.ctx.costs is not None:
         return [_predicted(evaluator, x, evaluator.ctx.costs, step) for x in space]
     ctx = evaluator.ctx

@@ -1,6 +1,6 @@
-"""Times models of chosen sizes on the target, as data for the cost table.
+"""Time models of chosen sizes on the target, as data for the cost table.
 
-Time depends on sizes only, so the models have random weights.
+The models have random weights, because time depends on sizes only.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from .interleave import Timing, interleave
 
 ROUNDS = 5
 GROUP = 5
-"""Engines in memory at once, besides the anchor."""
+"""Number of engines in memory at once, besides the anchor."""
 NEAR = 1.03
-"""A group in which the anchor is slower than its best by more than this is timed again."""
+"""A group is timed again if its anchor takes more than 1.03 times the anchor's best time."""
 AGAIN = 2
-"""The most times that a group is timed again."""
+"""Number of times that a group is timed again, at most."""
 HEAD_SHARES = (1 / 4, 1 / 2, 3 / 4, 1.0)
 FFN_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 NARROW_SHARES = (1 / 2, 1.0)
 MIXED = 10
-"""Uneven shapes among the measured ones."""
+"""Number of uneven shapes in the plan."""
 GONE = 1 / 6
-"""Share of branches without units in an uneven shape."""
+"""Probability that a branch of an uneven shape is empty."""
 
 
 def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> list[float]:
-    """Best time of one pass over the workload for each encoder, on the target.
+    """Milliseconds of one pass over the workload for each encoder, on the target.
 
-    The best round counts, because disturbances only add time. A few engines at a time are
-    open and run in turn, always with the first encoder (the anchor) among them. A group in
-    which the anchor is slower than before is timed again; the rest of the difference is
-    divided out, so that a slow minute does not distort the table.
+    The fastest round counts, because disturbances only add time. Encoders are timed in groups
+    whose engines take turns. The first encoder is the anchor and is in every group. If it is
+    slower than in earlier groups, the group is timed again. The remaining difference is
+    divided out, because a slow minute would distort the table.
 
     Raises:
         MissingError: there is no target.
@@ -61,7 +61,7 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
         anchor = _opened(encoders[0], ctx, pool)
         for group in groups:
             best = min((x[0] for x in found), default=math.inf)
-            # Opened in a list of its own, so that it is freed before the next group opens.
+            # No variable refers to the list, so its engines are freed before the next group.
             found.append(
                 _steady(
                     [anchor, *(_opened(x, ctx, pool) for x in group)], ctx, rounds, best, step
@@ -72,9 +72,9 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
 
 def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """Speed-up of a model of these sizes: the dense model's best round over its own.
+    """Speed-up of a model of these sizes: the dense model's best time divided by its own.
 
-    With `ctx.costs` the speed-up is predicted and nothing is timed.
+    With `ctx.costs` the speed-up is predicted, and nothing is timed.
 
     Raises:
         MissingError: there is no target.
@@ -90,7 +90,7 @@ def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -
 
 
 def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> Model:
-    """A model of these sizes with small random weights, all views of one `pool`."""
+    """A model of these sizes, whose random weights are views of one tensor, `pool`."""
     shapes = expected_shapes(encoder)
     if pool is None:
         pool = _pool([encoder], ctx)
@@ -99,15 +99,18 @@ def random_model(encoder: Encoder, ctx: Context, pool: Tensor | None = None) -> 
 
 
 def knots(most: int, shares: Sequence[float]) -> tuple[int, ...]:
-    """1 and the given shares of `most`, in rising order; empty if `most` is 0."""
+    """The sizes 1 and `shares` x `most`, in rising order; empty if `most` is 0."""
     return tuple(sorted({1, *(max(1, round(s * most)) for s in shares)})) if most else ()
 
 
 def plan(full: Encoder, seed: int) -> list[Encoder]:
-    """Shapes whose times determine the cost of every branch at every knot.
+    """Shapes whose times determine the cost of every branch at every knot:
 
-    They are the empty model; every size by itself, in all layers; with `pool_early` also
-    blocks at the pooled position by themselves; and uneven mixtures, as pruning makes them.
+    - the empty model
+    - each size of one kind of branch, in all layers, without the other kind
+    - with `pool_early`, single blocks at the pooled position
+    - the full model
+    - uneven shapes, as pruning produces them
     """
     layers, most = len(full.layers), full.layers[0]
     rows: list[list[Layer]] = [[Layer(0, 0)] * layers]
@@ -123,7 +126,7 @@ def plan(full: Encoder, seed: int) -> list[Encoder]:
 
 
 def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
-    """Random shapes, dense to nearly empty; sizes differ by layer, some branches are empty."""
+    """Random shapes from dense to nearly empty. Sizes differ between layers."""
     rng = np.random.default_rng(seed)
 
     def size(most: int, density: float) -> int:
@@ -132,11 +135,11 @@ def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
 
     found = []
     for i in range(count):
-        # One shape from each slice of densities, so that few shapes cover all densities.
+        # One shape for each interval of densities: then few shapes cover all densities.
         density = 0.1 + 0.9 * (i + rng.random()) / count
         layers = [Layer(size(x.heads, density), size(x.ffn, density)) for x in full.layers]
         if not any(x.heads or x.ffn for x in layers):
-            layers[0] = full.layers[0]  # the empty model is measured on its own
+            layers[0] = full.layers[0]  # the plan has the empty model already
         found.append(replace(full, layers=tuple(layers)))
     return found
 
@@ -145,13 +148,13 @@ TimedRun = Callable[[], object]
 
 
 def _pool(encoders: Sequence[Encoder], ctx: Context) -> Tensor:
-    """Random numbers, as many as the largest weight of these encoders has elements."""
+    """Random numbers for all weights, as many as the largest weight has elements."""
     most = max(int(np.prod(s)) for x in encoders for s in expected_shapes(x).values())
     return torch.randn(most, generator=torch.Generator().manual_seed(ctx.seed)) * 0.02
 
 
 def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> TimedRun:
-    """A pass over the workload on an engine of this shape."""
+    """A function that passes the workload through an engine of this shape."""
     if not ctx.may_time:
         raise MissingError("nothing is timed in a worker")
     if ctx.target is None:
@@ -167,7 +170,7 @@ def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> TimedRun:
 def _steady(
     runs: Sequence[TimedRun], ctx: Context, rounds: int, best: float, step: Callable[[], None]
 ) -> list[float]:
-    """Best times of a group, timed again while its first run is slower than `best`."""
+    """Best times of a group. It is timed again while its first run is slower than `best`."""
     times = _timed(runs, ctx, rounds, step)
     for _ in range(AGAIN):
         if times[0] <= NEAR * best:

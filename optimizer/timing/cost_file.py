@@ -1,7 +1,7 @@
-"""Costs that travel: a file with the cost tables of the machine that will serve.
+"""The costs file: cost tables of the serving machine, for use on another machine.
 
-`prumux-bench --measure-costs` writes it, `prumux-opt --costs` reads it. A file with a value
-that was not measured is refused: its speed estimates would choose the wrong model.
+`prumux-bench --measure-costs` writes the file, and `prumux-opt --costs` reads it. The reader
+refuses implausible values, because wrong speed estimates would choose the wrong model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 1
 KIND = "prumux-costs"
 MOST_BYTES = 16 << 20
 MOST_MS = 1e9
-"""The largest time that is read; NaN and infinity are not below it."""
+"""The largest time that the reader accepts. NaN and infinity fail the comparison."""
 BLOCKS = ("wide", "narrow")
 CURVES = ("attention", "ffn")
 
@@ -43,11 +43,11 @@ def write_costs(
     """Write a costs file.
 
     Args:
-        path: the file, which is replaced if it exists.
-        encoder: the dense model.
-        serving: rows in a batch, and tokens in a row.
-        targets: by `Target.timed_as`.
-        machine: what was measured.
+        path: the file; an existing one is replaced.
+        encoder: sizes of the dense model.
+        serving: number of rows in a batch, and of tokens in a row.
+        targets: costs of each target, by `Target.timed_as`.
+        machine: facts of the measured machine.
         about: command, commit, date and versions.
     """
     found = {
@@ -72,8 +72,8 @@ def read_costs(path: Path) -> Costs:
     """Read a costs file.
 
     Raises:
-        UsageError: it is missing, damaged, of another version, or holds a value that no
-            measurement gives; the message names file and key.
+        UsageError: the file is missing, damaged or of another version, or has a value that no
+            measurement gives. The message names file and key.
     """
     data = _bytes(path)
     try:
@@ -94,7 +94,7 @@ def _bytes(path: Path) -> bytes:
     except OSError as error:
         why = (error.strerror or "no file").lower()
         raise _fault(path, "", f"cannot be read: {why}") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # the name is not valid for a file
         raise _fault(path, "", f"cannot be read: {error}") from error
 
 
@@ -108,7 +108,7 @@ def _fault(path: Path, key: str, text: str) -> UsageError:
 
 
 class _Reader:
-    """Checks the values of a file, key by key."""
+    """Checks the values of a costs file, key by key."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,15 +1,17 @@
-"""The cost of each branch on the target, fitted to times of whole models at the serving point.
+"""The cost table: the time of each branch, fitted to measured times of whole models.
 
-The time of a model is modelled as a sum over its branches,
+The models are timed on the target at the serving point. A model's time is a sum over its
+branches,
 
     t = base + sum_l a(heads_l) + sum_l f(units_l),
 
-where a and f rise with size, are 0 at 0, jump at 1 (the fixed cost of a branch with its
-LayerNorm) and are linear between a few knots. Base and knots are fitted to the times of some
-thirty models, from the empty one to the full one, by non-negative least squares on relative
-errors. With `pool_early`, the last attention block and all after it have curves of their own.
+where the curves a and f rise with size and are linear between a few knots. They are 0 at size
+0 and jump at size 1, by the fixed cost of a branch with its LayerNorm. Base and knots are
+fitted to the times of about thirty models, from the empty one to the full one. The fit
+minimises relative errors by non-negative least squares. With `pool_early`, the last attention
+block and all blocks after it have curves of their own.
 
-A table is refused if it is more than 10 % off on uneven models that were not in the fit.
+A table is refused if its error on uneven models, which were not in the fit, is above 10 %.
 """
 
 from __future__ import annotations
@@ -54,22 +56,25 @@ CHECKS = 6
 LIMIT = 0.10
 """Largest relative error on uneven models that a table may have."""
 STRAIGHT = 0.3
-"""Weight of straight curves in the fit. Noise bends curves, and `prune` would exploit that."""
+"""Weight of the penalty on bends of the curves. `prune` would exploit bends from noise."""
 FLOOR = 0.02
-"""Share of the dense time below which errors count as absolute, the precision of the clock."""
+"""Errors are relative to the measured time plus this share of the dense time.
+
+The share models the precision of the clock."""
 
 Floats = NDArray[np.float64]
 
 
 def cost_table(model: Model, ctx: Context) -> CostTable:
-    """The table of the model's full sizes on `ctx.target`, measured once a machine.
+    """The cost table of the model's full sizes on `ctx.target`.
 
-    With `ctx.costs` it is that of the other machine, and nothing is measured.
+    It is measured once on each machine and then cached. With `ctx.costs` it comes from the
+    costs file, and nothing is measured.
 
     Raises:
         MissingError: there is no target to measure on.
-        PassError: two measurements are off by more than `LIMIT` on uneven models, or the
-            model is multiplexed.
+        PassError: the model is multiplexed, or two measurements both have errors above
+            `LIMIT`.
     """
     if ctx.target is None:
         raise MissingError("a measured speed-up needs a target; use sparsity= in place of it")
@@ -85,10 +90,10 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
     full = replace(left, layers=(most,) * len(dense.layers))
     if ctx.costs is not None:
         found = ctx.costs.table(full, ctx.costs.dense_of(dense), ctx.target.timed_as)
-        early = left.reads_first  # else no curve is narrow
+        early = left.reads_first  # no other pooling has narrow curves
         return replace(found, narrow_from=left.narrow_from if early else len(left.layers))
     shapes = [b.input_ids.shape for b in ctx.workload]
-    # repr, because the short text of an encoder leaves most of its fields out
+    # repr, because the short text of an encoder omits most of its fields
     name = "costs-" + key(
         repr(full), repr(dense), ctx.target, ctx.threads, shapes, device(), versions()
     )
@@ -99,13 +104,13 @@ def cost_table(model: Model, ctx: Context) -> CostTable:
 def fit(
     encoders: Sequence[Encoder], times_ms: Sequence[float], dense_ms: float, full: Encoder
 ) -> CostTable:
-    """Fit a table to these models' times, minimising relative errors.
+    """Fit a table to the times of models, minimising relative errors.
 
     Args:
-        encoders: shapes as `full`, of smaller sizes.
-        times_ms: the time of each.
-        dense_ms: the time of the dense model.
-        full: the greatest sizes, the same in every layer.
+        encoders: sizes of the models, with heads and FFN units up to those of `full`.
+        times_ms: time of each model.
+        dense_ms: time of the dense model.
+        full: the largest sizes, the same in every layer.
     """
     from scipy.optimize import nnls
 
@@ -136,9 +141,10 @@ def fit(
 
 
 def _bends(curves: Sequence[tuple[int, ...]], scale: float) -> Floats:
-    """Rows of the penalty on bends of the curves past 1, one row per inner knot.
+    """Rows of the penalty on bends of the curves, one row for each inner knot above size 1.
 
-    A row is a change of slope times the curve's whole width, in shares of the dense time.
+    A row gives the change of slope at its knot, times the curve's whole width, in shares of
+    the dense time.
     """
     size, at = 1 + sum(len(x) for x in curves), 1
     found = [np.zeros(size)]
@@ -157,7 +163,7 @@ def _row(
     wide: tuple[tuple[int, ...], tuple[int, ...]],
     narrow: tuple[tuple[int, ...], tuple[int, ...]],
 ) -> Floats:
-    """The steps of each curve that a model pays for; the first entry is the base, 1."""
+    """The row of the least-squares problem for a model: 1 for the base, then `_steps`."""
     first = encoder.narrow_from
     parts = [np.ones(1)]
     for sizes, layers in ((wide, encoder.layers[:first]), (narrow, encoder.layers[first:])):
@@ -167,7 +173,7 @@ def _row(
 
 
 def _steps(size: int, at: tuple[int, ...]) -> Floats:
-    """The share, 0..1, of the rise to each knot that a branch of this size pays."""
+    """Share, from 0 to 1, of the rise to each knot that a branch of this size costs."""
     if not at:
         return np.zeros(0)
     knot = np.array(at, dtype=np.float64)
@@ -177,10 +183,10 @@ def _steps(size: int, at: tuple[int, ...]) -> Floats:
 
 
 def measure_table(full: Encoder, ctx: Context, rounds: int = ROUNDS) -> CostTable:
-    """Measure; if the check fails, measure once more with twice the rounds.
+    """Measure a table. If its check fails, measure once more with twice the rounds.
 
     Raises:
-        PassError: the table is off both times.
+        PassError: the check fails twice.
     """
     first = _measure(full, ctx, rounds)
     if first.error <= LIMIT:
@@ -193,12 +199,12 @@ def measure_table(full: Encoder, ctx: Context, rounds: int = ROUNDS) -> CostTabl
         f"{again.error:.0%}; {LIMIT:.0%} is the most that is used\n"
         "try again when nothing else runs on this machine, or do without a clock:\n"
         "use sparsity=0.5 of=macs in place of speedup",
-        exit_code=4,  # a check failed, as with parity; the request itself was sound
+        exit_code=4,  # a failed check, as for parity: the request itself is valid
     )
 
 
 def _measure(full: Encoder, ctx: Context, rounds: int) -> CostTable:
-    """Time the plan and the models that check it, then fit."""
+    """Time the models of the plan and of the check, then fit."""
     shapes = plan(full, ctx.seed)
     checks = uneven(full, CHECKS, ctx.seed + 1)
     dense_ms, *times = time_ms([ctx.dense.encoder, *shapes, *checks], ctx, rounds)
@@ -208,7 +214,7 @@ def _measure(full: Encoder, ctx: Context, rounds: int) -> CostTable:
 
 
 def table_from_json(found: Mapping[str, Any]) -> CostTable:
-    """The table that `asdict` gave."""
+    """Build a table from the JSON form of `asdict(table)`."""
 
     def block(x: Mapping[str, Any]) -> Block:
         curves = (Curve(tuple(x[k]["sizes"]), tuple(x[k]["ms"])) for k in ("attention", "ffn"))

@@ -1,4 +1,4 @@
-"""Interleaved timing: engines take turns, so that drift of the machine affects all alike."""
+"""Interleaved timing: engines take turns, so that drift of the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from dataclasses import dataclass
 from prumux.optimizer.base.cores import CoreMonitor
 
 SETTLE_CHECKS = 20
-"""At most this many checks, 5 ms apart, that this process is idle."""
+"""Largest number of checks, 5 ms apart, that wait for this process to become idle."""
 LEAST_MS = 200.0
-"""Short runs are repeated until a round takes about this long."""
+"""Milliseconds that a round should take; short runs are repeated to fill them."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock milliseconds of one engine, one number a round."""
+    """Wall-clock milliseconds of one engine, one number for each round."""
 
     rounds_ms: tuple[float, ...]
 
     @property
     def median_ms(self) -> float:
-        """The figure to quote."""
+        """Median over rounds, the figure to quote."""
         return statistics.median(self.rounds_ms)
 
     @property
     def low_ms(self) -> float:
-        """The fastest round."""
+        """Time of the fastest round."""
         return min(self.rounds_ms)
 
     @property
     def high_ms(self) -> float:
-        """The slowest round."""
+        """Time of the slowest round."""
         return max(self.rounds_ms)
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """Throughput of one engine over that of another, one number a round (dimensionless)."""
+    """Ratio of two engines' throughputs, one number for each round."""
 
     rounds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The figure to quote."""
+        """Median over rounds, the figure to quote."""
         return statistics.median(self.rounds)
 
     @property
     def low(self) -> float:
-        """The smallest of all rounds."""
+        """The smallest ratio of all rounds."""
         return min(self.rounds)
 
     @property
     def high(self) -> float:
-        """The largest of all rounds."""
+        """The largest ratio of all rounds."""
         return max(self.rounds)
 
 
@@ -72,16 +72,17 @@ def interleave(
 ) -> tuple[Timing, ...]:
     """Time several runs in turn (A B A B ...).
 
-    Every second round runs in reverse order, which cancels the effect of one run on the next.
-    Each run waits until cores are near and the threads of the run before it sleep.
+    Every second round has the reverse order, which cancels the effect of one run on the next.
+    Before each run, the function waits until cores are near and the threads of the previous
+    run sleep.
 
     Args:
-        runs: one call a round each.
-        rounds: how many rounds are kept.
-        warmup: rounds before that, not kept.
+        runs: functions; each is called once a round.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them that do not count.
         tick: called after each round.
         clock: does a run and returns its milliseconds; None = the wall clock.
-        repeat: a round's time is the mean of as many runs as fill `LEAST_MS`.
+        repeat: True = repeat short runs for about `LEAST_MS`, and take their mean.
         cores: waits for near cores before each run; None = no waiting.
     """
     clock = clock or wall_ms
@@ -106,7 +107,7 @@ def interleave(
 
 
 def wall_ms(run: Callable[[], object]) -> float:
-    """Milliseconds of a run by the wall clock."""
+    """Do a run and return its wall-clock milliseconds."""
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) * 1000
@@ -126,7 +127,7 @@ def _settle() -> None:
 
 
 def speedup(slow: Timing, fast: Timing) -> Speedup:
-    """Speed-up of `fast` over `slow`, round by round."""
+    """Speed-up of `fast` over `slow` in each round."""
     pairs = zip(slow.rounds_ms, fast.rounds_ms, strict=True)
     return Speedup(tuple(a / b for a, b in pairs))
 
@@ -134,6 +135,6 @@ def speedup(slow: Timing, fast: Timing) -> Speedup:
 def percentile_ms(samples_ms: Sequence[float], share: float) -> float:
     """The smallest sample that at least `share` of the samples do not exceed."""
     ordered = sorted(samples_ms)
-    # A share such as 0.95 is a hair off in binary: that must not cost a sample.
+    # A share such as 0.95 is not exact in binary; the error must not add a sample.
     count = math.ceil(share * len(ordered) - 1e-9)
     return ordered[min(len(ordered), max(1, count)) - 1]

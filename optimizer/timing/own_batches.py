@@ -1,6 +1,6 @@
-"""Times dense and optimised engine each at its own best batch size.
+"""Time the dense and the optimised engine, each at its own best batch size.
 
-At one batch size for both, the engine that the size suits better gains.
+A common batch size would favour the engine that it suits better.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from prumux.optimizer.pipeline.engine import Engine
 from .interleave import Timing, interleave, speedup
 
 SIZES = (8, 16, 32, 64)
-"""Rows in a batch that are tried."""
+"""Batch sizes to try, in rows."""
 PROBES = 2
 ROUNDS = 5
 Workloads = Mapping[int, Sequence[Batch]]
-"""By rows in a batch, the batches of one round."""
+"""The batches of one round, by batch size."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class OwnBatch:
     batch: int
     rows_per_second: float
     throughput_ratio: float
-    """Over the dense engine at its own best batch size: the median over rounds."""
+    """Median over rounds of the ratio to the dense engine at its own best batch size."""
     throughput_ratio_low: float
     throughput_ratio_high: float
 
@@ -41,11 +41,11 @@ def time_own_batches(
     progress: Progress,
     cores: CoreMonitor | None = None,
 ) -> tuple[OwnBatch, OwnBatch]:
-    """Try every batch size shortly, then time the best of both engines in turn.
+    """Try every batch size for a few rounds, then time both engines at their best size.
 
     Args:
-        dense: the given model, and the batch sizes to try.
-        optimised: the shipped one, and the same texts in the same batch sizes.
+        dense: the given model's engine, and the batches of each size to try.
+        optimised: the shipped engine, and the same texts in batches of the same sizes.
         progress: shows the rounds.
         cores: waits for near cores before each run.
     """
@@ -71,7 +71,7 @@ def time_own_batches(
 
 
 def _best(workloads: Workloads, probes: Sequence[Timing]) -> int:
-    """The batch size with the least time per row in the best round."""
+    """The batch size with the least time per row, by the fastest round of each size."""
     found = {
         n: probe.low_ms / _rows(workloads[n])
         for n, probe in zip(workloads, probes, strict=True)

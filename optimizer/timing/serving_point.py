@@ -1,4 +1,4 @@
-"""Times engines side by side at the serving point: batch throughput, single-row latency."""
+"""Time engines in turn at the serving point: throughput of batches, latency of single rows."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ SINGLE_ROUNDS = 6
 
 @dataclass(frozen=True)
 class ServingPoint:
-    """The batches that throughput is measured on."""
+    """The batches on which throughput is measured."""
 
     batch: int
     """Rows in a batch."""
     length: int | None
-    """Tokens of every row; None = as in the data."""
+    """Number of tokens of every row; None = rows keep their lengths."""
     mean_tokens: int
-    """Real tokens a row, on average."""
+    """Mean number of real tokens of a row."""
     threads: int
     """CPU threads of an engine."""
     arrivals: Arrivals = "sorted"
-    """The order of the rows."""
+    """The order in which rows arrive."""
 
     def to_json(self) -> dict[str, Any]:
-        """All fields; `length` is `data` where rows keep their own."""
+        """All fields as JSON values. `length` is `data` if rows keep their lengths."""
         return {**asdict(self), "length": self.length or "data"}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One engine at the serving point."""
+    """Throughput and latency of one engine at the serving point."""
 
     rows_per_second: float
     rows_per_second_low: float
     rows_per_second_high: float
     latency_ms_p50: float
-    """Latencies are of single rows."""
+    """Median latency of single rows."""
     latency_ms_p90: float
     latency_ms_p99: float
     throughput_ratio: float
@@ -60,7 +60,7 @@ class Speed:
     throughput_ratio_low: float
     throughput_ratio_high: float
     own_batch: OwnBatch | None = None
-    """At its own best batch size; None = not timed so."""
+    """The engine at its own best batch size; None = not timed."""
 
 
 UNTIMED = Speed(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -71,10 +71,10 @@ def compare(
     progress: Progress,
     cores: CoreMonitor | None = None,
 ) -> list[Speed]:
-    """Time all engines in one interleaved run; ratios are against the first.
+    """Time all engines in one interleaved run. Ratios compare to the first engine.
 
     Args:
-        timed: each engine with its batches, which are the same texts for all of them.
+        timed: each engine with its batches, which have the same texts for all engines.
         progress: shows the rounds.
         cores: waits for near cores before each run.
     """
@@ -102,7 +102,7 @@ def _singles(
     step: Callable[[], None],
     cores: CoreMonitor | None,
 ) -> list[list[float]]:
-    """Milliseconds of single rows, unpadded, for each engine: every row, every round."""
+    """For each engine, milliseconds of single unpadded rows in all rounds."""
     found: list[list[float]] = [[] for _ in work]
 
     def one_by_one(engine: Engine, inputs: Sequence[Inputs], times_ms: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""The payload of a worker: store entries go in and come back, so no disk is shared."""
+"""The payload of a worker: store entries are sent both ways, so no shared disk is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.evaluator import Evaluator, no_record
 
 Files = Mapping[str, bytes]
-"""Store entries, by file name."""
+"""Contents of store entries, by file name."""
 KINDS = (".json", ".safetensors")
 CANDIDATE = ("trial-", "model-", "predictions-", "minutes-", "shape-")
 """Prefixes of entries that belong to one candidate."""
@@ -27,13 +27,13 @@ RUN = ("run.json", "measured.json", "precision.json", "threads.json")
 
 @dataclass(frozen=True)
 class Host:
-    """Facts that a worker must share with this process, so that results are the same."""
+    """Facts that must be the same in a worker and this process, for the same results."""
 
     threads: int
-    """Threads of a trial; sums of floats depend on them in the last bit."""
+    """Number of threads of a trial, on which the last bit of a sum of floats depends."""
     versions: Mapping[str, str]
     cpu: str | None
-    """The processor, if answers depend on it: processors compute int8 differently."""
+    """The processor, if answers depend on it, as with int8; None = they do not."""
 
     @classmethod
     def of(cls, evaluator: Evaluator, threads: int) -> Host:
@@ -41,7 +41,7 @@ class Host:
         return cls(threads, versions(), None if evaluator.targets[0].exact else cpu())
 
     def differs(self) -> str:
-        """The reason why this machine cannot stand in for the other; empty if it can."""
+        """The reason why this machine may give other results; "" = it gives the same."""
         mine, processor = versions(), cpu()
         for name in sorted(self.versions.keys() | mine.keys()):
             wanted, found = self.versions.get(name, "no"), mine.get(name, "no")
@@ -53,7 +53,7 @@ class Host:
 
 
 def packed(evaluator: Evaluator) -> Evaluator:
-    """The evaluator for a worker: without folders, silent, and not allowed to time."""
+    """The evaluator for a worker: without folders, output and timing."""
     ctx: Context = replace(
         evaluator.ctx, store=Store(), cache=Store(), progress=Progress(), may_time=False
     )
@@ -63,8 +63,8 @@ def packed(evaluator: Evaluator) -> Evaluator:
 def needed(evaluator: Evaluator, pipeline: Pipeline) -> dict[str, Path]:
     """Store entries that a candidate needs, by file name.
 
-    These are scores and choices that candidates share, models of the pipeline's prefixes and
-    the dense model's predictions.
+    These are scores and choices that all candidates share, models of the pipeline's prefixes,
+    and the given model's predictions.
     """
     models = tuple(
         ModelStore.name(stage.prefix(n))
@@ -84,8 +84,8 @@ def work(
     """Compute one item of the queue in a worker process.
 
     Returns:
-        New store entries, failed trials included; or the reason why this process has to do
-        the item.
+        New store entries, also of failed trials. Or, as a text, the reason why the main
+        process must compute the item itself.
     """
     import torch
 
@@ -106,7 +106,7 @@ def work(
         except PrumuxError as error:
             if (
                 evaluator.tried(pipeline) is None
-            ):  # not a failure that every machine would have
+            ):  # the failure is this machine's, not the candidate's
                 return str(error).partition("\n")[0]
         return {
             x.name: x.read_bytes()

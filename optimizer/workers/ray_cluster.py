@@ -1,7 +1,7 @@
-"""Runs items on Ray: each item is a Ray task with a number of processors.
+"""Run work items on Ray: each item is a Ray task with a number of processors.
 
-If a process or machine dies, Ray runs its tasks again elsewhere. Tasks that Ray gives up or
-cannot place go back to the caller, who does them itself.
+If a process or machine dies, Ray repeats its tasks on other machines. If Ray gives a task up
+or finds no machine for it, the caller does the work itself.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from .speculation import WorkItem
 from .workers import Workers
 
 RETRIES = 2
-"""The most times that Ray repeats a task whose process or machine died."""
+"""Number of times that Ray repeats a task whose process or machine died, at most."""
 LOOK_S = 5.0
-"""Interval of the check that a machine is left."""
+"""Seconds between two checks that a machine is alive."""
 DRAIN_S = 20.0
-"""Time that a cancelled task has to end; then its process is killed."""
+"""Seconds after which the process of a cancelled task is killed."""
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_task_oom_retries": str(RETRIES),  # without a limit where it is not set
+    "RAY_task_oom_retries": str(RETRIES),  # Ray's default has no limit
 }
-"""Environment of a Ray that is started here."""
+"""Environment variables for Ray if this process starts it."""
 
 
 @contextmanager
@@ -59,9 +59,9 @@ def connected(workers: Workers) -> Iterator[None]:
         options |= {"num_cpus": max(workers.count, cpu_threads()), "include_dashboard": False}
     try:
         with _own_signals(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Ray warns of a time-out before it tries again
+            warnings.simplefilter("ignore")  # Ray warns of a time-out, then tries again
             ray.init(workers.address or "local", **options)
-    except Exception as error:  # Ray has no common class for its errors
+    except Exception as error:  # Ray's errors have no common class
         raise MissingError(
             f"Ray cannot be used, {workers.address or 'started on this machine'}: "
             f"{_first_line(error)}\ninstall the same versions there, or leave --workers out"
@@ -73,7 +73,7 @@ def connected(workers: Workers) -> Iterator[None]:
 
 
 class RayCluster:
-    """The machines that items run on, as Ray tasks."""
+    """A Ray cluster that runs work items as Ray tasks."""
 
     def __init__(self, evaluator: Evaluator, workers: Workers, threads: int) -> None:
         import ray
@@ -90,19 +90,19 @@ class RayCluster:
         self._lost = False
 
     def slots(self) -> int:
-        """Number of items that can run at once on the living machines; 0 = none is left."""
+        """Number of items that can run at once on the living machines; 0 = none can run."""
         if self._lost:
             return 0
         fit = sum(self._fits(node) for node in _nodes())
         return fit if self._most is None else min(fit, self._most)
 
     def start(self, item: WorkItem, files: Mapping[str, Path]) -> Hashable:
-        """Start an item with these store entries; returns a handle."""
+        """Start an item with these store entries, and return a handle."""
         import ray
 
         sent = {}
         for name, path in files.items():
-            whole = name.startswith("model-")  # large, and used by this candidate only
+            whole = name.startswith("model-")  # it is large, and only this candidate needs it
             if whole or name not in self._shared:
                 put = ray.put(path.read_bytes())
                 if not whole:
@@ -114,7 +114,11 @@ class RayCluster:
         return handle
 
     def wait(self, handles: Iterable[Hashable]) -> Mapping[Hashable, Files | str]:
-        """Wait until some have ended: their new store entries, or why there are none."""
+        """Wait until some items have ended.
+
+        Returns:
+            By handle, the new store entries, or the reason why there are none.
+        """
         import ray
 
         refs = list(handles)
@@ -128,12 +132,12 @@ class RayCluster:
                     for ref in refs:
                         self.cancel(ref)
                     return dict.fromkeys(refs, why)
-        except Exception as error:  # the connection is gone
+        except Exception as error:  # the connection is lost
             self._lost = True
             return dict.fromkeys(refs, _first_line(error))
 
     def cancel(self, handle: Hashable) -> None:
-        """End an item soon."""
+        """Ask Ray to end an item, without waiting."""
         import ray
 
         ref: Any = handle
@@ -141,7 +145,7 @@ class RayCluster:
         self._quietly(lambda: ray.cancel(ref))
 
     def drain(self) -> None:
-        """Return when every cancelled item has ended; kill those that do not end."""
+        """Wait until every cancelled item has ended; kill items that do not end in time."""
         import ray
 
         def ended(seconds: float) -> list[Any]:
@@ -165,12 +169,12 @@ class RayCluster:
     def _quietly(self, do: Callable[[], object]) -> None:
         try:
             do()
-        except Exception:  # the connection is gone, and its tasks with it
+        except Exception:  # the connection is lost, and so are its tasks
             self._lost = True
 
 
 def smallest_machine() -> int:
-    """Processors of the smallest machine; 1 if there is none yet."""
+    """Number of processors of the smallest machine; 1 if there is no machine yet."""
     cpus = (int(node["Resources"].get("CPU", 0)) for node in _nodes())
     return min((x for x in cpus if x), default=1)
 
@@ -178,7 +182,7 @@ def smallest_machine() -> int:
 def _work(
     evaluator: Evaluator, kind: str, text: str, files: Mapping[str, Any], host: Host
 ) -> Files | str:
-    """The Ray task; its files come from the object store."""
+    """The function of the Ray task. It reads its files from Ray's object store."""
     import ray
 
     return work(evaluator, kind, text, {k: ray.get(x) for k, x in files.items()}, host)
@@ -208,7 +212,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces by its own."""
+    """Restore this process's SIGTERM handler after the block, because Ray replaces it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,9 @@
-"""The scheduler: workers compute ahead of the search what it will ask for next.
+"""The scheduler: workers compute the items that the search will need next.
 
-Workers only pre-fill the store; the result equals a serial run, the order of trials.jsonl
-included, because unasked results are never read. It is equal to the last bit on processors of
-the same kind; versions are compared, rounding cannot be.
+Workers only fill the store in advance, and the search never reads results that it does not
+need. So the result and the order of trials.jsonl are the same as in a serial run. On
+processors of the same kind, results are equal to the last bit. Versions of libraries are
+compared before the work starts; differences in rounding cannot be checked.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from .speculation import Search, WorkItem, items_ahead
 from .workers import Workers
 
 MOST_AHEAD = 64
-"""Items that are looked for at once, because looking takes time too."""
+"""Number of items to search ahead for, at most, because each takes replays of the search."""
 
 
 class Scheduler:
-    """A `trial` and a `certify` for a search; workers run ahead of both."""
+    """Offers `trial` and `certify` to a search, while workers compute later items."""
 
     def __init__(
         self, search: Search, evaluator: Evaluator, limit: float, cluster: RayCluster
@@ -39,28 +40,28 @@ class Scheduler:
         self._proofs: dict[Pipeline, Certificate] = {}
 
     def run(self, out_of_time: Callable[[Pipeline], bool]) -> SearchResult:
-        """Search. When this returns or raises, no worker is busy."""
+        """Run the search. No worker is busy when this method returns or raises."""
         try:
             return self._search(self.trial, self.certify, out_of_time)
         finally:
             self._stop()
 
     def trial(self, pipeline: Pipeline) -> Trial:
-        """As `Evaluator.trial`."""
+        """See `Evaluator.trial`."""
         self._settle(WorkItem("trial", pipeline))
         return self._evaluator.trial(pipeline)
 
     def certify(self, pipeline: Pipeline, confidence: float) -> Certificate:
-        """As `Evaluator.certify`."""
+        """See `Evaluator.certify`."""
         self._settle(WorkItem("proof", pipeline))
         proof = self._evaluator.certify(pipeline, self._limit, confidence)
         self._proofs[pipeline] = proof
         return proof
 
     def _settle(self, asked: WorkItem) -> None:
-        """Return when the item is in the store, or when this process has to do it.
+        """Wait until an item is in the store, or until this process must compute it.
 
-        In the latter case no worker is busy, because the item may time something.
+        In the second case all workers are stopped, because the item may include timing.
         """
         while not self._done(asked) and asked not in self._here:
             self._fill(asked)
@@ -68,20 +69,20 @@ class Scheduler:
                 break
             self._collect()
         if self._done(asked):
-            self._fill(None)  # workers go on while this process certifies
+            self._fill(None)  # workers continue while this process certifies
         else:
             self._stop()
 
     def _fill(self, asked: WorkItem | None) -> None:
-        """Give every free worker the nearest item.
+        """Start the nearest items on free workers.
 
-        A running item is cancelled only if the search waits for another one and no worker is
-        free, because its result may still be needed.
+        A running item may still be needed. It is cancelled only if the search waits for
+        another item and no worker is free.
         """
         slots = self._cluster.slots()
         count = min(2 * slots, MOST_AHEAD)
         found = items_ahead(self._search, self._tried, self._proofs, self._limit, count)
-        # With a time limit a search may ask for an item that the replay did not find.
+        # With a time limit, the search may need an item that the replay did not find.
         wanted = list(dict.fromkeys([asked, *found] if asked else found))
         far = {item: i for i, item in enumerate(wanted)}
         for item in wanted:
@@ -116,7 +117,7 @@ class Scheduler:
                     f"{item} is left to this process: {outcome}", 2
                 )
                 continue
-            # Facts come last, as the sign that the entries they describe are there.
+            # Facts come last: they mark the entries that they describe as complete.
             for name in sorted(outcome, key=lambda x: (x.endswith(".json"), x)):
                 self._evaluator.ctx.store.add(name, outcome[name])
             if not self._done(item):
@@ -149,7 +150,7 @@ def search_with_workers(
     out_of_time: Callable[[Pipeline], bool],
     workers: Workers,
 ) -> SearchResult:
-    """Search, with workers ahead of it if there are any; they have ended when it returns."""
+    """Run a search, with or without workers. Workers have ended when the function returns."""
     if workers.here_only:
         return search(
             evaluator.trial, lambda x, sure: evaluator.certify(x, limit, sure), out_of_time
@@ -167,9 +168,9 @@ def search_with_workers(
 
 
 def trial_threads(evaluator: Evaluator, workers: Workers) -> int:
-    """Threads of every trial, on every machine; stored, so that a resumed run uses the same.
+    """Number of threads of every trial, the same on every machine.
 
-    Sums of floats depend on the number of threads in the last bit.
+    It is stored for resumed runs, because the last bit of a sum of floats depends on it.
     """
 
     def decide() -> dict[str, int]:

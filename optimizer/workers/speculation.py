@@ -1,10 +1,10 @@
-"""Speculation: finds the next trials of a search by replaying it on assumed answers.
+"""Speculation: find the next trials of a search by replaying it on assumed answers.
 
-A search is a function of its answers: losses of trials, and certificates. `items_ahead` runs
-it on the known answers. Where it asks for an unknown one, the replay goes on twice: once
-assuming that the candidate keeps the limit, once that it does not. Workers compute the
-collected items and put the results into the store, where the search finds them. So it decides
-as it would alone, only sooner.
+The decisions of a search depend only on answers: losses of trials, and certificates.
+`items_ahead` replays the search on the known answers. If the replay needs the unknown loss of
+a candidate, it branches: one branch assumes a loss within the limit, the other a loss above
+it. Workers compute the collected items and put the results into the store. The search finds
+them there, so it makes the same decisions as without workers, but sooner.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Try = Callable[[Pipeline], Trial]
 Search = Callable[[Try, Certify, Callable[[Pipeline], bool]], SearchResult]
 """A search as a function of `trial`, `certify` and `out_of_time`."""
 LOST, KEPT = 2.0, 0.5
-"""Assumed losses, in shares of the limit. LOST comes first, because the first trials of the
-default space mostly lose too much."""
+"""Assumed losses, as multiples of the limit. LOST is assumed first, because most first trials
+of the default space lose too much."""
 REPLAYS = 6
-"""Replays of the search for each wanted item, at most."""
+"""Number of replays of the search for each wanted item, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class WorkItem:
 
 
 Answers = Mapping[WorkItem, float]
-"""Assumed answers: the loss of a trial; a certificate that is listed holds."""
+"""Assumed answers: the loss of each trial. Listed certificates are assumed to hold."""
 
 
 class _AskedError(Exception):
-    """A search asks for an unknown answer."""
+    """Error that ends a replay which needs an unknown answer."""
 
     def __init__(self, item: WorkItem) -> None:
         super().__init__(str(item))
@@ -60,14 +60,14 @@ def items_ahead(
     limit: float,
     count: int,
 ) -> list[WorkItem]:
-    """The next items that a search may ask for, the nearest first.
+    """The next items that a search may need, the nearest first.
 
     Args:
-        search: must not depend on a clock.
-        tried: the finished trial of a candidate, or its error; None = not tried.
+        search: the search, which must not depend on a clock.
+        tried: gives the finished trial of a candidate, or its error; None = not tried.
         proofs: finished certificates.
         limit: the allowed loss.
-        count: number of items, at most.
+        count: largest number of items.
     """
     found = dict[WorkItem, None]()
     branches = deque[Answers]([{}])
@@ -90,7 +90,7 @@ def _next_item(
     assumed: Answers,
     limit: float,
 ) -> WorkItem | None:
-    """The first item that a search asks for and that is neither known nor assumed."""
+    """The first item that a search needs and that is neither known nor assumed."""
 
     def trial(pipeline: Pipeline) -> Trial:
         known = tried(pipeline)

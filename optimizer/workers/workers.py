@@ -12,7 +12,7 @@ from prumux.optimizer.base.errors import MissingError, UsageError
 
 MOST = 1000
 ANSWER_S = 5.0
-"""Time that a machine has to answer."""
+"""Seconds in which a cluster must answer."""
 ADDRESS = re.compile(r"ray://(?P<host>[\w.-]+|\[[\da-fA-F:]+\]):(?P<port>\d{1,5})")
 UNUSED = (
     "--workers: {why}, so there is nothing to run ahead of it\n"
@@ -31,10 +31,10 @@ class Workers:
 
     @classmethod
     def parse(cls, given: object) -> Workers:
-        """Read a number or a text.
+        """Read a number of processes, or the address of a cluster.
 
         Raises:
-            UsageError: neither a whole number from 1 nor ray://HOST:PORT.
+            UsageError: the value is no whole number from 1, and no ray://HOST:PORT.
         """
         text = "1" if given is None else str(given)
         if isinstance(given, bool):
@@ -51,14 +51,14 @@ class Workers:
 
     @property
     def here_only(self) -> bool:
-        """True if this process does everything itself."""
+        """True if there are no workers, so that this process does all the work."""
         return self.address is None and self.count == 1
 
     def check_device(self, device: object) -> None:
         """Check that workers can train on a device.
 
         Raises:
-            UsageError: not a device name, or one that workers cannot choose.
+            UsageError: the value is no device name, or workers cannot choose this device.
         """
         if not re.fullmatch(DEVICE, str(device)):
             raise UsageError(
@@ -89,14 +89,14 @@ class Workers:
             self._answers(self.address)
 
     def threads(self, cores: int) -> int:
-        """Processors of one trial, so that `count` trials fill a machine of `cores`."""
+        """Number of processors for one trial, if `count` trials share `cores` processors."""
         return max(1, cores // self.count)
 
     def __str__(self) -> str:
         return self.address or str(self.count)
 
     def _answers(self, address: str) -> None:
-        """Open a channel. A port of another program would only hang later."""
+        """Open a channel to the cluster now. With another program's port, Ray would hang."""
         import grpc
 
         found = ADDRESS.fullmatch(address)
