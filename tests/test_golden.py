@@ -60,7 +60,7 @@ ADDED_OPTIONS = {"triton", "flavor", "capabilities", "ragged"}
 
 ADDED_FILES = {"README.md", "onnx/model.onnx"}
 """Files of a result that 0.1.0 did not write."""
-ADDED_PASSES = {"bag", "cascade"}
+ADDED_PASSES = {"bag", "cascade", "trim-vocabulary"}
 """Passes that 0.1.0 did not have."""
 
 
