@@ -1,13 +1,10 @@
 """`cascade`: a second, larger model answers the rows with a small margin.
 
-A row is deferred where the margin between its two best logits is below a threshold:
+A row is deferred if the margin between its two best logits is below a threshold t:
 
-    m(x) = z(1)(x) - z(2)(x) < t
+    m(x) = z(1)(x) - z(2)(x) < t,    where a share `defer` of the select rows has m(x) < t
 
-The threshold t is chosen so that a share `defer` of the select rows has a smaller margin.
-
-Where both models agree, the answer does not depend on the model that gives it. So a cascade
-changes few of the given model's answers.
+If both models agree, either gives the same answer. So a cascade changes few answers.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """
