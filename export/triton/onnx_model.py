@@ -21,7 +21,7 @@ class OnnxModel:
     """A graph in an ONNX Runtime session."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the graph: on this instance's GPU if ONNX Runtime can use it, else on the CPU."""
+        """Open the graph, on this instance's GPU if ONNX Runtime can use it."""
         import onnxruntime as ort
 
         graph = Path(args["model_repository"]) / args["model_version"] / GRAPH

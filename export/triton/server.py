@@ -169,7 +169,7 @@ def _start(
     models.symlink_to(repository.resolve())
     backend = place / "backends" / BACKEND
     backend.mkdir(parents=True)
-    # The wheel has the stubs of all Pythons in another folder; the backend needs one beside it.
+    # The wheel has the stubs of all Pythons in another folder. The backend needs one nearby.
     for file in (*(wheel / SERVER / "backends" / BACKEND).glob("*.*"), _stub(wheel)):
         (backend / file.name).symlink_to(file.resolve())
     libraries = wheel.resolve() / "nvidia_pytriton.libs"
