@@ -34,13 +34,13 @@ from prumux.passes.prune import Prune
 
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 ROWS = 256
-"""Number of rows for importance. Few are enough, because the choice of shapes matters little."""
+"""Number of rows for importance. Few are enough: the choice of shapes matters little here."""
 SEED = 1000
 """Seed of the random shapes. The table's own shapes and checks have other seeds."""
 
 
 def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, Any]:
-    """Measure the table, its error on random shapes, and the speed-ups that `prune` reaches."""
+    """Measure the table, its error on random shapes, and the speed-ups of `prune`."""
     start = time.monotonic()
     try:
         table = cost_table(model, ctx)

@@ -173,7 +173,7 @@ def entry(
     logits: Mapping[tuple[str, str, str], NDArray[Any]],
     count: int,
 ) -> dict[str, Any]:
-    """Compare an engine with the padded engine of its kind, and with the given model in fp32."""
+    """Compare an engine with its model's padded engine, and with the given model in fp32."""
     model, precision, layout = name
     mine, padded = timings[name], (model, precision, "padded")
     gain = speedup(timings[padded], mine)

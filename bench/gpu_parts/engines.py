@@ -95,7 +95,7 @@ class Plan:
         return cells[:first] + (compiled if self.compiled else []) + cells[first:]
 
     def sizes(self, kind: str) -> tuple[int, ...]:
-        """Batch sizes to time. `torch.compile` is slow for each, so it gets only the largest."""
+        """Batch sizes to time. Compiling takes long for each, so only the largest is used."""
         return (max(self.batches),) if kind == COMPILED else self.batches
 
 
@@ -285,7 +285,7 @@ def _batch(inputs: Inputs) -> Batch:
 
 
 def timed_ms(call: Callable[[], object], seconds: float) -> list[float]:
-    """Run for about `seconds`, at least `LEAST_RUNS` times; return milliseconds of each run."""
+    """Run for about `seconds`, at least `LEAST_RUNS` times; return each run's milliseconds."""
     for _ in range(2):
         call()
     times: list[float] = []

@@ -34,8 +34,8 @@ from .work import Facts, Work, say
 SPARSITIES = (0.6, 0.8, 0.9, 0.95)
 MIXED = (1, 2, 5, 10)
 LEVELS = (0.80, 0.78, 0.76, 0.74)
-"""Accuracies at which the paper compares models on MNLI. For other tasks, the levels are as far
-below the given model's accuracy as these are below 0.84."""
+"""Accuracies at which the paper compares models on MNLI. For other tasks, the levels are as
+far below the given model's accuracy as these are below 0.84."""
 MNLI_DENSE = 0.84
 ROUNDS = 3
 
@@ -194,7 +194,7 @@ def means(results: Sequence[Facts]) -> list[Facts]:
 
 
 def fastest(cells: Sequence[Facts], task: str) -> list[tuple[float, Facts | None]]:
-    """The fastest cell of a task with a sufficient mean score, for each level; None = no cell."""
+    """For each level, the fastest cell of a task with this mean score; None = no cell."""
     mine = [x for x in cells if x["task"] == task]
     if not mine:
         return []
