@@ -8,10 +8,10 @@ folder or an fp32 `.onnx` file.
 
 For each length, `prumux-bench --target onnx` compares the given model with the results, and
 keeps the given model's exported graphs. Then this script, which imports nothing of prumux,
-opens the same files in plain ONNX Runtime. It adds the plain graph after ONNX Runtime's own
-transformer optimiser. It times every graph at every batch size. Then the fastest graph and
-batch size of the given model, and the fastest batch size of each result, run in turn. Rows are
-random and without padding.
+opens the same files in plain ONNX Runtime. The script also opens the plain graph after ONNX
+Runtime's own transformer optimiser, and times every graph at every batch size. Then the
+fastest graph and batch size of the given model, and the fastest batch size of each result, run
+in turn. Rows are random and without padding.
 """
 
 from __future__ import annotations

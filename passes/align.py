@@ -1,7 +1,8 @@
 """`align`: round masked FFN widths to a multiple that suits the target's kernels.
 
-Matrix products are fastest at multiples of 8 or 16. The most important masked units (Fisher
-importance, https://arxiv.org/abs/2204.09656) return, or the least important unmasked ones go.
+Matrix products are fastest at multiples of 8 or 16. To round up, the pass restores the most
+important masked units (Fisher importance, https://arxiv.org/abs/2204.09656). To round down, it
+masks the least important units.
 Put it between a prune pass and `slice`.
 """
 
@@ -64,7 +65,7 @@ class Align(Pass):
 def _round(
     scores: Sequence[Tensor], masks: Sequence[Tensor], counts: Sequence[int]
 ) -> list[Tensor]:
-    """Masks of the given counts: unmasked units first, then the most important masked ones."""
+    """Masks of the given counts: unmasked units first, then masked units by importance."""
     found = []
     for score, mask, count in zip(scores, masks, counts, strict=True):
         rank = score + mask * (score.max() + 1)

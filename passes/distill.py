@@ -1,4 +1,4 @@
-"""`distill`: train the small model to agree with the dense one.
+"""`distill`: train the small model to agree with the dense model.
 
 Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
 hidden states. With s the student's outputs and t the dense model's, the loss is

@@ -30,8 +30,8 @@ class Mux(Pass):
     Then its first answers are close to those of single rows, and it costs n times as much:
     prune before it.
 
-    A second `mux` with the same n, keys and demux moves the mixing to an earlier layer. It
-    keeps the trained weights. This helps because late mixing is learnt sooner.
+    A second `mux` with the same n, keys and demux moves the mixing to an earlier layer, and
+    keeps the trained weights. This order helps, because late mixing is learnt sooner.
 
     Example: `mux{n=2 at=3},warm-up{epochs=5},distill{epochs=5}`
     """
@@ -114,7 +114,7 @@ class Mux(Pass):
             )
 
     def _check_apart(self, model: Model) -> None:
-        """Refuse options that do not go with `units=apart`."""
+        """Refuse options that contradict `units=apart`."""
         marked, hidden = int((~model.masks.hidden).sum()), model.encoder.hidden
         apart = f"mux{{n={self.n} units=apart}}"
         for wrong, why, better in (

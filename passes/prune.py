@@ -104,7 +104,7 @@ class Prune(Pass):
         """Counts whose timed speed-up is the requested one, not only the cost table's."""
         shapes = [b.input_ids.shape for b in ctx.workload]
         about = (self, model, ctx.target, ctx.threads, shapes)
-        # Stored, so that a resumed run has the same counts: a new timing may give others.
+        # The counts are stored for resumed runs, because a new timing may give other counts.
         found: list[int] = ctx.cached_json(
             "timed", about, lambda: self._closest(model, importance, keep, ctx)
         )

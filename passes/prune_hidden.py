@@ -1,9 +1,9 @@
-"""`prune-hidden`: mark hidden dimensions for removal, the same ones in every layer.
+"""`prune-hidden`: mark hidden dimensions for removal, the same dimensions in every layer.
 
 The pass keeps the dimensions of greatest Fisher importance (Kwon et al.,
 https://arxiv.org/abs/2204.09656, apply it to heads and FFN units). `slice` cuts the other
-dimensions from the embeddings, all maps and LayerNorms. Use this pass where pruning heads and
-FFN units alone does not give the speed-up. Put `reconstruct` or `distill` after it to restore
+dimensions from the embeddings, all maps and LayerNorms. Use this pass if pruning only heads
+and FFN units does not give the speed-up. Put `reconstruct` or `distill` after it to restore
 accuracy.
 """
 

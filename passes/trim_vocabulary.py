@@ -2,7 +2,8 @@
 
 The token table is most of the file of a multilingual encoder: 250 037 rows of 384 numbers are
 82 % of multilingual-e5-small. A text without dropped pieces has the same pieces and the same
-answer as before. Any other text is split into smaller pieces, but never into new unknown ones.
+answer as before. Any other text is split into smaller pieces, and never gets more unknown
+pieces.
 `optimizer/model/vocabulary/kinds.py` shows this for each kind of tokenizer.
 
 Pieces are chosen from training texts only. The rows for selection and certification are

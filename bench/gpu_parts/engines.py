@@ -115,7 +115,7 @@ def run(plan: Plan, work: Work) -> None:
 
 @dataclass(frozen=True)
 class Item:
-    """One shape in one engine."""
+    """A shape to measure in an engine."""
 
     plan: Plan
     work: Work

@@ -1,8 +1,8 @@
 """Part d: PruMUX's study (https://arxiv.org/abs/2305.14706).
 
 Each cell is a model that is pruned to a sparsity, trained, multiplexed for n rows, and trained
-again. Accuracy is measured on rows that were used for no choice. Throughput is that of the
-trained model's sizes at one batch size and length, timed in turn with the given model.
+again. Accuracy is measured on rows that were used for no choice. Throughput is measured for
+the trained model's sizes at one batch size and length, in turn with the given model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The folder of finished results, and the time that is left."""
+"""The folder of finished results, and the remaining time."""
 
 from __future__ import annotations
 

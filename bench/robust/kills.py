@@ -1,4 +1,4 @@
-"""Kill runs at random moments and resume them: is the result that of an undisturbed run?
+"""Kill runs at random moments and resume them: is the result the same as without kills?
 
 Training is counted in epochs, because training by the clock never repeats exactly. For the
 same reason a steady clock times engines: its milliseconds depend on the engine's sizes only.

@@ -153,7 +153,7 @@ def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _graph_file(name: str) -> Path | None:
-    """Path of the graph: an `.onnx` file or that of an artifact folder; None for others.
+    """Path of an `.onnx` file, or of the graph in an artifact folder; None for other models.
 
     Raises:
         MissingError: the engine is a plan.

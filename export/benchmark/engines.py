@@ -149,7 +149,7 @@ def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
 def in_layouts(
     name: str, target: Target | None, arrivals: Arrivals
 ) -> tuple[Target | None, ...]:
-    """Targets on which to open a model: padded and ragged ones if rows arrive unsorted.
+    """Targets for opening a model: padded and ragged layouts if rows arrive unsorted.
 
     Files and artifact folders contain engines, and run as they are.
     """

@@ -86,8 +86,8 @@ class Measured:
     def report(self) -> dict[str, Any]:
         """The JSON report.
 
-        `throughput_ratio` is that of the last model at the first model's fastest batch size.
-        If the user gives no batch size, each model runs at its own best size.
+        `throughput_ratio` compares the last model with the first, at the first model's fastest
+        batch size. If the user gives no batch size, each model runs at its own best size.
         """
         first = [x for x in self.entries if x.name == self.entries[0].name]
         at = max(first, key=_rows_per_second).batch

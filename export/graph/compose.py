@@ -2,7 +2,7 @@
 
     first.logits [B, C]                        the first stage, quantised or fused before
     margin [B] = TopK(first.logits, 2)         difference of the two best logits
-    rows [K] = NonZero(margin < threshold)     or TopK of the smallest margins, if K is bounded
+    rows [K] = NonZero(margin < threshold)     or TopK of the smallest margins if K is bounded
     second.* = Gather(inputs, rows)            the second stage on these rows, K = 0 included
     logits = ScatterND(first.logits, rows, second.logits)
 

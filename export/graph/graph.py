@@ -124,7 +124,7 @@ def build(
 
 
 def _store_once(graph: onnx.GraphProto) -> None:
-    """Store equal constants once: nodes read the first, and the others are removed."""
+    """Store equal constants once: all nodes read the first one."""
     first: dict[tuple[Any, ...], str] = {}
     same: dict[str, str] = {}
     for x in graph.initializer:

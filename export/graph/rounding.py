@@ -1,8 +1,8 @@
 """Convert a low-precision graph to a float32 graph that rounds every value to its type.
 
 ONNX Runtime has no bf16 kernels for CPUs, and runs fp16 graphs on CPUs partly in float32. The
-converted graph gives the answers of the typed graph by the rules of ONNX: products are summed
-in float32, as on a GPU, and the result of each node is rounded to fp16 or bf16.
+converted graph gives the answers of the typed graph by the rules of ONNX. Products are summed
+in float32, as on a GPU. The result of each node is rounded to fp16 or bf16.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def fuse(
 def try_fusions(
     plain: CheckedGraph, fusions: Sequence[Fusion], encoder: Encoder, checker: GraphChecker
 ) -> tuple[list[CheckedGraph], dict[str, str]]:
-    """Apply fusions, and leave out those that fail.
+    """Apply fusions to a graph, and leave out fusions that fail.
 
     Returns:
         The graphs that agree with the torch module, `plain` first; and the reason for each

@@ -56,7 +56,7 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
                 f"isolate holds {_short(owner)}, which is not equal to itself: "
                 "name owners by texts or numbers"
             )
-    return tuple((type(owner), owner) for owner in owners)  # so that 1 and True differ
+    return tuple((type(owner), owner) for owner in owners)  # with the type, 1 and True differ
 
 
 def text_rows(texts: Any, call: str = "predict") -> Rows:

@@ -2,8 +2,8 @@
 
 Clients call one model, `NAME`: a packer (`packer.py`) in front of the engine, `NAME_engine`.
 The packer is needed for three reasons. Triton's own batcher only joins requests of equal
-length. A bad request fails all requests of its batch. And the batcher would put rows of
-different tenants into one group of a multiplexed engine.
+length. A bad request fails all requests of its batch. In a multiplexed engine, the batcher
+would put rows of different tenants into one group.
 
 Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/
 """
@@ -63,8 +63,8 @@ class Serving:
     kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
     """Kind of the ONNX Runtime instance: KIND_AUTO = a GPU if there is one."""
     profiles: int = 1
-    """Number of a plan's optimisation profiles that accept `max_batch` rows: the first ones.
-    The configuration lists these profiles, and Triton chooses among them."""
+    """Number of a plan's optimisation profiles that accept `max_batch` rows. They are the first
+    profiles of the plan. The configuration lists them, and Triton chooses among them."""
     backend: Backend = "onnxruntime"
     """Triton backend of a graph. A plan always runs in Triton's tensorrt backend."""
     threads: int = 0

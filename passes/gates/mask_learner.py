@@ -150,7 +150,7 @@ class MaskLearner:
         )
 
     def apply_final_masks(self) -> Masks:
-        """Close the gates of removed units, and set the others' factors to fixed values."""
+        """Close the gates of removed units, and fix the factors of kept units."""
         with torch.no_grad():
             self.gates.clamp()
             masks = final_masks(self.gates, self.budget, self.model.encoder)

@@ -1,7 +1,7 @@
 """Initial gates before training, and binary masks after training.
 
-The masks keep the expected number of units. Then units are removed or restored until the real
-cost meets the budget.
+The masks keep the expected number of units, and are then corrected: units are removed or
+restored until the real cost meets the budget.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def initial_gates(
     units = nn.Parameter(torch.full_like(score, HIGH))
     open_units = Gates(widths, dims, units, None, None).probabilities()
     (cost,) = torch.autograd.grad(budget.expected(open_units), units)
-    # Where a measured time is flat, the derivative is 0; such units get a small cost instead.
+    # The derivative is 0 if a measured time is flat. Such units get a small cost.
     value = score / cost.clamp_min(1e-3 * float(cost.mean()))
     rank = value.argsort().argsort() / max(1, len(value) - 1)
     return Gates(

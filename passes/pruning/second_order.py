@@ -57,7 +57,7 @@ class Removals:
         return [tuple((loss[-1] - loss.flip(0)).tolist()) for loss in losses]
 
     def keep(self, model: Model, counts: Sequence[int]) -> Model:
-        """Mask the model so that `counts` units are left: all attention, then all FFN.
+        """Mask all units except `counts` of each branch: all attention, then all FFN.
 
         Output maps and their biases compensate; columns of removed units become zero.
         """

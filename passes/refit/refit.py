@@ -26,7 +26,7 @@ EVERY = slice(None)
 
 
 class ResidualStreams:
-    """The residual streams of the dense and the small model, advanced branch by branch."""
+    """The residual streams of the dense model and the small model, branch by branch."""
 
     def __init__(self, dense: DenseStream, small: Model, device: str) -> None:
         self.dense = dense

@@ -1,4 +1,4 @@
-"""Make synthetic training rows from real rows. They have no labels; the teacher gives logits.
+"""Make synthetic training rows from real rows. The teacher's logits replace their labels.
 
 The dense model has memorised the training rows. So its outputs on these rows say little about
 its outputs on new rows. A student that also learns from unseen rows agrees better with the

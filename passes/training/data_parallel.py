@@ -44,7 +44,7 @@ def _main_process_lost(error: Exception) -> LostError:
 
 @dataclass(frozen=True, eq=False)
 class DataParallel:
-    """One of the processes that train a model together; rank 0 is the main process."""
+    """A process of the group that trains a model together. Rank 0 is the main process."""
 
     rank: int = 0
     size: int = 1

@@ -128,5 +128,5 @@ def _first_state(learner: Learner, ctx: Context, name: str) -> TrainingState:
     state = TrainingState(trained, optimizer, [p.detach().clone() for p in trained])
     state.load(ctx.store, name)
     if not state.validation_loss:
-        state.check(learner.validation_loss())  # so that training can only help
+        state.check(learner.validation_loss())  # the given weights are the first checkpoint
     return state

@@ -76,7 +76,7 @@ def relative(error: Tensor, variance: Tensor) -> Tensor:
 def state_parts(
     found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> tuple[Tensor, Tensor]:
-    """Error and variance of `state_error`, separately, so that they can be summed.
+    """Error and variance of `state_error`, as two values that can be summed over batches.
 
     The variance is that of the whole batch.
     """

@@ -37,7 +37,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
         seed: seed of the draws.
 
     Raises:
-        DataError: the file cannot be read or holds no text.
+        DataError: the file cannot be read or contains no text.
         UsageError: the model has no tokenizer.
     """
     if model.tokenizer is None:

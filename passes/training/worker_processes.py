@@ -92,7 +92,7 @@ class Worker:
 
 
 def devices(device: str) -> tuple[str, ...]:
-    """The devices to train on: all GPUs for `cuda`, else the given device alone."""
+    """The devices to train on: all GPUs for `cuda`, else only the given device."""
     if device != "cuda" or not dist.is_nccl_available() or dist.is_initialized():
         return (device,)
     here = torch.cuda.current_device()
