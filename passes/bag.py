@@ -28,7 +28,7 @@ from prumux.passes.bags.fitting import Aims, fit
 from prumux.passes.bags.teaching import Taught, ask
 
 MOST_NUMBERS = 2**21
-"""Most numbers in the table of pairs. With many classes it has fewer buckets."""
+"""Largest size of the table of pairs. With many classes the table has fewer buckets."""
 
 
 @dataclass(frozen=True)

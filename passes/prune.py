@@ -101,7 +101,7 @@ class Prune(Pass):
     def _timed(
         self, model: Model, importance: BranchImportance, keep: KeepCounts, ctx: Context
     ) -> list[int]:
-        """Counts whose timed speed-up is the requested one, not only the cost table's."""
+        """Choose counts with the requested speed-up by timing, not only by the cost table."""
         shapes = [b.input_ids.shape for b in ctx.workload]
         about = (self, model, ctx.target, ctx.threads, shapes)
         # The counts are stored for resumed runs, because a new timing may give other counts.

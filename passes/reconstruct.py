@@ -9,9 +9,10 @@ ones. The output map W, b of a branch is moved by the ridge solution of
 - x_t and c_t: the small model's residual stream and inner activations at position t;
 - a_t: the weight of the position.
 
-If a whole branch was removed, the next branch compensates for it. Last, the head's first map
-is refitted in the same way. If pruned hidden dimensions have removed outputs of this map, the
-second map is refitted, too. Only those dimensions of y_t count that the small model still has.
+If a whole branch was removed, the next remaining branch compensates for it. Last, the head's
+first map is refitted in the same way. If pruned hidden dimensions have removed outputs of this
+map, the second map is refitted, too. Only those dimensions of y_t count that the small model
+still has.
 
 Refits of pruned layers by least squares are also in Kwon et al.,
 https://arxiv.org/abs/2204.09656.

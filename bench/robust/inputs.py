@@ -66,7 +66,7 @@ def _made(folder: Path, name: str) -> Base:
         table = pd.read_json(rows / f"{split}.jsonl", lines=True)
         columns: dict[str, list[Any]] = {str(k): list(table[k]) for k in table.columns}
         if len(set(map(str, columns.get("label", [0, 1])))) == 1:
-            columns["label"] = [i % 2 for i in range(len(table))]  # a single label is refused
+            columns["label"] = [i % 2 for i in range(len(table))]  # one label tests nothing
         lists = any(isinstance(x[0], list) for x in columns.values())
         for ending in FORMATS:
             if not (lists and ending in ("csv", "tsv")):

@@ -63,8 +63,8 @@ class Serving:
     kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
     """Kind of the ONNX Runtime instance: KIND_AUTO = a GPU if there is one."""
     profiles: int = 1
-    """Number of a plan's optimisation profiles that accept `max_batch` rows. They are the first
-    profiles of the plan. The configuration lists them, and Triton chooses among them."""
+    """Number of a plan's optimisation profiles that accept `max_batch` rows. These are the
+    first profiles of the plan. The configuration lists them, and Triton chooses one."""
     backend: Backend = "onnxruntime"
     """Triton backend of a graph. A plan always runs in Triton's tensorrt backend."""
     threads: int = 0
@@ -123,7 +123,7 @@ def write_bundle(
     _write(place / "config.pbtxt", engine_config(encoder, backend, serving))
     _packer_files(folder / serving.name / "1")
     _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
-    # The output has this file's name, for Triton's classification extension.
+    # The output's configuration names this file, for Triton's classification extension.
     if task.output_labels:
         lines = "".join(" ".join(x.split()) + "\n" for x in task.output_labels)
         _write(folder / serving.name / "labels.txt", lines)

@@ -23,7 +23,7 @@ from prumux.optimizer.pipeline.context import Context
 
 ROWS_MACS = PIECES_MACS = 10**12
 LEAST_ROWS = 1024
-"""Rows that the dense model runs on even where they exceed `ROWS_MACS`."""
+"""The dense model runs on at least this many rows, even if they exceed `ROWS_MACS`."""
 BATCH = 64
 
 

@@ -108,7 +108,7 @@ def _at(costs: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TimedBudget:
-    """A budget in measured milliseconds. Hidden dimensions cannot have gates here."""
+    """A budget in measured milliseconds. The cost table has no times of hidden sizes."""
 
     table: CostTable
     limit: float

@@ -24,7 +24,7 @@ def slot_keys(mux: Multiplexing, hidden: int, random: torch.Generator) -> Tensor
         found: Tensor = columns.T.contiguous() * hidden**0.5
         return found
     signs = torch.where(drawn < 0, -1.0, 1.0)
-    signs[0] = 1.0  # so the first slot's states are mixed as the layers know them
+    signs[0] = 1.0  # this key does not change the states of the first slot
     return signs
 
 
