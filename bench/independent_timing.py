@@ -41,7 +41,7 @@ PROBE_MS, ROUND_MS = 100.0, 300.0
 REST_S = 0.05
 """Pause before each measurement. The threads of the session before fall asleep in it."""
 MOST_IDS = 1000
-"""Random token ids are from v/2 up to v: the smaller of this number and the vocabulary."""
+"""Random token ids are from v/2 up to v. v is this number, or the vocabulary if smaller."""
 SLOTS = "prumux.slots"
 
 

@@ -3,7 +3,7 @@
 Matrix products are fastest at multiples of 8 or 16. To round up, the pass restores the most
 important masked units (Fisher importance, https://arxiv.org/abs/2204.09656). To round down, it
 masks the least important units.
-Put it between a prune pass and `slice`.
+Put `align` between a prune pass and `slice`.
 """
 
 from __future__ import annotations
