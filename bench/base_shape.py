@@ -1,11 +1,11 @@
-"""How long do scoring, pruning, refit and export take on a model of BERT-base's shape?
+"""Time scoring, pruning, refit and export of a model of BERT-base's shape.
 
     python bench/base_shape.py TOKENIZER --data DIR > bench/results/NAME.json
 
 The model has random weights, 12 layers of 12 heads and 3072 FFN units, and 768 hidden
 dimensions. The rows come from any text and the tokenizer of any BERT-like model (30,522
-tokens). Nothing is trained. Kwon et al. (2022, https://arxiv.org/abs/2204.09656) state under
-three minutes on one GPU for their method.
+tokens). Nothing is trained. Kwon et al. (2022, https://arxiv.org/abs/2204.09656) report less
+than three minutes on one GPU for their method.
 """
 
 from __future__ import annotations

@@ -4,14 +4,16 @@
     python bench/bottom.py MODEL --data sst2 --regularise 1 10 --out ...
 
 The pass `bag` and scikit-learn's `TfidfVectorizer(ngram_range=(1, 2))` with
-`LogisticRegression` are fitted to the same training rows; the bag is fitted to the given
-model's answers as well. Both, and the given model, are scored on select, certify and test
-rows. Rates are from text to label, of all test texts in one call: vectoriser and classifier,
-or tokenizer and engine (`Predictor.predict`). They run in turn, on the threads that the
-process has (OMP_NUM_THREADS=1 for one). `deferred` is what a cascade would lose on test rows:
-a share of the rows, those with the smallest margins, gets the given model's answers. Parts
-that are done are kept beside the output: run the same command again to go on.
-Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
+`LogisticRegression` are fitted to the same training rows. The bag is also fitted to the given
+model's answers. Both models and the given model are scored on select, certify and test rows.
+
+Rates are from text to label, for all test texts in one call. The call is vectoriser and
+classifier, or tokenizer and engine (`Predictor.predict`). Both run in turn, on all threads of
+the process (OMP_NUM_THREADS=1 for one thread).
+
+`deferred` is the loss of a cascade on test rows: the given model answers the share of rows
+with the smallest margins. Finished parts are stored beside the output: run the same command
+again to go on. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
 """
 
 from __future__ import annotations
@@ -54,14 +56,14 @@ from prumux.optimizer.timing.interleave import interleave, speedup
 ROLES = ("select", "certify", "test")
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 REGULARISE = (1.0, 10.0)
-"""Values of scikit-learn's C: its default, and one that fits the rows better."""
+"""Values of scikit-learn's C: the default, and a larger value that fits the rows better."""
 ROUNDS = 7
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Rows as texts and as tokens, and what has been computed."""
+    """Rows as texts and as tokens, and a store of finished parts."""
 
     evaluator: Evaluator
     splits: Splits
@@ -80,13 +82,13 @@ class Study:
         return self.evaluator.ctx.store.json(name, make)
 
     def lost(self, answers: Labels, role: str) -> float:
-        """Accuracy of the given model less that of the answers."""
+        """Accuracy of the given model minus accuracy of the answers."""
         labels = self.texts(role)[1]
         return self.evaluator.dense_score(role) - float((answers == labels).mean())
 
 
 def deferring(study: Study, answers: Labels, margin: NDArray[Any]) -> dict[str, float]:
-    """Losses on test rows where the given model answers those with the smallest margins."""
+    """Losses on test rows if the given model answers the rows with the smallest margins."""
     dense = np.asarray(study.evaluator.predictor.predict(Pipeline(()), "test"))
     order, found = np.argsort(margin, kind="stable"), {}
     for share in SHARES:
@@ -98,7 +100,7 @@ def deferring(study: Study, answers: Labels, margin: NDArray[Any]) -> dict[str, 
 
 
 def bag_scores(study: Study) -> dict[str, Any]:
-    """Accuracies of the bag of embeddings, and the seconds that it took."""
+    """Accuracies of the bag of embeddings, and the seconds to build it."""
     evaluator, start = study.evaluator, time.perf_counter()
     model = evaluator.builder.build(study.pipeline)
     seconds = time.perf_counter() - start
@@ -113,7 +115,7 @@ def bag_scores(study: Study) -> dict[str, Any]:
 
 
 def fitted(study: Study, strength: float) -> Any:
-    """scikit-learn's words and pairs with logistic regression."""
+    """Fit scikit-learn's logistic regression on words and pairs."""
     made = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=strength, max_iter=1000)
     )
@@ -121,7 +123,7 @@ def fitted(study: Study, strength: float) -> Any:
 
 
 def regression_scores(study: Study, strength: float) -> dict[str, Any]:
-    """Accuracies of words and pairs with logistic regression."""
+    """Accuracies of logistic regression on words and pairs."""
     start = time.perf_counter()
     made = fitted(study, strength)
     found: dict[str, Any] = {"C": strength, "seconds": time.perf_counter() - start}
@@ -133,7 +135,7 @@ def regression_scores(study: Study, strength: float) -> dict[str, Any]:
 
 
 def predictor_of(study: Study, folder: Path) -> Predictor:
-    """The bag of embeddings as it is served."""
+    """Export the bag of embeddings, and load it for serving."""
     model = study.evaluator.builder.build(study.pipeline)
     save_artifact(model, folder)
     Onnx(precision="fp32").emit(model, study.evaluator.ctx, folder)
@@ -141,7 +143,7 @@ def predictor_of(study: Study, folder: Path) -> Predictor:
 
 
 def rates(study: Study, strength: float) -> dict[str, Any]:
-    """Rows a second from text to label, in turn."""
+    """Time both models in turn: rows per second from text to label."""
     texts, _ = study.texts("test")
     made = fitted(study, strength)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +162,7 @@ def rates(study: Study, strength: float) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """One line for each model."""
+    """Format one line for each model."""
     lines = ["model                    select  certify    test  seconds   deferred 0.3, 0.4"]
     dense = found["dense"]
     named = [("given", {"accuracy": dense}), ("bag", found["bag"])]
@@ -179,7 +181,7 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measure what is not stored yet, write the JSON, print a table."""
+    """Measure missing parts, write the JSON, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)

@@ -1,16 +1,20 @@
-"""What does a cascade lose and gain, by the share of rows that its second model answers?
+"""Measure a cascade's loss and throughput by the share of rows of its second model.
 
     python bench/cascade.py MODEL --data DIR --out bench/results/NAME.json
     python bench/cascade.py MODEL --data DIR --out ... --first NAME 'pool-early,...'
 
-For each first model and target, cascades with every share of `--defer` are built, and scored
-on certify and test rows by their engines. `changed` is the share of answers that are not the
-given model's. `alone_differ` is the share of answers that change when rows run one by one and
-not in batches: it must be 0 in fp32 where the first model does not mix rows. `edges` runs one
-batch with thresholds that defer no row, one row and all rows, and gives the largest difference
-from the logits of each stage alone. All engines of a first model are timed in one interleaved
-run with the given model in fp32. Parts that are done are kept beside the output: run the same
-command again to go on. Nothing is chosen on certify or test rows.
+For each first model and target, cascades with every share of `--defer` are built. Their
+engines are scored on certify and test rows. The results are:
+
+- `changed`: the share of answers that differ from the given model's;
+- `alone_differ`: the share of answers that change if rows run one by one and not in batches.
+  It must be 0 in fp32 if the first model does not mix rows;
+- `edges`: the largest difference from the logits of each stage alone, for one batch and
+  thresholds that defer no row, one row and all rows.
+
+All engines of a first model are timed in one interleaved run with the given model in fp32.
+Finished parts are stored beside the output: run the same command again to go on. Nothing is
+chosen on certify or test rows.
 """
 
 from __future__ import annotations
@@ -53,7 +57,7 @@ TO = "pool-early"
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1.0)
 TARGETS = ("onnx{precision=fp32}", "onnx{precision=int8}")
 ALONE_ROWS = 256
-"""Test rows that are run one by one."""
+"""Number of test rows that run one by one."""
 Floats = NDArray[np.float32]
 
 
@@ -68,11 +72,11 @@ class Study:
     target: Target
 
     def pipeline(self, share: float) -> Pipeline:
-        """The cascade that defers this share."""
+        """The pipeline of the cascade that defers this share."""
         return self.first.then(Cascade(to=self.to, defer=share))
 
     def model(self, share: float) -> Model:
-        """The cascade of both stored stages."""
+        """Build the cascade from both stored stages."""
         for stage in (self.first, Pipeline.parse(self.to) if self.to else Pipeline(())):
             self.evaluator.builder.build(stage)
         return self.evaluator.builder.build(self.pipeline(share))
@@ -92,7 +96,7 @@ class Study:
 
 
 def scores(study: Study, share: float) -> dict[str, Any]:
-    """Losses, changed answers and deferred rows of one cascade."""
+    """Measure the losses, changed answers and deferred rows of one cascade."""
     evaluator, model = study.evaluator, study.model(share)
     mixing = evaluator.predictor.mixing(model)
     found: dict[str, Any] = {"defer": share, "select": {"deferred": _share_of(model)}}
@@ -136,7 +140,7 @@ def _one(rows: Encoded, i: int) -> dict[str, Any]:
 
 
 def edges(study: Study) -> dict[str, Any]:
-    """Deferred rows and differences for thresholds that defer none, one and all of a batch."""
+    """Run a batch with thresholds that defer no row, one row and all rows."""
     model = study.model(0.5)
     second = model.second
     assert second is not None
@@ -162,7 +166,7 @@ def edges(study: Study) -> dict[str, Any]:
 
 
 def times(study: Study, shares: Sequence[float]) -> list[dict[str, float]]:
-    """Speeds of the first model, the second one, and the cascades; in turn with the dense."""
+    """Time the first model, the second model and the cascades in turn with the given model."""
     evaluator = study.evaluator
     one = study.model(shares[0])
     assert one.second is not None
@@ -182,7 +186,7 @@ def times(study: Study, shares: Sequence[float]) -> list[dict[str, float]]:
 
 
 def measure(study: Study, shares: Sequence[float]) -> dict[str, Any]:
-    """All parts of one first model on one target; those that are stored are not repeated."""
+    """Measure all missing parts of one first model on one target."""
     entries = [
         study.stored("scores", partial(scores, study, share), share) for share in shares
     ]
@@ -201,7 +205,7 @@ def measure(study: Study, shares: Sequence[float]) -> dict[str, Any]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> list[str]:
-    """One line for each cascade."""
+    """Format one line for each cascade."""
     lines = [
         "first      target                     defer  deferred     loss (points)  changed  "
         "alone  throughput",
@@ -225,7 +229,7 @@ def table(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure what is not stored yet, write the JSON, print a table."""
+    """Measure missing parts, write the JSON, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)

@@ -1,11 +1,10 @@
-"""How exact is the cost table, and does `prune{speedup=...}` reach the speed-up asked for?
+"""How exact is the cost table, and does `prune{speedup=...}` reach the requested speed-up?
 
     python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
 
-The script measures the table, with `pool-early` off and on. It then times random shapes
-that the table was not made from, and the shapes that `prune{speedup=...}` chooses,
-interleaved with the dense model. Time depends on sizes only, so all shapes have random
-weights.
+The script measures the table, with `pool-early` off and on. Then it times random shapes that
+the table was not made from, and the shapes that `prune{speedup=...}` chooses. They run in turn
+with the given model. Time depends on sizes only, so all shapes have random weights.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from prumux.passes.prune import Prune
 
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 ROWS = 256
-"""Rows for importance. The choice of shapes matters little here, so a few rows do."""
+"""Number of rows for importance. Few are enough: the choice of shapes matters little here."""
 SEED = 1000
-"""Differs from the seeds of the table's own shapes and checks."""
+"""Seed of the random shapes. The table's own shapes and checks have other seeds."""
 
 
 def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, Any]:
-    """The table, its error on random shapes, and the speed-ups that `prune` reaches."""
+    """Measure the table, its error on random shapes, and the speed-ups of `prune`."""
     start = time.monotonic()
     try:
         table = cost_table(model, ctx)
@@ -132,7 +131,7 @@ def main() -> None:
     evaluator = open_evaluator(request, parse_target(options.target), Progress(1))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        # An empty store, so that the table is measured now.
+        # The store is empty, so that the table is measured now.
         store = Store(Path(folder))
         fit = evaluator.ctx.fit.take(range(min(ROWS, len(evaluator.ctx.fit))))
         ctx = replace(evaluator.ctx, fit=fit, store=store, cache=store)

@@ -2,8 +2,8 @@
 
     python bench/fine_tune.py BASE --data DIR --out MODEL [--epochs 3]
 
-`BASE` is a Hugging Face folder. `labels.json` in the data folder names the classes. A
-twentieth of the train rows is held out to pick the best checkpoint.
+`BASE` is a Hugging Face folder. `labels.json` in the data folder has the names of the classes.
+A twentieth of the training rows is held out to choose the best checkpoint.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH = 64
 
 @dataclass(eq=False)
 class FineTuner:
-    """Trains a Hugging Face classifier on labels; the embedding tables stay as they are."""
+    """Trains a Hugging Face classifier on labels. Embedding tables are not trained."""
 
     module: Any
     held_out: Encoded
@@ -48,13 +48,13 @@ class FineTuner:
     slots: int = 1
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer."""
+        """Parameter groups for the optimiser."""
         trained = [p for p in self.module.parameters() if p.requires_grad]
         return [{"params": trained, "lr": self.lr}]
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """Cross-entropy, or squared error for regression."""
-        del progress, parallel  # it trains on one device
+        """Cross-entropy; for regression, squared error."""
+        del progress, parallel  # training is on one device
         labels = torch.as_tensor(batch.labels).to(self.device)
         if labels.is_floating_point():
             labels = labels.float()
@@ -63,7 +63,7 @@ class FineTuner:
         return found
 
     def validation_loss(self) -> float:
-        """Mean loss on rows that are not trained on."""
+        """Mean loss on the held-out rows."""
         self.module.eval()
         with torch.no_grad(), autocast(self.device):
             losses = [
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def untrained(options: argparse.Namespace) -> Any:
-    """The base with a new head; its embedding tables are not trained."""
+    """Load the base with a new head, and switch off gradients of the embedding tables."""
     names = ["score"]
     if not options.score:
         names = json.loads((options.data / "labels.json").read_text(encoding="utf-8"))[
@@ -134,7 +134,7 @@ def untrained(options: argparse.Namespace) -> Any:
 
 
 def validation_score(folder: Path, rows: Encoded) -> str:
-    """The usual metric of a saved model, in words."""
+    """Score a saved model by its task's usual metric; return a line of text."""
     model, labels = load_model(str(folder)), rows.labels
     assert labels is not None
     metric = model.task.metrics[0].name
@@ -143,7 +143,7 @@ def validation_score(folder: Path, rows: Encoded) -> str:
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Print a line to stderr."""
     print(text, file=sys.stderr)  # noqa: T201
 
 

@@ -5,18 +5,18 @@
 
 Methods (`--methods`), all trained for the same number of epochs:
 
-    refit               prune and refit, nothing is trained
+    refit               prune and refit without training
     distill             prune, refit and distill
-    learn-masks         learn which units to prune while training, then distill
+    learn-masks         learn masks while training, then distill
     mux2, mux5, mux10   prune, then multiplex 2, 5 or 10 rows, then distill
 
-`--passes NAME TEXT` measures a pipeline in place of these. For multiplexed models the rows
-that share a forward pass are drawn several times.
+`--passes NAME TEXT` measures a pipeline in place of these methods. For multiplexed models, the
+groups of rows that share a forward pass are drawn several times.
 
-Scores are of the test rows, or of the certify rows if there is no test file; nothing is
-chosen on either. Throughput is predicted from untrained shapes, as in the search, and
-measured at the end with plain graphs in one interleaved run. Finished models are kept in a
-folder beside the result, so that a killed run can continue.
+Scores are of the test rows, or of the certify rows if there is no test file. Nothing is chosen
+on these rows. Throughput is predicted from untrained shapes, as in the search. At the end it
+is measured with plain graphs in one interleaved run. Finished models are stored in a folder
+beside the result, so that a killed run can continue.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ PRUNING = ("refit", "distill", "learn-masks")
 
 
 def measure(evaluator: Evaluator, method: str, text: str) -> dict[str, Any]:
-    """Scores and cost of one pipeline."""
+    """Measure the scores and the cost of one pipeline."""
     pipeline = Pipeline.parse(text)
     model = evaluator.builder.build(pipeline)
     role = "certify" if evaluator.test_rows is None else "test"
@@ -88,7 +88,7 @@ def measure(evaluator: Evaluator, method: str, text: str) -> dict[str, Any]:
         "hidden": model.encoder.hidden,
         "layers": [asdict(x) for x in model.encoder.layers],
         "rows": role,
-        # For multiplexed models the mean over several drawings of the groups.
+        # For multiplexed models, the score is the mean over several drawings of the groups.
         "loss": score.score_dense - mux["mean"] if mux else score.loss,
         "score": score.to_json(),
         "select": evaluator.compare(pipeline, "select", 1.0).to_json(),
@@ -98,7 +98,7 @@ def measure(evaluator: Evaluator, method: str, text: str) -> dict[str, Any]:
 
 
 def divergence(evaluator: Evaluator, model: Model) -> float | None:
-    """Mean KL divergence from the dense model's predictions on the select rows, in nats."""
+    """Mean KL divergence from the given model's predictions on the select rows, in nats."""
     if not model.task.exclusive:
         return None
     given = _log_p(evaluator, evaluator.model)
@@ -107,7 +107,7 @@ def divergence(evaluator: Evaluator, model: Model) -> float | None:
 
 
 def _log_p(evaluator: Evaluator, model: Model) -> Tensor:
-    """Log-probabilities [N, C] of the select rows; the groups of rows are drawn once."""
+    """Log-probabilities [N, C] of the select rows. Groups of mixed rows are drawn once."""
     run, rows, mixing = (
         torch_run(model),
         evaluator.select_rows,
@@ -121,7 +121,7 @@ def _log_p(evaluator: Evaluator, model: Model) -> Tensor:
 
 
 def time_all(evaluator: Evaluator, texts: list[str], rounds: int) -> list[dict[str, float]]:
-    """Throughput of each pipeline's engine over the dense engine's, in one interleaved run."""
+    """Time all engines in one interleaved run; throughput relative to the given model's."""
     ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def time_all(evaluator: Evaluator, texts: list[str], rounds: int) -> list[dict[s
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Plot points lost against throughput, one line per method; n2-s0.6 is a point of n2."""
+    """Plot lost points by throughput, one line per method. n2-s0.6 is a point of line n2."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,22 +1,21 @@
-"""What does prumux do on this GPU? One command, the most valuable answers first.
+"""Measure prumux on this GPU with one command, the most valuable answers first.
 
     python bench/gpu.py --minutes 15 --model MODEL --data DIR
     python bench/gpu.py --minutes 120 --task mnli MODEL DIR --task qqp MODEL DIR   # resumes
     python bench/gpu.py --device cpu --tiny --minutes 3                       # a dry run
 
     part  time   what
-    a     3 min  engines: do they run, parity, throughput by batch, length, cut and rows in a
-                 pass, beside torch (CUDA graphs, compiled) and one large matrix product
-    b     1 min  costs of this device, for `prumux-opt --costs` anywhere
-    c     4 min  `prumux-opt --budget 2%` and `5%`, trained here; needs --model and --data
+    a     3 min  engines: do they run, parity, throughput by batch, length, sparsity and rows
+                 in a pass; compared with torch (CUDA graphs, compiled) and a matrix product
+    b     1 min  costs of this device, for `prumux-opt --costs` on any machine
+    c     4 min  `prumux-opt --budget 2%` and `5%` with training; needs --model and --data
     d     rest   PruMUX's study (https://arxiv.org/abs/2305.14706): 60, 80, 90, 95 % pruned x
                  1, 2, 5, 10 rows in a pass, trained; needs --task, else --model and --data
 
-Each result is stored in `--work` when it is finished, so a run that was cut off goes on, and
-the table, which comes last, has the results of all runs. Parts that `--parts` asks for without
-d share all the time. Engines that are installed are used; nothing is downloaded. No stored
-file is larger than 16 MiB. Without a GPU the exit code is 5, unless `--device cpu` asks for a
-dry run.
+Each finished result is stored in `--work`. So an interrupted run can go on, and the table at
+the end has the results of all runs. If `--parts` does not contain d, the other parts share all
+the time. The script uses installed engines and downloads nothing. No stored file is larger
+than 16 MiB. Without a GPU the exit code is 5; `--device cpu` makes a dry run.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the parts beside this file
+sys.path.insert(0, str(ROOT))  # for imports of bench.gpu_parts
 
 PARTS = "abcd"
 ENGINES = ("tensorrt", "tensorrt-rtx-cu13-bindings")
@@ -50,7 +49,7 @@ TINY: dict[str, Any] = {
 """Sizes of part a with --tiny."""
 TINY_STUDY: dict[str, Any] = {"sparsities": (0.6, 0.9), "mixed": (1, 2)}
 SHARES = {"a": 3.0, "b": 1.0, "c": 4.0}
-"""Minutes of the parts that do not take all the rest."""
+"""Minutes of each part. Part d takes the rest of the time."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     facts = {**provenance(), "name": name}
     facts["versions"] |= _engine_versions()
-    # Names only: paths of one machine mean nothing on another.
+    # Store names only: paths of one machine mean nothing on another.
     given = [Path(x).name if "/" in x else x for x in argv or sys.argv[1:]]
     facts["command"] = shlex.join(["python", "bench/gpu.py", *given])
     ends = time.monotonic() + 60 * options.minutes
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace, work: Any) -> None:
-    """Run the parts that were asked for, each within its time."""
+    """Run the parts of the options, each within its time."""
     from bench.gpu_parts import commands, engines, study
 
     tiny, device = options.tiny, options.device
@@ -121,7 +120,7 @@ def run(options: argparse.Namespace, work: Any) -> None:
 
 
 def _scratch(folder: Path | None) -> AbstractContextManager[str]:
-    """The folder of large files; a temporary one if none is given."""
+    """The folder of large files. Without the option it is temporary."""
     if folder is None:
         return tempfile.TemporaryDirectory(prefix="prumux-gpu-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def _scratch(folder: Path | None) -> AbstractContextManager[str]:
 
 
 def _device_name(device: str) -> str:
-    """Name of the device; ends the command with exit code 5 where there is no GPU."""
+    """Name of the device. Without a GPU the command ends with exit code 5."""
     import torch
 
     from prumux.optimizer.base.environment import cpu
@@ -149,7 +148,7 @@ def _device_name(device: str) -> str:
 
 
 def _engine_versions() -> dict[str, str]:
-    """Versions of what runs on a GPU, as far as it is installed."""
+    """Versions of CUDA and of the installed engines for GPUs."""
     import torch
 
     found = {"cuda": torch.version.cuda} if torch.version.cuda else {}
@@ -194,7 +193,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--model and --data belong together")
     limited = sum(SHARES.get(x, 0.0) for x in options.parts)
     options.scale = options.minutes / limited if limited else 1.0
-    if "d" in options.parts:  # which takes what is left
+    if "d" in options.parts:  # part d takes the rest of the time
         options.scale = min(1.0, options.scale)
     return options
 

@@ -1,4 +1,4 @@
-"""Does the budget hold? A thousand simulated searches, each compared with the true loss.
+"""Does the budget hold? Compare a thousand simulated searches with the true loss.
 
     python bench/guarantee.py MODEL --data DIR --out bench/results/NAME.json
 
@@ -7,7 +7,8 @@ rows together are the population: a candidate's loss on all of them is its true 
 simulated user draws certify rows from the population and select rows from the select rows,
 both with replacement, and runs the checks and the search of `prumux-opt --effort quick`. The
 promise is broken for a user if the true loss of the shipped model exceeds the budget. prumux
-promises at most 5 % of users. A user whose budget the checks refuse gets no model.
+promises that this happens to at most 5 % of users. If the checks refuse a user's budget, the
+user gets no model.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Recorded:
     """Answers of each candidate and of the given model on labelled rows."""
 
     found: Ints
-    """[candidates, rows]"""
+    """Answers of the candidates, [candidates, rows]."""
     dense: Ints
     labels: Ints
 
@@ -61,7 +62,7 @@ class Population:
     """Candidates from the slowest to the fastest."""
     select: Recorded
     rows: Recorded
-    """The search sees samples of these rows only."""
+    """The population. The search only sees samples of these rows."""
     task: Task
     metric: str = "accuracy"
 
@@ -76,7 +77,7 @@ class Population:
 
     @cached_property
     def true_loss(self) -> NDArray[np.float64]:
-        """[candidates]"""
+        """True loss of each candidate, [candidates]."""
         return np.array([self.loss(self.rows, i) for i in range(len(self.order))])
 
 
@@ -88,7 +89,7 @@ class SimulatedResult:
     """The result of one simulated search."""
 
     shipped: int
-    """Index of the candidate; `EXACT` = the exact model, `REFUSED` = none."""
+    """Index of the shipped candidate; `EXACT` = the exact model, `REFUSED` = no model."""
     true_loss: float
 
 
@@ -151,7 +152,7 @@ def simulate(
 
 
 def record(model: str, data: str, out: Path, metric: str) -> Population:
-    """Every candidate's answers, kept beside the result so that a killed run can continue."""
+    """Record every candidate's answers. They are stored beside the result, for killed runs."""
     request = Request(model=model, data=data, passes="-", metric=metric)
     opened = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, versions())
@@ -176,7 +177,7 @@ def record(model: str, data: str, out: Path, metric: str) -> Population:
 def study(
     population: Population, rows: Sequence[int], users: int, budgets: Sequence[float] = BUDGETS
 ) -> dict[str, Any]:
-    """Candidates with their true losses, and one entry for each budget and number of rows."""
+    """Simulate each budget and number of rows; also list the candidates' true losses."""
     return {
         "metric": population.metric,
         "candidates": [
@@ -189,7 +190,7 @@ def study(
 
 
 def line(entry: dict[str, Any]) -> str:
-    """One entry as a line of text."""
+    """Format one entry as a line of text."""
     median = entry["median_true_loss"]
     shown = "    -" if median is None else f"{100 * median:5.2f}"
     return (
@@ -200,7 +201,7 @@ def line(entry: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Record, simulate, write the JSON, print a table."""
+    """Record answers, simulate users, write the JSON, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--data", required=True)

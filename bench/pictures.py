@@ -3,10 +3,10 @@
     python bench/pictures.py --out bench/pictures
     python bench/pictures.py --out bench/pictures --browser chromium
 
-`frontier.png` shows, for each budget, the accuracy points lost (from the report of its run)
-and the throughput (from one run of `prumux-bench` that timed all of their engines side by
-side). `report.png` is the top of the report of the 2 % run, as a headless Chromium shows it;
-it is drawn only if `--browser` names the program.
+`frontier.png` shows lost accuracy points and throughput for each budget. The points are those
+of the report of each run. The throughputs are those of one run of `prumux-bench`, which timed
+all engines side by side. `report.png` is the top of the report of the 2 % run, shown by a
+headless Chromium. `report.png` is only drawn with `--browser`, the name of the program.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BENCH = "sst2-budgets-bench-2cpu.json"
 REPORTS = tuple(f"sst2-budget{x}-2cpu.json" for x in (1, 2, 5, 10))
 PAGE = "sst2-budget2-2cpu.json"
 PAGE_SIZE = (1000, 1064)
-"""Width and height of the part of the page that is shown, in CSS pixels."""
+"""Width and height of the visible part of the page, in CSS pixels."""
 BLUE, GREEN, RED, GREY = "#0b5cad", "#1a7f37", "#b42318", "#57606a"
 LABELS = (
     "slowest to fastest round",
@@ -39,7 +39,7 @@ LABELS = (
 
 @dataclass(frozen=True)
 class Shipped:
-    """The model that one run shipped. Losses are in accuracy points, throughput over dense."""
+    """The shipped model of one run. Losses are in accuracy points, throughput is relative."""
 
     budget: str
     budget_points: float
@@ -53,7 +53,7 @@ class Shipped:
 
     @classmethod
     def read(cls, report: dict[str, Any], entries: dict[str, dict[str, Any]]) -> Self:
-        """Join a run's report with its engine's entry in the bench run, by artifact folder."""
+        """Join a run's report with its entry in the bench run, by the artifact folder."""
         words = report["command"].split()
         entry = entries[words[words.index("--out") + 1]]
         certify, test = report["scores"]["certify"], report["scores"]["test"]
@@ -71,7 +71,7 @@ class Shipped:
 
 
 def read_all(results: Path = RESULTS) -> list[Shipped]:
-    """The shipped model of every budget, from the committed results."""
+    """Read the shipped model of every budget from the committed results."""
     timed = json.loads((results / BENCH).read_text(encoding="utf-8"))
     entries = {x["name"]: x for x in timed["entries"]}
     reports = [json.loads((results / x).read_text(encoding="utf-8")) for x in REPORTS]
@@ -79,7 +79,7 @@ def read_all(results: Path = RESULTS) -> list[Shipped]:
 
 
 def draw_frontier(shipped: list[Shipped], path: Path) -> None:
-    """Plot throughput over the dense model (log scale) against accuracy points lost."""
+    """Plot throughput relative to the given model (log scale) by lost accuracy points."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -118,7 +118,7 @@ def draw_frontier(shipped: list[Shipped], path: Path) -> None:
 
 
 def draw_report(report: Path, browser: str, path: Path) -> None:
-    """Show the top of a report's page in a headless browser and save it in 128 colours."""
+    """Show the top of a report in a headless browser, and save it in 128 colours."""
     from PIL import Image
 
     values = json.loads(report.read_text(encoding="utf-8"))

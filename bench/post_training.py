@@ -1,9 +1,9 @@
-"""How much loss does the refit avoid, if nothing is trained?
+"""How much loss does the refit avoid without training?
 
     python bench/post_training.py MODEL --data DIR > bench/results/NAME.json
 
 Each model is pruned to a sparsity in multiply-adds, with and without refit, and scored on
-the certify and test rows. Nothing is chosen on either.
+the certify and test rows. Nothing is chosen on these rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHODS = {
 
 
 def measure(evaluator: Evaluator, text: str) -> dict[str, Any]:
-    """Scores and cost of one pipeline."""
+    """Measure the scores and the cost of one pipeline."""
     pipeline = Pipeline.parse(text)
     model = evaluator.builder.build(pipeline)
     roles = ("certify",) if evaluator.test_rows is None else ("certify", "test")

@@ -1,13 +1,13 @@
-"""What does a lower precision lose in parity and score, and gain in speed?
+"""How do parity, score and speed change with a lower precision?
 
     python bench/precision.py MODEL --data DIR --out bench/results/NAME.json
     python bench/precision.py MODEL --data DIR --out ... --passes mixed 'mux{n=2 at=3},distill'
 
-Each pipeline's model is exported to every target, and quantised with `quantize_dynamic` of
-ONNX Runtime with its defaults (target `one-line`). The script measures the largest
-difference of a logit from the torch module and the share of equal labels on the certify
-rows, and the score on the certify and test rows. Nothing is chosen on either. All engines
-of one model are timed in one interleaved run with the dense fp32 engine.
+The model of each pipeline is exported to every target. The target `one-line` is ONNX Runtime's
+`quantize_dynamic` with its defaults. On the certify rows, the script measures the largest
+difference of a logit from the torch module, and the share of equal labels. It measures scores
+on the certify and test rows. Nothing is chosen on these rows. All engines of one model are
+timed in one interleaved run with the given model's fp32 engine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def opened(evaluator: Evaluator, model: Model, target: str) -> Iterator[Engine]:
 
 
 def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
-    """The model quantised with `quantize_dynamic` and its defaults, without prumux."""
+    """Quantise a model by `quantize_dynamic` with its defaults, without prumux."""
     from onnxruntime.quantization import quantize_dynamic
 
     save(build(model), folder)
@@ -76,7 +76,7 @@ def _one_line(model: Model, folder: Path, threads: int) -> OrtEngine:
 
 
 def parity(evaluator: Evaluator, model: Model, engine: Engine) -> dict[str, float]:
-    """Parity with the torch module on the certify rows."""
+    """Measure parity with the torch module on the certify rows."""
     reference, found, masks = [], [], []
     run = torch_run(model)
     size = batch_rows(BATCH, model.encoder.slots)
@@ -90,7 +90,7 @@ def parity(evaluator: Evaluator, model: Model, engine: Engine) -> dict[str, floa
 
 
 def scored(evaluator: Evaluator, rows: Encoded, model: Model, engine: Engine) -> float:
-    """The engine's score on these rows."""
+    """Score the engine on these rows."""
     found = predict(engine.run, rows, model.task, None, **evaluator.predictor.mixing(model))
     assert rows.labels is not None
     return model.task.score(evaluator.metric, found, rows.labels)
@@ -104,7 +104,7 @@ def _pass_over(engine: Engine, inputs: Sequence[Inputs]) -> None:
 def measure(
     evaluator: Evaluator, name: str, text: str, targets: list[str], rounds: int
 ) -> list[Any]:
-    """One model on every target, beside the dense fp32 engine."""
+    """Measure one model on every target, timed in turn with the given model's fp32 engine."""
     model = evaluator.builder.build(Pipeline.parse(text)) if text else evaluator.model
     inputs = [b.inputs() for b in evaluator.ctx.workload]
     entries, runs = [], []

@@ -1,18 +1,18 @@
-"""How few models must be trained to choose the best one within a budget?
+"""How many models must be trained to choose the best model within a budget?
 
     python bench/predictors.py GRID.json --out bench/results/NAME.json
 
-GRID.json is a result of `bench/frontier.py` for a grid of rows in one pass x sparsity. The
+GRID.json is a result of `bench/frontier.py` for a grid: rows in one pass x sparsity. The
 script compares two predictors of a model's loss:
 
-    bilinear   interpolates a coarse grid that is trained beforehand, as we recall it from
-               Auto-PruMUX (https://arxiv.org/abs/2305.14706)
-    ours       trains the models that its search asks for
+    bilinear   interpolates a coarse grid of models that are trained first, as we recall it
+               from Auto-PruMUX (https://arxiv.org/abs/2305.14706)
+    ours       trains the models that the search of prumux chooses
 
-For each budget it reports the number of trained models and the regret: the throughput of
-the best cell over that of the chosen cell, at least 1. A choice that exceeds the budget on
-the recorded rows counts as the dense model. The throughput predicted before training is
-compared with that of the finished engines.
+For each budget the script reports the number of trained models and the regret. Regret is the
+throughput of the best cell divided by that of the chosen cell; 1 is best. A choice that
+exceeds the budget on the recorded rows counts as the given model. The script also compares
+predicted throughput before training with that of the finished engines.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GridCell:
     slots: int
     sparsity: float
     candidate: TimedCandidate
-    """With the throughput predicted before training, if it was recorded."""
+    """Pipeline and shape, with the throughput predicted before training if it is recorded."""
     loss: float
     throughput: float
     """The measured throughput."""
@@ -56,15 +56,15 @@ class GridCell:
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of a predictor within a budget."""
+    """The cell that a predictor chooses within a budget."""
 
     cell: GridCell | None
-    """None = the dense model."""
+    """None = the given model."""
     trained: int
 
 
 def cells_of(grid: dict[str, Any]) -> list[GridCell]:
-    """The cells of a recorded grid; entries have names such as n2-s0.6.
+    """Read the cells of a recorded grid. Entries have names such as n2-s0.6.
 
     Sparsities that were not measured for every number of rows are left out.
     """
@@ -94,7 +94,7 @@ def _place(entry: dict[str, Any]) -> tuple[int, float]:
 
 
 def ours(cells: Sequence[GridCell], budget: float, fitted: FitLosses) -> Choice:
-    """Train the cells that the search asks for; take the fastest within the budget."""
+    """Train the cells that the search chooses; return the fastest cell within the budget."""
     candidates = [x.candidate for x in cells]
     tried: dict[int, Trial] = {}
     while (at := next_candidate(candidates, tried, budget, fitted)) is not None:
@@ -105,7 +105,7 @@ def ours(cells: Sequence[GridCell], budget: float, fitted: FitLosses) -> Choice:
 
 
 def bilinear(cells: Sequence[GridCell], budget: float, corners: Sequence[GridCell]) -> Choice:
-    """Train a coarse grid and predict the rest; take the fastest within the budget."""
+    """Train a coarse grid, predict the rest; return the fastest cell within the budget."""
     slots = tuple(sorted({x.slots for x in corners}))
     sparsities = tuple(sorted({x.sparsity for x in corners}))
     known = {(x.slots, x.sparsity): x.loss for x in corners}
@@ -120,14 +120,14 @@ def _speed(cell: GridCell) -> float:
 
 
 def regret(cells: Sequence[GridCell], budget: float, choice: Choice) -> float:
-    """Throughput of the best cell over that of the chosen cell."""
+    """Throughput of the best cell divided by that of the chosen cell."""
     best = max((x.throughput for x in cells if x.loss <= budget), default=1.0)
     held = choice.cell is not None and choice.cell.loss <= budget
     return best / (choice.cell.throughput if choice.cell and held else 1.0)
 
 
 def corner_grids(cells: Sequence[GridCell]) -> list[list[GridCell]]:
-    """The trained cells of every coarse grid that spans the whole grid."""
+    """The cells of each coarse grid that spans the whole grid."""
     slots = sorted({x.slots for x in cells})
     sparsities = sorted({x.sparsity for x in cells})
     found = []
@@ -149,7 +149,7 @@ def _spanning(values: Sequence[Any]) -> list[tuple[Any, ...]]:
 def enough_for_all(cells: Sequence[GridCell]) -> int | None:
     """Size of the smallest coarse grid that finds the best cell at every budget.
 
-    A user does not know beforehand which grid that is, so this is a lower bound for bilinear.
+    A user does not know this grid beforehand, so its size is a lower bound for bilinear.
     """
     sizes = []
     for corners in corner_grids(cells):
@@ -167,8 +167,8 @@ def broken(budget: float, choice: Choice) -> bool:
 def left_out(cells: Sequence[GridCell], fitted: FitLosses) -> dict[str, float]:
     """Mean absolute error of a cell's loss, predicted from the other cells.
 
-    Both are compared on the inner cells, since bilinear cannot extrapolate; ours on all cells
-    too.
+    Both predictors are compared on the inner cells, because bilinear cannot extrapolate. Ours
+    is also measured on all cells.
     """
     errors: dict[str, list[float]] = {"ours": [], "bilinear": [], "ours, all": []}
     inner = [x for x in cells if _is_inner(x, cells)]
@@ -187,7 +187,7 @@ def left_out(cells: Sequence[GridCell], fitted: FitLosses) -> dict[str, float]:
 
 
 def bilinear_loss(cell: GridCell, others: Sequence[GridCell]) -> float:
-    """The cell's loss, interpolated from the grid without the cell's row and column."""
+    """Interpolate the cell's loss from the grid without the cell's row and column."""
     slots = tuple(sorted({x.slots for x in others}))
     sparsities = tuple(sorted({x.sparsity for x in others}))
     known = {(x.slots, x.sparsity): x.loss for x in others}
@@ -196,7 +196,7 @@ def bilinear_loss(cell: GridCell, others: Sequence[GridCell]) -> float:
 
 
 def throughput_off(grid: dict[str, Any]) -> dict[str, float]:
-    """Predicted over measured throughput - 1, for every entry with a prediction."""
+    """Relative error of the predicted throughput, for every entry with a prediction."""
     speeds = {x["method"]: x["speed"] for x in grid["entries"]}
     known = {name: x for name, x in speeds.items() if x.get("predicted_ratio")}
     return {
@@ -211,7 +211,7 @@ def _is_inner(cell: GridCell, cells: Sequence[GridCell]) -> bool:
 
 
 def main() -> None:
-    """Compare, write the JSON, print a table."""
+    """Compare both predictors, write the JSON, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("grid", type=Path)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,15 +1,18 @@
-"""How much faster is a graph that sees no padding, where rows come as they arrive?
+"""How much faster is a graph without padding, if batches keep the order of arrival?
 
     python bench/ragged.py MODEL --data sst2 mnli qqp goemotions --out bench/results/NAME.json
     python bench/ragged.py MODEL --data sst2 --optimised RESULT --out FILE
 
-Rows of every data set are put into random order and cut into batches, as they would arrive.
-The given model and an optimised one run in fp32, padded, padded and fused, and ragged, and in
-int8, padded and ragged, all in turn. The script gives throughput (median of the rounds, lowest
-and highest), the largest difference of a logit, and the share of other answers. Data sets give
-lengths only, so their task may be another one. Without `--optimised`, `--passes` makes the
-optimised model, without training. Finished parts are kept beside the output: run the same
-command again to go on.
+The rows of every data set are put into random order, like arriving requests, and cut into
+batches. The given model and an optimised model run in these graphs, all in turn:
+
+- in fp32: padded, padded and fused, and ragged;
+- in int8: padded and ragged.
+
+The script reports throughput (median, lowest and highest round), the largest difference of a
+logit, and the share of other answers. Data sets only give lengths, so they may be of another
+task. Without `--optimised`, the pipeline of `--passes` makes the optimised model, without
+training. Finished parts are stored beside the output: run the same command again to go on.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ VARIANTS = (
     ("int8", "padded"),
     ("int8", "ragged"),
 )
-"""Precision and layout; the first of a precision is what the others are compared with."""
+"""Precision and layout. The padded graph is the baseline of its precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +75,14 @@ class Study:
     optimised: str
     """A result of prumux-opt, or the text of a pipeline."""
     made: bool
-    """Whether `optimised` is a pipeline."""
+    """True if `optimised` is a pipeline."""
     fit: Encoded
     options: argparse.Namespace
     cores: CoreMonitor
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """The given model and the optimised one; made when the first part needs it."""
+        """The given model and the optimised model, loaded or made at the first use."""
         if not self.made:
             return {"dense": self.given, "optimised": load_model(self.optimised)}
         ctx = Context(
@@ -96,7 +99,7 @@ class Study:
 
     @cached_property
     def engines(self) -> dict[tuple[str, str, str], OrtEngine]:
-        """Every model in every variant, open."""
+        """Open engines of every model in every variant."""
         return {
             (name, *variant): OrtEngine(
                 graph(model, *variant).SerializeToString(), self.options.threads
@@ -107,7 +110,7 @@ class Study:
 
 
 def graph(model: Model, precision: str, layout: str) -> onnx.ModelProto:
-    """The graph of one variant."""
+    """Build the graph of one variant."""
     plain = build(model, ragged=layout == "ragged")
     if layout == "fused":
         return fuse(plain, attention=True)
@@ -115,7 +118,7 @@ def graph(model: Model, precision: str, layout: str) -> onnx.ModelProto:
 
 
 def arrived(data: str, given: Model, rows: int, seed: int) -> Encoded:
-    """Rows of a data set in random order, cut to the model's length."""
+    """Read rows of a data set in random order, truncated to the model's length."""
     assert given.tokenizer is not None
     path = Path(data)
     split = "validation" if path.is_dir() and "validation" in find_files(path) else None
@@ -126,7 +129,7 @@ def arrived(data: str, given: Model, rows: int, seed: int) -> Encoded:
 
 
 def measure(study: Study, rows: Encoded, size: int) -> dict[str, Any]:
-    """One data set at one batch size: throughput and answers of every engine."""
+    """Measure throughput and answers of every engine, for one data set and batch size."""
     options = study.options
     each = batch_rows(size, max(x.slots for x in study.engines.values()))
     whole = rows.take(range(len(rows) // each * each or len(rows)))
@@ -159,7 +162,7 @@ def pass_over(engine: OrtEngine, inputs: Sequence[Mapping[str, NDArray[Any]]]) -
 
 
 def answers(engine: OrtEngine, made: Sequence[Batch]) -> NDArray[Any]:
-    """Logits that count: of rows, or in token tasks of real positions."""
+    """Compute the logits of rows; in token tasks, of real positions."""
     found = [(engine.run(x.inputs()), x.attention_mask) for x in made]
     return np.concatenate([y if y.ndim == 2 else y[mask > 0] for y, mask in found])
 
@@ -170,7 +173,7 @@ def entry(
     logits: Mapping[tuple[str, str, str], NDArray[Any]],
     count: int,
 ) -> dict[str, Any]:
-    """One engine against the padded one of its model and precision, and against dense fp32."""
+    """Compare an engine with its model's padded engine, and with the given model in fp32."""
     model, precision, layout = name
     mine, padded = timings[name], (model, precision, "padded")
     gain = speedup(timings[padded], mine)
@@ -197,12 +200,12 @@ def entry(
 
 
 def other(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """The share of answers that are not the same."""
+    """Share of answers that differ."""
     return float((found.argmax(-1) != wanted.argmax(-1)).mean())
 
 
 def table(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines that are printed."""
+    """Format the lines to print."""
     lines = [
         f"{'data':12} {'batch':>5} {'padding':>7}  {'model':9} {'graph':11} {'rows/s':>7}  "
         f"{'over padded':22} {'over dense':>10} {'diff':>8} {'other':>7}"
@@ -221,7 +224,7 @@ def table(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def parsed() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("model")
@@ -239,7 +242,7 @@ def parsed() -> argparse.Namespace:
 
 
 def study_of(options: argparse.Namespace) -> tuple[Study, dict[str, Encoded]]:
-    """The study, and the rows of each data set."""
+    """Read the models and the rows of each data set."""
     given = load_model(options.model)
     if given.tokenizer is None:
         raise UsageError(f"no tokenizer lies beside '{options.model}'")
@@ -251,7 +254,7 @@ def study_of(options: argparse.Namespace) -> tuple[Study, dict[str, Encoded]]:
 
 
 def main() -> None:
-    """Measure what is missing, write the JSON, print a table."""
+    """Measure missing parts, write the JSON, print a table."""
     options = parsed()
     torch.set_num_threads(options.threads)
     try:

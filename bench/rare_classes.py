@@ -2,10 +2,11 @@
 
     python bench/rare_classes.py --samples 600
 
-Rows of eight kinds (label, dense answer, optimised answer) are drawn with known shares, so the
-true loss is known. A bound below it is a miss, and 5 % of samples may miss. One table compares
-the percentile of the bootstrap alone with the bound that certifies (`few_errors_upper`).
-Resampling the numbers of the kinds is the same as resampling rows, and a hundred times faster.
+Rows of eight kinds (label, given model's answer, optimised model's answer) are drawn with
+known shares, so the true loss is known. A bound below the true loss is a miss, and 5 % of
+samples may miss. The table compares two bounds: the percentile of the bootstrap, and the bound
+of certificates (`few_errors_upper`). Resampling the counts of the kinds equals resampling
+rows, and is a hundred times faster.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from prumux.optimizer.tasks.registry import from_config
 Floats = NDArray[np.float64]
 TASK = from_config({"id2label": {0: "negative", 1: "positive"}})
 KINDS = np.array(list(product((0, 1), repeat=3)))
-"""Label, dense answer, optimised answer: [8, 3]."""
+"""Label, given model's answer and optimised model's answer of each kind, [8, 3]."""
 METRICS = ("f1", "macro-f1", "matthews_correlation")
 ROWS_AND_POSITIVES = (
     (436, 0.02),
@@ -46,12 +47,13 @@ ERRORS = {
     "false positives": (0.0, 0.0, 0.003, 0.0),
     "both ways": (0.15, 0.1, 0.003, 0.2),
 }
-"""Shares of the dense model's hits, misses, true negatives and false positives that change."""
+"""Shares of changed answers, of the given model's hits, misses, true negatives and false
+positives."""
 RECALL, RESAMPLES, CONFIDENCE = 0.8, 2000, 0.95
 
 
 def shares(positives: float, errors: tuple[float, float, float, float]) -> Floats:
-    """The share of each kind of row, [8]."""
+    """Share of each kind of row, [8]."""
     lost, won, new, gone = errors
     false = 0.005 if positives < 0.3 else 0.1
     found = {1: (positives * RECALL, positives * (1 - RECALL)), 0: (1 - positives, 0.0)}
@@ -68,14 +70,14 @@ def shares(positives: float, errors: tuple[float, float, float, float]) -> Float
 
 
 def losses(metric: str, counts: Floats) -> Floats:
-    """Loss for numbers of rows of each kind, [R, 8] -> [R]."""
+    """Loss for given counts of each kind of row, [R, 8] -> [R]."""
     labels = KINDS[:, 0]
     dense, optimised = (TASK.scorer(metric, KINDS[:, i], labels)(counts) for i in (1, 2))
     return dense - optimised
 
 
 def bounds(metric: str, counts: Floats, random: np.random.Generator) -> tuple[float, float]:
-    """The bound of the bootstrap alone, and the one that certifies."""
+    """The bound of the bootstrap alone, and the bound of certificates."""
     rows, z = int(counts.sum()), NormalDist().inv_cdf(CONFIDENCE)
     loss = float(losses(metric, counts[None])[0])
     drawn = losses(metric, random.multinomial(rows, counts / rows, RESAMPLES).astype(float))
@@ -89,7 +91,7 @@ def bounds(metric: str, counts: Floats, random: np.random.Generator) -> tuple[fl
 
 
 def study(samples: int, seed: int) -> list[dict[str, Any]]:
-    """One entry for each metric, number of rows, share of positives and kind of error."""
+    """Simulate each metric, number of rows, share of positives and kind of error."""
     found = []
     for metric, (rows, positives), (name, errors) in product(
         METRICS, ROWS_AND_POSITIVES, ERRORS.items()

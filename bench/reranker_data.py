@@ -1,10 +1,11 @@
-"""Make data for a reranker of articles that have titles: queries with hard negatives.
+"""Make data for a reranker from articles with titles: queries with hard negatives.
 
     python bench/reranker_data.py TEXTS --out DIR [--queries 3000]
 
-`TEXTS` holds `train.parquet` and `validation.parquet` with the columns `title` and `text`. A
-query is a title. Relevant are the head of its article (grade 2) and its middle (grade 1); the
-other passages are heads of articles whose words are most like the title, by TF-IDF. Then:
+`TEXTS` contains `train.parquet` and `validation.parquet` with the columns `title` and `text`.
+A query is a title. The head of its article is relevant with grade 2, and the middle with grade
+1. The other passages are heads of the articles with words most similar to the title, by
+TF-IDF. Then run:
 
     python bench/fine_tune.py BASE --data DIR --out MODEL --score
     prumux-opt MODEL --data DIR --budget 1%
@@ -19,26 +20,26 @@ import numpy as np
 import pandas as pd
 
 WORDS = 60
-"""Words of a passage."""
+"""Number of words of a passage."""
 NEGATIVES = 8
 CHUNK = 256
-"""Queries that are compared with all passages at once."""
+"""Number of queries that are compared with all passages at once."""
 
 
 def passages(text: str) -> tuple[str, str]:
-    """Head and middle of an article, in words."""
+    """Cut the head and the middle out of an article."""
     words = text.split()
     middle = max(WORDS, len(words) // 2)
     return " ".join(words[:WORDS]), " ".join(words[middle : middle + WORDS])
 
 
 def made(titles: list[str], texts: list[str], queries: int, seed: int) -> pd.DataFrame:
-    """Rows of query, passage and label.
+    """Make rows of query, passage and label.
 
     Args:
-        titles, texts: of all articles.
-        queries: how many articles are asked for.
-        seed: draws them.
+        titles, texts: titles and texts of all articles.
+        queries: number of articles to draw.
+        seed: seed of the draws.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -52,7 +53,7 @@ def made(titles: list[str], texts: list[str], queries: int, seed: int) -> pd.Dat
     for start in range(0, len(drawn), CHUNK):
         some = drawn[start : start + CHUNK]
         alike = (asked[some] @ heads.T).toarray()
-        alike[np.arange(len(some)), some] = -1  # its own article is no negative
+        alike[np.arange(len(some)), some] = -1  # a title's own article is no negative
         nearest = np.argsort(-alike, axis=1, kind="stable")[:, :NEGATIVES]
         for i, others in zip(some.tolist(), nearest.tolist(), strict=True):
             title = titles[long[i]]
@@ -70,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     given = pd.read_parquet(options.texts / "train.parquet")
-    # Articles of the train split are many; a part of them is held out to certify on.
+    # The train split has many articles. A part of them is held out for certification.
     order = np.random.default_rng(0).permutation(len(given))
     held = len(given) // 4
     parts = {"validation": order[:held], "train": order[held:]}

@@ -1,13 +1,13 @@
-"""Does prumux stay in order whatever it is given, and whenever it is stopped?
+"""Test prumux with damaged inputs, kills at random moments, and concurrent callers.
 
     python bench/robustness.py mutations        # 10,000 mutated inputs
     python bench/robustness.py kills            # 100 SIGKILLs, each run resumed
     python bench/robustness.py crossed          # a million rows from 64 threads
     python bench/robustness.py promise --model minilm-sst2 --data sst2 --emotions goemotions
 
-Each part writes `bench/results/robustness-PART.json` and prints its table last. Finished steps
-are kept in `--work`: a part that was stopped goes on. `mutations --only 4711` replays one
-input. The parts are described in `bench/README.md`. Linux only.
+Each part writes `bench/results/robustness-PART.json` and prints its table at the end. Finished
+steps are stored in `--work`, so an interrupted part can go on. `mutations --only 4711` replays
+one input. `bench/README.md` describes the parts. The script runs on Linux only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the parts beside this file, and the helpers of the tests
+sys.path.insert(0, str(ROOT))  # for imports of bench.robust and the helpers of the tests
 
 Part = tuple[dict[str, Any], list[str]]
 
@@ -33,13 +33,13 @@ def say(text: str) -> None:
 
 
 def one_core() -> None:
-    """Stay on one core: threads of a tiny model wait for each other, and outlive no fork."""
+    """Stay on one core: threads slow a tiny model down, and do not survive a fork."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def mutations(options: argparse.Namespace) -> Part:
-    """Run mutated inputs; see `robust/mutate.py`."""
+    """Run mutated inputs, see `robust/mutate.py`."""
     from bench.robust import mutate
 
     os.environ["HOME"] = str(options.work / "home")
@@ -55,7 +55,7 @@ def mutations(options: argparse.Namespace) -> Part:
 
 
 def crossed(options: argparse.Namespace) -> Part:
-    """Send rows from many threads; see `robust/crossed.py`."""
+    """Send rows from many threads, see `robust/crossed.py`."""
     from bench.robust import crossed as part
 
     lanes = part.run(options.work / "crossed", options.rows)
@@ -63,7 +63,7 @@ def crossed(options: argparse.Namespace) -> Part:
 
 
 def kills(options: argparse.Namespace) -> Part:
-    """Kill runs and resume them; see `robust/kills.py`."""
+    """Kill runs and resume them, see `robust/kills.py`."""
     from bench.robust import kills as part
 
     runs = part.run(options.work / "kills", options.kills, options.seed, say)
@@ -72,7 +72,7 @@ def kills(options: argparse.Namespace) -> Part:
 
 
 def promise(options: argparse.Namespace) -> Part:
-    """Simulate users of three tasks; see `robust/promise.py` and `guarantee.py`."""
+    """Simulate users of all tasks, see `robust/promise.py` and `guarantee.py`."""
     from bench.robust import promise as part
 
     if not (options.model and options.data and options.emotions):
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     from prumux.optimizer.base.environment import provenance
 
-    facts = provenance()  # now: the checkout may change while a part runs
+    facts = provenance()  # before the part runs, because the checkout may change meanwhile
     found, table = PARTS[options.part](options)
     out = options.out or ROOT / "bench" / "results" / f"robustness-{options.part}.json"
     if options.only is None:

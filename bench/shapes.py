@@ -1,4 +1,4 @@
-"""How fast is each shape of pruned and multiplexed model, whatever its weights?
+"""Time the shapes of pruned and multiplexed models, with random weights.
 
     python bench/shapes.py > bench/results/NAME.json
     python bench/shapes.py --shape bert-base --engine ort-cuda --target 'onnx{precision=fp16}'
@@ -6,12 +6,12 @@
     python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # the cost of mux and demux
 
 The table is that of the PruMUX paper (https://arxiv.org/abs/2305.14706): sparsity of the
-encoder's weights x rows in one forward pass. Time depends on sizes, so weights are random;
-`prune` chooses the sizes. Each shape runs at its own best batch size, in turn with the dense
-model. `time_shares` is the share of the time by part of the model, and `ceiling_share` the
-speed as a share of that of one large matrix product. On CUDA use torch's `time_shares`: ONNX
-Runtime's profiler records launches only. ONNX Runtime is timed by the wall clock with inputs
-and logits in host memory; torch on a GPU by CUDA events with inputs on the device.
+encoder's weights x rows in one forward pass. `prune` chooses the sizes. Each shape runs at its
+own best batch size, in turn with the unpruned model. `time_shares` is the share of time of
+each part of the model. `ceiling_share` is the speed relative to one large matrix product. On
+CUDA use torch's `time_shares`: ONNX Runtime's profiler only records launches. ONNX Runtime is
+timed by the wall clock, with inputs and logits in host memory. torch on a GPU is timed by CUDA
+events, with inputs on the device.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ SHAPES = {  # layers, heads, hidden, FFN units, vocabulary
 SPARSITIES = (0.0, 0.6, 0.8, 0.95)
 MIXED = (1, 2, 5, 10)
 BATCHES = {"cpu": (4, 8, 16, 32, 64), "cuda": (16, 64, 128, 256, 512, 1024)}
-"""Batch sizes to try, in groups of rows."""
+"""Batch sizes to try, in numbers of groups."""
 WORSE = 1.05
-"""The search ends at a batch size that takes this many times longer per row than the best."""
+"""The search ends at a batch size whose time per row is this multiple of the best time."""
 LEAST_MS = 400.0
 SCORE_ROWS, SCORE_TOKENS = 32, 32
-"""Random rows for importance: with random weights the choice of units does not matter."""
+"""Rows for importance, and their length. With random weights, any choice of units will do."""
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Inputs = dict[str, Any]
 Run = Callable[[], object]
@@ -73,12 +73,12 @@ Shares = dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class ShapeEngine:
-    """A model in an engine."""
+    """A model that is open in an engine."""
 
     prepare: Callable[[Inputs], Run]
-    """Returns a call that runs the inputs."""
+    """Returns a function that runs the inputs."""
     shares: Callable[[Inputs], Shares]
-    """Returns the share of the time by part of the model."""
+    """Returns the share of time of each part of the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Ort:
     device: str
 
     def open(self, model: Model, ctx: Context) -> ShapeEngine:
-        """Open the unchecked graph that the target writes for timing."""
+        """Write the target's graph for timing, without checks, and open it."""
         providers = (CUDA,) * (self.device == "cuda")
         with tempfile.TemporaryDirectory() as folder:
             self.target.draft().emit(model, ctx, Path(folder))
@@ -143,7 +143,7 @@ def cuda_ms(run: Run) -> float:
 
 
 def dense_model(shape: str, length: int, pool_early: bool) -> Model:
-    """A dense model of this shape with random weights, and LayerNorm scales around 1."""
+    """An unpruned model of this shape, with random weights and LayerNorm scales near 1."""
     layers, heads, hidden, ffn, vocab = SHAPES[shape]
     encoder = Encoder(
         vocab=vocab,
@@ -183,14 +183,14 @@ def context(model: Model, length: int) -> Context:
 
 
 def pruned(model: Model, ctx: Context, sparsity: float) -> Encoder:
-    """The sizes after `prune`."""
+    """Return the sizes after `prune`."""
     masked = Prune(sparsity=sparsity).run(model, ctx)
     return masked.masks.sizes(masked.encoder)
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A shape in its engine, at its best batch size."""
+    """A shape that is open in an engine, at its best batch size."""
 
     encoder: Encoder
     run: Run
@@ -201,7 +201,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class ShapeTimer:
-    """Opens shapes and times them against the dense model."""
+    """Opens shapes, and times them in turn with the unpruned model."""
 
     engine: Ort | Torch
     ctx: Context
@@ -217,7 +217,7 @@ class ShapeTimer:
         return cuda_ms if events else wall_ms
 
     def open(self, encoder: Encoder) -> Cell:
-        """Open a shape and find its best batch size."""
+        """Open a shape, and find its best batch size."""
         opened = self.engine.open(random_model(encoder, self.ctx), self.ctx)
         n, best, best_ms = encoder.slots, 0, float("inf")
         for batch in (x * n for x in self.batches):
@@ -238,7 +238,7 @@ class ShapeTimer:
         return Cell(encoder, run, best, once_ms, opened.shares(inputs))
 
     def against(self, dense: Cell, cells: Sequence[Cell]) -> list[tuple[Timing, Speedup]]:
-        """Milliseconds per row of each shape, and its speed-up over the dense one."""
+        """Milliseconds per row of each shape, and its speed-up over the unpruned shape."""
         every = [dense, *cells]
         repeats = [max(1, round(self.least_ms / max(x.once_ms, 1e-3))) for x in every]
         runs = [partial(_repeated, x.run, r) for x, r in zip(every, repeats, strict=True)]
@@ -257,14 +257,14 @@ def _repeated(run: Run, times: int) -> None:
 
 
 def ceiling_flops(device: str, precision: str, size: int, clock: Any) -> float:
-    """Floating-point operations per second of one large matrix product."""
+    """Measure the floating-point operations per second of one large matrix product."""
     a = torch.randn(size, size, device=device).to(TYPES[precision])
     best = interleave([lambda: a @ a], 10, 3, clock=clock)[0].low_ms
     return 2 * size**3 / (best / 1000)
 
 
 def entry(cell: Cell, sparsity: float, each: Timing, gain: Speedup, length: int) -> Inputs:
-    """The result of one shape."""
+    """The JSON result of one shape."""
     encoder, cost = cell.encoder, count(cell.encoder, length)
     return {
         "sparsity": sparsity,
@@ -305,7 +305,7 @@ def measure(
         shapes = [
             replace(sizes, mux=Multiplexing(n, at) if n > 1 else None) for n, at in variants
         ]
-        # The dense model against itself shows the noise.
+        # Timing the unpruned model against itself shows the noise.
         cells = [dense if x == dense.encoder else bench.open(x) for x in shapes]
         for cell, (each, gain) in zip(cells, bench.against(dense, cells), strict=True):
             found.append(entry(cell, sparsity, each, gain, bench.length))
@@ -357,7 +357,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print one JSON document on stdout and a table on stderr."""
+    """Measure, print one JSON document to stdout and a table to stderr."""
     options = _options()
     threads, device = cpu_threads(), options.device
     torch.set_num_threads(threads)

@@ -1,19 +1,17 @@
-"""What does a Triton server cost against the bare engine, and are all answers right?
+"""Compare a Triton server with the bare engine: are all answers right, and how fast is it?
 
     make triton
     python bench/triton_server.py ARTIFACT --out bench/results/NAME.json
 
-The server is that of the wheel `nvidia-pytriton`; the engine behind the packer is ONNX Runtime
-in Triton's Python backend. Rows are random token ids. Clients send their next request when the
-last one is answered; they share the machine with the server.
+The server is that of the wheel `nvidia-pytriton`. The engine behind the packer is ONNX Runtime
+in Triton's Python backend. Rows are random token ids. Clients run on the same machine; each
+sends its next request when the last request is answered.
 
-1. `answers`: a server whose engine writes down each run. Every answer must be the mean of the
-   logits that the engine gave this very row (rows are unique), and no group may hold two
-   tenants.
-2. `timings`: in every round all of these run in turn: the bare engine one row at a time, the
-   bare engine with full batches of like length, the server with one client and with many, and
-   for 1, 2 and 4 packers a server whose engine answers zeros at once: the most that packers
-   and clients can do here.
+1. `answers`: the server's engine records each run. Every answer must be the mean of the logits
+   that the engine gave this row (rows are unique). No group may have rows of two tenants.
+2. `timings`: in every round the bare engine runs single rows and full batches of similar
+   length, and the server runs with one client and with many clients. Servers of 1, 2 and 4
+   packers with an engine that returns zeros show the limit of packers and clients.
 """
 
 from __future__ import annotations
@@ -46,9 +44,9 @@ from prumux.optimizer.model.row_groups import batch_rows, padded
 
 RUNS = "runs.pickle"
 FIRST_ID = 3
-"""Ids below it are special tokens in most vocabularies."""
+"""Smallest token id to use. Smaller ids are special tokens in most vocabularies."""
 COUNTER_TOKENS = 4
-"""Tokens of a row that hold its number, which makes it unique."""
+"""Number of tokens that encode a row's number. They make each row unique."""
 COMPARED_ROWS = 200
 RECORDER = f"""\
 import pickle
@@ -87,10 +85,10 @@ class Load:
     clients: int
     tenants: int
     rows: int = 1
-    """Rows of a request."""
+    """Number of rows of a request."""
 
     def tenant(self, number: int) -> str:
-        """The tenant of a request; empty = none."""
+        """The tenant of a request; empty = no tenant."""
         return f"tenant {number % self.tenants}" if self.tenants else ""
 
 
@@ -99,13 +97,13 @@ class Answers:
     """The answers that the clients got."""
 
     logits: dict[int, Floats] = field(default_factory=dict)
-    """By the number of the request."""
+    """Logits by the number of the request."""
     errors: list[str] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
 
 
 def random_rows(model: Model, count: int, shortest: int, longest: int) -> list[Row]:
-    """Unique rows of random ids and lengths."""
+    """Make unique rows of random ids and lengths."""
     drawn = np.random.default_rng(0)
     base = model.encoder.vocab - FIRST_ID
     longest = min(longest, model.encoder.most_tokens)
@@ -119,7 +117,7 @@ def random_rows(model: Model, count: int, shortest: int, longest: int) -> list[R
 
 
 def inputs_of(model: Model, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]:
-    """The model's inputs, padded to the longest row."""
+    """Make the model's inputs, padded to the longest row."""
     longest = max(map(len, rows))
     found = {
         "input_ids": padded(rows, longest, model.encoder.pad_id),
@@ -133,7 +131,7 @@ def inputs_of(model: Model, rows: Sequence[Row]) -> dict[str, NDArray[np.int64]]
 def write_repository(
     model: Model, artifact: Path, folder: Path, packers: int, engine: str = ""
 ) -> Path:
-    """A model repository; `engine` is the source of another `model.py` for the engine."""
+    """Write a model repository. `engine` is the source of another `model.py` of the engine."""
     options = Serving(backend="python", packers=packers, threads=cpu_threads())
     write_bundle(model.encoder, model.task, artifact / "model.onnx", folder, options)
     if engine:
@@ -144,7 +142,7 @@ def write_repository(
 
 
 def ask(url: str, model: Model, rows: Sequence[Row], load: Load) -> Answers:
-    """Send all rows, from so many clients at once, over gRPC."""
+    """Send all rows over gRPC, from many clients at once."""
     return asyncio.run(_ask(url, model, rows, load))
 
 
@@ -182,10 +180,10 @@ async def _ask(url: str, model: Model, rows: Sequence[Row], load: Load) -> Answe
 def check_answers(
     model: Model, rows: Sequence[Row], load: Load, answers: Answers, runs: Path
 ) -> dict[str, Any]:
-    """Compare every answer with what the engine gave the same row.
+    """Compare every answer with the engine's logits for the same row.
 
-    Counts requests that were lost, rows whose answer is not what the engine gave this row
-    (crossed), and groups that hold rows of two tenants (shared).
+    The result counts lost requests, rows whose answer differs from the engine's logits
+    (crossed), and groups with rows of two tenants (shared).
     """
     n = model.encoder.slots
     owner = {x.tobytes(): load.tenant(i // load.rows) for i, x in enumerate(rows)}
@@ -219,7 +217,7 @@ def check_answers(
 
 
 def _mean(places: Sequence[Floats]) -> Floats:
-    """As the packer takes it, of a row that filled several slots."""
+    """The mean logits of a row that filled several slots, computed as in the packer."""
     if not places:
         return np.zeros(0, np.float32)
     mean: NDArray[np.float64] = np.mean(places, axis=0, dtype=np.float64)
@@ -227,7 +225,7 @@ def _mean(places: Sequence[Floats]) -> Floats:
 
 
 def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
-    """Ids, mask and logits of each run of the engine."""
+    """Read ids, mask and logits of each run of the engine."""
     with runs.open("rb") as file:
         while file.peek(1):
             yield pickle.load(file)
@@ -236,7 +234,7 @@ def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
 def difference(
     model: Model, engine: OrtEngine, rows: Sequence[Row], answers: Answers
 ) -> float:
-    """Largest difference of a logit from the bare engine's, given the row alone."""
+    """Largest difference of a logit from the bare engine's, which runs each row alone."""
     some = [i for i in sorted(answers.logits) if i < COMPARED_ROWS]
     each = (engine.run(inputs_of(model, [rows[i]])) - answers.logits[i][:1] for i in some)
     return max((float(np.abs(x).max()) for x in each), default=0.0)
@@ -245,12 +243,12 @@ def difference(
 def check(
     model: Model, artifact: Path, rows: Sequence[Row], load: Load, wheel: Path
 ) -> dict[str, Any]:
-    """Part 1."""
+    """Part 1: check all answers of a server."""
     with tempfile.TemporaryDirectory() as folder:
         repository = write_repository(model, artifact, Path(folder) / "r", 2, RECORDER)
         with serving(repository, wheel=wheel) as server:
             answers = ask(server.grpc, model, rows, load)
-        # The recorder writes into the folder of the engine's model.
+        # The recorder writes to the folder of the engine's model.
         runs = repository / f"{NAME}_engine" / RUNS
         found = check_answers(model, rows, load, answers, runs)
     engine = OrtEngine(artifact / "model.onnx", cpu_threads())
@@ -259,7 +257,7 @@ def check(
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Something to time."""
+    """A way to run all rows, to be timed."""
 
     name: str
     run: Callable[[], list[float]]
@@ -268,7 +266,7 @@ class Case:
 
 
 def bare_cases(model: Model, engine: OrtEngine, rows: Sequence[Row]) -> list[Case]:
-    """The engine without a server."""
+    """Cases of the engine without a server."""
     size = batch_rows(MAX_BATCH, model.encoder.slots)
     ordered = sorted(rows, key=len)
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -292,7 +290,7 @@ def bare_cases(model: Model, engine: OrtEngine, rows: Sequence[Row]) -> list[Cas
 def time_all(
     model: Model, artifact: Path, rows: Sequence[Row], load: Load, given: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Part 2: all servers run, and one of them is asked at a time."""
+    """Part 2: start all servers, and send rows to one server at a time."""
     cases = bare_cases(model, OrtEngine(artifact / "model.onnx", cpu_threads()), rows)
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -320,10 +318,10 @@ def time_all(
 
 
 def interleaved(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """Rows per second of each round, and latencies over all of them."""
+    """Time cases in turn: rows per second of each round, latencies over all rounds."""
     speeds: list[list[float]] = [[] for _ in cases]
     latencies: list[list[float]] = [[] for _ in cases]
-    for number in range(rounds + 1):  # the first is a warm-up
+    for number in range(rounds + 1):  # the first round is a warm-up
         order = list(enumerate(cases))
         for i, case in order if number % 2 else reversed(order):
             start = time.perf_counter()
@@ -347,7 +345,7 @@ def interleaved(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     answers = found["answers"]
     lines = [
         f"{answers['requests']} requests: {answers['lost']} lost, {answers['crossed']} rows "
@@ -365,7 +363,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Check, time, and write."""
+    """Check the answers, time the cases, and write the JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -381,7 +379,7 @@ def main() -> None:
     parser.add_argument("--packers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--lengths", type=int, nargs=2, default=[6, 48], help="in tokens")
     given = parser.parse_args()
-    sys.path.append(str(given.wheel))  # grpcio lies there
+    sys.path.append(str(given.wheel))  # this folder contains grpcio
     model = load_artifact(given.artifact)
     if not model.encoder.pooled:
         parser.error("the artifact must answer once a row, not once a token")

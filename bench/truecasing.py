@@ -1,8 +1,8 @@
-"""Make a token classification task from plain text: which words had a capital letter?
+"""Make a token classification task from plain text: which words have a capital letter?
 
     python bench/truecasing.py TEXTS --out DIR
 
-`TEXTS` holds train.parquet and validation.parquet with a column `text`. A row has one to
+`TEXTS` contains train.parquet and validation.parquet with a column `text`. A row has one to
 three sentences in lower case. The first word of each sentence has no label, because every
 sentence starts with a capital. Half of the validation texts become the test file.
 """
@@ -20,11 +20,11 @@ from typing import Any
 LABELS = ("lower", "capital")
 UNKNOWN = -100
 WORDS = range(4, 41)
-"""Number of words of a sentence; shorter and longer ones are left out."""
+"""Number of words of a sentence. Shorter and longer sentences are left out."""
 
 
 def sentences(text: str) -> Iterator[list[str]]:
-    """Sentences of a text, as lists of words and punctuation marks."""
+    """Split a text into sentences: lists of words and punctuation marks."""
     for line in text.split("\n"):
         for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", line):
             words = re.findall(r"\w+|[^\w\s]", sentence)
@@ -33,7 +33,7 @@ def sentences(text: str) -> Iterator[list[str]]:
 
 
 def rows(texts: list[str], most: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Up to `most` rows with `tokens` and `tags`, from the texts in a shuffled order."""
+    """Make up to `most` rows with `tokens` and `tags`, from the texts in random order."""
     draw = random.Random(seed)
     order = list(texts)
     draw.shuffle(order)

@@ -1,12 +1,16 @@
-"""What does a smaller vocabulary save, and which texts does it change?
+"""How much does a smaller vocabulary save, and which texts does it change?
 
     python bench/vocabulary.py MODEL --data stsb --text TEXTS --unseen sst2 mnli --out FILE
 
-`MODEL` makes embeddings, `--data` has scored pairs. Pieces are kept that the train split uses,
-with `--text` those of the column `text` of a file as well, and a margin. For each choice the
-script gives pieces and sizes of files; the largest difference of the vectors of test texts
-that consist of kept pieces; Spearman's correlation of all test pairs; and of each data set,
-the share of texts whose pieces change, how many tokens they have, and their unknown pieces.
+`MODEL` makes embeddings, and `--data` has scored pairs. The kept pieces are those of the train
+split, those of the file `--text` (column `text`), and a margin. For each choice of pieces the
+script reports:
+
+- the number of pieces and the sizes of files;
+- the largest difference of the vectors of test texts that consist of kept pieces;
+- Spearman's correlation of all test pairs;
+- for each data set, the share of texts with other pieces, their relative number of tokens, and
+  unknown pieces.
 """
 
 from __future__ import annotations
@@ -43,45 +47,45 @@ from prumux.optimizer.pipeline.own_rows import own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
 CHECKED = 4096
-"""Train texts on which the pass checks itself."""
+"""Number of train texts on which the pass checks its result."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The given model, with its rows and vectors."""
+    """The given model, the rows, and the given model's vectors."""
 
     given: Model
     train: Encoded
     test: Encoded
     scores: NDArray[Any]
-    """Of the test pairs."""
+    """Scores of the test pairs."""
     vectors: NDArray[np.float32]
-    """Of the test texts by the given model."""
+    """Vectors of the test texts by the given model."""
     unseen: dict[str, Encoded]
 
 
 def coded(model: Model, rows: Rows, most: int | None = None) -> Encoded:
-    """The texts of rows one by one, at most so many, as the model takes them."""
+    """Tokenise the texts of rows for the model. Pairs become single texts, up to `most`."""
     assert model.tokenizer is not None
     single = rows if rows.text_b is None else flattened(rows)
     return encode(single.take(range(len(single))[:most]), model.tokenizer, model.encoder)
 
 
 def vectors_of(model: Model, rows: Encoded) -> NDArray[np.float32]:
-    """Vectors of length 1, [N, D]."""
+    """Compute vectors of length 1, [N, D]."""
     found = np.stack(row_logits(torch_run(model), rows))
     made: NDArray[np.float32] = found / np.linalg.norm(found, axis=1, keepdims=True)
     return made
 
 
 def spearman(vectors: NDArray[np.float32], scores: NDArray[Any]) -> float:
-    """Correlation of the cosine of neighbouring texts with the scores of their pairs."""
+    """Spearman's correlation of the cosines of pairs with the scores of the pairs."""
     cosines = (vectors[::2] * vectors[1::2]).sum(axis=1)
     return float(spearmanr(cosines, scores).statistic)
 
 
 def trimmed(study: Study, margin: float, text: str | None) -> Model:
-    """The given model without the pieces that texts do not use."""
+    """Trim the given model: drop the pieces that texts do not use."""
     more = "" if text is None else f" text={json.dumps(text)}"
     pipeline = Pipeline.parse(f"trim-vocabulary{{margin={margin}{more}}}")
     fit = study.train.take(range(len(study.train))[:CHECKED])
@@ -90,7 +94,7 @@ def trimmed(study: Study, margin: float, text: str | None) -> Model:
 
 
 def sizes(model: Model) -> dict[str, int]:
-    """Pieces, and bytes of the files of a result."""
+    """Count the pieces, the parameters, and the bytes of the files of a result."""
     assert model.tokenizer is not None
     found = {
         "pieces": len(model.tokenizer),
@@ -110,7 +114,7 @@ def sizes(model: Model) -> dict[str, int]:
 def changed(
     given: Encoded, model: Model, unknown: int
 ) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-    """Which texts have other pieces, [N], and what became of them."""
+    """Find the texts with other pieces: a mask [N], and figures about tokens."""
     found, names = own_rows(given, model), np.array(model.kept_pieces or ())
     back = [names[x] for x in found.ids]
     other = np.array([not np.array_equal(a, b) for a, b in zip(back, given.ids, strict=True)])
@@ -128,7 +132,7 @@ def changed(
 
 
 def measure(study: Study, margin: float, text: str | None) -> dict[str, Any]:
-    """One choice of pieces."""
+    """Measure one choice of pieces."""
     model = trimmed(study, margin, text)
     assert study.given.tokenizer is not None
     unknown: Any = study.given.tokenizer.unk_token_id
@@ -157,7 +161,7 @@ def measure(study: Study, margin: float, text: str | None) -> dict[str, Any]:
 
 
 def study_of(options: argparse.Namespace) -> Study:
-    """Everything that is the same for all choices."""
+    """Read the model and the data that all choices share."""
     given = load_model(options.model)
     if given.tokenizer is None or given.encoder.sentence is None:
         raise UsageError(f"'{options.model}' is no embedding model with a tokenizer")
@@ -174,7 +178,7 @@ def study_of(options: argparse.Namespace) -> Study:
 
 
 def table(report: dict[str, Any]) -> Iterator[str]:
-    """One line a choice."""
+    """Format lines for each choice."""
     yield f"dense: {report['dense']}"
     for x in report["choices"]:
         shares = {k: f"{100 * v['other_pieces']:.1f} %" for k, v in x["data"].items()}

@@ -1,1 +1,1 @@
-"""One target a file, and what checks, times and serves the result."""
+"""The targets, one a file. The folders contain code that checks, times and serves results."""

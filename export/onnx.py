@@ -117,7 +117,7 @@ class Onnx(Target):
         """Check that ONNX Runtime can run the graph on the device, in the precision.
 
         Raises:
-            MissingError: it cannot; the message names what it can run.
+            MissingError: ONNX Runtime cannot; the message names possible targets.
         """
         if self.device == "cuda" and not gpu_providers():
             raise MissingError(
@@ -133,27 +133,27 @@ class Onnx(Target):
             )
 
     def check_stages(self) -> None:
-        """Cascades are one graph for ONNX Runtime."""
+        """Accept cascades: ONNX Runtime runs them as one graph."""
 
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
 
         Raises:
-            UsageError: it lacks one; the message names two that it has.
+            UsageError: the model lacks one; the message names two maps that it has.
         """
         if self.keep:
             check_names(self.keep, build(model, self.opset))
 
     @property
     def exact(self) -> bool:
-        """True if the engine computes in fp32, and so gives the torch module's answers."""
+        """True if the engine computes in fp32. Then it gives the torch module's answers."""
         return self.precision in ("auto", "fp32")
 
     def variants(self, encoder: Encoder) -> tuple[Onnx, ...]:
         """The concrete targets that `precision=auto` may resolve to, fp32 first.
 
-        The second is int8 on a CPU and fp16 on a GPU. Models with fewer than `LEAST_HIDDEN`
-        hidden dimensions have fp32 only.
+        The second target is int8 on a CPU and fp16 on a GPU. Models with fewer than
+        `LEAST_HIDDEN` hidden dimensions have fp32 only.
         """
         if self.precision != "auto":
             return (self,)
@@ -169,20 +169,20 @@ class Onnx(Target):
 
     @property
     def timed_as(self) -> str:
-        """Name under which a costs file holds its times: device and precision count."""
+        """Name of this target in a costs file, by device and precision."""
         precision: OnnxPrecision = "fp32" if self.precision == "auto" else self.precision
         return str(Onnx(precision=precision, device=self.device))
 
     def layouts(self) -> tuple[Onnx, ...]:
-        """This target padded, and ragged, which knows no fusions."""
+        """This target in the padded and the ragged layout. Ragged graphs have no fusions."""
         fusion: Literal["auto", "none"] = "auto" if self.fusion == "auto" else "none"
         return replace(self, ragged="off"), replace(self, fusion=fusion, ragged="on")
 
     def tuned(self, model: Model, ctx: Context) -> Onnx:
-        """This target with `ragged` decided; for int8 with the most sensitive maps in `keep`.
+        """Decide `ragged`, and for int8 put the most sensitive linear maps into `keep`.
 
-        What `ragged=auto` becomes is timed on this model, once a run: the range of an int8
-        value depends on it, and all candidates must be scored as they are shipped.
+        `ragged=auto` is decided once a run, by timing this model. All candidates must be
+        scored in the layout that is shipped, because the range of an int8 value depends on it.
         """
         found = self
         if self.precision == "int8" and self.keep:
@@ -202,8 +202,8 @@ class Onnx(Target):
         """Write `model.onnx`, and `model.onnx_data` if the weights exceed 2 GB.
 
         Raises:
-            GateError: ONNX Runtime's logits differ by more than `atol` or are not finite, or a
-                fusion that was asked for fails.
+            GateError: ONNX Runtime's logits differ by more than `atol` or are not finite, or
+                the fusion of the options fails.
             MissingError: ONNX Runtime is not installed, or cannot run the precision.
             UsageError: the context has no workload to check the graph on.
         """
@@ -216,7 +216,7 @@ class Onnx(Target):
         return Emitted(save(proto, folder), notes)
 
     def _stage(self, model: Model, ctx: Context) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph of one model, checked, and what is reported of it."""
+        """Build and check the graph of one model. Returns the graph and its notes."""
         checker = GraphChecker(
             TorchReference(model, ctx.workload),
             lambda proto: self._open(proto, ctx.threads),
@@ -235,9 +235,9 @@ class Onnx(Target):
     def _emit_cascade(
         self, model: Model, second: SecondStage, ctx: Context, folder: Path
     ) -> Emitted:
-        """Write both stages as one graph; each is lowered, fused and checked by itself."""
+        """Write both stages as one graph. Each is quantised, fused and checked by itself."""
         one, notes = self._stage(replace(model, second=None), ctx)
-        # The second stage sees few rows, and may see none: it is padded.
+        # The second stage is padded, because it gets few rows or none.
         two, more = replace(self, ragged="off")._stage(second.model, ctx)
         proto = compose(one, two, second)
         if not fusion_tool.counts(proto):  # the checker knows no fused operators
@@ -284,7 +284,7 @@ class Onnx(Target):
         encoder: Encoder,
         ctx: Context,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph with fusions and layout as asked for, or the fastest one."""
+        """The graph with the fusions and layout of the options; `auto` = the fastest graph."""
         slow = SlowFusions.of(encoder, self.opset, self.device, ctx)
         return choose_graph(checked, self.fusion, checker, encoder, ctx, slow)
 
@@ -295,7 +295,7 @@ class Onnx(Target):
         model: Model,
         ctx: Context,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph in another precision, in the layout asked for or the faster one."""
+        """The graph in another precision; `ragged=auto` = in the faster layout."""
         rivals = []
         for plain in checked:
             proto = self._lowered(model, plain.proto, ragged=plain.fusion == "ragged")
@@ -315,9 +315,10 @@ class Onnx(Target):
     def _lowered(
         self, model: Model, plain: onnx.ModelProto, *, ragged: bool = False
     ) -> onnx.ModelProto:
-        """The graph in another precision.
+        """Convert the graph to the precision of this target.
 
-        Parity does not limit its logits: the lowered engine's own answers are certified.
+        Parity does not limit the logits of int8, fp16 and bf16: the certificate is about the
+        answers of the converted engine itself.
         """
         if self.precision == "int8":
             return lower(plain, self.keep)
@@ -334,7 +335,7 @@ class Onnx(Target):
 
     @property
     def _overflow(self) -> str:
-        """The remedy in the message about logits that are not finite."""
+        """Remedy in the error message about logits that are not finite."""
         top = f"fp16 ends at {FP16_MAX}: " if self.precision == "fp16" else ""
         return (
             f"{top}use {replace(self, precision='fp32', keep=())}, "
@@ -354,7 +355,7 @@ class Onnx(Target):
         }
 
     def _remedies(self, fusion: Variant, parity: Parity) -> list[str]:
-        """Targets that may help if a graph's logits are off, for the error message."""
+        """Remedies in the error message about wrong logits: targets that may help."""
         found = []
         if fusion in FUSED:
             found.append(f"export with fewer fusions: {replace(self, fusion='none')}")
@@ -366,7 +367,7 @@ class Onnx(Target):
 
 @dataclass(frozen=True)
 class _OnnxDraft(Onnx):
-    """Writes the plain graph and checks nothing."""
+    """A target that writes the plain graph without checks."""
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`."""

@@ -1,9 +1,9 @@
-"""The `tensorrt` target: a typed `model.onnx`, and the engine that is built from it.
+"""The `tensorrt` target: a typed `model.onnx`, and an engine that is built from it.
 
     prumux-opt MODEL --budget 2% --target 'tensorrt{precision=fp16}'
     prumux-opt MODEL --budget 2% --target 'tensorrt{flavor=rtx}'
 
-Where no GPU is, or no TensorRT, the typed graph answers in ONNX Runtime in the engine's place.
+Without a GPU or without TensorRT, the typed graph runs in ONNX Runtime in place of the engine.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from prumux.optimizer.pipeline.context import Context
 
 CALIBRATION_ROWS = 512
-"""Fit rows on which int8 activations are calibrated."""
+"""Number of fit rows for calibrating int8 activations."""
 SPARED_SHARE = 0.75
-"""Default share of int8's estimated error that is removed by keeping linear maps in fp16. On
-SST-2 a few maps of a MiniLM-L6 caused that much of it."""
+"""Default share of int8's estimated error to remove, by keeping linear maps in fp16. On SST-2
+a few maps of a MiniLM-L6 caused this share of the error."""
 MOST_MIB = 1 << 20
 """Largest workspace, 1 TiB."""
 Capability = Literal["sm75", "sm80", "sm86", "sm89", "sm120", "sm121"]
@@ -118,23 +118,23 @@ class TensorRt(Target):
 
     @property
     def library(self) -> Flavor:
-        """The flavour that builds and runs the engine here."""
+        """The TensorRT flavour that builds and runs the engine on this machine."""
         return flavor_named(self.flavor)
 
     @property
     def floats(self) -> Precision:
-        """The type of values that are not quantised."""
+        """Type of the values that are not quantised."""
         return "fp16" if self.precision == "int8" else self.precision
 
     @property
     def exact(self) -> bool:
-        """True if the engine computes in fp32, and so gives the torch module's answers."""
+        """True if the engine computes in fp32. Then it gives the torch module's answers."""
         return self.precision == "fp32"
 
     def baseline(self) -> TensorRt:
-        """The target on which the given model is timed: the same, with fp16 in place of int8.
+        """The target on which the given model is timed: this target, but fp16 if it is int8.
 
-        It is not fp32, because on a GPU users run the given model in fp16.
+        The baseline is not fp32, because on a GPU users run the given model in fp16.
         """
         low = self.precision == "int8"
         return replace(self, precision=self.floats, keep=()) if low else self
@@ -151,7 +151,8 @@ class TensorRt(Target):
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
         """Write `triton/` around the plan.
 
-        Triton has no backend for TensorRT for RTX: it serves the typed graph in its place.
+        Triton has no backend for TensorRT for RTX. It serves the typed graph in place of such
+        a plan.
         """
         from prumux.export.triton.repository import (
             FOLDER,
@@ -173,24 +174,24 @@ class TensorRt(Target):
         write_bundle(model.encoder, model.task, engine, folder / FOLDER, serving)
 
     def check(self) -> None:
-        """Check that TensorRT and a GPU exist, so that the engine itself runs here.
+        """Check that TensorRT and a GPU exist, so that the engine can run here.
 
         Raises:
-            MissingError: one is missing; the message says how to get it.
+            MissingError: TensorRT or the GPU is missing; the message says how to get it.
         """
         self.library.check_run()
 
     def check_search(self) -> None:
-        """Check that candidates can be scored: on the engine, or on its typed graph.
+        """Check that candidates can be scored on the engine or on its typed graph.
 
         Raises:
-            MissingError: neither a GPU with TensorRT nor ONNX Runtime is here.
+            MissingError: this machine has neither a GPU with TensorRT nor ONNX Runtime.
         """
         if not self.runs_here:
             session_options(1)
 
     def notice(self, timed: str = "on this CPU") -> str:
-        """A line on what is missing for the engine, and on what answers in its place."""
+        """Tell the user why the engine does not run here and what replaces it; else ''."""
         if self.runs_here:
             return ""
         instead = (
@@ -205,7 +206,7 @@ class TensorRt(Target):
 
     @property
     def timed_as(self) -> str:
-        """Name under which a costs file holds its times: flavour and precision count."""
+        """Name of this target in a costs file, by flavour and precision."""
         flavor: Any = self.library.name
         return str(TensorRt(precision=self.precision, flavor=flavor))
 
@@ -219,7 +220,7 @@ class TensorRt(Target):
         return True
 
     def check_stages(self) -> None:
-        """Refuse cascades: how many rows the second model gets is only known when it runs.
+        """Refuse cascades: the number of rows of the second model is only known at run time.
 
         Raises:
             UsageError: always.
@@ -234,7 +235,7 @@ class TensorRt(Target):
         """Check that the model has the linear maps that `keep` names.
 
         Raises:
-            UsageError: it lacks one; the message names two that it has.
+            UsageError: the model lacks one; the message names two maps that it has.
         """
         if self.keep:
             proto = build(model, precision=self.floats, portable=True)
@@ -244,9 +245,10 @@ class TensorRt(Target):
         """Write `model.onnx`, `tensorrt.sh`, the plan, and a JSON file that describes it.
 
         Raises:
-            MissingError: no TensorRT, or for the classic one no GPU. `model.onnx` and
-                `tensorrt.sh` are written.
-            GateError: the engine holds other types than were asked for, or a logit is off.
+            MissingError: TensorRT is missing, or the GPU that the classic flavour needs.
+                `model.onnx` and `tensorrt.sh` are written before.
+            GateError: the engine has other types than requested, or a logit differs by more
+                than the limit.
             UsageError: the context has no workload to build and check for.
         """
         files, shapes = self.write(model, ctx, folder), profiles(model.encoder, ctx.workload)
@@ -261,7 +263,7 @@ class TensorRt(Target):
         plan = folder / flavor.plan
         options = BuildOptions(
             self.floats,
-            # No product of a bag of embeddings is large enough.
+            # A bag of embeddings has no product that is large enough.
             bool(quantized(onnx.load(folder / FILE, load_external_data=False))),
             self.workspace_mib,
             self.opt_level,
@@ -307,12 +309,12 @@ class TensorRt(Target):
         return (*files, SCRIPT)
 
     def draft(self) -> Target:
-        """A target that builds without checking logits, for timing random weights."""
+        """A target that does not check logits, for timing random weights."""
         same = {x.name: getattr(self, x.name) for x in fields(self)}
         return _TensorRtDraft(**{**same, "spare": 0})
 
     def engine(self, folder: Path, threads: int) -> Engine:
-        """Load the plan, which ignores `threads`; without TensorRT or GPU the typed graph."""
+        """Load the plan, which ignores `threads`; without TensorRT or GPU, the typed graph."""
         if self.runs_here:
             return TrtEngine(folder / self.library.plan)
         return TypedGraphEngine(folder / FILE, threads, self.library.engine)
@@ -331,7 +333,7 @@ class TensorRt(Target):
     def _calibrated(
         self, model: Model, ctx: Context
     ) -> tuple[onnx.ModelProto, list[Any], list[str]]:
-        """The int8 graph without `keep`, the rows it was calibrated on, and the names kept."""
+        """The int8 graph, its calibration rows, and the maps of `keep` that the graph has."""
         proto = build(model, precision=self.floats, portable=True)
         some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
         rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
@@ -340,7 +342,7 @@ class TensorRt(Target):
         return quantize(proto, rows, kept), rows, kept
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
-        """Parity with the torch module on the workload."""
+        """Check parity with the torch module on the workload; return the notes."""
         reference = TorchReference(model, ctx.workload)
         engine = self.engine(folder, ctx.threads)
         parity = reference.compare(engine)
@@ -355,7 +357,7 @@ class TensorRt(Target):
         }
 
     def limit(self, reference: Sequence[Any]) -> float:
-        """The largest difference of a logit from these reference logits."""
+        """Largest allowed difference of a logit from these reference logits."""
         share = self.tolerance or TOLERANCES[self.precision]
         return share * max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in reference))
 
@@ -373,10 +375,10 @@ class TensorRt(Target):
 
 @dataclass(frozen=True)
 class _TensorRtDraft(TensorRt):
-    """Writes what runs here, the plan or the typed graph, and does not check its logits."""
+    """A target that writes the plan or the typed graph, and does not check its logits."""
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
-        """See `TensorRt.emit`; where no engine runs, none is built."""
+        """See `TensorRt.emit`. The engine is built only if it can run here."""
         if self.runs_here:
             return super().emit(model, ctx, folder)
         return Emitted(self.write(model, ctx, folder))

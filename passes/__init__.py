@@ -1,1 +1,1 @@
-"""The passes, one a file, named after the pass; helpers are in the folders."""
+"""The passes. Each file has one pass and its name; the folders contain helpers."""

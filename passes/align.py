@@ -1,8 +1,9 @@
 """`align`: round masked FFN widths to a multiple that suits the target's kernels.
 
-Matrix products are fastest at multiples of 8 or 16. The most important masked units (Fisher
-importance, https://arxiv.org/abs/2204.09656) return, or the least important living ones go.
-Put it between a prune pass and `slice`.
+Matrix products are fastest at multiples of 8 or 16. To round up, the pass restores the most
+important masked units (Fisher importance, https://arxiv.org/abs/2204.09656). To round down, it
+masks the least important units.
+Put `align` between a prune pass and `slice`.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class Align(Pass):
             raise ValueError(f"multiple must be 1 or more, not {self.multiple}")
 
     def requires(self, model: Model) -> None:
-        """Refuse a model without masks and with other widths: only masked units can return."""
+        """Refuse other widths in a model without masks: only masked units can return."""
         if model.masks.all_true and any(x.ffn % self.multiple for x in model.encoder.layers):
             raise PassError(
                 "there is no mask left to round; put 'align' before 'slice'", exit_code=2
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return masks of the nearest widths. A removed FFN stays removed, any other stays."""
+        """Return masks of the nearest widths. Neither adds nor removes a whole FFN."""
         counts = [self._width(m) for m in model.masks.ffn]
         if counts == [int(m.sum()) for m in model.masks.ffn]:
             return model
@@ -64,7 +65,7 @@ class Align(Pass):
 def _round(
     scores: Sequence[Tensor], masks: Sequence[Tensor], counts: Sequence[int]
 ) -> list[Tensor]:
-    """Masks of the given counts: living units first, then the most important of the others."""
+    """Masks of the given counts: unmasked units first, then masked units by importance."""
     found = []
     for score, mask, count in zip(scores, masks, counts, strict=True):
         rank = score + mask * (score.max() + 1)

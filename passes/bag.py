@@ -1,7 +1,7 @@
-"""`bag`: a bag of embeddings in place of the model, which leaves no layer.
+"""`bag`: replace the whole model, all its layers, by a bag of embeddings.
 
-The vectors of pieces and of pairs of neighbouring pieces are as wide as the logits, and are
-fitted so that their sum gives the dense model's logits:
+Every piece, and every pair of neighbouring pieces, has a vector as wide as the logits. The
+vectors are fitted so that their sum gives the dense model's logits:
 
     z = 1 / sqrt(n) sum_t (u(w_t) + v(h(w_{t-1}, w_t))) + c
 
@@ -28,7 +28,7 @@ from prumux.passes.bags.fitting import Aims, fit
 from prumux.passes.bags.teaching import Taught, ask
 
 MOST_NUMBERS = 2**21
-"""Tables of pairs hold at most so many numbers: with many classes they have fewer buckets."""
+"""Largest size of the table of pairs. With many classes the table has fewer buckets."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Bag(Pass):
             raise ValueError(f"ridge must be above 0, not {self.ridge}")
 
     def sketch(self) -> Pass:
-        """The same sizes, with vectors of zeros."""
+        """Return a pass that makes a bag of the same sizes, with vectors of zeros."""
         return _Sketch(**vars(self))
 
     def check_given(self, model: Model) -> None:
-        """Refuse tasks that have not one vector of logits a row."""
+        """Refuse tasks without exactly one vector of logits per row."""
         task = model.task
         if task.ragged or model.encoder.sentence is not None or not model.encoder.pooled:
             raise PassError(
@@ -83,7 +83,7 @@ class Bag(Pass):
             )
 
     def requires(self, model: Model) -> None:
-        """Refuse other tasks, and models that other passes have made."""
+        """Refuse tasks without one vector of logits per row, multiplexed models and masks."""
         self.check_given(model)
         if model.encoder.mux is not None or not model.masks.all_true:
             why = "mixes rows" if model.encoder.mux is not None else "has masks"
@@ -123,7 +123,7 @@ class Bag(Pass):
 
     @property
     def _variants(self) -> tuple[bool, ...]:
-        """Whether pairs have vectors, in the order in which it is tried."""
+        """The variants to fit, in order: True with vectors of pairs, False without."""
         return {"auto": (False, True), "on": (True,), "off": (False,)}[self.pairs]
 
     def _sizes(self, model: Model, paired: bool) -> Encoder:
@@ -141,7 +141,7 @@ class Bag(Pass):
 
 @dataclass(frozen=True)
 class _Sketch(Bag):
-    """Has the sizes of the bag with pairs, and fits nothing."""
+    """Make a bag with vectors of pairs unless they are off, and fit nothing."""
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Return a bag of zeros."""

@@ -1,11 +1,10 @@
-"""`cascade`: a second, larger model answers the rows that this one is not sure of.
+"""`cascade`: a second, larger model answers the rows with a small margin.
 
-A row is deferred where the margin between its two best logits is below a threshold:
+A row is deferred if the margin between its two best logits is below a threshold t:
 
-    m(x) = z(1)(x) - z(2)(x) < t,    t: so that a share `defer` of the select rows is below
+    m(x) = z(1)(x) - z(2)(x) < t,    where a share `defer` of the select rows has m(x) < t
 
-Rows at which both models agree keep their answer whoever gives it, so a cascade changes few of
-the given model's answers.
+If both models agree, either gives the same answer. So a cascade changes few answers.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """
@@ -34,7 +33,8 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 class Cascade(Pass):
     """Let a second model, made by another pipeline, answer the rows with the smallest margins.
 
-    It comes last. The second model is made of the given one, not of the one before.
+    This pass comes last in a pipeline. The second model is made from the given model, not from
+    the model that this pass receives.
 
     Example: `pool-early,prune{sparsity=0.9},slice,cascade{to="" defer=0.2}`
     """
@@ -80,29 +80,29 @@ class Cascade(Pass):
 
     @property
     def training(self) -> TrainingLength | None:
-        """Length of training of the second model's passes together."""
+        """Total length of training of the second model's passes."""
         return Pipeline(self.second_stage).training
 
     @property
     def measures(self) -> bool:
-        """See `Pass`, of any pass of `to`."""
+        """True if any pass of `to` measures, see `Pass.measures`."""
         return any(x.measures for x in self.second_stage)
 
     @property
     def input_files(self) -> tuple[Path, ...]:
-        """See `Pass`, of all passes of `to`."""
+        """The input files of all passes of `to`, see `Pass.input_files`."""
         return tuple(file for x in self.second_stage for file in x.input_files)
 
     def sketch(self) -> Pass:
-        """The same cascade of untrained models."""
+        """Return the same cascade with untrained models."""
         return _Sketch(**{x: getattr(self, x) for x in ("to", "defer", "max_share")})
 
     def check_given(self, model: Model) -> None:
-        """Refuse models whose rows do not have one answer out of several classes."""
+        """Refuse models that do not classify each row into one of several classes."""
         check_given(model.task, model.encoder)
 
     def requires(self, model: Model) -> None:
-        """Refuse other tasks, and masks that are not cut out."""
+        """Refuse other tasks than classification, and masks that are not cut out yet."""
         self.check_given(model)
         if not model.masks.all_true:
             why = "cascade takes finished models and masks are pending"
@@ -122,18 +122,18 @@ class Cascade(Pass):
         return replace(model, second=stage, notes=notes)
 
     def _second(self, ctx: Context) -> Model:
-        """The second model. One that the run has built before is not built again."""
+        """Build the second model, or load it if the run has built it before."""
         return ModelStore(ctx.dense, ctx.store).build(Pipeline(self.second_stage), ctx)
 
 
 @dataclass(frozen=True)
 class _Sketch(Cascade):
-    """The cascade of untrained models; it takes pending masks and stores nothing."""
+    """A cascade of untrained models. Accepts pending masks and stores nothing."""
 
     most_rows: ClassVar[int | None] = 256
 
     def requires(self, model: Model) -> None:
-        """Refuse no masks."""
+        """Accept any model, also with pending masks."""
 
     def _second(self, ctx: Context) -> Model:
         quick = tuple(y for x in self.second_stage if (y := x.sketch()) is not None)

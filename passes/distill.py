@@ -1,4 +1,4 @@
-"""`distill`: train the small model to agree with the dense one.
+"""`distill`: train the small model to agree with the dense model.
 
 Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
 hidden states. With s the student's outputs and t the dense model's, the loss is
@@ -8,8 +8,8 @@ hidden states. With s the student's outputs and t the dense model's, the loss is
     + mixed  * the same for mixed rows, where the model is multiplexed (`mixed_error`)
     + labels * cross-entropy of the labels
 
-For regression, divergence and cross-entropy are squared errors. Synthetic rows (`augment`)
-have no labels. The last cut before the result is usually followed by this pass.
+For regression, squared errors replace the divergence and the cross-entropy. Synthetic rows
+(`augment`) have no labels. This pass usually follows the last cut of a pipeline.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Distill(DistillationPass):
             raise ValueError("hidden, logits and labels are all 0: nothing would be learnt")
 
     def sketch(self) -> None:
-        """Shapes stay."""
+        """Return None: shapes stay as they are."""
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return the same sizes with other weights; embedding tables stay as they are."""
+        """Return a model of the same sizes with trained weights, except embedding tables."""
         rows = self.rows(ctx)
         make = partial(Student, model, self, rows)
         student = make(ctx=ctx)
@@ -70,7 +70,7 @@ class Distill(DistillationPass):
 
 
 class Student:
-    """A model and its distance from the dense one: the learner of `distill`."""
+    """The learner of `distill`: a model and its distance from the dense model."""
 
     def __init__(self, model: Model, options: Distill, rows: Encoded, ctx: Context) -> None:
         self.options, self.device, self.task = options, ctx.device, model.task
@@ -87,11 +87,11 @@ class Student:
         self.validation_teacher = Teacher(self.teacher.module, (), ctx.device)
 
     def groups(self) -> list[dict[str, Any]]:
-        """All weights but the embedding tables; mux and demux at a higher learning rate."""
+        """All weights except embedding tables; mux and demux have a higher learning rate."""
         return parameter_groups(self.module, self.options.lr)
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss of the module's docstring."""
+        """The loss in the docstring of this module."""
         del progress
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()

@@ -1,17 +1,17 @@
 """`learn-masks`: learn which heads, FFN units and blocks to keep, while the weights adapt.
 
 Every unit has a hard-concrete gate (Louizos et al., https://arxiv.org/abs/1712.01312), trained
-with the weights under a Lagrangian and by distillation, as in CoFi (Xia et al.,
-https://arxiv.org/abs/2204.00408). With s and t the student's and the dense model's outputs, r
-the expected sparsity and r* its target, the loss is
+with the weights by distillation. A Lagrangian term keeps the sparsity at its target, as in
+CoFi (Xia et al., https://arxiv.org/abs/2204.00408). Let s be the student's outputs, t the
+dense model's, r the expected sparsity and r* its target. The loss is
 
       logits * T^2 KL(t at T || s at T)
     + hidden * mean over four of the dense model's layers of |s - t|^2 / |t - mean t|^2
     + l1 (r - r*) + l2 (r - r*)^2
 
-Gates and weights descend, l1 and l2 ascend. Every one of the four layers is matched to the
-living layer of least error, in order. PruMUX (https://arxiv.org/abs/2305.14706) prunes
-multiplexed models so.
+Gates and weights minimise the loss, l1 and l2 maximise it. Each of the four layers is matched
+to the student's living layer of least error, in order. PruMUX
+(https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ class LearnMasks(DistillationPass):
 
     @property
     def gating(self) -> MaskOptions:
-        """The options about gates."""
+        """The options that concern gates."""
         return MaskOptions(self.mask_lr, self.warmup, self.blocks, self.hidden_masks)
 
     @property
     def measures(self) -> bool:
-        """A speed-up is measured on the target."""
+        """True for a speed-up, which is measured on the target."""
         return self.speedup is not None
 
     def sketch(self) -> Pass:
-        """`prune` to the same target: sizes of about the same cost, without training."""
+        """Return `prune` with the same target: sizes of about the same cost, no training."""
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
@@ -106,8 +106,8 @@ class LearnMasks(DistillationPass):
         """Return binary masks within the budget, and weights that have adapted to them.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest one.
-            MissingError: a speed-up is asked for and there is no target to measure on.
+            PassError: the speed-up is out of reach; the message has the largest possible one.
+            MissingError: `speedup` is given and there is no target to measure on.
         """
         if self.sparsity == 0 or self.speedup == 1:
             return model

@@ -1,9 +1,9 @@
 """`mux`: let n rows share one forward pass from a layer on (data multiplexing).
 
-DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
+The method is that of DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
 (https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
 mixed state is the mean over members of x_i * k_i, element by element, with a key k_i for each
-slot. Before the head a small network with a key per slot recovers every row's state.
+slot. Before the head, a small network with a key per slot recovers every row's state.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from prumux.passes.multiplexing.widen import side_by_side
 class Mux(Pass):
     """Mix n rows into one before layer `at`, and demultiplex before the head.
 
-    Train it with `warm-up` and `distill`. With shared units the untrained model can process
-    one slot at best. With `units=apart` it has a copy of all units per slot, side by side: it
-    starts close to the answers of single rows, and costs n times as much, so prune before it.
+    Train the mixed model with `warm-up` and `distill`. With shared units, the untrained model
+    answers one slot at best. With `units=apart`, it has a copy of all units for each slot.
+    Then its first answers are close to those of single rows, and it costs n times as much:
+    prune before it.
 
-    On a model that mixes already, with the same n, keys and demux, this moves the mixing to an
-    earlier layer and keeps the trained weights: late mixing is learnt sooner.
+    A second `mux` with the same n, keys and demux moves the mixing to an earlier layer, and
+    keeps the trained weights. This order helps, because late mixing is learnt sooner.
 
     Example: `mux{n=2 at=3},warm-up{epochs=5},distill{epochs=5}`
     """
@@ -67,14 +68,14 @@ class Mux(Pass):
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """Two, five and ten rows, mixed before the middle layer or at the embeddings."""
+        """Mix two, five or ten rows, before the middle layer or at the embeddings."""
         if model.encoder.sentence is not None or model.task.finds_spans:
             return []
         half = len(model.encoder.layers) // 2
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
 
     def requires(self, model: Model) -> None:
-        """Refuse a layer that does not exist, and a second mixing but an earlier one."""
+        """Refuse unsupported tasks, missing layers, and a second mixing at a later layer."""
         e = model.encoder
         if self.n > 1 and e.sentence is not None:
             raise PassError(
@@ -113,7 +114,7 @@ class Mux(Pass):
             )
 
     def _check_apart(self, model: Model) -> None:
-        """Refuse options that do not go with `units=apart`."""
+        """Refuse options that contradict `units=apart`."""
         marked, hidden = int((~model.masks.hidden).sum()), model.encoder.hidden
         apart = f"mux{{n={self.n} units=apart}}"
         for wrong, why, better in (
@@ -125,12 +126,12 @@ class Mux(Pass):
                 raise PassError(f"units=apart {why}; use {better}", exit_code=2)
 
     def _moves(self, model: Model, given: Multiplexing) -> bool:
-        """Whether the pass moves the mixing to an earlier layer and changes nothing else."""
+        """True if the pass moves the mixing to an earlier layer and changes nothing else."""
         wanted = Multiplexing(self.n, given.at, self.variant, self.demux)
         return given == wanted and self.at < given.at and self.units == "shared"
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return the model with added weights for mux and demux; the same model for n=1."""
+        """Add weights for mux and demux; return the model itself for n=1."""
         if self.n == 1:
             return model
         random = ctx.generator(self)

@@ -1,7 +1,7 @@
 """`pool-early`: compute the last attention block and all after it at one position only.
 
-The head of a sequence task reads one position. After the last attention block has gathered
-from the others, nothing reads them, so outputs stay the same and the last layers cost less.
+The head of a sequence task reads one position. No block after the last attention block reads
+other positions. So outputs stay the same, and the last layers cost less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PoolEarly(Pass):
     preserves: ClassVar[bool] = True
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return the model itself where the head reads other positions than the first."""
+        """Set `pool_early`, unless the head reads other positions than the first."""
         del ctx
         if not model.encoder.reads_first or model.encoder.pool_early:
             return model

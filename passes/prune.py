@@ -1,10 +1,10 @@
 """`prune`: mark heads, FFN units and whole blocks for removal, over all layers together.
 
-Keeps the units of greatest summed importance whose cost is within a limit: a knapsack over
+The pass keeps the units of greatest summed importance within a cost limit: a knapsack over
 branches (`pruning/allocate.py`). Importance is the Fisher information of mask factors (Kwon et
-al., https://arxiv.org/abs/2204.09656), or second-order with compensation (Optimal Brain
-Compression, https://arxiv.org/abs/2208.11580). Cost is counted (weights, multiply-adds) or
-measured on the target. `slice` cuts the marked units.
+al., https://arxiv.org/abs/2204.09656), or second-order importance with compensation (Optimal
+Brain Compression, https://arxiv.org/abs/2208.11580). Cost is counted (weights, multiply-adds)
+or measured on the target. `slice` cuts the marked units.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prumux.passes.pruning.branch_options import (
 )
 
 TRIES = 3
-"""Most choices that are timed for one speed-up; each corrects the limit of the one before."""
+"""Most prunings to time for one speed-up. Each timing corrects the limit of the next."""
 NEAR = 0.02
 """Relative distance from the requested speed-up that is close enough."""
 
@@ -69,7 +69,7 @@ class Prune(Pass):
 
     @property
     def measures(self) -> bool:
-        """A speed-up is measured on the target."""
+        """True for a speed-up, which is measured on the target."""
         return self.speedup is not None
 
     @classmethod
@@ -79,11 +79,11 @@ class Prune(Pass):
         return [cls(sparsity=step / 40, of="macs") for step in range(4, 37)]
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return masks of greatest summed importance within the limit.
+        """Return masks with the greatest summed importance within the limit.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest one.
-            MissingError: a speed-up is asked for and there is no target to measure on.
+            PassError: the speed-up is out of reach; the message has the largest possible one.
+            MissingError: `speedup` is given and there is no target to measure on.
         """
         left = any(bool(m.any()) for m in (*model.masks.heads, *model.masks.ffn))
         if self.sparsity == 0 or self.speedup == 1 or not left:
@@ -101,10 +101,10 @@ class Prune(Pass):
     def _timed(
         self, model: Model, importance: BranchImportance, keep: KeepCounts, ctx: Context
     ) -> list[int]:
-        """Counts that reach the speed-up when timed, not only by the cost table."""
+        """Choose counts with the requested speed-up by timing, not only by the cost table."""
         shapes = [b.input_ids.shape for b in ctx.workload]
         about = (self, model, ctx.target, ctx.threads, shapes)
-        # Stored: a second timing might lead to other counts, and a resumed run must not.
+        # The counts are stored for resumed runs, because a new timing may give other counts.
         found: list[int] = ctx.cached_json(
             "timed", about, lambda: self._closest(model, importance, keep, ctx)
         )

@@ -2,7 +2,7 @@
 
 Importance is the Fisher information of mask factors (Kwon et al.,
 https://arxiv.org/abs/2204.09656). `prune` chooses heads and FFN units together and is usually
-better; use this to set the share of heads yourself.
+better. Use `prune-heads` to set the share of heads yourself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""`prune-hidden`: mark hidden dimensions for removal, the same ones in every layer.
+"""`prune-hidden`: mark hidden dimensions for removal, the same dimensions in every layer.
 
-Keeps the dimensions of greatest Fisher importance (Kwon et al.,
-https://arxiv.org/abs/2204.09656, apply it to heads and FFN units). `slice` cuts them from the
-embeddings, all maps and LayerNorms. Use it where heads and FFN units alone do not give the
-speed-up; accuracy needs `reconstruct` or `distill` after it.
+The pass keeps the dimensions of greatest Fisher importance (Kwon et al.,
+https://arxiv.org/abs/2204.09656, apply it to heads and FFN units). `slice` cuts the other
+dimensions from the embeddings, all maps and LayerNorms. Use this pass if pruning only heads
+and FFN units does not give the speed-up. Put `reconstruct` or `distill` after it to restore
+accuracy.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from prumux.optimizer.pipeline.passes import Pass
 from prumux.passes.pruning.importance import hidden_fisher
 
 MULTIPLE = 8
-"""Sizes that the search tries are multiples of this."""
+"""The search tries only multiples of this size."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class PruneHidden(Pass):
 
     @classmethod
     def choices(cls, model: Model) -> Iterable[Self]:
-        """From eleven twelfths of the dimensions down to a half."""
+        """Sizes from eleven twelfths of the dimensions down to a half."""
         size = model.encoder.hidden
         steps = {round(size * share / 12 / MULTIPLE) * MULTIPLE for share in range(6, 12)}
         return [cls(keep=n) for n in sorted(steps, reverse=True) if 0 < n < size]
 
     def requires(self, model: Model) -> None:
-        """Refuse to keep more dimensions than there are."""
+        """Refuse embedding models, and more dimensions than the model has."""
         size = model.encoder.hidden
         if hidden_is_output(model.encoder):
             raise PassError(

@@ -1,7 +1,7 @@
 """`prune-layers`: mark whole attention or FFN blocks for removal, their LayerNorm included.
 
-Greedy: the block whose removal changes the logits least goes first, then the distances are
-computed anew. Needs no gradients and no labels.
+The choice is greedy: the pass removes the block whose removal changes the logits least, then
+computes all distances again. It needs no gradients and no labels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PruneLayers(Pass):
                 raise ValueError(f"{option} must be 0 or more, not {value}")
 
     def requires(self, model: Model) -> None:
-        """Refuse to remove more blocks than there are."""
+        """Refuse to remove more blocks than the model has."""
         for kind, asked in zip(KINDS, (self.attention, self.ffn), strict=True):
             left = len(_left(model, kind))
             if asked > left:
@@ -54,7 +54,7 @@ class PruneLayers(Pass):
                 )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return masks without those blocks whose removal changes the logits least."""
+        """Mask the blocks whose removal changes the logits least."""
         rows = groups_of(
             ctx.fit.take(range(min(ROWS, len(ctx.fit)))), BATCH, model.encoder.slots
         )
@@ -100,7 +100,7 @@ def _outputs(model: Model, rows: list[Batch]) -> list[Tensor]:
 
 
 def _distance(aim: list[Tensor], found: list[Tensor]) -> float:
-    """Mean squared distance of centred logits: no labels are needed, whatever the task."""
+    """Mean squared distance of centred logits. It needs no labels for any task."""
     a, b = torch.cat(aim), torch.cat(found)
     if a.shape[-1] > 1:
         a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)

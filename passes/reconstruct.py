@@ -1,15 +1,18 @@
-"""`reconstruct`: refit the pruned model to the dense one by least squares, without training.
+"""`reconstruct`: refit the pruned model to the dense model by least squares, not training.
 
-Branch by branch from the bottom, with all branches below already refitted, the output map W, b
-is moved by the ridge solution of
+Branches are refitted one by one, from the first layer to the last, each after all earlier
+ones. The output map W, b of a branch is moved by the ridge solution of
 
     min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
 
-y_t: the dense model's branch output plus residual, before LayerNorm; x_t and c_t: the small
-model's residual stream and inner activations at position t; a_t: the weight of the position.
-Where a whole branch is gone, the next living one compensates for it. Last, the head's first
-map is refitted the same way, and its second map where the first lost outputs with the hidden
-dimensions. Only those dimensions of y_t count that the small model still has.
+- y_t: the dense model's branch output plus residual, before LayerNorm;
+- x_t and c_t: the small model's residual stream and inner activations at position t;
+- a_t: the weight of the position.
+
+If a whole branch was removed, the next remaining branch compensates for it. Last, the head's
+first map is refitted in the same way. If pruned hidden dimensions have removed outputs of this
+map, the second map is refitted, too. Only those dimensions of y_t count that the small model
+still has.
 
 Refits of pruned layers by least squares are also in Kwon et al.,
 https://arxiv.org/abs/2204.09656.
@@ -47,7 +50,7 @@ class Reconstruct(Pass):
     )
 
     def sketch(self) -> None:
-        """Shapes stay."""
+        """Return None: shapes stay as they are."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -57,7 +60,7 @@ class Reconstruct(Pass):
 
     @torch.no_grad()
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return new output maps and head maps; every other weight is the same tensor.
+        """Refit output maps and head maps; every other weight stays the same tensor.
 
         Masks may be pending: masked units are neither read nor written.
         """
@@ -80,13 +83,13 @@ class Reconstruct(Pass):
                 if error is not None:
                     notes[branch.name] = error
                 step()
-            if model.encoder.sentence is None:  # else nothing linear need follow the pooling
+            if model.encoder.sentence is None:  # an embedding model may have no map to refit
                 notes["head"] = streams.refit_head(self.ridge)
             step()
         return replace(model, weights=streams.weights(), notes={"error_left": notes})
 
 
 def _sample_size(rows: Encoded, limit: int) -> int:
-    """Number of first rows: up to `limit` rows and `LIMIT_TOKENS` tokens, at least one."""
+    """Number of rows to use: up to `limit` rows and `LIMIT_TOKENS` tokens, at least one."""
     total = rows.lengths[:limit].cumsum()
     return max(1, int((total <= LIMIT_TOKENS).sum()))

@@ -1,4 +1,4 @@
-"""Makes masks physical: the only pass that removes weights."""
+"""`slice`: cut masked units out of the weights. Only this pass removes weights by masks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Slice(Pass):
     )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """The same function on smaller weights."""
+        """Cut the weights; the model computes the same function."""
         del ctx
         return slice_model(model)
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
-        """Masked and sliced models agree on the serving point's rows."""
+        """Check that masked and sliced models agree on the rows of the serving point."""
         if after is before or not ctx.workload:
             return
         inputs = ctx.workload[-1].inputs()
@@ -52,7 +52,7 @@ class Slice(Pass):
 
 
 def slice_model(model: Model) -> Model:
-    """The model with its masks made physical; `model` itself if nothing is masked."""
+    """Cut masked units out of the weights; return `model` itself if nothing is masked."""
     if model.masks.all_true:
         return model
     masks, before = model.masks, model.encoder
@@ -77,7 +77,7 @@ def slice_model(model: Model) -> Model:
 
 
 def _cut(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
-    """The survivors of one weight along each of its axes."""
+    """Select the kept entries of one weight along each of its axes."""
     for axis, mask in enumerate(kept):
         if mask is not None and not bool(mask.all()):
             tensor = tensor.index_select(axis, mask.nonzero()[:, 0])

@@ -1,12 +1,13 @@
 """`trim-vocabulary`: drop pieces that the training texts never use, with their table rows.
 
-The table of a multilingual encoder is most of its file: 250 037 rows of 384 are 82 % of
-multilingual-e5-small. A text without dropped pieces has the same pieces and the same answer as
-before. Any other text is spelt by smaller pieces; it never gains an unknown one. Why, for each
-kind of tokenizer: `optimizer/model/vocabulary/kinds.py`.
+The token table is most of the file of a multilingual encoder: 250 037 rows of 384 numbers are
+82 % of multilingual-e5-small. A text without dropped pieces has the same pieces and the same
+answer as before. Any other text is split into smaller pieces, and never gets more unknown
+pieces.
+`optimizer/model/vocabulary/kinds.py` shows this for each kind of tokenizer.
 
-Pieces are chosen from training texts only. Rows that select and certify are tokenised again:
-the loss that is certified is that of new texts, which may hold dropped pieces.
+Pieces are chosen from training texts only. The rows for selection and certification are
+tokenised again. So the certified loss is that of new texts, which may contain dropped pieces.
 
 Abdaoui et al. 2020, https://arxiv.org/abs/2010.05609 (smaller versions of multilingual BERT).
 """
@@ -38,7 +39,7 @@ from .training.plain_text import texts_of, token_ids
 class TrimVocabulary(Pass):
     """Drop pieces that the training texts never use, with their rows of the token table.
 
-    It comes last, because it changes the ids of all tokens.
+    This pass comes last in a pipeline, because it changes the ids of all tokens.
 
     Example: `trim-vocabulary{margin=0.1}`
     """
@@ -66,11 +67,11 @@ class TrimVocabulary(Pass):
         return () if self.text is None else (Path(self.text),)
 
     def sketch(self) -> Pass | None:
-        """None: layers keep their shapes."""
+        """Return None: layers keep their shapes."""
         return None
 
     def check_given(self, model: Model) -> None:
-        """Refuse tokenizers of which no piece may go, and contexts in windows."""
+        """Refuse question answering, and tokenizers from which no piece can be dropped."""
         if model.task.finds_spans:
             raise PassError(
                 "contexts are cut into windows of the given pieces\n"
@@ -95,11 +96,11 @@ class TrimVocabulary(Pass):
             ) from error
 
     def requires(self, model: Model) -> None:
-        """Refuse tokenizers of which no piece may go."""
+        """Refuse the same models as `check_given`."""
         self.check_given(model)
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return the model with fewer rows, and its tokenizer."""
+        """Return the model with a smaller token table and a smaller tokenizer."""
         tokenizer = model.tokenizer
         assert tokenizer is not None
         rows = ctx.fit if ctx.train is None else ctx.train
@@ -123,7 +124,7 @@ class TrimVocabulary(Pass):
         return replace(made, notes=notes)
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
-        """Check on fit and select rows that kept pieces stay, and that no text is lost."""
+        """Check the texts of fit and select rows: kept pieces stay, and no text is lost."""
         unknown = None if before.tokenizer is None else before.tokenizer.unk_token_id
         for rows in filter(None, (ctx.fit, ctx.select)):
             check_pieces(rows, after, unknown)

@@ -1,16 +1,16 @@
 """`warm-up`: train a multiplexed model to demultiplex, before it learns the task.
 
-Every row should get back its own hidden states; no labels are needed. With z the demultiplexed
-states of the last layer and t the dense model's, the loss is
+The model learns to return every row's own hidden states. It needs no labels. Let z be the
+demultiplexed states of the last layer, and t the dense model's states. The loss is
 
-      states * mean of |z - t|^2 / |t - mean t|^2, over all positions and over the one that
-               the head reads
+      states * mean of |z - t|^2 / |t - mean t|^2, over all positions, and over the position
+               that the head reads
     + mixed  * the same for mixed rows between the layers (`mixed_error`)
     + tokens * cross-entropy of the token at every position
 
 The last term is the token retrieval of DataMUX (Murahari et al.,
-https://arxiv.org/abs/2202.09318); its scores are products of z with the word embeddings.
-MUX-PLM (https://arxiv.org/abs/2302.12441) warms up so before pre-training.
+https://arxiv.org/abs/2202.09318). Its scores are products of z with the word embeddings.
+MUX-PLM (https://arxiv.org/abs/2302.12441) has the same warm-up before pre-training.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WarmUp(TrainingPass):
             raise ValueError("states and tokens are both 0: nothing would be learnt")
 
     def sketch(self) -> None:
-        """Shapes stay."""
+        """Return None: shapes stay as they are."""
 
     @property
     def weights(self) -> RetrievalWeights:
@@ -73,13 +73,13 @@ class WarmUp(TrainingPass):
         return () if self.text is None else (Path(self.text),)
 
     def rows(self, ctx: Context) -> Encoded:
-        """Training rows and synthetic ones, or pieces of the file of text."""
+        """Training rows and synthetic rows, or pieces of the texts of the file `text`."""
         if self.text is None:
             return super().rows(ctx)
         return plain_rows(self.text, ctx.dense, ctx.fit, ctx.seed)
 
     def requires(self, model: Model) -> None:
-        """Refuse a model without mux; after `mux{n=1}` the pass does nothing."""
+        """Refuse a model without mux. Accept one after `mux{n=1}`: the pass does nothing."""
         if any(x.spec.startswith("mux") for x in model.history) and not model.encoder.mux:
             return
         if model.encoder.mux is None:
@@ -100,7 +100,7 @@ class WarmUp(TrainingPass):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return the same sizes with other weights; embedding tables stay as they are."""
+        """Return a model of the same sizes with trained weights, except embedding tables."""
         if model.encoder.mux is None:
             return model
         rows = self.rows(ctx)

@@ -1,4 +1,4 @@
-"""Parts b and c: the commands of prumux in processes of their own, each within its time."""
+"""Parts b and c: run commands of prumux in other processes, each within its time."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ TARGETS = {
     },
     "cpu": {"ort-cpu": "onnx"},
 }
-"""By device, the preferred one first."""
+"""Targets by device, the preferred target first."""
 KEPT = ("report.json", "trials.jsonl")
-"""Files of a result that are brought home; engines and weights are too large."""
+"""Files of a result to keep. Engines and weights are too large."""
 GRACE_S = 45.0
-"""Seconds that a command may take beyond its time limit, for export and timing."""
+"""Seconds that a command may exceed its time limit by, for export and timing."""
 BUDGETS = ("2%", "5%")
 
 
 class OverTimeError(Exception):
-    """A command took longer than it may."""
+    """A command exceeded its time."""
 
 
 def here(device: str) -> dict[str, str]:
-    """The targets that run here, preferred first."""
+    """The targets that run on this machine, the preferred target first."""
     found = {}
     for name, text in TARGETS[device].items():
         try:
@@ -56,10 +56,10 @@ def here(device: str) -> dict[str, str]:
 
 
 def call(module: str, arguments: Sequence[str], seconds: float, log: Path) -> int:
-    """Run a command of prumux; returns its exit code, its messages go to a file.
+    """Run a command of prumux and return its exit code. Its messages are written to `log`.
 
     Raises:
-        OverTimeError: it was stopped, as by Ctrl-C, because it took longer.
+        OverTimeError: the command exceeded its time and was stopped as by Ctrl-C.
     """
     command = [sys.executable, "-m", module, *arguments]
     with log.open("w", encoding="utf-8") as out:
@@ -94,7 +94,7 @@ def last_lines(log: Path) -> str:
 
 
 def config_of(shape: str) -> Facts:
-    """A Hugging Face config of a shape."""
+    """A Hugging Face config for a shape."""
     layers, heads, hidden, ffn, vocab = SHAPES[shape]
     return {
         "architectures": ["BertForSequenceClassification"],
@@ -123,7 +123,7 @@ class Costs:
     rounds: int = 5
 
     def run(self, work: Work) -> None:
-        """Measure target by target, single rows before mixed ones."""
+        """Measure target by target: first single rows, then mixed rows."""
         for mix in ("none", "2,5,10"):
             for shape in self.shapes:
                 for name, target in here(self.device).items():
@@ -144,7 +144,7 @@ class _Measured:
     name: str
 
     def costs(self) -> Facts:
-        """The costs file, beside what it says in short."""
+        """Write the costs file, and return its main figures."""
         file = self.work.folder / f"costs-{self.name[2:]}.json"
         log = self.work.folder / f"log-{self.name}.txt"
         with tempfile.TemporaryDirectory() as folder:
@@ -179,19 +179,19 @@ class _Measured:
 
 @dataclass(frozen=True)
 class Budgets:
-    """Part c: whole runs with a budget, with training on the device."""
+    """Part c: complete runs with a budget, with training on the device."""
 
     device: str
     model: str
     data: str
     seconds: float
-    """Of both runs together."""
+    """Seconds for both runs together."""
     scratch: Path
-    """Folder of engines and weights, which are too large to bring home."""
+    """Folder of engines and weights. They are too large for the work folder."""
     effort: str = "standard"
 
     def run(self, work: Work) -> None:
-        """One run a budget; a run that was cut off goes on next time."""
+        """Run each budget. An interrupted run goes on next time."""
         targets = here(self.device)
         if not targets:
             work.keep("c-none", {"failed": "no engine runs here"})
@@ -204,7 +204,7 @@ class Budgets:
                 return
 
     def made(self, work: Work, budget: str, target: str, name: str) -> Facts:
-        """The short facts of one run."""
+        """Run one budget, and return its main figures."""
         out, log = self.scratch / name, work.folder / f"log-{name}.txt"
         limit = max(5, round(self.seconds / len(BUDGETS)))
         try:
@@ -238,7 +238,7 @@ class Budgets:
 
 
 def short(report: dict[str, Any]) -> Facts:
-    """The figures of a report that the table shows."""
+    """Select the figures of a report that the table shows."""
     certify, test = report["scores"]["certify"], report["scores"].get("test")
     speed = report["speed"]
     return {

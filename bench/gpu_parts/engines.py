@@ -1,7 +1,8 @@
-"""Part a: does an engine run here, does it answer as torch does, and how fast is it?
+"""Part a: does an engine run here, are its answers those of torch, and how fast is it?
 
-All engines take inputs from host memory and give logits to host memory, by the wall clock, so
-they are compared alike. The ceiling is one large matrix product in the same precision.
+To be comparable, all engines read inputs from host memory and write logits to host memory, and
+all are timed by the wall clock. The ceiling is the speed of one large matrix product in the
+same precision.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ KINDS = {
         "torch-compile": "",
     },
 }
-"""Engines by device, most valuable first, with their targets; empty = torch itself."""
+"""Targets of engines by device, the most valuable engine first; empty = torch itself."""
 COMPILED = "torch-compile"
 BEFORE_COMPILED = 4
-"""Cells that are measured before `torch.compile`, which takes minutes."""
+"""Number of cells to measure before `torch.compile`, because compiling takes minutes."""
 CELLS = (
     *((0.0, 1), (0.8, 1), (0.0, 2), (0.95, 1), (0.6, 1), (0.8, 2), (0.0, 5), (0.95, 10)),
     *((0.0, 10), (0.95, 2), (0.6, 2), (0.8, 5), (0.95, 5), (0.6, 5), (0.8, 10), (0.6, 10)),
 )
-"""Share of the encoder's weights that is cut, and rows in one pass, most valuable first."""
+"""Sparsity of the encoder's weights, and rows in one pass; the most valuable cell first."""
 PARITY_ROWS, PARITY_TOKENS = 20, 48
 LEAST_RUNS = 5
 Inputs = dict[str, NDArray[Any]]
@@ -75,16 +76,16 @@ class Plan:
     shapes: tuple[str, ...] = ("minilm", "bert-base")
     cells: tuple[tuple[float, int], ...] = CELLS
     compiled: bool = True
-    """Whether `torch.compile` is timed too, on the dense shapes."""
+    """True = also time `torch.compile` on the dense shapes."""
     batches: tuple[int, ...] = (1, 32, 128, 512)
     lengths: tuple[int, ...] = (32, 128)
     seconds: float = 0.4
-    """Of each point."""
+    """Time of each point, in seconds."""
     matrix: int = 8192
     """Rows of the matrix product of the ceiling."""
 
     def items(self) -> list[tuple[str, float, int, str]]:
-        """Shape, share that is cut, rows in a pass and engine, most valuable first."""
+        """Shape, sparsity, rows in a pass and engine of each item, most valuable first."""
         kinds = [x for x in KINDS[self.device] if x != COMPILED]
         cells = [
             (shape, s, n, k) for s, n in self.cells for shape in self.shapes for k in kinds
@@ -94,12 +95,12 @@ class Plan:
         return cells[:first] + (compiled if self.compiled else []) + cells[first:]
 
     def sizes(self, kind: str) -> tuple[int, ...]:
-        """Batches to time; each takes the compiler long, so it gets the largest alone."""
+        """Batch sizes to time. Compiling takes long for each, so only the largest is used."""
         return (max(self.batches),) if kind == COMPILED else self.batches
 
 
 def run(plan: Plan, work: Work) -> None:
-    """Measure item by item until the time is over."""
+    """Measure items in order until the time is over."""
     absent = missing(plan.device, plan.precision)
     work.keep("a-missing", {"missing": absent})
     for shape, sparsity, n, kind in plan.items():
@@ -114,7 +115,7 @@ def run(plan: Plan, work: Work) -> None:
 
 @dataclass(frozen=True)
 class Item:
-    """One shape in one engine."""
+    """A shape to measure in an engine."""
 
     plan: Plan
     work: Work
@@ -159,9 +160,9 @@ class Item:
         }
 
     def model(self) -> Model:
-        """Random weights of the sizes that `prune` leaves, with mixed rows."""
+        """A model with random weights, of the sizes after `prune`, with mixed rows."""
         dense = dense_model(self.shape, max(self.plan.lengths), pool_early=False)
-        # No positions beyond the longest row: an engine reserves memory for all of them.
+        # No more positions than the longest row has: an engine reserves memory for all.
         positions = max(PARITY_TOKENS, *self.plan.lengths)
         encoder = replace(dense.encoder, layers=self.layers(dense), positions=positions)
         if self.n > 1:
@@ -174,7 +175,7 @@ class Item:
         return Model(encoder, weights, dense.task, Masks.full(encoder))
 
     def layers(self, dense: Model) -> tuple[Layer, ...]:
-        """The sizes after `prune`, chosen once for a shape."""
+        """The sizes after `prune`. They are chosen once for each shape and sparsity."""
         if not self.sparsity:
             return dense.encoder.layers
         name = f"sizes-{self.shape}-{round(100 * self.sparsity)}"
@@ -186,7 +187,7 @@ class Item:
         return tuple(Layer(*x) for x in found["layers"])
 
     def open(self, model: Model, ctx: Context, folder: Path) -> tuple[Run, Facts]:
-        """The engine as a function, and what it says of itself."""
+        """Open the engine; return it as a function, and its facts."""
         text = KINDS[self.plan.device].get(self.kind, "")
         if self.kind == COMPILED:
             return CompiledBert(self.shape, self.plan.device, self.plan.precision), {
@@ -203,14 +204,14 @@ class Item:
         return engine.run, {"engine": dict(engine.describe()), "file_mb": round(size / 1e6, 1)}
 
     def torch_facts(self) -> dict[str, str]:
-        """Library, version, device, precision and how it runs."""
+        """Facts of a torch engine: kind, version, device and precision."""
         cuda = self.plan.device == "cuda"
         device = torch.cuda.get_device_name() if cuda else "cpu"
         facts = {"engine": self.kind, "version": str(torch.__version__), "device": device}
         return {**facts, "precision": self.plan.precision}
 
     def parity(self, run: Run, model: Model) -> Facts:
-        """The largest difference of a logit from the torch module in fp32, on the CPU."""
+        """Compare the logits with those of the torch module in fp32 on the CPU."""
         inputs = parity_batch(model).inputs()
         if isinstance(run, CompiledBert):
             expected = run.expected(inputs)
@@ -228,12 +229,12 @@ class Item:
         }
 
     def ceiling(self) -> float:
-        """Operations per second of one large matrix product, now."""
+        """Measure the operations per second of one large matrix product."""
         clock = cuda_ms if self.plan.device == "cuda" else wall_ms
         return ceiling_flops(self.plan.device, self.plan.precision, self.plan.matrix, clock)
 
     def point(self, run: Run, encoder: Encoder, batch: int, length: int) -> Facts:
-        """Throughput at a batch size, rounded up to whole groups, and a length."""
+        """Throughput at a length and a batch size. The size is rounded up to whole groups."""
         rows = batch_rows(batch + self.n - 1, self.n)
         inputs = random_inputs(encoder, rows, length)
         times = timed_ms(lambda: run(inputs), self.plan.seconds)
@@ -249,7 +250,7 @@ class Item:
 
 
 def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Normal weights with which values and logits stay around 1, so that fp16 holds them."""
+    """Draw normal weights that keep values and logits near 1, within the range of fp16."""
     drawn = torch.randn(size, generator=generator)
     if len(size) > 1:
         return drawn if name.startswith("embeddings") else drawn / size[-1] ** 0.5
@@ -257,7 +258,7 @@ def _random(name: str, size: tuple[int, ...], generator: torch.Generator) -> tor
 
 
 def serving(model: Model, plan: Plan, n: int) -> Context:
-    """A context whose workload has the largest batch, at each length."""
+    """A context with a workload of the largest batch at each length."""
     ctx = context(model, max(plan.lengths))
     rows = batch_rows(max(plan.batches) + n - 1, n)
     work = [_batch(random_inputs(model.encoder, rows, x)) for x in plan.lengths]
@@ -272,7 +273,7 @@ def random_inputs(encoder: Encoder, rows: int, length: int, seed: int = 0) -> In
 
 
 def parity_batch(model: Model) -> Batch:
-    """Rows of unequal length, padded."""
+    """A padded batch of rows of unequal length."""
     inputs = random_inputs(model.encoder, PARITY_ROWS, PARITY_TOKENS, seed=1)
     lengths = np.random.default_rng(2).integers(4, PARITY_TOKENS + 1, PARITY_ROWS)
     mask = (np.arange(PARITY_TOKENS) < lengths[:, None]).astype(np.int64)
@@ -284,7 +285,7 @@ def _batch(inputs: Inputs) -> Batch:
 
 
 def timed_ms(call: Callable[[], object], seconds: float) -> list[float]:
-    """Milliseconds of each run, for about so long, at least `LEAST_RUNS`."""
+    """Run for about `seconds`, at least `LEAST_RUNS` times; return each run's milliseconds."""
     for _ in range(2):
         call()
     times: list[float] = []
@@ -295,7 +296,7 @@ def timed_ms(call: Callable[[], object], seconds: float) -> list[float]:
 
 
 def missing(device: str, precision: str) -> dict[str, str]:
-    """Engines that do not run here, and why."""
+    """Engines that do not run here, each with the reason."""
     found = {}
     for kind, text in KINDS[device].items():
         if text:

@@ -1,8 +1,8 @@
 """Part d: PruMUX's study (https://arxiv.org/abs/2305.14706).
 
-Each cell is a model that was pruned to a sparsity, made to mix n rows, and trained after each
-of the two. Accuracy is on rows that nothing was chosen on; throughput is that of the trained
-model's sizes at one batch and length, in turn with the dense model.
+Each cell is a model that is pruned to a sparsity, trained, multiplexed for n rows, and trained
+again. Accuracy is measured on rows that were used for no choice. Throughput is measured for
+the trained model's sizes at one batch size and length, in turn with the given model.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from .work import Facts, Work, say
 SPARSITIES = (0.6, 0.8, 0.9, 0.95)
 MIXED = (1, 2, 5, 10)
 LEVELS = (0.80, 0.78, 0.76, 0.74)
-"""Accuracies of MNLI at which the paper compares; for other tasks they are taken relative to
-the dense model's, as far below it as these are below 0.84."""
+"""Accuracies at which the paper compares models on MNLI. For other tasks, the levels are as
+far below the given model's accuracy as these are below 0.84."""
 MNLI_DENSE = 0.84
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class StudyTask:
-    """A trained model with its data."""
+    """A fine-tuned model and its data."""
 
     name: str
     model: str
@@ -51,27 +51,27 @@ class StudyTask:
 
 @dataclass(frozen=True)
 class Study:
-    """The models that part d trains."""
+    """The grid of models that part d trains."""
 
     device: str
     tasks: tuple[StudyTask, ...]
     seeds: int
     minutes: float
-    """Of each of the two trainings of a cell."""
+    """Minutes of each of the two trainings of a cell."""
     batch: int
     length: int
     sparsities: tuple[float, ...] = SPARSITIES
     mixed: tuple[int, ...] = MIXED
 
     def cells(self) -> Iterator[tuple[int, StudyTask, float, tuple[int, ...]]]:
-        """Seed by seed; in a seed by sparsity, then by task."""
+        """Rows of cells, ordered by seed, then sparsity, then task."""
         for seed in range(self.seeds):
             for sparsity in self.sparsities:
                 for task in self.tasks:
                     yield seed, task, sparsity, self.mixed
 
     def run(self, work: Work) -> None:
-        """Train until no time is left for another cell."""
+        """Train cells until no time is left for another cell."""
         targets = here(self.device)
         target = next(iter(targets.values()), "onnx")
         slowest = 60 * self.minutes
@@ -93,13 +93,13 @@ class Study:
 
 
 def cell_name(task: StudyTask, sparsity: float, n: int, seed: int) -> str:
-    """The name of a stored cell."""
+    """Name under which a cell is stored."""
     return f"d-{task.name}-{round(100 * sparsity)}-{n}-seed{seed}"
 
 
 @dataclass(frozen=True)
 class _Row:
-    """The cells of a task, a sparsity and a seed, which share the pruned and trained model."""
+    """The cells of one task, sparsity and seed. They share the pruned and trained model."""
 
     study: Study
     task: StudyTask
@@ -107,11 +107,11 @@ class _Row:
     seed: int
     target: str
     folder: Path
-    """Finished models lie here."""
+    """Folder of finished models."""
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Model and data, read when they are first needed."""
+        """Model and data. They are read at the first use."""
         request = Request(
             model=self.task.model,
             data=self.task.data,
@@ -152,7 +152,7 @@ class _Row:
         }
 
     def speed(self, encoder: Any) -> Facts:
-        """Throughput of a shape and of the dense one, interleaved, on the best engine here."""
+        """Time a shape in turn with the given model's shape, on the preferred engine here."""
         evaluator, study = self.evaluator, self.study
         length = min(study.length, encoder.most_tokens)
         batches = workload(evaluator.certify_rows, study.batch, length)
@@ -171,7 +171,7 @@ class _Row:
 
 
 def means(results: Sequence[Facts]) -> list[Facts]:
-    """Mean, lowest and highest score of each cell over seeds, and its mean throughput."""
+    """Summarise each cell over seeds: mean, lowest and highest score, median throughput."""
     found: dict[tuple[str, float, int], list[Facts]] = {}
     for x in results:
         if "score" in x:
@@ -194,7 +194,7 @@ def means(results: Sequence[Facts]) -> list[Facts]:
 
 
 def fastest(cells: Sequence[Facts], task: str) -> list[tuple[float, Facts | None]]:
-    """For each level the fastest cell of a task whose mean score reaches it; None = none."""
+    """For each level, the fastest cell of a task with this mean score; None = no cell."""
     mine = [x for x in cells if x["task"] == task]
     if not mine:
         return []

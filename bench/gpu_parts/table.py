@@ -1,4 +1,4 @@
-"""The one table at the end: everything that the work folder holds."""
+"""The table at the end, with all results in the work folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .study import fastest, means
 from .work import Facts, Work
 
 MOST_FAILURES = 12
-"""Failures that are shown; the work folder has all."""
+"""Largest number of failures to show. The work folder has all failures."""
 
 
 def lines(work: Work) -> list[str]:
-    """The table, part by part; empty parts are left out."""
+    """Format the table, part by part. Empty parts are left out."""
     found = [*_head(work), *engines(work), *costs(work), *budgets(work), *study(work)]
     failed = [
         f"{x['name']}: {x['failed']}"
@@ -39,7 +39,7 @@ def _head(work: Work) -> list[str]:
 
 
 def engines(work: Work) -> list[str]:
-    """Part a: a row for each engine and shape, at the point where the engine is fastest."""
+    """Part a: a row for each engine and shape, at the engine's fastest batch size."""
     results = [x for x in work.results("a") if x.get("points")]
     missing = (work.read("a-missing") or {}).get("missing", {})
     if not results and not missing:
@@ -128,7 +128,7 @@ def budgets(work: Work) -> list[str]:
 
 
 def study(work: Work) -> list[str]:
-    """Part d: accuracy and throughput of each cell, and the fastest at each accuracy."""
+    """Part d: accuracy and throughput of each cell, and the fastest cell at each accuracy."""
     cells = means(work.results("d"))
     if not cells:
         return []

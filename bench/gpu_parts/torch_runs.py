@@ -1,4 +1,4 @@
-"""Torch as an engine of part a: with CUDA graphs, and compiled."""
+"""Torch as an engine of part a: with CUDA graphs or with `torch.compile`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from .commands import config_of
 
 
 class CompiledBert:
-    """transformers' BERT of a dense shape under `torch.compile`, as users would run it.
+    """transformers' BERT of an unpruned shape with `torch.compile`, as users would run it.
 
-    Its weights are its own: a model of prumux breaks the compiler's graph at every layer.
+    Its weights are not those of a prumux model, because a prumux model breaks the compiler's
+    graph at every layer.
     """
 
     def __init__(self, shape: str, device: str, precision: str) -> None:
@@ -35,14 +36,14 @@ class CompiledBert:
         self._compiled: Any = torch.compile(moved, mode=mode)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Logits of the compiled module."""
+        """Compute logits with the compiled module."""
         given = {k: torch.as_tensor(x).to(self._device) for k, x in inputs.items()}
         with torch.inference_mode():
             found: NDArray[Any] = self._compiled(**given).logits.float().cpu().numpy()
         return found
 
     def expected(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Logits of the plain module in fp32, on the CPU."""
+        """Compute logits with the plain module in fp32 on the CPU."""
         given = {k: torch.as_tensor(x) for k, x in inputs.items()}
         with torch.inference_mode():
             found: NDArray[Any] = self.plain(**given).logits.numpy()
@@ -60,7 +61,7 @@ class TorchRun:
         self._groups = in_groups(self._whole, model.encoder.slots)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Logits."""
+        """Compute logits."""
         return self._groups(inputs)
 
     def _whole(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

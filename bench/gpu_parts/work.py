@@ -1,4 +1,4 @@
-"""The folder of finished results, and the time that is left."""
+"""The folder of finished results, and the remaining time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.store import write_atomic
 
 MOST_BYTES = 16 << 20
-"""No file in the folder is larger, so that all of it can be brought home."""
+"""Largest size of a file in the folder, so that the whole folder can be copied."""
 Facts = dict[str, Any]
 
 
@@ -25,28 +25,28 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """A folder with one JSON file a result."""
+    """A folder with one JSON file for each result."""
 
     folder: Path
     ends: float
-    """When the run must be over, by `time.monotonic`."""
+    """End of the run, by `time.monotonic`."""
     facts: Facts = field(default_factory=dict)
-    """Device, commit, date and versions, stored with each result."""
+    """Device, commit, date and versions. They are stored with each result."""
     retry: bool = False
-    """Whether results that failed are made again."""
+    """True = make failed results again."""
 
     @property
     def left_s(self) -> float:
-        """Seconds until the end."""
+        """Seconds until the end of the run."""
         return self.ends - time.monotonic()
 
     def until(self, seconds: float) -> Work:
-        """The same folder, for a part that may take so long."""
+        """The same folder with an earlier end: `seconds` from now at most."""
         ends = min(self.ends, time.monotonic() + seconds)
         return Work(self.folder, ends, self.facts, self.retry)
 
     def read(self, name: str) -> Facts | None:
-        """A stored result; None if there is none, or it cannot be read."""
+        """Read a stored result; None if it does not exist or cannot be read."""
         try:
             found = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -54,7 +54,7 @@ class Work:
         return found if isinstance(found, dict) else None
 
     def done(self, name: str) -> bool:
-        """True if this result need not be made."""
+        """True if this result is finished."""
         found = self.read(name)
         if found is None or found.get("unfinished"):
             return False
@@ -64,7 +64,7 @@ class Work:
         """Store a result.
 
         Raises:
-            UsageError: it is too large.
+            UsageError: the result is too large.
         """
         data = json.dumps({**found, "facts": self.facts}, indent=1).encode()
         if len(data) > MOST_BYTES:
@@ -72,7 +72,7 @@ class Work:
         write_atomic(self.folder / f"{name}.json", data)
 
     def attempt(self, name: str, make: Callable[[], Facts | None]) -> bool:
-        """Make and store a result, or why it failed; False if no time is left.
+        """Make a result, and store it or its error. Returns False if no time is left.
 
         `make` returns None if it stored the result itself.
         """
@@ -83,7 +83,7 @@ class Work:
         start = time.monotonic()
         try:
             found = make()
-        except Exception as error:  # the other results do not depend on it
+        except Exception as error:  # other results do not depend on this result
             first = str(error).strip().split("\n")[0][:300]
             found = {"failed": f"{type(error).__name__}: {first}"}
         if found is not None:
@@ -93,7 +93,7 @@ class Work:
         return True
 
     def results(self, part: str) -> list[Facts]:
-        """All stored results of a part, by name."""
+        """All stored results of a part, sorted by name."""
         files = sorted(self.folder.glob(f"{part}-*.json"))
         found = [(x.stem, self.read(x.stem)) for x in files]
         return [{"name": name, **x} for name, x in found if x is not None]

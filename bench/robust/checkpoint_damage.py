@@ -70,13 +70,13 @@ TOKENIZER_KEYS = (
     ),
 )
 Damage = Callable[[Random, Path], str]
-"""Damages inputs in a folder and says how."""
+"""Damages inputs in a folder, and returns a description of the damage."""
 CANARY = "canary"
-"""A file that appears if something in an input was executed."""
+"""A file that appears if code in an input was executed."""
 
 
 class Bomb:
-    """Unpickled, it makes the canary."""
+    """An object that creates the canary file when it is unpickled."""
 
     def __init__(self, path: Path, by: str) -> None:
         self.path, self.by = str(path), by
@@ -90,7 +90,7 @@ class Bomb:
 
 
 def weights_of(model: Path) -> Path:
-    """The weight file of a folder; of shards one."""
+    """Path of the weight file of a folder. If there are shards, one of them."""
     ends = (".safetensors", ".bin", ".pt")
     return min(x for x in model.iterdir() if x.suffix in ends)
 
@@ -101,7 +101,7 @@ def weight_bytes(random: Random, model: Path) -> str:
 
 
 def header(random: Random, model: Path) -> str:
-    """Change the header of a safetensors file, and leave the data."""
+    """Change the header of a safetensors file, but not the data."""
     path = weights_of(model)
     if path.suffix != ".safetensors":
         return tensors(random, model)
@@ -150,7 +150,7 @@ def _odd_shape(random: Random, shape: list[int]) -> Any:
 
 
 def tensors(random: Random, model: Path) -> str:
-    """Change one tensor: its name, dtype, shape or values; or drop, add or replace it."""
+    """Change a tensor's dtype, shape, values or name; or drop or add one, or rename all."""
     path = weights_of(model)
     found = _read(path)
     inner = found.get("state_dict", found)
@@ -217,7 +217,7 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def pickled(random: Random, model: Path) -> str:
-    """Put an object into a pickle that would run code, or that no state dict holds."""
+    """Put an object into a pickle that would run code or does not belong into a state dict."""
     path = weights_of(model)
     found = _read(path)
     target = path if path.suffix != ".safetensors" else model / "pytorch_model.bin"
@@ -251,7 +251,7 @@ def config_file(random: Random, model: Path) -> str:
 
 
 def index_file(random: Random, model: Path) -> str:
-    """Change the index of shards; a model without one gets one."""
+    """Change the index of shards. A model without an index gets one."""
     path = model / "model.safetensors.index.json"
     if not path.exists():
         weights = weights_of(model)
@@ -281,7 +281,7 @@ def tokenizer_file(random: Random, model: Path) -> str:
 
 
 def code(random: Random, model: Path) -> str:
-    """Put Python files beside the model and point at them, as remote code does."""
+    """Put Python files beside the model, and refer to them as for remote code."""
     text = f"open({str(model / CANARY)!r}, 'w').close()\nclass Own: pass\n"
     for name in ("modeling_own", "tokenization_own", "configuration_own", "__init__"):
         (model / f"{name}.py").write_text(text, encoding="utf-8")
@@ -308,7 +308,7 @@ def code(random: Random, model: Path) -> str:
 
 
 def files(random: Random, model: Path) -> str:
-    """Delete a file, or put a folder, an empty file, a link or a pointer in its place."""
+    """Delete a file, or replace it by a folder, an empty file, a link or a pointer."""
     path = random.choice(sorted(model.iterdir()))
     kind = random.choice(("gone", "folder", "empty", "loop", "nowhere", "lfs", "device"))
     if path.is_dir():

@@ -1,10 +1,10 @@
-"""Many rows from many threads through mixed models: does each caller get its own answers?
+"""Send many rows from many threads to mixed models: does each caller get its own answers?
 
-A mixed model answers a row together with its partners, so an answer cannot be compared with
-that of the row alone. A witness stands around the engine instead: for each run it notes what
-the engine answered for each row, recognised by its tokens, which no other row has. The caller
-must get exactly that, or its mean if the row filled several slots. That the engine itself
-keeps its slots apart is checked against the torch module on some of the runs.
+A mixed model answers a row together with its partners. So an answer cannot be compared with
+the answer to the row alone. Instead, a witness wraps the engine and records the engine's
+answer to each row. It recognises rows by their tokens, which are unique. The caller must get
+exactly this answer, or the mean of the answers if the row filled several slots. Some runs are
+compared with the torch module, to check that the engine itself does not mix up its slots.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ THREADS, SLOTS, BATCH = 64, 3, 48
 TENANTS = "xyz"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ROUNDING = 1e-5
-"""Largest difference of an answer from the witness's: that of a mean in another order."""
+"""Largest difference of an answer from the recorded one, by a mean in another order."""
 TORCH = 1e-4
-"""Largest difference of the engine from the torch module."""
+"""Largest allowed difference of the engine from the torch module."""
 SAMPLE_EVERY = 500
-"""One of so many runs is compared with the torch module."""
+"""One run in this many is compared with the torch module."""
 
 Inputs = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 Ask = Callable[[Sequence[int]], Floats]
-"""Rows, by number, to their logits; called from many threads."""
+"""Takes numbers of rows, returns their logits. Many threads call it."""
 
 
 @dataclass(eq=False)
 class Witness:
-    """An engine that notes the answer of each row, and which rows shared a pass."""
+    """An engine that records the answer to each row, and counts groups of two tenants."""
 
     engine: Callable[[Inputs], Floats]
     reference: Callable[[Inputs], Floats] | None = None
     notes: dict[bytes, list[Floats]] = field(default_factory=dict)
     runs: int = 0
     mixed_tenants: int = 0
-    """Groups with rows of two tenants."""
+    """Number of groups with rows of two tenants."""
     alike: int = 0
-    """Groups in which two rows' answers are so near that exchanging them could not be seen."""
+    """Number of groups with two answers too similar to detect an exchange."""
     groups: int = 0
     torch_difference: float = 0.0
     _lock: Any = field(default_factory=threading.Lock)
 
     def run(self, inputs: Inputs) -> Floats:
-        """The answers of the engine."""
+        """Run the engine, and record its answers."""
         found = self.engine(inputs)
         keys = row_keys(inputs)
         owners = np.asarray(inputs["input_ids"])[:, 1].reshape(-1, SLOTS)
@@ -90,11 +90,11 @@ class Witness:
         return found
 
     def describe(self) -> Mapping[str, str]:
-        """As an engine does."""
+        """See `Engine.describe`."""
         return {"engine": "witness"}
 
     def take(self, key: bytes) -> Floats | None:
-        """The noted answer of a row, which is forgotten; None = it was not run."""
+        """Return and forget the recorded answer to a row; None = the row did not run."""
         with self._lock:
             rows = self.notes.pop(key, None)
         return None if rows is None else np.mean(rows, axis=0)
@@ -107,7 +107,7 @@ def row_keys(inputs: Inputs) -> list[bytes]:
 
 
 def _alike(keys: Sequence[bytes], found: Floats) -> int:
-    """Groups in which two different rows have answers within ten times the tolerance."""
+    """Count groups in which two different rows have answers within ten times the tolerance."""
     rows = found.reshape(-1, SLOTS, found.shape[1])
     near = np.zeros(len(rows), bool)
     for i in range(SLOTS):
@@ -119,7 +119,7 @@ def _alike(keys: Sequence[bytes], found: Floats) -> int:
 
 
 def text(number: int) -> str:
-    """The text of a row: its tenant's letter, then its number in letters. None is like it."""
+    """The unique text of a row: its tenant's letter, then its number in letters."""
     letters, left = [], number
     for _ in range(5):
         letters.append(LETTERS[left % 26])
@@ -129,7 +129,7 @@ def text(number: int) -> str:
 
 
 def calls(rows: int) -> list[range]:
-    """The rows of each call: 1 to 40 of them."""
+    """The rows of each call: 1 to 40 rows."""
     found, at = [], 0
     while at < rows:
         size = 1 + (at * 2654435761 >> 7) % 40
@@ -141,19 +141,19 @@ def calls(rows: int) -> list[range]:
 def lane(
     name: str, ask: Ask, witness: Witness, rows: int, seen: Callable[[int], bytes]
 ) -> dict[str, Any]:
-    """Send all rows from 64 threads and compare every answer.
+    """Send all rows from 64 threads, and compare every answer.
 
     Args:
-        name: of the lane, for the table.
+        name: name of the lane in the table.
         ask: answers rows.
-        witness: the engine behind it.
-        rows: how many.
-        seen: the tokens of a row as the witness sees them.
+        witness: the engine that answers.
+        rows: number of rows.
+        seen: returns the tokens of a row as the witness sees them.
     """
     started = time.monotonic()
 
     def one(call: Sequence[int]) -> tuple[int, int, float]:
-        """Answers that are wrong, those that nobody ran, and the largest difference."""
+        """Count wrong answers and lost answers; also return the largest difference."""
         found = ask(call)
         crossed, lost, largest = 0, abs(len(found) - len(call)), 0.0
         for number, row in zip(call, found, strict=False):
@@ -189,7 +189,7 @@ def lane(
 
 
 def mixed_model() -> Model:
-    """A small model that runs three rows in a pass, with random weights."""
+    """A small model with random weights that mixes three rows into one."""
     model = random_model(heads=(4, 4), hidden=16, labels=3)
     return replace(multiplexed(model, n=SLOTS, at=1), tokenizer=tiny_tokenizer())
 
@@ -200,7 +200,7 @@ def _witness(model: Model, engine: Callable[[Inputs], Floats]) -> Witness:
 
 
 def predictor_lane(folder: Path, rows: int, wait_ms: float | None) -> dict[str, Any]:
-    """Through `prumux.load(...)`, with concurrent calls run together or not."""
+    """Send rows through `prumux.load(...)`, with or without joining concurrent calls."""
     model = mixed_model()
     if not (folder / "model.onnx").exists():
         save_artifact(model, folder)
@@ -227,7 +227,7 @@ def predictor_lane(folder: Path, rows: int, wait_ms: float | None) -> dict[str, 
 
 
 def _tokens(model: Model) -> Callable[[int], bytes]:
-    """The token ids of a row as bytes: each word of these texts is one token."""
+    """Return a function from a row's number to its token ids as bytes: one id per word."""
     assert model.tokenizer is not None
     ids = {x: int(i) for x, i in model.tokenizer.get_vocab().items()}
 
@@ -240,19 +240,19 @@ def _tokens(model: Model) -> Callable[[int], bytes]:
 
 @dataclass
 class WitnessedServer(Server):
-    """The stand-in server with a witness around its engine."""
+    """The stand-in server, with a witness around its engine."""
 
     witness: Witness | None = None
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        """See `Server.run`; what it was given is not kept."""
+        """See `Server.run`. Inputs are not kept."""
         self.runs.clear()
         assert self.witness is not None
         return self.witness.run(inputs)
 
 
 def packer_lane(folder: Path, rows: int) -> dict[str, Any]:
-    """Through the packer of the Triton bundle, behind a stand-in of Triton's batcher."""
+    """Send rows through the packer of the Triton bundle, with a stand-in for the batcher."""
     model = mixed_model()
     if not (folder / "triton").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,7 @@ def packer_lane(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def run(folder: Path, rows: int) -> list[dict[str, Any]]:
-    """All lanes; each is stored when it is done."""
+    """Run all lanes. Each finished lane is stored."""
     lanes: dict[str, Callable[[], dict[str, Any]]] = {
         "waiting": lambda: predictor_lane(folder / "artifact", rows, 2.0),
         "direct": lambda: predictor_lane(folder / "artifact", rows, None),
@@ -288,7 +288,7 @@ def run(folder: Path, rows: int) -> list[dict[str, Any]]:
 
 
 def lines(lanes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lanes as a table."""
+    """Format the lanes as a table."""
     made = [f"{'way':30}{'rows':>10}{'runs':>9}{'crossed':>9}{'lost':>6}{'two tenants':>13}"]
     for x in lanes:
         made.append(

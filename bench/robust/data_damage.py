@@ -35,7 +35,7 @@ NAMES = (
 
 
 def pick(random: Random, data: Path) -> Path:
-    """One of the data files."""
+    """Choose one of the data files."""
     return random.choice(sorted(data.iterdir()))
 
 
@@ -55,7 +55,7 @@ def encodings(random: Random, data: Path) -> str:
 
 
 def rename(random: Random, data: Path) -> str:
-    """Give a file another name, another ending, or a second copy."""
+    """Give a file another name or ending, or copy it to one."""
     path = pick(random, data)
     endings = ("parquet", "jsonl", "json", "csv", "tsv", "txt", "csv.gz", "arrow")
     stem = random.choice(
@@ -71,7 +71,7 @@ def _copy(path: Path) -> Any:
 
 
 def cells(random: Random, data: Path) -> str:
-    """Other values in some cells of a column."""
+    """Put other values into some cells of a column."""
     path = pick(random, data)
     table = read(path)
     name, value = random.choice(list(table)), odd(random)
@@ -85,7 +85,7 @@ def cells(random: Random, data: Path) -> str:
 
 
 def columns(random: Random, data: Path) -> str:
-    """Drop, rename, double, add or swap columns; or cut rows."""
+    """Drop, rename, add or swap columns, or cut rows."""
     path = pick(random, data)
     table = read(path)
     name = random.choice(list(table))
@@ -109,7 +109,7 @@ def columns(random: Random, data: Path) -> str:
 
 
 def trees(random: Random, data: Path) -> str:
-    """Change one node of the rows as a whole, and write them as JSON, in lines or not."""
+    """Change one node of the list of rows, and write the rows as JSON or as JSON lines."""
     path = pick(random, data)
     table = read(path)
     rows = [dict(zip(table, x, strict=True)) for x in zip(*table.values(), strict=True)]
@@ -122,7 +122,7 @@ def trees(random: Random, data: Path) -> str:
 
 
 def parquet_types(random: Random, data: Path) -> str:
-    """Write a file as parquet with other types, or with metadata that would run code."""
+    """Write a file as parquet, with other types or with metadata that would run code."""
     path = pick(random, data)
     table, kind = read(path), random.choice(("type", "type", "pickle", "huggingface"))
     name = random.choice(list(table))
@@ -171,7 +171,7 @@ def _typed(random: Random, rows: int) -> tuple[Any, str]:
 
 
 def quoting(random: Random, data: Path) -> str:
-    """Write csv or tsv with other separators, quotes and line ends, or a ragged row."""
+    """Write csv or tsv with other separators, quotes and line ends, or with a ragged row."""
     path = pick(random, data)
     table = read(path)
     if any(isinstance(x[0], list) for x in table.values()):
@@ -200,7 +200,7 @@ def quoting(random: Random, data: Path) -> str:
 
 
 def read(path: Path) -> Table:
-    """The columns of a sound data file."""
+    """Read the columns of a sound data file."""
     if path.suffix == ".parquet":
         return dict(pq.read_table(path).to_pydict())
     text = path.read_text(encoding="utf-8")
@@ -214,7 +214,7 @@ def read(path: Path) -> Table:
 
 
 def _write(path: Path, table: Table, random: Random) -> None:
-    """In the format of the file; what parquet cannot hold is written as text."""
+    """Write a table in the file's format. Values that parquet cannot store become text."""
     rows = list(zip(*table.values(), strict=True)) if table else []
     if path.suffix == ".parquet":
         try:

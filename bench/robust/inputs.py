@@ -1,4 +1,4 @@
-"""Sound models and data, small ones, which the mutations damage."""
+"""Small sound models and data, the inputs of the mutations."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ READY = "ready.json"
 
 @dataclass(frozen=True)
 class Base:
-    """One sound input: a folder with `model/` and `data/FORMAT/`."""
+    """A sound input: a folder with `model/` and `data/FORMAT/`."""
 
     name: str
     model: str
     """The MODEL argument, relative to the folder."""
     budget: bool
-    """Whether the metric tells the model from a constant answer, so a budget is accepted."""
+    """True if the model scores better than a constant answer, so that a budget is accepted."""
 
 
 def make(folder: Path) -> tuple[Base, ...]:
-    """Make all bases below `folder`, unless they are there."""
+    """Make all bases below `folder`, unless they exist."""
     ready = folder / READY
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -48,7 +48,7 @@ def make(folder: Path) -> tuple[Base, ...]:
 
 
 def make_base(folder: Path, name: str) -> Base:
-    """Make the base of a name in a folder."""
+    """Make the base with this name in a folder."""
     before = dict(jobs.SIZES)
     jobs.SIZES.update(SIZES)
     try:
@@ -66,7 +66,7 @@ def _made(folder: Path, name: str) -> Base:
         table = pd.read_json(rows / f"{split}.jsonl", lines=True)
         columns: dict[str, list[Any]] = {str(k): list(table[k]) for k in table.columns}
         if len(set(map(str, columns.get("label", [0, 1])))) == 1:
-            columns["label"] = [i % 2 for i in range(len(table))]  # one answer tells nothing
+            columns["label"] = [i % 2 for i in range(len(table))]  # one label tests nothing
         lists = any(isinstance(x[0], list) for x in columns.values())
         for ending in FORMATS:
             if not (lists and ending in ("csv", "tsv")):

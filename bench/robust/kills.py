@@ -1,8 +1,8 @@
-"""Runs that are killed at random moments and resumed: is the result that of a quiet run?
+"""Kill runs at random moments and resume them: is the result the same as without kills?
 
-Training is counted in epochs, because training by the clock repeats nowhere. For the same
-reason engines are timed by a steady clock: milliseconds that follow from an engine's sizes.
-Everything else is a run of `prumux-opt`, in a process of its own.
+Training is counted in epochs, because training by the clock never repeats exactly. For the
+same reason a steady clock times engines: its milliseconds depend on the engine's sizes only.
+All other parts are those of a run of `prumux-opt`, in its own process.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ EFFORTS: dict[str, tuple[str, ...]] = {
     "quick, two workers": ("--workers", "2"),
 }
 TIMES = re.compile(r"seconds|date|command|latency_ms_.*")
-"""Fields of a report that no two runs share."""
+"""Fields of a report that differ in every run."""
 DONE = 0, 3
-"""Exit codes of a finished run: a candidate met the budget, or none."""
+"""Exit codes of a finished run: a candidate meets the budget, or no candidate does."""
 MOMENTS = 0.8
-"""Kills come within this share of the seconds that the quiet run took."""
+"""Kills are within this share of the undisturbed run's seconds."""
 MOST_KILLS = 3
-"""Most kills of one run."""
+"""Largest number of kills of one run."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Kill:
     of: str
     """The killed process: `run`, or `worker` for a process that Ray started."""
     trials: int
-    """Finished trials on disk."""
+    """Number of finished trials on disk."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class KilledRun:
     number: int
     kills: tuple[Kill, ...]
     codes: tuple[int, ...]
-    """Exit code of each process, in order; the last one finished."""
+    """Exit code of each process, in order. The last process finished."""
     differs: tuple[str, ...]
-    """Parts of the result that are not those of the quiet run."""
+    """Parts of the result that differ from the undisturbed run."""
 
 
 def steady_ms(run: Callable[[], object]) -> float:
-    """Do the run; milliseconds that follow from the sizes of its engine alone."""
+    """Do the run; return milliseconds that only depend on the sizes of its engine."""
     run()
     engine = _engine_of(run)
     sizes = str(getattr(engine, "sizes", ""))
@@ -86,14 +86,14 @@ def steady_ms(run: Callable[[], object]) -> float:
 
 
 def _engine_of(run: Any) -> Any:
-    """The engine that a timed callable holds."""
+    """Find the engine that a timed callable uses."""
     values = [*getattr(run, "args", ()), *(getattr(run, "__defaults__", None) or ())]
     values += [x.cell_contents for x in getattr(run, "__closure__", None) or ()]
     return next((x for x in values if hasattr(x, "describe")), None)
 
 
 def command(model: Path, data: Path, effort: str, out: Path) -> list[str]:
-    """The command of a run."""
+    """Arguments of the command of a run."""
     given = [str(model), "--data", str(data), "--budget", "20%", "--out", str(out), "--resume"]
     return [*given, *EFFORTS[effort]]
 
@@ -101,10 +101,10 @@ def command(model: Path, data: Path, effort: str, out: Path) -> list[str]:
 def run_once(
     job: Sequence[str], said: Path, kill: Callable[[int], None] | None = None
 ) -> tuple[int, float]:
-    """One process of a run; `kill` is started in a thread with its id.
+    """Start one process of a run; `kill` is called with its process id.
 
     Returns:
-        The exit code, negative for a signal, and seconds.
+        The exit code (negative for a signal), and the seconds.
     """
 
     def work() -> int:
@@ -123,7 +123,7 @@ def run_once(
 
 
 def result(out: Path) -> dict[str, Any]:
-    """All parts of a result that must not depend on kills."""
+    """Read all parts of a result that must not depend on kills."""
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     trials = [
         json.loads(x) for x in (out / "trials.jsonl").read_text(encoding="utf-8").splitlines()
@@ -143,14 +143,14 @@ def result(out: Path) -> dict[str, Any]:
 
 
 def without_times(value: Any) -> Any:
-    """A JSON value without the fields of `TIMES`."""
+    """Remove the fields of `TIMES` from a JSON value."""
     if isinstance(value, dict):
         return {k: without_times(x) for k, x in value.items() if not TIMES.fullmatch(k)}
     return [without_times(x) for x in value] if isinstance(value, list) else value
 
 
 def differences(found: Any, expected: Any, at: str = "") -> list[str]:
-    """The first few places where two JSON values differ."""
+    """The first differences of two JSON values, at most eight, each with its path."""
     if isinstance(found, dict) and isinstance(expected, dict):
         keys = sorted({*found, *expected})
         parts = [differences(found.get(k), expected.get(k), f"{at}.{k}") for k in keys]
@@ -162,7 +162,7 @@ def differences(found: Any, expected: Any, at: str = "") -> list[str]:
 
 
 def killed_run(folder: Path, job: Job, number: int, seed: int) -> KilledRun:
-    """Start a run, kill it up to `MOST_KILLS` times, let it finish, and compare."""
+    """Start a run, kill it up to `MOST_KILLS` times, let it finish, and compare results."""
     random = Random(f"{seed} {job.effort} {number}")
     out, said = folder / f"out{number}", folder / f"said{number}.txt"
     shutil.rmtree(out, ignore_errors=True)
@@ -195,30 +195,30 @@ def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A job, and the result of a run that nobody killed."""
+    """A job, and the result of its undisturbed run."""
 
     effort: str
     model: Path
     data: Path
     expected: dict[str, Any]
     seconds: float
-    """Seconds that the quiet run took."""
+    """Seconds of the undisturbed run."""
 
 
 @dataclass(eq=False)
 class Killer:
-    """Kills a process, or one that Ray started for it, after some seconds."""
+    """Kills a process, or a worker that Ray started for it, after some seconds."""
 
     after_s: float
     worker: bool
-    """A worker of it, if it has any."""
+    """True = kill a worker, if the process has any."""
     out: Path
     kill: Kill | None = None
     done: threading.Event = field(default_factory=threading.Event)
-    """Set when the process has ended, so that no other one with its id is killed."""
+    """Set when the process has ended, so that no later process with its id is killed."""
 
     def start(self, pid: int) -> None:
-        """Begin to wait."""
+        """Start waiting in a thread."""
         threading.Thread(target=self._wait, args=(pid,), daemon=True).start()
 
     def _wait(self, pid: int) -> None:
@@ -236,7 +236,7 @@ class Killer:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one."""
+    """Ids of all children of a process, and of their children."""
     found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -246,7 +246,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_worker(name: bytes) -> bool:
-    """Whether a process does the work of a run; Ray's agents are as the machine itself."""
+    """True if a process is a worker of a run. Ray's agents are no workers."""
     return name.startswith(b"ray::") and b"Agent" not in name
 
 
@@ -257,10 +257,10 @@ def _name(pid: int) -> bytes:
 
 
 def run(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> list[KilledRun]:
-    """Kill runs of every effort in turn until so many kills are done; each run is stored."""
+    """Kill runs of every effort in turn, until `kills` are done. Each run is stored."""
     model, data = folder / "model", folder / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    # A cost table that was measured once holds for all runs.
+    # All runs use the same cost table, which is measured once.
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 
     def make() -> int:
@@ -292,14 +292,14 @@ def _facts(folder: Path, job: Job, number: int, seed: int) -> dict[str, Any]:
 
 
 def _read(told: Mapping[str, Any]) -> KilledRun:
-    """The killed run of its stored facts."""
+    """Make the killed run from its stored facts."""
     done = tuple(Kill(**x) for x in told["kills"])
     codes, differs = tuple(told["codes"]), tuple(told["differs"])
     return KilledRun(told["effort"], told["number"], done, codes, differs)
 
 
 def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
-    """The job of an effort, with the result of a run that is not killed."""
+    """The job of an effort, with the result of an undisturbed run."""
 
     def make() -> dict[str, Any]:
         out, said = folder / "quiet", folder / "quiet.txt"
@@ -321,7 +321,7 @@ def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
 
 
 def summary(found: Sequence[KilledRun], seed: int) -> dict[str, Any]:
-    """Counts by effort, and all runs."""
+    """Count kills and differences by effort, and list all runs."""
     efforts: dict[str, dict[str, Any]] = {}
     for x in found:
         counts = efforts.setdefault(
@@ -342,7 +342,7 @@ def summary(found: Sequence[KilledRun], seed: int) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The summary as a table."""
+    """Format the summary as a table."""
     made = [f"{'effort':24}{'runs':>6}{'kills':>7}{'of workers':>12}{'other result':>14}"]
     for name, x in found["efforts"].items():
         made.append(

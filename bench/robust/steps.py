@@ -1,4 +1,4 @@
-"""Finished steps of a study, kept so that a stopped one goes on."""
+"""Store the finished steps of a study, so that an interrupted study can go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def stored(path: Path, make: Callable[[], Any]) -> Any:
-    """The JSON value in a file; made and written if it is not there."""
+    """Read the JSON value of a file. If there is no file, make the value and write it."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")

@@ -132,11 +132,11 @@ OTHERS = {
         "\x00",
     ),
 }
-"""Values of other options, sound and not."""
+"""Sound and faulty values of other options."""
 
 
 def damaged(random: Random, text: str) -> str:
-    """A text with some changed characters, numbers or parts."""
+    """Change some characters, numbers or parts of a text."""
     for _ in range(random.choice([1, 1, 2, 4])):
         at, kind = random.randrange(len(text) + 1), random.randrange(8)
         end = min(len(text), at + random.choice([1, 1, 3, 10]))
@@ -166,19 +166,19 @@ def damaged(random: Random, text: str) -> str:
 
 
 def pipeline(random: Random) -> list[str]:
-    """Options with a damaged pipeline text."""
+    """Make options with a damaged pipeline text."""
     text = damaged(random, random.choice(SOUND))
     more = ["--budget", "20%"] if random.random() < 0.5 else []
     return [f"--passes={text}", *more]
 
 
 def target(random: Random) -> list[str]:
-    """Options with a damaged target text."""
+    """Make options with a damaged target text."""
     return [f"--target={damaged(random, random.choice(TARGETS))}", "--passes", SOUND[0]]
 
 
 def option(random: Random) -> list[str]:
-    """Options of which one or two have odd values."""
+    """Make options with one or two odd values."""
     found = (
         ["--passes", random.choice(SOUND)] if random.random() < 0.6 else ["--budget", "20%"]
     )

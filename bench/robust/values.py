@@ -12,11 +12,11 @@ LONG = "long " * 20_000
 
 
 DEEP = "3000 lists in each other"
-"""Stands for such a list: Python writes none so deep."""
+"""Placeholder for 3000 nested lists: Python cannot write such a list as JSON."""
 
 
 def dumps(tree: Any) -> str:
-    """JSON, with real lists for `DEEP`."""
+    """Write JSON, with real nested lists in place of `DEEP`."""
     return json.dumps(tree).replace(f'"{DEEP}"', "[" * 3000 + "]" * 3000)
 
 
@@ -46,7 +46,7 @@ ODD: tuple[Any, ...] = (
 
 
 def odd(random: Random, was: Any = None) -> Any:
-    """A value that is not expected, or not far from what was there."""
+    """Choose an unexpected value, or a value similar to `was`."""
     if isinstance(was, bool) or was is None or random.random() < 0.6:
         return DEEP if random.random() < 0.02 else random.choice(ODD)
     if isinstance(was, int):
@@ -61,16 +61,16 @@ def odd(random: Random, was: Any = None) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value in one short line of ASCII."""
+    """Show a value in one short line of ASCII."""
     text = ascii(value) if not isinstance(value, list) or len(value) < 9 else "a long list"
     return text if len(text) < 60 else f"{text[:50]}... ({len(text)} characters)"
 
 
 def damage(random: Random, data: bytes) -> tuple[bytes, str]:
-    """Bytes with one kind of damage, and its description."""
+    """Damage bytes in one way; also return a description."""
     size, kind = len(data), random.choice(DAMAGES)
     at = random.randrange(size + 1)
-    if random.random() < 0.5:  # headers decide more than contents
+    if random.random() < 0.5:  # damage to headers has more effect than damage to contents
         at = min(at, random.randrange(64))
     width = random.choice([1, 1, 2, 8, 100, max(1, size // 2)])
     noise = random.randbytes(width)
@@ -117,7 +117,7 @@ def damage_file(random: Random, path: Path) -> str:
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all nodes below the root of a JSON tree, at most 300 of one parent."""
+    """Yield the paths of all nodes below the root of a JSON tree, up to 300 per parent."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in list(items)[:300]:
         yield (*path, key)
@@ -126,16 +126,16 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def at(tree: Any, path: tuple[Any, ...]) -> Any:
-    """The node at a path."""
+    """Return the node at a path."""
     for key in path:
         tree = tree[key]
     return tree
 
 
 def change_tree(random: Random, tree: Any, extra: tuple[str, ...] = ()) -> tuple[Any, str]:
-    """A JSON tree with one changed node: another value, none, moved, or a new key.
+    """Change one node of a JSON tree: its value or key, or drop it, copy one or add a key.
 
-    Nodes near the root are chosen as often as all that lie deep.
+    Half of the choices are among the children of the root.
     """
     paths = list(places(tree))
     top = [x for x in paths if len(x) == 1]
@@ -177,7 +177,7 @@ def change_json(random: Random, path: Path, extra: tuple[str, ...] = ()) -> str:
 
 
 def change_encoding(random: Random, path: Path) -> str:
-    """Write the same text in another encoding, or with a mark or character that breaks it."""
+    """Write a text in another encoding, or with other line ends or an invalid character."""
     text = path.read_text(encoding="utf-8")
     kind = random.choice(
         ("utf-16", "utf-32", "utf-8-sig", "latin-1", "nul", "cr", "lines", "surrogate")

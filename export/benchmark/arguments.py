@@ -28,7 +28,7 @@ Each model runs in its fastest graph, and at its own best batch size if none is 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all options."""
+    """Build the parser of all options."""
     made = Parser(
         prog="prumux-bench",
         description="Throughput and latency of engines side by side, in interleaved rounds.",

@@ -1,7 +1,7 @@
 """Find the graph and the batch size at which each model is fastest.
 
-A comparison is fair only if each side runs as well as it can. Every graph of every model is
-run shortly at every batch size; the fastest of each model are then timed in `run.py`.
+A comparison is fair only if each model runs in its fastest form. Short runs time every graph
+of every model at every batch size. `run.py` then times the fastest graph of each model.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from .engines import OpenedModel
 from .run import Inputs, try_all
 
 BATCHES = {"cpu": (8, 16, 32, 64), "gpu": (8, 32, 64, 128, 256, 512)}
-"""Batch sizes that are tried where none is asked for."""
+"""Batch sizes to try if the user gives none."""
 LEAST_MS = 40.0
-"""In a round each graph repeats its run for about this time."""
+"""Time for which each graph repeats its run in a round."""
 ROUNDS = (2, 3)
-"""Rounds of all graphs, then of those near the best."""
+"""Number of rounds of all graphs, then of the graphs near the best."""
 NEAR = 1.15
-"""Only what takes at most this many times the best time per row runs in the last rounds."""
+"""Graphs slower than this multiple of the best time per row do not run in the last rounds."""
 NEEDED = ("", "plain", "eager")
-"""Graphs that must run; others are left out if they do not."""
+"""Graphs that must run. Other graphs are left out if they fail."""
 InputsOf = Callable[[OpenedModel, int], Sequence[Inputs]]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A short run of a graph at a batch size."""
+    """The result of short runs of a graph at one batch size."""
 
     name: str
     graph: str
     batch: int
     rows_per_second: float
-    """Of the best round."""
+    """The throughput of the best round."""
 
 
 @dataclass(eq=False)
 class _Cell:
-    """A graph at a batch size, and its best time so far."""
+    """A graph at one batch size, and its best time so far."""
 
     model: int
     opened: OpenedModel
@@ -67,13 +67,13 @@ class _Cell:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The graph and the batch size of a model."""
+    """The chosen graph and batch size of a model."""
 
     opened: OpenedModel
     batch: int
     inputs: Sequence[Inputs]
     row_ms: float
-    """The best time per row in the short runs; inf if there was no choice."""
+    """The best time per row in the short runs; inf if the graph was not timed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,18 +86,18 @@ class Choices:
 
     @property
     def probes(self) -> list[Probe]:
-        """Every short run that was timed."""
+        """The results of all timed short runs."""
         return [x.probe() for x in self.cells if x.row_ms < math.inf]
 
     def best(self) -> list[Choice]:
         """The fastest graph and batch size of each model.
 
-        Where the first model runs in several kinds of engine, the fastest of them is first.
+        If the first model runs in several kinds of engine, the fastest engine is first.
         """
         return self._chosen(self.cells)
 
     def best_at(self, batch: int) -> list[Choice]:
-        """The fastest graph of each model at a batch size; ordered as `best`."""
+        """The fastest graph of each model at a batch size, in the order of `best`."""
         return self._chosen([x for x in self.cells if x.batch == batch])
 
     def _chosen(self, cells: Sequence[_Cell]) -> list[Choice]:
@@ -119,20 +119,20 @@ def choose(
     inputs_of: InputsOf,
     cores: CoreMonitor,
 ) -> Choices:
-    """Run every graph of every model shortly, at every batch size.
+    """Time every graph of every model in short runs, at every batch size.
 
-    Where a model has one graph and one batch size, it is tried and not timed, unless it runs
-    in several kinds of engine.
+    A model with one graph and one batch size runs once and is not timed, unless it runs in
+    several kinds of engine.
 
     Args:
-        models: each with its other graphs.
-        batches: batch sizes; None = the usual ones of the device, cut to whole groups of a
-            multiplexed model.
+        models: the models, each with its other graphs.
+        batches: batch sizes. None = the usual sizes of the device, rounded to whole groups for
+            a multiplexed model.
         inputs_of: the inputs of one round of a model at a batch size.
         cores: waits for near cores before each run.
 
     Raises:
-        UsageError: a model cannot run a batch size that was asked for.
+        UsageError: a model cannot run one of `batches`.
         GateError: a model's logits are nan or infinite.
     """
     cells, not_run = list[_Cell](), dict[str, str]()
@@ -157,9 +157,9 @@ def _cells(
     inputs_of: InputsOf,
     not_run: dict[str, str],
 ) -> list[_Cell]:
-    """The batch sizes of one graph, each tried once.
+    """Run one graph once at each batch size.
 
-    The plain graph must run at every batch size that was asked for.
+    The plain graph must run at every batch size that the user gave.
     """
     found = list[_Cell]()
     for batch in _sizes(opened, batches):
@@ -187,13 +187,13 @@ def _sizes(opened: OpenedModel, batches: Sequence[int] | None) -> Sequence[int]:
 
 
 def _rivals(cell: _Cell, cells: Sequence[_Cell], fixed: bool) -> list[_Cell]:
-    """The cells of the same model; at the same batch size if batch sizes are fixed."""
+    """The cells of the same model. Fixed batch sizes: only cells of the same batch size."""
     same = [x for x in cells if x.model == cell.model]
     return [x for x in same if x.batch == cell.batch] if fixed else same
 
 
 def _time(cells: Sequence[_Cell], rounds: int, cores: CoreMonitor) -> None:
-    """Run cells in turn and keep the best time of each."""
+    """Run cells in turn, and store the best time of each."""
     counts = [max(1, round(LEAST_MS / max(wall_ms(x.run), 1e-3))) for x in cells]
     runs = [partial(_repeated, x.run, n) for x, n in zip(cells, counts, strict=True)]
     timings = interleave(runs, rounds, warmup=0, cores=cores)

@@ -39,11 +39,11 @@ from .text import (
 from .verify import lines_of, open_artifact, speed, verify
 
 VERIFY_BATCH = 32
-"""Rows of a batch, and 1, where --verify is not told."""
+"""Batch size that --verify times besides 1, if the user gives none."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code and never lets a traceback out."""
+    """Run the command line; return the exit code. Errors never print a traceback."""
     return guarded("prumux-bench", _main, argv, "repeat the command")
 
 
@@ -147,10 +147,10 @@ def _text(options: argparse.Namespace, arguments: Sequence[str], progress: Progr
 
 
 def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Check that an artifact answers here as it was certified.
+    """Check that an artifact gives its certified answers on this machine.
 
     Raises:
-        GateError: it does not.
+        GateError: files, logits or the loss differ by more than is allowed.
     """
     if options.models:
         raise UsageError(

@@ -24,7 +24,7 @@ MOST_MIXED = 100
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str], length: int | None) -> int:
-    """Measure the costs of one model on this machine, and print what was found."""
+    """Measure the costs of one model on this machine, and print them."""
     again = f"write: prumux-bench --measure-costs {options.measure_costs}"
     if len(options.models) != 1:
         raise UsageError(
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], length: int | Non
 
 
 def lines_of(found: Mapping[str, TargetCosts], options: CostOptions) -> list[str]:
-    """The lines that are printed."""
+    """Format the lines to print."""
     here = machine(options.threads)
     name = ", ".join(x for x in (here.get("gpu", ""), here["cpu"]) if x)
     lines = [
@@ -90,7 +90,7 @@ def lines_of(found: Mapping[str, TargetCosts], options: CostOptions) -> list[str
 
 
 def mixed(text: str) -> tuple[int, ...]:
-    """Option type: numbers of rows from 2, or `none`."""
+    """Parse an option value: numbers of rows, each at least 2, or `none`."""
     if text == "none":
         return ()
     found = [x.strip() for x in text.split(",")]

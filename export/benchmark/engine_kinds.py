@@ -1,4 +1,4 @@
-"""`prumux-bench --engines`: a model in every kind of engine that can run it here."""
+"""`prumux-bench --engines`: run a model in every kind of engine that this machine supports."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from .engines import (
 from .graphs import OpenGraph
 
 TYPED = Path("tensorrt", "model.onnx")
-"""The fp16 graph of a result, which GPUs run in place of its graph for CPUs."""
+"""The fp16 graph of a result. GPUs run it in place of the graph for CPUs."""
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """The settings that engines are opened with."""
+    """Settings for opening engines."""
 
     threads: int
     device: str
-    """Of torch."""
+    """Device of torch models."""
     fuse: bool
     """True = an `.onnx` file also gets ONNX Runtime's fusions."""
 
@@ -50,16 +50,16 @@ def open_kinds(
     """Open a model in engines of these kinds.
 
     Args:
-        name: as `open_engine` takes it.
-        label: the name that is shown.
-        kinds: of `KINDS`.
-        options: how engines are opened.
+        name: the model, as for `open_engine`.
+        label: the name to show.
+        kinds: names in `KINDS`.
+        options: settings of the engines.
 
     Returns:
-        The opened models, named `LABEL, KIND`, and for each kind that cannot run the reason.
+        The opened models, named `LABEL, KIND`; and the reason for each kind that cannot run.
 
     Raises:
-        PrumuxError: none of them can run it; the first reason.
+        PrumuxError: no kind can run the model; this is the first error.
     """
     found, not_run = list[OpenedModel](), dict[str, str]()
     first: PrumuxError | None = None
@@ -77,7 +77,7 @@ def open_kinds(
 
 
 def _torch(name: str, options: OpenOptions) -> OpenedModel:
-    """Eager; a given model also compiled, as its other graph."""
+    """torch eager. A Hugging Face model also gets torch.compile, as its other graph."""
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         raise MissingError("an engine file does not run in torch")
@@ -99,7 +99,7 @@ def _torch(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _onnx(name: str, options: OpenOptions) -> OpenedModel:
-    """ONNX Runtime on the CPU, in fp32 where the engine is not given."""
+    """ONNX Runtime on the CPU. A model without an engine file is exported in fp32."""
     graph = _graph_file(name)
     if graph is None:
         target = parse_target("onnx{precision=fp32}")
@@ -134,7 +134,7 @@ def _onnx_rtx(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
-    """A plan of one flavour of TensorRT; a model that has none is built here."""
+    """A plan of one flavour of TensorRT. It is built here for a model without a plan."""
     flavor.check_run()
     path = Path(name)
     if path.suffix == ".onnx":
@@ -153,7 +153,7 @@ def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _graph_file(name: str) -> Path | None:
-    """The graph of an `.onnx` file or of an artifact folder; None for other models.
+    """Path of an `.onnx` file, or of the graph in an artifact folder; None for other models.
 
     Raises:
         MissingError: the engine is a plan.
@@ -167,7 +167,7 @@ def _graph_file(name: str) -> Path | None:
 
 
 def _on_gpu(name: str, threads: int, provider: str) -> OpenedModel:
-    """The graph of a file or an artifact folder on a GPU."""
+    """Open the graph of a file or an artifact folder on a GPU."""
     path = Path(name)
     if not is_result(path):
         engine = OrtEngine(path, threads, (provider,))
@@ -184,4 +184,4 @@ KINDS: dict[str, Callable[[str, OpenOptions], OpenedModel]] = {
     "onnx-rtx": _onnx_rtx,
     **{x.engine: partial(_plan, x) for x in FLAVORS},
 }
-"""By the name that `--engines` takes."""
+"""Functions that open a model, by the engine's name in `--engines`."""

@@ -1,4 +1,4 @@
-"""Open anything that runs a classifier: artifact folders, ONNX graphs, Hugging Face models."""
+"""Open models to time: artifact folders, ONNX graphs, plans and Hugging Face models."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANY_VOCAB = 1000
-"""Random rows use token ids below this number; every vocabulary that we know is larger."""
+"""Random rows use token ids below this number. All known vocabularies are larger."""
 FILES = (*PLANS, "model.onnx")
-"""Engine files of an artifact folder, in the order in which they are looked for."""
+"""Engine files of an artifact folder, in order of preference."""
 
 
 class FileEngine(Engine, Protocol):
-    """An engine from a file."""
+    """An engine that was opened from a file."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its inputs, in order."""
+        """Names of the engine's inputs, in order."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedModel:
-    """An engine, with the sizes and the tokenizer that its inputs are made from."""
+    """An engine, and the sizes and the tokenizer for making its inputs."""
 
     name: str
     engine: Engine
@@ -58,13 +58,13 @@ class OpenedModel:
     encoder: Encoder | None = None
     task: Task | None = None
     graph: str = ""
-    """The name of the graph, such as `plain` or `fusion=all`, where a model has several."""
+    """Name of the graph, such as `plain` or `fusion=all`, if the model has several graphs."""
     others: tuple[OpenedModel, ...] = ()
-    """The same model in its other graphs; the fastest is timed."""
+    """The same model in its other graphs. Only the fastest graph is timed."""
     not_run: Mapping[str, str] = field(default_factory=dict)
     """Graphs that could not be made, each with the reason."""
     side: str = ""
-    """The model's name where it runs in several kinds of engine."""
+    """The model's name, if the model runs in several kinds of engine."""
 
     @property
     def slots(self) -> int:
@@ -81,23 +81,23 @@ def open_engine(  # noqa: PLR0917 - the last have defaults
     fuse: bool = False,
     keep: Path | None = None,
 ) -> OpenedModel:
-    """Open a model that a user named.
+    """Open a model by the name that the user gave.
 
     Args:
         name: an `.onnx` or `.plan` file, an artifact folder, or a Hugging Face folder or id.
-        target: the target that Hugging Face folders are exported to; None = they run in
+        target: the target to which Hugging Face folders are exported; None = run them in
             torch. An artifact folder always runs on its own engine.
         threads: CPU threads of one run.
         device: `cpu`, `cuda` or `auto`, for torch and ONNX graphs. `auto` is a GPU if one can
             be used.
-        compiled: True = a Hugging Face model runs with `torch.compile`.
-        fuse: True = an `.onnx` file also gets ONNX Runtime's fusions, as its other graphs.
-        keep: folder in which exported graphs stay; None = they do not.
+        compiled: True = run a Hugging Face model with `torch.compile`.
+        fuse: True = also apply ONNX Runtime's fusions to an `.onnx` file, as its other graphs.
+        keep: folder to keep exported graphs in; None = delete them.
 
     Raises:
         UsageError: the name is not UTF-8.
         ModelError: the model cannot be read.
-        MissingError: the library or device that runs it is missing.
+        MissingError: a library or device that the model needs is missing.
     """
     check_name(name)
     path = Path(name)
@@ -125,13 +125,13 @@ def open_engine(  # noqa: PLR0917 - the last have defaults
 
 
 def named(opened: OpenedModel, name: str) -> OpenedModel:
-    """The same model, in all its graphs, under another name."""
+    """Rename a model and its other graphs."""
     others = tuple(replace(x, name=name) for x in opened.others)
     return replace(opened, name=name, others=others)
 
 
 def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
-    """A model in an engine."""
+    """Combine a model with a graph that is open in an engine."""
     e = model.encoder
     return OpenedModel(
         name,
@@ -149,9 +149,9 @@ def of_model(name: str, model: Model, graph: OpenGraph) -> OpenedModel:
 def in_layouts(
     name: str, target: Target | None, arrivals: Arrivals
 ) -> tuple[Target | None, ...]:
-    """The targets that a model is opened on: padded and ragged where rows come unsorted.
+    """Targets for opening a model: padded and ragged layouts if rows arrive unsorted.
 
-    Files and artifact folders are engines already, and run as they are.
+    Files and artifact folders contain engines, and run as they are.
     """
     path = Path(name)
     file = path.suffix in (".onnx", ".plan") or is_result(path)
@@ -161,14 +161,14 @@ def in_layouts(
 def exported(
     name: str, model: Model, target: Target, threads: int, keep: Path | None = None
 ) -> OpenedModel:
-    """A model on a target, in all its graphs; `keep` as in `open_engine`."""
+    """Export a model to a target, in all its graphs; `keep` as in `open_engine`."""
     found = export_all(model, target, threads, keep)
     first, *others = (of_model(name, model, x) for x in found.graphs)
     return replace(first, others=tuple(others), not_run=found.not_run)
 
 
 def _opened_file(path: Path, name: str, threads: int, device: str, fuse: bool) -> OpenedModel:
-    """Open an `.onnx` or `.plan` file, and its fused graphs if they are asked for."""
+    """Open an `.onnx` or `.plan` file; with `fuse`, also its fused graphs."""
     engine = _open_file(path, threads, device)
     types, size = "token_type_ids" in engine.names, _size_bytes(path)
     first = OpenedModel(name, engine, ANY_VOCAB, types, size)
@@ -183,14 +183,14 @@ def _opened_file(path: Path, name: str, threads: int, device: str, fuse: bool) -
 
 
 def is_result(path: Path) -> bool:
-    """True for an artifact folder that holds an engine."""
+    """True for an artifact folder that contains an engine file."""
     if not any((path / x).exists() for x in FILES):
         return False
     return bool(read_json(path / "config.json").get("model_type") == "prumux")
 
 
 def open_result(path: Path, file: Path, engine: FileEngine) -> OpenedModel:
-    """An artifact folder on an engine of its own.
+    """Open an artifact folder on one of its own engines.
 
     Args:
         path: the folder.
@@ -220,7 +220,7 @@ def _providers(device: str) -> tuple[str, ...]:
 
 
 def _size_bytes(graph: Path) -> int:
-    """Size of a graph in bytes, with the weights that may lie in a file beside it."""
+    """Size of a graph in bytes, including weights in a file beside the graph."""
     data = graph.with_name(graph.name + "_data")
     return graph.stat().st_size + (data.stat().st_size if data.exists() else 0)
 
@@ -246,7 +246,7 @@ class HfEngine:
         with torch.inference_mode():
             given = {k: torch.as_tensor(v).to(self._device) for k, v in inputs.items()}
             output = self._module(**given)
-            # Models that find spans give start_logits and end_logits, in this order.
+            # Question answering models give start_logits and end_logits, in this order.
             parts = [x for name, x in output.items() if name.endswith("logits")]
             logits = parts[0] if len(parts) == 1 else torch.stack(parts, -1)
             found: NDArray[np.float32] = logits.float().cpu().numpy()

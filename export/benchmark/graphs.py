@@ -27,12 +27,12 @@ from prumux.optimizer.pipeline.target import Engine, Target
 PLAIN = "plain"
 TRIED_ROWS, TRIED_TOKENS = 4, 16
 TRIED_IDS = 30
-"""A graph that a user gave is tried with token ids below this, which every vocabulary has."""
+"""A graph of the user is tested with token ids below this: every vocabulary has them."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpenGraph:
-    """A graph of a model in its engine."""
+    """A graph of a model, open in its engine."""
 
     name: str
     engine: Engine
@@ -41,7 +41,7 @@ class OpenGraph:
 
 @dataclass(frozen=True, eq=False)
 class ModelGraphs:
-    """All graphs of a model that run, and the reason for each that does not."""
+    """All graphs of a model that run, and the reasons why other graphs do not run."""
 
     graphs: list[OpenGraph]
     not_run: dict[str, str] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class ModelGraphs:
 def export_all(
     model: Model, target: Target, threads: int, keep: Path | None = None
 ) -> ModelGraphs:
-    """Export a model to a target; with `fusion=auto` once without and once with each fusion.
+    """Export a model to a target. `fusion=auto` gives a plain graph and one per fusion.
 
     Args:
         model: the model.
         target: the target.
         threads: CPU threads of one run.
-        keep: folder in which the files stay, one folder a graph; None = they do not.
+        keep: folder to keep the files in, one folder per graph; None = delete them.
 
     Raises:
         PrumuxError: the plain graph cannot be exported.
@@ -79,7 +79,7 @@ def export_all(
 def _exported(
     name: str, model: Model, target: Target, threads: int, keep: Path | None
 ) -> OpenGraph:
-    """Export a model to a temporary folder or one in `keep`, and open the engine."""
+    """Export a model to a temporary folder or a folder in `keep`, and open the engine."""
     e = model.encoder
     length = min(TRIED_TOKENS, e.positions // 2)
     ids = np.random.default_rng(0).integers(e.vocab // 2, e.vocab, (TRIED_ROWS, length))
@@ -98,7 +98,7 @@ def _exported(
 def fuse_file(
     path: Path, plain: OrtEngine, open_graph: Callable[[bytes], OrtEngine]
 ) -> ModelGraphs:
-    """Apply ONNX Runtime's fusions to a graph that a user gave.
+    """Apply ONNX Runtime's fusions to a graph of the user.
 
     Args:
         path: the `.onnx` file.
@@ -116,7 +116,7 @@ def fuse_file(
     inputs = _random_inputs(plain)
     try:
         expected = plain.run(inputs)
-    except Exception as error:  # the user is told when it is timed
+    except Exception as error:  # timing reports the error to the user
         found.not_run["fusions"] = _first_line(error)
         return found
     limit = TOLERANCES["fp32"] * max(1.0, float(np.abs(expected).max(initial=0.0)))
@@ -137,7 +137,7 @@ def fuse_file(
 
 
 def _random_inputs(engine: OrtEngine) -> dict[str, Any]:
-    """Four rows of random tokens, the last ones padded."""
+    """Four rows of random tokens; the last three rows are padded."""
     ids = np.random.default_rng(0).integers(1, TRIED_IDS, (TRIED_ROWS, TRIED_TOKENS))
     lengths = TRIED_TOKENS - 3 * np.arange(TRIED_ROWS)
     mask = (np.arange(TRIED_TOKENS) < lengths[:, None]).astype(np.int64)

@@ -1,7 +1,7 @@
-"""`prumux-bench --measure-costs`: the cost tables of this machine, in a file that travels.
+"""`prumux-bench --measure-costs`: write the cost tables of this machine to a portable file.
 
-Time depends on sizes alone, so the weights are random and no data is needed: a folder with
-`config.json` is enough of a model.
+Time depends on sizes alone, so the weights are random and no data is needed. The model may be
+a folder with `config.json` only.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ EVERY = (
     "tensorrt{flavor=tensorrt}",
     "tensorrt{flavor=rtx}",
 )
-"""Targets that are measured where they run."""
+"""Targets to measure, if they run on this machine."""
 MIXED = (2, 5, 10)
-"""Rows that a search lets share a pass."""
+"""Numbers of rows that a search may mix into one."""
 CALIBRATION_ROWS = 64
 
 
@@ -54,28 +54,29 @@ class CostOptions:
     model: str
     file: Path
     target: str | None = None
-    """None = all that run here."""
+    """None = all targets that run on this machine."""
     batch: int = 32
     length: int = 128
     mixed: tuple[int, ...] = MIXED
     rounds: int = 5
     threads: int = 1
     device: str = "auto"
-    """`cpu` and `cuda` leave the others out."""
+    """`cpu` or `cuda` = measure only the targets of this device."""
 
 
 def measure_costs(
     options: CostOptions, command: str, progress: Progress
 ) -> dict[str, TargetCosts]:
-    """Measure, and write the file after each target.
+    """Measure the costs, and write the file after each target.
 
     Returns:
         The costs by `Target.timed_as`.
 
     Raises:
         MissingError: no target runs here.
-        PassError: times of all targets were too uneven.
-        UsageError: the model cannot be read, is compressed already, or takes fewer tokens.
+        PassError: the times of every target were too uneven.
+        UsageError: the model is compressed already or takes fewer tokens, or the file cannot
+            be written.
     """
     encoder, task = dense_sizes(options.model)
     if options.length > encoder.most_tokens:
@@ -116,11 +117,11 @@ def measure_costs(
 
 
 def dense_sizes(name: str) -> tuple[Encoder, Task]:
-    """Sizes and task of a model; weights are read only where there is no `config.json`.
+    """Sizes and task of a model. Weights are read only if there is no `config.json`.
 
     Raises:
-        ModelError: it cannot be read.
-        UsageError: it is compressed already.
+        ModelError: the model cannot be read.
+        UsageError: the model is compressed already.
     """
     path = Path(name).expanduser()
     file = path / "config.json" if path.is_dir() else path
@@ -151,10 +152,10 @@ def machine(threads: int) -> dict[str, str]:
 
 
 def check_file(path: Path) -> None:
-    """Check that the file can be written, before minutes of timing.
+    """Check that the file can be written, before timing takes minutes.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: the file cannot be written.
     """
     if path.is_dir():
         raise UsageError(f"'{path}' is a folder: --measure-costs {path / 'costs.json'}")
@@ -176,7 +177,7 @@ def _targets(options: CostOptions, encoder: Encoder, progress: Progress) -> list
     """The concrete targets to measure, each once.
 
     Raises:
-        MissingError: the named target does not run here, or none does.
+        MissingError: the target that the user gave, or every target, cannot run here.
     """
     found: dict[str, Target] = {}
     missing: MissingError | None = None
@@ -223,7 +224,7 @@ def _costs_of(
 def _context(
     encoder: Encoder, task: Task, options: CostOptions, progress: Progress, cores: CoreMonitor
 ) -> Context:
-    """A context with random rows of the serving point."""
+    """A context with random weights, and random rows of the batch size and length."""
     random = np.random.default_rng(0)
     ids = random.integers(1, encoder.vocab, (options.batch, options.length))
     ids[ids == encoder.pad_id] = (

@@ -1,4 +1,4 @@
-"""The measurements of `prumux-bench`: every batch size, then each model at its own best."""
+"""The measurements of `prumux-bench`: all batch sizes, then the best size of each model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .power import Meter, meter
 from .run import TIMING, Entry
 
 Measure = Callable[..., list[Entry]]
-"""`run.measure`."""
+"""The type of `run.measure`."""
 
 
 @dataclass(eq=False)
@@ -23,24 +23,24 @@ class Measured:
 
     choices: Choices
     batches: Sequence[int] | None
-    """Batch sizes at which all models are compared; None = only each at its own best."""
+    """Batch sizes for comparing all models; None = only compare each at its own best size."""
     rounds: int
     cores: CoreMonitor
     entries: list[Entry] = field(default_factory=list)
     best: list[Entry] = field(default_factory=list)
-    """Each model at its own best batch size; ratios are against the first."""
+    """Entries of each model at its own best batch size. Ratios are against the first model."""
     ran: dict[str, Choice] = field(default_factory=dict)
-    """By model, what was timed last."""
+    """The choice that was timed last, by model."""
     power: dict[str, str] = field(default_factory=dict)
-    """By model, the meter of its energy, or why there is none."""
+    """Name of the energy meter by model, or the reason why there is none."""
 
     def run(
         self, measure: Measure, step: Callable[[], None]
     ) -> KeyboardInterrupt | PrumuxError | None:
-        """Measure; what ends it early is returned, so that the rest can be shown first.
+        """Measure. An error after the first entry is returned: the caller shows entries first.
 
         Raises:
-            PrumuxError: nothing was measured.
+            PrumuxError: an error before the first entry.
         """
         try:
             for batch in self.batches or ():
@@ -58,7 +58,7 @@ class Measured:
         return None
 
     def _at_own_batches(self, measure: Measure) -> list[Entry]:
-        """Each model at the batch size at which it was fastest, in one run of all."""
+        """Time each model at its fastest batch size, all models in the same rounds."""
         names = dict.fromkeys(x.name for x in self.entries)
         fastest = {
             name: max((x for x in self.entries if x.name == name), key=_rows_per_second)
@@ -84,9 +84,10 @@ class Measured:
         return measure(models, inputs, batch, self.rounds, meters, self.cores)
 
     def report(self) -> dict[str, Any]:
-        """The JSON report; `throughput_ratio` is at the batch size where the first is fastest.
+        """The JSON report.
 
-        Where no batch size was asked for it is that of `best`: both at their own best.
+        `throughput_ratio` compares the last model with the first, at the first model's fastest
+        batch size. If the user gives no batch size, each model runs at its own best size.
         """
         first = [x for x in self.entries if x.name == self.entries[0].name]
         at = max(first, key=_rows_per_second).batch

@@ -1,4 +1,4 @@
-"""Open the models, and read the texts, that `prumux-bench` was asked for."""
+"""Open the models and read the texts of the `prumux-bench` command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .engines import OpenedModel, in_layouts, named, open_engine
 def open_all(
     options: argparse.Namespace, keep: Sequence[Path | None], progress: Progress
 ) -> tuple[list[OpenedModel], dict[str, str]]:
-    """All models in all engines that were asked for, and the engines that cannot run."""
+    """Open all models in all engines of the options; also return engines that cannot run."""
     target = None if options.target is None else parse_target(options.target)
     threads, compiled = options.threads or cpu_threads(), options.compile
     torch.set_num_threads(threads)
@@ -50,10 +50,10 @@ def open_all(
 
 
 def graph_folders(options: argparse.Namespace) -> list[Path | None]:
-    """A folder for the graphs of each model, or None for each.
+    """Make a folder for the graphs of each model; without --keep-graphs return None for each.
 
     Raises:
-        UsageError: one cannot be made.
+        UsageError: a folder cannot be made.
     """
     if options.keep_graphs is None:
         return [None] * len(options.models)
@@ -70,7 +70,7 @@ def graph_folders(options: argparse.Namespace) -> list[Path | None]:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Names made distinct: a repeated name gets a number."""
+    """Make names distinct by adding a number to repeated names."""
     found: list[str] = []
     for name in names:
         others = (f"{name} ({i})" for i in count(2))
@@ -96,10 +96,10 @@ def check_length(opened: Sequence[OpenedModel], length: int | None) -> None:
 
 
 def token_rows(opened: Sequence[OpenedModel], data: str) -> Encoded:
-    """The validation texts, or those of a file, tokenised by the first model that can.
+    """Tokenise the texts of `data` with the tokenizer of the first model that has one.
 
     Raises:
-        UsageError: none of the models has a tokenizer.
+        UsageError: no model has a tokenizer.
     """
     for x in opened:
         if x.tokenizer is not None and x.encoder is not None and x.task is not None:
@@ -111,7 +111,7 @@ def token_rows(opened: Sequence[OpenedModel], data: str) -> Encoded:
 
 
 def text_rows(opened: Sequence[OpenedModel], data: str) -> Rows:
-    """The validation texts of a folder, or those of a file, as the first model takes them."""
+    """Read the validation texts of a folder, or the texts of a file, for the first model."""
     task, path, split = opened[0].task, Path(data), None
     assert task is not None
     if path.is_dir():

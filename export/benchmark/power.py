@@ -17,7 +17,7 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass(frozen=True, eq=False)
 class Meter:
-    """Energy counters. Each only rises, until it wraps around to 0."""
+    """Energy counters. Each counter rises until it wraps around to 0."""
 
     name: str
     read: Callable[[], tuple[float, ...]]
@@ -43,7 +43,7 @@ def meter(device: str) -> tuple[Meter | None, str]:
 
 
 def cpu_meter(root: Path = POWERCAP) -> tuple[Meter | None, str]:
-    """RAPL's counters of all CPU packages. They count all programs of the machine.
+    """The meter of all CPU packages (RAPL). It counts the energy of all programs.
 
     Returns:
         The meter and its name, or None and the reason why there is no meter.
@@ -72,7 +72,7 @@ def _joules(file: Path) -> float:
 
 
 def gpu_meter() -> tuple[Meter | None, str]:
-    """NVML's counter of the first GPU that torch sees. It counts the whole board.
+    """The meter of the first GPU that torch sees (NVML). It counts the whole board.
 
     Returns:
         The meter and its name, or None and the reason why there is no meter.

@@ -22,8 +22,8 @@ from .power import Meter
 
 ROUNDS = 9
 LEAST_MS = 200.0
-"""In a round each engine repeats its runs for about this time. Small batches are then timed as
-exactly as large ones, and the number of repeats does not depend on the other engines."""
+"""Time for which each engine repeats its runs in a round. So small batches are timed as
+exactly as large batches. The number of repeats does not depend on the other engines."""
 TIMING = "wall clock of whole runs, inputs and logits on the host, interleaved, warmed up"
 Inputs = Mapping[str, NDArray[Any]]
 
@@ -39,20 +39,20 @@ class Entry:
     rows_per_second_low: float
     rows_per_second_high: float
     batch_ms_p50: float
-    """Milliseconds of a run of a whole batch: percentiles over `runs` runs."""
+    """Milliseconds of a run of a whole batch: a percentile over `runs` runs."""
     batch_ms_p90: float
     batch_ms_p99: float
     runs: int
     throughput_ratio: float
-    """Throughput over the first engine's: the median over rounds."""
+    """Throughput divided by the first engine's: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
     mean_watts: float | None = None
     """Power of the processor while this engine ran; None = no counters can be read."""
     rows_per_second_per_watt: float | None = None
-    """Equals rows per joule."""
+    """Throughput divided by power. This equals rows per joule."""
     graph: str = ""
-    """The graph that ran where a model has several, such as `plain` or `fusion=all`."""
+    """Name of the graph, such as `plain` or `fusion=all`, if the model has several graphs."""
 
 
 def measure(  # noqa: PLR0917 - the last two have defaults
@@ -66,9 +66,9 @@ def measure(  # noqa: PLR0917 - the last two have defaults
     """Time engines in turn.
 
     Args:
-        opened: the engines; ratios are against the first.
+        opened: the engines. Ratios are against the first engine.
         runs: the inputs of one round, for each engine.
-        batch: rows of each input, the same for all engines or one number for each.
+        batch: rows of each input: one number for all engines, or one for each.
         rounds: number of timed rounds.
         meters: the energy meter of each engine; None = no meter.
         cores: waits for near cores before each round.
@@ -114,7 +114,7 @@ def _round(
     joules: list[float],
     meter: Meter | None,
 ) -> None:
-    """Run an engine's part of a round; append milliseconds of each run, and joules of all."""
+    """Run an engine's part of a round. Append the time of each run and the total energy."""
     before = meter.read() if meter else ()
     took.extend(_timed(run, inputs))
     if meter:
@@ -129,7 +129,7 @@ def _entry(
     single: Sequence[float],
     joules_a_row: float | None,
 ) -> Entry:
-    """Summarise an engine; `timings` are milliseconds per row of the first and of this one."""
+    """Summarise an engine. `timings` are times per row of the first and of this engine."""
     timing, gain = timings[1], speedup(*timings)
     seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(
@@ -162,7 +162,7 @@ def _timed(run: Callable[[Inputs], Any], inputs: Sequence[Inputs]) -> list[float
 
 
 def try_all(opened: Sequence[OpenedModel], data: Sequence[Sequence[Inputs]]) -> None:
-    """Run every engine once on all its inputs, before anything is timed.
+    """Run every engine once on all its inputs, before timing starts.
 
     Raises:
         UsageError: an engine refuses the inputs.
@@ -202,15 +202,15 @@ def inputs_of(  # noqa: PLR0917 - the last one has a default
     rows: Encoded | None,
     arrivals: Arrivals = "sorted",
 ) -> list[Inputs]:
-    """The inputs of one round: batches that represent the data, or one random batch.
+    """Make the inputs of one round: batches that represent the data, or one random batch.
 
     Args:
         to: the engine.
-        opened: all engines; random token ids exist in every vocabulary.
+        opened: all engines. Random token ids exist in all their vocabularies.
         batch: rows per batch.
-        length: tokens per random row; None = the rows' lengths are used.
+        length: tokens per random row; None = use the lengths of `rows`.
         rows: the data; None = random rows.
-        arrivals: whether batches are sorted by length or as rows arrive.
+        arrivals: `sorted` = sort rows by length; `mixed` = keep the order of arrival.
     """
     if rows is not None:
         own = own_ids(to, opened, rows)
@@ -221,11 +221,11 @@ def inputs_of(  # noqa: PLR0917 - the last one has a default
 
 
 def own_ids(to: OpenedModel, opened: Sequence[OpenedModel], rows: Encoded) -> Encoded:
-    """The texts of rows by an engine's own tokenizer, if its vocabulary is another one.
+    """Tokenise the texts of rows again, if an engine has another vocabulary.
 
     Args:
         to: the engine.
-        opened: all engines; the first one with a tokenizer gave `rows` its ids.
+        opened: all engines. The first engine with a tokenizer has made the ids of `rows`.
         rows: the data.
     """
     first = next((x for x in opened if x.tokenizer is not None), to)

@@ -16,7 +16,7 @@ HEADS = ("", "batch", "rows/s", "p50 ms", "p90 ms", "p99 ms", PER_WATT, "against
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print the table, and below it the engines and how they were timed."""
+    """Print the table. Below it, print the engines and the way they were timed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -35,7 +35,7 @@ def show(report: Mapping[str, Any]) -> None:
         table.add_section()
         for x in best:
             table.add_row(*_cells(x, heads))
-    with console.capture() as captured:  # rich would end the process if the reader has gone
+    with console.capture() as captured:  # rich would end the process on a closed pipe
         console.print(table)
     print(captured.get(), end="")  # noqa: T201
     lines = [
@@ -69,7 +69,7 @@ def _cells(x: Mapping[str, Any], heads: Sequence[str]) -> list[str]:
 
 
 def plotter(path: Path) -> Any:
-    """Import matplotlib and check `path`, before anything is timed.
+    """Import matplotlib and check `path`, before timing starts.
 
     Raises:
         MissingError: matplotlib is not installed.
@@ -91,7 +91,7 @@ def plotter(path: Path) -> Any:
         )
     there = path.exists()
     try:
-        with path.open("ab"):  # an existing file is kept until the plot is drawn
+        with path.open("ab"):  # "ab" keeps an existing file until the plot is drawn
             pass
     except OSError as error:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""`prumux-bench --text`: from text to label, beside tokenizer and engine alone."""
+"""`prumux-bench --text`: time the way from text to label, the tokenizer and the engine."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from .engines import OpenedModel
 from .run import Inputs
 
 LEAST_TEXTS = 2048
-"""Fewer texts are repeated until there are so many."""
+"""Fewer texts are repeated until there are at least this many."""
 PREDICT_BATCH = 32
-"""Rows in one run where none are asked for; as `Predictor.predict`."""
+"""Default batch size, the same as that of `Predictor.predict`."""
 PARTS = (
     "tokenizer alone: one call of its library for all texts; engine alone: on padded batches "
     "of like length; whole: Predictor.predict"
@@ -36,35 +36,35 @@ PARTS = (
 
 @dataclass(frozen=True)
 class TextTiming:
-    """One model from text to label. Rates are medians over rounds."""
+    """Rates of one model from text to label. Each rate is a median over rounds."""
 
     name: str
     graph: str
     texts: int
     batch: int
     overlap: bool
-    """True = texts are tokenized while the engine runs."""
+    """True if texts are tokenised while the engine runs."""
     tokenizer_rows_per_second: float
     engine_rows_per_second: float
     rows_per_second: float
-    """From text to label."""
+    """Rate from text to label."""
     share: float
-    """`rows_per_second` over the rate of tokenizer and engine one after the other: the median
-    over rounds."""
+    """`rows_per_second`, divided by the rate of running the tokenizer and then the engine: the
+    median over rounds."""
     share_low: float
     share_high: float
     throughput_ratio: float
-    """`rows_per_second` over the first model's: the median over rounds."""
+    """`rows_per_second` divided by the first model's: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
 
 
 def texts_of(models: Sequence[str], read: Callable[[], Rows] | None) -> Rows:
-    """The texts to answer: those of `--data`, or the certified ones of a result.
+    """The texts to answer: the texts of `--data`, or the certified texts of a result.
 
     Args:
-        models: what the user named; the first result with certified answers is read.
-        read: reads the rows of `--data`; None = there is none.
+        models: names that the user gave. The first result with certified answers is read.
+        read: reads the rows of `--data`; None = the user gave no `--data`.
 
     Raises:
         UsageError: there are no texts.
@@ -87,7 +87,7 @@ def texts_of(models: Sequence[str], read: Callable[[], Rows] | None) -> Rows:
 
 
 def repeated(rows: Rows, least: int) -> Rows:
-    """The rows without labels, over and over until there are at least so many."""
+    """Repeat the rows, without labels, until there are at least `least`."""
     times = -(-least // len(rows))
     return Rows(
         rows.text_a * times,
@@ -97,10 +97,10 @@ def repeated(rows: Rows, least: int) -> Rows:
 
 
 def check_texts(opened: Sequence[OpenedModel]) -> None:
-    """Check that every model can take texts.
+    """Check that every model has a tokenizer.
 
     Raises:
-        UsageError: one has no tokenizer.
+        UsageError: a model has no tokenizer.
     """
     for x in opened:
         if x.tokenizer is None or x.encoder is None or x.task is None:
@@ -111,17 +111,17 @@ def check_texts(opened: Sequence[OpenedModel]) -> None:
 
 
 def batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
-    """All rows as padded batches of like length."""
+    """All rows as padded batches of similar length."""
     return [x.inputs() for x in batches(_coded(rows, opened), batch)]
 
 
 def some_batches_of(rows: Rows, opened: OpenedModel, batch: int) -> list[Inputs]:
-    """A few batches that represent all, to choose the fastest graph by."""
+    """A few batches that represent all rows, for choosing the fastest graph."""
     return [x.inputs() for x in workload(_coded(rows, opened), batch, None)]
 
 
 def _coded(rows: Rows, opened: OpenedModel) -> Encoded:
-    """The rows as tokens, contexts of questions in windows."""
+    """Tokenise the rows. Contexts of questions are cut into windows."""
     assert opened.encoder is not None
     assert opened.tokenizer is not None
     assert opened.task is not None
@@ -138,7 +138,7 @@ def time_texts(
     threads: int,
     cores: CoreMonitor,
 ) -> list[TextTiming]:
-    """Time tokenizer, engine and both of each model, all in turn.
+    """Time the tokenizer, the engine and both together, for each model, all in turn.
 
     Args:
         opened: models with tokenizers, each in one graph.
@@ -181,7 +181,7 @@ def time_texts(
 
 
 def _predictor(opened: OpenedModel, threads: int) -> Predictor:
-    """The predictor of `prumux.load`, on this engine."""
+    """A predictor as `prumux.load` returns, on this engine."""
     encoder, task, tokenizer = opened.encoder, opened.task, opened.tokenizer
     assert encoder is not None
     assert task is not None
@@ -194,7 +194,7 @@ def _predictor(opened: OpenedModel, threads: int) -> Predictor:
 def _parts(
     opened: OpenedModel, predictor: Predictor, rows: Rows, batch: int
 ) -> list[Callable[[], object]]:
-    """Tokenizer alone, engine alone, and from text to label."""
+    """Functions that run the tokenizer alone, the engine alone, and text to label."""
     tokenizer, encoder = predictor.tokenizer, predictor.encoder
     inputs = batches_of(rows, opened, batch)
     side: Side = "left" if tokenizer.truncation_side == "left" else "right"
@@ -219,7 +219,7 @@ def _parts(
 
 
 def text_lines(timings: Sequence[TextTiming]) -> list[str]:
-    """The lines that are printed."""
+    """Format the lines to print."""
     width = max(len(_label(x)) for x in timings)
     heads = ("tokenizer", "engine", "whole", "of one after the other", "against the first")
     lines = [f"{'rows/s':<{width}}  {heads[0]:>9}  {heads[1]:>9}  {heads[2]:>9}  "

@@ -19,7 +19,7 @@ LARGEST = 10
 def kernel_shares(
     graph: bytes, threads: int, providers: tuple[str, ...], inputs: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Share of ONNX Runtime's kernel time by part of the model, by the names of its nodes.
+    """Measure the share of ONNX Runtime's kernel time of each part of the model.
 
     Args:
         graph: a serialized graph that prumux wrote.
@@ -28,7 +28,8 @@ def kernel_shares(
         inputs: int64 [B, T] by input name.
 
     Returns:
-        Part (`embeddings`, one of `PARTS`, or `other`) -> share of the time, 0 to 1.
+        The share of the time, 0 to 1, by part: `embeddings`, one of `PARTS`, or `other`. The
+        name of a node tells its part.
     """
     import onnxruntime
 
@@ -51,7 +52,7 @@ def kernel_shares(
 
 
 def operator_shares(run: Callable[[], object], device: str) -> dict[str, float]:
-    """Share of a torch run's time by operator, for the `LARGEST` operators with the most."""
+    """Share of a torch run's time of each of the `LARGEST` slowest operators."""
     import torch
 
     kinds = torch.profiler.ProfilerActivity

@@ -1,4 +1,4 @@
-"""`prumux-bench --verify`: does the engine answer here as it did when it was certified?"""
+"""`prumux-bench --verify`: check that the engine gives its certified answers here."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from .engines import OpenedModel
 from .run import Entry, measure
 
 ROUNDED = 1e-9
-"""Scores that differ by less are equal."""
+"""Scores that differ by less count as equal."""
 
 
 MOVED = 0.02
-"""Most rows of a cascade that may be answered by the other stage on another machine."""
+"""Largest share of a cascade's rows that the other stage may answer on another machine."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,27 @@ class Verification:
 
     rows: int
     other_files: tuple[str, ...]
-    """Files that are not those that were certified."""
+    """Files that differ from the certified files."""
     parity: Parity
     limit: float
-    """The largest difference of a logit that may be."""
+    """Largest allowed difference of a logit."""
     metric: str
     score: float
-    """Of the answers here, by the metric of the certificate."""
+    """Score of the answers here, by the metric of the certificate."""
     score_certified: float
-    """Of the certified answers to the same rows."""
+    """Score of the certified answers to the same rows."""
     loss_upper: float
-    """The certified upper bound of the loss, moved by what the score fell here."""
+    """The certified upper bound of the loss, plus the fall of the score here."""
     budget: float | None
     engine: Mapping[str, str]
     certified_engine: Mapping[str, str]
     moved: int = 0
-    """Rows of a cascade whose logits differ by more than the limit, as if the other stage had
-    answered, where they are few: `parity` leaves them out."""
+    """Number of rows of a cascade that another stage answers here: their logits differ by more
+    than the limit. `parity` leaves these rows out. 0 if they are more than `MOVED` of all."""
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Faults in words; none = the engine holds what was certified."""
+        """Faults in words; empty = the engine keeps the certified promise."""
         found = []
         if self.other_files:
             found.append(f"not the certified files: {', '.join(self.other_files)}")
@@ -87,14 +87,14 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """True if the budget holds on these rows, or there was none."""
+        """True if the budget holds on these rows, or if there was no budget."""
         fell = self.score < self.score_certified - ROUNDED
         return self.budget is None or not fell or self.loss_upper <= self.budget
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedArtifact:
-    """An artifact folder with the engine that serves it, and its kept answers."""
+    """An artifact folder, its open engine, and its stored answers."""
 
     path: Path
     kept: KeptAnswers
@@ -106,18 +106,18 @@ class OpenedArtifact:
 
 
 def open_artifact(name: str, threads: int, device: str, url: str = "") -> OpenedArtifact:
-    """Open the engine that `prumux.load` would run; a plan must run where there is one.
+    """Open the engine that `prumux.load` would run. If there is a plan, the plan must run.
 
     Args:
         name: the artifact folder.
         threads: CPU threads of the engine.
-        device: as for `prumux.load`.
-        url: host and port of a Triton server whose engine is asked instead.
+        device: the device, as for `prumux.load`.
+        url: host and port of a Triton server. If given, its engine is checked instead.
 
     Raises:
-        GateError: a file is not the certified one, and cannot be read.
+        GateError: a file differs from the certified file, and cannot be read.
         MissingError: the library or the GPU of a plan is missing.
-        ModelError: the folder is damaged, or holds no certified answers.
+        ModelError: the folder is damaged, or contains no certified answers.
     """
     path = artifact_path(name)
     config = read_config(path)
@@ -157,10 +157,10 @@ def _engine(path: Path, threads: int, device: str) -> Engine:
 
 
 def verify(opened: OpenedArtifact) -> Verification:
-    """Ask the engine for the kept rows, from their texts on, and compare its answers.
+    """Tokenise the stored texts, run the engine on them, and compare its answers.
 
     Raises:
-        GateError: the tokenizer cuts the texts into other tokens, or a row has other logits.
+        GateError: the tokenizer gives other tokens, or the shape of a logit array differs.
     """
     kept, task, facts = opened.kept, opened.task, opened.kept.facts
     rows, slots = encoded(opened), opened.encoder.slots
@@ -196,10 +196,10 @@ def verify(opened: OpenedArtifact) -> Verification:
 
 
 def encoded(opened: OpenedArtifact) -> Encoded:
-    """The kept texts as tokens.
+    """Tokenise the stored texts.
 
     Raises:
-        GateError: they are not the tokens that were certified.
+        GateError: the tokens differ from the certified tokens.
     """
     kept = opened.kept
     files = f"\nnot the certified files: {', '.join(opened.other_files)}"
@@ -229,7 +229,7 @@ def encoded(opened: OpenedArtifact) -> Encoded:
 def speed(
     opened: OpenedArtifact, batches: Sequence[int], rounds: int, cores: CoreMonitor
 ) -> list[Entry]:
-    """Time the engine on the kept rows."""
+    """Time the engine on the stored rows."""
     rows, encoder = encoded(opened), opened.encoder
     one = OpenedModel(
         str(opened.path),
@@ -259,10 +259,10 @@ def _parity(kept: KeptAnswers, found: Sequence[NDArray[Any]], task: Task) -> Par
 def _of_one_stage(
     certified: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]], task: Task, limit: float
 ) -> tuple[Parity, int]:
-    """Parity of a cascade without rows that another stage answers here, and their number.
+    """Parity without rows that another stage answers here, and the number of these rows.
 
-    Processors round differently, so rows at the threshold may move. More than `MOVED` of the
-    rows do not; then all are compared.
+    Processors round differently, so rows near the threshold may move to another stage. If more
+    than `MOVED` of the rows differ, rounding is not the reason: then all rows are compared.
     """
     kept, here = np.stack(certified), np.stack(found)
     near = np.abs(kept - here).max(-1) <= limit
@@ -286,7 +286,7 @@ def _score(opened: OpenedArtifact, rows: Encoded, logits: Sequence[NDArray[Any]]
 
 
 def lines_of(found: Verification, entries: Sequence[Entry]) -> list[str]:
-    """The lines that are printed."""
+    """Format the lines to print."""
     same = round(found.parity.agreement * found.parity.rows)
     rows = [
         ("answered", f"by {_named(found.engine)}"),

@@ -1,1 +1,1 @@
-"""ONNX graphs: written, fused, lowered to fp16, bf16 and int8, checked."""
+"""ONNX graphs: write, fuse, convert to fp16, bf16 and int8, and check them."""

@@ -9,12 +9,12 @@ from .builder import GraphBuilder
 
 
 def activate(builder: GraphBuilder, kind: str, at: str, x: str) -> str:
-    """An activation function by its name in `Encoder`; its nodes are named after `at`."""
+    """Write an activation function, by its name in `Encoder`. Nodes are named after `at`."""
     return _ACTIVATIONS[kind](builder, f"{at}.{kind}", x)
 
 
 def _gelu(builder: GraphBuilder, at: str, x: str) -> str:
-    if builder.low:  # 1 + erf(x) would lose what is left of it below 0
+    if builder.low:  # for x < 0, 1 + erf(x) is near 0 and would lose its digits
         return builder.op("Gelu", at, x)
     y = builder.op("Div", f"{at}.div", x, builder.number(math.sqrt(2)))
     y = builder.op("Add", f"{at}.add", builder.op("Erf", f"{at}.erf", y), builder.number(1.0))
@@ -22,7 +22,7 @@ def _gelu(builder: GraphBuilder, at: str, x: str) -> str:
 
 
 def _gelu_tanh(builder: GraphBuilder, at: str, x: str) -> str:
-    if builder.low:  # x ** 3 is beyond fp16 from 41 on
+    if builder.low:  # x ** 3 overflows fp16 from x = 41 on
         return builder.op("Gelu", at, x, approximate="tanh")
     y = builder.op("Pow", f"{at}.cube", x, builder.number(3.0))
     y = builder.op("Mul", f"{at}.small", y, builder.number(0.044715))

@@ -1,4 +1,4 @@
-"""Nodes and constants of an ONNX graph in the order in which they are written."""
+"""Collect the nodes and constants of an ONNX graph, in the order of writing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TYPES: dict[Precision, tuple[int, torch.dtype]] = {
 
 
 class GraphBuilder:
-    """Nodes and constants in the order in which they are written.
+    """Nodes and constants of a graph, in the order of writing.
 
-    The builder knows the type of the graph's floats; who writes on it need not.
+    The builder knows the type of the graph's floats. Its callers need not know the type.
     """
 
     def __init__(
@@ -35,18 +35,20 @@ class GraphBuilder:
         precision: Precision = "fp32",
         portable: bool = False,
     ) -> None:
-        """An empty builder.
+        """Make an empty builder.
 
         Args:
             weights: float32 tensors by name.
             precision: the type of all float constants and values.
-            portable: whether to keep to what TensorRT's ONNX parser documents.
+            portable: True = use only operators and types that TensorRT's ONNX parser
+            documents.
         """
         self.weights = weights
         self.element, self._dtype = _TYPES[precision]
         """The ONNX element type of floats."""
         self.low = precision != "fp32"
-        """Whether sums and products must be kept small, and delicate steps in one node."""
+        """True for fp16 and bf16: sums and products must stay small, delicate steps in one
+        node."""
         self.portable = portable or self.low
         self._precision = precision
         self.nodes: list[onnx.NodeProto] = []
@@ -54,22 +56,22 @@ class GraphBuilder:
         self._known: set[str] = set()
 
     def op(self, kind: str, name: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node; its one output has the node's name."""
+        """Append a node. Its only output has the node's name."""
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Add an initializer, unless its name is known, and return the name."""
+        """Add an initializer, unless one of this name exists. Returns the name."""
         if name not in self._known:
             self._known.add(name)
             self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def floats(self, name: str, value: Tensor) -> str:
-        """Add an initializer in the builder's float type, as `constant`.
+        """Add an initializer in the builder's float type, like `constant`.
 
         Raises:
-            VerifyError: a value is beyond what the type can hold.
+            VerifyError: a value is outside the range of the type.
         """
         if not self.low:
             return self.constant(name, value.numpy())
@@ -91,17 +93,17 @@ class GraphBuilder:
             )
 
     def number(self, value: float) -> str:
-        """A float scalar."""
+        """Add a float scalar."""
         return self.floats(f"float.{value:.9g}", torch.tensor(value, dtype=torch.float32))
 
     @property
     def lowest(self) -> float:
-        """The bias that hides a score. In low types it stays finite with a score added."""
+        """The bias that hides a score. In low types, bias plus score stays finite."""
         lowest = torch.finfo(self._dtype).min
         return lowest / 2 if self.low else lowest
 
     def count(self, name: str, x: str, axis: str) -> str:
-        """The running sum of an int64 value; exact up to 2 ** 24 where it must be portable."""
+        """Running sum of an int64 value. In a portable graph it is exact up to 2 ** 24."""
         if not self.portable:
             return self.op("CumSum", name, x, axis)
         x = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT)
@@ -109,23 +111,23 @@ class GraphBuilder:
         return self.op("Cast", name, x, to=TensorProto.INT64)
 
     def integers(self, *values: int) -> str:
-        """An int64 vector."""
+        """Add an int64 vector."""
         text = "x".join(map(str, values))
         return self.constant(f"int.{text}", np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """An int64 scalar."""
+        """Add an int64 scalar."""
         return self.constant(f"index.{value}", np.array(value, np.int64))
 
     def weight(self, name: str) -> str:
-        """A weight as it is."""
+        """Add a weight without changes."""
         return self.floats(name, self.weights[name])
 
     def linear(self, name: str, x: str, node: str = "", factor: float = 1.0) -> str:
-        """[..., in] -> [..., out]; the node has the name of its weights unless told.
+        """Linear map, [..., in] -> [..., out]. By default the node is named as its weights.
 
-        A factor of the result is multiplied into the weights, which then have another name.
-        Without a bias the product has the node's name as its output.
+        A `factor` of the result is multiplied into the weights. These are then stored under
+        another name. Without a bias, the output of the product has the node's name.
         """
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         stored = name
@@ -142,14 +144,14 @@ class GraphBuilder:
         return self.op("Add", node, y, self.floats(f"{stored}.bias", bias))
 
     def norm(self, name: str, x: str, eps: float, node: str = "") -> str:
-        """LayerNorm over the last axis; named as `linear` is."""
+        """LayerNorm over the last axis. Names are as in `linear`."""
         parts = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         return self.normalised(node or name, name, x, *parts, eps=eps)
 
     def rms_norm(self, name: str, x: str, eps: float) -> str:
         """RMSNorm over the last axis, x / sqrt(mean x^2 + eps) * weight (+ bias).
 
-        In low types the mean of squares is taken in float32, as LayerNorm's statistics are.
+        In low types the mean of squares is computed in float32, as LayerNorm's statistics.
         """
         wide = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT) if self.low else x
         power = self.op("Mul", f"{name}.square", wide, wide)
@@ -177,22 +179,22 @@ class GraphBuilder:
         *,
         eps: float,
     ) -> str:
-        """LayerNorm with a scale and a shift that are stored under a name."""
+        """LayerNorm with a given scale and shift, stored under the name `stored`."""
         names = [self.floats(f"{stored}.weight", weight)]
         if bias is not None:
             names.append(self.floats(f"{stored}.bias", bias))
-        if self.low:  # its statistics are float32 whatever the type: so the operator's default
+        if self.low:  # the operator's default: statistics are float32 for every type
             return self.op(
                 "LayerNormalization", node, x, *names, axis=-1, epsilon=eps, stash_type=1
             )
         return self.op("LayerNormalization", node, x, *names, axis=-1, epsilon=eps)
 
     def first(self, name: str, x: str) -> str:
-        """The first position, kept as an axis."""
+        """Slice of the first position. Its axis is kept."""
         zero, one = self.integers(0), self.integers(1)
         return self.op("Slice", name, x, zero, one, one)
 
     def slot(self, name: str, x: str, i: int, n: int) -> str:
-        """Every n-th row from row i on."""
+        """Slice of every n-th row, from row i on."""
         ends = self.integers(i), self.integers(2**62), self.integers(0), self.integers(n)
         return self.op("Slice", name, x, *ends)

@@ -1,14 +1,14 @@
-"""Compose the graphs of a cascade's two stages into one, which plain ONNX Runtime runs.
+"""Compose the graphs of a cascade's two stages into one graph of standard operators.
 
-    first.logits [B, C]                        the first stage, as it was lowered or fused
+    first.logits [B, C]                        the first stage, quantised or fused before
     margin [B] = TopK(first.logits, 2)         difference of the two best logits
-    rows [K] = NonZero(margin < threshold)     or TopK of the smallest, if K is bounded
+    rows [K] = NonZero(margin < threshold)     or TopK of the smallest margins if K is bounded
     second.* = Gather(inputs, rows)            the second stage on these rows, K = 0 included
     logits = ScatterND(first.logits, rows, second.logits)
 
-Each stage is lowered by itself before: ONNX Runtime's quantiser skips subgraphs, so there is
-no `If` here. Constants of both stages with the same bytes are stored once; this is how they
-share embedding tables that neither pruning nor training has changed.
+Each stage is quantised by itself before. There is no `If` node here, because ONNX Runtime's
+quantiser skips subgraphs. Constants with the same bytes are stored once. So both stages share
+embedding tables that neither pruning nor training has changed.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from .graph import AXES, OUTPUT
 
 FIRST, SECOND = "first.", "second."
 CASCADE = "prumux.cascade"
-"""Under this name the metadata of a graph describe the second stage and its rule."""
+"""Metadata key of a graph: describes the second stage and the rule to defer rows."""
 DEFERRED = "deferred"
-"""The second output: bool [batch_size], whether the second stage answered the row."""
+"""The second output: bool [batch_size], True if the second stage has answered the row."""
 
 
 def compose(
     first: onnx.ModelProto, second: onnx.ModelProto, stage: SecondStage
 ) -> onnx.ModelProto:
-    """The graph of a cascade.
+    """Build the graph of a cascade.
 
-    Inputs are those of the stages. Outputs are `logits`, as of one stage, and `deferred`.
+    Inputs are those of both stages. Outputs are `logits`, as in a single stage, and
+    `deferred`.
 
     Args:
-        first: the first stage; its metadata are kept. It is not changed.
+        first: the first stage, which is not changed. The result has its metadata.
         second: the second stage, with the same inputs and labels.
-        stage: threshold and largest share.
+        stage: threshold, and largest share of rows to defer.
 
     Raises:
         VerifyError: the stages' inputs differ.
@@ -80,7 +81,7 @@ def compose(
 
 
 class _Rule:
-    """The nodes between the stages and after them."""
+    """Writes the nodes between the two stages, and those after both."""
 
     def __init__(self, stage: SecondStage, inputs: list[str]) -> None:
         self.stage, self.inputs = stage, inputs
@@ -88,7 +89,7 @@ class _Rule:
         self._nodes: list[onnx.NodeProto] = []
 
     def choose(self) -> list[onnx.NodeProto]:
-        """Margins, rows to defer, and their inputs."""
+        """Write the margins, the rows to defer, and the second stage's inputs."""
         self._nodes = []
         logits = f"{FIRST}{OUTPUT}"
         best = "cascade.best"
@@ -125,7 +126,7 @@ class _Rule:
         return outputs[1]
 
     def scatter(self) -> list[onnx.NodeProto]:
-        """The answers of both stages in one array, and which rows were deferred."""
+        """Write the answers of both stages to one array, and a mask of the deferred rows."""
         self._nodes = []
         where = self._op("Unsqueeze", "cascade.where", "cascade.rows", self._ints("axis", 1))
         self._op("ScatterND", OUTPUT, f"{FIRST}{OUTPUT}", where, f"{SECOND}{OUTPUT}")
@@ -157,7 +158,7 @@ class _Rule:
 
 
 def _renamed(proto: onnx.ModelProto, prefix: str, keep: list[str]) -> onnx.GraphProto:
-    """A copy of the graph with a prefix before all names but those to keep."""
+    """Copy the graph with a prefix before all names except those in `keep`."""
     graph = onnx.GraphProto()
     graph.CopyFrom(proto.graph)
 
@@ -177,7 +178,7 @@ def _renamed(proto: onnx.ModelProto, prefix: str, keep: list[str]) -> onnx.Graph
 def _shared(
     constants: Iterable[onnx.TensorProto],
 ) -> tuple[list[onnx.TensorProto], dict[str, str]]:
-    """The constants, each once, and the name under which each of the others is kept."""
+    """Remove equal constants; also return the kept constant's name for each removed one."""
     kept: dict[bytes, onnx.TensorProto] = {}
     renamed: dict[str, str] = {}
     for tensor in constants:
@@ -190,7 +191,7 @@ def _shared(
 
 
 def _opsets(*protos: onnx.ModelProto) -> list[onnx.OperatorSetIdProto]:
-    """The operator sets of all graphs, each in the highest version."""
+    """The operator sets of all graphs, each in the highest version that a graph uses."""
     found: dict[str, int] = {}
     for proto in protos:
         for x in proto.opset_import:

@@ -1,7 +1,7 @@
 """Apply ONNX Runtime's transformer fusions to a graph. The caller checks the logits.
 
-The tool gets no head count and reads each layer's own from its Reshape. With one count for the
-whole graph it would fuse pruned layers wrongly, without an error.
+The tool gets no head count, so it reads each layer's head count from its Reshape. With one
+head count for the whole graph, it would fuse pruned layers wrongly, without an error.
 
 Source: https://onnxruntime.ai/docs/performance/transformers-optimization.html
 """
@@ -27,7 +27,7 @@ def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
 
     Args:
         graph: a graph written by `build`, or its file. It is not changed.
-        attention: True = attention blocks become Attention nodes as well.
+        attention: True = also fuse attention blocks into Attention nodes.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -44,7 +44,7 @@ def fuse(graph: onnx.ModelProto | Path, attention: bool) -> onnx.ModelProto:
     proto.CopyFrom(onnx.load(graph) if isinstance(graph, Path) else graph)
     options = FusionOptions("bert")
     options.enable_attention = attention
-    # The default mask format counts ones, which is wrong unless padding is at the end.
+    # The default mask format counts ones. This is wrong if padding is not at the end.
     options.attention_mask_format = AttentionMaskFormat.AttentionMask
     with quiet():
         fused: onnx.ModelProto = optimize_by_fusion(proto, "bert", 0, 0, options).model
@@ -59,7 +59,7 @@ def counts(proto: onnx.ModelProto) -> dict[str, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress what ONNX Runtime's tools log and print; our own checks replace it."""
+    """Suppress messages of ONNX Runtime's tools; our own checks replace them."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,7 +1,7 @@
-"""A `Model` as a plain ONNX graph, written from its sizes and weights without tracing.
+"""Write a `Model` as a plain ONNX graph, from its sizes and weights, without tracing.
 
-The shape of every pattern (constant head counts, the two Unsqueezes of the mask, the order of
-the embedding sums) is what ONNX Runtime's transformer fusions look for.
+Patterns have the form that ONNX Runtime's transformer fusions match: constant head counts, the
+two Unsqueezes of the mask, and the order of the embedding sums.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from .ragged import RaggedOps
 OUTPUT = "logits"
 VECTORS = "sentence_embedding"
 STATES = "last_hidden_state"
-"""Further output of embedding models, for libraries that pool by themselves."""
+"""Second output of embedding models, for libraries that pool states themselves."""
 SLOTS = "prumux.slots"
-"""Under this name the metadata of a graph say how many rows it mixes into one."""
+"""Metadata key: the number of rows that the graph mixes into one."""
 PRECISION = "prumux.precision"
-"""And what its products are computed in, unless it is float32."""
+"""Metadata key: the type in which products are computed, unless it is float32."""
 ORIGIN = "prumux.origin"
-"""And the digest of the model that it all began with."""
+"""Metadata key: the digest of the given model."""
 LAYOUT = "prumux.layout"
-"""And `ragged` where only attention sees padding."""
+"""Metadata key: `ragged` if only attention runs on padding."""
 AXES = ("batch_size", "sequence_length")
 LOW_OPSET = 20
-"""From here on ONNX has Gelu, which low types need as one operator."""
+"""The first ONNX opset with Gelu. Low types need Gelu as one operator."""
 
 
 def build(
@@ -48,34 +48,36 @@ def build(
     ragged: bool = False,
     states: bool = False,
 ) -> onnx.ModelProto:
-    """The graph of a dense model: standard ONNX ops only, dynamic batch and length.
+    """Build the graph of a model without masks: standard ONNX ops, dynamic batch and length.
 
-    Inputs are `input_ids`, `attention_mask` and, where the model has them, `token_type_ids`,
-    all int64 [batch_size, sequence_length]. The output is `logits`, float32 [batch_size, C],
-    or [batch_size, sequence_length, C] for token tasks; `sentence_embedding` for embeddings.
-    Question answering has `start_logits` and `end_logits`, the columns of `logits`, as well,
-    unless the graph is `portable`.
+    Inputs are `input_ids`, `attention_mask` and, if the model has token types,
+    `token_type_ids`, all int64 [batch_size, sequence_length]. The outputs are float32:
+
+    - `logits`, [batch_size, C], or [batch_size, sequence_length, C] for token tasks;
+    - `sentence_embedding` in place of `logits`, for embedding models;
+    - `start_logits` and `end_logits`, the columns of `logits`, for question answering, unless
+      the graph is `portable`.
     The same model gives the same bytes.
-    Where n rows are mixed, batch_size must be a multiple of n, and the graph's metadata say
-    so: `prumux.slots`.
+    If n rows are mixed, batch_size must be a multiple of n. The metadata entry `prumux.slots`
+    is n.
 
-    In fp16 and bf16 every weight and every float value is of that type, and nothing is cast
-    but the logits at the end. LayerNorm's statistics stay float32, attention is scaled before
-    its product and not after it, and padding is hidden by half of the lowest number, so that
-    neither can overflow. The opset is raised to 20, the first with Gelu.
+    In fp16 and bf16, all weights and float values have this type. Only the logits are cast, at
+    the end. LayerNorm's statistics stay float32. To prevent overflow, attention is scaled
+    before its product, and padding is hidden by half of the lowest number. The opset is raised
+    to 20, the first opset with Gelu.
 
     Args:
-        model: dense, sizes and weights.
+        model: a model without masks.
         opset: version of the ONNX operators.
         precision: the type of weights and values.
-        portable: whether an fp32 graph as well keeps to the types that TensorRT's parser
-            documents for each operator; low types always do.
-        ragged: whether all but attention runs on real tokens alone, see `ragged`.
-        states: whether the fp32 graph of an embedding model gives the states that it pools,
-            as well.
+        portable: True = use only types that TensorRT's parser documents for each operator.
+            fp16 and bf16 graphs always do so.
+        ragged: True = run all blocks except attention on real tokens only, see `ragged`.
+        states: True = the fp32 graph of an embedding model also returns the states before
+            pooling.
 
     Raises:
-        VerifyError: masks are pending, weights do not fit the sizes, or the type.
+        VerifyError: masks are pending, or weights do not fit the sizes or the type.
     """
     model.verify()
     if model.stage == "masked":
@@ -122,7 +124,7 @@ def build(
 
 
 def _store_once(graph: onnx.GraphProto) -> None:
-    """Let nodes that read equal constants read the first of them, and drop the others."""
+    """Store equal constants once: all nodes read the first one."""
     first: dict[tuple[Any, ...], str] = {}
     same: dict[str, str] = {}
     for x in graph.initializer:
@@ -136,7 +138,7 @@ def _store_once(graph: onnx.GraphProto) -> None:
 
 
 def origin(source: Mapping[str, Any]) -> str:
-    """The digest of the first model that one was made from; empty if it is not known."""
+    """The digest of the given model; empty if unknown."""
     return str(source.get("origin") or source.get("digest") or "")
 
 
@@ -146,7 +148,7 @@ def output_name(encoder: Encoder) -> str:
 
 
 def _rename(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
-    """Give a value between nodes another name."""
+    """Rename a value between nodes."""
     for node in nodes:
         for names in (node.input, node.output):
             for i, name in enumerate(names):

@@ -12,8 +12,8 @@ from prumux.optimizer.base.errors import VerifyError
 FILE = "model.onnx"
 DATA = "model.onnx_data"
 INLINE_LIMIT_BYTES = 2_000_000_000
-"""Graphs with at least this many bytes of weights do not fit one protobuf message, so their
-weights get a file of their own."""
+"""Weights of at least this size do not fit into one protobuf message. They are written to a
+second file."""
 
 
 def verify(proto: onnx.ModelProto) -> None:
@@ -62,6 +62,6 @@ def save(proto: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
 
 
 def is_large(proto: onnx.ModelProto) -> bool:
-    """True if the weights need a file of their own."""
+    """True if the weights need a second file."""
     # Not `ByteSize()`: it fails for graphs over 2 GB.
     return sum(len(x.raw_data) for x in proto.graph.initializer) >= INLINE_LIMIT_BYTES

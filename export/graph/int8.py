@@ -1,9 +1,9 @@
-"""int8 for ONNX Runtime on CPUs: weights per channel, activations quantised dynamically.
+"""int8 for ONNX Runtime on CPUs: weights per channel, dynamically quantised activations.
 
-At run time each activation is quantised with the range that it has in the batch, so there is
-no calibration. Weights are stored as int8; they use 7 of the bits on processors whose sums of
-8-bit products saturate at 16 bits (x86 without VNNI). Only products with constant weights are
-lowered, and only if they are large enough for ONNX Runtime's integer kernel to be faster.
+At run time each activation is quantised with its range in the batch, so there is no
+calibration. Weights are stored as int8. They use only 7 bits on processors whose sums of 8-bit
+products saturate at 16 bits (x86 without VNNI). Only products with constant weights are
+quantised, and only if they are large enough for ONNX Runtime's integer kernel to be faster.
 
 Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
@@ -27,15 +27,15 @@ from .graph import PRECISION, build
 
 LEAST_UNITS = 16
 """A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
-160 and 200 this was the fastest on a pruned MiniLM; on the dense one none was faster."""
+160 and 200, 16 was the fastest on a pruned MiniLM. On the dense MiniLM none was faster."""
 LEAST_HIDDEN = 64
 """Models with fewer hidden dimensions gain nothing from int8."""
 TOLERANCE_NATS = 0.005
-"""KL divergence per row that int8 may cause in the given model."""
+"""Largest KL divergence per row that int8 may cause in the given model."""
 
 
 def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The graph with int8 weights and dynamically quantised activations.
+    """Quantise a graph: int8 weights and dynamically quantised activations.
 
     Each product y = x W becomes, with one scale s_j for each column of W,
 
@@ -43,9 +43,9 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
         x ~ s_x (X - z_x), by DynamicQuantizeLinear
         y_j = s_x s_j sum_i (X_i - z_x) Q_ij, by MatMulInteger
 
-    ONNX Runtime's `quantize_dynamic` gives the same graph and the same bytes; a test compares
-    both. It takes half a millisecond for each of 20,000 columns, and a search lowers many
-    graphs.
+    ONNX Runtime's `quantize_dynamic` gives the same bytes; a test compares both. This function
+    replaces it because a search quantises many graphs, and `quantize_dynamic` takes half a
+    millisecond for each of 20,000 columns.
 
     Args:
         proto: a float32 graph that `graph.build` wrote. It is not changed.
@@ -89,7 +89,7 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
 
 
 def _dynamic_quantize(x: str) -> onnx.NodeProto:
-    """uint8 of a value, with the scale and zero point of its range at run time."""
+    """Node that quantises a value to uint8, by the scale and zero point of its range."""
     outputs = [f"{x}_quantized", f"{x}_scale", f"{x}_zero_point"]
     return onnx.helper.make_node(
         "DynamicQuantizeLinear", [x], outputs, name=f"{x}_QuantizeLinear"
@@ -97,7 +97,7 @@ def _dynamic_quantize(x: str) -> onnx.NodeProto:
 
 
 def _quantized_columns(name: str, weight: NDArray[np.float32]) -> list[onnx.TensorProto]:
-    """int8 of a weight [in, out], and a scale and a zero point for each column."""
+    """Quantise a weight [in, out] to int8, with a scale and a zero point for each column."""
     largest = 64 if int8_saturates() else 127
     spread = 2 * np.abs(weight).max(0).astype(np.float64)
     scale = (spread / (2 * largest)).astype(np.float32)
@@ -108,7 +108,7 @@ def _quantized_columns(name: str, weight: NDArray[np.float32]) -> list[onnx.Tens
 
 
 def _integer_product(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """The nodes in place of a product: int32 sums, cast, and times both scales."""
+    """The nodes that replace a product: int32 sums, a cast, and a product with both scales."""
     x, weight = node.input
     name, sums = f"{node.name}_quant", f"{node.output[0]}_output_quantized"
     inputs = [f"{y}_{kind}" for kind in ("quantized", "zero_point") for y in (x, weight)]
@@ -133,10 +133,10 @@ def worth_lowering(proto: onnx.ModelProto) -> list[str]:
 
 
 def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
-    """The fewest linear maps to keep in float32 so that int8 hardly changes the predictions.
+    """The linear maps to keep in float32, so that int8 hardly changes the predictions.
 
-    The most sensitive maps are kept until the estimated divergence of the others is at most
-    `TOLERANCE_NATS`; see `sensitivity`.
+    The most sensitive maps are kept, as few as possible: the estimated divergence caused by
+    the other maps must be at most `TOLERANCE_NATS`. See `sensitivity`.
     """
     from .sensitivity import divergence, worst
 
@@ -145,10 +145,10 @@ def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
 
 
 def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:
-    """Check that the graph has linear maps of these names that int8 would lower.
+    """Check that the graph has linear maps of these names, and that int8 would convert them.
 
     Raises:
-        UsageError: it lacks one; the message names two that it has.
+        UsageError: the graph lacks one; the message names two that it has.
     """
     check_known(keep, [x.removesuffix(".matmul") for x in worth_lowering(proto)])
 
@@ -157,7 +157,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
     """Check that all of `keep` are among `names`.
 
     Raises:
-        UsageError: one is not; the message names two of `names`.
+        UsageError: one is missing; the message has two of `names`.
     """
     for name in keep:
         if name not in names:
@@ -168,7 +168,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
 
 
 def lowered_names(proto: onnx.ModelProto) -> list[str]:
-    """Names of the int8 products, as they were before lowering."""
+    """Names of the int8 products. The names are those of the float32 products before."""
     suffix = "_quant"
     return [
         node.name.removesuffix(suffix)

@@ -1,14 +1,14 @@
-"""Products of queries and keys with vectors of distances, as a graph (`Ops.attention`).
+"""Write the products of queries and keys with distance vectors, for `Ops.attention`.
 
-Vectors do not depend on the inputs, so their norm and maps are computed here, in float32, and
-the graph holds the keys and queries that come of them. With T tokens there are 2T - 1
-distances. Products with the vectors of all of them, [T, 2T], hold at row t the distances
-from 1 - T on, and the score of position s stands s - t + T - 1 columns further: row t has to
-move t columns to the left. That takes no index, but a shift:
+Distance vectors do not depend on the inputs. So their norm and maps are computed here, in
+float32, and the graph only contains the resulting keys and queries. T tokens have 2T - 1
+distances. In the products with all distance vectors, [T, 2T], each row starts at distance
+1 - T. In row t, the score of position s is in column s - t + T - 1. So row t must move t
+columns to the left. A shift of the flat values does this without an index:
 
     flat[t * 2T + (s - t + T - 1)] = flat[T - 1 + t * (2T - 1) + s]
 
-so all numbers from T - 1 on are read as rows of 2T - 1, of which the first T columns count.
+The values from T - 1 on are read as rows of 2T - 1, and the first T columns are kept.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .builder import GraphBuilder
 
 @dataclass(frozen=True, eq=False)
 class DistanceTerms:
-    """Writes what vectors of distances add to scores."""
+    """Writes the terms that distance vectors add to attention scores."""
 
     build: GraphBuilder
     encoder: Encoder
     of: Disentangled
     mask: str
-    """The attention mask that holds now, [B, T]."""
+    """The current attention mask, [B, T]."""
     first: bool
-    """Whether the first position alone has a query."""
+    """True if only the first position has a query."""
     shared: dict[object, str]
-    """Values that all layers share, added to here."""
+    """Values that all layers share. This class adds values to it."""
 
     def products(self, branch: Branch, q: str, k: str, factor: float) -> list[str]:
-        """The terms of the scores, [B, H, Tq, T] each.
+        """Write the terms of the scores, each [B, H, Tq, T].
 
         Args:
-            branch: the attention.
-            q: queries, [B, H, Tq, K].
+            branch: the attention branch.
+            q: queries, [B, H, Tq, K]. They are scaled already.
             k: keys, [B, H, T, K].
-            factor: of the products with keys; queries have theirs.
+            factor: factor of the products with keys.
         """
         b, of, first, found = self.build, self.of, self.first, []
         if of.key:
@@ -68,7 +68,7 @@ class DistanceTerms:
         return found
 
     def vectors(self, branch: Branch, name: str) -> Tensor:
-        """Maps all vectors and splits the result into heads: [H, R, K]."""
+        """Map all distance vectors, and split the result into heads: [H, R, K]."""
         weights, e, norm = self.build.weights, self.encoder, self.of.norm
         x = weights[f"{self.of.table}.weight"]
         if norm:
@@ -78,9 +78,10 @@ class DistanceTerms:
         return x.reshape(len(x), e.layers[branch.index].heads, e.head_dim).transpose(0, 1)
 
     def _rows(self, sign: int) -> str:
-        """Rows of the table in the order of columns, int64 [2T], or [T] for one query.
+        """Row of the table for each column, int64 [2T], or [T] for one query.
 
-        Column j is for the distance j - T + 1 from query to key (sign 1) or back (sign -1).
+        Column j has the distance j - T + 1, from query to key (sign 1) or from key to query
+        (sign -1).
         """
         sign = 1 if self.first else sign
         key = ("rows", self.of.table, sign, self.first)
@@ -96,7 +97,7 @@ class DistanceTerms:
         return self.shared[key]
 
     def _distances(self, at: str, sign: int) -> str:
-        """Distances from query to key in the order of columns, see `_rows`."""
+        """Distance of each column, see `_rows`."""
         b, length, one = self.build, self._length(), self.build.integer(1)
         if self.first:
             return b.op("Range", f"{at}.range", b.integer(0), length, one)
@@ -109,7 +110,7 @@ class DistanceTerms:
         return b.op("Range", f"{at}.range", start, end, b.integer(sign))
 
     def _shifted(self, at: str, x: str) -> str:
-        """[B, H, T, T] of [B, H, T, 2T]: row t moved t columns left, from T - 1 on."""
+        """Shift row t by t columns to the left, from column T - 1 on; to [B, H, T, T]."""
         b = self.build
         start, end, shape, length = self._shift()
         y = b.op("Reshape", f"{at}.flat", x, b.integers(0, 0, -1))
@@ -118,7 +119,7 @@ class DistanceTerms:
         return b.op("Slice", f"{at}.square", y, b.integers(0), length, b.integers(3))
 
     def _shift(self) -> tuple[str, str, str, str]:
-        """int64 vectors: T - 1, T - 1 + T(2T - 1), the shape of shifted rows, and T."""
+        """int64 vectors T - 1, T - 1 + T(2T - 1), the shape of shifted rows, and T."""
         keys = [("shift", part) for part in ("start", "end", "shape", "length")]
         if keys[0] not in self.shared:
             b, at = self.build, f"shift.{self.mask}"

@@ -1,4 +1,4 @@
-"""The declared embeddings as a graph: of all rows, or of the rows of one slot."""
+"""Write a family's declared embeddings: for all rows, or for the rows of one slot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ IDS, _, TOKEN_TYPES = INPUTS
 
 
 def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> str:
-    """Embeddings of all rows, [B, T, D].
+    """Write the embeddings of all rows, [B, T, D].
 
     Args:
-        b: where the graph is written.
+        b: the builder to write to.
         e: the sizes.
-        pick: what is looked up, of [B, T] or [1, T] indices; all of it unless told.
+        pick: selects the indices to look up, from [B, T] or [1, T]. By default all.
     """
     declared = family_of(e).embeddings(e)
     x = ""
@@ -37,7 +37,7 @@ def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> st
 
 
 def _index(b: GraphBuilder, e: Encoder, source: Source) -> str:
-    """Rows of a table for all tokens, [B, T] or [1, T]."""
+    """Row of a table for each token, [B, T] or [1, T]."""
     match source:
         case "ids":
             return IDS
@@ -53,9 +53,9 @@ def _index(b: GraphBuilder, e: Encoder, source: Source) -> str:
 
 
 def _pairs(b: GraphBuilder, e: Encoder) -> str:
-    """Bucket of every token and the one before it, see `torch_ops.pair_ids`.
+    """Bucket of every token and its predecessor, see `torch_ops.pair_ids`.
 
-    Where the graph is for TensorRT the remainder is written as a division.
+    A graph for TensorRT computes the remainder by a division.
     """
     at, buckets = "embeddings.pairs", b.integer(int(e.number("buckets")))
     zero, one, last = b.integers(0), b.integers(1), b.integers(-1)
@@ -76,10 +76,11 @@ def _pairs(b: GraphBuilder, e: Encoder) -> str:
 def look_up_slot(
     b: GraphBuilder, e: Encoder, i: int, key: Tensor, pick: Callable[[str], str] = str
 ) -> str:
-    """Embeddings of the rows of slot i times its key, [B/n, T, D], in few steps.
+    """Write the embeddings of slot i's rows times its key, [B/n, T, D], in few steps.
 
-    This is what no pruning of layers makes cheaper, so positions and token types are looked up
-    as one, and the key is folded into the norm's scale and shift. `pick` is as in `look_up`.
+    Pruning layers does not make embeddings cheaper, so few steps matter. One lookup gives the
+    sum of position and token type embeddings, and the key is folded into the norm's scale and
+    shift. `pick` is as in `look_up`.
     """
     declared, at = family_of(e).embeddings(e), f"mux.{i}.embeddings"
     ids = b.slot(f"{at}.ids", IDS, i, e.slots)
@@ -108,7 +109,7 @@ def _placed(  # noqa: PLR0917
     ids: str,
     pick: Callable[[str], str],
 ) -> str:
-    """Position and token type embeddings of slot i, looked up in the table of their sums."""
+    """Sum of position and token type embeddings of slot i, from a table of these sums."""
     at = f"mux.{i}.embeddings"
     if "positions" not in places:
         types = b.slot(f"{at}.types", TOKEN_TYPES, i, e.slots)
@@ -126,7 +127,7 @@ def _placed(  # noqa: PLR0917
 
 
 def _positions(b: GraphBuilder, e: Encoder, ids: str, prefix: str) -> str:
-    """Rows of the position table: [1, T], or [B, T] where padding counts."""
+    """Rows of the position table: [1, T], or [B, T] if positions depend on padding."""
     at = f"{prefix}.positions"
     if e.positions_from == "padding":
         pad = b.op("Equal", f"{at}.pad", ids, b.integer(e.pad_id))

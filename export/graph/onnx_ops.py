@@ -1,10 +1,11 @@
 """`Ops` as a graph: writes the forward pass in standard ONNX operators.
 
-The shape of every pattern (constant head counts, the two Unsqueezes of the mask, the order of
-the embedding sums, the block before the residual in its Add) is what ONNX Runtime's
-transformer fusions look for. In fp16 and bf16 delicate steps are one operator, scores are
-scaled before their product and not after it, and padding is hidden by half of the lowest
-number, so that nothing overflows.
+Patterns have the form that ONNX Runtime's transformer fusions match: constant head counts, the
+two Unsqueezes of the mask, the order of the embedding sums, and Add nodes with the block
+before the residual.
+
+In fp16 and bf16 three rules prevent overflow. Delicate steps are one operator. Queries are
+scaled before their product with keys. Padding is hidden by half of the lowest number.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from .onnx_rotary import rotated
 
 IDS, MASK = INPUTS[:2]
 EMBEDDED = "embeddings"
-"""Stands for embeddings that are not written yet: mixing may fold its keys into them."""
+"""Placeholder for embeddings that are not written yet: mixing may fold its keys into them."""
 
 
 @dataclass(eq=False)
 class OnnxOps:
-    """Writes on a `GraphBuilder`. Values are names of the graph's values."""
+    """`Ops` that write to a `GraphBuilder`. Values are names of values of the graph."""
 
     encoder: Encoder
     build: GraphBuilder
     mask: str = MASK
-    """The attention mask that holds now: of single rows, or of mixed ones."""
+    """The current attention mask: that of single rows or that of mixed rows."""
     pending: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Linear maps that are not written yet, because a factor may be folded into them."""
+    """Linear maps that are not written yet: a factor may be folded into them."""
     narrow: set[str] = field(default_factory=set)
-    """Values at the first position alone."""
+    """Names of values at the first position only."""
     pooled: str = ""
     """The states that the head reads."""
     shared: dict[object, str] = field(default_factory=dict)
-    """Biases and rotary angles, which all layers share."""
+    """Biases and rotary angles. All layers share them."""
 
     def embed(self) -> str:
         """See `Ops.embed`."""
@@ -129,12 +130,12 @@ class OnnxOps:
         return self._joined(f"{at}.joined", y, heads * e.head_dim, first)
 
     def _joined(self, name: str, x: str, width: int, first: bool) -> str:
-        """The contexts of all heads, [B, Tq, H, K] as [B, Tq, H*K], in the graph's layout."""
+        """Join the contexts of all heads: [B, Tq, H, K] to [B, Tq, H*K], in the layout."""
         del first
         return self.build.op("Reshape", name, x, self.build.integers(0, 0, width))
 
     def _padded(self, x: str) -> str:
-        """A value of all positions as [B, T, width]: what the plain layout is already."""
+        """Convert a value of all positions to [B, T, width]. Here it has this form already."""
         return x
 
     def _biased(
@@ -147,7 +148,7 @@ class OnnxOps:
         q: str,
         first: bool,
     ) -> str:
-        """Scores with the biases of distances, of a window and of padding."""
+        """Add the biases of distances, of a window and of padding to scores."""
         b = self.build
         if relative is not None:
             scores = b.op("Add", f"{at}.biased", scores, self._relative(relative, q, first))
@@ -157,13 +158,13 @@ class OnnxOps:
         return b.op("Add", f"{at}.masked", scores, bias)
 
     def gate(self, branch: Branch, units: str) -> str:
-        """See `Ops.gate`: a graph has no masks."""
+        """See `Ops.gate`. A graph has no masks."""
         del branch
         return units
 
     def write(self, branch: Branch, inner: str, x: str) -> str:
         """See `Ops.write`."""
-        # y first: fusion takes the first Add for the block, and ELECTRA's x is one as well.
+        # y comes first: fusion takes the first Add as the block. In ELECTRA x is an Add, too.
         y = self._use(self.linear(branch.output, inner))
         return self.build.op("Add", f"{branch.name}.residual", y, self._use(x))
 
@@ -205,18 +206,18 @@ class OnnxOps:
 
     @property
     def _mixes_narrow(self) -> bool:
-        """Whether one position is left where rows are mixed; it is real."""
+        """True if only the first position is left when rows are mixed; it is a real token."""
         e = self.encoder
         return e.mux is not None and e.mux.at > e.narrow_from
 
     def _wide(self, at: str, mask: str) -> str:
-        """The mask of a slot's rows as [B/n, T, 1], or [B/n, 1, 1]."""
+        """The mask of a slot's rows, [B/n, T, 1] or [B/n, 1, 1]."""
         b = self.build
         wide = b.op("Unsqueeze", f"{at}.wide", mask, b.integers(2))
         return b.first(f"{at}.first", wide) if self._mixes_narrow else wide
 
     def unmix(self, x: str) -> str:
-        """See `Ops.unmix`: [B, D] of [B/n, D], or [B/n, n, T, D] of [B/n, T, D]."""
+        """See `Ops.unmix`: [B/n, D] to [B, D], or [B/n, T, D] to [B/n, n, T, D]."""
         b, e = self.build, self.encoder
         assert e.mux is not None
         x = self._use(x) if e.reads_first else self._padded(self._use(x))
@@ -236,14 +237,17 @@ class OnnxOps:
         return x
 
     def _apart(self, x: str) -> str:
-        """States of single rows: [B, D] where the first is read, else [B, T, D] if pooled."""
+        """Reshape to single rows: [B, D] if the head reads the first position.
+
+        Otherwise to [B, T, D] for pooled models; other models keep [B/n, n, T, D].
+        """
         e = self.encoder
         if e.reads_first:
             return self.build.op("Reshape", "demux.rows", x, self.build.integers(-1, e.hidden))
         return self._single_rows("demux.rows", x, e.hidden) if e.pooled else x
 
     def result(self, x: str, name: str) -> None:
-        """Make the logits the graph's output, in float32, a row for every row that came in."""
+        """Make the logits the graph's output: float32, a row for every input row."""
         b = self.build
         x = self._use(x)
         if not self.encoder.pooled:
@@ -253,18 +257,18 @@ class OnnxOps:
         b.nodes[-1].output[0] = name
 
     def _of_positions(self, x: str) -> str:
-        """Logits [B, T, C] of every position; mixed rows gave [B/n, n, T, C]."""
+        """Logits of every position, [B, T, C]. Those of mixed rows were [B/n, n, T, C]."""
         return self._single_rows("rows", x, self.encoder.labels) if self.encoder.mux else x
 
     def _single_rows(self, name: str, x: str, width: int) -> str:
-        """[B/n, n, T, W] as [B, T, W]."""
+        """Reshape [B/n, n, T, W] to [B, T, W]."""
         b = self.build
         shape = b.op("Shape", f"{name}.shape", IDS)
         shape = b.op("Concat", f"{name}.sizes", shape, b.integers(width), axis=0)
         return b.op("Reshape", name, x, shape)
 
     def _use(self, x: str) -> str:
-        """A value that is about to be read: written, if it was not yet."""
+        """Write a pending value, and return its name."""
         if x not in self.pending:
             return x
         name, source = self.pending.pop(x)
@@ -279,7 +283,7 @@ class OnnxOps:
         *,
         factor: float = 1.0,
     ) -> str:
-        """[B, T, H*K] as [B, H, T, K], or as `perm` says, times a factor."""
+        """Split [B, T, H*K] into heads, [B, H, T, K] or by `perm`, times a factor."""
         b, at, e = self.build, f"{branch.name}.{part}", self.encoder
         narrow = x in self.narrow
         if factor != 1 and x in self.pending:
@@ -304,7 +308,7 @@ class OnnxOps:
         return self.shared["padding"]
 
     def _positions(self, axis: int, of: str, at: str) -> str:
-        """0, 1, ... along an axis of a value, int64."""
+        """int64 numbers 0, 1, ... along an axis of a value."""
         b = self.build
         shape = b.op("Shape", f"{at}.shape", of)
         length = b.op("Gather", f"{at}.length", shape, b.integer(axis))
@@ -322,7 +326,7 @@ class OnnxOps:
         return self.shared[key]
 
     def _windowed(self, bias: str, window: int, q: str, first: bool) -> str:
-        """The lower of padding and window: their sum would be -inf, and rows of those nan."""
+        """The minimum of the biases of padding and window. Their sum would overflow."""
         key = ("window", window, first)
         if key not in self.shared:
             b, at = self.build, f"window.{window}.{first}.{self.mask}"
@@ -334,7 +338,7 @@ class OnnxOps:
         return self.shared[key]
 
     def _relative(self, of: Relative, q: str, first: bool) -> str:
-        """[1, H, Tq, T]: the table's entry for every distance; equal tables are shared."""
+        """Table entry for every distance, [1, H, Tq, T]. Equal tables are stored once."""
         b = self.build
         table = b.weights[f"{of.table}.weight"][torch.as_tensor(of.buckets)]
         key = ("relative", table.numpy().tobytes(), first)
@@ -348,7 +352,7 @@ class OnnxOps:
         return self.shared[key]
 
     def _angles(self, rotary: Rotary) -> tuple[str, str]:
-        """Cosine and sine of every position's angles, [T, K/2], computed in float32."""
+        """Cosines and sines of the angles of every position, [T, K/2], in float32."""
         keys = [(rotary, part) for part in ("Cos", "Sin")]
         if keys[0] not in self.shared:
             b, at = self.build, f"rotary.{rotary.base:g}.{self.mask}"
@@ -370,18 +374,18 @@ class OnnxOps:
     def _slot_masks(self, n: int) -> list[str]:
         """The attention masks of each slot's rows, [B/n, T].
 
-        They are not sliced, as rows are, but reshaped, so that a number of rows which is no
-        multiple of n is an error; slices of unequal size would give a wrong number of answers.
+        Masks are reshaped, not sliced: then a number of rows that is no multiple of n is an
+        error. Slices of unequal size would give a wrong number of answers.
         """
         b = self.build
         turned = b.op("Transpose", "mux.mask.turned", MASK, perm=[1, 0])
-        name = f"rows_must_be_a_multiple_of_{n}"  # what the engine names when it refuses
+        name = f"rows_must_be_a_multiple_of_{n}"  # the engine's error message has this name
         groups = b.op("Reshape", name, turned, b.integers(0, -1, n))
         slots = b.op("Transpose", "mux.mask.slots", groups, perm=[2, 1, 0])
         return [b.op("Gather", f"mux.{i}.mask", slots, b.integer(i), axis=0) for i in range(n)]
 
     def _keyed(self, x: str, i: int) -> str:
-        """The rows of slot i times its key, [B/n, T, D]."""
+        """The states of slot i's rows times its key, [B/n, T, D]."""
         b, key = self.build, self.build.weights["mux.keys"][i]
         if x == EMBEDDED:
             return look_up_slot(b, self.encoder, i, key)

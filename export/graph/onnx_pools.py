@@ -1,7 +1,7 @@
 """Pools and normalisation of sentence embeddings as ONNX operators.
 
-All pools but `first` and `max` are weighted sums over positions. The weights are computed in
-float32: sums over many tokens may leave the range of fp16.
+All pools except `first` and `max` are weighted sums over positions. The weights are computed
+in float32, because sums over many tokens may leave the range of fp16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .builder import GraphBuilder
 
 
 def pool(b: GraphBuilder, encoder: Encoder, x: str, mask: str) -> str:
-    """The input of the head, from states [B, T, D]; see `Ops.pool`."""
+    """Write the input of the head, from states [B, T, D]; see `Ops.pool`."""
     match encoder.pooling:
         case "first":
             return b.op("Gather", "head.first", x, b.integer(0), axis=1)  # [B, D]
@@ -43,11 +43,11 @@ def mean(b: GraphBuilder, x: str, mask: str) -> str:
 
 
 def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
-    """One pool of states [B, T, D], [B, D].
+    """Write one pool of states: [B, T, D] to [B, D].
 
     Args:
-        b: writes the nodes.
-        kind: which pool.
+        b: the builder to write to.
+        kind: the kind of pool.
         x: the states.
         mask: attention mask of the rows, int64 [B, T].
     """
@@ -67,8 +67,8 @@ def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
 def _largest(b: GraphBuilder, at: str, x: str, mask: str) -> str:
     """The largest value of each dimension at real positions.
 
-    ReduceMax takes its axes as an attribute or as an input, depending on the opset;
-    GlobalMaxPool is the same in all.
+    GlobalMaxPool is the same in all opsets. ReduceMax takes its axes as an attribute in some
+    opsets and as an input in others.
     """
     real = b.op("Unsqueeze", f"{at}.mask", mask, b.integers(2))
     real = b.op("Cast", f"{at}.real", real, to=TensorProto.BOOL)
@@ -108,7 +108,7 @@ def _number(value: float) -> NDArray[np.float32]:
 
 
 def normalized(b: GraphBuilder, x: str) -> str:
-    """Vectors of length 1, computed in float32: squares may leave the range of fp16."""
+    """Scale vectors to length 1. Squares may leave fp16's range, so it computes in float32."""
     at = f"{x}.unit"
     wide = b.op("Cast", f"{at}.float", x, to=TensorProto.FLOAT) if b.low else x
     square = b.op("Mul", f"{at}.square", wide, wide)

@@ -10,7 +10,7 @@ from .builder import GraphBuilder
 def rotated(  # noqa: PLR0917 - a state and all that turns it
     b: GraphBuilder, size: int, at: str, x: str, rotary: Rotary, angles: tuple[str, str]
 ) -> str:
-    """States [B, H, T, K] of heads of size K, turned by cosines and sines [T, K/2]."""
+    """Rotate states [B, H, T, K] of heads of size K by cosines and sines [T, K/2]."""
     cos, sin = angles
     half, step = size // 2, 2 if rotary.interleaved else 1
     starts = (0, 1) if rotary.interleaved else (0, half)

@@ -1,4 +1,4 @@
-"""Parity: how far the logits of two engines differ. Checked after every change of a graph."""
+"""Parity: the difference between the logits of two engines, checked after a graph changes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from prumux.optimizer.base.errors import GateError
 from prumux.optimizer.tasks.task import Task
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}
-"""Largest difference of a logit between two engines of a precision, as a share of the largest
-absolute logit, or of 1 if that is smaller."""
+"""Largest allowed difference of a logit between two engines, by precision. It is a share of
+the largest absolute logit, or of 1 if this logit is smaller than 1."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Parity:
     """Difference between two sets of logits."""
 
     max_abs_diff: float
-    """Largest absolute difference of a logit; nan or inf if a logit is."""
+    """Largest absolute difference of a logit; nan or inf if a logit is nan or inf."""
     agreement: float
-    """Share of rows (for token tasks of real positions) with the same answer."""
+    """Share of rows with the same answer (for token tasks: of real positions)."""
     rows: int
-    """Number of rows that were compared; of real positions for token tasks."""
+    """Number of compared rows; for token tasks, number of compared positions."""
     broken: int = 0
-    """Number of these whose found logits are nan or infinite."""
+    """Number of these rows or positions with logits that are nan or infinite."""
 
 
 def compare(
@@ -42,8 +42,8 @@ def compare(
     Args:
         reference: logits of each batch, [B, C] or [B, T, C].
         found: the other engine's logits of the same batches.
-        task: says which logits count, and which answers are the same.
-        masks: attention masks [B, T] of each batch, needed for token tasks.
+        task: selects the logits to compare, and compares answers.
+        masks: attention masks [B, T] of each batch. Token tasks need them.
 
     Raises:
         GateError: the shapes differ.
@@ -60,15 +60,15 @@ def compare(
 
 
 def check_finite(parity: Parity, what: str, remedy: str) -> None:
-    """Refuse logits that are nan or infinite, whatever label they give.
+    """Refuse logits that are nan or infinite, even if the labels are right.
 
     Args:
-        parity: from `compare`.
+        parity: the result of `compare`.
         what: subject of the error message.
         remedy: last line of the error message.
 
     Raises:
-        GateError: names the number of rows and the remedy.
+        GateError: the message has the number of rows and the remedy.
     """
     if parity.broken:
         raise GateError(
@@ -81,7 +81,7 @@ def check(parity: Parity, limit: float, what: str, remedies: Sequence[str] = ())
     """Refuse logits that differ by more than `limit`, or that are nan.
 
     Raises:
-        GateError: gives the difference, the limit, the agreement and the remedies.
+        GateError: the message has the difference, the limit, the agreement and the remedies.
     """
     if parity.max_abs_diff <= limit:
         return

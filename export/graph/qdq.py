@@ -1,9 +1,9 @@
 """int8 as pairs of QuantizeLinear and DequantizeLinear (Q/DQ), the form that TensorRT reads.
 
 Only matrix products with constant weights run in int8. Weights have one scale for each output
-column; an activation has one scale, from its largest absolute value on the calibration rows.
-All zero points are 0. The residual stream, LayerNorm, biases and the products of attention
-scores and contexts stay floats.
+column. An activation has one scale, from its largest absolute value on the calibration rows.
+All zero points are 0. The residual stream, LayerNorm, biases and the products in attention
+stay floats.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html
 """
@@ -34,8 +34,8 @@ def quantize(
     Args:
         proto: a graph written by `build`, fp32 or fp16. It is not changed.
         rows: calibration batches of the user's data: int64 [B, T] by input name.
-        keep: linear maps that stay floats, by the name of the node
-            (`layers.0.ffn.up.matmul`) or of the weights (`layers.0.ffn.up`).
+        keep: linear maps that stay floats. Each is named by its node
+            (`layers.0.ffn.up.matmul`) or by its weights (`layers.0.ffn.up`).
 
     Returns:
         A new graph. The same graph and rows give the same bytes.
@@ -99,7 +99,7 @@ class _Rows:
         self._left: Iterator[Inputs] = iter(rows)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch, None after the last."""
+        """The next batch; None after the last batch."""
         batch = next(self._left, None)
         return None if batch is None else dict(batch)
 
@@ -138,10 +138,10 @@ def _quantized(
 
 
 def _floats_elsewhere(proto: onnx.ModelProto) -> None:
-    """Connect all nodes but the products to the float value in place of the dequantised one.
+    """Connect all nodes except the products to float values, not to dequantised values.
 
-    The tool connects every reader of a quantised value to its dequantised form, the residual
-    stream included.
+    The tool connects every reader of a quantised value to its dequantised form. This includes
+    the residual stream.
     """
     made_by = {node.output[0]: node for node in proto.graph.node}
     for node in proto.graph.node:

@@ -1,20 +1,22 @@
-"""The ragged layout: all but attention runs on real tokens alone, without padding.
+"""The ragged layout: all steps except attention run on real tokens only, without padding.
 
-Batches in the order in which rows arrive are half padding. Products, norms, activations and
-residuals work token by token, so they take the N real tokens of a batch, [N, D]. Attention
-alone is about rows: queries, keys and values are gathered to [B, T, width], and its contexts
-are gathered back. Both are index operations, computed once from the mask:
+If batches keep the order of arrival, about half of their positions are padding. Products,
+norms, activations and residuals work token by token, so they run on the N real tokens of a
+batch, [N, D]. Only attention needs rows. So queries, keys and values are gathered to [B, T,
+width], and the contexts are gathered back. Both gathers use an index that is computed once
+from the mask:
 
-    index    [N]     the place in [B*T] of each token
-    place    [B, T]  the token at each place; at padding the last token before it
+    index    [N]     the position in [B*T] of each token
+    place    [B, T]  the token at each position; at padding, the last token before it
 
-Padding repeats a token of its own row, whose score the mask hides as it hides padding. So no
-row of zeros is needed, and no value of one row gets near another row. Kept are real tokens,
-the first place of every row, because heads read it, and all places of a row without tokens,
-whose answer is then the plain layout's as well.
+At padding, `place` repeats a token of the same row, and the mask hides its score. So no row of
+zeros is needed, and no value of a row reaches another row. These positions are kept as tokens:
 
-The answers are those of the plain layout. Where a range is that of a batch, as in int8, it is
-the range of the tokens.
+- real tokens;
+- the first position of every row, because heads read it;
+- all positions of a row without tokens, so that its answer equals the plain layout's.
+
+The answers are those of the plain layout. In int8, the range of a batch is that of its tokens.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from .onnx_ops import EMBEDDED, MASK, OnnxOps
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Names of the values that lead from [B, T] to tokens and back."""
+    """Names of the indices that convert [B, T] to tokens and back."""
 
     index: str
-    """[N], int64: the place of each token in the flat [B*T]."""
+    """[N], int64: the position of each token in the flat [B*T]."""
     place: str
-    """[B, T], int64: the token at each place."""
+    """[B, T], int64: the token at each position."""
 
 
 def tokens_of(b: GraphBuilder, mask: str) -> TokenIndex:
-    """Write the indices of a mask [B, T]."""
+    """Write the token indices of a mask [B, T]."""
     at = f"tokens.{mask}"
     shape = b.op("Shape", f"{at}.shape", mask)
     length = b.op("Gather", f"{at}.length", shape, b.integer(1))
@@ -60,23 +62,24 @@ def tokens_of(b: GraphBuilder, mask: str) -> TokenIndex:
 
 @dataclass(eq=False)
 class RaggedOps(OnnxOps):
-    """`OnnxOps` on tokens: values of all positions are [N, width]; narrow ones stay [B, 1, D].
+    """`OnnxOps` on tokens: values of all positions are [N, width].
 
-    Rows are gathered to places before they are mixed or taken apart, which is about places.
+    Values of the first position stay [B, 1, D]. Mixing and demultiplexing need rows, so values
+    are gathered to [B, T, width] before.
     """
 
     known: dict[str, TokenIndex] = field(default_factory=dict)
-    """By mask: of single rows, and of mixed ones."""
+    """Token indices by the name of the mask: that of single rows and that of mixed rows."""
 
     @property
     def _tokens(self) -> TokenIndex:
-        """The tokens that hold now."""
+        """Token indices of the current mask."""
         if self.mask not in self.known:
             self.known[self.mask] = tokens_of(self.build, self.mask)
         return self.known[self.mask]
 
     def embed(self) -> str:
-        """See `Ops.embed`: looks up real tokens only."""
+        """See `Ops.embed`. Looks up real tokens only."""
         if self._mixes_first:
             return EMBEDDED
         x = look_up(self.build, self.encoder, self._picked)
@@ -110,9 +113,9 @@ class RaggedOps(OnnxOps):
         return b.op("Gather", "head.first", self._use(x), row)
 
     def mix(self, x: str) -> str:
-        """See `Ops.mix`: mixed rows have tokens where some member has one."""
+        """See `Ops.mix`. A mixed row has a token where any member has one."""
         if x != EMBEDDED and not self._mixes_narrow:
-            x = self._padded(self._use(x))  # by the tokens of single rows
+            x = self._padded(self._use(x))  # uses the token indices of single rows
         return super().mix(x)
 
     def _wide(self, at: str, mask: str) -> str:
@@ -137,7 +140,7 @@ class RaggedOps(OnnxOps):
         return self._packed("demux.rows", x, self.encoder.hidden)
 
     def _of_positions(self, x: str) -> str:
-        """Logits [B, T, C]; padding has those of the token before it."""
+        """Logits [B, T, C]. Padding has the logits of the last token before it."""
         return self._padded(x)
 
     def _joined(self, name: str, x: str, width: int, first: bool) -> str:
@@ -146,17 +149,17 @@ class RaggedOps(OnnxOps):
         return self._packed(name, x, width)
 
     def _padded(self, x: str) -> str:
-        """[N, width] as [B, T, width]."""
+        """Gather [N, width] to [B, T, width]."""
         return self.build.op("Gather", f"{x}.places", x, self._tokens.place)
 
     def _packed(self, name: str, x: str, width: int) -> str:
-        """[B, T, ..., width] as [N, width]."""
+        """Gather [B, T, ..., width] to [N, width]."""
         b = self.build
         flat = b.op("Reshape", f"{name}.flat", x, b.integers(-1, width))
         return b.op("Gather", name, flat, self._tokens.index)
 
     def _picked(self, index: str) -> str:
-        """Integers at places, [B, T] or [1, T], of the tokens: [N]."""
+        """Gather integers of positions, [B, T] or [1, T], to tokens, [N]."""
         b = self.build
         if self.encoder.positions_from == "index" and index.endswith(".positions"):
             shape = b.op("Shape", f"{index}.of", self.mask)

@@ -1,8 +1,8 @@
-"""A low-precision graph as a float32 graph that rounds every value to its type.
+"""Convert a low-precision graph to a float32 graph that rounds every value to its type.
 
-ONNX Runtime has no bf16 kernels for CPUs, and runs fp16 graphs there partly in float32. This
-graph gives the answers of the typed graph by the rules of ONNX: products are summed in
-float32, as on a GPU, and each node's result is rounded to fp16 or bf16.
+ONNX Runtime has no bf16 kernels for CPUs, and runs fp16 graphs on CPUs partly in float32. The
+converted graph gives the answers of the typed graph by the rules of ONNX. Products are summed
+in float32, as on a GPU. The result of each node is rounded to fp16 or bf16.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 MOVES = ("Reshape", "Transpose", "Gather", "Unsqueeze", "Slice", "Concat", "Identity")
-"""Operators that compute nothing: their results need no rounding."""
+"""Operators that only move values. Their results need no rounding."""
 
 
 def rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 graph with the answers of a typed graph; graphs without low types stay equal.
+    """Convert a typed graph to float32 with the same answers, if it has fp16 or bf16 values.
 
     Args:
         proto: a typed graph that has passed `graph_file.verify`.
@@ -36,7 +36,7 @@ def rounding(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _low_types(proto: onnx.ModelProto) -> dict[str, int]:
-    """Type of every value and constant that is fp16 or bf16."""
+    """Types of all fp16 and bf16 values and constants, by name."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     types = {x.name: x.data_type for x in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -52,7 +52,7 @@ def _in_float32(constant: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _rounded(node: onnx.NodeProto, types: dict[str, int]) -> list[onnx.NodeProto]:
-    """The node in float32, and two casts for each result that it computes."""
+    """The node in float32, and two casts for each of its computed results."""
     copy, casts = onnx.NodeProto(), list[onnx.NodeProto]()
     copy.CopyFrom(node)
     for attribute in copy.attribute:

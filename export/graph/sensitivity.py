@@ -1,13 +1,13 @@
 """Estimate how much int8 in each linear map changes the predictions, in one backward pass.
 
-int8 changes the outputs y of a map by d = q(x) q(W) - x W, where q quantises. To second order
-the KL divergence of the predictions from the given model's is
+int8 changes the outputs y of a map by d = q(x) q(W) - x W, where q quantises. To second order,
+the KL divergence of the predictions from those of the given model is
 
     KL = 1/2 E_c[(g_c . d)^2],    g_c = d log p_c / d y,
 
 the Fisher information along d. The class c is drawn from the model's own predictions, so no
-labels are needed. Fisher information as a measure of sensitivity to quantisation is used for
-instance in BRECQ (https://arxiv.org/abs/2102.05426).
+labels are needed. BRECQ (https://arxiv.org/abs/2102.05426), for instance, also uses Fisher
+information to measure sensitivity to quantisation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import signs
 
 ROWS = 128
-"""Fit rows on which the divergence is estimated."""
+"""Number of fit rows for estimating the divergence."""
 BATCH = 32
 
 
@@ -41,7 +41,7 @@ class _RecordingOps(TorchOps):
     """Records the output of each linear map, and the error that int8 would cause in it."""
 
     def apply(self, name: str, x: Tensor) -> Tensor:
-        """The linear map, with its output and int8 error recorded."""
+        """Apply the linear map, and record its output and its int8 error."""
         y, host = super().apply(name, x), self.weights
         assert isinstance(host, _RecordingModule)
         if name not in host.names:
@@ -65,12 +65,12 @@ class _RecordingModule(EncoderModule):
 
 
 def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, float]:
-    """KL divergence in nats per row if one linear map alone runs in int8, for each map.
+    """KL divergence in nats per row, for each linear map, if only this map runs in int8.
 
     Args:
         model: a model without masks.
         names: linear maps, such as `layers.0.ffn.up`.
-        ctx: its first `ROWS` fit rows are used.
+        ctx: contains the fit rows, of which the first `ROWS` are used.
     """
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
     groups = groups_of(rows, BATCH, model.encoder.slots)
@@ -98,7 +98,7 @@ def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, fl
 
 
 def worst(nats: Mapping[str, float], *, most: float, share: float = 0.0) -> tuple[str, ...]:
-    """The fewest linear maps to keep in float so that the rest diverges little enough.
+    """The linear maps to keep in float: as few as the limit on divergence allows.
 
     Args:
         nats: the result of `divergence`.
@@ -124,7 +124,7 @@ def worst(nats: Mapping[str, float], *, most: float, share: float = 0.0) -> tupl
 
 
 def _activations(x: Tensor) -> Tensor:
-    """Quantise to uint8 and back, with one scale for the whole tensor as ONNX Runtime does."""
+    """Quantise to uint8 and back, with one scale per tensor, as ONNX Runtime does."""
     low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-12)
     zero = (-low / scale).round()
@@ -132,7 +132,7 @@ def _activations(x: Tensor) -> Tensor:
 
 
 def _weights(weight: Tensor) -> Tensor:
-    """Quantise to int8, or the 7 bits of `int8.lower`, and back, with a scale per output."""
+    """Quantise to int8 or to the 7 bits of `int8.lower`, and back; one scale per output."""
     most = 63 if int8_saturates() else 127
     scale = (weight.abs().amax(1, keepdim=True) / most).clamp(min=1e-12)
     return (weight / scale).round().clamp(-most, most) * scale

@@ -1,1 +1,1 @@
-"""Running a result: `prumux.load`, engines, and the grouping of multiplexed rows."""
+"""Run a result: `prumux.load`, engines, and the grouping of multiplexed rows."""

@@ -19,11 +19,11 @@ from .typed_graph import TypedGraphEngine
 
 
 def artifact_path(folder: Any) -> Path:
-    """The path of an artifact folder that a caller gave.
+    """Check the folder that a caller gave, and return its path.
 
     Raises:
-        UsageError: not a path, or one that is not UTF-8.
-        ModelError: no folder can have this path, or prumux-opt has not finished it.
+        UsageError: `folder` is no path, or not UTF-8.
+        ModelError: no folder can have this path, or prumux-opt has not finished the folder.
     """
     if not isinstance(folder, str | Path) or not str(folder).strip():
         raise UsageError(f"the folder is {folder!r}: write, say, prumux.load('my-prumux')")
@@ -38,10 +38,10 @@ def artifact_path(folder: Any) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The `config.json` of an artifact folder.
+    """Read the `config.json` of an artifact folder.
 
     Raises:
-        ModelError: no folder, or not one that prumux-opt wrote.
+        ModelError: the path is no folder, or prumux-opt did not write the folder.
     """
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
@@ -59,20 +59,25 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
-    """The first engine of an artifact folder that can run here.
+    """Open the first engine of an artifact folder that can run here.
 
-    `model.plan` and `model.rtx.plan` come first, and need their TensorRT and a GPU; then
-    `model.onnx`, which needs ONNX Runtime; then the torch module. The graph beside a plan is
-    rounded as its types say, so that it gives the certified answers on a CPU.
+    Engines are tried in this order:
+
+    1. `model.plan` and `model.rtx.plan`, which need their TensorRT and a GPU;
+    2. `model.onnx`, which needs ONNX Runtime;
+    3. the torch module.
+
+    On a CPU, a graph beside a plan is rounded to its types, and so gives the certified
+    answers.
 
     Args:
         path: the artifact folder.
-        threads: CPU threads of one run in ONNX Runtime, 0 = its own choice.
+        threads: CPU threads of one run in ONNX Runtime; 0 = ONNX Runtime's choice.
         device: `cpu`, `cuda`, or `auto`: a GPU if ONNX Runtime can use one and the graph is
             not int8.
 
     Raises:
-        MissingError: `cuda` was asked for and ONNX Runtime cannot use a GPU.
+        MissingError: `device` is `cuda`, and ONNX Runtime cannot use a GPU.
         ModelError: a file is damaged.
     """
     plans = [path / x for x in PLANS if (path / x).exists()]
@@ -90,7 +95,7 @@ def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
 
 
 def _open_graph(graph: Path, threads: int, device: str, typed: bool) -> Engine:
-    """A graph in ONNX Runtime, on a GPU if one can be used and the graph is not int8.
+    """Open a graph in ONNX Runtime: on a GPU if one can be used and the graph is not int8.
 
     Raises:
         MissingError: there is no graph, or no ONNX Runtime.

@@ -1,7 +1,7 @@
-"""Answer many texts in chunks: like lengths together, and tokens made while the engine runs.
+"""Answer many texts in chunks of similar length; tokenise the next while the engine runs.
 
-A tokenizer makes an object of a few kilobytes for each text. In chunks these stay in the
-processor's caches, and the next chunk can be tokenized while the engine runs this one.
+A tokenizer makes an object of a few kilobytes for each text. The objects of one chunk fit into
+the processor's caches. The next chunk can be tokenised while the engine runs this chunk.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def answer_chunks(
     *,
     overlap: bool,
 ) -> RowLogits:
-    """Logits [N, C] of texts or pairs, in their order.
+    """Compute logits [N, C] of texts or pairs, in their order.
 
-    Rows are sorted by their letters first, so that a chunk holds rows of like length.
+    Rows are first sorted by their number of letters, so that a chunk has rows of similar
+    length.
 
     Args:
         rows: texts or pairs.
-        multiple: a chunk has a multiple of so many rows, if there are enough.
-        encode: tokenizes rows.
-        run: computes the logits of a chunk.
-        overlap: True = the next chunk is tokenized in another thread while this one runs.
+        multiple: the number of rows of a chunk is a multiple of this, if there are enough
+        rows. encode: tokenizes rows. run: computes the logits of a chunk. overlap: True =
+        tokenise the next chunk in another thread while this chunk runs.
 
     Raises:
-        DataError: as `encode`, with the row's place among all rows.
+        DataError: the error of `encode`; it names the row by its number among all rows.
     """
     size = max(1, CHUNK_ROWS // multiple) * multiple
     if len(rows) <= size:
@@ -52,7 +52,7 @@ def answer_chunks(
         coded = _ahead(encode, chunks) if overlap else map(encode, chunks)
         found = np.concatenate([np.asarray(run(x)) for x in coded])
     except DataError:
-        encode(rows)  # names the row by its place among all
+        encode(rows)  # this error names the row by its number among all rows
         raise
     logits: NDArray[np.float32] = np.empty_like(found)
     logits[order] = found
@@ -60,7 +60,7 @@ def answer_chunks(
 
 
 def by_letters(rows: Rows) -> Ints:
-    """Indices of texts or pairs, those with few letters first."""
+    """Indices of texts or pairs, sorted by the number of letters, fewest first."""
     letters = np.fromiter(map(len, rows.text_a), np.int64, len(rows))
     if rows.text_b is not None:
         letters += np.fromiter(map(len, rows.text_b), np.int64, len(rows))
@@ -82,7 +82,7 @@ def _taken(texts: Sequence[str], at: list[int]) -> tuple[str, ...]:
 
 
 def _ahead(encode: Encode, chunks: Sequence[Rows]) -> Iterator[Encoded]:
-    """The chunks in order; each is tokenized while the caller works on the one before."""
+    """Yield the tokenised chunks in order. The next is tokenised while the caller works."""
     with ThreadPoolExecutor(1, thread_name_prefix="prumux-tokens") as pool:
         waiting = pool.submit(encode, chunks[0])
         for chunk in chunks[1:]:

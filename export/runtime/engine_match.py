@@ -19,7 +19,7 @@ def check_belongs(
 ) -> None:
     """Check that an engine belongs to the model that the folder's config describes.
 
-    Only the engine's metadata is compared. The engine is not run and no weights are read.
+    Only the engine's metadata are compared. The engine does not run, and no weights are read.
 
     Args:
         engine: any engine. An engine without metadata is accepted unchecked.
@@ -53,7 +53,7 @@ def check_belongs(
 
 
 def _in_order(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Input names in a fixed order: engines of one model may list them differently."""
+    """Sort input names: engines of one model may list them in different orders."""
     return tuple(sorted(names or (), key=lambda x: (INPUTS.index(x) if x in INPUTS else 9, x)))
 
 

@@ -1,8 +1,8 @@
-"""Choose between the plain ONNX graph, what ONNX Runtime's fusions make of it, and the ragged.
+"""Choose between the plain ONNX graph, its fused forms, and the ragged graph.
 
 A fused graph must give the torch module's logits. With `fusion=auto` the graphs are then timed
-in turn on the serving workload. A more fused graph is kept only if it is clearly faster, and
-its timing stops as soon as it can no longer be: most fused graphs are slower on CPUs.
+in turn on the serving workload. A fused graph is kept only if it is clearly faster. Its timing
+stops as soon as it has lost too many rounds, because most fused graphs are slower on CPUs.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from .reference import TorchReference
 
 Fusion = Literal["none", "basic", "all"]
 Variant = Literal["none", "basic", "all", "ragged"]
-"""A graph with padding by its fusion, or the ragged one, which is not fused."""
+"""A padded graph, named by its fusion; or the ragged graph, which is never fused."""
 FUSED: tuple[Fusion, ...] = ("basic", "all")
 LEAST_PADDING = 1.1
-"""Places over real tokens of the serving point, from which the ragged layout can pay."""
+"""Positions per real token at the serving point. From here on the ragged layout can pay."""
 GAIN = 0.98
 """A fused graph must run in at most this share of the time of the best simpler graph."""
 LOSING_SHARE = 0.25
-"""A fused graph that is slower in this share of the rounds, or more, is not kept."""
+"""A fused graph is not kept if it is slower in at least this share of the rounds."""
 BLOCK_ROUNDS = 2
-"""Rounds between two decisions about which graphs are timed on; even, because `interleave`
-runs every second round in reverse order."""
+"""Number of rounds after which slow graphs are dropped. It is even, because `interleave` runs
+every second round in reverse order."""
 ROUNDS = range(7, 12)
-"""Number of rounds in all: more if a pass over the workload is short."""
+"""Total number of rounds. It is higher if a pass over the workload is short."""
 TIMING_MS = 2000
-"""Time that the rounds of one graph should take together, if `ROUNDS` allows it."""
+"""Total time of the rounds of one graph, if `ROUNDS` allows it."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedGraph:
-    """A graph whose logits agree with the torch module's, open in ONNX Runtime."""
+    """A graph that is open in ONNX Runtime. Its logits agree with the torch module's."""
 
     fusion: Variant
     proto: onnx.ModelProto
@@ -67,9 +67,9 @@ class GraphChecker:
     reference: TorchReference
     open: Callable[[onnx.ModelProto], OrtEngine]
     atol: float
-    """Largest absolute difference of a logit."""
+    """Largest allowed absolute difference of a logit."""
     remedies: Callable[[Variant, Parity], list[str]]
-    """Suggestions for the message about a graph that differs by more."""
+    """Gives remedies for the error message about a larger difference."""
 
     def check(self, fusion: Variant, proto: onnx.ModelProto) -> CheckedGraph:
         """Open a graph and compare its logits.
@@ -86,15 +86,15 @@ class GraphChecker:
 
 
 def padding(workload: Sequence[Batch]) -> float:
-    """Places over real tokens: 1 = no padding, 2 = half of the places are padding."""
+    """Positions per real token: 1 = no padding, 2 = half of the positions are padding."""
     places = sum(x.attention_mask.size for x in workload)
     return places / max(1, sum(int(x.attention_mask.sum()) for x in workload))
 
 
 def layouts(ragged: Literal["auto", "on", "off"], ctx: Context) -> tuple[Variant, ...]:
-    """The layouts to export, as the option says; both if the times decide.
+    """The layouts to export, by the option `ragged`. Both are exported if times decide.
 
-    Rows that are sorted by length have next to no padding, so nothing is timed for them.
+    Rows that are sorted by length have almost no padding. They are not timed in both layouts.
     """
     if ragged == "auto" and ctx.arrivals == "mixed" and padding(ctx.workload) >= LEAST_PADDING:
         return ("none", "ragged")
@@ -102,7 +102,7 @@ def layouts(ragged: Literal["auto", "on", "off"], ctx: Context) -> tuple[Variant
 
 
 def layout_of(variant: Variant) -> str:
-    """`ragged` or `padded`."""
+    """The layout of a graph: `ragged` or `padded`."""
     return "ragged" if variant == "ragged" else "padded"
 
 
@@ -112,7 +112,8 @@ def fuse(
     """Apply a fusion to the plain graph, and check the result.
 
     Raises:
-        GateError: the fusion tool failed, an attention block was not fused, or a logit is off.
+        GateError: the fusion tool failed, an attention block was not fused, or a logit differs
+            by more than the checker allows.
         MissingError: ONNX Runtime is not installed.
     """
     try:
@@ -132,11 +133,11 @@ def fuse(
 def try_fusions(
     plain: CheckedGraph, fusions: Sequence[Fusion], encoder: Encoder, checker: GraphChecker
 ) -> tuple[list[CheckedGraph], dict[str, str]]:
-    """Apply fusions, and leave out those that fail.
+    """Apply fusions to a graph, and leave out fusions that fail.
 
     Returns:
-        The graphs that agree with the torch module, `plain` first, and for each fusion that
-        failed the reason.
+        The graphs that agree with the torch module, `plain` first; and the reason for each
+        fusion that failed.
     """
     found, failed = [plain], dict[str, str]()
     for fusion in fusions:
@@ -151,7 +152,7 @@ def try_fusions(
 def time_graphs(
     graphs: Sequence[CheckedGraph], workload: Sequence[Batch], cores: CoreMonitor
 ) -> dict[Variant, Timing]:
-    """Time graphs in turn, and drop a fused graph once `fastest` can no longer keep it.
+    """Time graphs in turn, and drop a fused graph as soon as `fastest` cannot keep it.
 
     `fastest` keeps a fused graph only if it wins three rounds of four against the plain
     graph. A graph that has lost too many rounds for this is not timed any more. So a slow
@@ -185,9 +186,10 @@ def time_graphs(
 
 
 def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Variant, Timing]) -> CheckedGraph:
-    """The fastest graph; a more fused one only if it is clearly faster, round by round.
+    """The fastest graph. A fused graph must be clearly faster, round by round.
 
-    On a busy machine a median alone is chance, so three rounds of four must be faster as well.
+    On a busy machine a median alone depends on chance. So a fused graph must also win three
+    rounds of four.
     """
     best, rounds = graphs[0], len(timings[graphs[0].fusion].rounds_ms)
     for other in graphs[1:]:
@@ -204,9 +206,9 @@ def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Variant, Timing]) -
 class SlowFusions:
     """Fusions that were too slow for a model of this run, remembered in the run's store.
 
-    The given model is exported first. A fusion that was slower for it is not tried on models
-    that differ from it in the number of layers, heads and FFN units only: in every run
-    recorded so far the pruned graph lost more by a fusion than the dense graph did.
+    The given model is exported first. If a fusion was slower for the given model, it is not
+    tried on models that differ only in the number of layers, heads and FFN units. In every run
+    recorded so far, a fusion slowed the pruned graph down more than the dense graph.
     """
 
     ctx: Context
@@ -215,14 +217,14 @@ class SlowFusions:
 
     @classmethod
     def of(cls, encoder: Encoder, opset: int, provider: str, ctx: Context) -> SlowFusions:
-        """The entry for the class of shapes that `encoder` belongs to, on this machine."""
+        """The entry for models like `encoder` with other layers, heads and FFN units."""
         shape = encoder.hidden, encoder.head_dim, encoder.activation, encoder.slots
         work = [batch.input_ids.shape for batch in ctx.workload]
         about = key(shape, work, ctx.threads, opset, provider, device(), versions())
         return cls(ctx, f"fusions-{about}")
 
     def known(self) -> dict[str, float]:
-        """Fusion -> time as a multiple of the plain graph's; empty before the first export."""
+        """Time of each slow fusion, relative to the plain graph; empty before an export."""
         if not self.ctx.store.has(self.name):
             return {}
         found: dict[str, float] = self.ctx.store.json(self.name, dict)
@@ -243,7 +245,7 @@ class SlowFusions:
 def attention_blocks(encoder: Encoder) -> int:
     """Number of attention blocks that can be fused.
 
-    With early pooling the last block has one query position, and cannot.
+    With early pooling, the last block has one query position and cannot be fused.
     """
     return sum(layer.heads > 0 for layer in encoder.layers) - (
         encoder.pool_early and encoder.last_attention >= 0
@@ -286,15 +288,15 @@ def choose_graph(  # noqa: PLR0917 - a choice and all that it depends on
     ctx: Context,
     slow: SlowFusions,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The graph with fusions and layout as asked for, or the fastest one; and its notes.
+    """Choose the graph with the fusions and layout of the options; return it and its notes.
 
     Args:
-        checked: the plain graph, padded, ragged or both.
-        fusion: `auto` = the fastest of all.
+        checked: the plain graph: padded, ragged or both.
+        fusion: `auto` = the fastest graph.
         checker: checks fused graphs.
-        encoder: the sizes, which fusions need.
-        ctx: gives the workload to time on.
-        slow: the fusions that were slow before on this machine.
+        encoder: the sizes. Fusions need them.
+        ctx: contains the workload to time on.
+        slow: fusions that were slow in this run.
     """
     padded = [x for x in checked if x.fusion != "ragged"]
     ragged = [x for x in checked if x.fusion == "ragged"]

@@ -1,4 +1,4 @@
-"""Run rows on an engine: rows of similar length together, and concurrent callers together."""
+"""Run rows on an engine, with rows of similar length and of concurrent callers together."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class PredictionJob:
-    """Rows of one caller, and the options of the call."""
+    """The rows of one caller, and the options of the call."""
 
     encoded: Encoded
     batch_size: int = 32
     copies: int = 1
-    """Number of groups in which each row runs; its logits are the mean over them."""
+    """Number of groups in which each row runs. A row's logits are the mean over its groups."""
     tenants: tuple[Hashable, ...] | None = None
-    """One tenant for each row; rows of two tenants never share a forward pass."""
+    """The tenant of each row. Rows of two tenants never share a forward pass."""
 
 
 def answer(engine: Engine, slots: int, job: PredictionJob) -> RowLogits:
-    """Logits of a job without padding: float32 [N, C], or for each row [T, C]."""
+    """Compute the logits of a job without padding: float32 [N, C], or [T, C] for each row."""
     coded = job.encoded
 
     def prepare(order: NDArray[np.int64]) -> Callable[[int, int], Floats]:
@@ -82,14 +82,14 @@ class BatchingRunner:
     _thread: threading.Thread | None = field(default=None, init=False)
 
     def run(self, job: PredictionJob) -> RowLogits:
-        """See `answer`; blocks until the job is done."""
+        """See `answer`. Blocks until the job is done."""
         if not len(job.encoded):
             return []
         with self._lock:
-            # A forked child process does not have its parent's thread.
+            # A forked child process does not have the thread of its parent.
             if self._thread is None or not self._thread.is_alive():
                 self._jobs = queue.SimpleQueue()
-                # A daemon thread does not keep a program alive that never calls `close`.
+                # If a program never calls `close`, a daemon thread still lets it end.
                 self._thread = threading.Thread(
                     target=self._serve, args=(self._jobs,), daemon=True
                 )

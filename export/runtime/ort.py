@@ -21,11 +21,11 @@ from .rtx_provider import RTX, add_rtx
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPTIONS = {CUDA: {"use_tf32": "0"}}
-"""TF32 is off: with it the products of an fp32 graph would not have fp32 precision."""
+"""TF32 is off, because products in TF32 do not have fp32 precision."""
 
 
 def session_options(threads: int) -> Any:
-    """Session options: all optimisations on, nothing printed, since errors are raised.
+    """Session options with all optimisations. Messages are off, because errors are raised.
 
     Raises:
         MissingError: ONNX Runtime is not installed.
@@ -54,8 +54,8 @@ class OrtEngine:
 
         Args:
             graph: an `.onnx` file, or the serialized graph.
-            threads: CPU threads of one run, 0 = ONNX Runtime's choice.
-            providers: execution providers in order of preference; the CPU always comes last.
+            threads: CPU threads of one run; 0 = ONNX Runtime's choice.
+            providers: execution providers in order of preference. The CPU always comes last.
 
         Raises:
             MissingError: ONNX Runtime or a provider is not installed, or cannot be used.
@@ -76,11 +76,11 @@ class OrtEngine:
         shape = self._session.get_outputs()[0].shape or [""]
         known = isinstance(shape[-1], int)
         self.logits = (*("tokens" for _ in shape[1:-1]), shape[-1]) if known else ()
-        """Axes of a row's logits, labels last; empty if the graph does not state them."""
+        """Axes of a row's logits, labels last. Empty if the graph does not state them."""
         self.sizes = meta.description if meta.description.startswith("encoder{") else ""
-        """The text form of the `Encoder`; empty in graphs that prumux did not write."""
+        """Text form of the `Encoder`. Empty in graphs that prumux did not write."""
         self.second = about.get(CASCADE, "none") if self.sizes else ""
-        """The text form of a cascade's `SecondStage`, `none` without one; empty if unknown."""
+        """Text form of a cascade's `SecondStage`; `none` in other models, empty if unknown."""
         self.origin = about.get(ORIGIN, "")
         """Digest of the given model, see `graph.origin`; empty if unknown."""
         self._run = in_groups(self._whole_groups, self.slots)
@@ -98,7 +98,8 @@ class OrtEngine:
                 not have are ignored.
 
         Raises:
-            UsageError: an input is missing, or the graph has one that prumux does not know.
+            UsageError: an input is missing, or the graph has an input that prumux does not
+                know.
         """
         unknown = [x for x in self._names if x not in INPUTS]
         if unknown:
@@ -119,9 +120,9 @@ class OrtEngine:
         return found
 
     def deferred(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Rows that the second stage of a cascade answers, [B]: 1 = deferred, 0 = not.
+        """Mask of the rows that a cascade's second stage answers, [B]: 1 = deferred, 0 = not.
 
-        Without a second stage it is 0 everywhere.
+        The mask is 0 everywhere in models without a second stage.
         """
 
         def whole_groups(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -159,7 +160,7 @@ def gpu_providers() -> tuple[str, ...]:
 
 
 def _open_session(graph: Path | bytes, threads: int, providers: tuple[str, ...]) -> Any:
-    """An `InferenceSession` on the first of the providers.
+    """Open an `InferenceSession` on the first of the providers.
 
     Raises:
         MissingError: ONNX Runtime or a provider is not installed, or cannot be used.

@@ -10,7 +10,7 @@ from prumux.optimizer.data.rows import Rows
 
 
 def _listed(texts: Any, example: str, call: str = "predict") -> list[Any]:
-    """The texts as a list; `example` is the argument shown in the error message."""
+    """Convert the texts to a list. `example` is shown in the error message."""
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise UsageError(
             f"{call} takes a list, not a {type(texts).__name__}\ncall {call}({example})"
@@ -22,8 +22,8 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
     """The owner of each text, or None if `isolate` is None.
 
     Raises:
-        UsageError: `isolate` is neither one name nor a list of names. A generator is refused,
-            because as one name it would put the texts of all owners together.
+        UsageError: `isolate` is neither one name nor a list of names. A generator is refused:
+            it would count as one name, and so put the texts of all owners together.
     """
     if isolate is None:
         return None
@@ -56,15 +56,15 @@ def owners_of(isolate: Any, texts: Sized) -> tuple[Hashable, ...] | None:
                 f"isolate holds {_short(owner)}, which is not equal to itself: "
                 "name owners by texts or numbers"
             )
-    return tuple((type(owner), owner) for owner in owners)  # so that 1 and True differ
+    return tuple((type(owner), owner) for owner in owners)  # with the type, 1 and True differ
 
 
 def text_rows(texts: Any, call: str = "predict") -> Rows:
-    """Texts, or pairs of texts, as rows.
+    """Convert texts, or pairs of texts, to rows.
 
     Raises:
-        UsageError: a value is neither, or single texts and pairs are given together; the
-            message names the first such value.
+        UsageError: a value is neither a text nor a pair, or single texts and pairs are given
+            together. The message names the first such value.
     """
     text = texts if isinstance(texts, str) else "a text"
     values = _listed(texts, f"[{_short(text)}]", call)
@@ -89,10 +89,10 @@ def text_rows(texts: Any, call: str = "predict") -> Rows:
 
 
 def question_rows(texts: Any) -> Rows:
-    """Questions with their contexts, as rows of pairs.
+    """Convert questions with their contexts to rows of pairs.
 
     Raises:
-        UsageError: a value is no pair of texts.
+        UsageError: a value is not a pair of texts.
     """
     values = _listed(texts, "[('a question', 'its context')]")
     for i, value in enumerate(values):
@@ -107,7 +107,7 @@ def question_rows(texts: Any) -> Rows:
 
 
 def _all_texts(values: list[Any]) -> bool:
-    """True if all values are plain texts in Unicode, found without Python for each."""
+    """True if all values are plain Unicode texts. It is fast: no Python loop over values."""
     if set(map(type, values)) != {str}:
         return False
     try:
@@ -129,7 +129,7 @@ def _check_unicode(i: int, texts: Iterable[str]) -> None:
 
 
 def word_rows(texts: Any) -> list[tuple[str, ...]]:
-    """Lists of words as tuples.
+    """Convert lists of words to tuples.
 
     Raises:
         UsageError: a row is not a list of str; the message names the first one.

@@ -46,10 +46,10 @@ Text = str | tuple[str, str] | Sequence[str]
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A loaded model. `prumux.load` makes it, and many threads may share it.
+    """A loaded model, made by `prumux.load`. Many threads may share it.
 
-    A predictor can be pickled, for `multiprocessing` or Ray: the folder and the options of
-    `load` are written, and the receiving process loads the folder again. The folder must
+    A predictor can be pickled, for `multiprocessing` or Ray. The pickle contains the folder
+    and the options of `load`. The receiving process loads the folder again, so the folder must
     exist there under the same path.
     """
 
@@ -58,9 +58,9 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     runner: DirectRunner | BatchingRunner
     reload: Callable[[], Predictor] | None = field(default=None, repr=False)
-    """The call of `load` that gives this predictor again."""
+    """The call of `load` that makes this predictor again."""
     overlap: bool = False
-    """True = texts are tokenized while the engine runs, for cores are left to do so."""
+    """True = tokenise texts while the engine runs. This needs cores that the engine leaves."""
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[], Predictor], tuple[()]]:
@@ -94,28 +94,28 @@ class Predictor:
     ) -> list[Answer]:
         """Predict one label, or one value, for each text, in the order of the texts.
 
-        Many texts run in chunks of like length, so they may come in any order. A multiplexed
-        model runs n rows of similar length in one forward pass. If a group has
-        fewer rows than n, rows of the same group fill it and their logits are averaged.
+        Texts may come in any order: they run in chunks of similar length. A multiplexed model
+        runs n rows of similar length in one forward pass. A group of fewer than n rows is
+        filled with rows of the same group, and the logits of a repeated row are averaged.
 
         For token tasks the result has one tuple for each row, with one prediction for each
-        word. Rows longer than the model's maximum are split into windows, so that every word
-        gets a prediction. Texts longer than that are truncated, as in training.
+        word. Rows of words longer than the model's maximum are split into windows, so that
+        every word gets a prediction. Longer texts are truncated, as in training.
 
-        For question answering a text is a pair of a question and its context, of any length,
-        and the result has one `TextSpan` for each: answer, score, start and end.
+        For question answering a text is a pair of a question and its context, of any length.
+        The result has one `TextSpan` for each pair: answer, score, start and end.
 
         Args:
             texts: strings, or pairs of strings; for token tasks lists of words.
             batch_size: number of rows in one run of the engine.
-            copies: number of groups in which each row runs, from 1 to n. The row's logits are
-                averaged over them: this takes `copies` times as long and depends less on the
-                other rows of a group.
+            copies: number of groups in which each row runs, from 1 to n. A row's logits are
+                averaged over its groups. This takes `copies` times as long, and makes logits
+                depend less on the other rows of a group.
             isolate: the owner of all texts, or a list (tuple, array, pandas Series) with the
                 owner of each text. Texts of two owners never share a forward pass.
 
         Raises:
-            UsageError: `texts` is not such a list, or a number is out of range.
+            UsageError: `texts` has another type, or a number is out of range.
             GateError: logits are nan or infinite, for instance because fp16 overflows.
 
         Example:
@@ -129,7 +129,7 @@ class Predictor:
         return self.task.answers(self.predict_logits(texts, batch_size, copies, isolate))
 
     def _spans(self, rows: Rows, options: _Options) -> list[Answer]:
-        """The answers to questions; contexts run in windows, many questions in chunks."""
+        """Answer questions. Contexts run in windows, and many questions run in chunks."""
         found: list[Answer] = []
         for start in range(0, len(rows), CHUNK_ROWS):
             some = rows.take(range(start, min(start + CHUNK_ROWS, len(rows))))
@@ -147,9 +147,9 @@ class Predictor:
         copies: int = 1,
         isolate: Hashable | Sequence[Hashable] = None,
     ) -> Floats | list[Floats]:
-        """Logits float32 [N, C]; for token tasks a list with [words, C] for each row.
+        """Compute logits, float32 [N, C]; for token tasks a list of [words, C] for each row.
 
-        Takes the arguments and raises the errors of `predict`.
+        Arguments and errors are those of `predict`.
         """
         most = self.encoder.slots
         _check_counts(batch_size, copies, most)
@@ -166,7 +166,7 @@ class Predictor:
         if options.owners is None:
             multiple = batch_rows(batch_size, most)
             logits = answer_chunks(rows, multiple, self._encode, run, overlap=self.overlap)
-        else:  # an owner's groups are filled best from all of its texts
+        else:  # not in chunks: more texts of an owner fill more groups
             logits = run(self._encode(rows))
         return np.asarray(logits).reshape(len(rows), self.encoder.labels)
 
@@ -177,18 +177,18 @@ class Predictor:
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Floats:
-        """The vectors of texts, float32 [N, D], in the order of the texts.
+        """Compute the vectors of texts, float32 [N, D], in the order of the texts.
 
         Args:
             texts: strings.
             batch_size: number of texts in one run of the engine.
-            prompt_name: name of the model's prompt that is put before each text; by default
-                the model's default prompt, if it has one.
-            prompt: the prompt itself.
+            prompt_name: name of the model's prompt to put before each text. By default the
+                model's default prompt, if it has one.
+            prompt: the text of a prompt, in place of a name.
 
         Raises:
-            UsageError: the model gives no vectors, has no such prompt, or `texts` is no list
-                of strings.
+            UsageError: the model gives no vectors or has no such prompt, or `texts` is not a
+                list of strings.
             GateError: values are nan or infinite.
 
         Example:
@@ -213,15 +213,15 @@ class Predictor:
         return np.asarray(found).reshape(len(coded), self.encoder.labels)
 
     def _encode(self, rows: Rows) -> Encoded:
-        # Rows of words run in windows from the first word on, so each is cut on the right.
+        # Rows of words run in windows that begin at the first word: cut them on the right.
         side: Side | None = None if rows.words is None else "right"
-        with self._lock:  # a tokenizer holds its truncation as state
+        with self._lock:  # truncation is a state of the tokenizer
             return encode(rows, self.tokenizer, self.encoder, side=side)
 
     def _run(self, encoded: Encoded, options: _Options, texts: Iterable[int]) -> RowLogits:
-        """Logits of each row without padding, [N, C] or a list of [T, C].
+        """Compute the logits of each row without padding, [N, C] or a list of [T, C].
 
-        `texts` holds for each row the index of its text, by which its owner is found.
+        `texts` has the index of each row's text. The index gives the row's owner.
         """
         owners = options.owners
         tenants = None if owners is None else tuple(owners[i] for i in texts)
@@ -265,23 +265,23 @@ def load(
 ) -> Predictor:
     """Load an artifact folder that `prumux-opt` wrote.
 
-    The predictor runs `model.plan` if the file and TensorRT exist, else `model.onnx` if the
-    file and ONNX Runtime exist, else the torch module in float32.
+    The predictor uses the first engine that can run here: `model.plan` in TensorRT,
+    `model.onnx` in ONNX Runtime, or the torch module in float32.
 
     Args:
         folder: the artifact folder.
-        threads: CPU threads of one run in ONNX Runtime; by default one for each processor
+        threads: CPU threads of one run in ONNX Runtime. The default is one for each processor
             that this process may use, at most `OMP_NUM_THREADS`. The torch module uses
             torch's own setting.
-        max_wait_ms: milliseconds that a call waits for calls of other threads, to run their
-            texts together. This pays if many threads bring few texts each. By default each
-            call runs alone.
-        device: where ONNX Runtime runs the graph: `cpu`, `cuda`, or `auto` (a GPU if ONNX
-            Runtime can use one and the graph is not int8).
+        max_wait_ms: milliseconds for which a call waits for calls of other threads, to run
+            their texts together. This pays if many threads bring few texts each. By default
+            each call runs alone.
+        device: the device of ONNX Runtime: `cpu`, `cuda`, or `auto` (a GPU if ONNX Runtime can
+            use one and the graph is not int8).
 
     Raises:
         UsageError: `threads`, `max_wait_ms` or `device` is out of range.
-        MissingError: ONNX Runtime cannot use a GPU and `device` is `cuda`.
+        MissingError: `device` is `cuda`, and ONNX Runtime cannot use a GPU.
         ModelError: the folder is not an artifact folder, or a file in it is damaged.
 
     Example:
@@ -310,7 +310,7 @@ def load(
 
 
 def leaves_cores(engine: Engine, threads: int | None) -> bool:
-    """True if the engine runs on a GPU, or on fewer threads than there are processors."""
+    """True if the engine runs on a GPU, or leaves some of the processors free."""
     on_cpu = engine.describe().get("device", "cpu") == "cpu"
     return not on_cpu or (threads or cpu_threads()) < cpu_threads()
 
@@ -335,17 +335,17 @@ def _check_batch(size: Any) -> None:
 
 
 def _check_counts(size: Any, copies: Any, most: int) -> None:
-    """Refuse a size of batches or a number of copies; `most` rows are mixed."""
+    """Check the batch size, and the number of copies: 1 to `most`, the rows of a group."""
     _check_batch(size)
     if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= most:
         raise UsageError(f"copies is {copies!r}: this model mixes {most} rows, use 1..{most}")
 
 
 def _check_finite(logits: RowLogits, engine: Engine) -> None:
-    """Refuse logits that are nan or infinite: their largest one means nothing.
+    """Refuse logits that are nan or infinite: their labels would mean nothing.
 
     Raises:
-        GateError: names the number of rows and the precision.
+        GateError: the message has the number of rows and the precision.
     """
     if isinstance(logits, np.ndarray):
         broken = int((~np.isfinite(logits)).any(-1).sum())

@@ -1,4 +1,4 @@
-"""The torch module's logits on the serving workload, which every engine is compared with."""
+"""The torch module's logits on the serving workload: the reference for every engine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prumux.optimizer.pipeline.target import Engine
 
 Floats = NDArray[np.float32]
 EDGE = 1e-3
-"""A row of a cascade whose margin is this close to the threshold may be answered by either
-stage: engines round differently."""
+"""Largest distance of a margin from a cascade's threshold at which either stage may answer:
+engines round differently."""
 
 
 class TorchReference:
-    """Logits of the torch module, computed once and compared with any number of engines."""
+    """Logits of the torch module. They are computed once, for any number of engines."""
 
     def __init__(self, model: Model, workload: Sequence[Batch]) -> None:
         """Run the torch module.
@@ -36,7 +36,7 @@ class TorchReference:
         self.inputs = [batch.inputs() for batch in workload]
         module = module_of(model).eval()
         self.logits = [run(module, inputs) for inputs in self.inputs]
-        """float32, [B, C] or [B, T, C] for each batch."""
+        """Logits of each batch, float32 [B, C] or [B, T, C]."""
         self._others: list[tuple[NDArray[np.bool_], Floats, Floats]] = []
         if isinstance(module, CascadeModule):
             self._others = [_at_the_edge(module, inputs) for inputs in self.inputs]
@@ -55,7 +55,7 @@ class TorchReference:
 def _at_the_edge(
     module: CascadeModule, inputs: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.bool_], Floats, Floats]:
-    """Rows that either stage may answer, [B], and both stages' logits of all rows."""
+    """Mask of rows that either stage may answer, [B], and both stages' logits of all rows."""
     one, two = run(module.first, inputs), run(module.second, inputs)
     threshold, max_share = module.rule
     margin = margins(torch.as_tensor(one)).numpy()
@@ -64,12 +64,12 @@ def _at_the_edge(
     if most < (margin < threshold).sum():
         last, next_ = np.sort(margin)[most - 1 : most + 1]
         edge |= (np.abs(margin - last) < EDGE) | (np.abs(margin - next_) < EDGE)
-        if next_ - last > EDGE:  # rounding moves no row across
+        if next_ - last > EDGE:  # the gap is too large: rounding cannot change the order
             edge &= np.abs(margin - threshold) < EDGE
     return edge, one, two
 
 
 def _nearer(one: Floats, two: Floats, found: Floats) -> NDArray[np.bool_]:
-    """Rows whose found logits are nearer to those of stage one, [B]."""
+    """Mask of rows whose logits `found` are nearer to those of stage one, [B]."""
     nearer: NDArray[np.bool_] = np.abs(found - one).max(-1) <= np.abs(found - two).max(-1)
     return nearer

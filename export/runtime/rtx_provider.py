@@ -3,7 +3,8 @@
     pip install onnxruntime-ep-nv-tensorrt-rtx
 
 Source: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/
-No GPU was at hand: we have seen the plug-in refuse, and not run a graph on it.
+We had no GPU. We have only seen that the plug-in refuses a machine without one; we have not
+run a graph on it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def add_rtx(options: Any, ort: Any) -> None:
             f"ONNX Runtime's plug-in for TensorRT for RTX is not installed: {INSTALL}"
         ) from error
     try:
-        if not _devices(ort):  # registering it twice is an error
+        if not _devices(ort):  # registering the plug-in twice is an error
             ort.register_execution_provider_library(RTX, plug_in.get_library_path())
         found = _devices(ort)
         if found:

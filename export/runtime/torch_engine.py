@@ -1,4 +1,4 @@
-"""The torch module as an engine, and a faster version of it for timing torch itself."""
+"""The torch module as an engine, and a faster torch module for timing torch itself."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class TorchEngine:
 class _FusedOps(TorchOps):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """See `TorchOps.attend`."""
-        # In half precision the lowest float32 becomes -inf, which still hides padding.
+        # In half precision the lowest float32 becomes -inf. This still hides padding.
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
 
 
 class FastModule(EncoderModule):
-    """A dense module with torch's fused attention; runs in any precision it is cast to."""
+    """A module with torch's fused attention. It runs in the precision to which it is cast."""
 
     reading = _FusedOps

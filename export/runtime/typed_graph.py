@@ -1,4 +1,4 @@
-"""A typed graph on the CPU: it answers in place of an engine where no GPU is."""
+"""A typed graph on the CPU. It replaces an engine on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .ort import OrtEngine
 
 
 class TypedGraphEngine(OrtEngine):
-    """Runs `model.onnx` of any precision in ONNX Runtime, rounding as the types say.
+    """Runs `model.onnx` of any precision in ONNX Runtime, and rounds values to their types.
 
-    Its answers are those of the typed graph by the rules of ONNX. Its times say nothing about
-    a GPU.
+    The answers are those of the typed graph by the rules of ONNX. The times say nothing about
+    times on a GPU.
     """
 
     def __init__(self, graph: Path, threads: int, instead_of: str = "") -> None:
@@ -28,7 +28,7 @@ class TypedGraphEngine(OrtEngine):
         Args:
             graph: a typed `.onnx` file.
             threads: CPU threads of one run.
-            instead_of: name of the engine that it answers for.
+            instead_of: name of the engine that this one replaces.
 
         Raises:
             MissingError: ONNX Runtime is not installed.
@@ -36,7 +36,7 @@ class TypedGraphEngine(OrtEngine):
         """
         try:
             proto = onnx.load(graph)
-        except Exception as error:  # protobuf's errors and the file system's
+        except Exception as error:  # errors of protobuf or of the file system
             first = str(error).strip().split("\n")[0][:200]
             raise ModelError(f"'{graph}' cannot be read: {first}") from error
         self._instead_of = instead_of

@@ -1,4 +1,4 @@
-"""Logits for every word of a token task, however long the row is."""
+"""Logits for every word of a token task, for rows of any length."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from prumux.optimizer.tasks.labels import IGNORE
 
 Floats = NDArray[np.float32]
 RunRows = Callable[[Rows, Sequence[int]], tuple[Encoded, RowLogits]]
-"""Tokenizes and runs rows of words; the second argument holds the index of each row's text.
-Returns the token ids and, for each row, logits [T, C]."""
+"""Tokenises and runs rows of words. The second argument has the index of each row's text.
+Returns the token ids, and logits [T, C] of each row."""
 
 
 @dataclass(frozen=True)
 class WordWindows:
-    """Splits rows of words into windows that the model can take, and joins their logits."""
+    """Splits rows of words into windows that fit the model, and joins their logits."""
 
     run: RunRows
     positions: int
-    """Most tokens of a window."""
+    """Largest number of tokens of a window."""
     labels: int
     unknown: str
     """The tokenizer's unknown token."""
 
     def logits(self, rows: Sequence[tuple[str, ...]]) -> list[Floats]:
-        """Logits [words, C] of each row.
+        """Compute logits [words, C] of each row.
 
-        Words such as '' or a zero-width space have no tokens; they run as the unknown token.
+        Words such as '' or a zero-width space have no tokens. They run as the unknown token.
 
         Raises:
             UsageError: a word has no tokens and the tokenizer has no unknown token.
@@ -61,7 +61,7 @@ class WordWindows:
     def _windows(
         self, rows: Sequence[tuple[str, ...]], texts: Sequence[int]
     ) -> tuple[list[Floats], list[NDArray[np.bool_]]]:
-        """Logits [words, C] of each row, and a mask [words] of the words that have tokens.
+        """Logits [words, C] of each row, and a mask [words] of words with tokens.
 
         Each turn of the loop runs one window of every row that has words left.
         """
@@ -70,7 +70,7 @@ class WordWindows:
         pending = [(i, 0) for i, row in enumerate(rows) if row]
         while pending:
             words = tuple(rows[i][at : at + self.positions] for i, at in pending)
-            # With its index as its label, each word's first token is found in the encoding.
+            # The label of a word is its index, and `encode` puts it on the word's first token.
             indices = tuple(np.arange(len(x)) for x in words)
             encoded, logits = self.run(
                 Rows((), words=words, labels=indices), [texts[i] for i, _ in pending]

@@ -1,4 +1,4 @@
-"""The engine behind a running Triton server, asked over HTTP.
+"""A client for the engine of a running Triton server, over HTTP.
 
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
@@ -26,8 +26,8 @@ TIMEOUT_SECONDS = 60
 class TritonEngine:
     """The engine of a model repository that prumux wrote, without the packer in front of it.
 
-    The packer would put rows into groups of its own; here the caller's groups are run, so
-    that answers can be compared with certified ones.
+    The packer would put rows into other groups. This engine runs the caller's groups, so that
+    its answers can be compared with certified answers.
 
     Example:
         >>> engine = TritonEngine("localhost:8000")  # doctest: +SKIP
@@ -35,16 +35,16 @@ class TritonEngine:
     """
 
     def __init__(self, url: str, slots: int = 1, name: str = NAME) -> None:
-        """Ask the server for the model's configuration.
+        """Connect to the server, and read the model's configuration.
 
         Args:
-            url: host and port of HTTP.
+            url: host and port of the server's HTTP address.
             slots: number of rows that share a forward pass.
             name: name of the Triton model that clients call.
 
         Raises:
-            MissingError: no Triton server answers there.
-            UsageError: it does not serve this model.
+            MissingError: no Triton server answers at this address.
+            UsageError: the server does not serve this model.
         """
         self._url = (url if "://" in url else f"http://{url}").rstrip("/")
         self._model = f"{name}_engine"
@@ -62,13 +62,13 @@ class TritonEngine:
         """Logits, float32 [B, C] or [B, T, C], for any number of rows.
 
         Raises:
-            PrumuxError: the server refused the rows, or is gone.
+            PrumuxError: the server refuses the rows or does not answer.
         """
         found: NDArray[np.float32] = self._run({x: np.asarray(inputs[x]) for x in self.names})
         return found
 
     def describe(self) -> Mapping[str, str]:
-        """Facts that a measurement states."""
+        """Facts that belong to every measurement: engine, version, backend."""
         return {"engine": "triton", "version": self._version, "backend": self._backend}
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
@@ -89,7 +89,7 @@ class TritonEngine:
         return np.array(found["data"], np.float32).reshape(found["shape"])
 
     def _ask(self, path: str, values: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that the server answers."""
+        """Send a request, and return the JSON of the server's answer."""
         data = None if values is None else json.dumps(values).encode()
         try:
             request = urllib.request.Request(f"{self._url}/{path}", data)

@@ -99,14 +99,14 @@ ERRORS = """
 
 
 def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> str:
-    """The text of the README.
+    """Write the text of the README.
 
     Args:
         encoder: sizes of the model.
         task: names of the labels.
         name: name of the Triton model that clients call.
-        rows: most rows of a request.
-        backend: Triton's backend of the engine.
+        rows: largest number of rows of a request.
+        backend: the engine's Triton backend.
     """
     names = input_names(encoder)
     values = {

@@ -1,4 +1,4 @@
-"""An engine for Triton servers that have no onnxruntime backend: ONNX Runtime in Python.
+"""An engine for Triton servers without the onnxruntime backend: ONNX Runtime in Python.
 
 `repository.py` copies this file into a model repository as `model.py`, beside the graph. The
 rest of prumux is not installed there, so this file imports only the standard library,
@@ -21,11 +21,11 @@ class OnnxModel:
     """A graph in an ONNX Runtime session."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the graph, on this instance's GPU if it has one that ONNX Runtime can use."""
+        """Open the graph, on this instance's GPU if ONNX Runtime can use it."""
         import onnxruntime as ort
 
         graph = Path(args["model_repository"]) / args["model_version"] / GRAPH
-        if graph.is_dir():  # a folder of this name holds a graph with its weights beside it
+        if graph.is_dir():  # then the folder contains the graph and a file with its weights
             graph /= GRAPH
         config = json.loads(args["model_config"])
         options = ort.SessionOptions()
@@ -40,9 +40,9 @@ class OnnxModel:
         self.output = self.session.get_outputs()[0].name
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request, in order.
+        """Return one response for each request, in order.
 
-        Requests of equal length are run together. If that fails, each is run alone.
+        All requests run together. If this fails, each request runs alone.
         """
         import triton_python_backend_utils as pb_utils
 
@@ -65,14 +65,14 @@ class OnnxModel:
         return {name: _values(tensor(request, name)) for name in self.names}
 
     def _run(self, given: Sequence[dict[str, Any]]) -> list[Any]:
-        """Logits of each request, from one run of all their rows."""
+        """Compute the logits of each request, in one run of all their rows."""
         joined = {name: np.concatenate([x[name] for x in given]) for name in self.names}
         (logits,) = self.session.run([self.output], joined)
         ends = np.cumsum([len(x[self.names[0]]) for x in given])
         return np.split(logits, ends[:-1])
 
     def _run_alone(self, inputs: dict[str, Any]) -> Any:
-        """Logits, or the first line of the error."""
+        """Return the logits of one request, or the first line of the error."""
         try:
             return self._run([inputs])[0]
         except Exception as error:
@@ -87,8 +87,8 @@ def _values(tensor: Any) -> Any:
     """The values of a tensor.
 
     Raises:
-        RuntimeError: the server's Python backend was built for another numpy. It then makes
-            arrays whose elements all lie at one address.
+        RuntimeError: the server's Python backend was built for another numpy. Then all
+            elements of its arrays have the same address.
     """
     values = tensor.as_numpy()
     if values.size > 1 and not any(values.strides):

@@ -1,8 +1,8 @@
-"""The Triton model in front of an engine: puts rows of concurrent requests together.
+"""The Triton model in front of an engine. It runs rows of concurrent requests together.
 
-Rows are sorted by length. A multiplexed engine gets whole groups of rows; any engine gets
-runs of rows of similar length, padded to the longest of the run. Triton's own batcher joins
-requests of equal length only.
+Rows are sorted by length. A multiplexed engine gets whole groups of rows. Every engine gets
+runs of rows of similar length, padded to the longest row of the run. Triton's own batcher
+only joins requests of equal length.
 
 `repository.py` copies this file into a model repository as `model.py`, with
 `optimizer/model/row_groups.py` beside it. The rest of prumux is not installed there, so this
@@ -24,10 +24,10 @@ from prumux.optimizer.model.row_groups import RowLogits, answered, padded
 IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 TENANT = "tenant"
 RUN_TOKENS = 512
-"""About the number of tokens that take the engine as long as starting a run."""
+"""Number of tokens whose run takes about as long as the start of a run."""
 Ints = NDArray[np.int64]
 Run = Callable[[Mapping[str, Ints]], NDArray[np.float32]]
-"""The engine: inputs [B, T] of whole groups -> logits [B, C] or [B, T, C]."""
+"""The engine. It takes inputs [B, T] of whole groups; returns logits [B, C] or [B, T, C]."""
 
 
 class RequestError(Exception):
@@ -39,25 +39,25 @@ class EngineError(Exception):
 
 
 class CancelledError(Exception):
-    """A request that is not run, because its client no longer waits for the answer."""
+    """A request that does not run, because its client no longer waits for the answer."""
 
 
 @dataclass(frozen=True)
 class EngineLimits:
-    """Sizes of the inputs that the engine accepts."""
+    """Limits of the inputs that the engine accepts."""
 
     slots: int
     """Number of rows that share a forward pass."""
     rows: int
-    """Most rows of one run; a multiple of `slots`."""
+    """Largest number of rows of one run: a multiple of `slots`."""
     tokens: int
-    """Most tokens of a row."""
+    """Largest number of tokens of a row."""
     vocab: int
     token_types: int
-    """0 = the engine has no input `token_type_ids`."""
+    """Number of token types; 0 = the engine has no input `token_type_ids`."""
     pad_id: int
     run_tokens: int = RUN_TOKENS
-    """Rows are run in two parts if that saves more padded tokens than this."""
+    """Rows run in two parts if this saves more padded tokens than `run_tokens`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,9 +70,9 @@ class TritonRequest:
     """The rows of one request."""
 
     inputs: Mapping[str, Ints]
-    """[rows, T] each."""
+    """Arrays [rows, T] by name."""
     tenants: tuple[Hashable, ...] | None = None
-    """The tenant of each row; None = no tenant. Rows without one are grouped together."""
+    """The tenant of each row; None = no tenants. Rows without tenant are grouped together."""
     cancelled: bool = False
     """True if the client no longer waits for the answer."""
 
@@ -89,11 +89,11 @@ class TritonRequest:
 
 
 def answer(run: Run, requests: Sequence[TritonRequest], limits: EngineLimits) -> list[Any]:
-    """Logits of each request, [rows, C] or [rows, T, C], or the error to return for it.
+    """Compute the logits of each request, [rows, C] or [rows, T, C], or return its error.
 
-    Rows of all requests are grouped together by length; rows of two tenants never share a
-    forward pass. If the engine fails, each request is run again alone, so that only the
-    request that the engine refuses fails.
+    Rows of all requests are grouped by length. Rows of two tenants never share a forward pass.
+    If the engine fails, each request runs again alone: only a request that the engine refuses
+    then fails.
     """
     found: list[Any] = [_fault(x, limits) for x in requests]
     good = [i for i, fault in enumerate(found) if fault is None]
@@ -116,7 +116,7 @@ def _alone(run: Run, request: TritonRequest, limits: EngineLimits) -> Any:
 def _run_grouped(
     run: Run, requests: Sequence[TritonRequest], limits: EngineLimits
 ) -> list[NDArray[np.float32]]:
-    """Logits of each request."""
+    """Compute the logits of each request, with rows grouped over all requests."""
     lengths = [x.lengths for x in requests]
     rows = {
         name: [
@@ -150,10 +150,10 @@ def _run_grouped(
 
 
 def parts(lengths: Ints, tokens: float) -> list[tuple[int, int]]:
-    """Ranges of groups that are run together, from lengths that do not fall.
+    """Split groups, sorted by length, into ranges that run together.
 
-    Groups are padded to the longest of their range. A range is split where that saves most
-    padding, if it saves more than `tokens` tokens a slot.
+    Groups are padded to the longest group of their range. A range is split at the point that
+    saves most padding, if this saves more than `tokens` tokens per slot.
 
     Example:
         >>> parts(np.array([4, 5, 90, 100]), tokens=64)
@@ -174,7 +174,7 @@ def parts(lengths: Ints, tokens: float) -> list[tuple[int, int]]:
 
 
 def _shaped(logits: RowLogits, request: TritonRequest) -> NDArray[np.float32]:
-    """One array; for token tasks as long as the request, with 0 after a row's last token."""
+    """Make one array. For token tasks it is as long as the request, with 0 at padding."""
     if isinstance(logits, np.ndarray):
         return logits
     labels = logits[0].shape[1]
@@ -185,9 +185,10 @@ def _shaped(logits: RowLogits, request: TritonRequest) -> NDArray[np.float32]:
 
 
 def _fault(request: TritonRequest, limits: EngineLimits) -> Exception | None:
-    """The error of a request that cannot be run, else None.
+    """Check a request: return the error if it cannot run, else None.
 
-    Requests are checked first, because a bad one would fail a run that others share.
+    Requests are checked before the run, because a bad request would fail all requests of the
+    run.
     """
     if request.cancelled:
         return CancelledError("the client cancelled the request")
@@ -228,7 +229,7 @@ class TritonPythonModel:
         self.limits = EngineLimits(**{name: int(value) for name, value in parameters.items()})
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request, in order."""
+        """Return one response for each request, in order."""
         import triton_python_backend_utils as pb_utils
 
         found = answer(self._run, [self._read(x) for x in requests], self.limits)
@@ -265,7 +266,7 @@ class TritonPythonModel:
 
 
 def _error(error: Exception) -> Any:
-    """The error as Triton's own, with the code that decides the status a client sees."""
+    """Convert an error to Triton's own error. Its code decides the client's status."""
     import triton_python_backend_utils as pb_utils
 
     codes = {
@@ -280,8 +281,8 @@ def _values(tensor: Any) -> Any:
     """The values of a tensor.
 
     Raises:
-        RuntimeError: the server's Python backend was built for another numpy. It then makes
-            arrays whose elements all lie at one address.
+        RuntimeError: the server's Python backend was built for another numpy. Then all
+            elements of its arrays have the same address.
     """
     values = tensor.as_numpy()
     if values.size > 1 and not any(values.strides):

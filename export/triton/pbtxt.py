@@ -17,7 +17,7 @@ class Word(str):
 
 
 def dump(fields: Mapping[str, Any], indent: str = "") -> str:
-    """Fields as text, in order. Mappings become messages, and lists repeated fields.
+    """Write fields as text, in order. Mappings become messages; lists become repeated fields.
 
     Raises:
         TypeError: a value has another type.

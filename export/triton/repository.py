@@ -1,8 +1,9 @@
 """Write a Triton model repository around an engine, ready to serve.
 
 Clients call one model, `NAME`: a packer (`packer.py`) in front of the engine, `NAME_engine`.
-Triton's own batcher joins requests of equal length only, fails all requests of a batch for a
-bad one, and would put rows of different tenants into one group of a multiplexed engine.
+The packer is needed for three reasons. Triton's own batcher only joins requests of equal
+length. A bad request fails all requests of its batch. In a multiplexed engine, the batcher
+would put rows of different tenants into one group.
 
 Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/
 """
@@ -33,9 +34,9 @@ FOLDER = "triton"
 NAME = "prumux"
 MAX_BATCH = 64
 WARM_TOKENS = 16
-"""Tokens per row of the smaller warm-up run."""
+"""Number of tokens per row of the smaller warm-up run."""
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
-"""Backends that take the engine itself, with the file that they look for."""
+"""Backends that run the engine directly, each with the name of its file."""
 CHECKED = (
     *(("max_batch", 1), ("length", 1), ("delay_us", 0), ("profiles", 1)),
     *(("threads", 0), ("packers", 1)),
@@ -44,7 +45,7 @@ Backend = Literal["onnxruntime", "python"]
 """The backend of a graph: Triton's onnxruntime, or ONNX Runtime in a Python model."""
 SLOTS_FILE = "prumux_slots.py"
 PACKERS = 2
-"""One packer groups rows while the other waits for the engine."""
+"""Number of packers: one groups rows while the other waits for the engine."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,22 @@ class Serving:
     name: str = NAME
     """Name of the model that clients call."""
     max_batch: int = MAX_BATCH
-    """Most rows of one run; rounded down to whole groups of a multiplexed model."""
+    """Most rows of one run. For a multiplexed model it is rounded down to whole groups."""
     length: int = 128
-    """Tokens per row of the larger warm-up run."""
+    """Number of tokens per row of the larger warm-up run."""
     delay_us: int = 1000
-    """Microseconds that a request waits for others to share its run."""
+    """Microseconds for which a request waits for other requests to share its run."""
     kind: Literal["KIND_AUTO", "KIND_CPU"] = "KIND_AUTO"
-    """The kind of instance of ONNX Runtime: KIND_AUTO = a GPU if there is one."""
+    """Kind of the ONNX Runtime instance: KIND_AUTO = a GPU if there is one."""
     profiles: int = 1
-    """Number of a plan's optimisation profiles, from the first on, that take `max_batch`
-    rows. The configuration lists these, and Triton chooses among them."""
+    """Number of a plan's optimisation profiles that accept `max_batch` rows. These are the
+    first profiles of the plan. The configuration lists them, and Triton chooses one."""
     backend: Backend = "onnxruntime"
-    """Triton backend of a graph; a plan always runs in Triton's tensorrt backend."""
+    """Triton backend of a graph. A plan always runs in Triton's tensorrt backend."""
     threads: int = 0
     """CPU threads of a graph in the Python backend; 0 = ONNX Runtime's choice."""
     packers: int = PACKERS
-    """Processes that group rows."""
+    """Number of processes that group rows."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
@@ -83,7 +84,7 @@ class Serving:
 
 
 def serving_point(workload: Sequence[Batch]) -> Serving:
-    """Serving options for a graph that takes any number of rows, with this workload."""
+    """Serving options of this workload, for a graph that takes any number of rows."""
     rows = max(len(batch.rows) for batch in workload)
     length = max(batch.input_ids.shape[1] for batch in workload)
     return Serving(max_batch=max(MAX_BATCH, rows), length=length)
@@ -92,20 +93,19 @@ def serving_point(workload: Sequence[Batch]) -> Serving:
 def write_bundle(
     encoder: Encoder, task: Task, engine: Path, folder: Path, serving: Serving | None = None
 ) -> tuple[str, ...]:
-    """Write the repository into `folder`; an existing folder is replaced.
+    """Write the repository to `folder`. An existing folder is replaced.
 
-    The engine's file is hard-linked if the file system allows it, so that it takes no extra
-    space.
+    The engine's file is hard-linked if the file system allows it, to save space.
 
     Args:
         encoder: sizes of the model that the engine runs.
         task: names of the labels.
-        engine: `model.onnx`, with `model.onnx_data` beside it if it is large, or `model.plan`.
+        engine: `model.plan`, or `model.onnx`; a large graph has `model.onnx_data` beside it.
         folder: the repository.
         serving: names, batch sizes and delays; by default `Serving()`.
 
     Returns:
-        The files that were written, relative to `folder`.
+        Names of the written files, relative to `folder`.
 
     Raises:
         ModelError: the engine does not exist, or is neither an ONNX graph nor a plan.
@@ -123,7 +123,7 @@ def write_bundle(
     _write(place / "config.pbtxt", engine_config(encoder, backend, serving))
     _packer_files(folder / serving.name / "1")
     _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
-    # The output names this file, for Triton's classification extension.
+    # The output's configuration names this file, for Triton's classification extension.
     if task.output_labels:
         lines = "".join(" ".join(x.split()) + "\n" for x in task.output_labels)
         _write(folder / serving.name / "labels.txt", lines)
@@ -133,7 +133,7 @@ def write_bundle(
 
 
 def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
-    """`config.pbtxt` of the engine, which takes token ids of any length."""
+    """Write the `config.pbtxt` of the engine. The engine takes token ids of any length."""
     rows = _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
     comments = ["Rows in, logits out. max_batch_size counts rows."]
@@ -169,7 +169,7 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
 
 
 def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
-    """`config.pbtxt` of the packer, the model that clients call."""
+    """Write the `config.pbtxt` of the packer, the model that clients call."""
     rows = _rows(encoder, serving)
     comments = [
         "Runs rows of similar length together, and returns to each request the logits of its",
@@ -199,7 +199,7 @@ def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
         "name": serving.name,
         "backend": "python",
         "max_batch_size": rows,
-        # Ragged: one batch holds requests of different lengths; each group is padded alone.
+        # Ragged: one batch has requests of different lengths, and each group is padded alone.
         "input": [*({**x, "allow_ragged_batch": True} for x in _inputs(encoder)), tenant],
         "output": [_output(encoder, task)],
         "dynamic_batching": _batching(encoder, serving),
@@ -218,7 +218,7 @@ def _text(comments: list[str], fields: dict[str, Any]) -> str:
 
 
 def _rows(encoder: Encoder, serving: Serving) -> int:
-    """Most rows of a run, in whole groups."""
+    """Largest number of rows of a run, in whole groups."""
     return slots.batch_rows(serving.max_batch, encoder.slots)
 
 
@@ -232,7 +232,7 @@ def _batching(encoder: Encoder, serving: Serving) -> dict[str, Any]:
 
 
 def _inputs(encoder: Encoder) -> list[dict[str, Any]]:
-    """The inputs, [rows, tokens] each; Triton's `dims` leave out the rows."""
+    """The inputs, each [rows, tokens]. Triton's `dims` leave out the rows."""
     return [
         {"name": name, "data_type": Word("TYPE_INT64"), "dims": [-1]}
         for name in input_names(encoder)
@@ -240,7 +240,7 @@ def _inputs(encoder: Encoder) -> list[dict[str, Any]]:
 
 
 def _output(encoder: Encoder, task: Task | None = None) -> dict[str, Any]:
-    """The logits; named by the labels where a task is given whose answer is the largest."""
+    """The output, the logits. It refers to the label file if the task has output labels."""
     dims = [encoder.labels] if encoder.pooled else [-1, encoder.labels]
     found: dict[str, Any] = {
         "name": output_name(encoder),
@@ -265,13 +265,13 @@ def _engine_files(engine: Path, folder: Path) -> None:
     place = folder / "1"
     data = engine.with_name(DATA)
     if engine.suffix == ".onnx" and data.is_file():
-        place /= "model.onnx"  # a folder of this name holds a graph with its weights beside it
+        place /= "model.onnx"  # Triton takes a folder of this name as a graph and its weights
         _link(data, place / DATA)
     _link(engine, place / f"model{engine.suffix}")
 
 
 def _packer_files(folder: Path) -> None:
-    """Copy the packer and `row_groups.py`, with the import between them renamed."""
+    """Copy the packer and `row_groups.py`, and rename the packer's import of the latter."""
     source = Path(packer.__file__).read_text(encoding="utf-8")
     module = SLOTS_FILE.removesuffix(".py")
     _write(folder / "model.py", source.replace(f"from {slots.__name__} ", f"from {module} "))
@@ -282,7 +282,7 @@ def _link(source: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         to.hardlink_to(source)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or a file system without links
         shutil.copyfile(source, to)
 
 

@@ -1,11 +1,11 @@
-"""Run a Triton server without Docker: the one in the wheel `nvidia-pytriton`.
+"""Run a Triton server without Docker: the server in the wheel `nvidia-pytriton`.
 
     pip install --no-deps --target ~/triton-server nvidia-pytriton 'numpy<2'
     python -m prumux.export.triton.server my-model-prumux/triton --wheel ~/triton-server
 
-This server has Triton's Python backend and no other, so it serves repositories that
+This server only has Triton's Python backend. So it serves repositories that
 `--target 'onnx{triton=python}'` wrote. It runs on Linux on x86-64. Its Python backend was
-built for numpy 1 and reads wrong values with numpy 2, hence the folder of its own.
+built for numpy 1 and reads wrong values with numpy 2, so the wheel has its own folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ports:
 
 @dataclass(frozen=True, eq=False)
 class TritonServer:
-    """A running server whose models are ready."""
+    """A running server. Its models are ready."""
 
     process: subprocess.Popen[bytes]
     ports: Ports
@@ -70,7 +70,7 @@ class TritonServer:
 
     @property
     def metrics(self) -> str:
-        """URL of the metrics, in Prometheus' text format."""
+        """URL of the metrics in the text format of Prometheus."""
         return f"http://{HOST}:{self.ports.metrics}/metrics"
 
 
@@ -82,14 +82,14 @@ def serving(
 
     Args:
         repository: the folder `triton/` of a result.
-        ports: by default three free ones.
-        wheel: folder that holds the wheel and numpy 1; models import from it first.
+        ports: TCP ports; by default three free ports.
+        wheel: folder of the wheel and numpy 1. Models import from this folder first.
 
     Raises:
         MissingError: the wheel is not installed, or has no server for this Python.
         UsageError: the repository needs a backend that this server does not have, or a port
             is in use.
-        PrumuxError: the server ended, or did not get ready in time; with the end of its log.
+        PrumuxError: the server ended or was not ready in time; the message has the log's end.
     """
     _check_wheel(wheel)
     _check_backends(repository)
@@ -103,12 +103,12 @@ def serving(
             yield server
         finally:
             _stop(server.process)
-            for file in SHARED_MEMORY.glob(f"{place.name}*"):  # left if it was killed
+            for file in SHARED_MEMORY.glob(f"{place.name}*"):  # a killed server leaves them
                 file.unlink(missing_ok=True)
 
 
 def free_ports() -> Ports:
-    """Three ports that nobody listens on."""
+    """Find three free ports."""
     sockets = [socket.socket() for _ in range(3)]
     try:
         for each in sockets:
@@ -120,7 +120,7 @@ def free_ports() -> Ports:
 
 
 def _check_ports(ports: Ports) -> None:
-    """Else another server on these ports would be taken for this one."""
+    """Check that the ports are free. Otherwise another server could be taken for this one."""
     for port in (ports.http, ports.grpc, ports.metrics):
         with socket.socket() as each:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -142,7 +142,7 @@ def _check_wheel(wheel: Path) -> None:
 
 
 def _stub(wheel: Path) -> Path:
-    """The program that runs Python models, for this version of Python."""
+    """Path of the program that runs Python models, for this version of Python."""
     version = ".".join(map(str, sys.version_info[:2]))
     return wheel / SERVER / "python_backend_stubs" / version / "triton_python_backend_stub"
 
@@ -169,7 +169,7 @@ def _start(
     models.symlink_to(repository.resolve())
     backend = place / "backends" / BACKEND
     backend.mkdir(parents=True)
-    # The wheel keeps one stub for each Python apart; the backend wants one beside itself.
+    # The wheel has the stubs of all Pythons in another folder. The backend needs one nearby.
     for file in (*(wheel / SERVER / "backends" / BACKEND).glob("*.*"), _stub(wheel)):
         (backend / file.name).symlink_to(file.resolve())
     libraries = wheel.resolve() / "nvidia_pytriton.libs"
@@ -181,7 +181,7 @@ def _start(
         str(wheel / SERVER / "bin" / "tritonserver"),
         f"--model-repository={models}",
         f"--backend-directory={place / 'backends'}",
-        # A name of its own: two servers on one machine would share their memory.
+        # With the same name, two servers on one machine would share their memory.
         f"--backend-config=python,shm-region-prefix-name={place.name}",
         *(f"--{kind}-address={HOST}" for kind in ("http", "grpc", "metrics")),
         f"--http-port={ports.http}",
@@ -196,9 +196,9 @@ def _start(
 
 
 def _python(wheel: Path, place: Path) -> Path:
-    """The folder of a Python that imports from the wheel's folder first.
+    """Make a folder with a Python that imports from the wheel's folder first.
 
-    The stub takes the first `python3` on PATH, and its virtual environment, but no PYTHONPATH.
+    The stub uses the first `python3` on PATH and its virtual environment, but not PYTHONPATH.
     """
     programs = place / "bin"
     version = ".".join(map(str, sys.version_info[:2]))
@@ -235,7 +235,7 @@ def _wait(server: TritonServer) -> None:
 
 
 def _end(log: Path) -> str:
-    """The last errors of the log, or its last lines if it has none."""
+    """The last errors of the log; without errors, its last lines."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [x for x in lines if re.match(r"E\d{4} |error", x)]
     return "\n".join((errors or lines)[-LOG_LINES:])
@@ -251,7 +251,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve a repository until the user ends it. Returns the exit code."""
+    """Serve a repository until the user ends the server. Returns the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}")
     parser.add_argument("repository", type=Path, help="the folder triton/ of a result")
     parser.add_argument(

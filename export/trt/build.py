@@ -1,7 +1,8 @@
 """Build a TensorRT engine from a typed ONNX graph.
 
-Written for the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7; a test compares every
-call with both. Engines were built with TensorRT for RTX, on a CPU; none with TensorRT.
+The code uses the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7. A test compares
+every call with both APIs. We have built engines with TensorRT for RTX on a CPU, but none with
+TensorRT.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ NOT_OPENED = (
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of a build."""
+    """Options for building an engine."""
 
     precision: Precision
-    """The type of floats in the graph."""
+    """Type of the floats in the graph."""
     quantised: bool
-    """True if the graph holds Q/DQ pairs."""
+    """True if the graph contains Q/DQ pairs."""
     workspace_mib: int | None = None
     """Memory in MiB that kernels may use while they run; None = all of the GPU's."""
     opt_level: int = 3
     """TensorRT's builder optimisation level, 0..5: higher levels search longer."""
     capabilities: tuple[str, ...] = ()
-    """Compute capabilities to build for, such as sm89; none = what the flavour builds for."""
+    """Compute capabilities to build for, such as sm89; empty = the flavour's default."""
 
 
 def build_plan(
@@ -59,22 +60,22 @@ def build_plan(
     """Build an engine, write it, and check its types.
 
     Args:
-        graph: `model.onnx`, with its weights beside it if they have a file of their own.
-        plan: the file to write; it is written before its types are checked.
+        graph: `model.onnx`. A large graph has a second file with its weights beside it.
+        plan: the file to write. It is written before its types are checked.
         names: the graph's inputs, all [B, T].
         profiles: shapes to build for.
         options: types and limits.
-        flavor: the library that builds it.
+        flavor: the library that builds the engine.
         timings: folder of TensorRT's timing caches, one file per GPU and version.
 
     Returns:
-        The types that were found in the engine. Without a GPU no engine can be opened, and
-        only the types of the network are checked.
+        The types in the engine. Without a GPU no engine can be opened, so only the types of
+        the network are checked.
 
     Raises:
         MissingError: the library or the GPU is missing.
         UsageError: TensorRT's parser refuses the graph.
-        GateError: the network or the engine holds other types than were asked for.
+        GateError: the network or the engine has other types than requested.
         PrumuxError: TensorRT could not build the engine.
     """
     trt = flavor.library()
@@ -83,7 +84,7 @@ def build_plan(
     network = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    parser = trt.OnnxParser(network, logger)  # holds the weights until the build is done
+    parser = trt.OnnxParser(network, logger)  # owns the weights: it must live until the end
     if not parser.parse_from_file(str(graph)):
         raise UsageError(_refused(parser, f"{flavor.title} {trt.__version__}"))
     check_network(network, options.precision, options.quantised, flavor)
@@ -131,16 +132,16 @@ def _configured(
     options: BuildOptions,
     flavor: Flavor,
 ) -> trt.IBuilderConfig:
-    """A builder config with the options, and with one optimisation profile for each range."""
+    """Make a builder config from the options, with one optimisation profile per range."""
     trt = flavor.library()
     config = builder.create_builder_config()
     config.builder_optimization_level = options.opt_level
-    # Without this the inspector reports names only, and the types cannot be checked.
+    # Without this the inspector only reports names, and the types cannot be checked.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace_mib is not None:
         limit_bytes = options.workspace_mib << 20
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit_bytes)
-    config.clear_flag(trt.BuilderFlag.TF32)  # so that fp32 products have fp32 precision
+    config.clear_flag(trt.BuilderFlag.TF32)  # TF32 products do not have fp32 precision
     for profile in profiles:
         ranges = builder.create_optimization_profile()
         for name in names:
@@ -150,8 +151,8 @@ def _configured(
 
 
 def _use_timings(config: trt.IBuilderConfig, known: bytes) -> None:
-    """Use the timings of earlier builds; TensorRT refuses those of another GPU or version."""
-    timings = config.create_timing_cache(known)  # None where the bytes are damaged
+    """Use the timings of earlier builds. TensorRT refuses those of other GPUs and versions."""
+    timings = config.create_timing_cache(known)  # None if the bytes are damaged
     if timings is None or not config.set_timing_cache(timings, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 

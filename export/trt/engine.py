@@ -1,7 +1,8 @@
 """A TensorRT engine, ready to run, with torch's CUDA tensors as its buffers.
 
-Written for the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7; a test compares every
-call with both. We have not run an engine with it, for lack of a machine with a GPU.
+The code uses the API of TensorRT 10.13 and 11 and of TensorRT for RTX 1.7. A test compares
+every call with both APIs. We have not run an engine with this code, because we had no machine
+with a GPU.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class TrtEngine:
         self._facts = facts
         self._version = str(here.__version__)
         self.slots = max(1, int(facts.get("slots", min(x.rows[0] for x in self._profiles))))
-        """Number of rows that share a forward pass; the smallest profile holds one group."""
+        """Number of rows that share a forward pass: the fewest rows that a profile accepts."""
         self._one_at_a_time = Lock()
         self._run = in_groups(self._whole_groups, self.slots)
 
@@ -101,7 +102,7 @@ class TrtEngine:
     def describe(self) -> Mapping[str, str]:
         """Facts that belong to every measurement.
 
-        Times include the copies to and from the GPU; no CUDA graph is used.
+        Times include the copies to and from the GPU. No CUDA graph is used.
         """
         return {
             "engine": self._flavor.engine,
@@ -113,7 +114,7 @@ class TrtEngine:
         }
 
     def _whole_groups(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Logits of whole groups, in runs of at most as many rows as a profile allows."""
+        """Compute logits of whole groups, in runs of at most the rows that profiles allow."""
         rows, most = len(inputs[self._names[0]]), self._most_rows
         parts = [
             self._once({name: x[i : i + most] for name, x in inputs.items()})
@@ -189,7 +190,7 @@ class TrtEngine:
 
 
 def open_plan(path: Path) -> TrtEngine:
-    """Open a `.plan` file that prumux, or `trtexec` with our script, wrote.
+    """Open a `.plan` file that prumux wrote, or `trtexec` with our script.
 
     Raises:
         MissingError: TensorRT or the GPU is missing.
@@ -211,7 +212,7 @@ def output_of(engine: trt.ICudaEngine, flavor: Flavor = CLASSIC) -> str:
 
 
 def _tensors(engine: trt.ICudaEngine) -> list[tuple[str, trt.TensorIOMode]]:
-    """Names of inputs and outputs, each with its direction."""
+    """Names of the inputs and outputs, each with its direction."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return [(x, engine.get_tensor_mode(x)) for x in names]
 

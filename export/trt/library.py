@@ -1,8 +1,8 @@
-"""The two flavours of TensorRT, and all that differs between them.
+"""The two flavours of TensorRT, and all differences between them.
 
-`tensorrt` compiles kernels for the GPU of this machine. `rtx`, TensorRT for RTX, compiles with
-or without a GPU for many GPUs; its kernels are finished on the GPU that runs them.
-The classes and calls of both are the same, so one code path uses either.
+`tensorrt` compiles kernels for the GPU of this machine. `rtx`, TensorRT for RTX, compiles for
+many GPUs, and needs no GPU for this. The GPU that runs the kernels finishes them. Both
+flavours have the same classes and calls, so the same code uses either.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/
 """
@@ -22,35 +22,35 @@ PORTABLE = "8.0, 8.6, 8.9 and 12.0"
 
 @dataclass(frozen=True)
 class Flavor:
-    """A TensorRT library, and what is special about it."""
+    """A TensorRT library, and its differences from the other flavour."""
 
     name: str
     """Value of the option `flavor`."""
     title: str
-    """Its name in messages."""
+    """Name of the library in messages."""
     engine: str
-    """Its name in reports."""
+    """Name of the library in reports."""
     module: str
-    """Import name."""
+    """Name of the Python module."""
     oldest: tuple[int, int]
     install: str
     plan: str
     """Name of the engine file."""
     portable: bool
-    """True = builds without a GPU, for the compute capabilities that are asked for, and keeps
-    kernels that the running GPU finished in a cache beside the engine. False = builds on the
-    GPU, and keeps the timings of kernels for later builds."""
+    """True = the library builds without a GPU, for chosen compute capabilities. The running
+    GPU finishes the kernels, and a cache beside the engine stores them. False = the library
+    builds on the GPU, and the timings of kernels are stored for later builds."""
 
     @property
     def needed(self) -> str:
-        """The oldest version, in words."""
+        """The oldest supported version, in words."""
         return f"{self.oldest[0]}.{self.oldest[1]} or newer"
 
     def library(self) -> Any:
-        """The module.
+        """Import the Python module.
 
         Raises:
-            MissingError: it is not installed, does not load, or is too old.
+            MissingError: the module is not installed, does not load, or is too old.
         """
         try:
             trt = importlib.import_module(self.module)
@@ -68,7 +68,7 @@ class Flavor:
         return trt
 
     def how(self) -> str:
-        """One line that says how to install it."""
+        """Explain how to install the library, for error messages."""
         if self.portable:
             where = "an x86-64 machine, with or without a GPU"
             return f"{self.install} ({self.needed}), on {where}; or keep the target onnx"
@@ -82,7 +82,7 @@ class Flavor:
         """Check that an engine can be built here.
 
         Raises:
-            MissingError: the library is missing, or the GPU that it needs.
+            MissingError: the library is missing, or a GPU that the library needs.
         """
         self.library()
         if not self.portable:
@@ -119,13 +119,13 @@ RTX = Flavor(
     portable=True,
 )
 FLAVORS = (CLASSIC, RTX)
-"""In the order in which they are looked for."""
+"""All flavours, in order of preference."""
 
 
 def flavor_named(name: str) -> Flavor:
-    """The flavour that the option `flavor` names; `auto` = the first that is installed.
+    """The flavour of the option `flavor`. `auto` is the first installed flavour.
 
-    If neither is installed, `auto` is the classic one.
+    If no flavour is installed, `auto` is the classic flavour.
     """
     if name != "auto":
         return next(x for x in FLAVORS if x.name == name)
@@ -133,7 +133,7 @@ def flavor_named(name: str) -> Flavor:
 
 
 def flavor_of(plan: Path) -> Flavor:
-    """The flavour that built an engine file, by the file's name."""
+    """The flavour that has built an engine file, by the file's name."""
     return RTX if plan.name.endswith(".rtx.plan") else CLASSIC
 
 

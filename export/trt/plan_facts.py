@@ -1,4 +1,4 @@
-"""The JSON file beside a plan that describes it."""
+"""The JSON file that describes a plan, beside the plan."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def write_facts(
     about: Mapping[str, Any],
     capabilities: Sequence[str] = (),
 ) -> None:
-    """Describe a plan in a file beside it.
+    """Write a JSON file that describes a plan, beside the plan.
 
     Args:
         encoder: the model's sizes.
-        plan: the plan; the graph that it was built from lies beside it.
-        profiles: the shapes that it was built for.
-        about: further entries, such as its precision.
-        capabilities: the compute capabilities that it was built for; none = the default.
+        plan: the plan. The graph from which it was built is beside it.
+        profiles: the shapes for which the plan was built.
+        about: further entries, such as the precision.
+        capabilities: the compute capabilities of the plan; empty = the default.
     """
     import torch
 
@@ -64,7 +64,7 @@ def write_facts(
 
 
 def read_facts(plan: Path) -> dict[str, Any]:
-    """The contents of the JSON file that describes a plan; empty if there is no file.
+    """Read the JSON file that describes a plan; empty if there is no file.
 
     Raises:
         ModelError: the file is damaged.

@@ -1,6 +1,6 @@
-"""Optimisation profiles: the ranges of shapes that a TensorRT engine is built for.
+"""Optimisation profiles: the ranges of shapes for which a TensorRT engine is built.
 
-Numbers of rows are whole groups of a multiplexed model; lengths come from the data.
+Numbers of rows are whole groups of a multiplexed model. Lengths come from the data.
 
 Source:
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-dynamic-shapes.html
@@ -19,12 +19,12 @@ from prumux.optimizer.model.sizes import Encoder
 MULTIPLE = 8
 """Tuned lengths are rounded up to a multiple of this many tokens."""
 Span = tuple[int, int, int]
-"""Smallest size, the size that kernels are tuned for, largest size."""
+"""Smallest size, size for which kernels are tuned, and largest size."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A range of shapes [B, T], and the shape in it that the engine is tuned for."""
+    """A range of shapes [B, T], and a shape in this range for which the engine is tuned."""
 
     rows: Span
     tokens: Span
@@ -41,18 +41,18 @@ class Profile:
         )
 
     def distance(self, rows: int, tokens: int) -> float:
-        """Distance of a shape from the tuned one: the sum of both log ratios, 0 = equal."""
+        """Distance of a shape from the tuned shape: the sum of both absolute log ratios."""
         return abs(math.log(rows / self.rows[1])) + abs(math.log(tokens / self.tokens[1]))
 
 
 def profiles(encoder: Encoder, workload: Sequence[Batch]) -> tuple[Profile, ...]:
     """The profiles for a serving point. Together they cover every length of the model.
 
-    Batches get one profile tuned for the workload's median length and one for its longest.
-    Single groups get one profile.
+    Batches get two profiles: one is tuned for the workload's median length, and one for its
+    longest length. Single groups get one profile.
 
     Args:
-        encoder: gives the largest length and the number of rows in a group.
+        encoder: has the largest length and the number of rows in a group.
         workload: at least one batch at the serving point.
     """
     n, most = encoder.slots, encoder.most_tokens
@@ -64,14 +64,14 @@ def profiles(encoder: Encoder, workload: Sequence[Batch]) -> tuple[Profile, ...]
     if rows == n:
         return (single,)
     tuned = sorted({middle, longest})
-    # Lengths beyond the workload's are rare: only the longest profile accepts them.
+    # Lengths above the workload's are rare: only the longest profile accepts them.
     tops = [*tuned[:-1], most]
     spans = [(1, a, b) for a, b in zip(tuned, tops, strict=True)]
     return (*(Profile((n, rows, rows), span) for span in spans), single)
 
 
 def nearest(found: Sequence[Profile], rows: int, tokens: int) -> int | None:
-    """Index of the profile tuned for the shape nearest to this one; None if none fits."""
+    """Index of the profile with the nearest tuned shape; None if no profile fits."""
     fitting = [i for i, profile in enumerate(found) if profile.covers(rows, tokens)]
     return min(fitting, key=lambda i: found[i].distance(rows, tokens), default=None)
 

@@ -1,4 +1,4 @@
-"""Options of TensorRT for RTX alone: compute capabilities to build for, and the runtime cache.
+"""Options that only TensorRT for RTX has: compute capabilities, and the runtime cache.
 
 Source:
 https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
@@ -25,10 +25,10 @@ CACHE = ".cache"
 
 
 def choose_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str]) -> None:
-    """Build for these compute capabilities; none = the portable default.
+    """Set the compute capabilities to build for; empty = the portable default.
 
     Raises:
-        PrumuxError: this version cannot build for one of them.
+        PrumuxError: this version cannot build for one of the capabilities.
     """
     trt = RTX.library()
     known = dict(trt.ComputeCapability.__members__)
@@ -45,14 +45,14 @@ def choose_capabilities(config: trt.IBuilderConfig, capabilities: Sequence[str])
 
 
 class RuntimeCache:
-    """Kernels that were finished for this GPU, kept in a file beside the engine.
+    """A file beside the engine with kernels that were finished for this GPU.
 
-    A cache of another GPU model or library version is ignored by the library and replaced.
-    Where the file cannot be written, the kernels are finished again by the next process.
+    The library ignores a cache of another GPU model or library version, and the cache is then
+    replaced. If the file cannot be written, the next process finishes the kernels again.
     """
 
     def __init__(self, engine: trt.ICudaEngine, plan: Path) -> None:
-        """Make the context of an engine, with the kernels of its cache file."""
+        """Make the execution context of an engine, with the kernels of its cache file."""
         self._file = plan.with_name(plan.name + CACHE)
         config: trt.IRuntimeConfig = engine.create_runtime_config()
         self._cache: trt.IRuntimeCache = config.create_runtime_cache()
@@ -63,10 +63,10 @@ class RuntimeCache:
             self._saved = b""
         config.set_runtime_cache(self._cache)
         self.context: trt.IExecutionContext = engine.create_execution_context(config)
-        """Runs the engine."""
+        """The execution context that runs the engine."""
 
     def save(self) -> None:
-        """Write the kernels to the file, if there are new ones."""
+        """Write the kernels to the file, if there are new kernels."""
         memory: trt.IHostMemory = self._cache.serialize()
         found = bytes(memory)
         if len(found) != len(self._saved):

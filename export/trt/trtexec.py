@@ -1,6 +1,6 @@
 """A script that builds the TensorRT engine on another machine with `trtexec`.
 
-We have not run it, for lack of a machine with TensorRT.
+We have not run the script, because we had no machine with TensorRT.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FOLDER = "tensorrt"
 
 
 def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
-    """Write `tensorrt.sh`, and the graph `tensorrt/model.onnx` that it builds the engine from.
+    """Write `tensorrt.sh`, and `tensorrt/model.onnx`, the graph of the engine to build.
 
     The graph is in fp16, or in bf16 if a weight is too large for fp16. The engine's answers
-    are not certified; `--target tensorrt` on a machine with TensorRT certifies them.
+    are not certified. `--target tensorrt` on a machine with TensorRT certifies answers.
     """
     place = folder / FOLDER
     try:
@@ -50,20 +50,21 @@ def trtexec_script(
     opt_level: int = 3,
     tf32: bool = False,
 ) -> str:
-    """A shell script that builds `plan` from `graph` with the profiles of `profiles`.
+    """Write a shell script that builds `plan` from `graph`, with the shapes of `profiles`.
 
-    The script sets no precision. TensorRT 11 takes it from the graph's types; version 10 does
-    so with `--stronglyTyped`, which version 11 accepts and ignores. `build` must have written
-    the graph with `portable` or in a low type: TensorRT cannot read ONNX Runtime's fusions.
+    The script sets no precision. TensorRT 11 takes the precision from the graph's types.
+    TensorRT 10 does so with `--stronglyTyped`; TensorRT 11 accepts and ignores this option.
+    `build` must have written the graph with `portable` or in a low type, because TensorRT
+    cannot read ONNX Runtime's fusions.
 
     Args:
-        encoder: gives the names of the inputs and the largest length.
+        encoder: has the names of the inputs and the largest length.
         workload: batches at the serving point.
         graph: the ONNX file, relative to the script.
         plan: the engine file to write, relative to the script.
         workspace_mib: memory in MiB that kernels may use while they run; None = all.
         opt_level: TensorRT's builder optimisation level, 0..5.
-        tf32: True = float32 products may be rounded to TF32.
+        tf32: True = allow TF32 for float32 products.
     """
     names = input_names(encoder)
     parts = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}", "--stronglyTyped"]

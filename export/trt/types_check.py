@@ -1,8 +1,8 @@
-"""Check that a network, and the engine built from it, hold the types that were asked for.
+"""Check that a network and its built engine have the requested types.
 
-A build can fall back to float32 without an error, so the types are checked twice: in the
-parsed network, whose types a strongly typed build must keep, and in the built engine, by its
-inspector.
+A build can fall back to float32 without an error, so the types are checked twice. The first
+check reads the parsed network; a strongly typed build must keep its types. The second check
+reads the built engine with TensorRT's inspector.
 
 Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/advanced.html
 """
@@ -35,12 +35,12 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("FP32", "fp32"),
     ("FLOAT", "fp32"),
 )
-"""Words of the inspector (`Half`, `Row major linear FP16`) and our types; long words first."""
+"""Words of the inspector (`Half`, `Row major linear FP16`) and our types. Long words first."""
 LOW_SHARE = 0.25
-"""Smallest share of the floats between kernels that must have a low type that was asked for.
+"""Smallest share of the floats between kernels that must have the requested low type.
 LayerNorm and the logits stay float32. The share is 0 if an engine fell back to float32."""
 FUSED = ("FOREIGNNODE", "MYELIN")
-"""Words in the name or kind of a fused layer; the inspector hides the values inside it."""
+"""Words in the name or kind of fused layers. The inspector hides the values inside them."""
 FIX = "this is a fault of prumux or of TensorRT; please report it"
 
 
@@ -51,9 +51,9 @@ class TypeReport:
     types: dict[str, int]
     """Number of inputs and outputs of layers, by type."""
     closed: int = 0
-    """Number of layers without types: only the name is given, or the layer is fused."""
+    """Number of layers without types: fused layers, and layers with a name only."""
     unseen: str = ""
-    """A note if the types asked for can be neither confirmed nor ruled out."""
+    """A note if the requested types can be neither confirmed nor ruled out."""
 
     def notes(self) -> dict[str, Any]:
         """Entries for the notes of an export."""
@@ -64,10 +64,11 @@ class TypeReport:
 def check_network(
     network: trt.INetworkDefinition, precision: Precision, quantised: bool, flavor: Flavor
 ) -> None:
-    """Check that matrix products have the type asked for, and only int8 has Q/DQ pairs.
+    """Check that matrix products have the requested type, and only int8 has Q/DQ pairs.
 
     Raises:
-        GateError: names the first layer with another type.
+        GateError: a type differs, or Q/DQ pairs are missing or not expected. The message names
+            the first layer with another type.
     """
     trt = flavor.library()
     asked = _asked(trt, precision)
@@ -98,10 +99,10 @@ def check_built(
     quantised: bool,
     flavor: Flavor,
 ) -> TypeReport:
-    """Check that inputs are int64, logits float32, and inner values of the types asked for.
+    """Check that inputs are int64, logits float32, and inner values of the requested types.
 
     Raises:
-        GateError: a type differs; the message gives both.
+        GateError: a type differs; the message has both types.
     """
     trt = flavor.library()
     every = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -113,7 +114,7 @@ def check_built(
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     seen = seen_in(json.loads(text))
-    if flavor.portable and not seen.types:  # its kernels are not chosen before they run
+    if flavor.portable and not seen.types:  # kernels are chosen when they first run
         seen = replace(seen, closed=max(1, seen.closed))
     return check_types(seen, precision, quantised)
 
@@ -121,7 +122,8 @@ def check_built(
 def seen_in(information: Mapping[str, Any]) -> TypeReport:
     """Count the inputs and outputs of an engine's layers by type.
 
-    Scalars, such as the factors of a matrix product, are float32 in every engine and left out.
+    Scalars, such as the factors of a matrix product, are left out: they are float32 in every
+    engine.
 
     Args:
         information: the inspector's JSON report of the engine.
@@ -133,14 +135,15 @@ def seen_in(information: Mapping[str, Any]) -> TypeReport:
 def check_types(seen: TypeReport, precision: Precision, quantised: bool) -> TypeReport:
     """Check the value types of an engine.
 
-    Enough floats must have the requested type. An engine holds int8 values if and only if it
-    is quantised.
+    Enough floats must have the requested type. The engine must have int8 values if and only if
+    it is quantised.
 
     Returns:
-        The report. It has a note if some layers hide their types and no visible type is wrong.
+        The report. It has a note if some layers hide their types, and no visible type is
+        wrong.
 
     Raises:
-        GateError: the types are wrong; the message names those that were found.
+        GateError: the types are wrong; the message has the types of the engine.
     """
     types = seen.types
     floats = {name: types.get(name, 0) for name in ("fp32", "fp16", "bf16")}

@@ -1,1 +1,1 @@
-"""How the pass `bag` fits the vectors of pieces and pairs."""
+"""Helpers of the pass `bag`: they fit the vectors of pieces and pairs."""

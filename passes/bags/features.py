@@ -1,4 +1,4 @@
-"""Rows as sparse counts of pieces and pairs: what a bag of embeddings is linear in."""
+"""Rows as sparse counts of pieces and pairs. A bag of embeddings is linear in these counts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from prumux.optimizer.model.families.bag import PRIME, pieces_of
 from prumux.optimizer.model.sizes import Encoder
 
 Sparse = Any
-"""A matrix of scipy in CSR form, for which scipy has no types."""
+"""A scipy matrix in CSR format. scipy has no type annotations for it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Rows as a matrix over the vectors of a bag: x = matrix @ vectors.
+    """Rows as a sparse matrix: the logits are matrix @ vectors, before the shift.
 
-    An entry is how often the row has the piece or pair, over the root of the row's length.
+    An entry is the count of the piece or pair in the row, divided by the square root of the
+    row's length in tokens.
     """
 
     matrix: Sparse
-    """[N, F] over the vectors that are used at all, float32."""
+    """[N, F], float32. Only vectors that some row uses have a column."""
     used: NDArray[np.int64]
-    """Which of all vectors these are, [F]: those of pieces first, then those of pairs."""
+    """Number of each column's vector, [F]. Vectors of pieces come before vectors of pairs."""
 
     def of(self, rows: Encoded, e: Encoder) -> Features:
-        """Other rows over the same vectors; all others count nothing."""
+        """Features of other rows over the same vectors; all other vectors are left out."""
         found = bag_features(rows, e)
         at = np.searchsorted(self.used, found.used).clip(max=len(self.used) - 1)
         known = self.used[at] == found.used
@@ -42,18 +43,18 @@ class Features:
 
 
 ALONE_TOKENS = 3
-"""Tokens of a piece by itself, with the special ones around it."""
+"""Tokens of a row of one piece: the piece between two special tokens."""
 NO_PIECES = np.zeros(0, np.int64)
 
 
 def bag_features(rows: Encoded, e: Encoder, alone: NDArray[np.int64] = NO_PIECES) -> Features:
-    """The rows over the vectors that they use.
+    """Build the features of rows, over the vectors that they use.
 
     Args:
         rows: N rows.
         e: sizes of the bag of embeddings.
-        alone: further rows have one of these pieces each. They stand for that piece between
-            two special tokens, and count neither those nor pairs.
+        alone: piece ids. Each gives one further row, of that piece between two special
+            tokens. Only the piece is counted, neither the special tokens nor the pairs.
     """
     ids, lengths = rows.ids.values.astype(np.int64), rows.ids.lengths
     row = np.repeat(np.arange(len(rows)), lengths)

@@ -1,4 +1,4 @@
-"""A fitted bag of embeddings: its loss on other rows, and the model that it becomes."""
+"""A fitted bag of embeddings: compute its loss on other rows, or turn it into a model."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .fitting import Aims, Fitted
 from .teaching import Taught, dense_logits
 
 TEMPERATURE = 2.0
-"""Of the distillation, see `Task.logit_loss`."""
+"""Temperature of the distillation, see `Task.logit_loss`."""
 
 
 @dataclass(frozen=True, eq=False)
 class FittedBag:
-    """Sizes, the rows that the bag was fitted to, and its vectors."""
+    """A bag's sizes, the features that it was fitted to, and its vectors."""
 
     sizes: Encoder
     features: Features
     fitted: Fitted
 
     def select_loss(self, ctx: Context) -> float:
-        """Mean loss on the select rows against labels, or without them against the teacher."""
+        """Mean loss on the select rows against labels; without labels, against the teacher."""
         rows = ctx.select or ctx.fit
         logits = self.fitted.logits(self.features.of(rows, self.sizes).matrix)
         if rows.labels is not None:
@@ -48,7 +48,7 @@ class FittedBag:
         return float(ctx.dense.task.logit_loss(logits, aim, 1.0))
 
     def model(self, given: Model, notes: Mapping[str, Any]) -> Model:
-        """The bag in place of a model; vectors that no row uses are 0."""
+        """Replace the encoder and weights of `given` by the bag's; unused vectors are 0."""
         sizes, pieces = self.sizes, pieces_of(self.sizes)
         table = torch.zeros(pieces + int(sizes.number("buckets")), sizes.hidden)
         table[torch.from_numpy(self.features.used)] = torch.from_numpy(self.fitted.vectors)
@@ -63,14 +63,14 @@ class FittedBag:
 
 
 def empty_bag(given: Model, sizes: Encoder) -> Model:
-    """A bag of zeros in place of a model."""
+    """Replace the encoder and weights of `given` by a bag whose weights are all 0."""
     weights = {name: torch.zeros(shape) for name, shape in expected_shapes(sizes).items()}
     full = Masks.full(sizes)
     return replace(given, encoder=sizes, weights=weights, masks=full, kept_hidden=None)
 
 
 def aims_of(rows: Encoded, taught: Taught, model: Model) -> Aims:
-    """The dense model's logits for what it was asked, and labels of the other rows."""
+    """Targets: the dense model's logits where it was run, and labels of the other rows."""
     others = torch.full((len(rows),), rows.labels is not None)
     others[taught.rows] = False
     labels = torch.zeros(0) if rows.labels is None else _tensor(rows.labels)[others]

@@ -1,12 +1,13 @@
-"""Fits the vectors of a bag of embeddings so that it answers as the dense model does.
+"""Fit the vectors of a bag of embeddings so that its logits agree with the dense model's.
 
 The bag's logits are linear in its vectors, so the loss is convex:
 
     min over V, c:  1/N ( sum_t D(X_t V + c, teacher_t) + sum_l E(X_l V + c, label_l) )
                     + ridge / 2N |V|^2
 
-Rows t are those that the teacher has answered, rows l the other labelled ones; D and E are the
-task's losses. L-BFGS finds the minimum (Liu and Nocedal 1989,
+The sum over t is over rows for which the teacher has computed logits. The sum over l is over
+the other labelled rows. D is the task's loss against logits, E its loss against labels. L-BFGS
+finds the minimum (Liu and Nocedal 1989,
 https://doi.org/10.1007/BF01589116).
 """
 
@@ -33,23 +34,23 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Aims:
-    """What rows should give: logits of the teacher, or else labels."""
+    """Targets of rows: the teacher's logits, or else labels."""
 
     task: Task
     rows: int
-    """How many rows have an aim."""
+    """Number of rows with a target."""
     taught: Tensor
-    """Rows that the teacher answered, int64."""
+    """Numbers of the rows with logits of the teacher, int64."""
     logits: Tensor
-    """Its logits for them, [taught, C]."""
+    """The teacher's logits for the rows `taught`, [taught, C]."""
     labelled: Tensor
-    """Further rows, int64."""
+    """Numbers of the rows with labels only, int64."""
     labels: Tensor
-    """Their labels."""
+    """Labels of the rows `labelled`."""
     temperature: float = 1.0
 
     def loss(self, logits: Tensor) -> Tensor:
-        """The mean loss of logits [N, C]."""
+        """Mean loss of logits [N, C] over all rows with a target."""
         total = logits.sum() * 0.0
         if len(self.taught):
             off = self.task.logit_loss(logits[self.taught], self.logits, self.temperature)
@@ -62,7 +63,7 @@ class Aims:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Vectors and shift of a bag of embeddings."""
+    """The fitted vectors of a bag of embeddings, and its shift (bias)."""
 
     vectors: Floats
     """[F, C], float32."""
@@ -82,14 +83,14 @@ def fit(  # noqa: PLR0917 - a loss and how it is minimised
     steps: int,
     tick: Callable[[], None],
 ) -> Fitted:
-    """The vectors of least loss.
+    """Fit the vectors and the shift that minimise the loss.
 
     Args:
-        matrix: rows over vectors, [N, F].
-        classes: C, the outputs.
-        aims: losses of the N rows.
-        ridge: weight of the squared vectors.
-        steps: most steps of L-BFGS.
+        matrix: features of the rows, [N, F].
+        classes: C, the number of outputs.
+        aims: targets of the N rows.
+        ridge: weight of the squared norm of the vectors.
+        steps: largest number of L-BFGS steps.
         tick: called after each step.
     """
     rows, size = matrix.shape[0], matrix.shape[1] * classes

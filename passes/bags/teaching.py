@@ -1,7 +1,7 @@
-"""What the dense model says of training rows, and of single pieces of its vocabulary.
+"""The dense model's logits for training rows, and for single pieces of its vocabulary.
 
-Rows are drawn, and pieces are taken by how often rows have them, until the dense model has
-been asked for `ROWS_MACS` and `PIECES_MACS` multiply-adds: about a minute of one core.
+Rows are drawn at random, and pieces are taken by frequency. `ROWS_MACS` and `PIECES_MACS`
+limit the dense model's multiply-adds for each: together about a minute of one core.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from prumux.optimizer.pipeline.context import Context
 
 ROWS_MACS = PIECES_MACS = 10**12
 LEAST_ROWS = 1024
-"""So many rows are asked for in any case."""
+"""The dense model runs on at least this many rows, even if they exceed `ROWS_MACS`."""
 BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """Logits of the dense model."""
+    """The dense model's logits for training rows and single pieces."""
 
     rows: Tensor
-    """Training rows, ascending int64 [R]."""
+    """Numbers of the training rows, ascending, int64 [R]."""
     logits: Tensor
-    """[R, C]."""
+    """Logits of the training rows, [R, C]."""
     pieces: NDArray[np.int64]
-    """Ids of pieces, each asked for as a text of its own, [P]."""
+    """Ids of the pieces, [P]. Each was run as a text of its own."""
     piece_logits: Tensor
-    """[P, C]."""
+    """Logits of the pieces, [P, C]."""
 
 
 def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
-    """Ask the dense model; it is asked once a run.
+    """Run the dense model on training rows and single pieces. The results are cached.
 
     Args:
         rows: the training rows.
-        most: rows to ask for; None = as many as `ROWS_MACS` allow.
-        ctx: has the dense model.
+        most: number of rows to run; None = as many as `ROWS_MACS` allow.
+        ctx: contains the dense model.
     """
     most = most or max(LEAST_ROWS, _affordable(ctx, float(rows.lengths.mean()), ROWS_MACS))
     drawn = torch.randperm(len(rows), generator=ctx.generator("bag"))[:most].sort().values
@@ -64,9 +64,9 @@ def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
 
 
 def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
-    """Rows of one piece each, between the special tokens that begin and end all rows.
+    """Make rows of one piece, between the special tokens that begin and end all rows.
 
-    There are none where rows have no such tokens, or hold two texts.
+    Returns no rows where the given rows have no such tokens, or are pairs of texts.
     """
     none = rows.take([])
     lengths, ids = rows.ids.lengths, rows.ids.values
@@ -86,7 +86,7 @@ def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
 
 
 def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
-    """The dense model's logits of rows, [N, C]."""
+    """Compute the dense model's logits for rows, [N, C]."""
     encoder = ctx.dense.encoder
     early = replace(encoder, pool_early=encoder.reads_first)
     module = EncoderModule(replace(ctx.dense, encoder=early)).to(ctx.device).eval()
@@ -102,5 +102,5 @@ def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
 
 
 def _affordable(ctx: Context, length: float, macs: int) -> int:
-    """Rows of a length that the dense model answers for so many multiply-adds."""
+    """Number of rows of a length that cost the dense model `macs` multiply-adds."""
     return int(macs / max(1, count(ctx.dense.encoder, max(1, round(length))).macs))

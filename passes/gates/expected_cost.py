@@ -1,12 +1,12 @@
-"""The expected cost of a model with random gates, and the budget for it.
+"""The expected cost of a model with random gates, and budgets for this cost.
 
-Gates are independent. With p the probability that a gate is open, a branch of a layer has
+Gates are independent. Let p be the probability that a gate is open. A branch of a layer has
 
     n = p_block * sum p_unit                    expected living units
-    a = p_block * (1 - prod (1 - p_unit))       probability that it lives at all
+    a = p_block * (1 - prod (1 - p_unit))       probability that the branch lives
 
-Under `pool-early` a layer runs at one position if no later layer attends: with probability
-prod (1 - a) over the attention blocks after it.
+Under `pool-early` a layer runs at one position only if no later layer attends. The probability
+is prod (1 - a) over the attention blocks of later layers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CostBudget(Protocol):
 
     @property
     def limit(self) -> float:
-        """The largest cost of the result, in the unit of `cost`."""
+        """Largest allowed cost of the result, in the unit of `cost`."""
 
     @property
     def dense(self) -> float:
@@ -51,7 +51,7 @@ class CostBudget(Protocol):
 
 
 class CountedBudget:
-    """Weights or multiply-adds of the layers, up to `share` of the dense model's."""
+    """A budget in weights or multiply-adds of the layers: `share` of the dense model's."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class CountedBudget:
         self.narrow = self._affine(lambda e, b: unit_macs_at(e, b, 1, length))
 
     def cost(self, sizes: Encoder) -> float:
-        """The count that `prune` uses."""
+        """Count weights or multiply-adds as `prune` does."""
         return branch_cost(sizes, self.length, self.of)
 
     def expected(self, p: OpenProbabilities) -> Tensor:
-        """Exact: all gates are independent."""
+        """Expected count. It is exact, because all gates are independent."""
         half, d = len(p.blocks) // 2, p.hidden.sum()
         n = p.blocks * torch.stack([x.sum() for x in p.units])
         if self.of == "weights":
@@ -86,9 +86,9 @@ class CountedBudget:
         return (n / rows.repeat(2) * (wide + share * (small - wide))).sum()
 
     def _affine(self, of: Callable[[Encoder, Branch], int]) -> Tensor:
-        """Cost of one unit of every branch, attention first: at hidden size 0, and the slope.
+        """Cost of a unit of every branch, as [value at hidden size 0, slope]; attention first.
 
-        Every cost is affine in the hidden size.
+        Every unit's cost is affine in the hidden size.
         """
         depth = range(len(self.encoder.layers))
         branches = [Branch(i, kind) for kind in KINDS for i in depth]
@@ -101,19 +101,19 @@ class CountedBudget:
 
 
 def _at(costs: Tensor, hidden: Tensor) -> Tensor:
-    """Costs at a hidden size that may be fractional."""
+    """Evaluate affine costs at a hidden size, which may be fractional."""
     found: Tensor = costs.to(hidden)[0] + costs.to(hidden)[1] * hidden
     return found
 
 
 @dataclass(frozen=True)
 class TimedBudget:
-    """Measured milliseconds. The cost table has no hidden sizes."""
+    """A budget in measured milliseconds. The cost table has no times of hidden sizes."""
 
     table: CostTable
     limit: float
     early: bool
-    """Whether the model has `pool_early`."""
+    """True if the model has `pool_early`."""
 
     @property
     def dense(self) -> float:
@@ -125,7 +125,7 @@ class TimedBudget:
         return self.table.predict_ms(sizes)
 
     def expected(self, p: OpenProbabilities) -> Tensor:
-        """base + sum over branches of p_block * curve(sum p_unit), in ms."""
+        """Expected time in ms: base + sum over branches of p_block * curve(sum p_unit)."""
         half, wide, small = len(p.blocks) // 2, self.table.wide, self.table.narrow
         narrow, none = p.narrow()
         total = p.blocks.new_tensor(self.table.base_ms)
@@ -134,7 +134,7 @@ class TimedBudget:
             ms = _interpolate(wide.attention if attends else wide.ffn, units.sum())
             if self.early:
                 short = _interpolate(small.attention if attends else small.ffn, units.sum())
-                # With no attention left, no block gathers the other positions.
+                # If no attention is left at all, an FFN runs at all positions.
                 share = narrow[layer] if attends else narrow[layer] - none
                 ms = ms + share * (short - ms)
             total = total + p.blocks[i] * ms
@@ -142,7 +142,7 @@ class TimedBudget:
 
 
 def _interpolate(curve: Curve, size: Tensor) -> Tensor:
-    """`curve.at` for a fractional size, with its slope as gradient."""
+    """Time at a fractional size, by linear interpolation. The gradient is the slope."""
     at = bisect_left(curve.sizes, float(size.detach()), 1, len(curve.sizes) - 1)
     run = curve.sizes[at] - curve.sizes[at - 1]
     slope = (curve.ms[at] - curve.ms[at - 1]) / run

@@ -12,21 +12,21 @@ from .hard_concrete import HIGH, LOW, binary_sample, open_probability, open_valu
 
 @dataclass(frozen=True, eq=False)
 class OpenProbabilities:
-    """P(z != 0) of every gate; 0 and 1 for gates that are fixed."""
+    """P(z != 0) of every gate; 0 or 1 for fixed gates."""
 
     units: tuple[Tensor, ...]
-    """Per branch [H] or [F]; all attention branches, then all FFN."""
+    """Of the units of each branch, [H] or [F]: all attention branches, then all FFN."""
     blocks: Tensor
-    """[branches]."""
+    """Of the blocks, [branches]."""
     hidden: Tensor
-    """[D]."""
+    """Of the hidden dimensions, [D]."""
 
     def alive(self) -> Tensor:
-        """The probability of every branch to have a living unit, [branches]."""
+        """Probability that a branch has at least one open unit, [branches]."""
         return self.blocks * torch.stack([1 - (1 - p).prod() for p in self.units])
 
     def narrow(self) -> tuple[Tensor, Tensor]:
-        """P(no layer after it attends), [layers], and P(no layer at all attends), []."""
+        """P(no later layer attends), [layers], and P(no layer attends), a scalar."""
         gone = 1 - self.alive()[: len(self.blocks) // 2]
         after = gone.flip(0).cumprod(0).flip(0)  # from this layer on
         return torch.cat([after[1:], after.new_ones(1)]), after[0]
@@ -34,10 +34,10 @@ class OpenProbabilities:
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """The log_alpha of all gates of a model; None = always open."""
+    """log_alpha of all gates of a model. Gates that are None are always open."""
 
     widths: tuple[int, ...]
-    """Units of every branch; all attention branches, then all FFN."""
+    """Number of units of every branch: all attention branches, then all FFN."""
     dims: int
     units: nn.Parameter
     """[sum of widths]"""
@@ -52,7 +52,7 @@ class Gates:
         return [p for p in (self.units, self.blocks, self.hidden) if p is not None]
 
     def to(self, device: str) -> Gates:
-        """The same values as parameters on a device."""
+        """Copy the gates to a device, as new parameters."""
 
         def moved(p: nn.Parameter) -> nn.Parameter:
             return nn.Parameter(p.detach().to(device))
@@ -90,7 +90,12 @@ class Gates:
         return blocks.repeat_interleave(torch.tensor(self.widths, device=blocks.device))
 
     def draw(self, random: torch.Generator) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Sampled factors per branch, times the block's; binary ones of hidden dimensions."""
+        """Sample the gates.
+
+        Returns:
+            Factors of the units of each branch, multiplied by their block's factor.
+            Binary factors of hidden dimensions, or None without such gates.
+        """
 
         def uniform(p: Tensor) -> Tensor:
             return torch.rand(p.shape, generator=random).to(p.device)
@@ -103,7 +108,7 @@ class Gates:
         return self.branches(z), binary_sample(self.hidden, uniform(self.hidden))
 
     def values(self) -> tuple[Tensor, ...]:
-        """E[z | z != 0] of every unit per branch, times the block's."""
+        """E[z | z != 0] of the units of each branch, multiplied by their block's."""
         z = open_value(self.units)
         if self.blocks is not None:
             z = z * self.spread(open_value(self.blocks))

@@ -31,16 +31,17 @@ from .expected_cost import CostBudget
 from .masks import final_masks, initial_gates
 
 MATCHED = 4
-"""Number of the teacher's layers that are matched, at even distances, the last included."""
+"""Number of the teacher's layers that are matched, evenly spaced up to the last one."""
 MULTIPLIER_RATE = 1.0
 """Learning rate of the multipliers, relative to the gates'."""
 PENALTY = 1000.0
-"""l2 at the start. Started at 0, l1 grows while the target rises, and sparsity overshoots."""
+"""Initial l2. If l2 started at 0, l1 would grow while the target rises, and sparsity would
+overshoot."""
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """The options of `learn-masks` for its gates, explained there."""
+    """The options of `learn-masks` that concern gates. `LearnMasks` explains them."""
 
     lr: float
     warmup: float
@@ -49,7 +50,7 @@ class MaskOptions:
 
 
 class MaskLearner:
-    """A model with gates. Its validation loss is that of `result()`."""
+    """A model with gates. The validation loss is the loss of the model of `result()`."""
 
     def __init__(
         self,
@@ -80,7 +81,10 @@ class MaskLearner:
             self.start_cost = float(budget.expected(self.gates.probabilities()))
 
     def groups(self) -> list[dict[str, Any]]:
-        """Weights and gates descend, multipliers ascend; only weights have weight decay."""
+        """Weights and gates minimise the loss, multipliers maximise it.
+
+        Only weights have weight decay.
+        """
         rate = self.gating.lr
         ascent = {"params": [self.multipliers], "lr": rate * MULTIPLIER_RATE}
         return [
@@ -90,7 +94,7 @@ class MaskLearner:
         ]
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss of `learn-masks`, see there. Draws depend on seed and progress only."""
+        """The loss in `learn_masks.py`. Gates are drawn from seed and progress only."""
         self.gates.clamp()
         text = f"{self.seed}:{progress!r}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
@@ -116,11 +120,11 @@ class MaskLearner:
         living = comparable(living, self.model.encoder)
         at = self.model.encoder.mux.at if self.model.encoder.mux else None
         matched = matched_error(found, aim, living, real, at, parallel=parallel)
-        # Every process has all gates, so each adds its part of their cost.
+        # Every process has all gates, so each adds an equal share of their cost.
         return total + o.hidden * matched + self.excess(progress) / parallel.size
 
     def excess(self, progress: float) -> Tensor:
-        """l1 (r - r*) + l2 (r - r*)^2 of expected sparsity r; the target r* rises linearly."""
+        """l1 (r - r*) + l2 (r - r*)^2: r is the expected sparsity, r* the rising target."""
         b = self.budget
         warmup = self.gating.warmup
         ramp = min(1.0, progress / warmup) if warmup else 1.0
@@ -129,7 +133,7 @@ class MaskLearner:
         return self.multipliers[0] * over + self.multipliers[1] * over.square()
 
     def apply(self, factors: tuple[Tensor, ...], hidden: Tensor | None) -> None:
-        """Put these factors on the units; a branch whose factors are all 0 is skipped."""
+        """Multiply units by these factors. A branch whose factors are all 0 is skipped."""
         half = len(factors) // 2
         self.module.factors = Factors(factors[:half], factors[half:], hidden)
         places = {"attention": 0, "ffn": half}
@@ -146,7 +150,7 @@ class MaskLearner:
         )
 
     def apply_final_masks(self) -> Masks:
-        """Close the gates that the result would not have, and fix the others' factors."""
+        """Close the gates of removed units, and fix the factors of kept units."""
         with torch.no_grad():
             self.gates.clamp()
             masks = final_masks(self.gates, self.budget, self.model.encoder)
@@ -157,7 +161,7 @@ class MaskLearner:
         return masks
 
     def result(self) -> Model:
-        """The model with binary masks; weights absorb the factors of kept units."""
+        """The model with binary masks. Output maps absorb the factors of kept units."""
         masks = self.apply_final_masks()
         found = weights_of(self.module)
         z, k = self.module.factors, self.model.encoder.head_dim

@@ -1,6 +1,7 @@
-"""The gates before training, and the binary masks after it.
+"""Initial gates before training, and binary masks after training.
 
-The masks keep the expected number of units, corrected until the real cost meets the budget.
+The masks keep the expected number of units, and are then corrected: units are removed or
+restored until the real cost meets the budget.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ A gate is open with probability 0.97 at this value, so almost nothing is removed
 def initial_gates(
     encoder: Encoder, budget: CostBudget, scores: Scores, blocks: bool, hidden: bool
 ) -> Gates:
-    """Gates that are almost surely open, with log_alpha by rank of importance over cost.
+    """Gates that are almost surely open. Units are ranked by importance over cost.
 
     Args:
         encoder: the sizes.
-        budget: the cost of a unit is the derivative of the expected cost.
+        budget: gives the cost of a unit, the derivative of the expected cost.
         scores: importance of every unit.
-        blocks: whether whole blocks have gates.
-        hidden: whether hidden dimensions have gates.
+        blocks: True to give whole blocks gates.
+        hidden: True to give hidden dimensions gates.
     """
     score = torch.cat([*scores.heads, *scores.ffn])
     layers, dims = encoder.layers, encoder.hidden
@@ -41,7 +42,7 @@ def initial_gates(
     units = nn.Parameter(torch.full_like(score, HIGH))
     open_units = Gates(widths, dims, units, None, None).probabilities()
     (cost,) = torch.autograd.grad(budget.expected(open_units), units)
-    # Where a measured time is flat a unit seems free; it counts as cheap instead.
+    # The derivative is 0 if a measured time is flat. Such units get a small cost.
     value = score / cost.clamp_min(1e-3 * float(cost.mean()))
     rank = value.argsort().argsort() / max(1, len(value) - 1)
     return Gates(
@@ -54,11 +55,11 @@ def initial_gates(
 
 
 def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
-    """Masks with the expected number of units, then as many as the budget allows.
+    """Masks with the expected number of units, corrected to as many as the budget allows.
 
-    Units are removed, or restored, in the order of their probability to be open, times that
-    of their block; units of blocks that are expected to live are restored first. In the end no
-    branch could have one unit more.
+    The order of units is their probability to be open, times that of their block. The least
+    probable unit is removed first. Units are restored most probable first: those of kept
+    blocks, then those of all other blocks. In the end no branch could have one unit more.
     """
     rank, kept, living, dims = _expected(gates)
     half = len(gates.widths) // 2
@@ -94,7 +95,7 @@ def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
 
 
 def _expected(gates: Gates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per unit: log probability, whether it is kept, whether its block is; hidden mask [D]."""
+    """Log probability of each unit; masks of kept units, units of kept blocks, and hidden."""
     with torch.no_grad():
         rank = open_probability(gates.units).log().cpu()
         parts = [keep_expected(x) for x in gates.branches(gates.units)]

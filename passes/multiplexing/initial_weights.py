@@ -15,7 +15,7 @@ INITIAL_STD = 0.02
 
 
 def slot_keys(mux: Multiplexing, hidden: int, random: torch.Generator) -> Tensor:
-    """Keys [n, D] of mean square 1."""
+    """Draw the keys, [n, D], with mean square 1."""
     drawn = torch.randn(mux.n, hidden, generator=random)
     if mux.variant == "fixed":
         return drawn
@@ -24,14 +24,14 @@ def slot_keys(mux: Multiplexing, hidden: int, random: torch.Generator) -> Tensor
         found: Tensor = columns.T.contiguous() * hidden**0.5
         return found
     signs = torch.where(drawn < 0, -1.0, 1.0)
-    signs[0] = 1.0  # so that the first slot starts from what the layers know
+    signs[0] = 1.0  # this key does not change the states of the first slot
     return signs
 
 
 def added_weights(
     keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """All initial weights of mux and demux in `encoder`; see `initial`."""
+    """Initial values of all weights of mux and demux in `encoder`; see `initial`."""
     names = (k for k in expected_shapes(encoder) if k.startswith(("mux.", "demux.")))
     return {name: initial(name, keys, encoder, model, random) for name in names}
 
@@ -39,7 +39,10 @@ def added_weights(
 def initial(
     name: str, keys: Tensor, encoder: Encoder, model: Model, random: torch.Generator
 ) -> Tensor:
-    """Demultiplexing starts as multiplying by the key once more, which undoes a sign."""
+    """Initial value of one weight of mux or demux.
+
+    At first, demultiplexing multiplies by the key a second time. This undoes keys of signs.
+    """
     if name in ("mux.keys", "demux.scale"):
         return keys.clone()
     shape = expected_shapes(encoder)[name]
@@ -54,6 +57,6 @@ def initial(
 
 
 def last_norm(model: Model) -> str:
-    """The prefix of the norm whose output the head was trained on."""
+    """Name prefix of the norm whose output the head reads."""
     left = living(model)
     return family_of(model.encoder).read_norm(left[-1] if left else None)

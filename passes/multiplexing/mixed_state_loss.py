@@ -21,10 +21,10 @@ MIXED_HELP = "weight of the error of mixed rows' states between the layers"
 
 @dataclass(frozen=True, eq=False)
 class MixedStateLoss:
-    """The mean error of a student's layers that run on mixed rows."""
+    """Mean error of those layers of a student that run on mixed rows."""
 
     pairs: Mapping[int, int]
-    """Layer of the student -> layer of the teacher."""
+    """The teacher's layer for each layer of the student."""
     dims: tuple[Any, Any]
     """The hidden dimensions that are compared, in the student and in the teacher."""
 
@@ -32,7 +32,7 @@ class MixedStateLoss:
     def of(
         cls, student: Encoder, teacher: Encoder, dims: tuple[Any, Any], weight: float
     ) -> Self:
-        """The loss of all such layers; of none where it has no weight."""
+        """Compare all layers that run on mixed rows; none if `weight` is 0."""
         single = layer_pairs(student, teacher)
         pairs = all_pairs(student, teacher) if weight else {}
         return cls({i: j for i, j in pairs.items() if i not in single}, dims)
@@ -49,7 +49,7 @@ class MixedStateLoss:
         """Mean `mixed_error` over the layers; 0 if there are none.
 
         Args:
-            module: the student; its keys take no gradient from here.
+            module: the student. Its keys get no gradient from this loss.
             found, aim: outputs of student and teacher for a batch.
             real: bool [B, T], True on real tokens.
             parallel: the processes that share the batch.
@@ -70,10 +70,10 @@ class MixedStateLoss:
 def mixed_error(
     found: Tensor, aim: Tensor, keys: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> Tensor:
-    """`state_error` of mixed rows against the multiplexed dense states of their members.
+    """`state_error` of mixed rows against the multiplexed states of the dense model.
 
-    At every position the target is sum_i k_i * t_i / sqrt(m) over the m members that have a
-    token there. So it varies about as much as a state of one row.
+    At every position the target is sum_i k_i * t_i / sqrt(m), over the m members that have a
+    token at this position. So its variance is about that of a state of one row.
 
     Args:
         found: states of mixed rows, [B/n, T, D].
@@ -90,18 +90,19 @@ def mixed_target(
 ) -> Tensor:
     """The target of a mixed row before a LayerNorm, from the targets y_i of its members.
 
-    The LayerNorm divides all members by one standard deviation. So each member is divided by
-    its own first, and the sum is scaled back:
+    The LayerNorm divides all members by one standard deviation. So each member is first
+    divided by its own standard deviation, and the sum is scaled back:
 
         s * sum_i k_i (y_i - mean y_i) / sd y_i / sqrt(n),   s^2 = mean of (sd y_i)^2
 
     Args:
-        y: of single rows, [B, T, D].
+        y: targets of single rows, [B, T, D].
         keys: k, [n, D].
         real: bool [B, T], True on real tokens.
-        first: True for the first block on mixed rows, whose input is a mean over members;
-            all later states are sums over the root of their number, see `multiplex`.
-        spread: whether a norm follows. Without one the stream stays a mean of its members.
+        first: True for the first block on mixed rows. Its input is a mean over members. All
+            later states are sums divided by the root of the number of members, see
+            `multiplex`.
+        spread: True if a norm follows. Without a norm the stream stays a mean of its members.
 
     Returns:
         [B/n, T, D].

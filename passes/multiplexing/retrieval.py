@@ -1,4 +1,4 @@
-"""The learner of `warm-up`: a multiplexed model that gives back every row's states."""
+"""The learner of `warm-up`: it trains a multiplexed model to return every row's states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class RetrievalWeights:
-    """Weights of the terms of the loss; see the options of `warm-up`."""
+    """Weights of the terms of the loss: options of `warm-up`."""
 
     states: float
     tokens: float
@@ -34,7 +34,7 @@ class RetrievalWeights:
 
 
 class RetrievalLearner:
-    """A multiplexed model, and the error of its states against the dense model's."""
+    """A multiplexed model, and the error of its states relative to the dense model's."""
 
     def __init__(
         self, model: Model, weights: RetrievalWeights, lr: float, rows: Encoded, ctx: Context
@@ -55,11 +55,11 @@ class RetrievalLearner:
         )
 
     def groups(self) -> list[dict[str, Any]]:
-        """All weights but the embedding tables; mux and demux at a higher learning rate."""
+        """All weights except embedding tables; mux and demux have a higher learning rate."""
         return parameter_groups(self.module, self.lr)
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss of `warm-up`, see there."""
+        """The loss in the docstring of `warm_up.py`."""
         del progress
         found, aim, real = self._outputs(batch, self.teacher)
         states, tokens = self._parts(batch, found, aim, real, parallel=parallel)
@@ -71,9 +71,9 @@ class RetrievalLearner:
         return total
 
     def validation_loss(self) -> float:
-        """The loss without its mixed term on the select rows.
+        """The loss on the select rows, without its `mixed` term.
 
-        Errors and variances are summed over all rows before they are divided.
+        Errors and variances are summed over all rows. Only then are they divided.
         """
         tokens, count, off = 0.0, 0, torch.zeros(len(self.pairs) + 1, 2)
         with torch.no_grad(), autocast(self.device):

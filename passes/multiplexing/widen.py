@@ -1,14 +1,18 @@
-"""n models side by side in a state n times as wide, one for each slot, without gradient steps.
+"""Put n copies of a model side by side in a state n times as wide: one copy for each slot.
 
-The mixed state is the rows' states one after another, so the keys are indicators of blocks and
-every map is block diagonal: the slots are separate at first, but for LayerNorm, whose
-statistics they share, and for the mean over members: where only one row has a token its state
-comes n times as large. Training fills in what is off the diagonal. Demultiplexing begins as
-copying a slot's block to all blocks,
+The mixed state is the concatenation of the rows' states. So the keys are indicators of blocks,
+and every map is block diagonal. The slots are separate at first, with two exceptions:
+
+- LayerNorm computes one mean and one variance over all slots;
+- mixing takes a mean over the members with a token: the state of a single row is n times as
+  large.
+
+Training fills in the off-diagonal blocks. At first, demultiplexing copies a slot's block to
+all blocks,
 
     z_i = LN(y + [I .. I]^T (g(S y / e) - g(-S y / e)))     with S = [I .. I], y = e * block i
 
-which is exact for activations with g(u) - g(-u) = u, as GELU has.
+This is exact for activations with g(u) - g(-u) = u, such as GELU.
 """
 
 from __future__ import annotations
@@ -28,16 +32,16 @@ from prumux.optimizer.model.weights import weights_of
 from .initial_weights import added_weights, last_norm
 
 KEPT = 1 / 16
-"""e: what is left of the state beside its copies; 0 would teach demultiplexing nothing."""
+"""e: the scale of the state itself, beside its copies. With 0 it would get no gradient."""
 
 
 def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Model:
-    """The model with n times the hidden dimensions, heads and units, mixing and taking apart.
+    """Widen a model n times (hidden dimensions, heads and FFN units) and add mux and demux.
 
     Args:
-        model: of single rows; masks may be pending.
-        mux: mixes at the embeddings.
-        random: for what starts from nothing.
+        model: a model of single rows; masks may be pending.
+        mux: the multiplexing; it mixes at the embeddings.
+        random: draws the weights that are not copies.
     """
     n, e, masks = mux.n, model.encoder, model.masks
     encoder = replace(
@@ -73,7 +77,7 @@ def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Mo
 
 
 def _widened(weight: Weight, encoder: Encoder, given: Tensor, n: int) -> Tensor:
-    """A weight of n models: what they read comes from their own block."""
+    """Widen one weight for n models. Each model reads its own block only."""
     wide = [kind in WIDE for kind in weight.kinds(encoder)]
     if weight.name.startswith("embeddings.project."):
         return torch.cat([given] * n) * math.sqrt(n)  # mixing takes a mean, keys are root n
@@ -88,7 +92,7 @@ def _widened(weight: Weight, encoder: Encoder, given: Tensor, n: int) -> Tensor:
 def _taken_apart(
     model: Model, encoder: Encoder, mux: Multiplexing, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """The weights of mux and demux."""
+    """Initial weights of mux and demux."""
     n, each = mux.n, model.encoder.hidden
     blocks = torch.eye(n).repeat_interleave(each, 1)  # [n, n * D]
     norm = last_norm(model)

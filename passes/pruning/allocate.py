@@ -1,8 +1,8 @@
 """Choose how many units every branch keeps: the most importance within a cost limit.
 
-A branch is the attention or the FFN of one layer. Keeping its n best units has a value, their
-summed importance, and a cost. This is a knapsack with one choice per branch. Whole branches go
-where the first units are not worth the fixed cost of the branch.
+A branch is the attention or the FFN of one layer. Keeping its n best units has a value (their
+summed importance) and a cost. This is a knapsack problem with one choice per branch. It
+removes a whole branch if its best units are not worth the fixed cost of the branch.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from .importance import Scores
 
 @dataclass(frozen=True)
 class BranchOptions:
-    """The counts of units that a branch may keep, with value and cost of each."""
+    """Possible counts of kept units of a branch, and the value and cost of each count."""
 
     counts: tuple[int, ...]
-    """Rising from 0."""
+    """Counts of kept units, rising from 0."""
     values: tuple[float, ...]
     costs: tuple[float, ...]
 
 
 def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
-    """Counts per branch of greatest total value whose total cost is at most `limit`.
+    """Choose a count for each branch: greatest total value at a total cost up to `limit`.
 
-    Walks the upper convex hull of every branch from its cheapest point, best value per cost
-    first. That is the optimum of the relaxed knapsack, and off by less than one step of one
-    branch. The rest of the limit goes to counts between those of the hull, where they fit.
+    The algorithm walks along the upper convex hull of every branch from its cheapest point,
+    and takes the step with the best value per cost first. This is the optimum of the relaxed
+    knapsack; it differs from the true optimum by less than one step of one branch. The rest of
+    the limit is spent on counts between the points of the hull.
 
     Raises:
-        ValueError: even keeping nothing costs more than `limit`.
+        ValueError: the cost of keeping nothing is above `limit`.
     """
     hulls = [_hull(branch) for branch in branches]
     at = [0] * len(branches)
@@ -92,7 +93,7 @@ def summed_importance(
 
 
 def with_counts(masks: Masks, scores: Scores, counts: Sequence[int]) -> Masks:
-    """Masks that keep the best units of every branch.
+    """Masks that keep the `counts` most important units of every branch.
 
     `counts` lists all attention branches, then all FFN branches.
     """
@@ -103,7 +104,7 @@ def with_counts(masks: Masks, scores: Scores, counts: Sequence[int]) -> Masks:
 
 
 def _fill(branches: Sequence[BranchOptions], at: Sequence[int], limit: float) -> list[int]:
-    """Take the steps that still fit, best value per cost first; return the new indices."""
+    """Take steps that still fit, best value per cost first. Returns the new indices."""
     at = list(at)
     values = [np.array(branch.values) for branch in branches]
     costs = [np.array(branch.costs) for branch in branches]

@@ -1,4 +1,4 @@
-"""The importance of every count of units that a branch may keep, by either measure."""
+"""Importance of every count of kept units of a branch: Fisher or second-order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .importance import fisher
 from .second_order import second_order
 
 KeepCounts = Callable[[Sequence[int]], Model]
-"""The model that keeps so many units of every branch, all attention then all FFN."""
+"""Takes a count for each branch, all attention then all FFN; returns the masked model."""
 
 
 def branch_importance(
     model: Model, ctx: Context, by: Literal["fisher", "second-order"]
 ) -> tuple[BranchImportance, KeepCounts]:
-    """The importance of every count, and the function that keeps given counts."""
+    """Return the importance of every count, and a function that masks a model to counts."""
     masks = (*model.masks.heads, *model.masks.ffn)
     if by == "second-order":
         removals = second_order(model, ctx)

@@ -1,10 +1,10 @@
 """The options of every branch, with counted or measured costs, and the choice among them.
 
-With `pool-early` the last layer that attends and all after it run at the pooled position only.
-Where the choice drops the last attention block, another layer becomes that layer and costs
-change. So the choice is made twice, the second time with that layer fixed as the last. Summed
-importance may not move it again: importance is of single units, and would trade all later
-attention for FFN units that cost almost nothing.
+With `pool-early`, the last layer with attention and all later layers run at the pooled
+position only. If the choice removes the last attention block, another layer becomes the last
+one with attention, and costs change. So the choice is made twice. The second choice keeps the
+last attention layer of the first. Without this rule, the second choice would trade all later
+attention for FFN units that cost almost nothing, because importance is that of single units.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from prumux.optimizer.timing.cost_table import CostTable
 from .allocate import BranchOptions, allocate
 
 GRID = 16
-"""Step of FFN widths under a measured time: the cost table is not finer."""
+"""Step of FFN widths under a measured time. The cost table has no smaller step."""
 
 BranchImportance = Sequence[tuple[float, ...]]
-"""Per branch, all attention then all FFN: the importance that 0, 1, ... kept units have."""
+"""Importance of 0, 1, ... kept units of each branch: all attention, then all FFN."""
 BranchCost = Callable[[Encoder, int], Callable[[int], float]]
-"""Takes the encoder and a layer; returns a branch's cost as a function of its kept units."""
+"""Takes the encoder and a layer; returns the cost as a function of the number of units."""
 
 
 def choose_counts(
@@ -38,24 +38,24 @@ def choose_counts(
     limit: float,
     grid: int = 1,
 ) -> list[int]:
-    """Counts per branch of greatest importance within the limit, all attention then all FFN.
+    """Choose counts of greatest importance within the limit: all attention, then all FFN.
 
     Args:
-        model: the model to prune; its masks say which units are left.
-        importance: of every count of every branch.
-        costs: of an attention branch and of an FFN branch.
+        model: the model to prune. Units that its masks remove stay removed.
+        importance: importance of every count of every branch.
+        costs: cost functions of attention branches and of FFN branches.
         limit: the largest cost of all branches together, in the unit of `costs`.
         grid: FFN widths are multiples of this, or the full width.
 
     Raises:
-        ValueError: nothing fits the limit; the message has both numbers.
+        ValueError: keeping nothing costs more than the limit; the message has both numbers.
     """
     half = len(model.encoder.layers)
     counts = allocate(_options(model, importance, costs, grid, half), limit)
     living = [i for i, mask in enumerate(model.masks.heads) if bool(mask.any())]
     if not model.encoder.pool_early or not living:
         return counts
-    # Layers after the last attention are cheap, so the limit allows more units elsewhere.
+    # Layers after the last attention block are cheap: the limit allows more units elsewhere.
     last = max((i for i in range(half) if counts[i]), default=living[-1])
     return allocate(_options(model, importance, costs, grid, last), limit)
 
@@ -63,7 +63,7 @@ def choose_counts(
 def counted_costs(
     ctx: Context, of: Literal["weights", "macs"]
 ) -> tuple[BranchCost, BranchCost]:
-    """Costs of attention and FFN branches, in weights or multiply-adds."""
+    """Cost functions of attention and FFN branches, in weights or multiply-adds."""
     length = ctx.length
 
     def cost(kind: BranchKind) -> BranchCost:
@@ -81,7 +81,7 @@ def counted_costs(
 
 
 def measured_costs(table: CostTable) -> tuple[BranchCost, BranchCost]:
-    """Costs of attention and FFN branches, in measured milliseconds."""
+    """Cost functions of attention and FFN branches, in measured milliseconds."""
 
     def at(e: Encoder) -> CostTable:
         return replace(table, narrow_from=e.narrow_from)
@@ -99,9 +99,9 @@ def _options(
     grid: int,
     last: int,
 ) -> list[BranchOptions]:
-    """The options of all branches; layer `last` attends and no layer after it does.
+    """The options of all branches. Layer `last` keeps attention; later layers have none.
 
-    With `last` past the last layer any layer may attend, and costs are those of the model.
+    If `last` is the number of layers, every layer may keep or lose its attention.
     """
     cut = model.masks.sizes(model.encoder)  # hidden dimensions may be masked already
     layers = tuple(

@@ -1,14 +1,14 @@
-"""Fisher importance of units, which all prune passes share.
+"""Fisher importance of units. All passes that rank units share this module.
 
-After Kwon et al., https://arxiv.org/abs/2204.09656: every head and FFN unit, or every hidden
-dimension, gets a mask factor z. Its importance is the Fisher information
+As in Kwon et al., https://arxiv.org/abs/2204.09656, every head and FFN unit, or every hidden
+dimension, gets a mask factor z. The importance of the unit is the Fisher information
 
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
 over R rows and C classes. p is the model's own prediction, so no labels are needed. To second
-order, removing the unit costs I(z) / 2 nats of KL divergence from the dense prediction. The
-gradient is taken for every row on its own: the factor has a row axis. For regression, with
-unit variance, it is the squared derivative of the output.
+order, removing the unit costs I(z) / 2 nats of KL divergence from the dense model's
+prediction. Every row has its own gradient, because the factor has a row axis. For regression
+with unit variance, I(z) is the mean squared derivative of the output.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def fisher(model: Model, ctx: Context) -> Scores:
 def hidden_fisher(model: Model, ctx: Context) -> Tensor:
     """Fisher importance of every hidden dimension, [D], on the first `ROWS` fit rows.
 
-    The derivative is that of the masked model: through every write to the residual stream and
-    through LayerNorm's statistics.
+    Derivatives are those of the masked model. They go through every write to the residual
+    stream and through the statistics of LayerNorm.
     """
 
     def put(own: Factors, z: list[Tensor]) -> Factors:
@@ -64,13 +64,13 @@ def hidden_fisher(model: Model, ctx: Context) -> Tensor:
 
 
 Put = Callable[[Factors, list[Tensor]], Factors]
-"""Returns the module's factors with some replaced by tensors [B, W]."""
+"""Takes a module's factors and tensors [B, W]; returns factors that use these tensors."""
 
 
 def _stored(
     name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
 ) -> list[Tensor]:
-    """Importance of the factors on `alive`; kept in the store."""
+    """Importance of the units with a mask in `alive`. The result is kept in the store."""
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
 
     def make() -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class RankedPrune(Pass):
 def keep_ratio(
     scores: Sequence[Tensor], alive: Sequence[Tensor], share: float, scope: str
 ) -> tuple[Tensor, ...]:
-    """Masks that keep `share` of all units: the most important of those still alive."""
+    """Masks that keep `share` of all units: the most important units not yet masked."""
     if scope == "layer":
         return tuple(_top([s], [m], share)[0] for s, m in zip(scores, alive, strict=True))
     return _top(scores, alive, share)

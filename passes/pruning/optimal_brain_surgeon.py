@@ -1,15 +1,16 @@
-"""Optimal Brain Surgeon: the order in which a linear map loses inputs, and the loss of each.
+"""Optimal Brain Surgeon: remove inputs of a linear map, the cheapest first.
 
-After Optimal Brain Compression (Frantar and Alistarh, https://arxiv.org/abs/2208.11580). For
-y = W x with second moments H = E[x x^T], removing the columns S of W and moving all others by
-the best step costs, with H^-1 over the remaining columns,
+The method is Optimal Brain Compression (Frantar and Alistarh,
+https://arxiv.org/abs/2208.11580). Let y = W x with second moments H = E[x x^T]. Removing the
+columns S of W and moving all other columns by the best step dW costs rho_S. With H^-1 over the
+columns that are left:
 
     rho_S = tr( W_S ([H^-1]_SS)^-1 W_S^T ) = min over dW, W_S + dW_S = 0, of tr(dW H dW^T)
     dW    = -W_S ([H^-1]_SS)^-1 [H^-1]_S,:
 
-after which H^-1 <- H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:. One group of columns goes at a
-time, the cheapest first. So of two equal groups the second becomes expensive once the first is
-gone.
+Then H^-1 <- H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:. One group of columns is removed at a
+time, the cheapest first. If two groups are equal, removing the first makes the second
+expensive.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Single columns removed between two updates of the matrices; does not change results."""
+"""Columns removed between two updates of the matrices. It does not change results."""
 
 
 def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor]:
-    """The order in which groups of columns are removed, and the cumulative loss.
+    """Remove groups of columns, the cheapest first; return the order and the loss.
 
     Args:
         weight: the map [D, N * size]; scale its rows to weigh outputs.
@@ -31,7 +32,7 @@ def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor
 
     Returns:
         order: int64 [N], the first removed group first.
-        loss: float64 [N + 1], rising from 0: the summed rho of the first n removals.
+        loss: float64 [N + 1], the summed rho of the first n removals, for n = 0 .. N.
     """
     weight, gram = weight.double(), gram.double()
     inverse = torch.cholesky_inverse(_factor(gram))
@@ -41,9 +42,10 @@ def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor
 
 
 def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
-    """The map [D, M] with zero columns outside of `kept` (bool [M]) and the others moved.
+    """The map [D, M] with compensation: columns outside of `kept` (bool [M]) are 0.
 
-    The sum of all dW of the removals, W_K + W_R H_RK H_KK^-1: the least-squares refit of W x.
+    Kept columns are W_K + W_R H_RK H_KK^-1, the least-squares refit of W x. This is the sum of
+    the steps dW of all removals.
     """
     h, w = gram.double(), weight.double()
     step = torch.cholesky_solve(h[kept][:, ~kept] @ w[:, ~kept].T, _factor(h[kept][:, kept])).T
@@ -53,7 +55,7 @@ def compensated(weight: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
 
 
 def _factor(h: Tensor) -> Tensor:
-    """The Cholesky factor of `h`; of a damped `h` where rounding made it indefinite."""
+    """Cholesky factor of `h`. `h` is damped if rounding has made it indefinite."""
     more, eye = 0.0, torch.eye(len(h), dtype=h.dtype)
     while True:
         found: Tensor
@@ -64,7 +66,7 @@ def _factor(h: Tensor) -> Tensor:
 
 
 def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
-    """Remove groups one at a time by the equations of the module's docstring."""
+    """Remove groups one at a time, by the equations in the docstring of this module."""
     left = list(range(weight.shape[1] // size))
     order: list[int] = []
     steps: list[Tensor] = []
@@ -86,11 +88,11 @@ def _groups(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list
 
 
 def _columns(weight: Tensor, inverse: Tensor, size: int) -> tuple[list[int], list[Tensor]]:
-    """The same for single columns, with late updates.
+    """Remove single columns one at a time, by the same equations, with updates in blocks.
 
-    Only the column norms of W and the diagonal of H^-1 are updated at every removal. Each
-    removal adds a row to U [k, M] and V [k, D]; V^T U is subtracted from W and U^T U from H^-1
-    once a block.
+    A removal updates only the column norms of W and the diagonal of H^-1. It adds a row to
+    U [k, M] and to V [k, D]. At the end of a block, V^T U is subtracted from W, and U^T U from
+    H^-1.
     """
     del size
     left = torch.arange(weight.shape[1])

@@ -1,14 +1,15 @@
 """Second-order importance: remove a branch's units one at a time, with compensation.
 
-Within a branch the cheapest unit goes first and the others are moved to compensate for it
-(`optimal_brain_surgeon.py`), under the branch's K-FAC curvature (`refit/curvature.py`). Of two
-units with the same output, removing one costs little and removing both costs much; importance
-of single units cannot show that. The output bias absorbs the mean of the removed inputs, so H
-is centred; with the last unit the bias goes as well.
+Within a branch the cheapest unit is removed first, and the weights of the others are moved to
+compensate for it (`optimal_brain_surgeon.py`). The loss is that of the branch's K-FAC
+curvature (`refit/curvature.py`). If two units have the same output, removing one costs little
+and removing both costs much. Importance of single units cannot show this. The output bias
+absorbs the mean of the removed inputs, so H is centred. The last removal also removes the
+bias.
 
-Curvature ignores correlations between positions. So every branch is scaled until its single
-removals without compensation sum to its Fisher importance. Values of all branches are then
-twice the KL divergence in nats, as importance is.
+Curvature ignores correlations between positions. So the losses of every branch are scaled: the
+summed loss of single removals without compensation equals the branch's Fisher importance. Then
+the values of all branches have the unit of importance: twice the KL divergence in nats.
 """
 
 from __future__ import annotations
@@ -32,20 +33,23 @@ from .optimal_brain_surgeon import compensated, removal
 ROWS = 1024
 BATCH = 32
 DAMPING = 0.01
-"""Added to H's diagonal, relative to its mean."""
+"""Damping: added to the diagonal of H, relative to the diagonal's mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Removals:
-    """The order of removals of every branch, their losses, and data for compensation."""
+    """The order of removals of every branch, the losses, and the data for compensation."""
 
     found: Mapping[str, Tensor]
-    """Keys `branch.part`, for every living branch: `order`, int64 [N], units that were masked
-    before first; `loss`, float64 [N + 1], after n removals; `gram` [M, M], damped, and `mean`
-    [M], of the inputs that were not masked before."""
+    """Tensors under keys `branch.part`, for every living branch. The parts are:
+
+    - `order`, int64 [N]: removed units in order; units that were masked before come first;
+    - `loss`, float64 [N + 1]: the loss after n removals;
+    - `gram` [M, M], damped, and `mean` [M]: of the inputs that were not masked before.
+    """
 
     def values(self, masks: Masks) -> list[tuple[float, ...]]:
-        """The importance of 0, 1, ... kept units, per branch: all attention, then all FFN."""
+        """Importance of 0, 1, ... kept units of each branch: all attention, then all FFN."""
         losses = [
             self.found.get(f"{branch.name}.loss", torch.zeros(len(mask) + 1))
             for branch, mask in _branches(masks)
@@ -53,9 +57,9 @@ class Removals:
         return [tuple((loss[-1] - loss.flip(0)).tolist()) for loss in losses]
 
     def keep(self, model: Model, counts: Sequence[int]) -> Model:
-        """The model with masks that keep `counts` units, all attention branches, then all FFN.
+        """Mask all units except `counts` of each branch: all attention, then all FFN.
 
-        Output maps and their biases are moved; columns of removed units become zero.
+        Output maps and their biases compensate; columns of removed units become zero.
         """
         weights, half = dict(model.weights), len(model.masks.heads)
         kept: list[Tensor] = []
@@ -85,7 +89,7 @@ class Removals:
 
 
 def second_order(model: Model, ctx: Context) -> Removals:
-    """The removals of every branch, from the first `ROWS` fit rows; kept in the store."""
+    """Find the removals of every branch on the first `ROWS` fit rows; cached in the store."""
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
 
     def make() -> dict[str, Tensor]:
@@ -109,7 +113,7 @@ def _branches(masks: Masks) -> list[tuple[Branch, Tensor]]:
 
 
 def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict[str, Tensor]:
-    """Order and losses of one branch, and the data that `keep` needs to compensate."""
+    """Order, losses and compensation data of one branch: the parts of `Removals.found`."""
     kind = "heads" if branch.kind == "attention" else "ffn"
     mask: Tensor = getattr(model.masks, kind)[branch.index]
     importance, size = float(getattr(scores, kind)[branch.index].sum()), _width(model, branch)
@@ -136,7 +140,7 @@ def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict
 
 
 def _scale(weight: Tensor, gram: Tensor, size: int, importance: float) -> float:
-    """The ratio of Fisher importance to the summed loss of single uncompensated removals."""
+    """Ratio of Fisher importance to the summed loss of single removals, not compensated."""
     groups = len(gram) // size
     own = (weight.T @ weight) * gram
     blocks = own.view(groups, size, groups, size).diagonal(dim1=0, dim2=2)

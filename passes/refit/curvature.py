@@ -1,18 +1,18 @@
 r"""The curvature of the loss in a branch's output map, as two small matrices (K-FAC).
 
-After Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of a branch by dW
-changes its output at position t by dW x_t. To second order the KL divergence from the model's
-own prediction p is then half of
+The method is that of Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of
+a branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
+from the model's own prediction p is half of
 
     1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt
 
-Two assumptions make this small: positions are not correlated, and the direction of g does not
-depend on the position, only its size w_rt = sum_c p_rc |g_rct|^2 does. What remains is
-tr(G dW H dW^T) with
+Two assumptions reduce this to small matrices. First, positions are not correlated. Second,
+only the size of g, w_rt = sum_c p_rc |g_rct|^2, depends on the position, and its direction
+does not. The result is tr(G dW H dW^T) with
 
     G = 1/R * sum_rct p_rc g_rct g_rct^T      H = sum_rt w_rt x_rt x_rt^T / sum_rt w_rt
 
-so a position that the rest of the model does not read counts for almost nothing. No labels are
+So a position that the rest of the model does not read has almost no weight. No labels are
 needed.
 """
 
@@ -34,22 +34,22 @@ from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.tasks.fisher import signs
 
 SHARED_WEIGHT = 0.05
-"""Part of the weight that a row's positions share evenly; stabilises H where one position has
-all of the weight."""
+"""Share of a row's weight that is spread evenly over its positions. It stabilises H if one
+position has all of the weight."""
 FLOOR = 1e-20
-"""Least weight of a position, so that H is defined where all gradients are 0."""
+"""Least weight of a position. It keeps H defined if all gradients are 0."""
 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """The curvature of one branch, float32 on the CPU, of an output map [D, M]."""
+    """The curvature of a branch with an output map [D, M]: float32 tensors on the CPU."""
 
     inputs: Tensor
     """H, [M, M]."""
     mean: Tensor
     """Weighted mean input, [M]."""
     root: Tensor
-    """The symmetric root of G, [D, D]: errors of all rows of `root @ W` have equal weight."""
+    """Symmetric square root of G, [D, D]. Errors of all rows of `root @ W` count equally."""
 
 
 def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
@@ -70,7 +70,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]
-                # A position of a mixed row is real where any member has a token.
+                # A position of a mixed row is real if any of its members has a token there.
                 mixed = real.view(len(tap), -1, real.shape[1]).any(1)
                 sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
             step()
@@ -79,7 +79,10 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
 
 
 class _TappedOps(TorchOps):
-    """Keeps every output map's input, and adds a zero to its output that gets the gradient."""
+    """Keep the input of every output map, and add a zero tensor to its output.
+
+    The gradient of the zero tensor is the gradient of the output.
+    """
 
     def write(self, branch: Branch, inner: Tensor, x: Tensor) -> Tensor:
         """See `TorchOps.write`."""
@@ -99,7 +102,7 @@ class _Tapped(EncoderModule):
 
 
 class _Sums:
-    """Running sums of one branch."""
+    """Running sums of a branch's curvature over batches."""
 
     def __init__(self) -> None:
         self.inputs: Tensor | float = 0.0
@@ -108,7 +111,7 @@ class _Sums:
         self.weight = 0.0
 
     def add(self, inner: Tensor, grads: Sequence[Tensor], real: Tensor) -> None:
-        """Add rows: inner [B, T, M], gradients [B, T, D] of each loss, real bool [B, T]."""
+        """Add rows: inner [B, T, M], gradients [B, T, D] of each loss, `real` bool [B, T]."""
         each = [g * real[..., None] for g in grads]
         weight = torch.stack([g.square().sum(-1) for g in each]).sum(0)
         shared = weight.sum(1, keepdim=True) / real.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The dense model's residual stream, which candidates are refitted to."""
+"""The dense model's residual stream: the target of the refit of candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prumux.optimizer.model.torch_ops import TorchOps
 
 BATCH = 64
 LIMIT_BYTES = 512 << 20
-"""Targets of the dense model are kept up to this size."""
+"""The dense model's targets are kept in memory if they are no larger than this."""
 
 
 @dataclass(eq=False)
@@ -37,12 +37,12 @@ class RecordingOps(TorchOps):
 
 
 class RecordingModule(EncoderModule):
-    """Runs with `RecordingOps`."""
+    """An encoder that runs with `RecordingOps`."""
 
     reading = RecordingOps
 
     def recording(self, inputs: Mapping[str, Any]) -> RecordingOps:
-        """The operators for one batch."""
+        """Recording operators for one batch."""
         ops = self.ops(**inputs)
         assert isinstance(ops, RecordingOps)
         return ops
@@ -51,8 +51,8 @@ class RecordingModule(EncoderModule):
 class DenseStream:
     """The dense model's residual stream on a sample of rows, branch by branch.
 
-    Candidates are refitted to the same targets one after another, so the targets are kept
-    where they take little memory.
+    All candidates are refitted to the same targets, so the targets are kept in memory up to
+    `LIMIT_BYTES`.
     """
 
     def __init__(self, dense: Model, groups: list[Batch], device: str) -> None:
@@ -73,10 +73,10 @@ class DenseStream:
         self.keeps = size_bytes <= LIMIT_BYTES
         self.kept: dict[Branch, list[Tensor]] = {}
         self.stream = [ops.embed() for ops in self.ops]
-        """After the last branch that was computed."""
+        """The residual stream after the last computed branch."""
 
     def sums(self, branch: Branch) -> list[Tensor]:
-        """Output map plus residual of a branch, [B, T, D] a batch; asked for in order."""
+        """Branch output plus residual, [B, T, D] per batch. Call it branch after branch."""
         if branch in self.kept:
             return self.kept[branch]
         found = [
@@ -102,7 +102,7 @@ def _shared_stream(
 def dense_stream(
     dense: Model, fit: Encoded, rows: int, slots: int, device: str
 ) -> DenseStream:
-    """The stream on the first `rows` fit rows; shared by the candidates of a run if kept."""
+    """The stream on the first `rows` fit rows. If kept, all candidates of a run share it."""
     found = _shared_stream(dense, fit, rows, slots, device)
     if not found.keeps:
         _shared_stream.cache_clear()
@@ -110,5 +110,5 @@ def dense_stream(
 
 
 def without_pool_early(model: Model) -> Encoder:
-    """Sizes without `pool_early`, so that every position is computed and can be fitted."""
+    """The model's sizes without `pool_early`: all positions are computed and can be fitted."""
     return replace(model.encoder, pool_early=False)

@@ -26,12 +26,16 @@ class RidgeRegression:
         self.power += float(y.double().square().sum())
 
     def solve(self, ridge: float, *, intercept: bool = True) -> tuple[Tensor, Tensor, float]:
-        """The change of weight [D, M] and bias [D], and the share of squared error left.
+        """Solve for the change of weight and bias.
 
         Args:
-            ridge: damping, relative to the mean of the Gram diagonal, over inputs that are
-                ever on.
-            intercept: whether the map has a bias; without one its change is 0.
+            ridge: damping, relative to the mean of the Gram diagonal. The mean leaves out
+                inputs that are always 0.
+            intercept: True if the map has a bias. Without a bias its change is 0.
+
+        Returns:
+            The change of the weight, [D, M]; the change of the bias, [D]; the share of the
+            squared error that is left.
         """
         if self.gram is None or self.cross is None:
             raise ValueError("solve() before add(): there is nothing to fit")

@@ -1,6 +1,6 @@
-"""The refit of `reconstruct`: both models run branch by branch, and output maps are moved.
+"""The refit of `reconstruct`: run both models branch by branch, and move the output maps.
 
-Where the small model mixes rows, its target is the dense states, multiplexed.
+If the small model mixes rows, its targets are the dense model's multiplexed states.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .dense_stream import DenseStream, RecordingModule, RecordingOps, without_po
 from .least_squares import RidgeRegression
 
 UNREAD_WEIGHT = 0.05
-"""Weight of unread positions where the head reads one; stabilises the solution."""
+"""Weight of positions that the head does not read. It stabilises the solution."""
 EVERY = slice(None)
 """Every hidden dimension of the dense model."""
 
 
 class ResidualStreams:
-    """The residual streams of the dense and the small model, advanced branch by branch."""
+    """The residual streams of the dense model and the small model, branch by branch."""
 
     def __init__(self, dense: DenseStream, small: Model, device: str) -> None:
         self.dense = dense
@@ -44,14 +44,15 @@ class ResidualStreams:
         self.mixes = False
         self.dense_ops = dense.ops
         self.small_ops = [self.small.recording(x) for x in dense.inputs]
-        """The small model's masks are those of mixed rows, once it mixes."""
+        """Operators of the small model. After mixing, their masks are those of mixed rows."""
         self.now: list[Tensor] = [ops.embed() for ops in self.small_ops]
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
-        """Move both streams past a branch, and refit it where the small model has it.
+        """Move both streams past a branch, and refit the branch if the small model has it.
 
         Returns:
-            The share of the squared error of its output that is left; None without the branch.
+            The share of the squared error of the branch's output that is left; None if the
+            small model does not have the branch.
         """
         alive, mux = branch in self.alive, self.small.sizes.mux
         first = bool(mux and not self.mixes and alive and branch.index >= mux.at)
@@ -78,7 +79,7 @@ class ResidualStreams:
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, and the last where the first lost outputs.
+        """Refit the head's first map, and also its last map if the first lost outputs.
 
         Returns:
             The share of the squared error that is left.
@@ -98,7 +99,7 @@ class ResidualStreams:
         )
 
     def _refit_map(self, name: str, ridge: float) -> float:
-        """Refit one map of the head to what the dense model's map of that name gives."""
+        """Refit one map of the head to the outputs of the same map of the dense model."""
         fit, inner_map = RidgeRegression(), name != "head.output"
         there, left = (self.there, self.left) if inner_map else (EVERY, 1.0)
         for (dense, aim), (small, now) in zip(self._dense(), self._small(), strict=True):
@@ -130,12 +131,12 @@ class ResidualStreams:
         return list(zip(self.small_ops, self.now, strict=True))
 
     def _mix(self) -> None:
-        """Mix the small model's rows."""
+        """Mix the rows of the small model's stream."""
         self.now = [ops.mix(x) for ops, x in self._small()]
         self.mixes = True
 
     def _positions(self, branch: Branch, mask: Tensor) -> Tensor:
-        """Weight of every position, [B, T]: 0 for padding, little where it is not read."""
+        """Weight of every position, [B, T]: 0 for padding, small if the head ignores it."""
         weight = mask.float()
         sizes = self.small.sizes
         if sizes.reads_first and branch.index >= sizes.last_attention:

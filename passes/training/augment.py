@@ -1,10 +1,10 @@
-"""Synthetic training rows without labels, made from real ones, for the teacher to label.
+"""Make synthetic training rows from real rows. The teacher's logits replace their labels.
 
-The dense model has memorised the training rows, so its outputs there say little about how it
-treats new ones. Its outputs on rows that it has never seen say more, and a student that learns
-from both agrees with it better on held-out data (TinyBERT augments for the same reason,
-https://arxiv.org/abs/1909.10351). Where a row is one text, synthetic rows have the lengths of
-served rows, which training texts need not have: SST-2 trains on phrases.
+The dense model has memorised the training rows. So its outputs on these rows say little about
+its outputs on new rows. A student that also learns from unseen rows agrees better with the
+dense model on held-out data (TinyBERT augments for the same reason,
+https://arxiv.org/abs/1909.10351). If a row is one text, synthetic rows have the lengths of
+served rows. Training texts may have other lengths: SST-2 trains on phrases.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Labels = NDArray[Any] | tuple[Ints, ...]
 
 @functools.lru_cache(maxsize=1)
 def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
-    """The rows, followed by `share` times as many synthetic ones without labels.
+    """Append `share` times as many synthetic rows, without labels, to the rows.
 
-    Cached, because the teacher keeps its outputs for the very same object.
+    The result is cached: the teacher keeps its outputs for this very object.
 
     Args:
         rows: real rows; the first and the last token of each count as special tokens.
         like: rows with the lengths of served rows.
-        share: 0 = none, 1 = as many as there are rows.
-        seed: of all draws.
+        share: synthetic rows per real row; 0 = none.
+        seed: seed of all random draws.
     """
     count = round(share * len(rows))
     if not count:
@@ -66,7 +66,7 @@ def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
 def _joined(
     rows: Encoded, i: int, length: int, random: np.random.Generator
 ) -> tuple[Ints, list[int]]:
-    """Tokens and token types of row i; of one text, rows follow it up to `length` tokens."""
+    """Tokens and types of row i. Other rows extend a single text to `length` tokens."""
     given = rows.ids[i].tolist()
     kinds = [0] * len(given) if rows.types is None else rows.types[i].tolist()
     *made, end = given
@@ -81,7 +81,7 @@ def _joined(
 def _labels(
     rows: Encoded, lengths: list[int]
 ) -> NDArray[np.generic] | tuple[Ints, ...] | None:
-    """The rows' labels, then "no label" for every synthetic row."""
+    """Append the value for "no label" to the labels, for every synthetic row."""
     if rows.labels is None:
         return None
     if isinstance(rows.labels, tuple):

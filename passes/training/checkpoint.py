@@ -29,7 +29,7 @@ class TrainingState:
     step: int = 0
     seconds: float = 0.0
     validation_loss: list[float] = field(default_factory=list)
-    """At every check, the one before the first step included."""
+    """The loss at every check. The first check is before the first step."""
 
     def update(self, parallel: DataParallel, loss: Tensor, rate: float) -> None:
         """Take one step; `rate` is a factor on every group's highest learning rate."""
@@ -41,7 +41,7 @@ class TrainingState:
         self.step += 1
 
     def facts(self) -> dict[str, Any]:
-        """Plain values, for receipts and checkpoints."""
+        """Step, seconds and losses as plain values, for receipts and checkpoints."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -76,7 +76,7 @@ class TrainingState:
         store.save(name, found, self.facts())
 
     def load(self, store: Store, name: str) -> None:
-        """Continue from a checkpoint; without one nothing changes."""
+        """Load the state from a checkpoint. Without a checkpoint nothing changes."""
         saved = store.load(name)
         if saved is None:
             return

@@ -1,13 +1,17 @@
-"""Data-parallel training: what a learner and its losses see of the other processes.
+"""Data-parallel training: the connection of a learner and its losses to other processes.
 
-Every process computes the loss of its share of a batch. Whatever a loss divides by, a number
-of rows or a variance, is summed over all processes first. So the gradients add up to the
-gradient of the whole batch, whatever the sizes of the shares.
+Every process computes the loss of its share of a batch. A loss divides by a number of rows or
+a variance; this divisor is first summed over all processes. So the gradients add up to the
+gradient of the whole batch, for shares of any size.
 
-That is why `torch.nn.parallel.DistributedDataParallel` is not used. It averages gradients,
-which is right only for means over shares of one size, and it sees one module's `forward`; here
-a share is a number of whole mux groups, losses need sums during the forward pass, gates and
-multipliers belong to no module, and only the main process has an optimiser.
+`torch.nn.parallel.DistributedDataParallel` is not used, for these reasons:
+
+- It averages gradients, which is right only for shares of equal size. Here a share is a number
+  of whole mux groups.
+- It wraps the `forward` of one module. Here losses need sums during the forward pass, and
+gates
+  and multipliers belong to no module.
+- It needs an optimiser in every process. Here only the main process has one.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from prumux.optimizer.base.errors import LostError
 from prumux.optimizer.data.tokenize import Batch
 
 TIMEOUT_S = 300.0
-"""Longest wait of the main process for a worker to start, or for its share of a step."""
+"""Longest time for which the main process waits for a worker's start or share of a step."""
 WORKER_TIMEOUT_S = 86_400.0
-"""Longest wait of a worker, which includes the main process's checks and checkpoints."""
+"""Longest time for which a worker waits. It waits during checks and checkpoints, too."""
 STOP = -1
 """The step number that ends the worker processes."""
 
@@ -40,23 +44,23 @@ def _main_process_lost(error: Exception) -> LostError:
 
 @dataclass(frozen=True, eq=False)
 class DataParallel:
-    """One of the processes that train a model together; rank 0 is the main process."""
+    """A process of the group that trains a model together. Rank 0 is the main process."""
 
     rank: int = 0
     size: int = 1
     explain: Callable[[Exception], LostError] = _main_process_lost
-    """The error to raise where torch.distributed reports that a process is gone."""
+    """Makes the error to raise if torch.distributed reports that a process is gone."""
 
     def connect(self, device: str, folder: str) -> None:
-        """Wait until all processes are there.
+        """Wait until all processes are connected.
 
         Args:
-            device: where this process trains. Tensors on GPUs travel by NCCL, those on the
-                CPU by gloo.
-            folder: empty at first, the same one for all.
+            device: the device on which this process trains. NCCL exchanges tensors on GPUs,
+                gloo exchanges tensors on the CPU.
+            folder: a folder, empty at first, that all processes share.
         """
         cuda = device.startswith("cuda")
-        if cuda:  # so that a time-out raises, and does not kill the process
+        if cuda:  # then a time-out raises, and does not kill the process
             os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         self._collective(
             lambda: dist.init_process_group(
@@ -69,10 +73,10 @@ class DataParallel:
         )
 
     def part(self, batch: Batch, slots: int) -> Batch:
-        """This process's share of a batch: whole groups of `slots` rows.
+        """Select this process's share of a batch: whole groups of `slots` rows.
 
-        Where there are fewer groups than processes, every process takes the whole batch, so
-        that none is idle. As counts are summed, the result is the same.
+        If there are fewer groups than processes, every process takes the whole batch, so that
+        none is idle. The result is the same, because counts are summed over processes.
         """
         groups = len(batch.rows) // slots
         if self.size == 1 or groups < self.size:
@@ -85,8 +89,9 @@ class DataParallel:
     def total(self, x: Tensor) -> Tensor:
         """The sum of `x` over all processes, without gradients.
 
-        All processes must ask for the same sums in the same order. The sum is taken on the
-        CPU: gloo notices at once that a process has ended, NCCL only after a time-out.
+        All processes must call this for the same sums in the same order. The sum is taken on
+        the CPU. There gloo notices at once that a process has ended; NCCL would notice it only
+        after a time-out.
         """
         if self.size == 1:
             return x
@@ -95,7 +100,7 @@ class DataParallel:
         return found.to(x.device)
 
     def mean(self, value: Tensor, count: int) -> Tensor:
-        """Turn the mean of this share's `count` items into its summand of the whole mean."""
+        """Scale the mean over this share's `count` items; shares then add up to the mean."""
         if self.size == 1:
             return value
         everywhere = float(self.total(torch.tensor(count, dtype=torch.float64)))
@@ -104,7 +109,7 @@ class DataParallel:
     def share_step(
         self, step: int, progress: float, trained: Sequence[nn.Parameter]
     ) -> tuple[int, float]:
-        """Give all processes the main one's step number, progress and parameters."""
+        """Send the main process's step number, progress and parameters to all processes."""
         if self.size == 1:
             return step, progress
         order = torch.tensor([step, progress], dtype=torch.float64)
@@ -123,8 +128,8 @@ class DataParallel:
     def backward(self, loss: Tensor, trained: Sequence[nn.Parameter]) -> None:
         """Leave the sum of all processes' gradients in the main process's parameters.
 
-        A parameter that took no part in the loss keeps the gradient None, or else AdamW would
-        move it.
+        A parameter without influence on the loss keeps the gradient None. With a gradient of
+        zeros, AdamW would still move it.
         """
         for p in trained:
             p.grad = None
@@ -137,7 +142,7 @@ class DataParallel:
             vector_to_parameters(flat, grads)
 
     def _collective(self, run: Callable[[], object]) -> None:
-        """Run what needs all processes; raises LostError where one is gone."""
+        """Run an operation of all processes; raises LostError if a process is gone."""
         try:
             run()
         except RuntimeError as error:

@@ -1,7 +1,8 @@
-"""Pairs of a student's and the teacher's layers, whose states the losses compare.
+"""Pairs of a student's layer and a teacher's layer. The losses compare their states.
 
-Fixed pairs for `distill` and `warm-up`; for `learn-masks`, whose layers come and go, the
-matching of least error as in CoFi (Xia et al., https://arxiv.org/abs/2204.00408).
+Pairs are fixed for `distill` and `warm-up`. In `learn-masks` layers can vanish and return, so
+pairs are the matching of least error, as in CoFi (Xia et al.,
+https://arxiv.org/abs/2204.00408).
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ from .teacher import ModelOutputs
 def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
     """Select the `living` layers whose states belong to single rows.
 
-    They are all layers before rows are mixed, and the last one, for which `observe` gives the
-    demultiplexed states.
+    These are all layers before rows are mixed, and the last living layer. `observe` returns
+    demultiplexed states for the last layer.
     """
     at = sizes.mux.at if sizes.mux else len(sizes.layers)
     return [i for i in living if i < at or i == max(living)]
 
 
 def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """The teacher's layer that each comparable layer of the student should agree with."""
+    """The teacher's layer for each comparable layer of the student."""
     pairs = all_pairs(student, teacher)
     return {i: pairs[i] for i in comparable(list(pairs), student)}
 
 
 def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """The teacher's layer that each living layer of the student should agree with.
+    """The teacher's layer for each living layer of the student.
 
-    Every living layer should read the states that it read in the dense model. So the layer
-    before it is paired with the dense layer before it, and the last one with the dense last.
+    Every living layer i should read the states that it read in the dense model. So the living
+    layer before i is paired with the dense model's layer i - 1. The last living layer is
+    paired with the dense model's last layer.
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
@@ -54,15 +56,16 @@ def matched_error(
     *,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Mean error of the teacher's layers, each against the student layer matched to it.
+    """Mean error over the teacher's layers. Each is compared with the matched student layer.
 
     Args:
         found, aim: outputs of student and teacher.
         living: layers of the student that may be matched.
         real: bool [B, T], True on real tokens.
-        at: the layer before which rows are mixed, or None. Layers before it are matched with
-            each other, and the last one, which is demultiplexed, with the teacher's last.
-        parallel: the processes that share the batch; layers are matched by the whole batch.
+        at: the layer before which rows are mixed, or None. Earlier layers are matched with the
+            teacher's earlier layers. The last layer, which is demultiplexed, is matched with
+            the teacher's last layer.
+        parallel: the processes that share the batch. Layers are matched on the whole batch.
     """
     if at is not None and living and aim.states:
         last = max(aim.states)
@@ -89,10 +92,10 @@ def matched_error(
 
 
 def ordered_match(errors: Tensor) -> list[int]:
-    """A column for every row of [N, M], never falling, of least total error.
+    """Choose a column for every row of [N, M]: ascending or equal, with least total error.
 
-    Dynamic programming: best[j] is the least total of all rows so far with the last one in
-    column j or before.
+    The algorithm is dynamic programming. For the rows so far, best[j] is the least total error
+    if the last row has column j.
     """
     best, steps = errors[0], []
     for row in errors[1:]:

@@ -1,4 +1,4 @@
-"""The interface between the training loop and a model with a loss."""
+"""The interface of the training loop to a model with a loss."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .data_parallel import DataParallel
 
 
 class Learner(Protocol):
-    """A model and its loss. The loop trains the parameters of its groups and no others."""
+    """A model and its loss. The training loop trains only the parameters in `groups()`."""
 
     slots: int
-    """Rows that the model mixes into one; 1 without multiplexing."""
+    """Number of rows that the model mixes into one; 1 without multiplexing."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser, each with its `lr`."""
@@ -26,13 +26,13 @@ class Learner(Protocol):
 
         Args:
             batch: this process's share of a batch.
-            progress: how much of the training is over, 0 to 1.
-            parallel: the processes. The losses of all shares must add up to the loss of the
-                whole batch, see `DataParallel.mean`.
+            progress: the finished share of the training, 0 to 1.
+            parallel: the processes that share the batch. The losses of all shares must add up
+                to the loss of the whole batch, see `DataParallel.mean`.
         """
 
     def validation_loss(self) -> float:
-        """The loss on rows that are not trained on; the checkpoint with the least one wins."""
+        """The loss on held-out rows. The checkpoint with the least validation loss is kept."""
 
 
 class LearnerFactory(Protocol):

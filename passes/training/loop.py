@@ -1,9 +1,9 @@
 """The training loop of `distill`, `learn-masks` and `warm-up`.
 
-AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) under bfloat16 autocast where
-the hardware has it. The learning rate rises linearly over the first 5 % and falls linearly to
-zero. Progress is counted in steps, or in seconds where the run has a time limit; only runs
-that count steps repeat exactly.
+The optimiser is AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), with bfloat16
+autocast on hardware that supports it. The learning rate rises linearly over the first 5 % of
+the run, then falls linearly to zero. Progress is counted in steps, or in seconds if the run
+has a time limit. Only runs that count steps repeat exactly.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from .worker_processes import ParallelJob, processes
 RISE = 0.05
 """Share of the run in which the learning rate rises."""
 CHECKS = 8
-"""Checkpoints of a run, at even distances."""
+"""Number of checkpoints of a run, evenly spaced."""
 WEIGHT_DECAY = 0.01
 LEAST_MINUTES = 1.0
 LEAST_STEPS = 500
-"""A shorter run is over before it pays to start other processes."""
+"""Shorter runs use one device: starting other processes would take longer."""
 
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """Length of training, in epochs or in minutes, and the rows of a batch."""
+    """Length of training, in epochs or in minutes, and the number of rows of a batch."""
 
     epochs: float | None
     minutes: float | None
     batch: int
 
     def progress(self, step: int, seconds: float, epoch_steps: int) -> float:
-        """The share of the run that is over, 0 to 1."""
+        """The finished share of the run, 0 to 1."""
         if self.minutes is not None:
             return min(1.0, seconds / (60 * self.minutes))
         return min(1.0, step / ((self.epochs or 0) * epoch_steps))
 
     def short(self, epoch_steps: int) -> bool:
-        """Whether the run is too short for several devices."""
+        """True if the run is too short for several devices."""
         if self.minutes is not None:
             return self.minutes < LEAST_MINUTES
         return (self.epochs or 0) * epoch_steps < LEAST_STEPS
@@ -69,13 +69,15 @@ def train(
         learner: the model and its loss.
         rows: the training rows.
         length: epochs or minutes, and rows per batch.
-        ctx: device, seed, progress; checkpoints go to its store, and stay: see `Store.drop`.
-        name: of the checkpoints; a key of everything that the result depends on.
-        make: builds the same learner elsewhere, to train on all GPUs; None = on one device.
+        ctx: device, seed, progress, and the store for checkpoints. Checkpoints stay in the
+            store, see `Store.drop`.
+        name: name of the checkpoints: a key of everything that the result depends on.
+        make: builds the same learner in other processes, to train on all GPUs; None = train on
+            one device.
 
     Returns:
-        For the receipt: steps, seconds, the validation loss at every check, and the number of
-        devices if there are several.
+        Facts for the receipt: steps, seconds, the validation loss at every check, and the
+        number of devices if there are several.
 
     Raises:
         PassError: the loss is not finite.
@@ -90,7 +92,7 @@ def train(
     with task as tick, processes(job) as parallel:
         for _ in state.validation_loss[1:]:
             tick()
-        # A run that was killed after its last step, before its result was stored, is over.
+        # A run may have been killed after its last step, before its result was stored.
         over = state.step > 0 and length.progress(state.step, state.seconds, epoch_steps) >= 1
         batches = stream(rows, length.batch, ctx.seed, state.step, learner.slots)
         for batch in () if over else batches:
@@ -114,7 +116,7 @@ def train(
 
 
 def _rate(progress: float) -> float:
-    """The factor on the highest learning rate: up, then down, both linear."""
+    """Factor on the highest learning rate. It rises, then falls, both linearly."""
     return max(1e-3, min(progress / RISE, (1 - progress) / (1 - RISE), 1))
 
 
@@ -126,5 +128,5 @@ def _first_state(learner: Learner, ctx: Context, name: str) -> TrainingState:
     state = TrainingState(trained, optimizer, [p.detach().clone() for p in trained])
     state.load(ctx.store, name)
     if not state.validation_loss:
-        state.check(learner.validation_loss())  # so that training can only help
+        state.check(learner.validation_loss())  # the given weights are the first checkpoint
     return state

@@ -1,7 +1,8 @@
-"""Losses: the student's distance from its teacher, and from the labels.
+"""Losses of a student: the distance from its teacher, and the error against labels.
 
-Knowledge distillation after Hinton et al., https://arxiv.org/abs/1503.02531. All losses are
-means, and of a share of a batch give that share's summand; see `DataParallel.mean`.
+Knowledge distillation is from Hinton et al., https://arxiv.org/abs/1503.02531. All losses are
+means. For a share of a batch, a loss is the share's summand of the mean over the whole batch,
+see `DataParallel.mean`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def divergence(
     labels: Any = None,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Distance of a student's logits from the teacher's, mean per row or real position.
+    """Mean distance of a student's logits from the teacher's, per row or real position.
 
     Args:
         found, aim: logits of student and teacher, [B, C] or [B, T, C].
@@ -41,7 +42,7 @@ def divergence(
         task: chooses the distance, see `Task.logit_loss`.
         temperature: T, above 0; softens both predictions.
         groups: the number of each row's query, [B], if rows belong to queries.
-        labels: of positions, [B, T], by which a task may tell those that count.
+        labels: labels of positions, [B, T]. A task may leave out positions by their label.
         parallel: the processes that share the batch.
     """
     if found.dim() == 3:
@@ -59,8 +60,8 @@ def state_error(
     """Squared error of hidden states at real positions, relative to the teacher's variance.
 
     Args:
-        found, aim: states of student and teacher, [B, T, D], or [B, 1, D] where only the
-            pooled position was computed. The first positions that both have are compared.
+        found, aim: states of student and teacher, [B, T, D], or [B, 1, D] if only the pooled
+            position was computed. The first positions that both have are compared.
         real: bool [B, T], True on real tokens.
         parallel: the processes that share the batch.
     """
@@ -68,14 +69,14 @@ def state_error(
 
 
 def relative(error: Tensor, variance: Tensor) -> Tensor:
-    """An error relative to a variance, which may be 0."""
+    """Divide an error by a variance, which may be 0."""
     return error / (variance + 1e-6)
 
 
 def state_parts(
     found: Tensor, aim: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> tuple[Tensor, Tensor]:
-    """Error and variance of `state_error`, for sums over batches.
+    """Error and variance of `state_error`, as two values that can be summed over batches.
 
     The variance is that of the whole batch.
     """
@@ -98,7 +99,7 @@ def label_error(
 
     Args:
         logits: [B, C], for token tasks [B, T, C].
-        labels: [B], for token tasks [B, T]. Rows without a label do not count.
+        labels: [B], for token tasks [B, T]. Rows without a label are left out.
         task: chooses the loss.
         parallel: the processes that share the batch.
     """

@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 COLUMNS = ("text", "sentence")
 MOST_ROWS = 100_000
-"""The rest of a file is not read."""
+"""Most rows to make of a file. The rest of the file is ignored."""
 
 
 def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
-    """Rows of pieces of a file's texts, each with the special tokens around it.
+    """Cut a file's texts into pieces; make a row of each piece and the special tokens.
 
     Args:
         path: parquet, jsonl, csv or tsv with a column `text` or `sentence`.
-        model: has the tokenizer.
-        like: rows of the task; the length of every piece is drawn from theirs.
-        seed: of the draws.
+        model: contains the tokenizer.
+        like: rows of the task. The lengths of pieces are drawn from their lengths.
+        seed: seed of the draws.
 
     Raises:
-        DataError: the file cannot be read or holds no text.
+        DataError: the file cannot be read or contains no text.
         UsageError: the model has no tokenizer.
     """
     if model.tokenizer is None:
@@ -61,7 +61,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
 
 
 def texts_of(path: str) -> list[str]:
-    """The texts of a file: its column `text` or `sentence`.
+    """Read the texts of a file: its column `text` or `sentence`.
 
     Raises:
         DataError: the file cannot be read or holds no text.

@@ -1,4 +1,4 @@
-"""The order of training rows: shuffled batches of rows of similar length."""
+"""The order of training rows: shuffled batches, each of rows of similar length."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from prumux.optimizer.data.tokenize import Batch, Encoded, collate
 from prumux.optimizer.model.row_groups import batch_rows
 
 POOL = 64
-"""Batches whose rows are sorted by length together, before the batches are shuffled."""
+"""Number of batches whose rows are sorted by length together. Batches are shuffled later."""
 MULTIPLE = 8
-"""Lengths are padded to multiples of this, in tokens, so that few shapes occur."""
+"""Rows are padded to multiples of this length, in tokens, to keep the number of shapes low."""
 
 
 def steps_of_epoch(rows: int, size: int, slots: int) -> int:
-    """Number of batches of an epoch; rows that fill no whole group are left out.
+    """Number of batches of an epoch. Rows that do not fill a whole group are left out.
 
     Args:
         rows: number of rows.
         size: rows of a batch, rounded to whole groups.
-        slots: rows of a group that the model mixes into one.
+        slots: rows of a group: the model mixes them into one.
     """
     return -(-(rows // slots * slots) // batch_rows(size, slots))
 
@@ -37,7 +37,7 @@ def _by_query(groups: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[
 
 
 def _shuffled(rows: Encoded, random: np.random.Generator) -> NDArray[np.int64]:
-    """All rows in random order; where they belong to queries, one query after the other."""
+    """Shuffle all rows. If they belong to queries, shuffle the queries and keep each whole."""
     order = random.permutation(len(rows))
     if rows.groups is None:
         return order
@@ -51,11 +51,11 @@ def stream(
 ) -> Iterator[Batch]:
     """Endless batches of rows of similar length, from batch number `start` on.
 
-    Every epoch is a new shuffle that depends on seed and epoch only, so a resumed run sees
-    the same batches as an uninterrupted one. If `slots` rows are mixed into one, all groups
-    are whole: an epoch leaves out the rows that do not fill a group. A random order within
-    the batch decides the groups and the slots. Rows of a query are in the same batch if the
-    batch has room for them.
+    Every epoch is a new shuffle that depends on seed and epoch only. So a resumed run sees the
+    same batches as an uninterrupted run. If `slots` rows are mixed into one, an epoch leaves
+    out the rows that do not fill a group. The order of rows within a batch is then random, and
+    decides the groups and the slots. Rows of a query are in the same batch if the batch has
+    room for them.
 
     Raises:
         UsageError: there are too few rows for one group.

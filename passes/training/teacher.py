@@ -1,6 +1,6 @@
 """The teacher: the dense model's outputs on the training rows, computed once.
 
-Many candidates learn from the same rows, each of them many times, so on a CPU the outputs are
+Many candidates learn from the same rows, each of them many times. So on a CPU the outputs are
 kept in memory, up to a limit.
 """
 
@@ -24,7 +24,7 @@ from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
 LIMIT_BYTES = 8 << 30
-"""Most memory for outputs that are kept; less where memory is short."""
+"""Most memory for kept outputs. The limit is smaller if little memory is free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,23 +34,24 @@ class ModelOutputs:
     logits: Tensor
     """[B, C], or [B, T, C] for token tasks."""
     states: Mapping[int, Tensor]
-    """The residual stream after each layer: [B, T, D], or [B, 1, D] where only the pooled
+    """The residual stream after each layer: [B, T, D], or [B, 1, D] if only the pooled
     position is computed."""
     mixed: Mapping[int, Tensor] = field(default_factory=dict)
     """The residual stream of mixed rows, [B/n, T, D], after the layers that run on them."""
 
     def narrowed(self, dims: Tensor) -> ModelOutputs:
-        """The same with only these hidden dimensions of `states`."""
+        """Keep only these hidden dimensions of `states`."""
         return replace(self, states={i: x[..., dims] for i, x in self.states.items()})
 
 
 def observe(
     module: EncoderForward, batch: Batch, device: str, everywhere: bool = False
 ) -> ModelOutputs:
-    """Run a batch and keep the outputs that a student is compared by.
+    """Run a batch, and return the outputs that the losses compare.
 
-    Where rows are mixed, the states of all later layers are the demultiplexed ones of the last
-    layer: at the position that the head reads, or `everywhere`.
+    From the layer that mixes rows on, the states of every layer are the demultiplexed states
+    of the last layer: at the position that the head reads, or at all positions with
+    `everywhere`.
     """
     inputs: dict[str, Any] = {
         k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()
@@ -70,7 +71,7 @@ def observe(
         x = forward.taken_apart(ops, ops.first(x) if first else x)
         start = min(sizes.mux.at, last) if module.alive else sizes.mux.at
         states |= dict.fromkeys(range(start, depth), x)
-    elif family.pre_norm:  # the stream has no norm: what the head reads is compared
+    elif family.pre_norm:  # the stream has no norm: compare the states that the head reads
         x = family.final(ops, x)
         states |= dict.fromkeys(range(last, depth), x)
     return ModelOutputs(head(ops, ops.pool(x)), states, mixed)
@@ -78,14 +79,14 @@ def observe(
 
 @dataclass(eq=False)
 class Teacher:
-    """The dense model, with the outputs that it has computed for its rows."""
+    """The dense model, and its outputs for the training rows."""
 
     module: EncoderModule
     layers: tuple[int, ...]
-    """Layers whose states are wanted."""
+    """Numbers of the layers whose states are needed."""
     device: str
     held: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
-    """By row: logits, then the states after each of `layers`, without padding."""
+    """Outputs by row number: logits, then the states after each of `layers`, unpadded."""
     held_bytes: int = 0
     limit_bytes: int = field(default_factory=lambda: min(LIMIT_BYTES, free_bytes() // 3))
 
@@ -115,7 +116,8 @@ class Teacher:
         length = batch.input_ids.shape[1]
         first, *states = zip(*rows, strict=True)
         logits = torch.stack(first) if self.module.sizes.pooled else _padded(first, length)
-        # One row of one token looks narrow, too; rows are narrow only if all of them are.
+        # A row of one token has one state, too. So states are of one position only if all
+        # rows have one state.
         narrow = {i: all(map(_single, x)) for i, x in zip(self.layers, states, strict=True)}
         return ModelOutputs(
             logits,
@@ -141,9 +143,9 @@ def _padded(rows: tuple[Tensor, ...], length: int) -> Tensor:
 def teacher(
     dense: Model, rows: Encoded, layers: tuple[int, ...], device: str, everywhere: bool = False
 ) -> Teacher:
-    """The teacher for these rows; cached, so that all candidates of a run share it.
+    """The teacher for these rows. It is cached, so that all candidates of a run share it.
 
-    With `everywhere` its last states are those of every position, not of the pooled one only.
+    With `everywhere`, its last states are those of all positions, not only of the pooled one.
     """
     del rows  # a part of the cache key: outputs are kept by row number
     narrow = dense.encoder.reads_first and not everywhere

@@ -17,14 +17,14 @@ TABLES = (
     "embeddings.position.weight",
     "embeddings.token_type.weight",
 )
-"""Not trained: rows that the data does not touch would drift apart from the rest."""
+"""Tables that are not trained. Entries of unused tokens would not follow the other weights."""
 CHECK_ROWS = 1024
 MUX_RATE = 3.0
 """Learning rate of mux and demux, relative to the rate of all other weights."""
 
 
 def trainable(model: Model, device: str) -> EncoderModule:
-    """A copy of the model that trains everything but embedding tables and fixed keys."""
+    """Copy the model; all weights except embedding tables and fixed keys need gradients."""
     copied = {name: tensor.clone() for name, tensor in model.weights.items()}
     module = EncoderModule(replace(model, weights=copied)).to(device)
     mux = model.encoder.mux
@@ -35,7 +35,7 @@ def trainable(model: Model, device: str) -> EncoderModule:
 
 
 def parameter_groups(module: EncoderModule, lr: float) -> list[dict[str, Any]]:
-    """The trained parameters. Mux and demux, which are new, get a higher learning rate."""
+    """Group the trained parameters. Mux and demux are new: they get a higher learning rate."""
     old, new = list[nn.Parameter](), list[nn.Parameter]()
     for name, p in module.named_parameters():
         if p.requires_grad:
@@ -50,6 +50,6 @@ def weights_of(module: EncoderModule) -> dict[str, Tensor]:
 
 
 def validation_rows(rows: Encoded, ctx: Context) -> Encoded:
-    """The rows that checkpoints are compared on: select rows, or `rows` if there are none."""
+    """Rows to compare checkpoints on: select rows, or `rows` if there are no select rows."""
     rows = rows if ctx.select is None else ctx.select
     return rows.take(range(min(CHECK_ROWS, len(rows))))

@@ -61,22 +61,22 @@ class TrainingPass(Pass):
 
     @property
     def training(self) -> TrainingLength:
-        """The options as the core asks for them."""
+        """Length of training, for the search."""
         epochs = self.length.epochs or 0.0
         return TrainingLength(self.minutes, epochs, self.augment)
 
     def with_minutes(self, minutes: float) -> Self:
-        """Minutes in place of epochs."""
+        """Return the same pass with `minutes` in place of epochs."""
         return replace(self, epochs=None, minutes=minutes)
 
     @property
     def length(self) -> TrainingSchedule:
-        """Length of training."""
+        """Length of training, for the training loop."""
         epochs = EPOCHS if self.epochs is None and self.minutes is None else self.epochs
         return TrainingSchedule(epochs, self.minutes, self.batch)
 
     def rows(self, ctx: Context) -> Encoded:
-        """The training rows: real ones, then synthetic ones."""
+        """The training rows: real rows, then synthetic rows."""
         real = ctx.fit if ctx.train is None else ctx.train
         return augmented(real, ctx.fit, self.augment, ctx.seed)
 

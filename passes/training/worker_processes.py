@@ -1,13 +1,18 @@
 """Start and end the processes that train one model on all GPUs of this machine.
 
-The main process leads. At every step it broadcasts the weights, all processes compute the
-gradient of their share of the batch, and the main process takes the step. The clock, the
-checks and the checkpoints are in the main process; the workers keep nothing.
+At every step, the main process broadcasts the weights, all processes compute the gradient of
+their share of the batch, and the main process updates the weights. Only the main process has
+the clock, the checks and the checkpoints. The workers store nothing.
 
-Why not a library: torchrun and accelerate start a whole script in every process, while a pass
-is in the middle of one; `torch.multiprocessing.spawn` runs the user's script again, all of it
-where it has no `if __name__ == "__main__"`; a fork cannot use CUDA. So a worker is a new
-interpreter, and torch.distributed does the rest.
+No library fits, for these reasons:
+
+- torchrun and accelerate start a whole script in every process, but a pass runs in the middle
+  of a script;
+- `torch.multiprocessing.spawn` runs the user's script again, the whole script if it has no
+  `if __name__ == "__main__"`;
+- a forked process cannot use CUDA.
+
+So a worker is a new interpreter. torch.distributed connects the processes.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from .row_order import stream
 
 CODE = "from prumux.passes.training.worker_processes import work; work({!r}, {})"
 GRACE_S = 5.0
-"""Longest wait for a process to end once it should."""
+"""Longest time to wait for a process to end by itself."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class ParallelJob:
     ctx: Context
 
     def packed(self) -> bytes:
-        """A pickle without the parts that only the main process needs."""
+        """Pickle the job without the parts that only the main process needs."""
         ctx = replace(self.ctx, train=None, target=None, workload=(), progress=Progress())
         return pickle.dumps(replace(self, ctx=replace(ctx, store=Store(), cache=Store())))
 
@@ -66,10 +71,10 @@ class Worker:
     process: Popen[bytes]
     device: str
     error: Path
-    """The file that gets the worker's error message."""
+    """The file to which the worker writes its error message."""
 
     def why_ended(self, wait_s: float) -> str | None:
-        """The reason why the process ended, after waiting for that; None if it still runs."""
+        """Wait up to `wait_s`; return why the process ended, or None if it still runs."""
         try:
             code = self.process.wait(wait_s)
         except TimeoutExpired:
@@ -78,7 +83,7 @@ class Worker:
         return f"ended: {said}" if said else f"ended with code {code}"
 
     def close(self) -> None:
-        """Return when the process has ended, killed if it does not end by itself."""
+        """End the process: wait for it, then kill it if it still runs."""
         if self.process.stdin:
             self.process.stdin.close()
         self.why_ended(GRACE_S)
@@ -87,7 +92,7 @@ class Worker:
 
 
 def devices(device: str) -> tuple[str, ...]:
-    """The devices to train on: all GPUs for `cuda`, else the given device alone."""
+    """The devices to train on: all GPUs for `cuda`, else only the given device."""
     if device != "cuda" or not dist.is_nccl_available() or dist.is_initialized():
         return (device,)
     here = torch.cuda.current_device()
@@ -100,7 +105,7 @@ def processes(job: ParallelJob | None) -> Iterator[DataParallel]:
     """Start a worker for each further device; end them when the block ends.
 
     Args:
-        job: what to train; None = in this process alone.
+        job: the data for the workers; None = train in this process alone.
 
     Raises:
         LostError: a worker failed or died.
@@ -133,19 +138,19 @@ def processes(job: ParallelJob | None) -> Iterator[DataParallel]:
 
 
 def started(folder: str, rank: int, device: str, level: int) -> Worker:
-    """A new interpreter that imports what this one can and runs `work`.
+    """Start a new interpreter that runs `work`. It has the import path of this one.
 
     Args:
-        folder: holds the job; shared by all processes.
-        rank: the worker's, from 1 on.
-        device: where it trains, for messages.
-        level: of the progress; what the worker prints is shown from 2 on only.
+        folder: contains the job; all processes share it.
+        rank: the worker's rank, from 1 on.
+        device: the worker's device, for messages.
+        level: level of progress messages. The worker's output is shown from level 2 on.
     """
     paths = os.pathsep.join(str(Path(x).absolute()) for x in sys.path)
     process = Popen(
         [sys.executable, "-P", "-c", CODE.format(folder, rank)],
         env=os.environ | {"PYTHONPATH": paths},
-        stdin=PIPE,  # it closes when this process ends, however that happens
+        stdin=PIPE,  # it closes whenever this process ends, also by a crash
         stdout=DEVNULL,
         stderr=None if level >= 2 else DEVNULL,
         start_new_session=True,  # Ctrl-C is for the main process, which ends the workers
@@ -165,9 +170,9 @@ def _wait_until_ready(workers: Sequence[Worker], folder: str) -> None:
 
 
 def _lost(workers: Sequence[Worker], error: Exception) -> LostError:
-    """The error that says which worker is gone, and why.
+    """Make the error that names the lost worker and the reason.
 
-    Workers that ended only because they lost another process are named last.
+    A worker that ended by itself is named before workers that ended because of it.
     """
     found = [(x, why) for x in workers if (why := x.why_ended(GRACE_S))]
     found.sort(key=lambda x: LostError.__name__ in x[1])
