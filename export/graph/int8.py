@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from prumux.optimizer.base.environment import int8_saturates
 from prumux.optimizer.base.errors import UsageError
+from prumux.optimizer.base.memory import release_memory
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 
@@ -141,7 +142,9 @@ def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
     from .sensitivity import divergence, worst
 
     names = [x.removesuffix(".matmul") for x in worth_lowering(build(model, opset))]
-    return worst(divergence(model, names, ctx), most=TOLERANCE_NATS)
+    nats = divergence(model, names, ctx)
+    release_memory()  # the outputs of all maps, and their gradients
+    return worst(nats, most=TOLERANCE_NATS)
 
 
 def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from prumux.optimizer.base.memory import release_memory
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.model.artifact import (
     SECOND,
@@ -123,4 +124,5 @@ class ModelStore:
         model = Pipeline(pipeline.passes[done:]).run(model, ctx, after_pass)
         if not pipeline.passes[-1].training:
             self.save(pipeline, model)
+        release_memory()
         return model

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
+from prumux.optimizer.base.memory import release_memory
 from prumux.optimizer.data.predict import BATCH, predict, workload
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.model import Model
@@ -117,6 +118,7 @@ def _export(
     name = str(pipeline) if pipeline.passes else "dense"
     with evaluator.ctx.progress.task(f"exporting {name} to {target}", 1):
         emitted = target.emit(model, evaluator.predictor.context_of(model), folder)
+    release_memory()
     engine = target.engine(folder, evaluator.ctx.threads)
     size = sum((folder / name).stat().st_size for name in emitted.files)
     return ExportedModel(pipeline, target, model, emitted, engine, folder, size)

@@ -42,7 +42,7 @@ def command(arguments: list[str], said: Connection) -> None:
     """`prumux-opt` in a process of its own, on one core."""
     if hasattr(os, "sched_setaffinity"):  # two threads would wait for each other
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     sys.stderr = os.fdopen(os.dup(said.fileno()), "w", encoding="utf-8", buffering=1)
     said.close()
     sys.exit(main(arguments))
