@@ -5,8 +5,8 @@
     python bench/gpu.py --device cpu --tiny --minutes 3                       # a dry run
 
     part  time   what
-    a     3 min  engines: do they run, parity, throughput by batch, length, sparsity and rows
-                 in a pass; compared with torch (CUDA graphs, compiled) and a matrix product
+    a     3 min  whether engines run, parity, throughput by batch, length, sparsity and
+                 rows in a pass; torch (CUDA graphs, compiled) and a matrix product too
     b     1 min  costs of this device, for `prumux-opt --costs` on any machine
     c     4 min  `prumux-opt --budget 2%` and `5%` with training; needs --model and --data
     d     rest   PruMUX's study (https://arxiv.org/abs/2305.14706): 60, 80, 90, 95 % pruned x

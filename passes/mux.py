@@ -75,7 +75,9 @@ class Mux(Pass):
         return [cls(n=n, at=at) for n in (2, 5, 10) for at in sorted({half, 0})[::-1]]
 
     def requires(self, model: Model) -> None:
-        """Refuse unsupported tasks, missing layers, and a second mixing at a later layer."""
+        """Refuse unsupported tasks, an `at` after the last layer, and options that do not fit.
+
+        Also refuse a second mux that does not move the mixing to an earlier layer."""
         e = model.encoder
         if self.n > 1 and e.sentence is not None:
             raise PassError(

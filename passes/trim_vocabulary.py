@@ -124,7 +124,10 @@ class TrimVocabulary(Pass):
         return replace(made, notes=notes)
 
     def ensures(self, before: Model, after: Model, ctx: Context) -> None:
-        """Check the texts of fit and select rows: kept pieces stay, and no text is lost."""
+        """Check fit and select texts.
+
+        A text whose pieces are all kept must not change. No text may get more unknown pieces.
+        """
         unknown = None if before.tokenizer is None else before.tokenizer.unk_token_id
         for rows in filter(None, (ctx.fit, ctx.select)):
             check_pieces(rows, after, unknown)

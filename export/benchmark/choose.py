@@ -129,7 +129,7 @@ def choose(
         batches: batch sizes. None = the usual sizes of the device, rounded to whole groups for
             a multiplexed model.
         inputs_of: the inputs of one round of a model at a batch size.
-        cores: waits for near cores before each run.
+        cores: waits until threads run on cores near each other, before each run.
 
     Raises:
         UsageError: a model cannot run one of `batches`.

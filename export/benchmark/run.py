@@ -71,7 +71,7 @@ def measure(  # noqa: PLR0917 - the last two have defaults
         batch: rows of each input: one number for all engines, or one for each.
         rounds: number of timed rounds.
         meters: the energy meter of each engine; None = no meter.
-        cores: waits for near cores before each round.
+        cores: waits until threads run on cores near each other, before each round.
     """
     meters = meters or [None] * len(opened)
     for _ in range(2):  # an engine's first run is slower

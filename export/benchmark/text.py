@@ -146,7 +146,7 @@ def time_texts(
         batch: rows in one run of an engine.
         rounds: timed rounds.
         threads: CPU threads of the engines.
-        cores: waits for near cores before each run.
+        cores: waits until threads run on cores near each other, before each run.
     """
     works = list[Callable[[], object]]()
     predictors = [_predictor(x, threads) for x in opened]

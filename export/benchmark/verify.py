@@ -157,10 +157,10 @@ def _engine(path: Path, threads: int, device: str) -> Engine:
 
 
 def verify(opened: OpenedArtifact) -> Verification:
-    """Tokenise the stored texts, run the engine on them, and compare its answers.
+    """Tokenise the stored texts, run the engine, and compare its answers with the stored ones.
 
     Raises:
-        GateError: the tokenizer gives other tokens, or the shape of a logit array differs.
+        GateError: the tokens or the shape of a logit array differ from the stored ones.
     """
     kept, task, facts = opened.kept, opened.task, opened.kept.facts
     rows, slots = encoded(opened), opened.encoder.slots

@@ -32,7 +32,10 @@ from .onnx_ops import EMBEDDED, MASK, OnnxOps
 
 @dataclass(frozen=True)
 class TokenIndex:
-    """Names of the indices that convert [B, T] to tokens and back."""
+    """Names of two index tensors in the graph.
+
+    One gathers tokens from [B, T], the other puts them back.
+    """
 
     index: str
     """[N], int64: the position of each token in the flat [B*T]."""

@@ -1,8 +1,9 @@
 """Choose between the plain ONNX graph, its fused forms, and the ragged graph.
 
 A fused graph must give the torch module's logits. With `fusion=auto` the graphs are then timed
-in turn on the serving workload. A fused graph is kept only if it is clearly faster. Its timing
-stops as soon as it has lost too many rounds, because most fused graphs are slower on CPUs.
+in turn on the serving workload. A fused graph is kept only if it is clearly faster. Most fused
+graphs are slower on CPUs. To save time, prumux stops timing a graph that has lost too many
+rounds.
 """
 
 from __future__ import annotations
@@ -154,14 +155,14 @@ def time_graphs(
 ) -> dict[Variant, Timing]:
     """Time graphs in turn, and drop a fused graph as soon as `fastest` cannot keep it.
 
-    `fastest` keeps a fused graph only if it wins three rounds of four against the plain
-    graph. A graph that has lost too many rounds for this is not timed any more. So a slow
-    fusion costs two to four rounds instead of seven to eleven.
+    `fastest` keeps a fused graph only if it is faster than the plain graph in more than three
+    quarters of the rounds. A graph that has lost too many rounds for this is not timed any
+    more. So a slow fusion costs two to four rounds instead of seven to eleven.
 
     Args:
         graphs: the plain graph first.
         workload: batches of one round.
-        cores: waits for near cores before each round.
+        cores: waits until threads run on cores near each other, before each round.
 
     Returns:
         Milliseconds of a pass over the workload, round by round. A dropped graph has fewer
@@ -188,8 +189,8 @@ def time_graphs(
 def fastest(graphs: Sequence[CheckedGraph], timings: Mapping[Variant, Timing]) -> CheckedGraph:
     """The fastest graph. A fused graph must be clearly faster, round by round.
 
-    On a busy machine a median alone depends on chance. So a fused graph must also win three
-    rounds of four.
+    On a busy machine a median alone depends on chance. So a fused graph must also be faster in
+    more than three quarters of the rounds.
     """
     best, rounds = graphs[0], len(timings[graphs[0].fusion].rounds_ms)
     for other in graphs[1:]:

@@ -82,7 +82,7 @@ class Flavor:
         """Check that an engine can be built here.
 
         Raises:
-            MissingError: the library is missing, or a GPU that the library needs.
+            MissingError: the library is missing, or it needs a GPU and there is none.
         """
         self.library()
         if not self.portable:

@@ -25,7 +25,10 @@ NAP_S = 0.25
 
 @dataclass
 class CoreMonitor:
-    """Measures thread joins and waits for nearby cores. The total waiting time is limited."""
+    """Measures thread joins, and waits until threads run on cores near each other.
+
+    The total waiting time is limited.
+    """
 
     patience_s: float = 0.0
     """Seconds that `wait` may still sleep. `earn` adds to it after timed rounds."""

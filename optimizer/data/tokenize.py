@@ -132,7 +132,7 @@ def encode(
     max_length: int | None = None,
     side: Side | None = None,
 ) -> Encoded:
-    """Tokenise rows and cut off tokens beyond `max_length`, at the tokenizer's side.
+    """Tokenise rows. Cut off tokens beyond `max_length` at the end that `side` names.
 
     The tokenizer's own settings do not change.
 

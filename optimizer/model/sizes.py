@@ -145,7 +145,7 @@ class Encoder:
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """The pools that the head reads, concatenated."""
+        """The pools that the head reads. It concatenates their vectors."""
         if self.pooling == "several" and self.sentence is not None:
             return self.sentence.pools
         match self.pooling:

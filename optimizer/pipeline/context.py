@@ -72,7 +72,7 @@ class Context:
     may_time: bool = True
     """False in a worker, because other processes would disturb its timings."""
     cores: CoreMonitor = field(default_factory=CoreMonitor)
-    """Waits for near cores before timed rounds."""
+    """Waits until threads run on cores near each other, before timed rounds."""
 
     @property
     def length(self) -> int:

@@ -55,7 +55,10 @@ def class_scores(
 def result_warnings(
     certify: Score, certificates: Sequence[CertificateRecord], classes: ByRole[ClassScores]
 ) -> list[str]:
-    """Warnings about lost classes, and about gains that chance does not explain."""
+    """Warn about classes that the shipped model never answers, and about unlikely gains.
+
+    A gain is unlikely if it is too large for chance.
+    """
     lost = [line for role, found in classes.items() for line in lost_classes(found, role)]
     return lost + unlikely_gains(certify, certificates)
 

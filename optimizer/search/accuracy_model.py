@@ -5,8 +5,8 @@
 
 with p = -log(remaining share of the multiply-adds of a pass), and m = log2(rows in a pass)
 times the share of the layers that run on multiplexed rows. The predicted loss never falls with
-p or m, and never exceeds c, the loss of guessing. There is one step s_k a trial, half a factor
-of two before it. Steps model losses that rise abruptly, for example if too few attention heads
+p or m, and never exceeds c, the loss of guessing. Each trial has one step s_k, half a unit of
+log2 before it. Steps model losses that rise abruptly, for example if too few attention heads
 remain to keep multiplexed rows separate. Candidates that are at least as compressed as a
 failed trial are therefore predicted to fail.
 

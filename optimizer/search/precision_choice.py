@@ -1,4 +1,7 @@
-"""Choose the precision of candidates: once a run, before the search, on the given model."""
+"""Before the search, choose one precision for all candidates.
+
+The choice uses the given model, and untrained candidates if the loss is large.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def time_candidates(
     Args:
         evaluator: builds and exports the candidates.
         space: the candidates.
-        rounds: turns of each engine; with fewer than `ROUNDS` no turn waits for near cores.
+        rounds: turns of each engine. With fewer than `ROUNDS`, no turn waits until threads run
+            on cores near each other.
 
     Raises:
         PassError: no candidate can be built.

@@ -83,7 +83,8 @@ def interleave(
         tick: called after each round.
         clock: does a run and returns its milliseconds; None = the wall clock.
         repeat: True = repeat short runs for about `LEAST_MS`, and take their mean.
-        cores: waits for near cores before each run; None = no waiting.
+        cores: waits until threads run on cores near each other, before each run; None = no
+            waiting.
     """
     clock = clock or wall_ms
     once_ms = [LEAST_MS] * len(runs)

@@ -47,7 +47,7 @@ def time_own_batches(
         dense: the given model's engine, and the batches of each size to try.
         optimised: the shipped engine, and the same texts in batches of the same sizes.
         progress: shows the rounds.
-        cores: waits for near cores before each run.
+        cores: waits until threads run on cores near each other, before each run.
     """
     both = (dense, optimised)
     with progress.task("timing batch sizes", PROBES + ROUNDS) as step:

@@ -76,7 +76,7 @@ def compare(
     Args:
         timed: each engine with its batches, which have the same texts for all engines.
         progress: shows the rounds.
-        cores: waits for near cores before each run.
+        cores: waits until threads run on cores near each other, before each run.
     """
     work = [(engine, [batch.inputs() for batch in batches]) for engine, batches in timed]
     rows = sum(len(batch.rows) for batch in timed[0][1])

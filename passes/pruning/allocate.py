@@ -39,7 +39,7 @@ def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
     the limit is spent on counts between the points of the hull.
 
     Raises:
-        ValueError: the cost of keeping nothing is above `limit`.
+        ValueError: the model exceeds `limit` even without any units.
     """
     hulls = [_hull(branch) for branch in branches]
     at = [0] * len(branches)

@@ -38,7 +38,10 @@ def choose_counts(
     limit: float,
     grid: int = 1,
 ) -> list[int]:
-    """Choose counts of greatest importance within the limit: all attention, then all FFN.
+    """Choose how many units each branch keeps.
+
+    The total importance is as large as the cost limit allows. The list has all attention
+    branches, then all FFN branches.
 
     Args:
         model: the model to prune. Units that its masks remove stay removed.
@@ -48,7 +51,8 @@ def choose_counts(
         grid: FFN widths are multiples of this, or the full width.
 
     Raises:
-        ValueError: keeping nothing costs more than the limit; the message has both numbers.
+        ValueError: the model exceeds the limit even without any heads and FFN units. The
+            message has both numbers.
     """
     half = len(model.encoder.layers)
     counts = allocate(_options(model, importance, costs, grid, half), limit)

@@ -15,7 +15,13 @@ class RidgeRegression:
         self.power = 0.0
 
     def add(self, inner: Tensor, missing: Tensor, weight: Tensor) -> None:
-        """Add positions: inner [B, T, M], missing [B, T, D], weight [B, T], 0 to skip."""
+        """Add positions to the fit.
+
+        Args:
+            inner: inputs, [B, T, M].
+            missing: the outputs to fit, [B, T, D].
+            weight: weights of positions, [B, T]. Weight 0 skips a position.
+        """
         used = weight > 0
         root = weight[used].sqrt()[:, None]
         x = torch.cat([inner[used], torch.ones_like(root)], dim=1) * root

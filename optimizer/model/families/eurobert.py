@@ -116,7 +116,10 @@ class EuroBert(Family):
         return gated_inner(ops, branch, x, rows, Rotary(ops.encoder.number("base")))
 
     def for_every_position(self, e: Encoder) -> Encoder:
-        """See `Family.for_every_position`. The head has one map, so pooling is never late."""
+        """See `Family.for_every_position`.
+
+        This head has one linear map. Late pooling needs two, so it is switched off.
+        """
         found = super().for_every_position(e)
         return replace(found, constants=(("base", e.constant("base")), ("late", False)))
 
