@@ -78,6 +78,7 @@ def promise(options: argparse.Namespace) -> Part:
     if not (options.model and options.data and options.emotions):
         raise SystemExit("write: promise --model FOLDER --data FOLDER --emotions FOLDER")
     given = part.tasks(options.work / "promise", options.model, options.data, options.emotions)
+    given = [x for x in given if not options.metrics or x.metric in options.metrics]
     found = part.run(options.work / "promise", given, options.users)
     return {"seed": 0, "tasks": found}, part.lines(found)
 
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="a model of two classes, fine-tuned on --data")
     parser.add_argument("--data", help="its data: train, validation and test in parquet")
     parser.add_argument("--emotions", help="data of more than 20 classes, with labels.json")
+    parser.add_argument("--metrics", nargs="+", help="simulate budgets on these metrics only")
     options = parser.parse_args(argv)
     if options.part != "promise":
         one_core()
