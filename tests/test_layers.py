@@ -4,6 +4,7 @@ Imports inside functions and under `TYPE_CHECKING` count as well.
 """
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_folders_stay_small() -> None:
         counts[folder_of(name)] = counts.get(folder_of(name), 0) + 1
     assert {k: n for k, n in counts.items() if n > LIMIT_MODULES} == {}
     assert len(counts) > 20
+
+
+def test_every_folder_is_installed() -> None:
+    """An editable install links the packages that pyproject.toml lists, and no others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    folders = (
+        x.parent.relative_to(ROOT) for top in TOPS for x in (ROOT / top).rglob("__init__.py")
+    )
+    found = {"prumux", *(".".join(("prumux", *x.parts)) for x in folders)}
+    assert listed == found - {"prumux.optimizer.prumux"}
 
 
 def test_the_check_sees_what_is_forbidden(tmp_path: Path) -> None:
