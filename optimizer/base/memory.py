@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -16,7 +15,6 @@ def release_memory() -> None:
     needed, and not the largest of them. Other C libraries have no such call: then nothing
     happens.
     """
-    gc.collect()
     if (trim := _malloc_trim()) is not None:
         trim(0)
 
