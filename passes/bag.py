@@ -39,7 +39,8 @@ class Bag(Pass):
     """
 
     name: ClassVar[str] = NAME
-    last_shape: ClassVar[bool] = True
+    last: ClassVar[str] = "leaves nothing that it could change"
+    before_second: ClassVar[bool] = True
     pairs: Literal["auto", "on", "off"] = field(
         default="auto",
         metadata={

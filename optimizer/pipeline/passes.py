@@ -36,7 +36,6 @@ class Pass(ConfigurableStep):
     `ensures(...)`      checks the pass's own promise after `run`
     `preserves`         True if outputs stay the same, up to rounding
     `masks`             `adds`: leaves masks that a later pass cuts out; `cuts`: cuts them out
-    `last_shape`        True if only a pass with a `second_stage` may follow
     `slots`             rows that share a forward pass afterwards; 0 = unchanged
     `training`          length of its training; None = it does not train
     `with_minutes(m)`   the same pass, trained for m minutes
@@ -47,14 +46,16 @@ class Pass(ConfigurableStep):
     `check_given(m)`    refuses a given model before anything is built
     `second_stage`      passes of the result's second model; None = one model
     `last`              the reason that no pass may follow; "" = passes may follow
+    `before_second`     True if a pass with a `second_stage` may follow all the same
     ==================  ==================================================================
     """
 
     preserves: ClassVar[bool] = False
     masks: ClassVar[Literal["keeps", "adds", "cuts"]] = "keeps"
-    last_shape: ClassVar[bool] = False
     last: ClassVar[str] = ""
     """The reason that no pass may follow this one; "" = passes may follow."""
+    before_second: ClassVar[bool] = False
+    """True if a pass with a `second_stage` may follow, in spite of `last`."""
 
     @property
     def slots(self) -> int:

@@ -24,10 +24,9 @@ AfterPass = Callable[[int, Pass, Model, Model], None]
 
 
 def _refusal(pass_: Pass, after: Pass) -> str:
-    """Why another pass may not follow one; "" if it may."""
-    if pass_.last or not pass_.last_shape or after.second_stage is not None:
-        return pass_.last
-    return "leaves nothing that it could change"
+    """The reason that `after` may not follow `pass_`; "" = it may."""
+    allowed = pass_.before_second and after.second_stage is not None
+    return "" if allowed else pass_.last
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Pipeline:
             if _refusal(after, pass_):
                 other = "the other one" if after.name == pass_.name else f"'{after.name}'"
                 cure += f", and leave {other} out"
-            elif not pass_.last:
+            elif pass_.before_second:
                 cure += ", or only 'cascade' after it"
             raise PassError(
                 f"'{after.name}' stands after '{pass_.name}', which {why}\n{cure}",
