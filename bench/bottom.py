@@ -42,8 +42,6 @@ from prumux.optimizer.base.environment import provenance, versions
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.data.rows import Rows, Splits
-from prumux.optimizer.data.splits import load_splits
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.cascade import margins
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -66,12 +64,13 @@ class Study:
     """Rows as texts and as tokens, and a store of finished parts."""
 
     evaluator: Evaluator
-    splits: Splits
     pipeline: Pipeline
 
     def texts(self, role: str) -> tuple[list[str], Labels]:
         """Texts and labels of a role; `fit` = the training rows."""
-        rows: Rows | None = getattr(self.splits, role)
+        evaluator = self.evaluator
+        encoded = evaluator.ctx.train if role == "fit" else evaluator.predictor.rows(role)
+        rows = None if encoded is None else encoded.given
         if rows is None or rows.text_b is not None:
             raise SystemExit(f"bench/bottom.py needs {role} rows of one text each")
         return list(rows.text_a), np.asarray(rows.labels)
@@ -191,15 +190,10 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     request = Request(options.model, data=options.data, passes="-")
     opened = open_evaluator(request, parse_target("onnx"), Progress(1))
-    splits = load_splits(
-        options.data, None, None, None, None, opened.model.task, {}, request.seed, {}
-    )
-    if splits.digest() != opened.data_digest:
-        raise SystemExit("bench/bottom.py: the texts are not the rows of the run")
     about = key(opened.model.source["digest"], opened.data_digest, versions())
     store = Store(options.out.with_suffix(f".{about}.parts"))
     evaluator = replace(opened, ctx=replace(opened.ctx, store=store))
-    study = Study(evaluator, splits, Pipeline.parse(options.pipeline))
+    study = Study(evaluator, Pipeline.parse(options.pipeline))
     strengths = options.regularise
     values = {
         "schema_version": 1,
