@@ -48,9 +48,9 @@ class Vocabulary(ABC):
         """Texts of added tokens. They are matched before the tokenizer model splits a text."""
 
     @property
-    @abstractmethod
     def pieces(self) -> list[tuple[int, str]]:
-        """Ids and texts of all pieces, sorted by id."""
+        """Ids and texts of all pieces, sorted by id. Default: `vocab` maps texts to ids."""
+        return sorted((i, x) for x, i in self.model["vocab"].items())
 
     @property
     def ordinary(self) -> list[tuple[int, str]]:
@@ -91,11 +91,6 @@ class WordPiece(Vocabulary):
     """BERT's vocabulary: the longest matching piece at each position of a word."""
 
     @property
-    def pieces(self) -> list[tuple[int, str]]:
-        """See `Vocabulary`."""
-        return sorted((i, x) for x, i in self.model["vocab"].items())
-
-    @property
     def _mark(self) -> str:
         return str(self.model["continuing_subword_prefix"])
 
@@ -126,11 +121,6 @@ class WordPiece(Vocabulary):
 
 class BytePairs(Vocabulary):
     """BPE, over bytes or characters."""
-
-    @property
-    def pieces(self) -> list[tuple[int, str]]:
-        """See `Vocabulary`."""
-        return sorted((i, x) for x, i in self.model["vocab"].items())
 
     @property
     def merges(self) -> list[tuple[str, str, str]]:
