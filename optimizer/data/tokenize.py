@@ -188,9 +188,8 @@ def encode(
         _check_range("token type ids", types, "token types", encoder.token_types)
     if rows.words is None:
         layout = joined_windows(windows, len(rows)) if windows else None
-        return Encoded(
-            ids, types, rows.labels, encoder.pad_id, None, rows.groups, layout, rows
-        )
+        coded = Encoded(ids, types, rows.labels, encoder.pad_id, groups=rows.groups)
+        return replace(coded, layout=layout, given=rows)
     return _of_words(Encoded(ids, types, None, encoder.pad_id, given=rows), rows, words)
 
 

@@ -57,8 +57,7 @@ class ModelStore:
         second = {} if model.second is None else model.second.model.weights
         added = {f"{SECOND}{k}": x for k, x in second.items()}
         weights = {**model.weights, **added}
-        given = [k for k, x in weights.items() if self._is_given(k, x)]
-        changed = {k: x for k, x in weights.items() if k not in given}
+        changed = {k: x for k, x in weights.items() if not self._is_given(k, x)}
         self.store.tensors(name, lambda: {**changed, **masks})
         kept = model.kept_hidden
         self.store.json(
@@ -67,7 +66,7 @@ class ModelStore:
                 "config": to_config(model),
                 "history": [asdict(x) for x in model.history],
                 "kept_hidden": None if kept is None else kept.tolist(),
-                "given": given,
+                "given": [k for k in weights if k not in changed],
                 "kept_pieces": model.kept_pieces,
             },
         )
@@ -87,7 +86,7 @@ class ModelStore:
         encoder, _ = from_config(facts["config"])
         held = self.store.tensors(name, dict)
         stored = {k: x for k, x in held.items() if not k.startswith(MASK)}
-        given = {k: self.given.weights[k.removeprefix(SECOND)] for k in facts.get("given", ())}
+        given = {k: self.given.weights[k.removeprefix(SECOND)] for k in facts["given"]}
         weights, second = split_weights({**given, **stored})
         pending = [held[f"{MASK}{i}"] for i in range(len(held) - len(stored))]
         layers = len(encoder.layers)

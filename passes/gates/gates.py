@@ -15,11 +15,11 @@ class OpenProbabilities:
     """P(z != 0) of every gate; 0 or 1 for fixed gates."""
 
     units: tuple[Tensor, ...]
-    """Of the units of each branch, [H] or [F]: all attention branches, then all FFN."""
+    """Probabilities of each branch's units, [H] or [F]: all attention, then all FFN."""
     blocks: Tensor
-    """Of the blocks, [branches]."""
+    """Probabilities of the blocks, [branches]."""
     hidden: Tensor
-    """Of the hidden dimensions, [D]."""
+    """Probabilities of the hidden dimensions, [D]."""
 
     def alive(self) -> Tensor:
         """Probability that a branch has at least one open unit, [branches]."""
