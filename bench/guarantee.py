@@ -118,7 +118,7 @@ def simulated_search(
 
     safe = safe_loss(rows, limit)
     winner = search_by_bisection(
-        population.order, trial, prove, limit, lambda _: False, safe=safe
+        population.order, trial, prove, limit, lambda _: False, safe=safe, rows=rows
     ).winner
     if winner is None:
         return SimulatedResult(EXACT, 0.0)

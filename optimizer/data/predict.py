@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -54,7 +54,12 @@ def predict(
         by_length: True = batch and mix rows of similar length; False = neighbouring rows.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
-    predictions = task.predictions(found, scored_positions(rows))
+    return predictions_of(found, rows, task)
+
+
+def predictions_of(logits: Sequence[NDArray[Any]], rows: Encoded, task: Task) -> Predictions:
+    """Predictions from the logits of each row, as `row_logits` returns them."""
+    predictions = task.predictions(logits, scored_positions(rows))
     if rows.layout is not None:
         return task.arranged(predictions, rows.layout)
     return predictions if rows.groups is None else task.with_groups(predictions, rows.groups)

@@ -56,13 +56,18 @@ def check_given(task: Task, encoder: Encoder) -> None:
             f"{encoder.family} model without rows: leave 'cascade' out",
             exit_code=2,
         )
-    if task.ragged or not task.has_classes or len(task.labels) < 2:
+    if not has_margins(task):
         raise PassError(
             "cascade needs one answer a row, out of two classes or more: it defers rows by "
             "the margin between the two best\n"
             f"this is a {task.name} model: leave 'cascade' out",
             exit_code=2,
         )
+
+
+def has_margins(task: Task) -> bool:
+    """True if every row has one answer, out of two classes or more."""
+    return not task.ragged and task.has_classes and task.exclusive and len(task.labels) > 1
 
 
 def most_rows(rows: int, max_share: float) -> int:

@@ -346,7 +346,15 @@ def _layer_sizes(given: Encoder, shipped: Encoder) -> LayerSizes:
 
 
 def _trial(trial: Any) -> TrialRecord:
-    return TrialRecord(**{**asdict(trial), "pipeline": str(trial.pipeline)})
+    return TrialRecord(
+        str(trial.pipeline),
+        trial.score,
+        trial.observed_loss,
+        trial.seconds,
+        trial.macs,
+        trial.predicted_ratio,
+        expected_loss=trial.loss,
+    )
 
 
 def _certificate(pipeline: Pipeline, certificate: Any) -> CertificateRecord:

@@ -275,6 +275,11 @@ class TrialRecord:
         "with a costs file from its times. Null if it was not timed.",
     ] = None
     error: Annotated[str | None, "Why the candidate failed, if it did.", OMIT_NONE] = None
+    expected_loss: Annotated[
+        Share | None,
+        "Estimate of the loss on unseen rows. Select rows are weighted, so that they are as "
+        "hard for the given model as unseen rows. Null if the candidate failed.",
+    ] = None
 
 
 @dataclass(frozen=True)

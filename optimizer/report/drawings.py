@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .contents import CertificateRecord, Report, Score
+from .contents import CertificateRecord, Report, Score, TrialRecord
 from .engine_timings import EngineTiming, OtherEngine
 from .formats import TIMES, points
 from .scales import LinearScale, LogScale, Tick, ratio_ticks, round_values
@@ -115,7 +115,7 @@ class LayerBars:
 def frontier(report: Report) -> Frontier:
     """The frontier: trials on select rows, certificates, and the shipped model's scores."""
     gains, predicted = _gains(report)
-    losses = [t.loss for t in report.trials if t.loss is not None]
+    losses = [_expected(t) for t in report.trials if t.loss is not None]
     compared = [*report.proofs, *report.scores.values()]
     largest = _largest_loss_drawn(report, losses)
     gain = -min(0.0, *losses, *(x.loss for x in compared))
@@ -226,9 +226,11 @@ def _frontier_marks(
     yield Mark("dense", x_dense, y(0), title, "dense")
     for number, trial in enumerate(report.trials, 1):
         if trial.loss is not None:
-            lost = f"{points(trial.loss)} points of {metric} lost on the select rows"
-            title = f"trial {number}: {lost}; {trial.pipeline}"
-            mark = _at_loss("trial", xs[trial.pipeline], y, trial.loss, title)
+            expected = _expected(trial)
+            lost = f"{points(expected)} points of {metric} expected to be lost"
+            on_select = f"{points(trial.loss)} lost on the select rows"
+            title = f"trial {number}: {lost}, {on_select}; {trial.pipeline}"
+            mark = _at_loss("trial", xs[trial.pipeline], y, expected, title)
             yield replace(mark, label=str(number))
     for proof in report.proofs:
         kind: MarkKind = "holds" if proof.holds else "fails"
@@ -243,6 +245,13 @@ def _frontier_marks(
         x = x_shipped + steps * MARK_DISTANCE
         title = f"shipped: {_lost(score, role)}"
         yield _at_loss(kind, x, y, score.loss, title, bound=score.loss_upper)
+
+
+def _expected(trial: TrialRecord) -> float:
+    """The expected loss of a trial that did not fail; its observed loss in older reports."""
+    found = trial.loss if trial.expected_loss is None else trial.expected_loss
+    assert found is not None
+    return found
 
 
 def _largest_loss_drawn(report: Report, losses: Sequence[float]) -> float:

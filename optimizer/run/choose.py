@@ -39,6 +39,9 @@ LEAST_LIMIT_OF_BAG = 0.03
 The bag takes a minute and changes over a tenth of the answers. On SST-2 it lost 4 to 8 points,
 and its cascades lost their place to cut models at a budget of 2 points."""
 
+CASCADES = 2
+"""Number of cascades that the quick effort tries, at most."""
+
 
 def choose(
     todo: Plan, started: float, workers: Workers
@@ -117,7 +120,7 @@ def search(
     else:
         # The user's own space gets no further candidates.
         given = request.passes is not None
-        extend = no_cascade if given else cascade_maker(evaluator, limit)
+        extend = no_cascade if given else cascade_maker(evaluator, limit, CASCADES)
         found = search_with_workers(
             _free_search(todo, limit, extend), evaluator, limit, out_of_time, workers
         )
@@ -144,5 +147,13 @@ def _free_search(todo: Plan, limit: float, extend: Extend) -> Search:
     else:
         order = evaluator.builder.by_cost(space)
     return lambda trial, certify, out_of_time: search_by_bisection(
-        order, trial, certify, limit, out_of_time, safe=safe, extend=extend, apart=apart
+        order,
+        trial,
+        certify,
+        limit,
+        out_of_time,
+        safe=safe,
+        rows=evaluator.certify_rows.scored_rows,
+        extend=extend,
+        apart=apart,
     )

@@ -2,15 +2,15 @@
 
 1. Candidates are sorted by multiply-adds, the slowest first. Sizes are known without refits,
    because all candidates share their importance scores.
-2. Bisection on the select rows finds the last candidate i with observed loss
-   L_select(i) <= limit. It assumes that the loss rises along the order.
-3. Candidates are certified in turn: first from a safe one up to i, then those beyond i. The
-   certify rows had no part in any choice. The first failure ends the sequence
-   (fixed-sequence testing, see `fixed_sequence` in certificate.py; Learn-then-Test,
-   https://arxiv.org/abs/2110.01052).
+2. Bisection on the select rows finds the last candidate i whose expected loss L(i) is at most
+   the limit, see `unseen_loss.py`. It assumes that the loss rises along the order.
+3. Candidates are certified in turn: first from a safe one up to i, then those beyond i.
+   Cascades and other candidates outside the order stand between them by their chance of a
+   certificate. No answer of a candidate to certify rows decides what comes next. The first
+   failure ends the sequence (fixed-sequence testing, see `fixed_sequence` in certificate.py;
+   Learn-then-Test, https://arxiv.org/abs/2110.01052).
 
-Candidates beyond i may hold, because the given model may have been trained on the select rows.
-It has then memorised them, and the observed loss of a cut is up to four times the true one.
+Candidates beyond i may hold, because the expected loss has an error.
 
 Without a time limit no choice depends on a clock, so the same inputs give the same pipeline.
 The callables `trial` and `certify` do the work and store its results. This module only decides
@@ -19,7 +19,8 @@ which candidate comes next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,14 +29,15 @@ from prumux.optimizer.certificate.certificate import CONFIDENCE, Certificate, fi
 from prumux.optimizer.certificate.provable import provable_loss
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
+from .certification_order import certification_order
+from .unseen_loss import USUAL_CHANGE, LossEstimate
+
 Certify = Callable[[Pipeline, float], Certificate]
 """A function that certifies a candidate at a confidence level."""
 Proofs = list[tuple[Pipeline, Certificate]]
 """Certificates in the order in which they were made."""
-Extend = Callable[["Sequence[Trial]", "Trial"], "Pipeline | None"]
-"""A function that makes one more candidate, or None.
-
-The arguments are all trials so far, and the fastest trial within the limit on select rows."""
+Extend = Callable[["Sequence[Trial]"], "Sequence[Pipeline]"]
+"""A function that makes further candidates from all trials so far."""
 SAFE_SHARE = 0.5
 """Largest observed loss of a safe candidate, as a share of the largest loss that the rows can
 certify. Certification starts at a safe candidate."""
@@ -47,11 +49,29 @@ class Trial:
 
     pipeline: Pipeline
     score: float
+    """Score on the select rows."""
     loss: float
+    """Expected loss on unseen rows, see `unseen_loss.py`. Searches use this loss."""
     seconds: float
     macs: int
     predicted_ratio: float | None = None
     """Ratio to the dense engine's throughput, measured with an untrained model."""
+    select_loss: float | None = None
+    """Loss on the select rows; None = `loss` is this loss."""
+    changed: float = USUAL_CHANGE
+    """See `LossEstimate.changed`."""
+    estimate_rows: float = math.inf
+    """See `LossEstimate.rows`."""
+
+    @property
+    def observed_loss(self) -> float:
+        """The loss on the select rows."""
+        return self.loss if self.select_loss is None else self.select_loss
+
+    @property
+    def estimate(self) -> LossEstimate:
+        """The expected loss, with the facts that its certificate depends on."""
+        return LossEstimate(self.loss, self.changed, self.estimate_rows)
 
 
 @dataclass(frozen=True)
@@ -66,10 +86,10 @@ class SearchResult:
     reason: str
 
 
-def no_cascade(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
+def no_cascade(tried: Sequence[Trial]) -> Sequence[Pipeline]:
     """Add no candidate."""
-    del tried, best
-    return None
+    del tried
+    return ()
 
 
 def search_by_bisection(
@@ -80,6 +100,7 @@ def search_by_bisection(
     out_of_time: Callable[[Pipeline], bool],
     *,
     safe: float,
+    rows: int,
     extend: Extend = no_cascade,
     apart: Pipeline | None = None,
 ) -> SearchResult:
@@ -92,11 +113,12 @@ def search_by_bisection(
         limit: the allowed loss.
         out_of_time: True if no time is left for a candidate.
         safe: a candidate with at most this observed loss will most likely be certified.
-        extend: makes one more candidate from the trials.
+        extend: makes further candidates from the trials.
+        rows: number of certify rows.
         apart: a candidate outside the order, faster than all others. The losses of the others
             do not predict its loss.
     """
-    search = _Search(order, trial, certify, limit, out_of_time)
+    search = _Search(order, trial, certify, limit, rows, out_of_time)
     low = search.bisect()
     fastest = search.try_apart(apart)
     if low < 0 and fastest is None:
@@ -108,16 +130,17 @@ def search_by_bisection(
 class _Search:
     """Trials and certificates so far. Candidates outside `order` have numbers after it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that a search depends on
         self,
         order: Sequence[Pipeline],
         trial: Callable[[Pipeline], Trial],
         certify: Certify,
         limit: float,
+        rows: int,
         out_of_time: Callable[[Pipeline], bool],
     ) -> None:
         self.order, self.trial, self.certify = order, trial, certify
-        self.limit, self.out_of_time = limit, out_of_time
+        self.limit, self.rows, self.out_of_time = limit, rows, out_of_time
         self.trials: dict[int, Trial] = {}
         self.proofs: Proofs = []
         self.late = False
@@ -159,31 +182,43 @@ class _Search:
     def certificates(
         self, low: int, safe: float, extend: Extend, fastest: Trial | None
     ) -> Iterator[Certificate]:
-        """Certify candidates in turn, from the slowest. Select rows decide the order."""
-        most = self.limit
-        if fastest is not None:  # a slower one that loses more could end the sequence early
-            most = fastest.loss
-        for i in _path(self.trials, low, safe) if low >= 0 else ():
-            if not self.no_time(i) and self.loss(i) <= most:
-                yield self._proof(self.order[i])
-        added = None
-        if low >= 0:
-            added = _added(self.trials, low, extend, self.trial, self.limit)
-        if added is not None:
-            self.trials[len(self.order)] = added
-            yield self._proof(added.pipeline)
-        if fastest is not None:
-            yield self._proof(fastest.pipeline)
-            return
-        for i in range(low + 1, len(self.order)):
+        """Certify candidates in turn, from the slowest. Select rows decide the order.
+
+        Candidates outside the order have their turn before the first one that is less sure of
+        a certificate. A candidate that is slower than a certified one is left out.
+        """
+        path = _path(self.trials, low, safe) if low >= 0 else []
+        further, least = self._further(low, extend, fastest), math.inf
+        for i in (*path, *range(low + 1, len(self.order))):
             if self.no_time(i):
                 continue
             try:
                 self.loss(i)
             except PassError:
-                return  # recorded by `trial`; later candidates are pruned even further
-            if added is None or self.trials[i].macs < added.macs:
-                yield self._proof(self.order[i])
+                break  # recorded by `trial`; later candidates are pruned even further
+            single = self.trials[i]
+            while further and self._chance(further[0]) >= self._chance(single):
+                least = min(least, further[0].macs)
+                yield self._proof(further.pop(0).pipeline)
+            if fastest is not None and least <= fastest.macs:
+                return
+            if single.macs < least:
+                yield self._proof(single.pipeline)
+        for one in further:
+            yield self._proof(one.pipeline)
+
+    def _further(self, low: int, extend: Extend, fastest: Trial | None) -> list[Trial]:
+        """Candidates outside the order that may be certified, the surest first."""
+        tried = [self.trials[i] for i in sorted(self.trials)]
+        added = try_each(extend(tried), self.trial)
+        for number, one in enumerate(added, len(self.order) + 2):
+            self.trials[number] = one
+        most = self.trials[low].macs if low >= 0 else None
+        outside = [x for x in (*added, fastest) if x is not None and x.loss <= self.limit]
+        return certification_order(outside, self.limit, self.rows, most)
+
+    def _chance(self, one: Trial) -> float:
+        return one.estimate.chance(self.limit, self.rows)
 
     def _proof(self, pipeline: Pipeline) -> Certificate:
         self.proofs.append((pipeline, self.certify(pipeline, CONFIDENCE)))
@@ -210,28 +245,13 @@ def bisect_trials(
     return [found[i] for i in sorted(found)]
 
 
-def _added(
-    trials: dict[int, Trial],
-    low: int,
-    extend: Extend,
-    trial: Callable[[Pipeline], Trial],
-    limit: float,
-) -> Trial | None:
-    """The trial of the candidate that `extend` makes.
-
-    The result is None if there is no such candidate, or if it fails, loses more than the
-    limit, or needs at least as many multiply-adds as candidate `low`. It is certified after
-    candidate `low`.
-    """
-    best = trials[low]
-    pipeline = extend([trials[i] for i in sorted(trials)], best)
-    if pipeline is None:
-        return None
-    try:
-        found = trial(pipeline)
-    except PassError:  # recorded
-        return None
-    return found if found.loss <= limit and found.macs < best.macs else None
+def try_each(pipelines: Iterable[Pipeline], trial: Callable[[Pipeline], Trial]) -> list[Trial]:
+    """The trials of candidates, without those that cannot be built; `trial` records these."""
+    found = []
+    for one in pipelines:
+        with suppress(PassError):
+            found.append(trial(one))
+    return found
 
 
 def safe_loss(rows: int, limit: float) -> float:

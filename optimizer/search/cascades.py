@@ -1,85 +1,118 @@
 """Cascades of tried candidates: a fast model answers first, a safer one the unsure rows.
 
-Cascades need no training. The answers of both stages on the select rows are known, so the
-loss of a cascade can be computed for any threshold t:
+Cascades need no training. The answers of both stages on the select rows are known, so cost and
+expected loss of a cascade can be computed for any threshold t:
 
     cost = first stage + share deferred x second stage
     answer(x) = second(x) if m(x) < t, else first(x)
 
-Here m(x) is the margin of row x in the first stage. The cheapest cascade with a small enough
-loss is chosen, without certify rows and without a clock. It then becomes a candidate like any
-other.
+Here m(x) is the margin of row x in the first stage. Share and loss are those expected on
+unseen rows, see `unseen_loss.py`: more of them are deferred, because they are harder. Cascades that are cheaper than all single candidates of at least their chance of a certificate
+become candidates like any other. Neither certify rows of candidates nor a clock decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import PassError, SpecError, UsageError
 from prumux.optimizer.base.store import key
-from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.model.cascade import margins, threshold_at
+from prumux.optimizer.model.cascade import threshold_at
 from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import find_pass
 
-from .bisection import Extend, Trial, safe_loss
+from .bisection import Extend, Trial
+from .certification_order import cheaper_and_cheaper
 from .evaluator import Evaluator
 from .presets import exact_pipeline
+from .unseen_loss import Floats, LossEstimate, estimate_loss, select_weights
 
-SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-"""Shares of deferred rows to try."""
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+"""Shares of deferred select rows to try."""
 LEAST_GAIN = 1.25
-"""Smallest ratio of the best single candidate's multiply-adds to a cascade's.
+"""Smallest ratio of the multiply-adds of single candidates to a cascade's.
 
 The second stage runs on few rows at a time, and is up to 6 % slower than the multiply-adds
 predict."""
+LEAST_CHANCE = 0.05
+"""Smallest chance of a certificate with which a cascade is tried."""
+STEP = 1.1
+"""Smallest ratio of the multiply-adds of one cascade to the next."""
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """A candidate that may be a stage of a cascade."""
+class _Option:
+    """A cascade that could be tried."""
 
     pipeline: Pipeline
     macs: float
+    estimate: LossEstimate
 
 
-def cascade_candidate(
-    evaluator: Evaluator, tried: Sequence[Trial], best: Trial, most_loss: float
-) -> Pipeline | None:
-    """The cascade of tried candidates that should be tried next; None = there is none.
+def cascade_maker(evaluator: Evaluator, limit: float, most: int) -> Extend:
+    """An `Extend` that makes at most `most` cascades for a limit of the loss."""
+    return lambda tried: cascade_candidates(evaluator, tried, limit, most)
+
+
+def cascade_candidates(
+    evaluator: Evaluator, tried: Sequence[Trial], limit: float, most: int
+) -> tuple[Pipeline, ...]:
+    """The cascades of tried candidates to try next, the surest first.
 
     Args:
         evaluator: the evaluator that built and scored the candidates.
-        tried: finished trials, including `best`.
-        best: the fastest single candidate within the budget on the select rows.
-        most_loss: the largest loss on the select rows that a cascade may have.
+        tried: finished trials.
+        limit: the allowed loss.
+        most: the largest number of cascades.
     """
     if any(evaluator.tried(x.pipeline) is None for x in tried):
-        return None  # a replay for workers has assumed losses only
-    if not _possible(evaluator):
-        return None
-    about = (*(str(x.pipeline) for x in tried), str(best.pipeline), most_loss)
+        return ()  # a replay for workers has assumed losses only
+    if not tried or not _possible(evaluator):
+        return ()
+    about = (*(str(x.pipeline) for x in tried), limit, most, str(evaluator.targets[0]))
 
-    def choose() -> dict[str, str]:
-        found = [x for x in _options(evaluator, tried, best) if x[1] <= most_loss]
-        return {"pipeline": str(min(found, key=lambda x: x[0])[2])} if found else {}
+    def choose() -> list[str]:
+        options = _Stages(evaluator, tried).options()
+        return [str(x.pipeline) for x in _best(evaluator, tried, options, limit, most)]
 
-    name = f"cascade-{key(*about, str(evaluator.targets[0]))}"
-    text = evaluator.ctx.store.json(name, choose).get("pipeline")
-    return Pipeline.parse(text) if text else None
+    found = evaluator.ctx.store.json(f"cascades-{key(*about)}", choose)
+    return tuple(Pipeline.parse(x) for x in found)
 
 
-def cascade_maker(evaluator: Evaluator, limit: float) -> Extend:
-    """An `Extend` for cascades that lose at most as much as the best trial, or `safe_loss`."""
-    safe = safe_loss(evaluator.certify_rows.scored_rows, limit)
-    return lambda tried, best: cascade_candidate(evaluator, tried, best, max(best.loss, safe))
+def _best(
+    evaluator: Evaluator,
+    tried: Sequence[Trial],
+    options: Iterator[_Option],
+    limit: float,
+    most: int,
+) -> list[_Option]:
+    """Options that pay, each at least `STEP` cheaper than the one before."""
+    rows = evaluator.certify_rows.scored_rows
+
+    def chance(x: Trial | _Option) -> float:
+        return x.estimate.chance(limit, rows)
+
+    singles = [(chance(x), x.macs) for x in tried]
+
+    def pays(x: _Option) -> bool:
+        mine = chance(x)
+        rivals = [macs for other, macs in singles if other >= mine]
+        return mine >= LEAST_CHANCE and all(x.macs * LEAST_GAIN <= macs for macs in rivals)
+
+    kept: list[_Option] = []
+    for one in cheaper_and_cheaper(filter(pays, options), chance):
+        if not kept or one.macs * STEP <= kept[-1].macs:
+            kept.append(one)
+    # The surest ones of many would all be slow.
+    at = np.linspace(0, len(kept) - 1, min(most, len(kept))).round().astype(int)
+    return [kept[i] for i in at]
 
 
 def bag_candidate(evaluator: Evaluator) -> Pipeline | None:
@@ -104,60 +137,48 @@ def _possible(evaluator: Evaluator) -> bool:
     return True
 
 
-def _options(
-    evaluator: Evaluator, tried: Sequence[Trial], best: Trial
-) -> Iterator[tuple[float, float, Pipeline]]:
-    """Multiply-adds, loss on the select rows and pipeline of each cascade that may pay off."""
-    exact = exact_pipeline()
-    seconds = [_Stage(exact, evaluator.builder.cost(exact).macs)]
-    if all(x.slots <= 1 for x in best.pipeline.passes):
-        seconds.append(_Stage(best.pipeline, best.macs))
-    firsts = [_Stage(x.pipeline, x.macs) for x in tried if x.macs * LEAST_GAIN < best.macs]
-    for first in firsts:
-        yield from _of_first(evaluator, first, seconds, best.macs / LEAST_GAIN)
+@dataclass(frozen=True)
+class _Stages:
+    """Tried candidates as stages of cascades."""
 
+    evaluator: Evaluator
+    tried: Sequence[Trial]
 
-def _of_first(
-    evaluator: Evaluator, first: _Stage, seconds: Sequence[_Stage], most_macs: float
-) -> Iterator[tuple[float, float, Pipeline]]:
-    """The cascades with one first stage, in the form of `_options`."""
-    margin = _margins(evaluator, first.pipeline)
-    for second in seconds:
-        for share in SHARES:
-            below = margin < threshold_at(margin, share)
-            macs = first.macs + float(below.mean()) * second.macs
-            if macs > most_macs:
-                break
-            made = first.pipeline.then(_cascade(second.pipeline, share))
-            yield macs, _loss(evaluator, first.pipeline, second.pipeline, below), made
+    def options(self) -> Iterator[_Option]:
+        """Every cascade of two tried candidates whose second stage mixes no rows."""
+        exact = exact_pipeline()
+        seconds = {exact: float(self.evaluator.builder.cost(exact).macs)}
+        for x in self.tried:
+            if all(y.slots <= 1 and not y.last for y in x.pipeline.passes):
+                seconds[x.pipeline] = x.macs
+        for first in self.tried:
+            if len(first.pipeline.stages) == 1:
+                yield from self._of_first(first, seconds)
+
+    def _of_first(self, first: Trial, seconds: Mapping[Pipeline, float]) -> Iterator[_Option]:
+        target, predictor = self.evaluator.targets[0], self.evaluator.predictor
+        margin = predictor.margins(first.pipeline, "select", target)
+        one = np.asarray(predictor.predict(first.pipeline, "select", target))
+        for second, macs in seconds.items():
+            if macs <= first.macs:
+                continue
+            two = np.asarray(predictor.predict(second, "select", target))
+            for share in SHARES:
+                below = margin < threshold_at(margin, share)
+                cost = first.macs + float(np.average(below, weights=self._weights)) * macs
+                made = first.pipeline.then(_cascade(second, share))
+                yield _Option(made, cost, self._estimate(np.where(below, two, one)))
+
+    def _estimate(self, answers: NDArray[Any]) -> LossEstimate:
+        task, metric = self.evaluator.model.task, self.evaluator.metric
+        dense, labels = self.evaluator.predictor.with_labels(Pipeline(()), "select")
+        return estimate_loss(task, metric, dense, answers, labels, self._weights)
+
+    @cached_property
+    def _weights(self) -> Floats:
+        return select_weights(self.evaluator.predictor)
 
 
 def _cascade(second: Pipeline, share: float) -> Pass:
     options: dict[str, Any] = {"to": str(second), "defer": share}
     return find_pass("cascade")(**options)
-
-
-def _margins(evaluator: Evaluator, pipeline: Pipeline) -> NDArray[np.float32]:
-    """A candidate's margins on the select rows, computed once a run."""
-
-    def make() -> dict[str, torch.Tensor]:
-        model = evaluator.builder.build(pipeline)
-        mixing = evaluator.predictor.mixing(model)
-        logits = row_logits(torch_run(model), evaluator.select_rows, None, **mixing)
-        return {"margins": margins(torch.as_tensor(np.stack(logits)))}
-
-    kept = evaluator.ctx.cached("margins", (str(pipeline), evaluator.data_digest), make)
-    found: NDArray[np.float32] = kept["margins"].numpy()
-    return found
-
-
-def _loss(
-    evaluator: Evaluator, first: Pipeline, second: Pipeline, below: NDArray[np.bool_]
-) -> float:
-    """The loss on the select rows if the second stage answers the rows in `below`."""
-    predictor, target = evaluator.predictor, evaluator.targets[0]
-    one, labels = predictor.with_labels(first, "select", target)
-    two = predictor.predict(second, "select", target)
-    answers = np.where(below, np.asarray(two), np.asarray(one))
-    score = evaluator.model.task.score(evaluator.metric, answers, labels)
-    return evaluator.dense_score("select") - score

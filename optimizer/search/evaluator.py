@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prumux.optimizer.base.environment import versions
@@ -28,6 +28,7 @@ from prumux.optimizer.timing.serving_point import ServingPoint
 from .bisection import Trial
 from .builder import Builder
 from .predictions import CandidatePredictor, inexact
+from .unseen_loss import LossEstimate, expected_loss
 
 Record = Callable[[Mapping[str, Any]], None]
 """A function that records the facts of each trial."""
@@ -122,7 +123,8 @@ class Evaluator:
         if isinstance(found, PassError):
             raise found
         self.ctx.progress.say(
-            f"  {pipeline}: loss {100 * found.loss:.2f} points on the select rows"
+            f"  {pipeline}: expected loss {100 * found.loss:.2f} points "
+            f"({100 * found.observed_loss:.2f} on the select rows)"
         )
         return found
 
@@ -148,11 +150,15 @@ class Evaluator:
                 raise
             return {**about, "error": str(error), "exit_code": error.exit_code}
         found = self.predictor.score(pipeline, "select", self.targets[0])
+        expected = expected_loss(
+            self.predictor, self.predictor.predict(pipeline, "select", self.targets[0])
+        )
         return {
             **about,
             "metric": self.metric,
             "select_score": found,
             "select_loss": self.dense_score("select") - found,
+            "expected": asdict(expected),
             "cost": count_model(model, self.ctx.length).to_json(),
             "seconds": time.monotonic() - start,
         }
@@ -212,5 +218,14 @@ def _trial_of(pipeline: Pipeline, facts: Mapping[str, Any]) -> Trial | PassError
     """Read a trial, or its error, from stored facts."""
     if "error" in facts:
         return PassError(facts["error"], facts["exit_code"])
-    loss, macs = facts["select_loss"], facts["cost"]["macs"]
-    return Trial(pipeline, facts["select_score"], loss, facts["seconds"], macs)
+    expected = LossEstimate(**facts["expected"])
+    return Trial(
+        pipeline,
+        score=facts["select_score"],
+        loss=expected.loss,
+        seconds=facts["seconds"],
+        macs=facts["cost"]["macs"],
+        select_loss=facts["select_loss"],
+        changed=expected.changed,
+        estimate_rows=expected.rows,
+    )

@@ -7,12 +7,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.store import key
-from prumux.optimizer.data.predict import BATCH, predict, torch_run
+from prumux.optimizer.data.predict import BATCH, predictions_of, row_logits, torch_run
 from prumux.optimizer.data.tokenize import Encoded
+from prumux.optimizer.model.cascade import has_margins, margins
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.own_rows import own_context, own_rows
@@ -24,10 +27,13 @@ from prumux.optimizer.timing.serving_point import ServingPoint
 from .builder import Builder
 from .partner_sensitivity import DRAWS, partner_sensitivity
 
+MARGINS = "margins"
+"""Name of the margins among the stored predictions."""
+
 
 @dataclass(frozen=True, eq=False)
 class CandidatePredictor:
-    """Predicts and scores. Predictions are entries `predictions-DIGEST` of the run's store.
+    """Predicts and scores. Predictions are entries `answers-DIGEST` of the run's store.
 
     A role is `select`, `certify` or `test`. If `target` is None or exact, the torch module
     predicts. Otherwise the target's engine predicts.
@@ -69,12 +75,31 @@ class CandidatePredictor:
         """The name under which predictions are stored."""
         order = () if self.ctx.arrivals == "sorted" else (self.ctx.arrivals,)
         about = (pipeline, role, self.model.source, self.data_digest, *inexact(target), *order)
-        return f"predictions-{key(*about)}"
+        return f"answers-{key(*about)}"
 
     def predict(
         self, pipeline: Pipeline, role: str, target: Target | None = None
     ) -> Predictions:
         """Predictions of a candidate on the rows of a role, computed once a run."""
+        kept = self._answers(pipeline, role, target)
+        many = len(kept) - (MARGINS in kept)
+        arrays = tuple(kept[str(i)].numpy() for i in range(many))
+        return arrays if self.model.task.ragged else arrays[0]
+
+    def margins(
+        self, pipeline: Pipeline, role: str, target: Target | None = None
+    ) -> NDArray[np.float32]:
+        """A candidate's margins on the rows of a role, [N], see `model/cascade.py`.
+
+        The task must have margins, see `has_margins`.
+        """
+        found: NDArray[np.float32] = self._answers(pipeline, role, target)[MARGINS].numpy()
+        return found
+
+    def _answers(
+        self, pipeline: Pipeline, role: str, target: Target | None
+    ) -> Mapping[str, torch.Tensor]:
+        """Predictions, with a number for each array; and margins, if the task has them."""
         given, engine_target = self.rows(role), inexact(target)
 
         def make() -> dict[str, torch.Tensor]:
@@ -95,13 +120,15 @@ class CandidatePredictor:
                     if engine_target
                     else torch_run(model)
                 )
-                found = predict(run, rows, model.task, tick, **self.mixing(model))
+                logits = row_logits(run, rows, tick, **self.mixing(model))
+            found = predictions_of(logits, rows, model.task)
             many = found if isinstance(found, tuple) else (found,)
-            return {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
+            made = {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
+            if has_margins(model.task):
+                made[MARGINS] = margins(torch.as_tensor(np.stack(logits)))
+            return made
 
-        kept = self.ctx.store.tensors(self.name(pipeline, role, target), make)
-        arrays = tuple(kept[str(i)].numpy() for i in range(len(kept)))
-        return arrays if self.model.task.ragged else arrays[0]
+        return self.ctx.store.tensors(self.name(pipeline, role, target), make)
 
     def with_labels(
         self, pipeline: Pipeline, role: str, target: Target | None = None

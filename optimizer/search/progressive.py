@@ -54,7 +54,7 @@ class SearchActions:
 
     0 minutes = no time is left."""
     extend: Extend = no_cascade
-    """Makes one more candidate from the trials."""
+    """Makes further candidates from the trials."""
     apart: Pipeline | None = None
     """A candidate outside the schedule, faster than all others; see `search_by_bisection`."""
 

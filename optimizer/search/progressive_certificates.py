@@ -4,13 +4,14 @@ The total error is alpha = 0.05: in at most 5 % of repeated runs the result exce
 The fallback procedure divides alpha between two groups of candidates (Wiens 2003, described in
 https://pmc.ncbi.nlm.nih.gov/articles/PMC3427907):
 
-1. The fallback candidates are tested in a fixed sequence, at alpha_F = 0.01. If the rows are
-   too few to prove anything at 0.01, alpha_F is 0.05.
-2. The trained candidates are tested in a fixed sequence. The level is 0.05 if all fallback
-   candidates were certified, else 0.05 - alpha_F. At level 0 nothing is tested.
+1. The fallback candidates are tested in a fixed sequence, at alpha_F = 0.01: the first ones,
+   and the deepest cut that is almost sure of a certificate. If the rows are too few to prove
+   anything at 0.01, alpha_F is 0.05.
+2. All other candidates are tested in a fixed sequence, see `certification_order.py`: trained
+   ones, further cuts as of `--effort quick`, cascades. The level is 0.05 if all of the first
+   group were certified, else 0.05 - alpha_F. At level 0 nothing is tested.
 
-The fallback candidates are those that `--effort quick` would try. A bisection on the select
-rows finds the last one within the limit.
+Both groups and both orders are fixed before any certify row is used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from prumux.optimizer.pipeline.pipeline import Pipeline
 
 from .accuracy_model import FitLosses
 from .bisection import (
-    SAFE_SHARE,
     Certify,
     Proofs,
     SearchResult,
@@ -34,9 +34,11 @@ from .bisection import (
     bisect_trials,
     conclude,
     none_found,
+    try_each,
 )
+from .certification_order import SURE, certification_order
 from .presets import ProgressiveSchedule
-from .progressive import ProgressiveTrials, SearchActions, run_schedule
+from .progressive import SearchActions, run_schedule
 
 FALLBACK_CONFIDENCE = 0.99
 """Confidence level for fallback candidates: alpha = 0.01 of the total 0.05."""
@@ -64,37 +66,32 @@ def search_progressively(
     Raises:
         PassError: no candidate can be built, not even a fallback.
     """
-    fallbacks: list[Trial] = []
-    for pipeline in schedule.fallbacks:
-        with suppress(PassError):  # recorded by `trial`; the trained candidates may work
-            fallbacks.append(actions.trial(pipeline))
+    fallbacks, deeper = try_each(schedule.fallbacks, actions.trial), list[Trial]()
     if fallbacks and fallbacks[-1].loss <= limit:
-        fallbacks += bisect_trials(schedule.deeper_fallbacks, actions.trial, limit)
-    fastest: list[Trial] = []
-    if actions.apart is not None:
-        with suppress(PassError):  # recorded
-            fastest.append(actions.trial(actions.apart))
+        deeper = bisect_trials(schedule.deeper_fallbacks, actions.trial, limit)
+    fastest = try_each([actions.apart] if actions.apart else [], actions.trial)
     trained = run_schedule(schedule, actions, limit, fit, must=not fallbacks)
-    trials = dict(enumerate((*fallbacks, *fastest, *trained.tried)))
+    others = [*deeper, *fastest, *trained.tried]
+    trials = dict(enumerate((*fallbacks, *others)))
     if not any(x.loss <= limit for x in trials.values()):
         return none_found(trials, limit)
 
     confidence = fallback_confidence(rows, limit)
     within = [x for x in fallbacks if x.loss <= limit]
+    sure = [x for x in deeper if x.estimate.chance(limit, rows, confidence) >= SURE]
+    within += sure[-1:]
     first, last_fallback = _certified(within, actions.certify, confidence)
     alpha = 1 - CONFIDENCE
     if last_fallback < len(within) - 1:
         alpha -= 1 - confidence
-    safe = SAFE_SHARE * provable_loss(rows, limit)
-    to_certify = list(_to_certify(trained, safe)) if alpha else []
-    if to_certify and (added := _added([*trials.values()], to_certify[-1], actions, limit)):
-        trials[len(trials)] = added
-        to_certify.insert(len(to_certify) - (added.loss <= to_certify[-1].loss), added)
-    within_limit = [x for x in fastest if x.loss <= limit and alpha]
-    if within_limit:  # a slower one that loses more could end the sequence early
-        least = within_limit[0].loss
-        to_certify = [*(x for x in to_certify if x.loss <= least), *within_limit]
-    proofs, last = _certified(to_certify, actions.certify, 1 - alpha)
+    proofs, last = Proofs(), -1
+    if alpha:
+        added = try_each(actions.extend([*trials.values()]), actions.trial)
+        trials |= dict(enumerate(added, len(trials)))
+        others = [x for x in (*others, *added) if x not in within]
+        start = min((x.macs for x in within), default=None)
+        order = certification_order(others, limit, rows, start, 1 - alpha)
+        proofs, last = _certified(order, actions.certify, 1 - alpha)
     late = trained.out_of_time
     if not proofs:  # no trained candidate, or no alpha left to test one
         return _fastest(conclude(trials, first, last_fallback, limit, late), actions)
@@ -124,35 +121,6 @@ def _certified(
 
     last = fixed_sequence(certificates())
     return proofs, last
-
-
-def _to_certify(trials: ProgressiveTrials, safe_loss: float) -> Sequence[Trial]:
-    """The trained trials to certify: the deepest safe one, then the last accepted one.
-
-    A safe trial loses at most `safe_loss` on the select rows. The first failure ends the
-    certification, so the first trial must almost surely be certified. Two runs on SST-2 began
-    with a briefly trained trial near the limit, which failed. Select rows alone decide.
-    """
-    last = trials.accepted[-1:]
-    safe = [x for x in trials.accepted if x.loss <= safe_loss][-1:]
-    return last if last == safe else [*safe, *last]
-
-
-def _added(
-    tried: Sequence[Trial], best: Trial, actions: SearchActions, limit: float
-) -> Trial | None:
-    """The trial of the candidate that `extend` makes; None if it fails or is above the limit.
-
-    Select rows decide. Of this candidate and the last trained one, the one with the smaller
-    loss is certified first.
-    """
-    pipeline = actions.extend(tried, best)
-    if pipeline is None:
-        return None
-    with suppress(PassError):  # recorded by `trial`
-        found = actions.trial(pipeline)
-        return found if found.loss <= limit else None
-    return None
 
 
 def _with_fallbacks(found: SearchResult, first: Proofs, last: int) -> SearchResult:

@@ -29,6 +29,9 @@ from .progressive import SearchActions
 from .progressive_certificates import search_progressively
 from .shape_timing import loss_fitter, time_candidates
 
+CASCADES = 5
+"""Number of cascades to try, at most."""
+
 
 def search_default_schedule(  # noqa: PLR0917 - everything that a search depends on
     evaluator: Evaluator,
@@ -56,7 +59,7 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
         return time_candidates(evaluator, space)
 
     rows = evaluator.certify_rows.scored_rows
-    extend = cascade_maker(evaluator, limit)
+    extend = cascade_maker(evaluator, limit, CASCADES)
     grant_minutes = minute_granter(evaluator.ctx.store, left_s)
     actions = SearchActions(
         evaluator.trial, certify, time_shapes, grant_minutes, extend, bag_candidate(evaluator)

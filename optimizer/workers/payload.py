@@ -19,7 +19,7 @@ from prumux.optimizer.search.evaluator import Evaluator, no_record
 Files = Mapping[str, bytes]
 """Contents of store entries, by file name."""
 KINDS = (".json", ".safetensors")
-CANDIDATE = ("trial-", "model-", "predictions-", "minutes-", "shape-")
+CANDIDATE = ("trial-", "model-", "answers-", "minutes-", "shape-")
 """Prefixes of entries that belong to one candidate."""
 RUN = ("run.json", "measured.json", "precision.json", "threads.json")
 """Entries that workers do not need."""

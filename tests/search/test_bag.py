@@ -32,6 +32,7 @@ ORDER = [Pipeline.parse(f"prune-ffn{{ratio=0.{i}}},slice") for i in range(1, 8)]
 BAG = Pipeline.parse("bag")
 CASCADE = Pipeline.parse('bag,cascade{to="pool-early"}')
 LIMIT = 0.03
+ROWS = 2000
 
 
 def found_by(
@@ -55,10 +56,9 @@ def found_by(
         upper = 1.0 if pipeline in fails else 0.0
         return Certificate("a", 9, 1.0, 1.0, 0.0, upper, confidence, LIMIT, "made up")
 
-    def extend(tried: Sequence[Trial], best: Trial) -> Pipeline:
+    def extend(tried: Sequence[Trial]) -> list[Pipeline]:
         assert BAG in [x.pipeline for x in tried]
-        assert best.pipeline in ORDER
-        return CASCADE
+        return [CASCADE]
 
     found = search_by_bisection(
         ORDER,
@@ -67,6 +67,7 @@ def found_by(
         LIMIT,
         lambda _: False,
         safe=0.01,
+        rows=ROWS,
         extend=extend if cascade else no_cascade,
         apart=BAG,
     )
@@ -109,7 +110,7 @@ def test_it_is_found_where_no_cut_keeps_the_limit() -> None:
         return Certificate("a", 9, 1.0, 1.0, 0.0, 0.0, confidence, LIMIT, "made up")
 
     found = search_by_bisection(
-        ORDER, trial, certify, LIMIT, lambda _: False, safe=0.01, apart=BAG
+        ORDER, trial, certify, LIMIT, lambda _: False, safe=0.01, rows=ROWS, apart=BAG
     )
     assert found.winner == BAG
     assert len(found.proofs) == 1

@@ -62,7 +62,7 @@ def search(
         )
 
     found = search_by_bisection(
-        order, trial, prove, limit, lambda _: len(tried) >= budget, safe=safe
+        order, trial, prove, limit, lambda _: len(tried) >= budget, safe=safe, rows=900
     )
     return found, tried, proved
 
@@ -145,5 +145,7 @@ def test_a_candidate_beyond_that_cannot_be_built_ends_the_search() -> None:
     def prove(pipeline: Pipeline, confidence: float) -> Certificate:
         return Certificate("accuracy", 900, 0.9, 0.9, 0.0, 0.01, confidence, 0.02, "tango")
 
-    found = search_by_bisection(order, trial, prove, 0.02, lambda _: False, safe=0.01)
+    found = search_by_bisection(
+        order, trial, prove, 0.02, lambda _: False, safe=0.01, rows=900
+    )
     assert found.winner == order[2]

@@ -12,14 +12,13 @@ import pytest
 
 from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.certificate.certificate import Certificate
-from prumux.optimizer.model.cascade import threshold_at
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.run import plan, request
 from prumux.optimizer.run.workspace import open_workspace
 from prumux.optimizer.search import cascades
 from prumux.optimizer.search.acquisition import TimedCandidate
 from prumux.optimizer.search.bisection import SearchResult, Trial, search_by_bisection
-from prumux.optimizer.search.cascades import cascade_candidate
+from prumux.optimizer.search.cascades import cascade_candidates
 from prumux.optimizer.search.evaluator import Evaluator
 from prumux.optimizer.search.progressive import SearchActions
 from prumux.optimizer.search.progressive_certificates import search_progressively
@@ -31,6 +30,7 @@ from tests.search.test_presets import LIMIT as LIMIT_TRAINED
 ORDER = [Pipeline.parse(f"prune-ffn{{ratio=0.{i}}},slice") for i in range(1, 8)]
 ADDED = ORDER[5].then(Cascade(to=str(ORDER[2])))
 LIMIT = 0.03
+ROWS = 2000
 
 
 def cut(share: float) -> Pipeline:
@@ -54,29 +54,27 @@ def found_by(
         upper = 1.0 if pipeline in fails else 0.0
         return Certificate("a", 9, 1.0, 1.0, 0.0, upper, confidence, LIMIT, "made up")
 
-    def extend(tried: Sequence[Trial], best: Trial) -> Pipeline | None:
-        assert best.pipeline == ORDER[2]
-        assert best in tried
-        return added
+    def extend(tried: Sequence[Trial]) -> Sequence[Pipeline]:
+        assert ORDER[2] in [x.pipeline for x in tried]
+        return [added] if added else []
 
     found = search_by_bisection(
-        ORDER, trial, certify, LIMIT, lambda _: False, safe=0.01, extend=extend
+        ORDER, trial, certify, LIMIT, lambda _: False, safe=0.01, rows=ROWS, extend=extend
     )
     return found, proved
 
 
-def test_it_is_certified_after_the_best_and_before_riskier_ones() -> None:
+def test_it_is_certified_before_riskier_ones_and_slower_ones_are_left_out() -> None:
     found, proved = found_by(ADDED, loss=0.02, macs=95, fails=[ORDER[5]])
-    after = proved[proved.index(ORDER[2]) + 1 :]
-    assert after == [ADDED, ORDER[5]]  # the fourth and fifth are no smaller
+    assert proved == [ORDER[0], ADDED, ORDER[5]]  # the second loses as much and is slower
     assert found.winner == ADDED
     assert ADDED in [x.pipeline for x in found.trials]
 
 
-def test_where_it_fails_the_best_single_candidate_remains() -> None:
-    found, proved = found_by(ADDED, loss=0.02, macs=90, fails=[ADDED])
-    assert proved[-2:] == [ORDER[2], ADDED]
-    assert found.winner == ORDER[2]
+def test_a_riskier_one_comes_after_surer_ones() -> None:
+    found, proved = found_by(ADDED, loss=0.025, macs=95, fails=[ADDED])
+    assert proved == [ORDER[0], ORDER[1], ADDED]
+    assert found.winner == ORDER[1]
 
 
 @pytest.mark.parametrize(
@@ -112,38 +110,49 @@ def tried(evaluator: Evaluator) -> list[Trial]:
     return [evaluator.trial(cut(x)) for x in (0.1, 0.6, 0.9)]
 
 
-def test_the_cheapest_that_loses_little_is_chosen(evaluator: Evaluator) -> None:
-    trials = tried(evaluator)
-    best = trials[0]
-    chosen = cascade_candidate(evaluator, trials, best, 0.2)
-    assert chosen is not None
-    found = evaluator.trial(chosen)
-    assert found.loss <= 0.2 + 0.02  # the pass chooses the threshold as the search did
-    assert found.macs < best.macs / 1.1
-    last = chosen.passes[-1]
-    assert isinstance(last, Cascade)
-    assert last.to in ("pool-early", str(best.pipeline))
-    strict = cascade_candidate(evaluator, trials, best, 0.05)
-    if strict is not None:
-        assert evaluator.trial(strict).macs >= found.macs
-    assert cascade_candidate(evaluator, trials, best, -1.0) is None
+def chance(one: Trial, evaluator: Evaluator, limit: float) -> float:
+    return one.estimate.chance(limit, len(evaluator.certify_rows))
+
+
+def test_those_that_undercut_all_surer_candidates_are_chosen(evaluator: Evaluator) -> None:
+    trials, limit = tried(evaluator), 0.3
+    chosen = cascade_candidates(evaluator, trials, limit, 3)
+    assert 1 <= len(chosen) <= 3
+    found = [evaluator.trial(x) for x in chosen]
+    # The threshold of the pass is that of the search, so cost and loss are as computed.
+    for one in found:
+        last = one.pipeline.passes[-1]
+        assert isinstance(last, Cascade)
+        assert last.to in ("pool-early", *(str(x.pipeline) for x in trials))
+        surer = [
+            x for x in trials if chance(x, evaluator, limit) > chance(one, evaluator, limit)
+        ]
+        assert all(one.macs < x.macs for x in surer)
+    costs = [x.macs for x in found]
+    assert costs == sorted(costs, reverse=True)
+    assert cascade_candidates(evaluator, trials, -1.0, 3) == ()
+    assert len(cascade_candidates(evaluator, trials, limit, 1)) == 1
 
 
 def test_the_computed_loss_is_that_of_the_cascade(evaluator: Evaluator) -> None:
-    first, _, deep = tried(evaluator)
-    for second in (first.pipeline, Pipeline.parse("pool-early")):
-        margin = cascades._margins(evaluator, deep.pipeline)
-        for share in (0.1, 0.4):
-            below = margin < threshold_at(margin, share)
-            computed = cascades._loss(evaluator, deep.pipeline, second, below)
-            made = deep.pipeline.then(Cascade(to=str(second), defer=share))
-            assert evaluator.trial(made).loss == pytest.approx(computed)
+    trials = tried(evaluator)
+    options = [
+        x
+        for x in cascades._Stages(evaluator, trials).options()
+        if x.pipeline.passes[:-1] == trials[-1].pipeline.passes
+    ]
+    seconds = {str(stage) for x in options for stage in x.pipeline.stages[1:]}
+    assert seconds == {"pool-early", str(trials[0].pipeline), str(trials[1].pipeline)}
+    for one in options[:: len(options) // 5]:
+        found = evaluator.trial(one.pipeline)
+        assert found.loss == pytest.approx(one.estimate.loss)
+        assert found.changed == pytest.approx(one.estimate.changed)
 
 
 def test_assumed_losses_of_workers_choose_nothing(evaluator: Evaluator) -> None:
     trials = tried(evaluator)
     assumed = replace(trials[1], pipeline=cut(0.77))
-    assert cascade_candidate(evaluator, [*trials, assumed], trials[0], 1.0) is None
+    assert cascade_candidates(evaluator, [*trials, assumed], 1.0, 3) == ()
 
 
 def test_tasks_and_targets_without_cascades(evaluator: Evaluator) -> None:
@@ -151,37 +160,38 @@ def test_tasks_and_targets_without_cascades(evaluator: Evaluator) -> None:
 
     trials = tried(evaluator)
     other = replace(evaluator, target=TensorRt(flavor="rtx"))
-    assert cascade_candidate(other, trials, trials[0], 1.0) is None
+    assert cascade_candidates(other, trials, 1.0, 3) == ()
     one = replace(evaluator.model, task=replace(evaluator.model.task, labels=("only",)))
     alone = replace(evaluator, model=one)
-    assert cascade_candidate(alone, trials, trials[0], 1.0) is None
+    assert cascade_candidates(alone, trials, 1.0, 3) == ()
 
 
 def test_nothing_smaller_was_tried(evaluator: Evaluator) -> None:
-    trials = tried(evaluator)
-    assert cascade_candidate(evaluator, trials, trials[-1], 1.0) is None
+    exact = evaluator.trial(Pipeline.parse("pool-early"))
+    assert cascade_candidates(evaluator, [exact], 1.0, 3) == ()
+    assert cascade_candidates(evaluator, [], 1.0, 3) == ()
 
 
-def test_quick_effort_tries_one_and_a_given_space_none(
+def test_quick_effort_tries_some_and_a_given_space_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prumux.optimizer.search import cascades
 
     target = "onnx{precision=fp32 fusion=none}"
     options = {**searches.given(tmp_path), "target": target}
-    asked: list[float] = []
+    asked: list[int] = []
 
-    def candidate(
-        evaluator: Evaluator, trials: Sequence[Trial], best: Trial, most: float
-    ) -> Pipeline | None:
+    def candidates(
+        evaluator: Evaluator, trials: Sequence[Trial], limit: float, most: int
+    ) -> list[Pipeline]:
         asked.append(most)
         deep = min(trials, key=lambda x: x.macs)
-        return deep.pipeline.then(Cascade(to=str(best.pipeline), defer=0.3))
+        return [deep.pipeline.then(Cascade(to="pool-early", defer=0.3))]
 
-    monkeypatch.setattr(cascades, "cascade_candidate", candidate)
+    monkeypatch.setattr(cascades, "cascade_candidates", candidates)
     budget = searches.budget("30%")
     lines = searches.searched({**options, "budget": budget}, tmp_path / "out").lines
-    assert len(asked) == 1
+    assert asked == [2]
     (made,) = [x for x in lines if "cascade" in x["pipeline"]]
     assert np.isfinite(made["select_loss"])
     given = {**options, "budget": budget, "passes": f"{cut(0.3)}"}
@@ -200,18 +210,19 @@ class CascadeWorld(World):
     cascade: tuple[float, float] = (0.01, 0.01)
     """What it loses, and its bound."""
     faster: float = 99.0
+    macs: int = 400
+    """Of the cascade; the trained candidate needs 500."""
 
     def searched(self) -> SearchResult:
         hands = SearchActions(self.trial, self.prove, self.look, self.granted, self.extend)
         return search_progressively(self.given, hands, LIMIT_TRAINED, self.rows, FITTED)
 
-    def extend(self, tried: Sequence[Trial], best: Trial) -> Pipeline:
-        assert best == tried[-1]
-        return tried[-2].pipeline.then(Cascade(to="pool-early"))
+    def extend(self, tried: Sequence[Trial]) -> list[Pipeline]:
+        return [tried[-2].pipeline.then(Cascade(to="pool-early"))]
 
     def trial(self, pipeline: Pipeline) -> Trial:
         if is_cascade(pipeline):
-            return Trial(pipeline, 0.9, self.cascade[0], 1.0, 90)
+            return Trial(pipeline, 0.9, self.cascade[0], 1.0, self.macs)
         return super().trial(pipeline)
 
     def prove(self, pipeline: Pipeline, confidence: float) -> Certificate:
@@ -228,10 +239,10 @@ class CascadeWorld(World):
 @pytest.mark.parametrize(
     ("cascade", "faster", "last_holds", "order", "ships"),
     [
-        ((0.001, 0.01), 99.0, True, ["cascade", "single"], "cascade"),
+        ((0.001, 0.01), 99.0, True, ["cascade"], "cascade"),  # the single one needs more
         ((0.019, 0.01), 99.0, True, ["single", "cascade"], "cascade"),
-        ((0.001, 0.01), 1.0, True, ["cascade", "single"], "single"),
-        ((0.001, 0.01), 99.0, False, ["cascade", "single"], "cascade"),
+        ((0.019, 0.01), 1.0, True, ["single", "cascade"], "single"),
+        ((0.001, 0.01), 99.0, False, ["cascade"], "cascade"),
         ((0.001, 0.03), 99.0, True, ["cascade"], "nothing"),
         ((0.019, 0.03), 99.0, True, ["single", "cascade"], "single"),
         ((0.021, 0.01), 99.0, True, ["single"], "single"),  # loses too much on select rows

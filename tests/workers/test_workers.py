@@ -75,7 +75,8 @@ class World:
         self.proofs: dict[Pipeline, Certificate] = {}
 
     def search(self, trial: Any, prove: Certify, late: Any) -> SearchResult:
-        return search_by_bisection(self.order, trial, prove, LIMIT, late, safe=LIMIT / 2)
+        safe, rows = LIMIT / 2, 900
+        return search_by_bisection(self.order, trial, prove, LIMIT, late, safe=safe, rows=rows)
 
     def note(self, job: WorkItem) -> None:
         self.asked.append(job)
