@@ -37,7 +37,7 @@ def class_names(metadata: bytes | None) -> Names:
 def beside(file: Path) -> Names:
     """Class names from the nearest file of `CARDS` beside or above a data file.
 
-    The search goes up only from folders named `data` or like a split.
+    The search goes up only from folders that are named `data` or have a split's name.
 
     Raises:
         DataError: the file of `CARDS` cannot be read, or two of its configurations name a

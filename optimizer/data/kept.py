@@ -45,7 +45,7 @@ def keep(
         columns: the columns that are read.
         task: the task that reads the labels.
         chosen: `--labels`; every value that it names counts as a label.
-        reported: whether the rows are for the report only. Then labels that are all the same
+        reported: True if the rows are for the report only. Labels that are all the same then
             count as no labels, and raise no error.
 
     Raises:

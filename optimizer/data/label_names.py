@@ -127,7 +127,7 @@ def _numbers(values: Sequence[Any], classes: Sequence[str]) -> Sequence[Any]:
 def _by_name(
     values: Sequence[Any], classes: Sequence[str], chosen: LabelMap
 ) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Replace integer labels by class ids, if the model has all of the data's names."""
+    """Replace integer labels by the model's class ids, if it has all of the data's classes."""
     if not classes or any(isinstance(x, str) for x in values):
         return values, ()
     model = [x.casefold() for x in chosen.names]

@@ -61,7 +61,7 @@ def retrieval_splits(
     Args:
         folder: see `is_retrieval`.
         task: adds the prompts of queries and documents.
-        seed: draws queries and documents.
+        seed: the seed for drawing queries and documents.
         validation: `test` = the queries of the test split certify.
 
     Raises:

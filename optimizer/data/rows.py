@@ -204,7 +204,8 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that the metric cannot score, such as without a relevant passage."""
+    """Leave out queries that the metric cannot score, such as those without relevant
+    passages."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)

@@ -1,4 +1,4 @@
-"""Everything that a pass or a target may consult besides the model."""
+"""Everything that a pass or a target may use besides the model."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Context:
 
 @lru_cache(maxsize=1)
 def _weights_digest(model: Model) -> str:
-    """The digest of a model. The cache serves the given model, which most entries contain."""
+    """The digest of a model. It is cached, because most entries contain the given model."""
     from prumux.optimizer.model.folder import digest
 
     return digest(model.weights, model.task, model.encoder)

@@ -1,7 +1,7 @@
 """A model's milliseconds, predicted as a sum of the measured costs of its branches.
 
 `timing/cost_table.py` fits a `CostTable` on this machine. `timing/cost_file.py` writes and
-reads `Costs`, which may be of another machine.
+reads `Costs`, which may come from another machine.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ UNTIMED = {
     *("vocab", "positions", "token_types", "labels", "norm_eps", "pad_id", "positions_from"),
     *("pool_early", "mux"),
 }
-"""Sizes that hardly change times. `pool_early` and `mux` have curves of their own."""
+"""Sizes that hardly change times, and `pool_early` and `mux`, which have their own curves."""
 TIMED_FIELDS = tuple(x.name for x in fields(Encoder) if x.name not in UNTIMED)
 """Sizes that times depend on."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds at some sizes. `sizes` are in rising order and start at 0."""
+    """Milliseconds at several sizes. `sizes` are in rising order and start at 0."""
 
     sizes: tuple[int, ...]
     ms: tuple[float, ...]
@@ -114,7 +114,7 @@ class TargetCosts:
     """Times on one target of a machine."""
 
     single: CostTable
-    """Table of models without multiplexing, with the curves of pool-early."""
+    """The table of models without multiplexing. It includes the curves of pool-early."""
     mixed: Mapping[int, CostTable]
     """Tables of models that mix rows at the embeddings, by the number of mixed rows."""
     engine: Mapping[str, str]
@@ -279,7 +279,8 @@ class Costs:
 
     @property
     def name(self) -> str:
-        """The machine in words: its processor, after its GPU if an engine ran on one."""
+        """The machine's name for people: the GPU, if an engine ran on one, then the
+        processor."""
         parts = [self.machine.get("gpu", ""), self.machine.get("cpu", "")]
         return ", ".join(x for x in parts if x) or "an unknown machine"
 

@@ -7,7 +7,8 @@
 - v: one vector for each bucket.
 - n: the number of real tokens of a row; the sum runs over them.
 
-Each token type has its own vectors for pieces, so the two texts of a pair have different ones.
+Each token type has its own vectors for pieces. So the same piece has different vectors in the
+two texts of a pair.
 
 No checkpoint belongs to this family. The pass `bag` makes its models.
 fastText, Joulin et al. 2016, https://arxiv.org/abs/1607.01759; deep averaging networks, Iyyer

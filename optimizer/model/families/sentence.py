@@ -48,9 +48,9 @@ def head(ops: Ops, x: Value) -> Value:
 
 
 def hidden_is_output(e: Encoder) -> bool:
-    """True if the output prevents pruning of hidden dimensions.
+    """True if hidden dimensions cannot be pruned because of the output.
 
-    This is so if the head has no linear map, or if pools are concatenated.
+    This is the case if the head has no linear map, or if pools are concatenated.
     """
     if e.sentence is None:
         return False

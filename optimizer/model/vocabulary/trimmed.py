@@ -61,7 +61,7 @@ def kept_ids(
     """The ids to keep, in order.
 
     These are the used ids, special tokens, single characters, a margin of unused ids, and all
-    parts that these pieces are merged from.
+    parts from which these pieces are merged.
 
     Args:
         tokenizer: a tokenizer that `trimmable` accepts.
