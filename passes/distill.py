@@ -1,7 +1,7 @@
 """`distill`: train the small model to agree with the dense model.
 
 Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
-hidden states. With s the student's outputs and t the dense model's, the loss is
+hidden states. Let s be the student's outputs and t the dense model's outputs. The loss is
 
       logits * T^2 KL(t at T || s at T)
     + hidden * mean over layers of |s - t|^2 / |t - mean t|^2

@@ -60,8 +60,7 @@ def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Store:
-    """Stores JSON values and tensors by name in `folder`. Without a folder it stores
-    nothing."""
+    """Stores JSON values and tensors by name in `folder`; stores nothing without a folder."""
 
     folder: Path | None = None
 

@@ -246,8 +246,7 @@ def _bootstrap_upper(
 
 
 def _worst_case(paired: _Paired, extra: float) -> float:
-    """The largest loss after adding `extra` rows that only the given model answers
-    correctly."""
+    """The largest loss after `extra` more rows that only the given model answers correctly."""
     metric, dense, optimised, labels, task = paired
     worst = task.worst_case(metric, dense, optimised, labels, extra)
     more = _Paired(metric, worst.dense, worst.optimised, worst.labels, task)

@@ -162,7 +162,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
             inputs: BatchEncoding = tokenizer(
                 [text for text, _ in batch],
                 padding=True,
-                pad_to_multiple_of=16,  # few shapes, because kernels are prepared for each shape
+                pad_to_multiple_of=16,  # few shapes, as each needs new kernels
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",

@@ -204,8 +204,8 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that the metric cannot score, such as those without relevant
-    passages."""
+    """Leave out queries that the metric cannot score, such as those with no relevant
+    passage."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)

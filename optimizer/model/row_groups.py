@@ -47,7 +47,7 @@ def grouped(
     for rows in _rows_of_tenants(len(lengths), tenants):
         order = rows[np.argsort(lengths[rows], kind="stable")]
         for shift in range(copies):
-            first = order[:shift]  # these rows take the last slots, so that each copy gets another slot
+            first = order[:shift]  # take the last slots: every copy is in another slot
             if len(first):
                 found.append(first[(np.arange(n) + shift - n) % len(first)][None])
             rest = order[shift:]

@@ -279,8 +279,7 @@ class Costs:
 
     @property
     def name(self) -> str:
-        """The machine's name for people: the GPU, if an engine ran on one, then the
-        processor."""
+        """The machine in messages: its GPU, if an engine ran on one, and its processor."""
         parts = [self.machine.get("gpu", ""), self.machine.get("cpu", "")]
         return ", ".join(x for x in parts if x) or "an unknown machine"
 

@@ -81,8 +81,8 @@ def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
     A text must keep its pieces if the vocabulary has all of them. No text may get more unknown
     pieces.
 
-    Rows that are cut off are left out: what is cut off is unknown here, and a word of which
-    only the head is seen may be split in another way because a piece of its tail is gone.
+    Truncated rows are left out. Their missing text is unknown here. A truncated word may also
+    be split differently, because a piece of its missing end was removed.
 
     Args:
         encoded: the texts, encoded with the given tokenizer.

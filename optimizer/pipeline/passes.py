@@ -95,7 +95,7 @@ class Pass(ConfigurableStep):
         del model
 
     def with_minutes(self, minutes: float) -> Self:
-        """This pass with a training of so many minutes; unchanged if it does not train."""
+        """This pass, trained for this many minutes; unchanged if it does not train."""
         del minutes
         return self
 

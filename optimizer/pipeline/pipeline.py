@@ -18,7 +18,7 @@ from .passes import Pass, TrainingLength
 from .registry import pass_from
 
 AfterPass = Callable[[int, Pass, Model, Model], None]
-"""A callback for use after each pass: after_pass(index, pass_, before, after).
+"""A callback that runs after each pass: after_pass(index, pass_, before, after).
 
 `index` counts from 0."""
 

@@ -92,11 +92,11 @@ class MeasuredEngines(Protocol):
 
     @property
     def dropped(self) -> MeasuredEngine | None:
-        """The chosen engine, if it was slower than the dense one."""
+        """The chosen engine, if it was slower than the given model's engine."""
 
     @property
     def beside(self) -> Sequence[MeasuredEngine]:
-        """Engines that are timed and not shipped."""
+        """Engines that were timed but not shipped."""
 
 
 def build_report(

@@ -3,7 +3,7 @@
 This module computes positions, and drawings.svg.jinja prints them as inline SVG. The drawings
 do not use matplotlib, for three reasons:
 
-- Every installation would need it. Now only the extra `plot` does.
+- Every installation would need matplotlib. Now only the extra `plot` needs it.
 - Its pictures cannot follow the page's dark mode and font size.
 - Its marks have no text for tooltips and screen readers.
 """

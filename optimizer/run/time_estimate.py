@@ -26,7 +26,7 @@ BUILD_ROWS = 2048
 
 The source is the trials in bench/results/sst2-quick-2cpu.json."""
 STEP = 4
-"""Training on a row takes as long as so many forward passes (teacher, student, backward)."""
+"""Training on a row takes as long as 4 forward passes (teacher, student, backward)."""
 PACKAGING = 2 * (ROUNDS + 10)
 """Number of runs of the workload that check, choose and time the engines."""
 

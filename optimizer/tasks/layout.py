@@ -29,7 +29,7 @@ LONGEST_ANSWER = 30
 START, END = 1, 2
 """Marks that are added to the label of the right answer's first and last token."""
 LOWEST = -1e9
-"""The logit of a position that does not count."""
+"""The logit that replaces the logit of a position outside the context."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Layout:
     kind: Literal["pairs", "queries", "windows"]
     rows: int
     own: tuple[int, ...] = ()
-    """For each query, the document that is the query itself, -1 = none. It is excluded."""
+    """For each query, the document that is the query itself; it is never found; -1 = none."""
     windows: Windows | None = None
 
 

@@ -197,10 +197,10 @@ class MultiLabel(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Adds rows with one rare label mistaken for another, or all rows without any label.
+        """Adds rows whose only label is mistaken, or copies of all rows without their labels.
 
-        Errors on one rare label cost macro-F1 most. Lost rows with several labels cost
-        micro-F1 most.
+        Mistaking one rare label for another costs macro-F1 most. Losing all labels of rows
+        with several labels costs micro-F1 most.
         """
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))

@@ -254,7 +254,7 @@ class QuestionAnswering(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the questions in which all answers of the optimised model are wrong."""
+        """Adds copies of the questions, all of which the optimised model answers wrongly."""
         del metric
         rows = len(dense)
         wrong = tuple(as_numbers([FoundAnswer(0, 0, "\0")]) for _ in range(rows))

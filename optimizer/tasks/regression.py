@@ -135,7 +135,7 @@ class Regression(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the rows, with the optimised model's values mirrored at their mean."""
+        """Adds copies of the rows, with optimised values that are mirrored at their mean."""
         del metric
         p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]

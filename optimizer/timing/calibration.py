@@ -72,7 +72,7 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
 
 def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """Speed-up of a model of these sizes: the dense model's best time divided by its own.
+    """Speed-up of a model of these sizes over the dense model, by the best times of both.
 
     With `ctx.costs` the speed-up is predicted, and nothing is timed.
 

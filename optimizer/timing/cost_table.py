@@ -56,7 +56,7 @@ CHECKS = 6
 LIMIT = 0.10
 """Largest relative error on uneven models that a table may have."""
 STRAIGHT = 0.3
-"""Weight of the penalty on bends of the curves. `prune` would exploit bends from noise."""
+"""Weight of the penalty on bends of the curves. `prune` would exploit bends that are noise."""
 FLOOR = 0.02
 """Errors are relative to the measured time plus this share of the dense time.
 

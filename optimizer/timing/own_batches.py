@@ -1,6 +1,6 @@
 """Time the dense and the optimised engine, each at its own best batch size.
 
-A common batch size would favour the engine that it suits better.
+With a common batch size, the engine that suits this size better would have an advantage.
 """
 
 from __future__ import annotations

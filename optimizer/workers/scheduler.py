@@ -23,7 +23,7 @@ from .speculation import Search, WorkItem, items_ahead
 from .workers import Workers
 
 MOST_AHEAD = 64
-"""Number of items to search ahead for, at most, because each takes replays of the search."""
+"""Largest number of items to predict. Each predicted item takes replays of the search."""
 
 
 class Scheduler:

@@ -28,7 +28,7 @@ from prumux.optimizer.tasks.task import Task
 from .features import Sparse
 
 MEMORY = 8
-"""Pairs of steps that L-BFGS remembers."""
+"""Number of earlier steps that L-BFGS remembers."""
 Floats = NDArray[np.float32]
 
 

@@ -1,7 +1,8 @@
 """The dense model's logits for training rows, and for single pieces of its vocabulary.
 
 Rows are drawn at random, and pieces are taken by frequency. `ROWS_MACS` and `PIECES_MACS`
-limit the dense model's multiply-adds for each: together about a minute of one core.
+limit the dense model's multiply-adds for rows and for pieces. Both together take about a
+minute of one core.
 """
 
 from __future__ import annotations

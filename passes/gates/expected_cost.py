@@ -5,8 +5,8 @@ Gates are independent. Let p be the probability that a gate is open. A branch of
     n = p_block * sum p_unit                    expected living units
     a = p_block * (1 - prod (1 - p_unit))       probability that the branch lives
 
-Under `pool-early` a layer runs at one position only if no later layer attends. The probability
-is prod (1 - a) over the attention blocks of later layers.
+With `pool-early`, a layer runs at a single position if no later layer attends. The probability
+of this is prod (1 - a) over the attention blocks of later layers.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from .masks import final_masks, initial_gates
 MATCHED = 4
 """Number of the teacher's layers that are matched, evenly spaced up to the last one."""
 MULTIPLIER_RATE = 1.0
-"""Learning rate of the multipliers, relative to the gates'."""
+"""Learning rate of the multipliers, relative to that of the gates."""
 PENALTY = 1000.0
 """Initial l2. If l2 started at 0, l1 would grow while the target rises, and sparsity would
 overshoot."""

@@ -7,9 +7,10 @@ and removing both costs much. Importance of single units cannot show this. The o
 absorbs the mean of the removed inputs, so H is centred. The last removal also removes the
 bias.
 
-Curvature ignores correlations between positions. So the losses of every branch are scaled: the
-summed loss of single removals without compensation equals the branch's Fisher importance. Then
-the values of all branches have the unit of importance: twice the KL divergence in nats.
+Curvature ignores correlations between positions. So the losses of every branch are scaled,
+such that the summed loss of single removals without compensation equals the branch's Fisher
+importance. Then the values of all branches have the unit of importance: twice the KL
+divergence in nats.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ Labels = NDArray[Any] | tuple[Ints, ...]
 def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
     """Append `share` times as many synthetic rows, without labels, to the rows.
 
-    The result is cached: the teacher keeps its outputs for this very object.
+    The result is cached, because the teacher keeps its outputs for this object only.
 
     Args:
         rows: real rows; the first and the last token of each count as special tokens.

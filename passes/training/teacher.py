@@ -24,7 +24,7 @@ from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
 LIMIT_BYTES = 8 << 30
-"""Most memory for kept outputs. The limit is smaller if little memory is free."""
+"""Largest memory for kept outputs. The limit is smaller if little memory is free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ def observe(
 ) -> ModelOutputs:
     """Run a batch, and return the outputs that the losses compare.
 
-    From the layer that mixes rows on, the states of every layer are the demultiplexed states
-    of the last layer: at the position that the head reads, or at all positions with
+    For layers that run on mixed rows, the states are the demultiplexed states of the last
+    layer. They are those of the position that the head reads, or of all positions with
     `everywhere`.
     """
     inputs: dict[str, Any] = {

@@ -126,8 +126,7 @@ class ModernBert(Family):
         return gated_inner(ops, branch, x, rows, rotary, window)
 
     def has_norm(self, branch: Branch) -> bool:
-        """True except for the first attention, whose input is already the norm of
-        embeddings."""
+        """True except for the first attention: the embeddings already end with a norm."""
         return branch != Branch(0, "attention")
 
     def for_every_position(self, e: Encoder) -> Encoder:
@@ -135,8 +134,7 @@ class ModernBert(Family):
         return replace(e, pooling="all")
 
     def head_weights(self, e: Encoder) -> tuple[Weight, ...]:
-        """A linear map, a norm and the map to the labels. Only the map to the labels has a
-        bias."""
+        """A linear map, a norm, and the map to the labels, which alone has a bias."""
         dense = linear("head.dense", HIDDEN, HIDDEN, bias=False)
         dense += norm("head.norm", HIDDEN, bias=False)
         return dense + linear("head.output", fixed(e.labels), HIDDEN)

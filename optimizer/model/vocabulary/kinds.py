@@ -65,8 +65,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def lacking(self) -> set[str]:
-        """Characters of pieces that are not pieces themselves. If any exist, nothing is
-        removed."""
+        """Characters of pieces that are not pieces themselves. They prevent any removal."""
 
     def fault(self) -> str:
         """The reason why no piece can be removed; "" if pieces can be removed."""
