@@ -1,4 +1,4 @@
-"""Measure a cascade's loss and throughput by the share of rows of its second model.
+"""Measure loss and throughput of cascades whose second models answer different shares.
 
     python bench/cascade.py MODEL --data DIR --out bench/results/NAME.json
     python bench/cascade.py MODEL --data DIR --out ... --first NAME 'pool-early,...'

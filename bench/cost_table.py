@@ -3,8 +3,8 @@
     python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
 
 The script measures the table, with `pool-early` off and on. Then it times random shapes that
-the table was not made from, and the shapes that `prune{speedup=...}` chooses. They run in turn
-with the given model. Time depends on sizes only, so all shapes have random weights.
+the table was not made from, and the shapes that `prune{speedup=...}` chooses. These shapes
+take turns with the given model. Time depends on sizes only, so all shapes have random weights.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class Plan:
         return cells[:first] + (compiled if self.compiled else []) + cells[first:]
 
     def sizes(self, kind: str) -> tuple[int, ...]:
-        """Batch sizes to time. Compiling takes long for each, so only the largest is used."""
+        """Batch sizes to time: only the largest if each needs compiling, which takes long."""
         return (max(self.batches),) if kind == COMPILED else self.batches
 
 

@@ -181,7 +181,7 @@ def time_texts(
 
 
 def _predictor(opened: OpenedModel, threads: int) -> Predictor:
-    """A predictor as `prumux.load` returns, on this engine."""
+    """A predictor on this engine, like those that `prumux.load` returns."""
     encoder, task, tokenizer = opened.encoder, opened.task, opened.tokenizer
     assert encoder is not None
     assert task is not None

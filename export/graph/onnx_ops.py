@@ -239,7 +239,8 @@ class OnnxOps:
     def _apart(self, x: str) -> str:
         """Reshape to single rows: [B, D] if the head reads the first position.
 
-        Otherwise to [B, T, D] for pooled models; other models keep [B/n, n, T, D].
+        If not, the shape is [B, T, D] for pooled models, and stays [B/n, n, T, D] for other
+        models.
         """
         e = self.encoder
         if e.reads_first:

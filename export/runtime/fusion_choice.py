@@ -37,7 +37,8 @@ Variant = Literal["none", "basic", "all", "ragged"]
 """A padded graph, named by its fusion; or the ragged graph, which is never fused."""
 FUSED: tuple[Fusion, ...] = ("basic", "all")
 LEAST_PADDING = 1.1
-"""Positions per real token at the serving point. From here on the ragged layout can pay."""
+"""Fewest positions per real token at the serving point with which the ragged layout can
+pay."""
 GAIN = 0.98
 """A fused graph must run in at most this share of the time of the best simpler graph."""
 LOSING_SHARE = 0.25

@@ -60,7 +60,8 @@ class Predictor:
     reload: Callable[[], Predictor] | None = field(default=None, repr=False)
     """The call of `load` that makes this predictor again."""
     overlap: bool = False
-    """True = tokenise texts while the engine runs. This needs cores that the engine leaves."""
+    """True = tokenise texts while the engine runs. This needs cores that the engine leaves
+    free."""
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[], Predictor], tuple[()]]:

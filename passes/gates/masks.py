@@ -95,8 +95,7 @@ def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
 
 
 def _expected(gates: Gates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log probability of units; masks of kept units, units of kept blocks, kept hidden
-    sizes."""
+    """Log probability of units; masks of kept units, units of kept blocks, hidden sizes."""
     with torch.no_grad():
         rank = open_probability(gates.units).log().cpu()
         parts = [keep_expected(x) for x in gates.branches(gates.units)]
