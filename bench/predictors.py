@@ -10,9 +10,9 @@ script compares two predictors of a model's loss:
     ours       trains the models that the search of prumux chooses
 
 For each budget the script reports the number of trained models and the regret. Regret is the
-throughput of the best cell divided by that of the chosen cell; 1 is best. A choice that
-exceeds the budget on the recorded rows counts as the given model. The script also compares
-predicted throughput before training with that of the finished engines.
+throughput of the best cell, divided by the throughput of the chosen cell; 1 is best. A choice
+that exceeds the budget on the recorded rows counts as the given model. The script also
+compares predicted throughput before training with that of the finished engines.
 """
 
 from __future__ import annotations

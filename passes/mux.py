@@ -1,6 +1,6 @@
 """`mux`: let n rows share one forward pass from a layer on (data multiplexing).
 
-The method is that of DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
+The method is from DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
 (https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
 mixed state is the mean of x_i * k_i over the n rows, element by element, with a key k_i for
 each slot. Before the head, a small network with a key per slot recovers every row's state.

@@ -1,11 +1,11 @@
-"""`reconstruct`: refit the pruned model to the dense model by least squares, not training.
+"""`reconstruct`: refit the pruned model to the given model by least squares, not training.
 
 Branches are refitted one by one, from the first layer to the last. The output map W, b of a
 branch is moved by the ridge solution of
 
     min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
 
-- y_t: the dense model's branch output plus residual, before LayerNorm;
+- y_t: the given model's branch output plus residual, before LayerNorm;
 - x_t and c_t: the small model's residual stream and inner activations at position t;
 - a_t: the weight of the position.
 

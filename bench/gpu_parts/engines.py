@@ -76,7 +76,7 @@ class Plan:
     shapes: tuple[str, ...] = ("minilm", "bert-base")
     cells: tuple[tuple[float, int], ...] = CELLS
     compiled: bool = True
-    """True = also time `torch.compile` on the dense shapes."""
+    """True = also time `torch.compile` on the unpruned shapes."""
     batches: tuple[int, ...] = (1, 32, 128, 512)
     lengths: tuple[int, ...] = (32, 128)
     seconds: float = 0.4

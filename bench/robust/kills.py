@@ -2,7 +2,7 @@
 
 Training is counted in epochs, because training by the clock never repeats exactly. For the
 same reason a steady clock times engines: its milliseconds depend on the engine's sizes only.
-All other parts are those of a run of `prumux-opt`, in its own process.
+All other parts work as in a run of `prumux-opt`, in its own process.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def compose(
 ) -> onnx.ModelProto:
     """Build the graph of a cascade.
 
-    Inputs are those of both stages. Outputs are `logits`, as in a single stage, and
+    The graph has the inputs of both stages. Outputs are `logits`, as in a single stage, and
     `deferred`.
 
     Args:

@@ -58,8 +58,8 @@ def build(
     - `start_logits` and `end_logits`, the columns of `logits`, for question answering, unless
       the graph is `portable`.
 
-    The same model gives the same bytes. If n rows are mixed, batch_size must be a multiple of n. The metadata entry `prumux.slots`
-    is n.
+    The same model gives the same bytes. If n rows are mixed, batch_size must be a multiple of
+    n. The metadata entry `prumux.slots` is n.
 
     In fp16 and bf16, all weights and float values have this type. Only the logits are cast, at
     the end. LayerNorm's statistics stay float32. To prevent overflow, attention is scaled

@@ -28,7 +28,7 @@ from .graph import PRECISION, build
 
 LEAST_UNITS = 16
 """A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
-160 and 200, 16 was the fastest on a pruned MiniLM. On the dense MiniLM no other limit was
+160 and 200, 16 was the fastest on a pruned MiniLM. On the unpruned MiniLM no other limit was
 faster."""
 LEAST_HIDDEN = 64
 """Models with fewer hidden dimensions gain nothing from int8."""
@@ -172,7 +172,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
 
 
 def lowered_names(proto: onnx.ModelProto) -> list[str]:
-    """Names of the int8 products: those of the float32 products that they replaced."""
+    """Names of the int8 products: the names of the float32 products that they replaced."""
     suffix = "_quant"
     return [
         node.name.removesuffix(suffix)

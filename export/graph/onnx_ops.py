@@ -39,7 +39,7 @@ class OnnxOps:
     encoder: Encoder
     build: GraphBuilder
     mask: str = MASK
-    """The current attention mask: that of single rows or that of mixed rows."""
+    """The current attention mask: the mask of single rows or of mixed rows."""
     pending: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Linear maps that are not written yet: a factor may be folded into them."""
     narrow: set[str] = field(default_factory=set)

@@ -1,6 +1,6 @@
 """Pools and normalisation of sentence embeddings as ONNX operators.
 
-All pools except `first` and `max` are weighted sums over positions. The weights are computed
+All pools except `first` and `max` are weighted sums over positions. These weights are computed
 in float32, because sums over many tokens may leave the range of fp16.
 """
 

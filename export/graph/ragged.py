@@ -16,7 +16,8 @@ zeros is needed, and no value of a row reaches another row. These positions are 
 - the first position of every row, because heads read it;
 - all positions of a row without tokens, so that its answer equals the plain layout's.
 
-The answers are those of the plain layout. In int8, the range of a batch is that of its tokens.
+The answers equal the answers of the plain layout. In int8, the range of a batch comes from its
+tokens alone.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class RaggedOps(OnnxOps):
     """
 
     known: dict[str, TokenIndex] = field(default_factory=dict)
-    """Token indices by the name of the mask: that of single rows and that of mixed rows."""
+    """Token indices by the name of the mask: the mask of single rows and of mixed rows."""
 
     @property
     def _tokens(self) -> TokenIndex:
@@ -139,7 +140,7 @@ class RaggedOps(OnnxOps):
     def _apart(self, x: str) -> str:
         if self.encoder.reads_first:
             return super()._apart(x)
-        self.mask = MASK  # from here on tokens are those of single rows again
+        self.mask = MASK  # from here on, tokens belong to single rows again
         return self._packed("demux.rows", x, self.encoder.hidden)
 
     def _of_positions(self, x: str) -> str:

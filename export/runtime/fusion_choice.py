@@ -210,7 +210,7 @@ class SlowFusions:
 
     The given model is exported first. If a fusion was slower for the given model, it is not
     tried on models that differ only in the number of layers, heads and FFN units. In every run
-    recorded so far, a fusion slowed the pruned graph down more than the dense graph.
+    recorded so far, a fusion slowed the pruned graph down more than the given model's graph.
     """
 
     ctx: Context

@@ -24,7 +24,7 @@ from prumux.optimizer.tasks.task import ConstantAnswer, Task
 from .budget import Budget
 
 NEAR = 2.0
-"""A warning is printed if a constant answer loses less than twice the limit: a model at the
+"""A warning is printed if a constant answer loses less than twice the limit. A model at the
 limit may then have lost half of the given model's lead over the constant answer."""
 FEW_ROWS = 30
 """With fewer rows of a class, figures of this class alone are very rough."""

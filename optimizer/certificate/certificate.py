@@ -74,7 +74,7 @@ class Certificate:
 
     @property
     def rows_that_would_do(self) -> int | None:
-        """Approximate number of rows that would certify this loss; None if no number would.
+        """Approximate number of rows that would certify this loss; None if no number would do.
 
         The distance between bound and loss shrinks with the square root of the rows.
         """
@@ -263,9 +263,9 @@ def interval(  # noqa: PLR0917 - as `certify`
 ) -> tuple[float, float]:
     """Two-sided confidence interval of one score, for reports.
 
-    Metrics with the statistic `paired` are shares of rows and have Wilson's interval. Others
-    have the percentiles of a bootstrap over rows. Arguments and errors are those of
-    `Task.scorer`.
+    For metrics with the statistic `paired`, which are shares of rows, this is Wilson's
+    interval. For other metrics, it consists of percentiles of a bootstrap over rows. Arguments
+    and errors are those of `Task.scorer`.
     """
     _same_rows(predictions, predictions, labels)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -287,8 +287,9 @@ def fixed_sequence(certificates: Iterable[Certificate]) -> int:
     Fixed-sequence testing, as in Learn-then-Test (https://arxiv.org/abs/2110.01052), orders
     the candidates from the safest to the fastest, by their results on other rows, and stops at
     the first failure. A bad candidate is accepted only if the first bad candidate of the order
-    passes its test. This single test errs with probability at most alpha = 1 - confidence, and
-    so does the whole sequence. No correction for the number of candidates is needed.
+    passes its test. This single test errs with probability at most alpha = 1 - confidence, so
+    the whole sequence errs with probability at most alpha. No correction for the number of
+    candidates is needed.
 
     The test is valid only if the order does not depend on the certify rows, and if no
     candidate is tested after a failure. The certificates are consumed lazily: none is computed

@@ -29,7 +29,7 @@ UNCHECKED = (FILE, "tensorrt.sh", "pipeline.txt", "README.md")
 
 @dataclass(frozen=True)
 class CertifiedFacts:
-    """The certificate and the engine that the answers belong to."""
+    """Facts about the certificate, and about the engine that gave the answers."""
 
     metric: str
     limit: float | None

@@ -1,4 +1,4 @@
-"""Helpers for all commands: option types, usage errors, and exit codes without tracebacks."""
+"""Helpers of all commands: option types, usage errors, and exit codes without tracebacks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Names of a data set's classes, as the `datasets` library writes them.
 
-The library writes the names into the schema of a parquet or arrow file, into
-`dataset_info.json` or `dataset_infos.json`, or at the head of the data set's README.md.
+The library writes the names to one of these places: the schema of a parquet or arrow file,
+`dataset_info.json`, `dataset_infos.json`, or the head of the data set's README.md.
 """
 
 from __future__ import annotations

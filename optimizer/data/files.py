@@ -121,7 +121,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _split_name(path: Path) -> str | None:
-    """The part of a file's name that is a usual name of a split; None = no part is."""
+    """The part of a file's name that is a usual name of a split; None = there is none."""
     stem = path.name.partition(".")[0]
     shard = _SHARD.fullmatch(stem)
     name = stem if shard is None else shard[1]

@@ -14,8 +14,8 @@ from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, first_names, 
 class LabelMap:
     """The option `--labels READ=MEANT`.
 
-    READ is a value of the data, or the class that the value has without the option. MEANT is
-    one of the model's classes.
+    READ is a value in the data, or the class that this value would have without the option.
+    MEANT is one of the model's classes.
     """
 
     pairs: Mapping[str, str]

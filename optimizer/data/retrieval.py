@@ -54,7 +54,7 @@ def retrieval_splits(
 
     - certify and test: the queries of `validation` and `test`
     - select: queries of `train`; without that split, a third of the validation queries
-    - fit: documents and the remaining train queries, as texts without labels
+    - fit: documents and the other train queries, as texts without labels
 
     All roles search the same corpus, which is reduced for `select` if it is large.
 

@@ -1,4 +1,4 @@
-"""Cascades in torch: a small model answers rows with a large margin, a larger one the others.
+"""Cascades in torch: a larger model answers the rows on which a small model is unsure.
 
     z = first(x)                       logits of every row, [B, C]
     m_i = z_i(1) - z_i(2)              the margin between the two best logits of row i

@@ -179,9 +179,8 @@ def count(encoder: Encoder, length: int) -> Cost:
 def count_model(model: Model, length: int) -> Cost:
     """Count a model without its masked units, and with its second stage if it has one.
 
-    Multiply-adds are the mean per row: those of the first stage, plus those of the second
-    stage times the share of deferred rows. Computing margins and gathering rows is not
-    counted.
+    Multiply-adds are the mean per row: the first stage's, plus the share of deferred rows
+    times the second stage's. Computing margins and gathering rows is not counted.
     """
     first = count(model.masks.sizes(model.encoder), length)
     if model.second is None:

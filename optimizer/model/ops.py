@@ -104,7 +104,7 @@ class Disentangled:
 
 
 class Ops(Protocol):
-    """The operators. Shapes in docstrings are those of the plain layout, [B, T, width]."""
+    """The operators. The docstrings give shapes in the plain layout, [B, T, width]."""
 
     encoder: Encoder
 

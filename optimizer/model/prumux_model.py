@@ -79,7 +79,7 @@ class _Stage(EncoderForward, nn.Module):
 
 
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Base class of the models below. Parameter names are those of the artifact."""
+    """Base class of the models below. Parameters have the names that the artifact uses."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"

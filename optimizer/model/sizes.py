@@ -50,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Multiplexing:
-    """Multiplexing: n rows share one forward pass, n >= 2. Otherwise `Encoder.mux` is None.
+    """Multiplexing: n rows share one forward pass, n >= 2. Without it, `Encoder.mux` is None.
 
     Row i of a batch goes into mixed row i // n, slot i % n.
     """

@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats. Each may have a leading axis of (mixed) rows: [H] or [B, H]."""
+    """Mask factors as floats, [H], or [B, H] with an own factor for each (mixed) row."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]

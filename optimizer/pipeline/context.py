@@ -32,7 +32,7 @@ class Exporter(Protocol):
         """The target's name in a costs file."""
 
     def draft(self) -> Exporter:
-        """This exporter with options that make `emit` quick."""
+        """The same exporter with options that make `emit` quick."""
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write the model into `folder`."""
@@ -46,7 +46,7 @@ class Context:
     """Data, device, seed and helpers of one run."""
 
     fit: Encoded
-    """Rows for importance scores and refits. They never certify."""
+    """Rows for importance scores and refits. They are never used to certify."""
     workload: tuple[Batch, ...]
     """The batches of the serving point, for timings and parity checks."""
     dense: Model
@@ -54,7 +54,7 @@ class Context:
     train: Encoded | None = None
     """All rows for training, `fit` included; None = `fit` only."""
     select: Encoded | None = None
-    """Rows that pick the best checkpoint. They never certify."""
+    """Rows on which the best checkpoint is chosen. They are never used to certify."""
     target: Exporter | None = None
     """The target on which costs are measured; None = no timing is possible."""
     seed: int = 0

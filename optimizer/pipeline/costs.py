@@ -75,8 +75,8 @@ class CostTable:
     def predict_ms(self, encoder: Encoder) -> float:
         """Milliseconds of a whole model of these sizes.
 
-        The narrow layers are those of `encoder`. In contrast, `attention_ms` and `ffn_ms` use
-        `narrow_from`, which belongs to the model that the table was made for.
+        `encoder` determines which layers are narrow. In contrast, `attention_ms` and `ffn_ms`
+        use `narrow_from`, which belongs to the model for which the table was made.
         """
         first = encoder.narrow_from
         blocks = (self.block(i, first) for i in range(len(encoder.layers)))
@@ -87,7 +87,7 @@ class CostTable:
         return self.base_ms + sum(parts)
 
     def limit_ms(self, speedup: float, name: str) -> float:
-        """Milliseconds that a model with this speed-up over the dense model may take.
+        """Milliseconds that a model with this speed-up over the given model may take.
 
         Raises:
             PassError: embeddings and head alone take longer. The message names the pass
@@ -158,7 +158,7 @@ class Estimate:
 
     @property
     def speedup(self) -> float:
-        """Speed-up of the model over the dense one."""
+        """Speed-up of the model over the given model."""
         return self.dense_ms / self.ms
 
 
@@ -170,7 +170,7 @@ class Costs:
     digest: str
     """SHA-256 of the file."""
     encoder: Encoder
-    """The dense model that was measured."""
+    """The given model that was measured."""
     batch: int
     length: int
     """Number of tokens of every row."""
@@ -213,7 +213,7 @@ class Costs:
     def estimate(
         self, encoder: Encoder, dense: Encoder, target: str, baseline: str
     ) -> Estimate:
-        """Predict the times of a model on a target and of the dense model on `baseline`.
+        """Predict the times of a model on a target and of the given model on `baseline`.
 
         Raises:
             PassError: the sizes or the mixing were not measured.

@@ -83,7 +83,7 @@ class Pass(ConfigurableStep):
 
     @property
     def second_stage(self) -> tuple[Pass, ...] | None:
-        """Passes that make a second model of the given one; None = the result is one model."""
+        """Passes that make a second model from the given model; None = no second model."""
         return None
 
     def check_given(self, model: Model) -> None:

@@ -84,7 +84,7 @@ class Pipeline:
 
     @property
     def stages(self) -> tuple[Pipeline, ...]:
-        """The pipelines of all models in the result: this one, then those of second stages."""
+        """The pipelines of all models in the result: this one, then second stages."""
         seconds = (p.second_stage for p in self.passes)
         return (self, *(Pipeline(x) for x in seconds if x is not None))
 
@@ -176,7 +176,7 @@ class Pipeline:
 
 
 def count_parameters(model: Model) -> int:
-    """Number of elements of all weights, including those of a second stage."""
+    """Number of elements of all weights, including the weights of a second stage."""
     second = 0 if model.second is None else count_parameters(model.second.model)
     return second + sum(tensor.numel() for tensor in model.weights.values())
 

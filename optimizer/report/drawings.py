@@ -140,7 +140,7 @@ def frontier(report: Report) -> Frontier:
 
 
 def throughput_rows(report: Report) -> ValueRows:
-    """Predicted and measured throughput of the shipped engine, relative to the dense one."""
+    """Predicted and measured throughput of the shipped engine over the given model's."""
     macs = max(report.cost.optimised.macs, 1)
     rows = [ValueRow("predicted", "from multiply-adds", report.cost.dense.macs / macs)]
     # `prune{speedup=}` times shapes to check the requested speed-up.
@@ -204,7 +204,7 @@ def engine_name(engine: OtherEngine, report: Report) -> str:
 def _gains(report: Report) -> tuple[dict[str, float], bool]:
     """The x value of each pipeline; also True if these are predicted throughputs.
 
-    If a trial has no predicted throughput, the x values are the dense model's multiply-adds
+    If a trial has no predicted throughput, the x values are the given model's multiply-adds
     divided by the candidate's.
     """
     trials = [t for t in report.trials if t.loss is not None]

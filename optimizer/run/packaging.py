@@ -51,9 +51,9 @@ class PackagedEngines:
     dense: ExportedModel
     optimised: ExportedModel
     dropped: ExportedModel | None = None
-    """The chosen model, if its engine was slower than the dense one."""
+    """The chosen model, if its engine was slower than the given model's."""
     beside: tuple[ExportedModel, ...] = ()
-    """Other engines: the dense and the chosen model in other precisions."""
+    """Other engines: the given and the chosen model in other precisions."""
 
 
 def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> PackagedEngines:
@@ -135,7 +135,7 @@ def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[Expo
 
 
 def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> PackagedEngines:
-    """Time the dense and the shipped engine, each at its own best batch size.
+    """Time the given model's and the shipped engine, each at its own best batch size.
 
     GPU engines are skipped, because they are built for the batches of the serving point.
     """
@@ -162,7 +162,7 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
 
 
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
-    """True if an engine is slower than the dense one, in the median round and in the best.
+    """True if an engine is slower than the given model's, by median and by best round.
 
     Two conditions are needed, so that noise does not decide. If a costs file has an estimate,
     the estimate decides. For a model with a smaller vocabulary the result is False, because

@@ -51,7 +51,7 @@ class Request:
     costs: str | None = None
     """A file of `prumux-bench --measure-costs`, with times of the serving machine."""
     arrivals: Arrivals = "sorted"
-    """Order in which rows reach the engine for timings and certificates."""
+    """Order in which rows reach the engine, for timings and certificates."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"

@@ -75,7 +75,7 @@ def _said(seconds: float, parts: dict[str, float], source: str) -> dict[str, Any
 
 
 def _token_s(todo: Plan) -> float:
-    """Seconds of the dense model for one token of a batch, from the fastest of a few runs."""
+    """Seconds of the given model for one token of a batch, from the fastest of a few runs."""
     evaluator = todo.evaluator
     rows = evaluator.select_rows.take(range(min(SAMPLE, len(evaluator.select_rows))))
     run, taken = torch_run(evaluator.model), math.inf

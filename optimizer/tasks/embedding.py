@@ -56,7 +56,7 @@ class SentenceEmbedding(Task):
     """Pairs of name and prompt. A prompt is put before the user's text."""
     default_prompt: str | None = None
     similarity: Similarity = "cosine"
-    """The similarity that ranks documents."""
+    """The similarity by which documents are ranked."""
 
     name: ClassVar[str] = "sentence-embedding"
     kind: ClassVar[str] = "sentence-similarity"

@@ -7,8 +7,8 @@ A question is run with each window of its context. Labels of a window's tokens:
 - 1 is added if the right answer starts at the token.
 - 2 is added if the right answer ends at the token.
 
-Position 0 means "no answer". It gets both marks if the window does not contain the whole right
-answer.
+Position 0 means "no answer". Its label gets both marks (1 and 2) if the window does not
+contain the whole right answer.
 """
 
 from __future__ import annotations

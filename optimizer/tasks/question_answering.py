@@ -283,7 +283,7 @@ class QuestionAnswering(Task):
     def position_loss(
         self, student: Tensor, teacher: Tensor, counted: Tensor, temperature: float
     ) -> tuple[Tensor, int]:
-        """Softened KL divergence of starts plus that of ends, in nats per window."""
+        """Softened KL divergence of starts plus divergence of ends, in nats per window."""
         return self.logit_loss(
             _hidden(student, counted), _hidden(teacher, counted), temperature
         ), len(student)

@@ -50,7 +50,7 @@ def exact_match(found: str, aims: Sequence[str]) -> float:
 
 
 def f1(found: str, aims: Sequence[str]) -> float:
-    """The largest F1 between the words of a normalised answer and those of a right answer.
+    """The largest F1 between the words of a normalised answer and of one of the right answers.
 
     F1 = 2 p r / (p + r). Precision p is the share of the answer's words that are in the right
     answer. Recall r is the share of the right answer's words that are in the answer. If both

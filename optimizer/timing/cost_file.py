@@ -45,7 +45,7 @@ def write_costs(
 
     Args:
         path: the file; an existing one is replaced.
-        encoder: sizes of the dense model.
+        encoder: sizes of the given model.
         serving: number of rows in a batch, and of tokens in a row.
         targets: costs of each target, by `Target.timed_as`.
         machine: facts of the measured machine.

@@ -182,7 +182,7 @@ def smallest_machine() -> int:
 def _work(
     evaluator: Evaluator, kind: str, text: str, files: Mapping[str, Any], host: Host
 ) -> Files | str:
-    """The function of the Ray task. It reads its files from Ray's object store."""
+    """The function of the Ray task, which reads its files from Ray's object store."""
     import ray
 
     return work(evaluator, kind, text, {k: ray.get(x) for k, x in files.items()}, host)

@@ -170,7 +170,8 @@ def search_with_workers(
 def trial_threads(evaluator: Evaluator, workers: Workers) -> int:
     """Number of threads of every trial, the same on every machine.
 
-    It is stored for resumed runs, because the last bit of a sum of floats depends on it.
+    The number is stored for resumed runs, because the last bit of a sum of floats depends on
+    it.
     """
 
     def decide() -> dict[str, int]:

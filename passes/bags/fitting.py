@@ -1,4 +1,4 @@
-"""Fit the vectors of a bag of embeddings so that its logits agree with the dense model's.
+"""Fit the vectors of a bag of embeddings so that its logits agree with the given model's.
 
 The bag's logits are linear in its vectors, so the loss is convex:
 

@@ -41,7 +41,7 @@ class CostBudget(Protocol):
 
     @property
     def dense(self) -> float:
-        """Cost of the dense model."""
+        """Cost of the given model."""
 
     def expected(self, p: OpenProbabilities) -> Tensor:
         """Expected cost of a model with these gates, a scalar with gradients."""
@@ -51,7 +51,7 @@ class CostBudget(Protocol):
 
 
 class CountedBudget:
-    """A budget in weights or multiply-adds of the layers: `share` of the dense model's."""
+    """A budget in weights or multiply-adds of the layers: `share` of the given model's."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class TimedBudget:
 
     @property
     def dense(self) -> float:
-        """The dense model's time, ms."""
+        """The given model's time, ms."""
         return self.table.dense_ms
 
     def cost(self, sizes: Encoder) -> float:

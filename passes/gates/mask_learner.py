@@ -143,7 +143,7 @@ class MaskLearner:
         ]
 
     def validation_loss(self) -> float:
-        """Mean divergence of `result()` from the dense model on the select rows."""
+        """Mean divergence of `result()` from the given model on the select rows."""
         self.apply_final_masks()
         return mean_divergence(
             self.module, self.validation_teacher, self.validation_rows, self.model.task

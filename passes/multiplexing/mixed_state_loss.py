@@ -70,14 +70,15 @@ class MixedStateLoss:
 def mixed_error(
     found: Tensor, aim: Tensor, keys: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> Tensor:
-    """`state_error` of mixed rows against the multiplexed states of the dense model.
+    """`state_error` of mixed rows against the multiplexed states of the given model.
 
     At every position the target is sum_i k_i * t_i / sqrt(m), over the m members that have a
-    token at this position. So its variance is about that of a state of one row.
+    token at this position. So the variance of the target is about the variance of a single
+    row's state.
 
     Args:
         found: states of mixed rows, [B/n, T, D].
-        aim: states of the dense model, [B, T, D].
+        aim: states of the given model, [B, T, D].
         keys: k, [n, D].
         real: bool [B, T], True on real tokens.
     """

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Columns removed between two updates of the matrices. It does not change results."""
+"""Columns removed between two updates of the matrices. The number does not change results."""
 
 
 def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor]:

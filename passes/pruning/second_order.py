@@ -1,7 +1,7 @@
 """Second-order importance: remove a branch's units one at a time, with compensation.
 
 Within a branch the cheapest unit is removed first, and the weights of the others are moved to
-compensate for it (`optimal_brain_surgeon.py`). The loss is that of the branch's K-FAC
+compensate for it (`optimal_brain_surgeon.py`). The loss is computed from the branch's K-FAC
 curvature (`refit/curvature.py`). If two units have the same output, removing one costs little
 and removing both costs much. Importance of single units cannot show this. The output bias
 absorbs the mean of the removed inputs, so H is centred. The last removal also removes the
@@ -9,7 +9,7 @@ bias.
 
 Curvature ignores correlations between positions. So the losses of every branch are scaled,
 such that the summed loss of single removals without compensation equals the branch's Fisher
-importance. Then the values of all branches have the unit of importance: twice the KL
+importance. After scaling, the values of all branches have the unit of importance: twice the KL
 divergence in nats.
 """
 

@@ -1,7 +1,7 @@
 r"""The curvature of the loss in a branch's output map, as two small matrices (K-FAC).
 
-The method is that of Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of
-a branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
+The method is from Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of a
+branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
 from the model's own prediction p is half of
 
     1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt

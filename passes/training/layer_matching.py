@@ -38,9 +38,9 @@ def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
 def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
     """The teacher's layer for each living layer of the student.
 
-    Every living layer i should read the states that it read in the dense model. So the living
-    layer before i is paired with the dense model's layer i - 1. The last living layer is
-    paired with the dense model's last layer.
+    Every living layer i should read the states that it read in the given model. So the living
+    layer before i is paired with the given model's layer i - 1. The last living layer is
+    paired with the given model's last layer.
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
@@ -56,7 +56,7 @@ def matched_error(
     *,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Mean error over the teacher's layers. Each is compared with the matched student layer.
+    """Mean error over the teacher's layers. Each is compared with its matched student layer.
 
     Args:
         found, aim: outputs of student and teacher.

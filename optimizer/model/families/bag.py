@@ -78,7 +78,7 @@ class BagFamily(Family):
         self._refuse()
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """The vectors of pieces, and those of pairs if there are buckets."""
+        """The vectors of pieces, and the vectors of pairs if there are buckets."""
         # Even a single token type is read: otherwise a graph would drop the input.
         lookups = [Lookup("embeddings.piece", "segments" if e.token_types else "ids")]
         weights = [*table("embeddings.piece", pieces_of(e), EMBEDDING)]

@@ -1,4 +1,4 @@
-"""The head of a model: that of a sentence embedding, or else the family's own.
+"""The head of a model: the head of a sentence embedding, or else the family's own head.
 
 A sentence embedding pools the states of a row, then maps and normalises the result. With one
 pool, the first linear map reads hidden dimensions, which can be pruned. Several pools are

@@ -53,7 +53,7 @@ def trimmed_model(model: Model, kept: Sequence[int]) -> Model:
 
 
 def needed_ids(model: Model) -> set[int]:
-    """Ids that the model itself uses: the padding id and the ids in its config."""
+    """Ids that the model uses apart from texts: the padding id and the ids in its config."""
     e = model.encoder
     found = set(range(e.pad_id + 1)) if e.positions_from == "padding" else {e.pad_id}
     for name, value in model.kept_config.items():
