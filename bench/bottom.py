@@ -12,8 +12,8 @@ the classifier, or the tokenizer and the engine (`Predictor.predict`). Both run 
 threads of the process (OMP_NUM_THREADS=1 for one thread).
 
 `deferred` is the loss of a cascade on test rows: the given model answers the share of rows
-with the smallest margins. Finished parts are stored beside the output: run the same command
-again to go on. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
+with the smallest margins. Finished parts are stored next to the output; run the same command
+again to continue. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
 """
 
 from __future__ import annotations

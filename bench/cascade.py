@@ -13,8 +13,8 @@ engines are scored on certify and test rows. The results are:
   thresholds that defer no row, one row and all rows.
 
 All engines of a first model are timed in one interleaved run with the given model in fp32.
-Finished parts are stored beside the output: run the same command again to go on. Nothing is
-chosen on certify or test rows.
+Finished parts are stored next to the output; run the same command again to continue. Nothing
+is chosen on certify or test rows.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class Bag(Pass):
 
 @dataclass(frozen=True)
 class _Sketch(Bag):
-    """Make a bag with vectors of pairs unless they are off, and fit nothing."""
+    """Make an unfitted bag of the same sizes, with vectors of pairs unless `pairs` is off."""
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Return a bag of zeros."""

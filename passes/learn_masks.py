@@ -10,7 +10,7 @@ given model's, r the expected sparsity and r* its target. The loss is
     + l1 (r - r*) + l2 (r - r*)^2
 
 Gates and weights minimise the loss, l1 and l2 maximise it. Each of the four layers is matched
-to the student's living layer of least error, in order. PruMUX
+to the student's remaining layer of least error, in order. PruMUX
 (https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
 """
 

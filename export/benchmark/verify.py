@@ -70,7 +70,7 @@ class Verification:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Faults in words; empty = the engine keeps the certified promise."""
+        """Descriptions of the faults; empty = the engine keeps the certified promise."""
         found = []
         if self.other_files:
             found.append(f"not the certified files: {', '.join(self.other_files)}")

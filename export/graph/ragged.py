@@ -14,7 +14,7 @@ zeros is needed, and no value of a row reaches another row. These positions are 
 
 - real tokens;
 - the first position of every row, because heads read it;
-- all positions of a row without tokens, so that its answer equals the plain layout's.
+- all positions of a row without tokens, so that the row's answer equals the plain layout's.
 
 The answers equal the answers of the plain layout. In int8, the range of a batch comes from its
 tokens alone.
@@ -35,7 +35,7 @@ from .onnx_ops import EMBEDDED, MASK, OnnxOps
 class TokenIndex:
     """Names of two index tensors in the graph.
 
-    One gathers tokens from [B, T], the other puts them back.
+    `index` gathers tokens from [B, T], and `place` puts them back.
     """
 
     index: str

@@ -155,7 +155,7 @@ def _named(table: Table, key: str, name: str) -> str:
 
 
 def _group(table: Table, task: Task, named: Mapping[str, str]) -> str | None:
-    """The column with the query of each row; None = there is no such column."""
+    """The column with the query of each row; None = the table has no such column."""
     for name in task.group_columns:
         if name in named:
             return _named(table, name, named[name])

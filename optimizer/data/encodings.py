@@ -86,7 +86,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], most: int) -> lis
         found = _encoded([cut[i] for i in todo], tokenizer, offsets=True, specials=False)
         over = [(i, x.offsets[-1]) for i, x in zip(todo, found, strict=True) if x.overflowing]
         for i, (start, end) in over:
-            # A character may be several tokens, of which the last ones are cut off.
+            # A character may consist of several tokens, and the last tokens are cut off.
             size = len(cut[i])
             cut[i] = cut[i][: end if end < size else min(start, size - 1)]
         todo = [i for i, _ in over]

@@ -29,7 +29,7 @@ _CODE = (
     ".yml",
     ".cfg",
 )
-"""Endings of files that contain no rows, whatever their name."""
+"""Endings of files that contain no rows, even if their name is usual for data."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 Found = dict[str, tuple[Path, ...]]

@@ -26,7 +26,7 @@ def own_rows(encoded: Encoded, model: Model) -> Encoded:
     The result is `encoded` itself if the model keeps all pieces of the given tokenizer.
 
     Raises:
-        DataError: a row of words has more tokens than before, so that words are cut off.
+        DataError: a row of words has more tokens than before, and words are cut off.
     """
     if model.kept_pieces is None:
         return encoded

@@ -175,7 +175,7 @@ def build_report(
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Any]:
-    """Write report.json and report.html beside the other files of the result.
+    """Write report.json and report.html into the folder of the result.
 
     Returns:
         The JSON values of report.json, including the list of the result's files.

@@ -67,7 +67,7 @@ def lost_classes(found: ClassScores, role: str) -> list[str]:
     """A warning if the shipped model's answer is constant, or never one of some classes."""
     dense = [x for x in found.classes if x.answered.dense]
     ours = [x for x in found.classes if x.answered.optimised]
-    # With several labels a row, the models may give different numbers of answers: see below.
+    # With several labels a row, the numbers of answers may differ; the code below then warns.
     as_many = sum(x.answered.dense for x in dense) == sum(x.answered.optimised for x in ours)
     if len(ours) == 1 < len(dense) and as_many:
         return [

@@ -37,7 +37,7 @@ class Mark:
     x: float
     y: float
     title: str
-    """The value in words and with units, for tooltips and screen readers."""
+    """A description of the value with its unit, for tooltips and screen readers."""
     label: str = ""
     value: str = ""
     low: float | None = None
@@ -248,7 +248,7 @@ def _frontier_marks(
 def _largest_loss_drawn(report: Report, losses: Sequence[float]) -> float:
     """The loss at the lower edge of the frontier, a share.
 
-    Trials far beyond the budget are left outside, because they would crowd the others
+    Trials far beyond the budget lie outside, because they would crowd all other trials
     together.
     """
     bounds = [x.loss_upper for x in (*report.proofs, *report.scores.values())]

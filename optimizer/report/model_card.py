@@ -17,7 +17,7 @@ TAGS = ("prumux", "onnx", "pruning", "model-compression")
 
 
 def write_model_card(report: Report, folder: Path) -> None:
-    """Write README.md beside the files of the result."""
+    """Write README.md into the folder of the result."""
     write_atomic(folder / CARD, model_card(report).encode("utf-8", "surrogatepass"))
 
 

@@ -257,7 +257,7 @@ class MultiLabel(Task):
         return ConstantAnswer(first_labels(self.labels, row.tolist()), score)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of rows whose labels differ between draws."""
+        """Share of rows whose labels differ between draws of the groups."""
         together = np.stack([np.asarray(x) for x in draws])
         return float((together != together[0]).any(axis=(0, 2)).mean())
 

@@ -254,7 +254,7 @@ class QuestionAnswering(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Adds copies of the questions, all of which the optimised model answers wrongly."""
+        """Adds copies of the questions. The optimised model answers all copies wrongly."""
         del metric
         rows = len(dense)
         wrong = tuple(as_numbers([FoundAnswer(0, 0, "\0")]) for _ in range(rows))

@@ -150,7 +150,7 @@ class Ranking(Regression):
         return ConstantAnswer("one score for all passages", self.score(metric, constant, y))
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row over draws, divided by the one between rows."""
+        """Mean standard deviation of a row over draws, relative to that of all rows."""
         return super().instability([np.asarray(x)[:, 1] for x in draws])
 
     def group_loss(

@@ -148,7 +148,7 @@ class Regression(Task):
         return ConstantAnswer("one number", 0.0)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row over draws, divided by the one between rows."""
+        """Mean standard deviation of a row over draws, relative to that of all rows."""
         together = np.stack([np.asarray(x) for x in draws])
         spread = float(together.mean(0).std())
         return float(together.std(0).mean()) / spread if spread else 0.0

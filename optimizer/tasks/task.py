@@ -328,7 +328,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of predictions that differ between draws. All draws are of the same rows."""
+        """Share of predictions that differ between draws of the groups of mixed rows."""
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
 
@@ -370,7 +370,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         Args:
             logits: [B, C] or [B, T, C].
             weight: factor of each prediction, [B] or [B, T]; see `fisher.signs`.
-            random: draws classes if a task has many.
+            random: the generator for drawing classes, if a task has many.
         """
 
     # Parity --------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ class RayCluster:
         self._lost = False
 
     def slots(self) -> int:
-        """Number of items that can run at once on the living machines; 0 = none can run."""
+        """Number of items that can run at once on the machines that are alive; 0 = none."""
         if self._lost:
             return 0
         fit = sum(self._fits(node) for node in _nodes())

@@ -67,7 +67,7 @@ def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
 def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
     """Make rows of one piece, between the special tokens that begin and end all rows.
 
-    Returns no rows where the given rows have no such tokens, or are pairs of texts.
+    The result has no rows if the given rows have no such tokens, or are pairs of texts.
     """
     none = rows.take([])
     lengths, ids = rows.ids.lengths, rows.ids.values

@@ -2,8 +2,8 @@
 
 Gates are independent. Let p be the probability that a gate is open. A branch of a layer has
 
-    n = p_block * sum p_unit                    expected living units
-    a = p_block * (1 - prod (1 - p_unit))       probability that the branch lives
+    n = p_block * sum p_unit                    expected number of open units
+    a = p_block * (1 - prod (1 - p_unit))       probability that the branch has an open unit
 
 With `pool-early`, a layer runs at a single position if no later layer attends. The probability
 of this is prod (1 - a) over the attention blocks of later layers.

@@ -42,7 +42,7 @@ def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Mo
     Args:
         model: a model of single rows; masks may be pending.
         mux: the multiplexing; it mixes at the embeddings.
-        random: draws the weights that are not copies.
+        random: the generator for weights that are not copies.
     """
     n, e, masks = mux.n, model.encoder, model.masks
     encoder = replace(

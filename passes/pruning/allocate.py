@@ -73,7 +73,7 @@ def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
 def keep_best(
     scores: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Masks that keep the `counts` most important living units of each branch."""
+    """Masks that keep the `counts` most important unmasked units of each branch."""
     masks = []
     for score, count, mask in zip(scores, counts, alive, strict=True):
         order = torch.where(mask, score, -1.0).argsort(descending=True, stable=True)
@@ -86,7 +86,7 @@ def keep_best(
 def summed_importance(
     score: Tensor, alive: Tensor, counts: Sequence[int]
 ) -> tuple[float, ...]:
-    """Summed importance of the n best living units, for every n in `counts`."""
+    """Summed importance of the n best unmasked units, for every n in `counts`."""
     ordered = score[alive].double().sort(descending=True).values
     total = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
     return tuple(float(total[min(n, len(ordered))]) for n in counts)

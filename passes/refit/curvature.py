@@ -53,7 +53,7 @@ class Curvature:
 
 
 def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
-    """The curvature of every living branch, from one forward pass over `groups`."""
+    """The curvature of every branch with units, from one forward pass over `groups`."""
     module = _Tapped(model).to(ctx.device).eval()
     sums = {branch: _Sums() for branch in module.alive}
     random = torch.Generator().manual_seed(ctx.seed)

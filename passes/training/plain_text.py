@@ -34,7 +34,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
         path: parquet, jsonl, csv or tsv with a column `text` or `sentence`.
         model: contains the tokenizer.
         like: rows of the task. The lengths of pieces are drawn from their lengths.
-        seed: seed of the draws.
+        seed: seed for drawing lengths.
 
     Raises:
         DataError: the file cannot be read or contains no text.
