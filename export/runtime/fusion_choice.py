@@ -219,7 +219,8 @@ class SlowFusions:
 
     @classmethod
     def of(cls, encoder: Encoder, opset: int, provider: str, ctx: Context) -> SlowFusions:
-        """The entry for models like `encoder` with other layers, heads and FFN units."""
+        """The entry for models like `encoder` that differ in layers, heads and FFN units
+        only."""
         shape = encoder.hidden, encoder.head_dim, encoder.activation, encoder.slots
         work = [batch.input_ids.shape for batch in ctx.workload]
         about = key(shape, work, ctx.threads, opset, provider, device(), versions())

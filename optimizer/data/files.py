@@ -15,7 +15,7 @@ from .formats import FORMATS, ending_of
 from .names import by_split, split_of
 
 NO_DATA = (*CARDS, "labels.json", "state.json", "dataset_dict.json")
-"""Files without rows that may lie beside data."""
+"""Files without rows that may lie in a folder with data."""
 _CODE = (
     ".py",
     ".sh",

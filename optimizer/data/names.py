@@ -57,7 +57,7 @@ def by_split(
 ) -> tuple[dict[str, str], list[str]]:
     """Choose one title for each split; also give a line for each title that is not used.
 
-    A name such as `validation_mismatched` is chosen only if its split has no other.
+    A name such as `validation_mismatched` is chosen only if its split has no other name.
 
     Args:
         named: maps a title, which messages show, to a name that may be a split's usual name.

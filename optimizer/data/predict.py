@@ -111,8 +111,8 @@ def workload(
         batch: rows of a batch.
         length: number of tokens of every row; rows are cut, or filled with repeated tokens.
             None = rows keep their lengths, and a batch is taken around each of `QUANTILES`.
-        arrivals: "mixed" = without `length`, the batches are neighbouring rows, spread evenly
-            over all rows.
+        arrivals: "mixed" = if `length` is None, each batch consists of neighbouring rows, and
+            the batches are spread evenly over all rows.
     """
     if length is not None:
         filled = Encoded(

@@ -204,7 +204,7 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that the metric cannot score, as they have no relevant passage."""
+    """Leave out queries that the metric cannot score, because no passage is relevant."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)

@@ -122,7 +122,7 @@ def attach(host: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _factors(model: Model) -> Factors:
-    """The masks as factors. All-true masks are left out, so an unmasked model pays nothing."""
+    """The masks as factors. All-true masks are left out, because they change nothing."""
     masks = model.masks
     return Factors(
         heads=() if _trivial(masks.heads) else tuple(m.float() for m in masks.heads),

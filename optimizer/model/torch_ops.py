@@ -152,7 +152,7 @@ class TorchOps:
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Contexts [B, H, T, K] from split queries, keys and values. `bias` is for scores."""
+        """Contexts [B, H, T, K] of split queries, keys, values, with a `bias` of scores."""
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.encoder.head_dim) + bias
         return torch.softmax(scores, dim=-1) @ v
 

@@ -83,8 +83,8 @@ class Context:
     def generator(self, user: object) -> torch.Generator:
         """A generator for one user of random numbers, such as a pass.
 
-        It is seeded with the run's seed and the text of `user`. A pass must use no other
-        source of randomness.
+        The generator is seeded with the run's seed and the text of `user`. A pass must use no
+        other source of randomness.
         """
         text = f"{self.seed}:{user}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])

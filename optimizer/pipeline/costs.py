@@ -58,7 +58,7 @@ class CostTable:
     narrow: Block
     """Costs of a layer that runs at the pooled position only."""
     narrow_from: int
-    """Index of the first layer with the costs `narrow`; the number of layers if none has.
+    """Index of the first layer with the costs `narrow`; the number of layers if there is none.
 
     With pool-early this is the last layer with attention heads."""
     error: float

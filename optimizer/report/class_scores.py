@@ -64,7 +64,7 @@ def result_warnings(
 
 
 def lost_classes(found: ClassScores, role: str) -> list[str]:
-    """A warning if the shipped model's answer is constant, or never one of some classes."""
+    """A warning if the shipped model gives one answer only, or never answers some classes."""
     dense = [x for x in found.classes if x.answered.dense]
     ours = [x for x in found.classes if x.answered.optimised]
     # With several labels a row, the numbers of answers may differ; the code below then warns.

@@ -103,7 +103,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
 def _export_kept(
     evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
 ) -> ExportedModel:
-    """Export the chosen model. If the engine's builder is missing, raise a remedy."""
+    """Export the chosen model. The error about a missing builder names the remedy."""
     try:
         return _export(evaluator, pipeline, target, folder)
     except MissingError as error:

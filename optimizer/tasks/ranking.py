@@ -1,7 +1,7 @@
 """Ranking: a reranker's scores order the passages of a query.
 
 A model with one label is a reranker if the data or the chosen metric are made for rankings.
-The model's `config.json` does not show this. Answers for users are those of `regression.py`.
+The model's `config.json` does not show this. Users get the same answers as in `regression.py`.
 """
 
 from __future__ import annotations

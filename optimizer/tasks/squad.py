@@ -67,7 +67,7 @@ def _f1(found: list[str], aim: list[str]) -> float:
 
 
 def as_numbers(answers: Iterable[FoundAnswer]) -> NDArray[np.int64]:
-    """Encode answers as numbers: for each start, end, number of characters, characters."""
+    """Encode answers as numbers. For each: start, end, number of characters, characters."""
     flat: list[int] = []
     for x in answers:
         flat += [x.start, x.end, len(x.text), *map(ord, x.text)]

@@ -46,7 +46,7 @@ class ConstantAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class Task(ByQuery, Vectors, Spans, ABC):
-    """The meaning of a model's labels. A subclass is one task, an instance one label set."""
+    """The meaning of a model's labels. A subclass is a task, an instance a set of labels."""
 
     labels: tuple[str, ...]
     """Names of the labels, [C]."""

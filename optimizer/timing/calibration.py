@@ -45,9 +45,9 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
     """Milliseconds of one pass over the workload for each encoder, on the target.
 
     The fastest round counts, because disturbances only add time. Encoders are timed in groups
-    whose engines take turns. The first encoder is the anchor and is in every group. If it is
-    slower than in earlier groups, the group is timed again. The remaining difference is
-    divided out, because a slow minute would distort the table.
+    whose engines take turns. The first encoder is the anchor and is in every group. If the
+    anchor is slower than in earlier groups, the group is timed again. The remaining difference
+    is divided out, because a slow minute would distort the table.
 
     Raises:
         MissingError: there is no target.

@@ -5,9 +5,9 @@ branches,
 
     t = base + sum_l a(heads_l) + sum_l f(units_l),
 
-where the curves a and f rise with size and are linear between a few knots. They are 0 at size
-0 and jump at size 1, by the fixed cost of a branch with its LayerNorm. Base and knots are
-fitted to the times of about thirty models, from the empty one to the full one. The fit
+where the curves a and f rise with size and are linear between a few knots. Both curves are 0
+at size 0 and jump at size 1, by the fixed cost of a branch with its LayerNorm. Base and knots
+are fitted to the times of about thirty models, from the empty one to the full one. The fit
 minimises relative errors by non-negative least squares. With `pool_early`, the last attention
 block and all blocks after it have curves of their own.
 

@@ -33,8 +33,7 @@ class Host:
     """Number of threads of a trial, on which the last bit of a sum of floats depends."""
     versions: Mapping[str, str]
     cpu: str | None
-    """The processor, if answers depend on it, as with int8; None if they do not depend on
-    it."""
+    """The processor, if answers depend on it, as with int8; else None."""
 
     @classmethod
     def of(cls, evaluator: Evaluator, threads: int) -> Host:

@@ -35,7 +35,7 @@ def trimmable(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The vocabulary of a tokenizer, if pieces can be removed from it.
 
     Raises:
-        ModelError: no piece can be removed. The message tells the reason.
+        ModelError: no piece can be removed. The message states the reason.
     """
     backend = backend_json(tokenizer)
     found = vocabulary_of(backend)
