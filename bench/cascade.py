@@ -1,4 +1,4 @@
-"""Measure loss and throughput of cascades whose second models answer different shares.
+"""Measure loss and throughput of cascades that defer different shares of rows.
 
     python bench/cascade.py MODEL --data DIR --out bench/results/NAME.json
     python bench/cascade.py MODEL --data DIR --out ... --first NAME 'pool-early,...'

@@ -41,7 +41,8 @@ PROBE_MS, ROUND_MS = 100.0, 300.0
 REST_S = 0.05
 """Pause before each measurement, in which the threads of the previous session fall asleep."""
 MOST_IDS = 1000
-"""Random token ids are from v/2 to v, where v is at most this number and the vocabulary."""
+"""Random token ids are from v/2 up to v, where v is this number, or the size of a smaller
+vocabulary."""
 SLOTS = "prumux.slots"
 
 

@@ -5,7 +5,7 @@
 
 The package's file contains pieces with scores, and all weights. Larger weights are stored in
 blocks of 32 weights of four bits with a float16 scale (ggml's Q4_0). So the weights differ a
-little from those of the published model. Its normaliser is replaced by NFKC with
+little from those of the published model. The file's normaliser is replaced by NFKC with
 sentencepiece's rules for spaces, as in the published tokenizer. Vectors have a cosine of
 0.9999 with the package's vectors. The package rounds activations to eight bits.
 """

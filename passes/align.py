@@ -40,7 +40,7 @@ class Align(Pass):
             raise ValueError(f"multiple must be 1 or more, not {self.multiple}")
 
     def requires(self, model: Model) -> None:
-        """Refuse widths that are no multiples without masks: only masked units can return."""
+        """Refuse a model without masks whose widths are no multiples: no unit can return."""
         if model.masks.all_true and any(x.ffn % self.multiple for x in model.encoder.layers):
             raise PassError(
                 "there is no mask left to round; put 'align' before 'slice'", exit_code=2

@@ -1,4 +1,4 @@
-"""Part a: does an engine run here, are its answers those of torch, and how fast is it?
+"""Part a: does an engine run here, does it give torch's answers, and how fast is it?
 
 To be comparable, all engines read inputs from host memory and write logits to host memory, and
 all are timed by the wall clock. The ceiling is the speed of one large matrix product in the

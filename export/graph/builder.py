@@ -126,8 +126,8 @@ class GraphBuilder:
     def linear(self, name: str, x: str, node: str = "", factor: float = 1.0) -> str:
         """Linear map, [..., in] -> [..., out]. The node's default name is `name`.
 
-        A `factor` of the result is multiplied into the weights. These are then stored under
-        another name. Without a bias, the output of the product has the node's name.
+        A `factor` of the result is multiplied into the weights. The changed weights are stored
+        under another name. Without a bias, the output of the product has the node's name.
         """
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         stored = name

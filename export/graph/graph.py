@@ -71,7 +71,7 @@ def build(
         opset: version of the ONNX operators.
         precision: the type of weights and values.
         portable: True = use only types that TensorRT's parser documents for each operator.
-            fp16 and bf16 graphs always do so.
+            fp16 and bf16 graphs always use only these types.
         ragged: True = run all blocks except attention on real tokens only, see `ragged`.
         states: True = the fp32 graph of an embedding model also returns the states before
             pooling.

@@ -69,7 +69,7 @@ class RaggedOps(OnnxOps):
     """`OnnxOps` on tokens: values of all positions are [N, width].
 
     Values of the first position stay [B, 1, D]. Mixing and demultiplexing need rows, so values
-    are gathered to [B, T, width] before.
+    are gathered to [B, T, width] before these steps.
     """
 
     known: dict[str, TokenIndex] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class RaggedOps(OnnxOps):
         return b.op("Gather", "head.first", self._use(x), row)
 
     def mix(self, x: str) -> str:
-        """See `Ops.mix`. A mixed row has a token where any member has one."""
+        """See `Ops.mix`. A mixed row has a token where any row of its group has one."""
         if x != EMBEDDED and not self._mixes_narrow:
             x = self._padded(self._use(x))  # uses the token indices of single rows
         return super().mix(x)

@@ -1,8 +1,8 @@
 """Choose how many units every branch keeps: the most importance within a cost limit.
 
 A branch is the attention or the FFN of one layer. Keeping its n best units has a value (their
-summed importance) and a cost. This is a knapsack problem with one choice per branch. It
-removes a whole branch if its best units are not worth the fixed cost of the branch.
+summed importance) and a cost. This is a knapsack problem with one choice per branch. The
+solution removes a whole branch if its best units are not worth the fixed cost of the branch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BranchOptions:
 def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
     """Choose a count for each branch: greatest total value at a total cost up to `limit`.
 
-    The algorithm walks along the upper convex hull of every branch from its cheapest point,
+    The algorithm walks along the upper concave hull of every branch from its cheapest point,
     and takes the step with the best value per cost first. This is the optimum of the relaxed
     knapsack; it differs from the true optimum by less than one step of one branch. The rest of
     the limit is spent on counts between the points of the hull.

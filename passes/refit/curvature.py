@@ -70,7 +70,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]
-                # A position of a mixed row is real if any of its members has a token there.
+                # A position of a mixed row is real if any row of its group has a token there.
                 mixed = real.view(len(tap), -1, real.shape[1]).any(1)
                 sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
             step()

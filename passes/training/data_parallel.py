@@ -99,7 +99,7 @@ class DataParallel:
         return found.to(x.device)
 
     def mean(self, value: Tensor, count: int) -> Tensor:
-        """Scale the mean over this share's `count` items: all shares sum to the total mean."""
+        """Scale a share's mean over `count` items, so that the shares sum to the mean."""
         if self.size == 1:
             return value
         everywhere = float(self.total(torch.tensor(count, dtype=torch.float64)))
