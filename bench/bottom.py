@@ -7,13 +7,13 @@ The pass `bag` and scikit-learn's `TfidfVectorizer(ngram_range=(1, 2))` with
 `LogisticRegression` are fitted to the same training rows. The bag is also fitted to the given
 model's answers. Both models and the given model are scored on select, certify and test rows.
 
-Rates are from text to label, for all test texts in one call. The call is vectoriser and
-classifier, or tokenizer and engine (`Predictor.predict`). Both run in turn, on all threads of
-the process (OMP_NUM_THREADS=1 for one thread).
+Rates are from text to label, for all test texts in one call. The call runs the vectoriser and
+the classifier, or the tokenizer and the engine (`Predictor.predict`). Both calls run in turn,
+on all threads of the process (OMP_NUM_THREADS=1 for one thread).
 
 `deferred` is the loss of a cascade on test rows: the given model answers the share of rows
-with the smallest margins. Finished parts are stored beside the output: run the same command
-again to go on. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
+with the smallest margins. Finished parts are stored next to the output; run the same command
+again to continue. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
 """
 
 from __future__ import annotations

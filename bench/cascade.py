@@ -1,4 +1,4 @@
-"""Measure a cascade's loss and throughput by the share of rows of its second model.
+"""Measure loss and throughput of cascades that defer different shares of rows.
 
     python bench/cascade.py MODEL --data DIR --out bench/results/NAME.json
     python bench/cascade.py MODEL --data DIR --out ... --first NAME 'pool-early,...'
@@ -13,8 +13,8 @@ engines are scored on certify and test rows. The results are:
   thresholds that defer no row, one row and all rows.
 
 All engines of a first model are timed in one interleaved run with the given model in fp32.
-Finished parts are stored beside the output: run the same command again to go on. Nothing is
-chosen on certify or test rows.
+Finished parts are stored next to the output; run the same command again to continue. Nothing
+is chosen on certify or test rows.
 """
 
 from __future__ import annotations

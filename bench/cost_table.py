@@ -3,8 +3,8 @@
     python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
 
 The script measures the table, with `pool-early` off and on. Then it times random shapes that
-the table was not made from, and the shapes that `prune{speedup=...}` chooses. They run in turn
-with the given model. Time depends on sizes only, so all shapes have random weights.
+the table was not made from, and the shapes that `prune{speedup=...}` chooses. These shapes
+take turns with the given model. Time depends on sizes only, so all shapes have random weights.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, A
     random = uneven(model.encoder, shapes, SEED)
     encoders = [ctx.dense.encoder, *random, *(x for _, x in aimed)]
     dense_ms, *times = time_ms(encoders, ctx, rounds)
-    # The machine's speed changes from minute to minute: scale by the dense model's time.
+    # The machine's speed changes from minute to minute: scale by the given model's time.
     drift = dense_ms / table.dense_ms
     found = [
         _compared(table, x, ms, drift) for x, ms in zip(random, times[:shapes], strict=True)

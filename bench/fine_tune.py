@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained encoder on a task, for studies that need a dense model.
+"""Fine-tune a pretrained encoder on a task, as the given model of a study.
 
     python bench/fine_tune.py BASE --data DIR --out MODEL [--epochs 3]
 

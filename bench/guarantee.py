@@ -89,7 +89,7 @@ class SimulatedResult:
     """The result of one simulated search."""
 
     shipped: int
-    """Index of the shipped candidate; `EXACT` = the exact model, `REFUSED` = no model."""
+    """Index of the shipped candidate; `EXACT` = the unpruned model, `REFUSED` = no model."""
     true_loss: float
 
 
@@ -132,9 +132,9 @@ def simulate(
     """Simulate users.
 
     Returns:
-        The share of users whose budget was exceeded (`broken`), who got the exact model
-        (`exact_only`), whose budget was refused (`refused`), and the median true loss of
-        those who got a model (None = nobody).
+        Shares of users whose budget was exceeded (`broken`), who got the unpruned model
+        (`exact_only`), and whose budget was refused (`refused`); and the median true loss of
+        users who got a model (None = nobody got one).
     """
     random = np.random.default_rng(seed)
     ends = [simulated_search(population, limit, rows, random) for _ in range(users)]

@@ -3,7 +3,7 @@
     python bench/independent_timing.py RESULT... --lengths 32 128 --out bench/results/NAME.json
 
 RESULT are folders of `prumux-opt`, all of the same given model. The command in their
-report.json has the given model's path. `--dense MODEL` names it otherwise: a Hugging Face
+report.json has the given model's path. `--dense MODEL` gives another path: a Hugging Face
 folder or an fp32 `.onnx` file.
 
 For each length, `prumux-bench --target onnx` compares the given model with the results, and
@@ -39,9 +39,10 @@ PROBES, ROUNDS = 3, 9
 PROBE_MS, ROUND_MS = 100.0, 300.0
 """Time for which a session repeats its run in a round."""
 REST_S = 0.05
-"""Pause before each measurement. The threads of the session before fall asleep in it."""
+"""Pause before each measurement, in which the threads of the previous session fall asleep."""
 MOST_IDS = 1000
-"""Random token ids are from v/2 up to v. v is this number, or the vocabulary if smaller."""
+"""Random token ids are from v/2 up to v, where v is this number, or the size of a smaller
+vocabulary."""
 SLOTS = "prumux.slots"
 
 

@@ -8,7 +8,7 @@ All variants are pruned to the same measured speed-up and refitted; nothing is t
     uniform    the same share of heads and FFN units in every layer, by Fisher importance
     magnitude  joint choice, but importance is the squared norm of a unit's output weights
 
-The seed draws the rows for importance and refit. Scores are of the test rows, or of the
+The seed determines the rows for importance and refit. Scores are of the test rows, or of the
 certify rows if there is no test file. Nothing is chosen on these rows.
 """
 

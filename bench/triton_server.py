@@ -3,9 +3,9 @@
     make triton
     python bench/triton_server.py ARTIFACT --out bench/results/NAME.json
 
-The server is that of the wheel `nvidia-pytriton`. The engine behind the packer is ONNX Runtime
-in Triton's Python backend. Rows are random token ids. Clients run on the same machine; each
-sends its next request when the last request is answered.
+The server is from the wheel `nvidia-pytriton`. The engine behind the packer is ONNX Runtime in
+Triton's Python backend. Rows are random token ids. Clients run on the same machine; each sends
+its next request when the last request is answered.
 
 1. `answers`: the server's engine records each run. Every answer must be the mean of the logits
    that the engine gave this row (rows are unique). No group may have rows of two tenants.

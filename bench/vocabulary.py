@@ -2,9 +2,9 @@
 
     python bench/vocabulary.py MODEL --data stsb --text TEXTS --unseen sst2 mnli --out FILE
 
-`MODEL` makes embeddings, and `--data` has scored pairs. The kept pieces are those of the train
-split, those of the file `--text` (column `text`), and a margin. For each choice of pieces the
-script reports:
+`MODEL` makes embeddings, and `--data` has scored pairs. The kept pieces are the pieces of the
+train split and of the file `--text` (column `text`), and a margin. For each choice of pieces
+the script reports:
 
 - the number of pieces and the sizes of files;
 - the largest difference of the vectors of test texts that consist of kept pieces;

@@ -117,7 +117,7 @@ class Onnx(Target):
         """Check that ONNX Runtime can run the graph on the device, in the precision.
 
         Raises:
-            MissingError: ONNX Runtime cannot; the message names possible targets.
+            MissingError: ONNX Runtime cannot run it; the message names possible targets.
         """
         if self.device == "cuda" and not gpu_providers():
             raise MissingError(
@@ -139,7 +139,7 @@ class Onnx(Target):
         """Check that the model has the linear maps that `keep` names.
 
         Raises:
-            UsageError: the model lacks one; the message names two maps that it has.
+            UsageError: the model lacks a map; the message names two maps that it has.
         """
         if self.keep:
             check_names(self.keep, build(model, self.opset))

@@ -1,1 +1,1 @@
-"""The passes. Each file has one pass and its name; the folders contain helpers."""
+"""The passes. Each file contains one pass and has its name; the folders contain helpers."""

@@ -40,14 +40,14 @@ class Align(Pass):
             raise ValueError(f"multiple must be 1 or more, not {self.multiple}")
 
     def requires(self, model: Model) -> None:
-        """Refuse other widths in a model without masks: only masked units can return."""
+        """Refuse a model without masks whose widths are no multiples: no unit can return."""
         if model.masks.all_true and any(x.ffn % self.multiple for x in model.encoder.layers):
             raise PassError(
                 "there is no mask left to round; put 'align' before 'slice'", exit_code=2
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return masks of the nearest widths. Neither adds nor removes a whole FFN."""
+        """Return masks of the nearest widths. No whole FFN is added or removed."""
         counts = [self._width(m) for m in model.masks.ffn]
         if counts == [int(m.sum()) for m in model.masks.ffn]:
             return model

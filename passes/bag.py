@@ -1,7 +1,7 @@
 """`bag`: replace the whole model, all its layers, by a bag of embeddings.
 
 Every piece, and every pair of neighbouring pieces, has a vector as wide as the logits. The
-vectors are fitted so that their sum gives the dense model's logits:
+vectors are fitted so that their sum gives the given model's logits:
 
     z = 1 / sqrt(n) sum_t (u(w_t) + v(h(w_{t-1}, w_t))) + c
 
@@ -142,7 +142,7 @@ class Bag(Pass):
 
 @dataclass(frozen=True)
 class _Sketch(Bag):
-    """Make a bag with vectors of pairs unless they are off, and fit nothing."""
+    """Make an unfitted bag of the same sizes, with vectors of pairs unless `pairs` is off."""
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Return a bag of zeros."""

@@ -4,7 +4,8 @@ A row is deferred if the margin between its two best logits is below a threshold
 
     m(x) = z(1)(x) - z(2)(x) < t,    where a share `defer` of the select rows has m(x) < t
 
-If both models agree, either gives the same answer. So a cascade changes few answers.
+If both models give the same answer to a row, it does not matter which model answers. So a
+cascade changes few answers.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """

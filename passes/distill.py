@@ -1,7 +1,7 @@
-"""`distill`: train the small model to agree with the dense model.
+"""`distill`: train the small model to agree with the given model.
 
 Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
-hidden states. With s the student's outputs and t the dense model's, the loss is
+hidden states. Let s be the student's outputs and t the given model's outputs. The loss is
 
       logits * T^2 KL(t at T || s at T)
     + hidden * mean over layers of |s - t|^2 / |t - mean t|^2
@@ -70,7 +70,7 @@ class Distill(DistillationPass):
 
 
 class Student:
-    """The learner of `distill`: a model and its distance from the dense model."""
+    """The learner of `distill`: a model and its distance from the given model."""
 
     def __init__(self, model: Model, options: Distill, rows: Encoded, ctx: Context) -> None:
         self.options, self.device, self.task = options, ctx.device, model.task
@@ -119,7 +119,7 @@ class Student:
         return total + o.mixed * mixed
 
     def validation_loss(self) -> float:
-        """Mean divergence from the dense model's predictions on the select rows."""
+        """Mean divergence from the given model's predictions on the select rows."""
         return mean_divergence(
             self.module, self.validation_teacher, self.validation_rows, self.task
         )

@@ -3,14 +3,14 @@
 Every unit has a hard-concrete gate (Louizos et al., https://arxiv.org/abs/1712.01312), trained
 with the weights by distillation. A Lagrangian term keeps the sparsity at its target, as in
 CoFi (Xia et al., https://arxiv.org/abs/2204.00408). Let s be the student's outputs, t the
-dense model's, r the expected sparsity and r* its target. The loss is
+given model's, r the expected sparsity and r* its target. The loss is
 
       logits * T^2 KL(t at T || s at T)
-    + hidden * mean over four of the dense model's layers of |s - t|^2 / |t - mean t|^2
+    + hidden * mean over four of the given model's layers of |s - t|^2 / |t - mean t|^2
     + l1 (r - r*) + l2 (r - r*)^2
 
 Gates and weights minimise the loss, l1 and l2 maximise it. Each of the four layers is matched
-to the student's living layer of least error, in order. PruMUX
+to the student's remaining layer of least error, in order. PruMUX
 (https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
 """
 

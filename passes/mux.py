@@ -1,9 +1,9 @@
 """`mux`: let n rows share one forward pass from a layer on (data multiplexing).
 
-The method is that of DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
+The method is from DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
 (https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
-mixed state is the mean over members of x_i * k_i, element by element, with a key k_i for each
-slot. Before the head, a small network with a key per slot recovers every row's state.
+mixed state is the mean of x_i * k_i over the n rows, element by element, with a key k_i for
+each slot. Before the head, a small network with a key per slot recovers every row's state.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from prumux.passes.multiplexing.widen import side_by_side
 class Mux(Pass):
     """Mix n rows into one before layer `at`, and demultiplex before the head.
 
-    Train the mixed model with `warm-up` and `distill`. With shared units, the untrained model
-    answers one slot at best. With `units=apart`, it has a copy of all units for each slot.
-    Then its first answers are close to those of single rows, and it costs n times as much:
-    prune before it.
+    Train the mixed model with `warm-up` and `distill`. With shared units, the untrained
+    model's answers are useful in one slot at best. With `units=apart`, the model has a copy of
+    all units for each slot. Its answers before training are then close to those of single
+    rows, but it costs n times as much. So prune before this pass.
 
     A second `mux` with the same n, keys and demux moves the mixing to an earlier layer, and
     keeps the trained weights. This order helps, because late mixing is learnt sooner.

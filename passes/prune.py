@@ -31,7 +31,7 @@ from prumux.passes.pruning.branch_options import (
 )
 
 TRIES = 3
-"""Most prunings to time for one speed-up. Each timing corrects the limit of the next."""
+"""Largest number of timed prunings for one speed-up. Each timing corrects the next limit."""
 NEAR = 0.02
 """Relative distance from the requested speed-up that is close enough."""
 

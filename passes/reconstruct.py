@@ -1,18 +1,18 @@
-"""`reconstruct`: refit the pruned model to the dense model by least squares, not training.
+"""`reconstruct`: refit the pruned model to the given model by least squares, not training.
 
-Branches are refitted one by one, from the first layer to the last, each after all earlier
-ones. The output map W, b of a branch is moved by the ridge solution of
+Branches are refitted one by one, from the first layer to the last. The output map W, b of a
+branch is moved by the ridge solution of
 
     min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
 
-- y_t: the dense model's branch output plus residual, before LayerNorm;
+- y_t: the given model's branch output plus residual, before LayerNorm;
 - x_t and c_t: the small model's residual stream and inner activations at position t;
 - a_t: the weight of the position.
 
-If a whole branch was removed, the next remaining branch compensates for it. Last, the head's
-first map is refitted in the same way. If pruned hidden dimensions have removed outputs of this
-map, the second map is refitted, too. Only those dimensions of y_t count that the small model
-still has.
+If a whole branch was removed, the next remaining branch compensates for it. At the end, the
+head's first map is refitted in the same way. If pruned hidden dimensions have removed outputs
+of this map, the second map is refitted, too. Only those dimensions of y_t count that the small
+model still has.
 
 Refits of pruned layers by least squares are also in Kwon et al.,
 https://arxiv.org/abs/2204.09656.

@@ -7,7 +7,8 @@ pieces.
 `optimizer/model/vocabulary/kinds.py` shows this for each kind of tokenizer.
 
 Pieces are chosen from training texts only. The rows for selection and certification are
-tokenised again. So the certified loss is that of new texts, which may contain dropped pieces.
+tokenised again. So the certified loss is the loss on new texts, which may contain dropped
+pieces.
 
 Abdaoui et al. 2020, https://arxiv.org/abs/2010.05609 (smaller versions of multilingual BERT).
 """

@@ -1,7 +1,7 @@
 """`warm-up`: train a multiplexed model to demultiplex, before it learns the task.
 
 The model learns to return every row's own hidden states. It needs no labels. Let z be the
-demultiplexed states of the last layer, and t the dense model's states. The loss is
+demultiplexed states of the last layer, and t the given model's states. The loss is
 
       states * mean of |z - t|^2 / |t - mean t|^2, over all positions, and over the position
                that the head reads

@@ -35,7 +35,7 @@ TARGETS = {
 KEPT = ("report.json", "trials.jsonl")
 """Files of a result to keep. Engines and weights are too large."""
 GRACE_S = 45.0
-"""Seconds that a command may exceed its time limit by, for export and timing."""
+"""Seconds by which a command may exceed its time limit, for export and timing."""
 BUDGETS = ("2%", "5%")
 
 

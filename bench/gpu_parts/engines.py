@@ -1,4 +1,4 @@
-"""Part a: does an engine run here, are its answers those of torch, and how fast is it?
+"""Part a: does an engine run here, does it give torch's answers, and how fast is it?
 
 To be comparable, all engines read inputs from host memory and write logits to host memory, and
 all are timed by the wall clock. The ceiling is the speed of one large matrix product in the
@@ -76,7 +76,7 @@ class Plan:
     shapes: tuple[str, ...] = ("minilm", "bert-base")
     cells: tuple[tuple[float, int], ...] = CELLS
     compiled: bool = True
-    """True = also time `torch.compile` on the dense shapes."""
+    """True = also time `torch.compile` on the unpruned shapes."""
     batches: tuple[int, ...] = (1, 32, 128, 512)
     lengths: tuple[int, ...] = (32, 128)
     seconds: float = 0.4
@@ -95,7 +95,7 @@ class Plan:
         return cells[:first] + (compiled if self.compiled else []) + cells[first:]
 
     def sizes(self, kind: str) -> tuple[int, ...]:
-        """Batch sizes to time. Compiling takes long for each, so only the largest is used."""
+        """Batch sizes to time: only the largest if each needs compiling, which takes long."""
         return (max(self.batches),) if kind == COMPILED else self.batches
 
 

@@ -20,8 +20,8 @@ from .commands import config_of
 class CompiledBert:
     """transformers' BERT of an unpruned shape with `torch.compile`, as users would run it.
 
-    Its weights are not those of a prumux model, because a prumux model breaks the compiler's
-    graph at every layer.
+    It does not have the weights of a prumux model, because a prumux model breaks the
+    compiler's graph at every layer.
     """
 
     def __init__(self, shape: str, device: str, precision: str) -> None:

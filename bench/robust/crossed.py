@@ -41,7 +41,8 @@ THREADS, SLOTS, BATCH = 64, 3, 48
 TENANTS = "xyz"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ROUNDING = 1e-5
-"""Largest difference of an answer from the recorded one, by a mean in another order."""
+"""Largest allowed difference of an answer from the recorded one: means may be summed in
+another order."""
 TORCH = 1e-4
 """Largest allowed difference of the engine from the torch module."""
 SAMPLE_EVERY = 500

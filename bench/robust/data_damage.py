@@ -55,7 +55,7 @@ def encodings(random: Random, data: Path) -> str:
 
 
 def rename(random: Random, data: Path) -> str:
-    """Give a file another name or ending, or copy it to one."""
+    """Rename a file, or copy it to another name or ending."""
     path = pick(random, data)
     endings = ("parquet", "jsonl", "json", "csv", "tsv", "txt", "csv.gz", "arrow")
     stem = random.choice(

@@ -2,7 +2,7 @@
 
 Training is counted in epochs, because training by the clock never repeats exactly. For the
 same reason a steady clock times engines: its milliseconds depend on the engine's sizes only.
-All other parts are those of a run of `prumux-opt`, in its own process.
+All other parts work as in a run of `prumux-opt`, in its own process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EFFORTS: dict[str, tuple[str, ...]] = {
 TIMES = re.compile(r"seconds|date|command|latency_ms_.*")
 """Fields of a report that differ in every run."""
 DONE = 0, 3
-"""Exit codes of a finished run: a candidate meets the budget, or no candidate does."""
+"""Exit codes of a finished run: 0 = a candidate meets the budget, 3 = no candidate does."""
 MOMENTS = 0.8
 """Kills are within this share of the undisturbed run's seconds."""
 MOST_KILLS = 3

@@ -33,7 +33,7 @@ WEIGHTS = {"checkpoint": 34, "config and tokenizer": 28, "data": 26, OPTIONS: 12
 FULL_EVERY = 48
 """One input in this many runs to its end. The other runs stop after `--dry-run`."""
 SPARE_MB, SPARE_PER_BYTE = 64.0, 50.0
-"""Allowed memory above that of a sound input: MiB, and bytes for each byte of input."""
+"""Allowed memory in addition to a sound input's: MiB, and bytes for each byte of input."""
 QUICK = "onnx{precision=fp32}"
 
 
@@ -67,7 +67,7 @@ def prepare(folder: Path) -> Bench:
     """Make the bases, import all modules of a run, and measure sound inputs.
 
     Raises:
-        RuntimeError: a sound input gives a fault; then mutations would show nothing.
+        RuntimeError: a sound input gives a fault, so mutations would show nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     said, names = folder / "making.txt", folder / "modules.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 LIMIT_S = 60.0
 ADDRESS_BYTES = 6 << 30
-"""Address space that a run may use, in addition to that of the process at its start."""
+"""Address space that a run may use, in addition to what the process has at its start."""
 PROCESS_EVENTS = (
     "subprocess.Popen",
     "os.system",

@@ -187,7 +187,7 @@ def _sizes(opened: OpenedModel, batches: Sequence[int] | None) -> Sequence[int]:
 
 
 def _rivals(cell: _Cell, cells: Sequence[_Cell], fixed: bool) -> list[_Cell]:
-    """The cells of the same model. Fixed batch sizes: only cells of the same batch size."""
+    """The cells of the same model; if `fixed`, only the cells of the same batch size."""
     same = [x for x in cells if x.model == cell.model]
     return [x for x in same if x.batch == cell.batch] if fixed else same
 

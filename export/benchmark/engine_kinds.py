@@ -59,7 +59,7 @@ def open_kinds(
         The opened models, named `LABEL, KIND`; and the reason for each kind that cannot run.
 
     Raises:
-        PrumuxError: no kind can run the model; this is the first error.
+        PrumuxError: no kind can run the model. The error is that of the first kind.
     """
     found, not_run = list[OpenedModel](), dict[str, str]()
     first: PrumuxError | None = None
@@ -77,7 +77,7 @@ def open_kinds(
 
 
 def _torch(name: str, options: OpenOptions) -> OpenedModel:
-    """torch eager. A Hugging Face model also gets torch.compile, as its other graph."""
+    """torch eager. For a Hugging Face model, torch.compile gives another graph."""
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         raise MissingError("an engine file does not run in torch")

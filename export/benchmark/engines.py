@@ -198,7 +198,7 @@ def open_result(path: Path, file: Path, engine: FileEngine) -> OpenedModel:
         engine: that file, open.
 
     Raises:
-        ModelError: the folder is damaged, or the engine is another model's.
+        ModelError: the folder is damaged, or the engine belongs to another model.
     """
     config = read_json(path / "config.json")
     encoder, task = from_config(config, path / "config.json")

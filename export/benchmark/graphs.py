@@ -106,8 +106,8 @@ def fuse_file(
         open_graph: opens a serialized graph on the same provider.
 
     Returns:
-        The given graph first. A graph in a lower precision, one above 2 GB and one that is
-        fused already is not fused.
+        The given graph, then its fused graphs. A given graph that is in a lower precision,
+        above 2 GB or fused already gets no fused graphs.
     """
     found = ModelGraphs([OpenGraph(PLAIN, plain, path.stat().st_size)])
     proto = onnx.load(path)

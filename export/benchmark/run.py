@@ -35,7 +35,7 @@ class Entry:
     name: str
     batch: int
     rows_per_second: float
-    """A row is one text, or one pair of texts."""
+    """Throughput. A row is one text, or one pair of texts."""
     rows_per_second_low: float
     rows_per_second_high: float
     batch_ms_p50: float

@@ -27,7 +27,7 @@ from .run import Inputs
 LEAST_TEXTS = 2048
 """Fewer texts are repeated until there are at least this many."""
 PREDICT_BATCH = 32
-"""Default batch size, the same as that of `Predictor.predict`."""
+"""Default batch size, the same as in `Predictor.predict`."""
 PARTS = (
     "tokenizer alone: one call of its library for all texts; engine alone: on padded batches "
     "of like length; whole: Predictor.predict"
@@ -181,7 +181,7 @@ def time_texts(
 
 
 def _predictor(opened: OpenedModel, threads: int) -> Predictor:
-    """A predictor as `prumux.load` returns, on this engine."""
+    """A predictor on this engine, like those that `prumux.load` returns."""
     encoder, task, tokenizer = opened.encoder, opened.task, opened.tokenizer
     assert encoder is not None
     assert task is not None

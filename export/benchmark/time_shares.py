@@ -19,7 +19,7 @@ LARGEST = 10
 def kernel_shares(
     graph: bytes, threads: int, providers: tuple[str, ...], inputs: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Measure the share of ONNX Runtime's kernel time of each part of the model.
+    """Measure the share of each part of the model in ONNX Runtime's kernel time.
 
     Args:
         graph: a serialized graph that prumux wrote.

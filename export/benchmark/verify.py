@@ -65,11 +65,12 @@ class Verification:
     certified_engine: Mapping[str, str]
     moved: int = 0
     """Number of rows of a cascade that another stage answers here: their logits differ by more
-    than the limit. `parity` leaves these rows out. 0 if they are more than `MOVED` of all."""
+    than the limit. `parity` leaves these rows out. The number is 0 if they are more than
+    `MOVED` of all rows."""
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Faults in words; empty = the engine keeps the certified promise."""
+        """Descriptions of the faults; empty = the engine keeps the certified promise."""
         found = []
         if self.other_files:
             found.append(f"not the certified files: {', '.join(self.other_files)}")
@@ -112,7 +113,8 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
         name: the artifact folder.
         threads: CPU threads of the engine.
         device: the device, as for `prumux.load`.
-        url: host and port of a Triton server. If given, its engine is checked instead.
+        url: host and port of a Triton server. If given, the server's engine is checked
+            instead.
 
     Raises:
         GateError: a file differs from the certified file, and cannot be read.

@@ -41,14 +41,14 @@ class GraphBuilder:
             weights: float32 tensors by name.
             precision: the type of all float constants and values.
             portable: True = use only operators and types that TensorRT's ONNX parser
-            documents.
+                documents.
         """
         self.weights = weights
         self.element, self._dtype = _TYPES[precision]
         """The ONNX element type of floats."""
         self.low = precision != "fp32"
-        """True for fp16 and bf16: sums and products must stay small, delicate steps in one
-        node."""
+        """True for fp16 and bf16. Sums and products must then stay small, and each delicate
+        step must be one node."""
         self.portable = portable or self.low
         self._precision = precision
         self.nodes: list[onnx.NodeProto] = []
@@ -124,10 +124,10 @@ class GraphBuilder:
         return self.floats(name, self.weights[name])
 
     def linear(self, name: str, x: str, node: str = "", factor: float = 1.0) -> str:
-        """Linear map, [..., in] -> [..., out]. By default the node is named as its weights.
+        """Linear map, [..., in] -> [..., out]. The node's default name is `name`.
 
-        A `factor` of the result is multiplied into the weights. These are then stored under
-        another name. Without a bias, the output of the product has the node's name.
+        A `factor` of the result is multiplied into the weights. The changed weights are stored
+        under another name. Without a bias, the output of the product has the node's name.
         """
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
         stored = name
@@ -151,7 +151,7 @@ class GraphBuilder:
     def rms_norm(self, name: str, x: str, eps: float) -> str:
         """RMSNorm over the last axis, x / sqrt(mean x^2 + eps) * weight (+ bias).
 
-        In low types the mean of squares is computed in float32, as LayerNorm's statistics.
+        In low types the mean of squares is computed in float32, as are LayerNorm's statistics.
         """
         wide = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT) if self.low else x
         power = self.op("Mul", f"{name}.square", wide, wide)

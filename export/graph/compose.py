@@ -6,7 +6,7 @@
     second.* = Gather(inputs, rows)            the second stage on these rows, K = 0 included
     logits = ScatterND(first.logits, rows, second.logits)
 
-Each stage is quantised by itself before. There is no `If` node here, because ONNX Runtime's
+Each stage was quantised separately before. There is no `If` node here, because ONNX Runtime's
 quantiser skips subgraphs. Constants with the same bytes are stored once. So both stages share
 embedding tables that neither pruning nor training has changed.
 """
@@ -39,7 +39,7 @@ def compose(
 ) -> onnx.ModelProto:
     """Build the graph of a cascade.
 
-    Inputs are those of both stages. Outputs are `logits`, as in a single stage, and
+    The graph has the inputs of both stages. Outputs are `logits`, as in a single stage, and
     `deferred`.
 
     Args:

@@ -57,9 +57,9 @@ def build(
     - `sentence_embedding` in place of `logits`, for embedding models;
     - `start_logits` and `end_logits`, the columns of `logits`, for question answering, unless
       the graph is `portable`.
-    The same model gives the same bytes.
-    If n rows are mixed, batch_size must be a multiple of n. The metadata entry `prumux.slots`
-    is n.
+
+    The same model gives the same bytes. If n rows are mixed, batch_size must be a multiple of
+    n. The metadata entry `prumux.slots` is n.
 
     In fp16 and bf16, all weights and float values have this type. Only the logits are cast, at
     the end. LayerNorm's statistics stay float32. To prevent overflow, attention is scaled
@@ -71,7 +71,7 @@ def build(
         opset: version of the ONNX operators.
         precision: the type of weights and values.
         portable: True = use only types that TensorRT's parser documents for each operator.
-            fp16 and bf16 graphs always do so.
+            fp16 and bf16 graphs always use only these types.
         ragged: True = run all blocks except attention on real tokens only, see `ragged`.
         states: True = the fp32 graph of an embedding model also returns the states before
             pooling.

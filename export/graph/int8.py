@@ -28,7 +28,8 @@ from .graph import PRECISION, build
 
 LEAST_UNITS = 16
 """A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
-160 and 200, 16 was the fastest on a pruned MiniLM. On the dense MiniLM none was faster."""
+160 and 200, 16 was the fastest on a pruned MiniLM. On the unpruned MiniLM no other limit was
+faster."""
 LEAST_HIDDEN = 64
 """Models with fewer hidden dimensions gain nothing from int8."""
 TOLERANCE_NATS = 0.005
@@ -45,8 +46,8 @@ def lower(proto: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto
         y_j = s_x s_j sum_i (X_i - z_x) Q_ij, by MatMulInteger
 
     ONNX Runtime's `quantize_dynamic` gives the same bytes; a test compares both. This function
-    replaces it because a search quantises many graphs, and `quantize_dynamic` takes half a
-    millisecond for each of 20,000 columns.
+    is used instead, because a search quantises many graphs, and `quantize_dynamic` takes half
+    a millisecond for each of 20,000 columns.
 
     Args:
         proto: a float32 graph that `graph.build` wrote. It is not changed.
@@ -151,7 +152,7 @@ def check_names(keep: Collection[str], proto: onnx.ModelProto) -> None:
     """Check that the graph has linear maps of these names, and that int8 would convert them.
 
     Raises:
-        UsageError: the graph lacks one; the message names two that it has.
+        UsageError: the graph lacks a map; the message names two maps that it has.
     """
     check_known(keep, [x.removesuffix(".matmul") for x in worth_lowering(proto)])
 
@@ -160,7 +161,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
     """Check that all of `keep` are among `names`.
 
     Raises:
-        UsageError: one is missing; the message has two of `names`.
+        UsageError: a name is missing; the message has two of `names`.
     """
     for name in keep:
         if name not in names:
@@ -171,7 +172,7 @@ def check_known(keep: Collection[str], names: Sequence[str]) -> None:
 
 
 def lowered_names(proto: onnx.ModelProto) -> list[str]:
-    """Names of the int8 products. The names are those of the float32 products before."""
+    """Names of the int8 products: the names of the float32 products that they replaced."""
     suffix = "_quant"
     return [
         node.name.removesuffix(suffix)

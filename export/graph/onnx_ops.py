@@ -39,7 +39,7 @@ class OnnxOps:
     encoder: Encoder
     build: GraphBuilder
     mask: str = MASK
-    """The current attention mask: that of single rows or that of mixed rows."""
+    """The current attention mask: the mask of single rows or of mixed rows."""
     pending: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Linear maps that are not written yet: a factor may be folded into them."""
     narrow: set[str] = field(default_factory=set)
@@ -239,7 +239,8 @@ class OnnxOps:
     def _apart(self, x: str) -> str:
         """Reshape to single rows: [B, D] if the head reads the first position.
 
-        Otherwise to [B, T, D] for pooled models; other models keep [B/n, n, T, D].
+        If not, the shape is [B, T, D] for pooled models, and stays [B/n, n, T, D] for other
+        models.
         """
         e = self.encoder
         if e.reads_first:

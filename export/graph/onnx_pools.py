@@ -1,6 +1,6 @@
 """Pools and normalisation of sentence embeddings as ONNX operators.
 
-All pools except `first` and `max` are weighted sums over positions. The weights are computed
+All pools except `first` and `max` are weighted sums over positions. These weights are computed
 in float32, because sums over many tokens may leave the range of fp16.
 """
 
@@ -108,7 +108,7 @@ def _number(value: float) -> NDArray[np.float32]:
 
 
 def normalized(b: GraphBuilder, x: str) -> str:
-    """Scale vectors to length 1. Squares may leave fp16's range, so it computes in float32."""
+    """Scale vectors to length 1, in float32, because squares may leave fp16's range."""
     at = f"{x}.unit"
     wide = b.op("Cast", f"{at}.float", x, to=TensorProto.FLOAT) if b.low else x
     square = b.op("Mul", f"{at}.square", wide, wide)

@@ -28,7 +28,7 @@ class Parity:
     rows: int
     """Number of compared rows; for token tasks, number of compared positions."""
     broken: int = 0
-    """Number of these rows or positions with logits that are nan or infinite."""
+    """Number of compared rows or positions with logits that are nan or infinite."""
 
 
 def compare(

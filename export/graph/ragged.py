@@ -14,9 +14,10 @@ zeros is needed, and no value of a row reaches another row. These positions are 
 
 - real tokens;
 - the first position of every row, because heads read it;
-- all positions of a row without tokens, so that its answer equals the plain layout's.
+- all positions of a row without tokens, so that the row's answer equals the plain layout's.
 
-The answers are those of the plain layout. In int8, the range of a batch is that of its tokens.
+The answers equal the answers of the plain layout. In int8, the range of a batch comes from its
+tokens alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .onnx_ops import EMBEDDED, MASK, OnnxOps
 class TokenIndex:
     """Names of two index tensors in the graph.
 
-    One gathers tokens from [B, T], the other puts them back.
+    `index` gathers tokens from [B, T], and `place` puts them back.
     """
 
     index: str
@@ -68,11 +69,11 @@ class RaggedOps(OnnxOps):
     """`OnnxOps` on tokens: values of all positions are [N, width].
 
     Values of the first position stay [B, 1, D]. Mixing and demultiplexing need rows, so values
-    are gathered to [B, T, width] before.
+    are gathered to [B, T, width] before these steps.
     """
 
     known: dict[str, TokenIndex] = field(default_factory=dict)
-    """Token indices by the name of the mask: that of single rows and that of mixed rows."""
+    """Token indices by the name of the mask: the mask of single rows and of mixed rows."""
 
     @property
     def _tokens(self) -> TokenIndex:
@@ -116,7 +117,7 @@ class RaggedOps(OnnxOps):
         return b.op("Gather", "head.first", self._use(x), row)
 
     def mix(self, x: str) -> str:
-        """See `Ops.mix`. A mixed row has a token where any member has one."""
+        """See `Ops.mix`. A mixed row has a token where any row of its group has one."""
         if x != EMBEDDED and not self._mixes_narrow:
             x = self._padded(self._use(x))  # uses the token indices of single rows
         return super().mix(x)
@@ -139,7 +140,7 @@ class RaggedOps(OnnxOps):
     def _apart(self, x: str) -> str:
         if self.encoder.reads_first:
             return super()._apart(x)
-        self.mask = MASK  # from here on tokens are those of single rows again
+        self.mask = MASK  # from here on, tokens belong to single rows again
         return self._packed("demux.rows", x, self.encoder.hidden)
 
     def _of_positions(self, x: str) -> str:

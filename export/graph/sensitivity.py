@@ -1,7 +1,7 @@
 """Estimate how much int8 in each linear map changes the predictions, in one backward pass.
 
 int8 changes the outputs y of a map by d = q(x) q(W) - x W, where q quantises. To second order,
-the KL divergence of the predictions from those of the given model is
+the KL divergence from the given model's predictions is
 
     KL = 1/2 E_c[(g_c . d)^2],    g_c = d log p_c / d y,
 

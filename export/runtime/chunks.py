@@ -37,8 +37,10 @@ def answer_chunks(
     Args:
         rows: texts or pairs.
         multiple: the number of rows of a chunk is a multiple of this, if there are enough
-        rows. encode: tokenizes rows. run: computes the logits of a chunk. overlap: True =
-        tokenise the next chunk in another thread while this chunk runs.
+            rows.
+        encode: tokenises rows.
+        run: computes the logits of a chunk.
+        overlap: True = tokenise the next chunk in another thread while this chunk runs.
 
     Raises:
         DataError: the error of `encode`; it names the row by its number among all rows.

@@ -37,7 +37,8 @@ Variant = Literal["none", "basic", "all", "ragged"]
 """A padded graph, named by its fusion; or the ragged graph, which is never fused."""
 FUSED: tuple[Fusion, ...] = ("basic", "all")
 LEAST_PADDING = 1.1
-"""Positions per real token at the serving point. From here on the ragged layout can pay."""
+"""Fewest positions per real token at the serving point with which the ragged layout is
+timed."""
 GAIN = 0.98
 """A fused graph must run in at most this share of the time of the best simpler graph."""
 LOSING_SHARE = 0.25
@@ -209,7 +210,7 @@ class SlowFusions:
 
     The given model is exported first. If a fusion was slower for the given model, it is not
     tried on models that differ only in the number of layers, heads and FFN units. In every run
-    recorded so far, a fusion slowed the pruned graph down more than the dense graph.
+    recorded so far, a fusion slowed the pruned graph down more than the given model's graph.
     """
 
     ctx: Context
@@ -218,7 +219,7 @@ class SlowFusions:
 
     @classmethod
     def of(cls, encoder: Encoder, opset: int, provider: str, ctx: Context) -> SlowFusions:
-        """The entry for models like `encoder` with other layers, heads and FFN units."""
+        """The entry for `encoder` and models with other layers, heads and FFN units."""
         shape = encoder.hidden, encoder.head_dim, encoder.activation, encoder.slots
         work = [batch.input_ids.shape for batch in ctx.workload]
         about = key(shape, work, ctx.threads, opset, provider, device(), versions())

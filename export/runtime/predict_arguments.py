@@ -107,7 +107,7 @@ def question_rows(texts: Any) -> Rows:
 
 
 def _all_texts(values: list[Any]) -> bool:
-    """True if all values are plain Unicode texts. It is fast: no Python loop over values."""
+    """True if all values are plain Unicode texts. Fast, without a Python loop over values."""
     if set(map(type, values)) != {str}:
         return False
     try:

@@ -60,7 +60,8 @@ class Predictor:
     reload: Callable[[], Predictor] | None = field(default=None, repr=False)
     """The call of `load` that makes this predictor again."""
     overlap: bool = False
-    """True = tokenise texts while the engine runs. This needs cores that the engine leaves."""
+    """True = tokenise texts while the engine runs. This needs cores that the engine leaves
+    free."""
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[], Predictor], tuple[()]]:
@@ -274,8 +275,8 @@ def load(
             that this process may use, at most `OMP_NUM_THREADS`. The torch module uses
             torch's own setting.
         max_wait_ms: milliseconds for which a call waits for calls of other threads, to run
-            their texts together. This pays if many threads bring few texts each. By default
-            each call runs alone.
+            their texts together. This is faster if many threads pass few texts each. By
+            default each call runs alone.
         device: the device of ONNX Runtime: `cpu`, `cuda`, or `auto` (a GPU if ONNX Runtime can
             use one and the graph is not int8).
 

@@ -70,6 +70,6 @@ def _at_the_edge(
 
 
 def _nearer(one: Floats, two: Floats, found: Floats) -> NDArray[np.bool_]:
-    """Mask of rows whose logits `found` are nearer to those of stage one, [B]."""
+    """Mask of rows whose logits `found` are nearer to the logits `one`, [B]."""
     nearer: NDArray[np.bool_] = np.abs(found - one).max(-1) <= np.abs(found - two).max(-1)
     return nearer

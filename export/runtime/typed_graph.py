@@ -18,8 +18,8 @@ from .ort import OrtEngine
 class TypedGraphEngine(OrtEngine):
     """Runs `model.onnx` of any precision in ONNX Runtime, and rounds values to their types.
 
-    The answers are those of the typed graph by the rules of ONNX. The times say nothing about
-    times on a GPU.
+    The answers are the ones that the typed graph has by the rules of ONNX. The times say
+    nothing about times on a GPU.
     """
 
     def __init__(self, graph: Path, threads: int, instead_of: str = "") -> None:

@@ -11,9 +11,9 @@ from typing import Any
 def release_memory() -> None:
     """Return freed memory to the system, after a step that needed much.
 
-    glibc keeps freed blocks for later allocations. A run would keep the sum of what its steps
-    needed, and not the largest of them. Other C libraries have no such call: then nothing
-    happens.
+    glibc keeps freed blocks for later allocations. Without this call, the memory of a run
+    could grow to the sum of the needs of its steps instead of the largest need. With other C
+    libraries the function does nothing.
     """
     if (trim := _malloc_trim()) is not None:
         trim(0)

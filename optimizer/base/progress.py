@@ -16,12 +16,12 @@ QUIET_SECONDS = 2.0
 """Tasks shorter than this print no line, unless `-v` is set."""
 
 Tick = Callable[[], None]
-"""Call once per finished unit of work."""
+"""A function that is called once per finished unit of work."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Prints to `stream` (stderr if None). `level`: 0 quiet, 1 normal, 2 verbose."""
+    """Prints to `stream` (stderr if None). The `level` is 0 quiet, 1 normal or 2 verbose."""
 
     level: int = 0
     stream: TextIO | None = None

@@ -60,7 +60,7 @@ def owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Store:
-    """Stores JSON values and tensors by name in `folder`; without a folder, nothing."""
+    """Stores JSON values and tensors by name in `folder`; stores nothing without a folder."""
 
     folder: Path | None = None
 
@@ -139,7 +139,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Cache(Store):
-    """An optional store: read and write errors are ignored, say under a read-only HOME."""
+    """A store that ignores read and write errors, for example if HOME is read-only."""
 
     def json(self, name: str, make: Callable[[], Any]) -> Any:
         """`Store.json` without errors of files.

@@ -24,13 +24,13 @@ from prumux.optimizer.tasks.task import ConstantAnswer, Task
 from .budget import Budget
 
 NEAR = 2.0
-"""A warning is printed if a constant answer loses less than twice the limit: a model at the
+"""A warning is printed if a constant answer loses less than twice the limit. A model at the
 limit may then have lost half of the given model's lead over the constant answer."""
 FEW_ROWS = 30
 """With fewer rows of a class, figures of this class alone are very rough."""
 MISFIT = 0.01
-"""Error level: a model no worse than any constant answer is called a misfit in at most 1 % of
-draws."""
+"""Error level of the misfit test: a model that is no worse than any constant answer is called
+a misfit with a probability of at most 1 %."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _order(
     order = explained(judged.answers, judged.flat_labels, judged.task)
     if order is None:
         return []
-    # The order removes half of the mistakes. No order does so if the model is merely weak.
+    # True if the other order has at most half of the mistakes. If the model is merely weak, no
+    # order has so few.
     halved = 2 * (1 - order.accuracy) <= 1 - order.accuracy_as_read
     if judged.task.metric(judged.metric).needs_labels and (
         useless or (halved and not confirmed)
@@ -289,7 +290,7 @@ def _classes_that_may_go(judged: Judged, limit: float) -> list[str]:
 
 
 def _rare(judged: Judged) -> list[str]:
-    """Warnings about classes with few or no rows, for metrics that do not count answers."""
+    """Warnings about classes with few or no rows; none for metrics that count answers."""
     metric = judged.task.metric(judged.metric)
     if metric.counts_answers or not judged.task.has_classes:
         return []

@@ -34,8 +34,8 @@ def betting_upper(
         K(u) = prod_i (1 + b_i (x_i - m))
         b_i = min(sqrt(2 log(1 / alpha) / (n v_i)), c / m)
 
-    with v_i a variance estimated from the rows before i, and c = `MOST_AT_STAKE`. If the true
-    mean loss is u or more, the expected capital is at most 1. By Markov's inequality the
+    where v_i is a variance estimated from the rows before i, and c = `MOST_AT_STAKE`. If the
+    true mean loss is u or more, the expected capital is at most 1. By Markov's inequality the
     capital then exceeds 1 / alpha with probability at most alpha. The bound is the smallest u
     with K(u) >= 1 / alpha. The bound needs no normality and is valid for every number of rows.
     The capital is averaged over `ORDERS` fixed orders of the rows. The average has the same

@@ -19,7 +19,7 @@ def tango_upper(rows: float, worse: float, better: float, confidence: float = 0.
 
         (worse - better - n d) / sqrt(n (2 q + d (1 - d))) > -z,
 
-    with q the maximum-likelihood share of improved rows, given d. If no row changed, the
+    where q is the maximum-likelihood share of improved rows, given d. If no row changed, the
     bound is z^2 / (n + z^2). The counts may be fractions, for planning. If no row improves,
     the coverage is too low: use `accuracy_upper`.
 
@@ -83,15 +83,15 @@ def clopper_pearson_upper(rows: float, changed: float, confidence: float = 0.95)
 def few_errors_upper(
     loss: float, spread: float, step: float, confidence: float = 0.95
 ) -> float:
-    """Score bound of a loss to which each error adds `step`, in the way of `accuracy_upper`.
+    """Score bound, like `accuracy_upper`, of a loss to which each error adds `step`.
 
     A normal bound uses only the observed spread. If the true loss is higher by d, there are
     d / step more errors, and the variance is higher by d * step. The bound solves
 
         d = z sqrt(spread^2 + step^2 / 2 + d step),    upper = loss + step / 2 + d,
 
-    with half an error more for continuity. If no error was observed, the bound is the loss of
-    `unseen_errors` more errors.
+    where step / 2, half an error, is a continuity correction. If no error was observed, the
+    bound is the loss of `unseen_errors` more errors.
 
     Args:
         loss: the observed loss.

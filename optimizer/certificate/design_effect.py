@@ -1,4 +1,4 @@
-"""The design effect of multiplexed rows, which are not independent of their partners.
+"""The design effect of multiplexed rows, which depend on the other rows of their groups.
 
 Bounds of a loss assume that rows are independent draws. If n rows share a forward pass, only
 the groups of n rows are independent. Kish's design effect (Kish 1965, Survey Sampling) is the

@@ -29,7 +29,7 @@ UNCHECKED = (FILE, "tensorrt.sh", "pipeline.txt", "README.md")
 
 @dataclass(frozen=True)
 class CertifiedFacts:
-    """The certificate and the engine that the answers belong to."""
+    """Facts about the certificate, and about the engine that gave the answers."""
 
     metric: str
     limit: float | None
@@ -41,7 +41,7 @@ class CertifiedFacts:
     seed: int
     """Seed of the groups of rows that share a forward pass in a multiplexed model."""
     engine: Mapping[str, str]
-    """The engine that gave the answers."""
+    """Facts about the engine that gave the answers."""
     files: Mapping[str, str]
     """SHA-256 of the files that the engine and the tokenizer are read from."""
     format: int = 1
@@ -115,7 +115,7 @@ def read_answers(folder: Path) -> KeptAnswers:
         )
     try:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
-        # Not splitlines(): JSON may hold U+2028 and its like inside a string.
+        # Not splitlines(): a JSON string may contain U+2028 and similar characters.
         first, *lines = text.removesuffix("\n").split("\n")
         facts = CertifiedFacts(**json.loads(first))
         return _kept(facts, [json.loads(line) for line in lines])

@@ -1,4 +1,4 @@
-"""Plans certificates: the loss that some rows can certify, and the rows that a loss needs."""
+"""Plans certificates: computes the certifiable loss, and the number of rows for a loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def provable_loss(
         confidence: one-sided.
 
     Returns:
-        The loss. If negative, only a model that is better by this amount can be certified. If
-        -1, no model can be certified.
+        The loss. If negative, only a model that is better than the given one by this amount
+        can be certified. If -1, no model can be certified.
     """
 
     def fails(loss: float) -> bool:

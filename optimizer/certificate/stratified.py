@@ -40,8 +40,9 @@ def stratified_upper(
 
     Coverage with `accuracy_upper` at 95 %:
 
-    - Two classes (8 and 40, 8 and 428, 50 and 50 rows), no row improves: at least 95 %. This
-      is exact for all true losses of recall up to 0.6 and 0.4.
+    - Two classes (8 and 40, 8 and 428, 50 and 50 rows), no row improves: at least 95 %. The
+      coverage is computed exactly, for true losses of recall up to 0.6 in the rarer class and
+      0.4 in the other class.
     - Two classes, some rows improve and others get worse: the lowest coverage was 94.2 %, for
       8 and 20 rows at a true loss of 20 points.
     - Simulations of 3 and 20 classes: over 98 %, and 95.3 % at a true loss of 20 points.

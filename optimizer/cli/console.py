@@ -1,4 +1,4 @@
-"""Helpers for all commands: option types, usage errors, and exit codes without tracebacks."""
+"""Helpers of all commands: option types, usage errors, and exit codes without tracebacks."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _exit_code_and_message(error: BaseException, again: str) -> tuple[int, str]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """True if memory was short. In this case torch and ONNX Runtime raise RuntimeError."""
+    """True if an error means a lack of memory, for which torch raises RuntimeError."""
     said = r"allocate memory|out of memory|bad.alloc"
     return isinstance(error, MemoryError) or re.search(said, str(error)) is not None
 

@@ -1,7 +1,7 @@
 """`--demo`: a small real model and real data, made from installed packages without a network.
 
-The task is to name the package of a docstring, from which the packages' names are removed.
-The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
+The task is to name the package that a docstring is from. Names of packages are removed from
+the docstrings. The model is a pretrained MiniLM-L6, fine-tuned for about a minute.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def fine_tune(base: Path, rows: Texts, out: Path, progress: Progress) -> None:
             inputs: BatchEncoding = tokenizer(
                 [text for text, _ in batch],
                 padding=True,
-                pad_to_multiple_of=16,  # few shapes, because each costs time for kernels
+                pad_to_multiple_of=16,  # few shapes, as each needs new kernels
                 truncation=True,
                 max_length=MAX_TOKENS,
                 return_tensors="pt",

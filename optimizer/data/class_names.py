@@ -1,7 +1,7 @@
 """Names of a data set's classes, as the `datasets` library writes them.
 
-The library writes the names into the schema of a parquet or arrow file, into
-`dataset_info.json` or `dataset_infos.json`, or at the head of the data set's README.md.
+The library writes the names to one of these places: the schema of a parquet or arrow file,
+`dataset_info.json`, `dataset_infos.json`, or the head of the data set's README.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def class_names(metadata: bytes | None) -> Names:
 def beside(file: Path) -> Names:
     """Class names from the nearest file of `CARDS` beside or above a data file.
 
-    The search goes up only from folders named `data` or like a split.
+    The search goes up only from folders that are named `data` or have a split's name.
 
     Raises:
         DataError: the file of `CARDS` cannot be read, or two of its configurations name a

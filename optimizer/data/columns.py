@@ -90,9 +90,9 @@ def find_columns(
 
     Args:
         table: the table to search.
-        task: the model's.
+        task: the model's task.
         named: the user's names, see `checked`; None = the user cannot name columns.
-        optional_label: whether the user's column of labels may be missing.
+        optional_label: True if the user's column of labels may be missing.
 
     Raises:
         DataError: a column is missing, or several columns are candidates for it.
@@ -125,7 +125,7 @@ def _label(
     texts: tuple[str, str | None],
     optional_label: bool,
 ) -> Columns:
-    """The columns of the texts, and of the labels: a common one, or one for each label."""
+    """The columns of texts and labels: one label column, or one column for each label."""
     first, second = texts
     key = next((k for k in task.columns if k in named), None)
     if key is None:
@@ -155,7 +155,7 @@ def _named(table: Table, key: str, name: str) -> str:
 
 
 def _group(table: Table, task: Task, named: Mapping[str, str]) -> str | None:
-    """The column with the query of each row; None = there is none."""
+    """The column with the query of each row; None = the table has no such column."""
     for name in task.group_columns:
         if name in named:
             return _named(table, name, named[name])

@@ -48,12 +48,12 @@ def window_encodings(
 ) -> Iterator[list[list[Any]]]:
     """The encodings of the windows of each question, one encoding a window, in parts.
 
-    In each window the question stands before the context. If the tokenizer pads on the left,
-    the question stands after the context, as in transformers' pipeline.
+    In each window the question precedes the context. If the tokenizer pads on the left, the
+    question follows the context, as in transformers' pipeline.
 
     Args:
         rows: questions with contexts.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         length: tokens of a window. A question may fill `length - 2 * stride` of them, special
             tokens included; longer questions are cut.
         side: `right` = windows run from the start of the context to its end; `left` = from its
@@ -80,13 +80,13 @@ def context_index(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], most: int) -> list[str]:
-    """The texts, each cut to at most `most` tokens, also when tokenised again."""
+    """Cut texts to at most `most` tokens each. Tokenising a cut text again keeps the limit."""
     cut, todo = list(texts), list(range(len(texts)))
     while todo:
         found = _encoded([cut[i] for i in todo], tokenizer, offsets=True, specials=False)
         over = [(i, x.offsets[-1]) for i, x in zip(todo, found, strict=True) if x.overflowing]
         for i, (start, end) in over:
-            # A character may be several tokens, of which the last ones are cut off.
+            # A character may consist of several tokens, and the last tokens are cut off.
             size = len(cut[i])
             cut[i] = cut[i][: end if end < size else min(start, size - 1)]
         todo = [i for i, _ in over]
@@ -108,9 +108,9 @@ def _encoded(
 
     Args:
         part: texts, pairs or lists of words.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         split: True if `part` contains lists of words.
-        offsets: whether the encodings need the tokens' places in the text.
+        offsets: True if the encodings need the positions of the tokens in the text.
 
     Raises:
         DataError: the Rust library fails.
@@ -181,7 +181,7 @@ def first_subwords(words: Sequence[int | None]) -> NDArray[np.bool_]:
 
 
 def aligned(labels: Ints, words: Sequence[int | None], first: NDArray[np.bool_]) -> Ints:
-    """The label of each token, [T]: the word's at its first token, -100 at all others."""
+    """Labels of tokens, [T]: the word's label at its first token, -100 at all others."""
     found = np.full(len(words), IGNORE, dtype=np.int64)
     for i, word in enumerate(words):
         if first[i] and word is not None:

@@ -15,7 +15,7 @@ from .formats import FORMATS, ending_of
 from .names import by_split, split_of
 
 NO_DATA = (*CARDS, "labels.json", "state.json", "dataset_dict.json")
-"""Files without rows that may lie beside data."""
+"""Files without rows that may lie in a folder with data."""
 _CODE = (
     ".py",
     ".sh",
@@ -29,7 +29,7 @@ _CODE = (
     ".yml",
     ".cfg",
 )
-"""Endings of files that contain no rows, whatever their name."""
+"""Endings of files that contain no rows, even if their name is usual for data."""
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 Found = dict[str, tuple[Path, ...]]
@@ -121,7 +121,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _split_name(path: Path) -> str | None:
-    """The part of a file's name that is a usual name of a split; None = no part is."""
+    """The part of a file's name that is a usual name of a split; None = there is none."""
     stem = path.name.partition(".")[0]
     shard = _SHARD.fullmatch(stem)
     name = stem if shard is None else shard[1]

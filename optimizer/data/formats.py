@@ -193,7 +193,8 @@ def _json_lines(path: Path, lines: list[str], failed: Exception | None) -> list[
         try:
             rows.append(json.loads(line, object_pairs_hook=_object))
         except (ValueError, RecursionError) as e:
-            # A file may be one value on several lines: then the error of the whole counts.
+            # The file may be one JSON value on several lines: report the error of the whole
+            # file.
             reason = failed if failed is not None and i == 1 else e
             raise DataError(
                 f"{path}, row {i} is not JSON ({str(reason)[:100]}): "

@@ -31,7 +31,7 @@ def hub_splits(
     """The splits of a hub data set by name, and a line for each that is not used.
 
     The splits for training, validation and test are renamed to `train`, `validation` and
-    `test`. Others keep their own names.
+    `test`. All other splits keep their names.
 
     Args:
         source: `owner/name` or `owner/name:config`.

@@ -45,7 +45,7 @@ def keep(
         columns: the columns that are read.
         task: the task that reads the labels.
         chosen: `--labels`; every value that it names counts as a label.
-        reported: whether the rows are for the report only. Then labels that are all the same
+        reported: True if the rows are for the report only. Labels that are all the same then
             count as no labels, and raise no error.
 
     Raises:
@@ -104,7 +104,7 @@ def _no_labels(
 
 
 def _hidden_are_none(known: Sequence[Any], task: Task, chosen: LabelMap) -> bool:
-    """True if -1 means "no label": all classes of the model occur beside it, as in SNLI."""
+    """True if -1 means "no label", as in SNLI: all classes of the model occur besides -1."""
     if task.reads_words or not task.exclusive or chosen.pairs:
         return False
     ids = {integer(x) for x in known}

@@ -14,8 +14,8 @@ from prumux.optimizer.tasks.labels import ClassId, Fail, class_of, first_names, 
 class LabelMap:
     """The option `--labels READ=MEANT`.
 
-    READ is a value of the data, or the class that the value has without the option. MEANT is
-    one of the model's classes.
+    READ is a value in the data, or the class that this value would have without the option.
+    MEANT is one of the model's classes.
     """
 
     pairs: Mapping[str, str]
@@ -127,7 +127,7 @@ def _numbers(values: Sequence[Any], classes: Sequence[str]) -> Sequence[Any]:
 def _by_name(
     values: Sequence[Any], classes: Sequence[str], chosen: LabelMap
 ) -> tuple[Sequence[Any], tuple[str, ...]]:
-    """Replace integer labels by class ids, if the model has all of the data's names."""
+    """Replace integer labels by the model's class ids, if it has all of the data's classes."""
     if not classes or any(isinstance(x, str) for x in values):
         return values, ()
     model = [x.casefold() for x in chosen.names]

@@ -1,4 +1,4 @@
-"""Rows of several texts, of which the model runs each text alone.
+"""Rows that consist of several texts. The model runs each text alone.
 
 Such rows are pairs, queries with documents, or questions with the windows of their contexts.
 """

@@ -15,7 +15,7 @@ SPLITS = {
 }  # fmt: skip
 """The splits, each with its usual names in files, folders and hub data sets.
 
-A name may end in `_matched` or `_mismatched`, as MNLI's do, or in `-v1` or `-v2`, as SQuAD's.
+A name may end in `_matched` or `_mismatched`, as in MNLI, or in `-v1` or `-v2`, as in SQuAD.
 """
 PAIRS = (
     ("text_a", "text_b"),
@@ -28,9 +28,9 @@ PAIRS = (
     ("query", "passage"),
     ("query", "document"),
 )
-"""Usual names of two columns that hold a pair of texts."""
+"""Usual names of two columns that contain a pair of texts."""
 SINGLES = ("text", "sentence", "text_a")
-"""Usual names of a column that holds the only text."""
+"""Usual names of a column that contains the only text."""
 
 WORDS = ("tokens", "words")
 """Usual names of a column of words."""
@@ -57,7 +57,7 @@ def by_split(
 ) -> tuple[dict[str, str], list[str]]:
     """Choose one title for each split; also give a line for each title that is not used.
 
-    A name such as `validation_mismatched` is chosen only if its split has no other.
+    A name such as `validation_mismatched` is chosen only if its split has no other name.
 
     Args:
         named: maps a title, which messages show, to a name that may be a split's usual name.

@@ -19,7 +19,8 @@ from .ragged import Ragged
 from .tokenize import Batch, Encoded, batches, collate
 
 Arrivals = Literal["sorted", "mixed"]
-"""Order in which rows reach an engine: sorted by length, or mixed, as they arrive."""
+"""Order in which rows reach an engine: `sorted` by length, or `mixed`, the order of
+arrival."""
 ARRIVALS: tuple[Arrivals, ...] = get_args(Arrivals)
 BATCH = 64
 QUANTILES = (0.125, 0.375, 0.625, 0.875)
@@ -50,7 +51,7 @@ def predict(
         task: turns logits into predictions.
         tick: called after each batch.
         slots: number of rows that share a forward pass.
-        seed: shuffles rows of equal length, and so draws the groups of mixed rows.
+        seed: shuffles rows of equal length, which changes the groups of mixed rows.
         by_length: True = batch and mix rows of similar length; False = neighbouring rows.
     """
     found = row_logits(run, rows, tick, slots=slots, seed=seed, by_length=by_length)
@@ -115,8 +116,8 @@ def workload(
         batch: rows of a batch.
         length: number of tokens of every row; rows are cut, or filled with repeated tokens.
             None = rows keep their lengths, and a batch is taken around each of `QUANTILES`.
-        arrivals: "mixed" = without `length`, the batches are neighbouring rows, spread evenly
-            over all rows.
+        arrivals: "mixed" = if `length` is None, each batch consists of neighbouring rows, and
+            the batches are spread evenly over all rows.
     """
     if length is not None:
         filled = Encoded(

@@ -36,10 +36,10 @@ def queries_of(table: Table, column: str | None, texts: Sequence[str]) -> NDArra
 
 
 def without(groups: NDArray[np.int64]) -> str:
-    """The line for queries that are left out.
+    """The message about queries that are left out.
 
     Args:
-        groups: the query's number of each row that is left out.
+        groups: the query number of each row that is left out.
     """
     queries = len(np.unique(groups))
     which = "1 query" if queries == 1 else f"{queries} queries"

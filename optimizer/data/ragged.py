@@ -56,7 +56,7 @@ class Ragged(Sequence[NDArray[np.int32]]):
 
     @cached_property
     def lengths(self) -> Ints:
-        """Numbers in each row, [N]."""
+        """Count of the numbers in each row, [N]."""
         return self.ends - self.starts
 
     def __len__(self) -> int:

@@ -54,14 +54,14 @@ def retrieval_splits(
 
     - certify and test: the queries of `validation` and `test`
     - select: queries of `train`; without that split, a third of the validation queries
-    - fit: documents and the remaining train queries, as texts without labels
+    - fit: documents and the other train queries, as texts without labels
 
     All roles search the same corpus, which is reduced for `select` if it is large.
 
     Args:
         folder: see `is_retrieval`.
         task: adds the prompts of queries and documents.
-        seed: draws queries and documents.
+        seed: the seed for drawing queries and documents.
         validation: `test` = the queries of the test split certify.
 
     Raises:

@@ -47,7 +47,7 @@ class Rows:
     labels: Labels | None = None
     """Labels from `Task.read_labels`; None = unlabelled."""
     notes: tuple[str, ...] = ()
-    """How label values were read, in words."""
+    """Messages about how label values were read."""
     labels_used: frozenset[str] = frozenset()
     """Keys of `--labels` that occurred."""
     unlabelled: str = ""
@@ -120,9 +120,9 @@ class Splits:
     certify: Rows
     test: Rows | None
     notes: tuple[str, ...]
-    """The origin of the rows of each role, in words."""
+    """Messages about the origin of the rows of each role."""
     warnings: tuple[str, ...] = ()
-    """Inputs that are not used, rows that are left out, and replacements."""
+    """Messages about unused inputs, rows that are left out, and replacements."""
     task: Task | None = None
     """The task, with facts that only the data shows; None = the task of the config."""
 
@@ -204,7 +204,7 @@ def read_rows(
 
 
 def _judged(rows: Rows, task: Task) -> Rows:
-    """Leave out queries that the metric cannot score, such as without a relevant passage."""
+    """Leave out queries that the metric cannot score, because no passage is relevant."""
     assert rows.groups is not None
     assert rows.labels is not None
     labels = task.with_groups(rows.labels, rows.groups)

@@ -67,9 +67,10 @@ def load_splits(  # noqa: PLR0917 - the options of the command line, one by one
             `validation` is `test`, the test split of `data` certifies.
         beside: the model's file or folder. Its data files are read if no other data is given.
         task, columns, labels: see `read_rows`.
-        seed: draws the rows of each role, independently of their order in the file.
+        seed: the seed for drawing the rows of each role. The order in the file has no
+            influence.
         metric: the metric that the user chose; `agreement` needs no labels.
-        certify_on_train: whether rows of the train split may certify.
+        certify_on_train: True if rows of the train split may certify.
 
     Raises:
         DataError: there is no data, a file is wrong, no rows may certify, or a role has fewer
@@ -186,7 +187,7 @@ def _usable(
 
     Args:
         rows: by split.
-        agreement: whether the metric is agreement, which needs no labels.
+        agreement: True if the metric is agreement, which needs no labels.
         label: the key of `--columns` for the labels; "" = the task reads no label column.
     """
     if agreement:
@@ -245,7 +246,8 @@ def _cure(rows: Mapping[str, Rows], usable: Mapping[str, Rows], sources: Sources
 def assign(rows: Mapping[str, Rows], seed: int = 0) -> Splits:
     """Assign rows of `train`, `validation` and `test` to the roles of `Splits`.
 
-    Rows of `validation` certify. If it or `train` is missing, half of the other certifies.
+    Rows of `validation` certify. If `validation` or `train` is missing, half of the rows of
+    the other split certify.
 
     Raises:
         DataError: a role has fewer than 8 rows.

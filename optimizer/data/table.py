@@ -17,7 +17,7 @@ class Table:
     """Name and number of rows of each file of the split."""
     names: tuple[str, ...]
     columns: Mapping[str, Sequence[Any]]
-    """The values of the wanted columns, by name; None = null."""
+    """The values of the wanted columns, by name. A null value is None."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The data's own class names by column, in the order of the class ids."""
     at: Sequence[int] | None = None

@@ -43,7 +43,8 @@ class Encoded:
     """Labels of the rows; None = unlabelled.
 
     Labels of whole rows have the form of `Rows.labels`. Labels of words are one int64 array
-    [T] a row. It has the word's label at the first sub-word, and -100 at all other tokens."""
+    [T] a row. The array has the word's label at the first sub-word, and -100 at all other
+    tokens."""
     pad_id: int
     """The id of the padding token."""
     scored: tuple[NDArray[np.bool_], ...] | None = None
@@ -138,7 +139,7 @@ def encode(
 
     Args:
         rows: texts, pairs or words, with or without labels.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         encoder: the model's sizes.
         max_length: largest number of tokens a row, special tokens included; None = as many as
             model and tokenizer take.

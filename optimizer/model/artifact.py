@@ -36,7 +36,7 @@ from .sizes import (
 FORMAT = 2
 """The current format. Format 1 is from prumux 0.1.0, without families and pooling."""
 SECOND = "second."
-"""Prefix of a second stage's weights. Versions of prumux without cascades refuse them."""
+"""Prefix of a second stage's weights. prumux versions without cascades refuse such names."""
 LIMIT = 2**24
 """Upper bound of a model's sizes. Only a damaged file has larger ones."""
 _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}

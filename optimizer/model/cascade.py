@@ -1,4 +1,4 @@
-"""Cascades in torch: a small model answers rows with a large margin, a larger one the others.
+"""Cascades in torch: a larger model answers the rows on which a small model is unsure.
 
     z = first(x)                       logits of every row, [B, C]
     m_i = z_i(1) - z_i(2)              the margin between the two best logits of row i
@@ -27,11 +27,11 @@ from .module import EncoderModule
 from .sizes import Encoder
 
 PARTS = 1_000_000
-"""Shares of a batch are whole millionths, so torch and ONNX round in the same way."""
+"""Shares of a batch are counted in millionths, so that torch and ONNX round equally."""
 ALL = float(np.finfo(np.float32).max)
 """The threshold that defers every row."""
 NEAR = 0.005
-"""The share of deferred rows may differ from the wanted share by up to this number."""
+"""Largest difference between the share of deferred rows and the requested share."""
 Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Maps ids, mask and token types, [B, T] each, to logits [B, C]."""
 
@@ -88,8 +88,8 @@ def parts(max_share: float) -> int:
 def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
     """Indices of the rows that the second stage answers, [K], ascending.
 
-    The arguments are the first stage's logits [B, C] and the rule. A row with a nan margin is
-    not deferred, so its logits show the fault.
+    `logits` [B, C] are those of the first stage. A row with a nan margin is not deferred, so
+    its logits show the fault.
     """
     margin = margins(logits.float())
     below = (margin < threshold).nonzero()[:, 0]

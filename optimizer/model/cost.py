@@ -104,8 +104,8 @@ class CountOps:
         """See `Ops.attention`. Scores are counted for all positions, even with a window.
 
         In disentangled attention, queries and keys are also multiplied with the vectors of
-        all distances. There are twice as many distances as positions. If only the first
-        position is computed, there are as many as positions.
+        all distances. There are twice as many distances as positions, or as many if only the
+        first position is computed.
         """
         del branch, rotary, relative, window, scale
         self.macs += query.positions * key.positions * (query.width + value.width)
@@ -179,9 +179,8 @@ def count(encoder: Encoder, length: int) -> Cost:
 def count_model(model: Model, length: int) -> Cost:
     """Count a model without its masked units, and with its second stage if it has one.
 
-    Multiply-adds are the mean per row: those of the first stage, plus those of the second
-    stage times the share of deferred rows. Computing margins and gathering rows is not
-    counted.
+    Multiply-adds are the mean per row: the first stage's, plus the share of deferred rows
+    times the second stage's. Computing margins and gathering rows is not counted.
     """
     first = count(model.masks.sizes(model.encoder), length)
     if model.second is None:
@@ -213,7 +212,7 @@ def unit_macs_at(encoder: Encoder, branch: Branch, rows: int, length: int) -> in
 
 
 def sharing(encoder: Encoder, index: int) -> int:
-    """Number of rows that share one run of a layer."""
+    """Number of rows that share one forward pass of a layer."""
     return encoder.slots if encoder.mux and index >= encoder.mux.at else 1
 
 

@@ -68,7 +68,7 @@ def _shallow(value: object) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object from its pairs. One name with two values is an error: readers disagree."""
+    """A JSON object from its pairs. A repeated name is an error, because readers disagree."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for name, value in pairs:

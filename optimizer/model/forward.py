@@ -1,4 +1,4 @@
-"""The forward pass of every model, written with `Ops`. Differences are in `families`.
+"""The forward pass of every model, written with `Ops`. `families` contains the differences.
 
 A branch has three parts. Refit, curvature and distillation read the values between them:
 

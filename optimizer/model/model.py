@@ -32,7 +32,7 @@ class Applied:
 
 
 def rule_text(encoder: Encoder, threshold: float, max_share: float) -> str:
-    """The text form of a second stage: its sizes and its rule. It identifies a cascade."""
+    """The text form of a second stage: its sizes and rule. The text identifies a cascade."""
     return f"{encoder} below {threshold!r}, at most {max_share!r} of a batch"
 
 
@@ -62,7 +62,7 @@ class SecondStage:
         return rule_text(self.model.encoder, self.threshold, self.max_share)
 
     def verify(self, first: Model) -> None:
-        """Check the second stage. Its inputs and outputs must be those of the first stage.
+        """Check the second stage. The inputs and outputs of both stages must be the same.
 
         Raises:
             VerifyError: the message names the fault.

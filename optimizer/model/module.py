@@ -25,10 +25,10 @@ class EncoderForward:
 
     sizes: Encoder
     alive: Sequence[Branch]
-    """The branches with unmasked units. The others are skipped."""
+    """The branches with unmasked units. All other branches are skipped."""
     factors: Factors
     reading: ClassVar[type[TorchOps]] = TorchOps
-    """The class of the operators. Subclasses may set another one."""
+    """The class of the operators. A subclass may set another class."""
 
     if TYPE_CHECKING:
 
@@ -78,7 +78,8 @@ class EncoderModule(EncoderForward, nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.sizes = model.encoder
-        # In the order of `expected_shapes`, not of the mapping: checkpoints rely on it.
+        # The order is that of `expected_shapes`, not of the mapping: checkpoints rely on this
+        # order.
         attach(self, {name: model.weights[name] for name in expected_shapes(self.sizes)})
         self.alive = living(model)
         self.factors = _factors(model)
@@ -121,7 +122,7 @@ def attach(host: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _factors(model: Model) -> Factors:
-    """The masks as factors. All-true masks are left out, so an unmasked model pays nothing."""
+    """The masks as factors. All-true masks are left out, because they change nothing."""
     masks = model.masks
     return Factors(
         heads=() if _trivial(masks.heads) else tuple(m.float() for m in masks.heads),
@@ -131,7 +132,7 @@ def _factors(model: Model) -> Factors:
 
 
 def _trivial(masks: tuple[Tensor, ...]) -> bool:
-    """True if every branch is either complete or removed. No factor is needed then."""
+    """True if every branch is either complete or removed, so that no factor is needed."""
     return all(bool(m.all()) or not bool(m.any()) for m in masks)
 
 

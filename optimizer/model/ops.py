@@ -1,4 +1,4 @@
-"""The operators that an architecture is written in.
+"""The operators with which an architecture is written.
 
 A family describes its forward pass once, with the operators of `Ops`. Each implementation of
 `Ops` interprets this description:
@@ -82,7 +82,7 @@ class Relative:
 class Disentangled:
     """Learnt vectors of distances that enter the scores of attention.
 
-    With r the vector of the distance from query to key, and W_key and W_query linear maps,
+    Let r be the vector of the distance from query to key, and W_key and W_query linear maps:
 
         score = q . k + q . W_key r + W_query r . k
 
@@ -104,7 +104,7 @@ class Disentangled:
 
 
 class Ops(Protocol):
-    """The operators. Shapes in docstrings are those of the plain layout, [B, T, width]."""
+    """The operators. The docstrings give shapes in the plain layout, [B, T, width]."""
 
     encoder: Encoder
 

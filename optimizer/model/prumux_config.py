@@ -1,4 +1,4 @@
-"""The `config.json` of an optimised model as a Hugging Face config."""
+"""A Hugging Face config for the `config.json` of an optimised model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Optimised models as Hugging Face models, for Auto classes, pipelines and trainers.
 
-The import of this module registers the models with the Auto classes. `import prumux` arranges
-this import.
+The import of this module registers the models with the Auto classes. After `import prumux`,
+this import happens when it is needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class _AnyTypeOps(TorchOps):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """See `TorchOps.attend`."""
         if bias.dtype != q.dtype:
-            # The lowest float32 would become -inf. A row without real tokens would become nan.
+            # The lowest float32 would become -inf, and a row without real tokens would become
+            # nan.
             bias = bias.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
         return super().attend(q, k, v, bias)
 
@@ -78,13 +79,13 @@ class _Stage(EncoderForward, nn.Module):
 
 
 class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-call]
-    """Base class of the models below. Parameter names are those of the artifact."""
+    """Base class of the models below. Parameters have the names that the artifact uses."""
 
     config_class = PrumuxConfig
     main_input_name = "input_ids"
     reading = _AnyTypeOps
     class_ending: ClassVar[str]
-    """`Task.head` of the tasks that the class is for."""
+    """`Task.head` of the tasks that the class supports."""
 
     def __init__(self, config: PrumuxConfig) -> None:
         """Create uninitialised weights with the sizes of the config.
@@ -176,7 +177,7 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
         return output if asked else output.to_tuple()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Hugging Face's hook. Hugging Face makes these functions skip loaded weights.
+        # Hugging Face calls this hook, and makes these functions skip loaded weights.
         for name, weight in module.named_parameters(recurse=False):
             if name == "bias":
                 nn.init.zeros_(weight)

@@ -41,13 +41,13 @@ def grouped(
     """Groups of rows that share a forward pass: row indices [groups, n], short rows first.
 
     A group has rows of similar length and of one tenant. Each row is in `copies` groups, each
-    time in another slot. If there are enough rows, it also has other partners each time.
+    time in another slot. If there are enough rows, the row also has other partners each time.
     """
     found = [np.zeros((0, n), np.int64)]
     for rows in _rows_of_tenants(len(lengths), tenants):
         order = rows[np.argsort(lengths[rows], kind="stable")]
         for shift in range(copies):
-            first = order[:shift]  # in the last slots: each copy gets another slot
+            first = order[:shift]  # take the last slots: every copy is in another slot
             if len(first):
                 found.append(first[(np.arange(n) + shift - n) % len(first)][None])
             rest = order[shift:]
@@ -106,8 +106,8 @@ def answered_in_order(
     """Logits of each row, as in `answered`.
 
     Args:
-        prepare: takes the row indices in the order of running. It returns a function
-            `run(start, stop)` that returns the logits of this slice of the order.
+        prepare: takes the row indices in the order in which they run. It returns a function
+            `run(start, stop)`, which returns the logits of this slice of the rows.
         groups: see `grouped`.
         lengths: number of tokens of each row.
         batch: number of rows in one run, at least one group.

@@ -50,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Multiplexing:
-    """Multiplexing: n rows share one forward pass, n >= 2. Otherwise `Encoder.mux` is None.
+    """Multiplexing: n rows share one forward pass, n >= 2. Without it, `Encoder.mux` is None.
 
     Row i of a batch goes into mixed row i // n, slot i % n.
     """
@@ -125,7 +125,7 @@ class Encoder:
     constants: tuple[tuple[str, Constant], ...] = ()
     """The family's own constants by name, such as the bases of rotary positions."""
     sentence: SentenceHead | None = None
-    """The head of a sentence embedding. It replaces the family's; `labels` is its width."""
+    """The head of a sentence embedding, in place of the family's; `labels` is its width."""
 
     @property
     def slots(self) -> int:
@@ -145,7 +145,7 @@ class Encoder:
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """The pools that the head reads. It concatenates their vectors."""
+        """The pools that the head reads and concatenates."""
         if self.pooling == "several" and self.sentence is not None:
             return self.sentence.pools
         match self.pooling:

@@ -104,7 +104,8 @@ def _from_folder(folder: Path, name: str, pooling: str | None) -> Model:
     model = build(config, read_state(file), None, name, sentence)
     if others:
         model = _remarked(model, f"{file.name} was read, {', '.join(others[:3])} was not")
-    # After the model: otherwise a fault of config.json is reported as one of the tokenizer.
+    # Only after the model: otherwise a fault of config.json is reported as a tokenizer's
+    # fault.
     return _with_tokenizer(model, inner, sentence)
 
 
@@ -114,7 +115,7 @@ def _refuse_pooling(pooling: str | None, why: str) -> None:
 
 
 def shortened_model(model: Model, dimensions: int) -> Model:
-    """An embedding model that returns the first entries of its vectors, normalised again.
+    """The embedding model with vectors cut to their first entries and normalised again.
 
     Raises:
         ModelError: the model returns no vectors, or the vectors are shorter.

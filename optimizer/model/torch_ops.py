@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats. Each may have a leading axis of (mixed) rows: [H] or [B, H]."""
+    """Mask factors as floats, [H], or [B, H] with an own factor for each (mixed) row."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -152,7 +152,7 @@ class TorchOps:
         return self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Contexts [B, H, T, K] from split queries, keys and values; scores get the bias."""
+        """Contexts [B, H, T, K] of split queries, keys, values, with a `bias` of scores."""
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.encoder.head_dim) + bias
         return torch.softmax(scores, dim=-1) @ v
 
@@ -300,8 +300,8 @@ class TorchOps:
     ) -> Tensor:
         """[B, H, Tq, Tk]: the terms that the vectors of distances add to the scores.
 
-        `attend` divides the products of q by the root of K. So q is scaled for `attend`, and
-        its products are divided by this root here, too.
+        `q` was scaled for `attend`, which divides the products of q by the root of K. So the
+        products of q are divided by this root here, too.
         """
         root, device = math.sqrt(self.encoder.head_dim), self.mask.device
         queries, keys, half = q.shape[2], k.shape[2], len(of.rows) // 2

@@ -51,7 +51,7 @@ class ConfigurableStep(ABC):
     `field(metadata={"help": "..."})` documents an option.
 
     A `__post_init__` may raise ValueError. `from_node` turns the error into a SpecError, with
-    carets under the first option that the message mentions.
+    carets under the first option that the message names.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Everything that a pass or a target may consult besides the model."""
+"""Everything that a pass or a target may use besides the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Exporter(Protocol):
         """The target's name in a costs file."""
 
     def draft(self) -> Exporter:
-        """This exporter with options that make `emit` quick."""
+        """The same exporter with options that make `emit` quick."""
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write the model into `folder`."""
@@ -46,7 +46,7 @@ class Context:
     """Data, device, seed and helpers of one run."""
 
     fit: Encoded
-    """Rows for importance scores and refits. They never certify."""
+    """Rows for importance scores and refits. They are never used to certify."""
     workload: tuple[Batch, ...]
     """The batches of the serving point, for timings and parity checks."""
     dense: Model
@@ -54,7 +54,7 @@ class Context:
     train: Encoded | None = None
     """All rows for training, `fit` included; None = `fit` only."""
     select: Encoded | None = None
-    """Rows that pick the best checkpoint. They never certify."""
+    """Rows on which the best checkpoint is chosen. They are never used to certify."""
     target: Exporter | None = None
     """The target on which costs are measured; None = no timing is possible."""
     seed: int = 0
@@ -83,8 +83,8 @@ class Context:
     def generator(self, user: object) -> torch.Generator:
         """A generator for one user of random numbers, such as a pass.
 
-        It is seeded with the run's seed and the text of `user`. A pass must use no other
-        source of randomness.
+        The generator is seeded with the run's seed and the text of `user`. A pass must use no
+        other source of randomness.
         """
         text = f"{self.seed}:{user}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])
@@ -124,7 +124,7 @@ class Context:
 
 @lru_cache(maxsize=1)
 def _weights_digest(model: Model) -> str:
-    """The digest of a model. The cache serves the given model, which most entries contain."""
+    """The digest of a model. It is cached, because most entries contain the given model."""
     from prumux.optimizer.model.folder import digest
 
     return digest(model.weights, model.task, model.encoder)

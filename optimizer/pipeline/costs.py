@@ -1,7 +1,7 @@
 """A model's milliseconds, predicted as a sum of the measured costs of its branches.
 
 `timing/cost_table.py` fits a `CostTable` on this machine. `timing/cost_file.py` writes and
-reads `Costs`, which may be of another machine.
+reads `Costs`, which may come from another machine.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ UNTIMED = {
     *("vocab", "positions", "token_types", "labels", "norm_eps", "pad_id", "positions_from"),
     *("pool_early", "mux"),
 }
-"""Sizes that hardly change times. `pool_early` and `mux` have curves of their own."""
+"""Sizes that hardly change times, and `pool_early` and `mux`, which have their own curves."""
 TIMED_FIELDS = tuple(x.name for x in fields(Encoder) if x.name not in UNTIMED)
 """Sizes that times depend on."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds at some sizes. `sizes` are in rising order and start at 0."""
+    """Milliseconds at several sizes. `sizes` are in rising order and start at 0."""
 
     sizes: tuple[int, ...]
     ms: tuple[float, ...]
@@ -58,7 +58,7 @@ class CostTable:
     narrow: Block
     """Costs of a layer that runs at the pooled position only."""
     narrow_from: int
-    """Index of the first layer with the costs `narrow`; the number of layers if none has.
+    """Index of the first layer with the costs `narrow`; the number of layers if there is none.
 
     With pool-early this is the last layer with attention heads."""
     error: float
@@ -75,8 +75,8 @@ class CostTable:
     def predict_ms(self, encoder: Encoder) -> float:
         """Milliseconds of a whole model of these sizes.
 
-        The narrow layers are those of `encoder`. In contrast, `attention_ms` and `ffn_ms` use
-        `narrow_from`, which belongs to the model that the table was made for.
+        `encoder` determines which layers are narrow. In contrast, `attention_ms` and `ffn_ms`
+        use `narrow_from`, which belongs to the model for which the table was made.
         """
         first = encoder.narrow_from
         blocks = (self.block(i, first) for i in range(len(encoder.layers)))
@@ -87,7 +87,7 @@ class CostTable:
         return self.base_ms + sum(parts)
 
     def limit_ms(self, speedup: float, name: str) -> float:
-        """Milliseconds that a model with this speed-up over the dense model may take.
+        """Milliseconds that a model with this speed-up over the given model may take.
 
         Raises:
             PassError: embeddings and head alone take longer. The message names the pass
@@ -114,7 +114,7 @@ class TargetCosts:
     """Times on one target of a machine."""
 
     single: CostTable
-    """Table of models without multiplexing, with the curves of pool-early."""
+    """The table of models without multiplexing. It includes the curves of pool-early."""
     mixed: Mapping[int, CostTable]
     """Tables of models that mix rows at the embeddings, by the number of mixed rows."""
     engine: Mapping[str, str]
@@ -158,7 +158,7 @@ class Estimate:
 
     @property
     def speedup(self) -> float:
-        """Speed-up of the model over the dense one."""
+        """Speed-up of the model over the given model."""
         return self.dense_ms / self.ms
 
 
@@ -170,7 +170,7 @@ class Costs:
     digest: str
     """SHA-256 of the file."""
     encoder: Encoder
-    """The dense model that was measured."""
+    """The given model that was measured."""
     batch: int
     length: int
     """Number of tokens of every row."""
@@ -213,7 +213,7 @@ class Costs:
     def estimate(
         self, encoder: Encoder, dense: Encoder, target: str, baseline: str
     ) -> Estimate:
-        """Predict the times of a model on a target and of the dense model on `baseline`.
+        """Predict the times of a model on a target and of the given model on `baseline`.
 
         Raises:
             PassError: the sizes or the mixing were not measured.
@@ -279,7 +279,7 @@ class Costs:
 
     @property
     def name(self) -> str:
-        """The machine in words: its processor, after its GPU if an engine ran on one."""
+        """The machine in messages: its GPU, if an engine ran on one, and its processor."""
         parts = [self.machine.get("gpu", ""), self.machine.get("cpu", "")]
         return ", ".join(x for x in parts if x) or "an unknown machine"
 

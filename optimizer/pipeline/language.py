@@ -1,4 +1,4 @@
-r"""The pipeline language: turns text into nodes, which know their place in the text.
+r"""The pipeline language: turns text into nodes, which store their position in the text.
 
     pipeline := pass ("," pass)*                spaces and newlines are free
     pass     := NAME ["{" option* "}"]          such as prune-heads

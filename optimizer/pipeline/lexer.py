@@ -93,7 +93,7 @@ class Token(NamedTuple):
     """One token and its place in the text."""
 
     kind: str
-    """number, string, name, empty, end, or a mark such as `{`, which is its own kind."""
+    """`number`, `string`, `name`, `empty`, `end`, or a mark such as `{` itself."""
     text: str
     span: Span
 

@@ -26,7 +26,7 @@ def own_rows(encoded: Encoded, model: Model) -> Encoded:
     The result is `encoded` itself if the model keeps all pieces of the given tokenizer.
 
     Raises:
-        DataError: a row of words has more tokens than before, so that words are cut off.
+        DataError: a row of words has more tokens than before, and words are cut off.
     """
     if model.kept_pieces is None:
         return encoded
@@ -81,8 +81,8 @@ def check_pieces(encoded: Encoded, model: Model, unknown: int | None) -> None:
     A text must keep its pieces if the vocabulary has all of them. No text may get more unknown
     pieces.
 
-    Rows that are cut off are left out: what is cut off is unknown here, and a word of which
-    only the head is seen may be split in another way because a piece of its tail is gone.
+    Truncated rows are left out. Their missing text is unknown here. A truncated word may also
+    be split differently, because a piece of its missing end was removed.
 
     Args:
         encoded: the texts, encoded with the given tokenizer.

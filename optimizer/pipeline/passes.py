@@ -83,7 +83,7 @@ class Pass(ConfigurableStep):
 
     @property
     def second_stage(self) -> tuple[Pass, ...] | None:
-        """Passes that make a second model of the given one; None = the result is one model."""
+        """Passes that make a second model from the given model; None = no second model."""
         return None
 
     def check_given(self, model: Model) -> None:
@@ -95,7 +95,7 @@ class Pass(ConfigurableStep):
         del model
 
     def with_minutes(self, minutes: float) -> Self:
-        """This pass with a training of so many minutes; unchanged if it does not train."""
+        """This pass, trained for this many minutes; unchanged if it does not train."""
         del minutes
         return self
 

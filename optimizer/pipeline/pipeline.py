@@ -18,7 +18,7 @@ from .passes import Pass, TrainingLength
 from .registry import pass_from
 
 AfterPass = Callable[[int, Pass, Model, Model], None]
-"""A callback for use after each pass: after_pass(index, pass_, before, after).
+"""A callback that runs after each pass: after_pass(index, pass_, before, after).
 
 `index` counts from 0."""
 
@@ -84,7 +84,7 @@ class Pipeline:
 
     @property
     def stages(self) -> tuple[Pipeline, ...]:
-        """The pipelines of all models in the result: this one, then those of second stages."""
+        """The pipelines of all models in the result: this one, then second stages."""
         seconds = (p.second_stage for p in self.passes)
         return (self, *(Pipeline(x) for x in seconds if x is not None))
 
@@ -176,7 +176,7 @@ class Pipeline:
 
 
 def count_parameters(model: Model) -> int:
-    """Number of elements of all weights, including those of a second stage."""
+    """Number of elements of all weights, including the weights of a second stage."""
     second = 0 if model.second is None else count_parameters(model.second.model)
     return second + sum(tensor.numel() for tensor in model.weights.values())
 

@@ -38,7 +38,7 @@ def find_pass(name: str) -> type[Pass]:
 
 
 def find_target(name: str) -> type[Target]:
-    """Import the class of a target by its name. The errors are those of `find_pass`."""
+    """Import the class of a target by its name. Raises the same errors as `find_pass`."""
     return cast(type[Target], _find(name, "target"))
 
 

@@ -96,9 +96,10 @@ class Target(ConfigurableStep):
         return self
 
     def layouts(self) -> tuple[Target, ...]:
-        """This target with padding, then, if it exists, the same target without padding.
+        """This target with padding, and then without padding if the target supports this.
 
-        Both give the same answers. Both are timed if rows are served in order of arrival.
+        Both targets give the same answers. Both are timed if rows are served in the order of
+        arrival.
         """
         return (self,)
 

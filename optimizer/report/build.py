@@ -92,11 +92,11 @@ class MeasuredEngines(Protocol):
 
     @property
     def dropped(self) -> MeasuredEngine | None:
-        """The chosen engine, if it was slower than the dense one."""
+        """The chosen engine, if it was slower than the given model's engine."""
 
     @property
     def beside(self) -> Sequence[MeasuredEngine]:
-        """Engines that are timed and not shipped."""
+        """Engines that were timed but not shipped."""
 
 
 def build_report(
@@ -175,7 +175,7 @@ def build_report(
 
 
 def write_report(report: Report, folder: Path) -> dict[str, Any]:
-    """Write report.json and report.html beside the other files of the result.
+    """Write report.json and report.html into the folder of the result.
 
     Returns:
         The JSON values of report.json, including the list of the result's files.

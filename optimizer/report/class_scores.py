@@ -1,4 +1,4 @@
-"""Compare both models class by class, and warn of doubtful results.
+"""Compare the given and the shipped model by class, and warn of doubtful results.
 
 A single score for all rows hides the loss of a rare class.
 """
@@ -16,8 +16,8 @@ from .formats import points
 MAX_NAMED = 5
 """Largest number of classes that a warning names."""
 MIN_ANSWERS = 3
-"""Fewest answers of the given model for a warning of a class that the shipped model never
-answers. With fewer answers, chance may be the reason."""
+"""A class that the shipped model never answers causes a warning, if the given model answers it
+at least this often. With fewer answers, chance may be the reason."""
 
 
 def class_scores(
@@ -29,7 +29,7 @@ def class_scores(
         dense: answers of the given model: class numbers [N], numbers [N], 0 or 1 for each
             label [N, C], or for token tasks an array of class numbers for each row.
         optimised: answers of the shipped model on the same rows.
-        labels: labels in the same form; None = unlabelled, with recalls against `dense`.
+        labels: labels in the same form; None = no labels, and recalls are against `dense`.
         task: names the classes.
     """
     agreement = task.score(AGREEMENT, optimised, dense)
@@ -64,10 +64,10 @@ def result_warnings(
 
 
 def lost_classes(found: ClassScores, role: str) -> list[str]:
-    """A warning if the shipped model answers a constant, or never answers some classes."""
+    """A warning if the shipped model gives one answer only, or never answers some classes."""
     dense = [x for x in found.classes if x.answered.dense]
     ours = [x for x in found.classes if x.answered.optimised]
-    # With several labels a row, the numbers of answers may differ. Then the code below warns.
+    # With several labels a row, the numbers of answers may differ; the code below then warns.
     as_many = sum(x.answered.dense for x in dense) == sum(x.answered.optimised for x in ours)
     if len(ours) == 1 < len(dense) and as_many:
         return [
@@ -89,7 +89,7 @@ def lost_classes(found: ClassScores, role: str) -> list[str]:
 
 
 def unlikely_gains(certify: Score, certificates: Sequence[CertificateRecord]) -> list[str]:
-    """A warning if even the upper bound of a loss is below 0: a candidate is better."""
+    """A warning if a candidate is better: even the upper bound of its loss is below 0."""
     better = [x for x in (certify, *certificates) if x.loss_upper < 0]
     if not better:
         return []

@@ -3,7 +3,7 @@
 This module computes positions, and drawings.svg.jinja prints them as inline SVG. The drawings
 do not use matplotlib, for three reasons:
 
-- Every installation would need it. Now only the extra `plot` does.
+- Every installation would need matplotlib. Now only the extra `plot` needs it.
 - Its pictures cannot follow the page's dark mode and font size.
 - Its marks have no text for tooltips and screen readers.
 """
@@ -37,7 +37,7 @@ class Mark:
     x: float
     y: float
     title: str
-    """The value in words and with units, for tooltips and screen readers."""
+    """A description of the value with its unit, for tooltips and screen readers."""
     label: str = ""
     value: str = ""
     low: float | None = None
@@ -140,7 +140,7 @@ def frontier(report: Report) -> Frontier:
 
 
 def throughput_rows(report: Report) -> ValueRows:
-    """Predicted and measured throughput of the shipped engine, relative to the dense one."""
+    """Predicted and measured throughput of the shipped engine over the given model's."""
     macs = max(report.cost.optimised.macs, 1)
     rows = [ValueRow("predicted", "from multiply-adds", report.cost.dense.macs / macs)]
     # `prune{speedup=}` times shapes to check the requested speed-up.
@@ -204,7 +204,7 @@ def engine_name(engine: OtherEngine, report: Report) -> str:
 def _gains(report: Report) -> tuple[dict[str, float], bool]:
     """The x value of each pipeline; also True if these are predicted throughputs.
 
-    If a trial has no predicted throughput, the x values are the dense model's multiply-adds
+    If a trial has no predicted throughput, the x values are the given model's multiply-adds
     divided by the candidate's.
     """
     trials = [t for t in report.trials if t.loss is not None]
@@ -257,7 +257,7 @@ def _expected(trial: TrialRecord) -> float:
 def _largest_loss_drawn(report: Report, losses: Sequence[float]) -> float:
     """The loss at the lower edge of the frontier, a share.
 
-    Trials far beyond the budget are left outside, because they would crowd the others
+    Trials far beyond the budget lie outside, because they would crowd all other trials
     together.
     """
     bounds = [x.loss_upper for x in (*report.proofs, *report.scores.values())]

@@ -50,6 +50,6 @@ def plain(value: object) -> str:
 
 
 def machine_name(facts: Mapping[str, str]) -> str:
-    """A machine in words: its GPU, if it has one, and its processor."""
+    """The name of a machine: its GPU, if it has one, and its processor."""
     parts = (facts.get("gpu", ""), facts.get("cpu", ""))
     return ", ".join(x for x in parts if x) or "an unknown machine"

@@ -19,7 +19,7 @@ class MarginBar:
     y: float
     differ_y: float
     title: str
-    """The bar in words, for tooltips and screen readers."""
+    """A description of the bar, for tooltips and screen readers."""
 
 
 @dataclass(frozen=True)

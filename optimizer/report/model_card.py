@@ -17,14 +17,14 @@ TAGS = ("prumux", "onnx", "pruning", "model-compression")
 
 
 def write_model_card(report: Report, folder: Path) -> None:
-    """Write README.md beside the files of the result."""
+    """Write README.md into the folder of the result."""
     write_atomic(folder / CARD, model_card(report).encode("utf-8", "surrogatepass"))
 
 
 def model_card(report: Report) -> str:
     """The text of the card: YAML for the hub, the model, its figures, and how to load it.
 
-    All facts come from the report. Of paths, only the given model's name is shown.
+    All facts come from the report. The card shows no path except the given model's name.
     """
     task = registry.from_report({} if report.task is None else vars(report.task))
     precision = report.engine.get("precision", "fp32")

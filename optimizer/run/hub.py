@@ -22,8 +22,8 @@ def push_to_hub(
     Args:
         folder: a result folder of `prumux-opt`.
         repo: `owner/name`.
-        private: whether a new repository is private; an existing one does not change.
-        answers: whether to push `certified_answers.jsonl`, which contains up to 256 texts of
+        private: True = a new repository is private. An existing repository does not change.
+        answers: True = also push `certified_answers.jsonl`, which contains up to 256 texts of
             your data.
 
     Returns:

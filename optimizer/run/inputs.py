@@ -38,7 +38,7 @@ from .request import Request
 BATCH = 32
 """Default number of rows in a batch."""
 NEAR = 16
-"""A row of similar length is drawn from this many ranks below and above."""
+"""A row of similar length is drawn from rows at most this many ranks shorter or longer."""
 
 
 def open_evaluator(request: Request, target: Target, progress: Progress) -> Evaluator:

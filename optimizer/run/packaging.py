@@ -27,7 +27,7 @@ GRAPH, HUB_FOLDER = ("model.onnx", "model.onnx_data"), "onnx"
 """Files of the graph with its weights, and the folder in which transformers.js, optimum and
 sentence-transformers look for them."""
 OTHER_ANSWERS = 0.001
-"""Share of answers that may differ from the certified ones. One answer always may."""
+"""Share of answers that may differ from the certified ones. One answer may always differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +51,9 @@ class PackagedEngines:
     dense: ExportedModel
     optimised: ExportedModel
     dropped: ExportedModel | None = None
-    """The chosen model, if its engine was slower than the dense one."""
+    """The chosen model, if its engine was slower than the given model's."""
     beside: tuple[ExportedModel, ...] = ()
-    """Other engines: the dense and the chosen model in other precisions."""
+    """Other engines: the given and the chosen model in other precisions."""
 
 
 def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> PackagedEngines:
@@ -61,7 +61,8 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
 
     The given model is timed in full precision and on the inexact targets, the chosen model on
     all targets. The chosen model's engine on the first target, which was certified, is
-    packaged. If it is slower than the given model's engine, that one is packaged instead.
+    packaged. If this engine is slower than the given model's engine, the given model's is
+    packaged instead.
     """
     ctx, dense = evaluator.ctx, Pipeline(())
     first, *lossless = evaluator.target.baseline().layouts()
@@ -72,7 +73,8 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
     wanted += [(chosen, target) for target in evaluator.targets]
     best_at = len(wanted) - len(evaluator.targets)
     folders = [workspace.engines / str(i) for i in range(len(wanted))]
-    # First, because its files must remain if the engine's builder is missing.
+    # The chosen model is exported first: its files must remain if the engine's builder is
+    # missing.
     best = _export_kept(evaluator, *wanted[best_at], folders[best_at])
     exported = [
         best if i == best_at else _export(evaluator, *which, folders[i])
@@ -101,7 +103,7 @@ def package(evaluator: Evaluator, chosen: Pipeline, workspace: Workspace) -> Pac
 def _export_kept(
     evaluator: Evaluator, pipeline: Pipeline, target: Target, folder: Path
 ) -> ExportedModel:
-    """Export the chosen model. If the engine's builder is missing, the error says the cure."""
+    """Export the chosen model. The error about a missing builder names the remedy."""
     try:
         return _export(evaluator, pipeline, target, folder)
     except MissingError as error:
@@ -133,7 +135,7 @@ def _timed(evaluator: Evaluator, exported: Sequence[ExportedModel]) -> list[Expo
 
 
 def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> PackagedEngines:
-    """Time the dense and the shipped engine, each at its own best batch size.
+    """Time the given model's and the shipped engine, each at its own best batch size.
 
     GPU engines are skipped, because they are built for the batches of the serving point.
     """
@@ -160,11 +162,11 @@ def _at_own_batches(evaluator: Evaluator, packaged: PackagedEngines) -> Packaged
 
 
 def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) -> bool:
-    """True if an engine is slower than the dense one, in the median round and in the best.
+    """True if an engine is slower than the given model's, by median and by best round.
 
-    The two conditions keep noise from deciding. With a costs file, its estimate decides, if
-    the file has one. For a model with a smaller vocabulary the result is False, because its
-    purpose is a smaller file.
+    Two conditions are needed, so that noise does not decide. If a costs file has an estimate,
+    the estimate decides. For a model with a smaller vocabulary the result is False, because
+    its purpose is a smaller file.
     """
     if other.model.kept_pieces is not None:
         return False
@@ -186,7 +188,8 @@ def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) ->
 def _check_answers(evaluator: Evaluator, exported: ExportedModel) -> None:
     """Check that the engine gives the certified answers on all certify rows.
 
-    The torch module gave the certified answers for an exact target, the engine for others.
+    For an exact target, the torch module gave the certified answers. For other targets, the
+    engine gave them.
 
     Raises:
         GateError: more than one answer differs, and more than one in a thousand answers.

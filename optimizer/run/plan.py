@@ -41,7 +41,7 @@ class Plan:
         return {**facts, "labels": dict(self.request.labels)}
 
     def provable(self) -> str:
-        """A line for the user about the losses that the certify rows can prove."""
+        """A line for the user about the losses that the certify rows can certify."""
         limit, unit = self.limit, self.evaluator.model.task.unit
         rows = self.evaluator.certify_rows.scored_rows
         if limit is None:

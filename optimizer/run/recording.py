@@ -24,7 +24,7 @@ from .packaging import ExportedModel
 from .workspace import Workspace
 
 MOST_NUMBERS = 2**15
-"""Most numbers in all recorded answers together. Vectors of embedding models are long."""
+"""Largest count of numbers in all answers together, because embeddings are long vectors."""
 LEAST_ROWS = 32
 
 

@@ -35,11 +35,12 @@ class Request:
     labels: Mapping[str, str] = field(default_factory=dict)
     """The model's class for each label value of the data."""
     certify_on_train: bool = False
-    """Whether rows of the train split may certify, although a model memorises them."""
+    """True if rows of the train split may certify, although a model memorises them."""
     pooling: str | None = None
-    """Pooling that turns an encoder without a head into an embedding model, as `mean`."""
+    """Pooling, such as `mean`, that turns an encoder without a head into an embedding
+    model."""
     dimensions: int | None = None
-    """Number of entries to keep of an embedding model's vectors, from the start."""
+    """Number of leading entries to keep of an embedding model's vectors."""
     stride: int | None = None
     """Number of tokens that two windows of a context share, for question answering."""
     target: str = "onnx"
@@ -50,7 +51,7 @@ class Request:
     costs: str | None = None
     """A file of `prumux-bench --measure-costs`, with times of the serving machine."""
     arrivals: Arrivals = "sorted"
-    """Order in which rows reach the engine for timings and certificates."""
+    """Order in which rows reach the engine, for timings and certificates."""
     device: str = "auto"
     seed: int = 0
     effort: Effort = "quick"
@@ -60,7 +61,7 @@ class Request:
     resume: bool = False
     force: bool = False
     keep_answers: bool = True
-    """Whether the result contains texts of certify rows with the certified answers."""
+    """True if the result contains texts of certify rows with the certified answers."""
     command: str = ""
 
     def __post_init__(self) -> None:

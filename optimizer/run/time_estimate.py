@@ -26,7 +26,7 @@ BUILD_ROWS = 2048
 
 The source is the trials in bench/results/sst2-quick-2cpu.json."""
 STEP = 4
-"""Training on a row takes as long as so many forward passes (teacher, student, backward)."""
+"""Training on a row takes as long as 4 forward passes (teacher, student, backward)."""
 PACKAGING = 2 * (ROUNDS + 10)
 """Number of runs of the workload that check, choose and time the engines."""
 
@@ -75,7 +75,7 @@ def _said(seconds: float, parts: dict[str, float], source: str) -> dict[str, Any
 
 
 def _token_s(todo: Plan) -> float:
-    """Seconds of the dense model for one token of a batch, from the fastest of a few runs."""
+    """Seconds of the given model for one token of a batch, from the fastest of a few runs."""
     evaluator = todo.evaluator
     rows = evaluator.select_rows.take(range(min(SAMPLE, len(evaluator.select_rows))))
     run, taken = torch_run(evaluator.model), math.inf

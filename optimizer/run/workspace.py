@@ -18,9 +18,9 @@ RUN = "run.json"
 """File in `RESUME` with facts that must be the same in a resumed run."""
 REPORT = "report.json"
 SEARCHED = "searched"
-"""Empty file in `RESUME` that marks a finished search. Only the engine is missing."""
+"""Empty file in `RESUME`: the search is finished, and only the engine is missing."""
 MACHINE = ("threads", "device")
-"""Facts of the machine of the search. They may differ when the engine is built."""
+"""Facts of the search's machine. The machine that builds the engine may have others."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def check_out(out: Path, inputs: Iterable[str | None], resume: bool, force: bool
     Args:
         out: the folder.
         inputs: paths of the model and of all data.
-        resume: whether the folder may contain an interrupted or finished run.
-        force: whether a finished result may be replaced.
+        resume: True if the folder may contain an interrupted or finished run.
+        force: True if a finished result may be replaced.
 
     Raises:
         UsageError: the folder cannot be used or written; the message says the remedy.

@@ -96,8 +96,8 @@ class Classification(Task):
     def metrics(self) -> tuple[Metric, ...]:
         """Accuracy, metrics for classes of unequal frequency, and agreement.
 
-        With two classes, F1 is the F1 of class 1. With more, it is the mean F1 of the classes
-        (scikit-learn's `average="macro"`).
+        With two classes, F1 is the F1 of class 1. With more classes, it is the mean F1 of all
+        classes (scikit-learn's `average="macro"`).
         """
         return (
             Metric("accuracy", "paired", counts_answers=True),

@@ -56,7 +56,7 @@ class SentenceEmbedding(Task):
     """Pairs of name and prompt. A prompt is put before the user's text."""
     default_prompt: str | None = None
     similarity: Similarity = "cosine"
-    """The similarity that ranks documents."""
+    """The similarity by which documents are ranked."""
 
     name: ClassVar[str] = "sentence-embedding"
     kind: ClassVar[str] = "sentence-similarity"
@@ -244,7 +244,7 @@ class SentenceEmbedding(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the pairs in which the optimised cosines are mirrored at their mean."""
+        """Adds copies of the pairs, with optimised cosines that are mirrored at their mean."""
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
@@ -298,7 +298,7 @@ class SentenceEmbedding(Task):
         return apart + SIMILARITIES * (s @ s.T - t @ t.T).square().sum() / pairs
 
     def label_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        """Loss 0 over 0 labels: a score belongs to a pair, and texts are run one by one."""
+        """Loss 0 and 0 labels: labels belong to pairs, but texts are run one by one."""
         del labels
         return logits.sum() * 0.0, 0
 

@@ -28,7 +28,7 @@ def signs(logits: Tensor, real: Tensor | None, mixed: bool, random: torch.Genera
         logits: [B, C] or [B, T, C].
         real: bool [B, T], True at positions that count; None = one prediction per row.
         mixed: True if rows share a forward pass.
-        random: draws the signs.
+        random: the generator for drawing signs.
     """
     weight = torch.ones_like(logits[..., 0])
     if real is not None or mixed:
@@ -46,7 +46,7 @@ def class_scalars(logits: Tensor, weight: Tensor, random: torch.Generator) -> li
     Args:
         logits: [..., C].
         weight: [...], see `signs`.
-        random: draws the classes.
+        random: the generator for drawing classes.
     """
     log_p = torch.log_softmax(logits, dim=-1)
     if logits.shape[-1] <= EXACT_CLASSES:

@@ -64,7 +64,7 @@ def label_lists(
 
 
 def _opened(value: Any) -> Any:
-    """Parse a list that is written as text, as pandas does in csv; other values stay."""
+    """Parse a list that is written as text, as in csv files of pandas; keep other values."""
     if not isinstance(value, str) or not value.strip().startswith("["):
         return value
     try:

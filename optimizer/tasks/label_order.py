@@ -28,7 +28,7 @@ class LabelOrder:
 
     @property
     def described(self) -> str:
-        """The moved classes in words, for messages."""
+        """A description of the moved classes, for messages."""
         pairs = [f"'{read}' means '{meant}'" for read, meant in self.moved[:8]]
         return ", ".join(pairs) + (", ..." if self.moved[8:] else "")
 

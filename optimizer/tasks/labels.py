@@ -66,7 +66,7 @@ def label_ids(values: Sequence[Any], names: Sequence[str], fail: Fail, allowed: 
 
 
 def _settled(values: list[Any], names: Sequence[str], fail: Fail, allowed: int) -> list[Any]:
-    """Replace whole numbers that are label names, not ids, by class ids; others stay."""
+    """Replace whole numbers that are label names, not ids, by class ids; keep other values."""
     numbers = [None if isinstance(x, ClassId) else integer(x) for x in values]
     named = {integer(name): i for i, name in enumerate(names)}
     seen = {x for x in numbers if x is not None and x != allowed}

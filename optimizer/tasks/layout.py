@@ -7,8 +7,8 @@ A question is run with each window of its context. Labels of a window's tokens:
 - 1 is added if the right answer starts at the token.
 - 2 is added if the right answer ends at the token.
 
-Position 0 means "no answer". It gets both marks if the window does not contain the whole right
-answer.
+Position 0 means "no answer". Its label gets both marks (1 and 2) if the window does not
+contain the whole right answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONGEST_ANSWER = 30
 START, END = 1, 2
 """Marks that are added to the label of the right answer's first and last token."""
 LOWEST = -1e9
-"""The logit of a position that does not count."""
+"""The logit that replaces the logit of a position outside the context."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Layout:
     kind: Literal["pairs", "queries", "windows"]
     rows: int
     own: tuple[int, ...] = ()
-    """For each query, the document that is the query itself, -1 = none. It is excluded."""
+    """For each query, the document that is the query itself; it is never found; -1 = none."""
     windows: Windows | None = None
 
 

@@ -69,7 +69,7 @@ def share(hits: NDArray[Any]) -> Scorer:
 
 
 def f1_of_counts(counts: Floats) -> Scorer:
-    """F1 = 2 hits / (found + true), each summed over rows. `counts` [N, 3] has this order."""
+    """F1 = 2 hits / (found + true), summed over rows. `counts`, [N, 3]: hits, found, true."""
 
     def scores(weights: Floats) -> Floats:
         sums = weights @ counts

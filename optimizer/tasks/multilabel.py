@@ -197,10 +197,10 @@ class MultiLabel(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Adds rows with one rare label mistaken for another, or all rows without any label.
+        """Adds rows whose only label is mistaken, or copies of all rows without their labels.
 
-        Errors on one rare label cost macro-F1 most. Lost rows with several labels cost
-        micro-F1 most.
+        Mistaking one rare label for another costs macro-F1 most. Losing all labels of rows
+        with several labels costs micro-F1 most.
         """
         del metric
         p, q, y = (np.asarray(x) for x in (dense, optimised, labels))
@@ -257,7 +257,7 @@ class MultiLabel(Task):
         return ConstantAnswer(first_labels(self.labels, row.tolist()), score)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of rows whose labels differ between draws."""
+        """Share of rows whose labels differ between draws of the groups."""
         together = np.stack([np.asarray(x) for x in draws])
         return float((together != together[0]).any(axis=(0, 2)).mean())
 

@@ -35,8 +35,8 @@ class TextSpan:
     answer: str
     """The characters of the span; empty if the context contains no answer."""
     score: float
-    """Probability of the start times probability of the end. Both are softmax values over the
-    tokens of the answer's window."""
+    """Probability of the start, multiplied by the probability of the end. Both are softmax
+    values over the tokens of the answer's window."""
     start: int
     """Index of the span's first character in the context."""
     end: int

@@ -254,7 +254,7 @@ class QuestionAnswering(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the questions in which all answers of the optimised model are wrong."""
+        """Adds copies of the questions. The optimised model answers all copies wrongly."""
         del metric
         rows = len(dense)
         wrong = tuple(as_numbers([FoundAnswer(0, 0, "\0")]) for _ in range(rows))
@@ -283,7 +283,7 @@ class QuestionAnswering(Task):
     def position_loss(
         self, student: Tensor, teacher: Tensor, counted: Tensor, temperature: float
     ) -> tuple[Tensor, int]:
-        """Softened KL divergence of starts plus that of ends, in nats per window."""
+        """Softened KL divergence of starts plus divergence of ends, in nats per window."""
         return self.logit_loss(
             _hidden(student, counted), _hidden(teacher, counted), temperature
         ), len(student)

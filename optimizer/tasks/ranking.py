@@ -1,7 +1,7 @@
 """Ranking: a reranker's scores order the passages of a query.
 
 A model with one label is a reranker if the data or the chosen metric are made for rankings.
-The model's `config.json` does not show this. Answers for users are those of `regression.py`.
+The model's `config.json` does not show this. Users get the same answers as in `regression.py`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Ranking(Regression):
         return ConstantAnswer("one score for all passages", self.score(metric, constant, y))
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row's values, divided by that of the rows' means."""
+        """Mean standard deviation of a row over draws, relative to that of all rows."""
         return super().instability([np.asarray(x)[:, 1] for x in draws])
 
     def group_loss(
@@ -230,7 +230,7 @@ def mrr(found: Floats, grades: Floats) -> float:
 
 
 def concordance(found: Floats, aim: Floats) -> float:
-    """Share of pairs ordered as in `aim`, of those that differ in `aim`; ties count half."""
+    """Of the pairs that differ in `aim`, the share in the order of `aim`; ties count half."""
     i, j = np.triu_indices(len(aim), 1)
     wanted = np.sign(aim[i] - aim[j])
     got = np.sign(found[i] - found[j])[wanted != 0]

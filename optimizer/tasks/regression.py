@@ -135,7 +135,7 @@ class Regression(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the rows, with the optimised model's values mirrored at their mean."""
+        """Adds copies of the rows, with optimised values that are mirrored at their mean."""
         del metric
         p, q, y = (np.asarray(x, dtype=np.float64) for x in (dense, optimised, labels))
         weights = np.concatenate([np.ones(len(y)), np.full(len(y), extra / len(y))])[None]
@@ -148,7 +148,7 @@ class Regression(Task):
         return ConstantAnswer("one number", 0.0)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Mean standard deviation of a row's values, divided by that of the rows' means."""
+        """Mean standard deviation of a row over draws, relative to that of all rows."""
         together = np.stack([np.asarray(x) for x in draws])
         spread = float(together.mean(0).std())
         return float(together.std(0).mean()) / spread if spread else 0.0

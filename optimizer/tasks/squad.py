@@ -50,7 +50,7 @@ def exact_match(found: str, aims: Sequence[str]) -> float:
 
 
 def f1(found: str, aims: Sequence[str]) -> float:
-    """The largest F1 between the words of a normalised answer and those of a right answer.
+    """The largest F1 between the words of a normalised answer and of one of the right answers.
 
     F1 = 2 p r / (p + r). Precision p is the share of the answer's words that are in the right
     answer. Recall r is the share of the right answer's words that are in the answer. If both
@@ -67,7 +67,7 @@ def _f1(found: list[str], aim: list[str]) -> float:
 
 
 def as_numbers(answers: Iterable[FoundAnswer]) -> NDArray[np.int64]:
-    """Encode answers as numbers: for each start, end, number of characters, characters."""
+    """Encode answers as numbers. For each: start, end, number of characters, characters."""
     flat: list[int] = []
     for x in answers:
         flat += [x.start, x.end, len(x.text), *map(ord, x.text)]

@@ -28,7 +28,7 @@ Pooling = Literal["first", "all"]
 
 
 class WorstCase(NamedTuple):
-    """Real rows and added made-up rows. Only the given model is right on the added ones."""
+    """Real rows and invented rows, which only the given model answers correctly."""
 
     dense: Predictions
     optimised: Predictions
@@ -46,7 +46,7 @@ class ConstantAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class Task(ByQuery, Vectors, Spans, ABC):
-    """The meaning of a model's labels. A subclass is one task, an instance one label set."""
+    """The meaning of a model's labels. A subclass is a task, an instance a set of labels."""
 
     labels: tuple[str, ...]
     """Names of the labels, [C]."""
@@ -269,7 +269,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         """`scorer` after its checks of the metric and of the number of rows."""
 
     def right_rows(self, predictions: Predictions, labels: Predictions) -> NDArray[np.bool_]:
-        """True for the right rows of a metric with the statistic `paired`, [N]."""
+        """True for rows with a right answer, [N], if the metric's statistic is `paired`."""
         return np.asarray(np.asarray(predictions) == np.asarray(labels), dtype=np.bool_)
 
     @abstractmethod
@@ -283,8 +283,8 @@ class Task(ByQuery, Vectors, Spans, ABC):
     ) -> WorstCase:
         """The rows, plus `extra` rows that cost the optimised model most.
 
-        A bootstrap misses errors that did not occur in the sample. So its bound is never
-        allowed below the loss on these rows (see `certificate/certificate.py`).
+        A bootstrap misses errors that did not occur in the sample. So the bound is never below
+        the loss on these rows (see `certificate/certificate.py`).
         """
 
     def chance(self, metric: str) -> float:
@@ -328,7 +328,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         return np.full(len(truth), answer)
 
     def instability(self, draws: Sequence[Predictions]) -> float:
-        """Share of predictions that differ between draws. All draws are of the same rows."""
+        """Share of predictions that differ between draws of the groups of mixed rows."""
         together = np.stack([np.concatenate(x) if isinstance(x, tuple) else x for x in draws])
         return float((together != together[0]).any(0).mean())
 
@@ -370,7 +370,7 @@ class Task(ByQuery, Vectors, Spans, ABC):
         Args:
             logits: [B, C] or [B, T, C].
             weight: factor of each prediction, [B] or [B, T]; see `fisher.signs`.
-            random: draws classes if a task has many.
+            random: the generator for drawing classes, if a task has many.
         """
 
     # Parity --------------------------------------------------------------------------------

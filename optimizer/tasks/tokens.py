@@ -127,7 +127,7 @@ class Tokens(Task):
         labels: Predictions,
         extra: float,
     ) -> WorstCase:
-        """Copies of the rows in which the optimised model misses every span or tag."""
+        """Adds copies of the rows, in which the optimised model misses every span or tag."""
         rows = len(dense)
         lost = tuple(self._lost(metric, y[y != IGNORE]) for y in labels)
         d, o, y2 = tuple(dense), tuple(optimised), tuple(labels)

@@ -45,9 +45,9 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
     """Milliseconds of one pass over the workload for each encoder, on the target.
 
     The fastest round counts, because disturbances only add time. Encoders are timed in groups
-    whose engines take turns. The first encoder is the anchor and is in every group. If it is
-    slower than in earlier groups, the group is timed again. The remaining difference is
-    divided out, because a slow minute would distort the table.
+    whose engines take turns. The first encoder is the anchor and is in every group. If the
+    anchor is slower than in earlier groups, the group is timed again. The remaining difference
+    is divided out, because a slow minute would distort the table.
 
     Raises:
         MissingError: there is no target.
@@ -72,7 +72,7 @@ def time_ms(encoders: Sequence[Encoder], ctx: Context, rounds: int = ROUNDS) -> 
 
 
 def measured_speedup(encoder: Encoder, ctx: Context, rounds: int = 2 * ROUNDS) -> float:
-    """Speed-up of a model of these sizes: the dense model's best time divided by its own.
+    """Speed-up of a model of these sizes over the given model, by the best times of both.
 
     With `ctx.costs` the speed-up is predicted, and nothing is timed.
 
@@ -126,7 +126,7 @@ def plan(full: Encoder, seed: int) -> list[Encoder]:
 
 
 def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
-    """Random shapes from dense to nearly empty. Sizes differ between layers."""
+    """Random shapes from full to nearly empty. Sizes differ between layers."""
     rng = np.random.default_rng(seed)
 
     def size(most: int, density: float) -> int:
@@ -135,7 +135,7 @@ def uneven(full: Encoder, count: int, seed: int) -> list[Encoder]:
 
     found = []
     for i in range(count):
-        # One shape for each interval of densities: then few shapes cover all densities.
+        # One shape for each interval of densities, so that few shapes cover all densities.
         density = 0.1 + 0.9 * (i + rng.random()) / count
         layers = [Layer(size(x.heads, density), size(x.ffn, density)) for x in full.layers]
         if not any(x.heads or x.ffn for x in layers):
@@ -170,7 +170,7 @@ def _opened(encoder: Encoder, ctx: Context, pool: Tensor) -> TimedRun:
 def _steady(
     runs: Sequence[TimedRun], ctx: Context, rounds: int, best: float, step: Callable[[], None]
 ) -> list[float]:
-    """Best times of a group. It is timed again while its first run is slower than `best`."""
+    """Best times of a group, which is timed again if its first run is slower than `best`."""
     times = _timed(runs, ctx, rounds, step)
     for _ in range(AGAIN):
         if times[0] <= NEAR * best:

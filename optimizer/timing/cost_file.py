@@ -1,7 +1,8 @@
 """The costs file: cost tables of the serving machine, for use on another machine.
 
 `prumux-bench --measure-costs` writes the file, and `prumux-opt --costs` reads it. The reader
-refuses implausible values, because wrong speed estimates would choose the wrong model.
+refuses implausible values, because the search would choose a wrong model by wrong estimates of
+speed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def write_costs(
 
     Args:
         path: the file; an existing one is replaced.
-        encoder: sizes of the dense model.
+        encoder: sizes of the given model.
         serving: number of rows in a batch, and of tokens in a row.
         targets: costs of each target, by `Target.timed_as`.
         machine: facts of the measured machine.

@@ -5,9 +5,9 @@ branches,
 
     t = base + sum_l a(heads_l) + sum_l f(units_l),
 
-where the curves a and f rise with size and are linear between a few knots. They are 0 at size
-0 and jump at size 1, by the fixed cost of a branch with its LayerNorm. Base and knots are
-fitted to the times of about thirty models, from the empty one to the full one. The fit
+where the curves a and f rise with size and are linear between a few knots. Both curves are 0
+at size 0 and jump at size 1, by the fixed cost of a branch with its LayerNorm. Base and knots
+are fitted to the times of about thirty models, from the empty one to the full one. The fit
 minimises relative errors by non-negative least squares. With `pool_early`, the last attention
 block and all blocks after it have curves of their own.
 
@@ -56,9 +56,9 @@ CHECKS = 6
 LIMIT = 0.10
 """Largest relative error on uneven models that a table may have."""
 STRAIGHT = 0.3
-"""Weight of the penalty on bends of the curves. `prune` would exploit bends from noise."""
+"""Weight of the penalty on bends of the curves. `prune` would exploit bends that are noise."""
 FLOOR = 0.02
-"""Errors are relative to the measured time plus this share of the dense time.
+"""Errors are relative to the measured time plus this share of the given model's time.
 
 The share models the precision of the clock."""
 
@@ -68,8 +68,8 @@ Floats = NDArray[np.float64]
 def cost_table(model: Model, ctx: Context) -> CostTable:
     """The cost table of the model's full sizes on `ctx.target`.
 
-    It is measured once on each machine and then cached. With `ctx.costs` it comes from the
-    costs file, and nothing is measured.
+    The table is measured once on each machine and then cached. With `ctx.costs`, the table
+    comes from the costs file, and nothing is measured.
 
     Raises:
         MissingError: there is no target to measure on.
@@ -109,7 +109,7 @@ def fit(
     Args:
         encoders: sizes of the models, with heads and FFN units up to those of `full`.
         times_ms: time of each model.
-        dense_ms: time of the dense model.
+        dense_ms: time of the given model.
         full: the largest sizes, the same in every layer.
     """
     from scipy.optimize import nnls
@@ -144,7 +144,7 @@ def _bends(curves: Sequence[tuple[int, ...]], scale: float) -> Floats:
     """Rows of the penalty on bends of the curves, one row for each inner knot above size 1.
 
     A row gives the change of slope at its knot, times the curve's whole width, in shares of
-    the dense time.
+    the given model's time.
     """
     size, at = 1 + sum(len(x) for x in curves), 1
     found = [np.zeros(size)]

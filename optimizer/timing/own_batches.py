@@ -1,6 +1,6 @@
-"""Time the dense and the optimised engine, each at its own best batch size.
+"""Time the given model's and the optimised engine, each at its own best batch size.
 
-A common batch size would favour the engine that it suits better.
+With a common batch size, the engine that suits this size better would have an advantage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class OwnBatch:
     batch: int
     rows_per_second: float
     throughput_ratio: float
-    """Median over rounds of the ratio to the dense engine at its own best batch size."""
+    """Median over rounds of the ratio to the given model's engine at its own best batch
+    size."""
     throughput_ratio_low: float
     throughput_ratio_high: float
 

@@ -33,7 +33,7 @@ class Host:
     """Number of threads of a trial, on which the last bit of a sum of floats depends."""
     versions: Mapping[str, str]
     cpu: str | None
-    """The processor, if answers depend on it, as with int8; None = they do not."""
+    """The processor, if answers depend on it, as with int8; else None."""
 
     @classmethod
     def of(cls, evaluator: Evaluator, threads: int) -> Host:
@@ -84,8 +84,8 @@ def work(
     """Compute one item of the queue in a worker process.
 
     Returns:
-        New store entries, also of failed trials. Or, as a text, the reason why the main
-        process must compute the item itself.
+        New store entries, also of failed trials; or a text, the reason why the main process
+        must compute the item itself.
     """
     import torch
 

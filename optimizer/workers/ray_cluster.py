@@ -90,7 +90,7 @@ class RayCluster:
         self._lost = False
 
     def slots(self) -> int:
-        """Number of items that can run at once on the living machines; 0 = none can run."""
+        """Number of items that can run at once on the machines that are alive; 0 = none."""
         if self._lost:
             return 0
         fit = sum(self._fits(node) for node in _nodes())
@@ -182,7 +182,7 @@ def smallest_machine() -> int:
 def _work(
     evaluator: Evaluator, kind: str, text: str, files: Mapping[str, Any], host: Host
 ) -> Files | str:
-    """The function of the Ray task. It reads its files from Ray's object store."""
+    """The function of the Ray task, which reads its files from Ray's object store."""
     import ray
 
     return work(evaluator, kind, text, {k: ray.get(x) for k, x in files.items()}, host)

@@ -23,7 +23,7 @@ from .speculation import Search, WorkItem, items_ahead
 from .workers import Workers
 
 MOST_AHEAD = 64
-"""Number of items to search ahead for, at most, because each takes replays of the search."""
+"""Largest number of items to predict. Each predicted item takes replays of the search."""
 
 
 class Scheduler:
@@ -170,7 +170,8 @@ def search_with_workers(
 def trial_threads(evaluator: Evaluator, workers: Workers) -> int:
     """Number of threads of every trial, the same on every machine.
 
-    It is stored for resumed runs, because the last bit of a sum of floats depends on it.
+    The number is stored for resumed runs, because the last bit of a sum of floats depends on
+    it.
     """
 
     def decide() -> dict[str, int]:

@@ -96,7 +96,7 @@ class Workers:
         return self.address or str(self.count)
 
     def _answers(self, address: str) -> None:
-        """Open a channel to the cluster now. With another program's port, Ray would hang."""
+        """Open a channel to the cluster now. Ray would hang at another program's port."""
         import grpc
 
         found = ADDRESS.fullmatch(address)

@@ -53,8 +53,8 @@ def bag_features(rows: Encoded, e: Encoder, alone: NDArray[np.int64] = NO_PIECES
     Args:
         rows: N rows.
         e: sizes of the bag of embeddings.
-        alone: piece ids. Each gives one further row, of that piece between two special
-            tokens. Only the piece is counted, neither the special tokens nor the pairs.
+        alone: piece ids. For each id, one more row is made: the piece between two special
+            tokens. In this row only the piece is counted, neither special tokens nor pairs.
     """
     ids, lengths = rows.ids.values.astype(np.int64), rows.ids.lengths
     row = np.repeat(np.arange(len(rows)), lengths)

@@ -70,7 +70,7 @@ def empty_bag(given: Model, sizes: Encoder) -> Model:
 
 
 def aims_of(rows: Encoded, taught: Taught, model: Model) -> Aims:
-    """Targets: the dense model's logits where it was run, and labels of the other rows."""
+    """Targets of rows: the given model's logits where they are known, else the labels."""
     others = torch.full((len(rows),), rows.labels is not None)
     others[taught.rows] = False
     labels = torch.zeros(0) if rows.labels is None else _tensor(rows.labels)[others]

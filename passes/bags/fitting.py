@@ -1,4 +1,4 @@
-"""Fit the vectors of a bag of embeddings so that its logits agree with the dense model's.
+"""Fit the vectors of a bag of embeddings so that its logits agree with the given model's.
 
 The bag's logits are linear in its vectors, so the loss is convex:
 
@@ -28,7 +28,7 @@ from prumux.optimizer.tasks.task import Task
 from .features import Sparse
 
 MEMORY = 8
-"""Pairs of steps that L-BFGS remembers."""
+"""Number of earlier steps that L-BFGS remembers."""
 Floats = NDArray[np.float32]
 
 

@@ -1,7 +1,8 @@
-"""The dense model's logits for training rows, and for single pieces of its vocabulary.
+"""The given model's logits for training rows, and for single pieces of its vocabulary.
 
 Rows are drawn at random, and pieces are taken by frequency. `ROWS_MACS` and `PIECES_MACS`
-limit the dense model's multiply-adds for each: together about a minute of one core.
+limit the given model's multiply-adds for rows and for pieces. Both together take about a
+minute of one core.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from prumux.optimizer.pipeline.context import Context
 
 ROWS_MACS = PIECES_MACS = 10**12
 LEAST_ROWS = 1024
-"""The dense model runs on at least this many rows, even if they exceed `ROWS_MACS`."""
+"""The given model runs on at least this many rows, even if they exceed `ROWS_MACS`."""
 BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """The dense model's logits for training rows and single pieces."""
+    """The given model's logits for training rows and single pieces."""
 
     rows: Tensor
     """Numbers of the training rows, ascending, int64 [R]."""
@@ -42,12 +43,12 @@ class Taught:
 
 
 def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
-    """Run the dense model on training rows and single pieces. The results are cached.
+    """Run the given model on training rows and single pieces. The results are cached.
 
     Args:
         rows: the training rows.
         most: number of rows to run; None = as many as `ROWS_MACS` allow.
-        ctx: contains the dense model.
+        ctx: contains the given model.
     """
     most = most or max(LEAST_ROWS, _affordable(ctx, float(rows.lengths.mean()), ROWS_MACS))
     drawn = torch.randperm(len(rows), generator=ctx.generator("bag"))[:most].sort().values
@@ -66,7 +67,7 @@ def ask(rows: Encoded, most: int | None, ctx: Context) -> Taught:
 def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
     """Make rows of one piece, between the special tokens that begin and end all rows.
 
-    Returns no rows where the given rows have no such tokens, or are pairs of texts.
+    The result has no rows if the given rows have no such tokens, or are pairs of texts.
     """
     none = rows.take([])
     lengths, ids = rows.ids.lengths, rows.ids.values
@@ -86,7 +87,7 @@ def piece_rows(rows: Encoded, ctx: Context) -> Encoded:
 
 
 def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
-    """Compute the dense model's logits for rows, [N, C]."""
+    """Compute the given model's logits for rows, [N, C]."""
     encoder = ctx.dense.encoder
     early = replace(encoder, pool_early=encoder.reads_first)
     module = EncoderModule(replace(ctx.dense, encoder=early)).to(ctx.device).eval()
@@ -102,5 +103,5 @@ def dense_logits(rows: Encoded, ctx: Context) -> Tensor:
 
 
 def _affordable(ctx: Context, length: float, macs: int) -> int:
-    """Number of rows of a length that cost the dense model `macs` multiply-adds."""
+    """Number of rows of a length that cost the given model `macs` multiply-adds."""
     return int(macs / max(1, count(ctx.dense.encoder, max(1, round(length))).macs))

@@ -2,11 +2,11 @@
 
 Gates are independent. Let p be the probability that a gate is open. A branch of a layer has
 
-    n = p_block * sum p_unit                    expected living units
-    a = p_block * (1 - prod (1 - p_unit))       probability that the branch lives
+    n = p_block * sum p_unit                    expected number of open units
+    a = p_block * (1 - prod (1 - p_unit))       probability that the branch has an open unit
 
-Under `pool-early` a layer runs at one position only if no later layer attends. The probability
-is prod (1 - a) over the attention blocks of later layers.
+With `pool-early`, a layer runs at a single position if no later layer attends. The probability
+of this is prod (1 - a) over the attention blocks of later layers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CostBudget(Protocol):
 
     @property
     def dense(self) -> float:
-        """Cost of the dense model."""
+        """Cost of the given model."""
 
     def expected(self, p: OpenProbabilities) -> Tensor:
         """Expected cost of a model with these gates, a scalar with gradients."""
@@ -51,7 +51,7 @@ class CostBudget(Protocol):
 
 
 class CountedBudget:
-    """A budget in weights or multiply-adds of the layers: `share` of the dense model's."""
+    """A budget in weights or multiply-adds of the layers: `share` of the given model's."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class TimedBudget:
 
     @property
     def dense(self) -> float:
-        """The dense model's time, ms."""
+        """The given model's time, ms."""
         return self.table.dense_ms
 
     def cost(self, sizes: Encoder) -> float:

@@ -33,7 +33,7 @@ from .masks import final_masks, initial_gates
 MATCHED = 4
 """Number of the teacher's layers that are matched, evenly spaced up to the last one."""
 MULTIPLIER_RATE = 1.0
-"""Learning rate of the multipliers, relative to the gates'."""
+"""Learning rate of the multipliers, relative to that of the gates."""
 PENALTY = 1000.0
 """Initial l2. If l2 started at 0, l1 would grow while the target rises, and sparsity would
 overshoot."""
@@ -143,7 +143,7 @@ class MaskLearner:
         ]
 
     def validation_loss(self) -> float:
-        """Mean divergence of `result()` from the dense model on the select rows."""
+        """Mean divergence of `result()` from the given model on the select rows."""
         self.apply_final_masks()
         return mean_divergence(
             self.module, self.validation_teacher, self.validation_rows, self.model.task

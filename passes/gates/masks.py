@@ -57,9 +57,10 @@ def initial_gates(
 def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
     """Masks with the expected number of units, corrected to as many as the budget allows.
 
-    The order of units is their probability to be open, times that of their block. The least
-    probable unit is removed first. Units are restored most probable first: those of kept
-    blocks, then those of all other blocks. In the end no branch could have one unit more.
+    Units are ordered by the probability that they and their block are open. The least probable
+    unit is removed first. The most probable units are restored first: units of kept blocks,
+    then units of all other blocks. In the end, one more unit in any branch would exceed the
+    budget.
     """
     rank, kept, living, dims = _expected(gates)
     half = len(gates.widths) // 2
@@ -95,7 +96,7 @@ def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
 
 
 def _expected(gates: Gates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log probability of each unit; masks of kept units, units of kept blocks, and hidden."""
+    """Log probability of units; masks of kept units, units of kept blocks, hidden sizes."""
     with torch.no_grad():
         rank = open_probability(gates.units).log().cpu()
         parts = [keep_expected(x) for x in gates.branches(gates.units)]

@@ -41,7 +41,8 @@ def initial(
 ) -> Tensor:
     """Initial value of one weight of mux or demux.
 
-    At first, demultiplexing multiplies by the key a second time. This undoes keys of signs.
+    At first, demultiplexing multiplies by the key a second time. If all entries of the key are
+    signs, this undoes the first multiplication.
     """
     if name in ("mux.keys", "demux.scale"):
         return keys.clone()

@@ -70,14 +70,15 @@ class MixedStateLoss:
 def mixed_error(
     found: Tensor, aim: Tensor, keys: Tensor, real: Tensor, parallel: DataParallel = ALONE
 ) -> Tensor:
-    """`state_error` of mixed rows against the multiplexed states of the dense model.
+    """`state_error` of mixed rows against the multiplexed states of the given model.
 
-    At every position the target is sum_i k_i * t_i / sqrt(m), over the m members that have a
-    token at this position. So its variance is about that of a state of one row.
+    At every position the target is sum_i k_i * t_i / sqrt(m), over the m rows of a group that
+    have a token at this position. So the variance of the target is about the variance of a
+    single row's state.
 
     Args:
         found: states of mixed rows, [B/n, T, D].
-        aim: states of the dense model, [B, T, D].
+        aim: states of the given model, [B, T, D].
         keys: k, [n, D].
         real: bool [B, T], True on real tokens.
     """
@@ -88,9 +89,9 @@ def mixed_error(
 def mixed_target(
     y: Tensor, keys: Tensor, real: Tensor, first: bool, *, spread: bool = True
 ) -> Tensor:
-    """The target of a mixed row before a LayerNorm, from the targets y_i of its members.
+    """The target of a mixed row before a LayerNorm, from the targets y_i of its single rows.
 
-    The LayerNorm divides all members by one standard deviation. So each member is first
+    The LayerNorm divides all rows of a group by one standard deviation. So each row is first
     divided by its own standard deviation, and the sum is scaled back:
 
         s * sum_i k_i (y_i - mean y_i) / sd y_i / sqrt(n),   s^2 = mean of (sd y_i)^2
@@ -99,10 +100,10 @@ def mixed_target(
         y: targets of single rows, [B, T, D].
         keys: k, [n, D].
         real: bool [B, T], True on real tokens.
-        first: True for the first block on mixed rows. Its input is a mean over members. All
-            later states are sums divided by the root of the number of members, see
+        first: True for the first block on mixed rows. Its input is a mean over the rows of a
+            group. All later states are sums divided by the root of the number of rows, see
             `multiplex`.
-        spread: True if a norm follows. Without a norm the stream stays a mean of its members.
+        spread: True if a norm follows. Without a norm the stream stays a mean over rows.
 
     Returns:
         [B/n, T, D].
@@ -118,7 +119,7 @@ def mixed_target(
 
 
 def multiplex(states: Tensor, keys: Tensor, real: Tensor) -> Tensor:
-    """sum_i k_i * x_i / sqrt(m) over the m members that have a token at a position.
+    """sum_i k_i * x_i / sqrt(m) over the m rows of a group that have a token at a position.
 
     Args:
         states: x, [B, T, D].

@@ -34,7 +34,7 @@ class RetrievalWeights:
 
 
 class RetrievalLearner:
-    """A multiplexed model, and the error of its states relative to the dense model's."""
+    """A multiplexed model, and the error of its states relative to the given model's."""
 
     def __init__(
         self, model: Model, weights: RetrievalWeights, lr: float, rows: Encoded, ctx: Context
@@ -108,8 +108,8 @@ class RetrievalLearner:
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Errors and variances of states, and the cross-entropy of the tokens.
 
-        The states are those of all compared layers, and of the last layer at the position
-        that the head reads.
+        These are the states of all compared layers, and the state of the last layer at the
+        position that the head reads.
         """
         states = self._state_parts(found, aim, real, parallel) if self.weights.states else []
         if not self.weights.tokens:

@@ -4,8 +4,8 @@ The mixed state is the concatenation of the rows' states. So the keys are indica
 and every map is block diagonal. The slots are separate at first, with two exceptions:
 
 - LayerNorm computes one mean and one variance over all slots;
-- mixing takes a mean over the members with a token: the state of a single row is n times as
-  large.
+- mixing takes a mean over the rows that have a token: where only one row has a token, its
+  state is n times as large.
 
 Training fills in the off-diagonal blocks. At first, demultiplexing copies a slot's block to
 all blocks,
@@ -32,7 +32,8 @@ from prumux.optimizer.model.weights import weights_of
 from .initial_weights import added_weights, last_norm
 
 KEPT = 1 / 16
-"""e: the scale of the state itself, beside its copies. With 0 it would get no gradient."""
+"""e: the scale of the state itself, relative to its copies. With the scale 0, the state would
+get no gradient."""
 
 
 def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Model:
@@ -41,7 +42,7 @@ def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Mo
     Args:
         model: a model of single rows; masks may be pending.
         mux: the multiplexing; it mixes at the embeddings.
-        random: draws the weights that are not copies.
+        random: the generator for weights that are not copies.
     """
     n, e, masks = mux.n, model.encoder, model.masks
     encoder = replace(

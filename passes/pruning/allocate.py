@@ -1,8 +1,8 @@
 """Choose how many units every branch keeps: the most importance within a cost limit.
 
 A branch is the attention or the FFN of one layer. Keeping its n best units has a value (their
-summed importance) and a cost. This is a knapsack problem with one choice per branch. It
-removes a whole branch if its best units are not worth the fixed cost of the branch.
+summed importance) and a cost. This is a knapsack problem with one choice per branch. The
+solution removes a whole branch if its best units are not worth the fixed cost of the branch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BranchOptions:
 def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
     """Choose a count for each branch: greatest total value at a total cost up to `limit`.
 
-    The algorithm walks along the upper convex hull of every branch from its cheapest point,
+    The algorithm walks along the upper concave hull of every branch from its cheapest point,
     and takes the step with the best value per cost first. This is the optimum of the relaxed
     knapsack; it differs from the true optimum by less than one step of one branch. The rest of
     the limit is spent on counts between the points of the hull.
@@ -73,7 +73,7 @@ def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
 def keep_best(
     scores: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Masks that keep the `counts` most important living units of each branch."""
+    """Masks that keep the `counts` most important unmasked units of each branch."""
     masks = []
     for score, count, mask in zip(scores, counts, alive, strict=True):
         order = torch.where(mask, score, -1.0).argsort(descending=True, stable=True)
@@ -86,7 +86,7 @@ def keep_best(
 def summed_importance(
     score: Tensor, alive: Tensor, counts: Sequence[int]
 ) -> tuple[float, ...]:
-    """Summed importance of the n best living units, for every n in `counts`."""
+    """Summed importance of the n best unmasked units, for every n in `counts`."""
     ordered = score[alive].double().sort(descending=True).values
     total = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)])
     return tuple(float(total[min(n, len(ordered))]) for n in counts)

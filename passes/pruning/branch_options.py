@@ -3,8 +3,9 @@
 With `pool-early`, the last layer with attention and all later layers run at the pooled
 position only. If the choice removes the last attention block, another layer becomes the last
 one with attention, and costs change. So the choice is made twice. The second choice keeps the
-last attention layer of the first. Without this rule, the second choice would trade all later
-attention for FFN units that cost almost nothing, because importance is that of single units.
+last attention layer of the first choice. Without this rule, the second choice would trade all
+later attention for FFN units that cost almost nothing, because importance is measured for
+single units.
 """
 
 from __future__ import annotations

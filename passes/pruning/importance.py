@@ -6,7 +6,7 @@ dimension, gets a mask factor z. The importance of the unit is the Fisher inform
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
 over R rows and C classes. p is the model's own prediction, so no labels are needed. To second
-order, removing the unit costs I(z) / 2 nats of KL divergence from the dense model's
+order, removing the unit costs I(z) / 2 nats of KL divergence from the given model's
 prediction. Every row has its own gradient, because the factor has a row axis. For regression
 with unit variance, I(z) is the mean squared derivative of the output.
 """
@@ -53,8 +53,8 @@ def fisher(model: Model, ctx: Context) -> Scores:
 def hidden_fisher(model: Model, ctx: Context) -> Tensor:
     """Fisher importance of every hidden dimension, [D], on the first `ROWS` fit rows.
 
-    Derivatives are those of the masked model. They go through every write to the residual
-    stream and through the statistics of LayerNorm.
+    Derivatives are taken in the masked model, through every write to the residual stream and
+    through the statistics of LayerNorm.
     """
 
     def put(own: Factors, z: list[Tensor]) -> Factors:

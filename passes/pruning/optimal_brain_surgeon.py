@@ -1,9 +1,9 @@
 """Optimal Brain Surgeon: remove inputs of a linear map, the cheapest first.
 
 The method is Optimal Brain Compression (Frantar and Alistarh,
-https://arxiv.org/abs/2208.11580). Let y = W x with second moments H = E[x x^T]. Removing the
-columns S of W and moving all other columns by the best step dW costs rho_S. With H^-1 over the
-columns that are left:
+https://arxiv.org/abs/2208.11580). Let y = W x with second moments H = E[x x^T]. The columns S
+of W are removed, and all other columns move by the best step dW. This costs rho_S, where H^-1
+is over the columns that were left before:
 
     rho_S = tr( W_S ([H^-1]_SS)^-1 W_S^T ) = min over dW, W_S + dW_S = 0, of tr(dW H dW^T)
     dW    = -W_S ([H^-1]_SS)^-1 [H^-1]_S,:
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Columns removed between two updates of the matrices. It does not change results."""
+"""Columns removed between two updates of the matrices. The number does not change results."""
 
 
 def removal(weight: Tensor, gram: Tensor, size: int = 1) -> tuple[Tensor, Tensor]:

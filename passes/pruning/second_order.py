@@ -1,15 +1,16 @@
 """Second-order importance: remove a branch's units one at a time, with compensation.
 
-Within a branch the cheapest unit is removed first, and the weights of the others are moved to
-compensate for it (`optimal_brain_surgeon.py`). The loss is that of the branch's K-FAC
+Within a branch the cheapest unit is removed first, and the weights of all other units change
+to compensate for it (`optimal_brain_surgeon.py`). The loss is computed from the branch's K-FAC
 curvature (`refit/curvature.py`). If two units have the same output, removing one costs little
 and removing both costs much. Importance of single units cannot show this. The output bias
 absorbs the mean of the removed inputs, so H is centred. The last removal also removes the
 bias.
 
-Curvature ignores correlations between positions. So the losses of every branch are scaled: the
-summed loss of single removals without compensation equals the branch's Fisher importance. Then
-the values of all branches have the unit of importance: twice the KL divergence in nats.
+Curvature ignores correlations between positions. So the losses of every branch are scaled,
+such that the summed loss of single removals without compensation equals the branch's Fisher
+importance. After scaling, the values of all branches have the unit of importance: twice the KL
+divergence in nats.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Removals:
     """The order of removals of every branch, the losses, and the data for compensation."""
 
     found: Mapping[str, Tensor]
-    """Tensors under keys `branch.part`, for every living branch. The parts are:
+    """Tensors under keys `branch.part`, for every branch with units. The parts are:
 
     - `order`, int64 [N]: removed units in order; units that were masked before come first;
     - `loss`, float64 [N + 1]: the loss after n removals;

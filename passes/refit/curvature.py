@@ -1,7 +1,7 @@
 r"""The curvature of the loss in a branch's output map, as two small matrices (K-FAC).
 
-The method is that of Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of
-a branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
+The method is from Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of a
+branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
 from the model's own prediction p is half of
 
     1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt
@@ -53,7 +53,7 @@ class Curvature:
 
 
 def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branch, Curvature]:
-    """The curvature of every living branch, from one forward pass over `groups`."""
+    """The curvature of every branch with units, from one forward pass over `groups`."""
     module = _Tapped(model).to(ctx.device).eval()
     sums = {branch: _Sums() for branch in module.alive}
     random = torch.Generator().manual_seed(ctx.seed)
@@ -70,7 +70,7 @@ def curvature(model: Model, groups: Sequence[Batch], ctx: Context) -> dict[Branc
             grads = [torch.autograd.grad(x, taps, retain_graph=True) for x in each_loss]
             for i, (branch, (inner, tap)) in enumerate(module.taps.items()):
                 each = [g[i].float() for g in grads]
-                # A position of a mixed row is real if any of its members has a token there.
+                # A position of a mixed row is real if any row of its group has a token there.
                 mixed = real.view(len(tap), -1, real.shape[1]).any(1)
                 sums[branch].add(inner.float(), each, mixed[:, : tap.shape[1]])
             step()

@@ -1,4 +1,4 @@
-"""The dense model's residual stream: the target of the refit of candidates."""
+"""The given model's residual stream: the target of the refit of candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prumux.optimizer.model.torch_ops import TorchOps
 
 BATCH = 64
 LIMIT_BYTES = 512 << 20
-"""The dense model's targets are kept in memory if they are no larger than this."""
+"""The given model's targets are kept in memory if they are no larger than this."""
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ class RecordingModule(EncoderModule):
 
 
 class DenseStream:
-    """The dense model's residual stream on a sample of rows, branch by branch.
+    """The given model's residual stream on a sample of rows, branch by branch.
 
     All candidates are refitted to the same targets, so the targets are kept in memory up to
     `LIMIT_BYTES`.

@@ -1,6 +1,6 @@
 """The refit of `reconstruct`: run both models branch by branch, and move the output maps.
 
-If the small model mixes rows, its targets are the dense model's multiplexed states.
+If the small model mixes rows, its targets are the given model's multiplexed states.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .least_squares import RidgeRegression
 UNREAD_WEIGHT = 0.05
 """Weight of positions that the head does not read. It stabilises the solution."""
 EVERY = slice(None)
-"""Every hidden dimension of the dense model."""
+"""Every hidden dimension of the given model."""
 
 
 class ResidualStreams:
-    """The residual streams of the dense model and the small model, branch by branch."""
+    """The residual streams of the given model and the small model, branch by branch."""
 
     def __init__(self, dense: DenseStream, small: Model, device: str) -> None:
         self.dense = dense
@@ -44,7 +44,7 @@ class ResidualStreams:
         self.mixes = False
         self.dense_ops = dense.ops
         self.small_ops = [self.small.recording(x) for x in dense.inputs]
-        """Operators of the small model. After mixing, their masks are those of mixed rows."""
+        """Operators of the small model. After mixing, they have the masks of mixed rows."""
         self.now: list[Tensor] = [ops.embed() for ops in self.small_ops]
 
     def advance(self, branch: Branch, ridge: float) -> float | None:
@@ -99,7 +99,7 @@ class ResidualStreams:
         )
 
     def _refit_map(self, name: str, ridge: float) -> float:
-        """Refit one map of the head to the outputs of the same map of the dense model."""
+        """Refit one map of the head to the outputs of the same map of the given model."""
         fit, inner_map = RidgeRegression(), name != "head.output"
         there, left = (self.there, self.left) if inner_map else (EVERY, 1.0)
         for (dense, aim), (small, now) in zip(self._dense(), self._small(), strict=True):

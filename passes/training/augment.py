@@ -1,8 +1,8 @@
 """Make synthetic training rows from real rows. The teacher's logits replace their labels.
 
-The dense model has memorised the training rows. So its outputs on these rows say little about
+The given model has memorised the training rows. So its outputs on these rows say little about
 its outputs on new rows. A student that also learns from unseen rows agrees better with the
-dense model on held-out data (TinyBERT augments for the same reason,
+given model on held-out data (TinyBERT augments for the same reason,
 https://arxiv.org/abs/1909.10351). If a row is one text, synthetic rows have the lengths of
 served rows. Training texts may have other lengths: SST-2 trains on phrases.
 """
@@ -29,7 +29,7 @@ Labels = NDArray[Any] | tuple[Ints, ...]
 def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
     """Append `share` times as many synthetic rows, without labels, to the rows.
 
-    The result is cached: the teacher keeps its outputs for this very object.
+    The result is cached, because the teacher keeps its outputs for this object only.
 
     Args:
         rows: real rows; the first and the last token of each count as special tokens.

@@ -9,8 +9,7 @@ gradient of the whole batch, for shares of any size.
 - It averages gradients, which is right only for shares of equal size. Here a share is a number
   of whole mux groups.
 - It wraps the `forward` of one module. Here losses need sums during the forward pass, and
-gates
-  and multipliers belong to no module.
+  gates and multipliers belong to no module.
 - It needs an optimiser in every process. Here only the main process has one.
 """
 
@@ -100,7 +99,7 @@ class DataParallel:
         return found.to(x.device)
 
     def mean(self, value: Tensor, count: int) -> Tensor:
-        """Scale the mean over this share's `count` items; shares then add up to the mean."""
+        """Scale a share's mean over `count` items, so that the shares sum to the mean."""
         if self.size == 1:
             return value
         everywhere = float(self.total(torch.tensor(count, dtype=torch.float64)))

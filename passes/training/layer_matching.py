@@ -22,8 +22,8 @@ from .teacher import ModelOutputs
 def comparable(living: Sequence[int], sizes: Encoder) -> list[int]:
     """Select the `living` layers whose states belong to single rows.
 
-    These are all layers before rows are mixed, and the last living layer. `observe` returns
-    demultiplexed states for the last layer.
+    These are all layers before rows are mixed, and the last layer of `living`. `observe`
+    returns demultiplexed states for the last layer.
     """
     at = sizes.mux.at if sizes.mux else len(sizes.layers)
     return [i for i in living if i < at or i == max(living)]
@@ -36,11 +36,11 @@ def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
 
 
 def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
-    """The teacher's layer for each living layer of the student.
+    """The teacher's layer for each remaining layer of the student.
 
-    Every living layer i should read the states that it read in the dense model. So the living
-    layer before i is paired with the dense model's layer i - 1. The last living layer is
-    paired with the dense model's last layer.
+    Every remaining layer i should read the states that it read in the given model. So the
+    remaining layer before i is paired with the given model's layer i - 1. The last remaining
+    layer is paired with the given model's last layer.
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
@@ -56,7 +56,7 @@ def matched_error(
     *,
     parallel: DataParallel = ALONE,
 ) -> Tensor:
-    """Mean error over the teacher's layers. Each is compared with the matched student layer.
+    """Mean error over the teacher's layers. Each is compared with its matched student layer.
 
     Args:
         found, aim: outputs of student and teacher.

@@ -36,6 +36,6 @@ class Learner(Protocol):
 
 
 class LearnerFactory(Protocol):
-    """Builds a learner on the context's device. It can be pickled."""
+    """A function that builds a learner on the context's device, and that can be pickled."""
 
     def __call__(self, *, ctx: Context) -> Learner: ...

@@ -30,7 +30,7 @@ CHECKS = 8
 WEIGHT_DECAY = 0.01
 LEAST_MINUTES = 1.0
 LEAST_STEPS = 500
-"""Shorter runs use one device: starting other processes would take longer."""
+"""Runs with fewer steps use one device: starting other processes would take longer."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def state_parts(
 ) -> tuple[Tensor, Tensor]:
     """Error and variance of `state_error`, as two values that can be summed over batches.
 
-    The variance is that of the whole batch.
+    The variance is computed over the whole batch.
     """
     positions = min(found.shape[1], aim.shape[1])
     real = real[:, :positions]
@@ -110,7 +110,7 @@ def label_error(
 def mean_divergence(
     module: EncoderModule, teacher: Teacher, rows: Encoded, task: Task
 ) -> float:
-    """Mean divergence of a module from the dense model's predictions on `rows`, at T = 1."""
+    """Mean divergence of a module from the given model's predictions on `rows`, at T = 1."""
     total, count = 0.0, 0
     with torch.no_grad():
         for batch in groups_of(rows, BATCH, module.sizes.slots):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 COLUMNS = ("text", "sentence")
 MOST_ROWS = 100_000
-"""Most rows to make of a file. The rest of the file is ignored."""
+"""Largest number of rows made from a file. The rest of the file is ignored."""
 
 
 def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
@@ -34,7 +34,7 @@ def plain_rows(path: str, model: Model, like: Encoded, seed: int) -> Encoded:
         path: parquet, jsonl, csv or tsv with a column `text` or `sentence`.
         model: contains the tokenizer.
         like: rows of the task. The lengths of pieces are drawn from their lengths.
-        seed: seed of the draws.
+        seed: seed for drawing lengths.
 
     Raises:
         DataError: the file cannot be read or contains no text.
@@ -64,7 +64,7 @@ def texts_of(path: str) -> list[str]:
     """Read the texts of a file: its column `text` or `sentence`.
 
     Raises:
-        DataError: the file cannot be read or holds no text.
+        DataError: the file cannot be read or contains no text.
     """
     table = read_file(Path(path), set(COLUMNS))
     name = next((x for x in COLUMNS if x in table.names), None)

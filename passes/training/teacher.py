@@ -1,4 +1,4 @@
-"""The teacher: the dense model's outputs on the training rows, computed once.
+"""The teacher: the given model's outputs on the training rows, computed once.
 
 Many candidates learn from the same rows, each of them many times. So on a CPU the outputs are
 kept in memory, up to a limit.
@@ -24,7 +24,7 @@ from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderForward, EncoderModule
 
 LIMIT_BYTES = 8 << 30
-"""Most memory for kept outputs. The limit is smaller if little memory is free."""
+"""Largest memory for kept outputs. The limit is smaller if little memory is free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +49,9 @@ def observe(
 ) -> ModelOutputs:
     """Run a batch, and return the outputs that the losses compare.
 
-    From the layer that mixes rows on, the states of every layer are the demultiplexed states
-    of the last layer: at the position that the head reads, or at all positions with
-    `everywhere`.
+    For layers that run on mixed rows, the states are the demultiplexed states of the last
+    layer. With `everywhere` they are the states of all positions, otherwise only of the
+    position that the head reads.
     """
     inputs: dict[str, Any] = {
         k: torch.as_tensor(v).to(device) for k, v in batch.inputs().items()
@@ -79,7 +79,7 @@ def observe(
 
 @dataclass(eq=False)
 class Teacher:
-    """The dense model, and its outputs for the training rows."""
+    """The given model, and its outputs for the training rows."""
 
     module: EncoderModule
     layers: tuple[int, ...]
@@ -145,7 +145,7 @@ def teacher(
 ) -> Teacher:
     """The teacher for these rows. It is cached, so that all candidates of a run share it.
 
-    With `everywhere`, its last states are those of all positions, not only of the pooled one.
+    With `everywhere`, its last states include all positions, not only the pooled position.
     """
     del rows  # a part of the cache key: outputs are kept by row number
     narrow = dense.encoder.reads_first and not everywhere

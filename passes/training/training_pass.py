@@ -83,7 +83,7 @@ class TrainingPass(Pass):
 
 @dataclass(frozen=True)
 class DistillationPass(TrainingPass):
-    """A pass that trains against the dense model's logits and hidden states."""
+    """A pass that trains against the given model's logits and hidden states."""
 
     temperature: float = field(default=2.0, metadata={"help": "T of the softmax over logits"})
     hidden: float = field(

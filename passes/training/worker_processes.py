@@ -138,7 +138,7 @@ def processes(job: ParallelJob | None) -> Iterator[DataParallel]:
 
 
 def started(folder: str, rank: int, device: str, level: int) -> Worker:
-    """Start a new interpreter that runs `work`. It has the import path of this one.
+    """Start a new interpreter, with this one's import path, that runs `work`.
 
     Args:
         folder: contains the job; all processes share it.

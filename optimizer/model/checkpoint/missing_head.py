@@ -22,9 +22,9 @@ def with_architecture(
 ) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The config with the architecture that fits the tensors, and a remark about it.
 
-    An architecture fits if all its tensors are in the checkpoint. If no architecture fits, the
-    config is unchanged and there is no remark. The same holds if the config already names an
-    architecture with the head of a task.
+    An architecture fits if all its tensors are in the checkpoint. The config is unchanged and
+    there is no remark if no architecture fits, or if the config already names an architecture
+    with the head of a task.
 
     Raises:
         ModelError: several heads fit the tensors equally well.

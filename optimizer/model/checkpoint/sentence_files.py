@@ -142,7 +142,8 @@ def limit_tokens(tokenizer: PreTrainedTokenizerBase, sentence: SentenceFiles) ->
     """Set the tokenizer to truncate texts at the same length as sentence-transformers.
 
     Raises:
-        ModelError: sentence-transformers converts texts to lower case, the tokenizer does not.
+        ModelError: sentence-transformers converts texts to lower case, but the tokenizer does
+            not.
     """
     if sentence.max_length is not None:
         limit = min(sentence.max_length, tokenizer.model_max_length)

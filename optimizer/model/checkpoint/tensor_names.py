@@ -89,10 +89,10 @@ def named(found: Mapping[str, Tensor], expected: Collection[str]) -> Named:
 
 
 def _prefix(homes: Mapping[str, list[str]], count: int) -> str | None:
-    """The prefix of all expected names; "" is a prefix, too.
+    """The prefix of the model's tensor names in the checkpoint, which may be "".
 
-    If no prefix has all of them, the only prefix that has some. None if several prefixes have
-    parts of the model.
+    This is a prefix with all expected names, or else the only prefix with some of them. The
+    result is None if several prefixes have parts of the model.
     """
     prefixes = Counter(
         name[: len(name) - len(suffix)] for suffix, names in homes.items() for name in names

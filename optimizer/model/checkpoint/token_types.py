@@ -26,7 +26,7 @@ def gives_types(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def fold_types(model: Model) -> Model:
-    """The model with token type 0 folded in, without the input; unchanged without types."""
+    """Fold token type 0 in and remove the input. A model without types is unchanged."""
     e = model.encoder
     lookups = {x.source: x.table for x in family_of(e).embeddings(e).lookups}
     if "token_types" not in lookups:
@@ -37,5 +37,5 @@ def fold_types(model: Model) -> Model:
     weights[into] = weights[into] + model.weights[types][0]
     encoder = replace(e, token_types=0)
     if expected_shapes(encoder).keys() != weights.keys():
-        return model  # a family of another package that always has the table
+        return model  # a family of another package may always have the table
     return replace(model, encoder=encoder, weights=weights)

@@ -71,7 +71,8 @@ def with_tokenizer(model: Model, tokenizer: PreTrainedTokenizerBase | None) -> M
     """Combine a given model and its tokenizer, and adapt them to each other.
 
     - If the tokenizer returns no token types, they are removed from the model.
-    - The tokenizer is set to pad on the right. The head would read left padding.
+    - The tokenizer is set to pad on the right, because the head would read padding on the
+      left.
     - A missing padding token is set if the vocabulary has a usual one.
 
     Raises:

@@ -7,7 +7,8 @@
 - v: one vector for each bucket.
 - n: the number of real tokens of a row; the sum runs over them.
 
-Each token type has its own vectors for pieces, so the two texts of a pair have different ones.
+Each token type has its own vectors for pieces. So the same piece has different vectors in the
+two texts of a pair.
 
 No checkpoint belongs to this family. The pass `bag` makes its models.
 fastText, Joulin et al. 2016, https://arxiv.org/abs/1607.01759; deep averaging networks, Iyyer
@@ -77,7 +78,7 @@ class BagFamily(Family):
         self._refuse()
 
     def embeddings(self, e: Encoder) -> Embeddings:
-        """The vectors of pieces, and those of pairs if there are buckets."""
+        """The vectors of pieces, and the vectors of pairs if there are buckets."""
         # Even a single token type is read: otherwise a graph would drop the input.
         lookups = [Lookup("embeddings.piece", "segments" if e.token_types else "ids")]
         weights = [*table("embeddings.piece", pieces_of(e), EMBEDDING)]

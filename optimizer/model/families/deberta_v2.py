@@ -128,8 +128,8 @@ def table_rows(span: int, furthest: int) -> NDArray[np.int64]:
 
     If `furthest` is 0, each distance from -span to span - 1 has its own row. Otherwise half of
     the rows are for one distance each. The other rows cover logarithmically growing ranges of
-    distances up to `furthest`. The computation is in float32, as in training: at the borders
-    of the ranges, the row depends on rounding.
+    distances up to `furthest`. The computation is in float32, as in training, because rounding
+    decides the row at the borders of the ranges.
     """
     half = furthest or span
     back = torch.arange(half, -half - 1, -1)  # from key to query
@@ -173,7 +173,8 @@ def _constants(config: Config, positions: int) -> dict[str, Any]:
 
     - positions: True if the embeddings include positions.
     - span: number of table rows on each side, 0 = no table.
-    - furthest: all distances from here on share one row; 0 = every row is for one distance.
+    - furthest: all distances of this size or more share one row; 0 = one row for each
+      distance.
     - shared: True if the linear maps of queries and keys are also used for the vectors.
     - distance_norm: True if the vectors have a norm.
     - key, query: True if the scores have this term of `Disentangled`.

@@ -54,7 +54,7 @@ class Family(ABC):
 
     @abstractmethod
     def names(self, e: Encoder) -> Mapping[str, str | Part]:
-        """Maps prumux's module names to those of checkpoints.
+        """Maps prumux's module names to the module names of checkpoints.
 
         Names do not include `.weight` and `.bias`. `{i}` is the index of the layer.
         """

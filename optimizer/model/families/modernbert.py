@@ -1,8 +1,9 @@
 """ModernBERT, Warner et al. 2024, https://arxiv.org/abs/2412.13663
 
 ModernBERT has a norm before each branch and before the head, and no biases. The FFN is gated:
-its units are g(W x) * (V x). Positions are rotary. Layers with full attention have another
-base than layers with windowed attention. This family was tested only with random weights.
+its units are g(W x) * (V x). Positions are rotary. Layers with full attention and layers with
+windowed attention have different rotary bases. This family was tested only with random
+weights.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class ModernBert(Family):
         return gated_inner(ops, branch, x, rows, rotary, window)
 
     def has_norm(self, branch: Branch) -> bool:
-        """True except for the first attention. It reads the norm of the embeddings."""
+        """True except for the first attention: the embeddings already end with a norm."""
         return branch != Branch(0, "attention")
 
     def for_every_position(self, e: Encoder) -> Encoder:
@@ -133,7 +134,7 @@ class ModernBert(Family):
         return replace(e, pooling="all")
 
     def head_weights(self, e: Encoder) -> tuple[Weight, ...]:
-        """A linear map, a norm and the map to the labels. Only the last has a bias."""
+        """A linear map, a norm, and the map to the labels, which alone has a bias."""
         dense = linear("head.dense", HIDDEN, HIDDEN, bias=False)
         dense += norm("head.norm", HIDDEN, bias=False)
         return dense + linear("head.output", fixed(e.labels), HIDDEN)

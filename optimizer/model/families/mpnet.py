@@ -41,7 +41,7 @@ NAMES = {
 BUCKETS = 32
 """Number of buckets. MPNet uses this number even if the config has another one."""
 MAX_DISTANCE = 128
-"""All distances from here on share the last bucket."""
+"""All distances of this size or more share the last bucket."""
 
 
 class MPNet(Bert):

@@ -1,6 +1,6 @@
 """RoBERTa, Liu et al. 2019, https://arxiv.org/abs/1907.11692, with XLM-R and CamemBERT.
 
-RoBERTa is BERT with another rule for positions: they count real tokens, from pad_id + 1 on.
+RoBERTa is BERT with another rule for positions: real tokens are counted from pad_id + 1 on.
 """
 
 from __future__ import annotations

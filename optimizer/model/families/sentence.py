@@ -1,4 +1,4 @@
-"""The head of a model: that of a sentence embedding, or else the family's own.
+"""The head of a model: the head of a sentence embedding, or else the family's own head.
 
 A sentence embedding pools the states of a row, then maps and normalises the result. With one
 pool, the first linear map reads hidden dimensions, which can be pruned. Several pools are
@@ -48,9 +48,9 @@ def head(ops: Ops, x: Value) -> Value:
 
 
 def hidden_is_output(e: Encoder) -> bool:
-    """True if the output prevents pruning of hidden dimensions.
+    """True if hidden dimensions cannot be pruned because of the output.
 
-    This is so if the head has no linear map, or if pools are concatenated.
+    This is the case if the head has no linear map, or if pools are concatenated.
     """
     if e.sentence is None:
         return False

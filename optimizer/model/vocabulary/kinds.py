@@ -4,7 +4,7 @@ Let K be the set of kept pieces. Every kind has two properties.
 
 1. *Same pieces*: if the whole vocabulary splits a text into pieces of K, then K alone splits
    the text into the same pieces.
-2. *Any text*: K gives an unknown piece only where the whole vocabulary gives one.
+2. *Any text*: K gives an unknown piece only where the whole vocabulary gives an unknown piece.
 
 ========  ==================================================================================
 kind      reasons
@@ -65,7 +65,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def lacking(self) -> set[str]:
-        """Characters of pieces that are no pieces themselves. They prevent any removal."""
+        """Characters of pieces that are not pieces themselves. They prevent any removal."""
 
     def fault(self) -> str:
         """The reason why no piece can be removed; "" if pieces can be removed."""
@@ -79,7 +79,7 @@ class Vocabulary(ABC):
         )
 
     def with_parts(self, kept: Iterable[int]) -> set[int]:
-        """The given pieces, and all pieces that they are merged from."""
+        """The given pieces, and all pieces from which they are merged."""
         return set(kept)
 
     @abstractmethod
@@ -104,7 +104,7 @@ class WordPiece(Vocabulary):
         return piece.startswith(self._mark) and len(piece) == len(self._mark) + 1
 
     def lacking(self) -> set[str]:
-        """First characters that are no pieces, and others that are no continuations."""
+        """First characters that are not pieces, and later ones that are not continuations."""
         mark, known = self._mark, self.model["vocab"]
         found: set[str] = set()
         for _, x in self.ordinary:

@@ -31,7 +31,8 @@ def trimmed_model(model: Model, kept: Sequence[int]) -> Model:
     Args:
         model: a model with a tokenizer, from which no pieces were removed yet.
         kept: the ids to keep in order, including the padding id. Some tokens have no embedding
-            row, such as tokens added later. They still have none afterwards.
+            row, such as tokens that were added later. These tokens have no row in the new
+            table either.
 
     Raises:
         ModelError: positions are counted from the padding id, and this id would change.
@@ -52,7 +53,7 @@ def trimmed_model(model: Model, kept: Sequence[int]) -> Model:
 
 
 def needed_ids(model: Model) -> set[int]:
-    """Ids that the model itself uses: the padding id and the ids in its config."""
+    """Ids that the model uses apart from texts: the padding id and the ids in its config."""
     e = model.encoder
     found = set(range(e.pad_id + 1)) if e.positions_from == "padding" else {e.pad_id}
     for name, value in model.kept_config.items():
@@ -63,6 +64,6 @@ def needed_ids(model: Model) -> set[int]:
 
 
 def looks_up_by_number(model: Model) -> bool:
-    """Whether a table is read at numbers made of ids, as that of a bag of pairs is."""
+    """True if a table is read at numbers computed from ids, such as a bag's table of pairs."""
     lookups = family_of(model.encoder).embeddings(model.encoder).lookups
     return any(x.source in ("segments", "pairs") for x in lookups)

@@ -35,7 +35,7 @@ def trimmable(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The vocabulary of a tokenizer, if pieces can be removed from it.
 
     Raises:
-        ModelError: no piece can be removed. The message tells the reason.
+        ModelError: no piece can be removed. The message states the reason.
     """
     backend = backend_json(tokenizer)
     found = vocabulary_of(backend)
@@ -61,7 +61,7 @@ def kept_ids(
     """The ids to keep, in order.
 
     These are the used ids, special tokens, single characters, a margin of unused ids, and all
-    parts that these pieces are merged from.
+    parts from which these pieces are merged.
 
     Args:
         tokenizer: a tokenizer that `trimmable` accepts.
