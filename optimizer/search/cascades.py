@@ -7,9 +7,9 @@ expected loss of a cascade can be computed for any threshold t:
     answer(x) = second(x) if m(x) < t, else first(x)
 
 Here m(x) is the margin of row x in the first stage. Share and loss are those expected on
-unseen rows, see `unseen_loss.py`: more of them are deferred, because they are harder. A cascade
-becomes a candidate if it is cheaper than all single candidates of at least its chance of a
-certificate. Neither certify rows of candidates nor a clock decide.
+unseen rows, see `unseen_loss.py`. A cascade becomes a candidate if it is cheaper than all
+single candidates of at least its chance of a certificate. Neither candidates' answers to
+certify rows nor a clock decide.
 """
 
 from __future__ import annotations
