@@ -90,7 +90,7 @@ class Bomb:
 
 
 def weights_of(model: Path) -> Path:
-    """Path of the weight file of a folder. If there are shards, one of them."""
+    """Path of the weight file of a folder, or of one of its shards."""
     ends = (".safetensors", ".bin", ".pt")
     return min(x for x in model.iterdir() if x.suffix in ends)
 

@@ -222,10 +222,11 @@ def _bootstrap_upper(
 ) -> float:
     """Upper bound of the loss by paired bootstrap over rows, or over groups of rows.
 
-    The spread is (percentile - loss) / z, multiplied by t / z. Here t is Student's t with
-    n - 1 degrees of freedom: the percentile alone is too small for few rows. A bootstrap also
-    misses errors that occurred rarely or never in the sample. `few_errors_upper` makes the
-    bound wider for such errors.
+    The spread is (percentile - loss) / z, multiplied by t / z. Here z is the normal quantile,
+    and t the quantile of Student's t with n - 1 degrees of freedom. The factor t / z is needed
+    because the percentile alone is too small for few rows. A bootstrap also misses errors that
+    occurred rarely or never in the sample. `few_errors_upper` makes the bound wider for such
+    errors.
 
     Simulation (`bench/rare_classes.py`): bounds of F1, macro F1 and Matthews correlation, with
     2 to 50 % positives, 436 to 2,000 rows and errors of one or of both kinds. At most 3.2 % of

@@ -50,7 +50,7 @@ def _zeros_and_ones(
 
 
 def _truth(value: Any) -> int | None:
-    """A number, a boolean or the text of either as a whole number; None = something else."""
+    """Convert a number, a boolean or its text to a whole number; None = something else."""
     text = value.strip().casefold() if isinstance(value, str) else value
     number = {"true": 1, "false": 0}.get(text) if isinstance(text, str) else None
     return integer(text) if number is None else number

@@ -58,7 +58,8 @@ class Layout:
     kind: Literal["pairs", "queries", "windows"]
     rows: int
     own: tuple[int, ...] = ()
-    """For each query, the document that is the query itself; it is never found; -1 = none."""
+    """For each query, the document that is the query itself; rankings leave it out; -1 =
+    none."""
     windows: Windows | None = None
 
 

@@ -31,10 +31,10 @@ def initial_gates(
 
     Args:
         encoder: the sizes.
-        budget: gives the cost of a unit, the derivative of the expected cost.
+        budget: the cost of a unit is the derivative of the budget's expected cost.
         scores: importance of every unit.
-        blocks: True to give whole blocks gates.
-        hidden: True to give hidden dimensions gates.
+        blocks: True if whole blocks get gates.
+        hidden: True if hidden dimensions get gates.
     """
     score = torch.cat([*scores.heads, *scores.ffn])
     layers, dims = encoder.layers, encoder.hidden

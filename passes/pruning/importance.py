@@ -70,7 +70,7 @@ Put = Callable[[Factors, list[Tensor]], Factors]
 def _stored(
     name: str, model: Model, alive: tuple[Tensor, ...], put: Put, ctx: Context
 ) -> list[Tensor]:
-    """Importance of the units with a mask in `alive`. The result is kept in the store."""
+    """Importance of the units that `alive` has masks for. The result is kept in the store."""
     rows = ctx.fit.take(range(min(ROWS, len(ctx.fit))))
 
     def make() -> dict[str, Tensor]:

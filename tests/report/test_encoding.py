@@ -21,7 +21,10 @@ REPORTS = sorted(
     for path in RESULTS.glob("*.json")
     if {"trials", "mux"} <= json.loads(path.read_text(encoding="utf-8")).keys()
 )
-ADDED = {"beside", "cascade", "costs", "files", "predicted_ratio", "vocabulary", "warnings"}
+ADDED = {
+    *("beside", "cascade", "costs", "expected_loss", "files", "predicted_ratio", "vocabulary"),
+    "warnings",
+}
 """Fields that older reports do not have and that are written with their defaults."""
 
 
