@@ -15,7 +15,15 @@ from prumux.optimizer.certificate.certificate import CONFIDENCE
 from prumux.optimizer.model import axes
 from prumux.optimizer.model.families.bert import Bert
 from prumux.optimizer.model.ops import Ops
-from prumux.optimizer.search import accuracy_model, acquisition, bisection, progressive
+from prumux.optimizer.run import choose
+from prumux.optimizer.search import (
+    accuracy_model,
+    acquisition,
+    bisection,
+    cascades,
+    progressive,
+    progressive_run,
+)
 from prumux.optimizer.search.progressive_certificates import FALLBACK_CONFIDENCE
 from tests.test_layers import EDGES, ORDER, ROOT, folder_of
 
@@ -92,18 +100,22 @@ def test_the_table_of_axes_is_complete() -> None:
 
 
 def test_figures_are_those_of_the_code() -> None:
-    assert f"= {100 * CONFIDENCE:.0f} % and one-sided" in TEXT
-    assert f"at most {bisection.SAFE_SHARE:g} of the loss" in TEXT
-    assert f"probability below {acquisition.FAIR_CHANCE:g} are not tried" in TEXT
-    assert f"a chance of at least {acquisition.FAIR_CHANCE:g}" in TEXT
+    text = " ".join(TEXT.split())
+    assert f"by a factor of {cascades.LEAST_GAIN:g}" in text
+    assert (choose.CASCADES, progressive_run.CASCADES) == (2, 5)
+    assert "`quick` tries two cascades, the other efforts five" in text
+    assert f"= {100 * CONFIDENCE:.0f} % and one-sided" in text
+    assert f"at most {bisection.SAFE_SHARE:g} of the loss" in text
+    assert f"probability below {acquisition.FAIR_CHANCE:g} are not tried" in text
+    assert f"a chance of at least {acquisition.FAIR_CHANCE:g}" in text
     assert accuracy_model.STEP_BEFORE == 0.5, "half a factor of two"
-    assert f"loses up to {progressive.GAIN:g}x the limit is accepted" in TEXT
-    assert f"at most {progressive.EASY:g}x the limit" in TEXT
-    assert f"above {progressive.ENOUGH:g}x no deeper cut" in TEXT
-    assert f"= {1 - FALLBACK_CONFIDENCE:.2f} of\nthe total {1 - CONFIDENCE:.2f}" in TEXT
-    assert f"{1 - CONFIDENCE:.2f}, else at {FALLBACK_CONFIDENCE - CONFIDENCE:.2f}" in TEXT
+    assert f"loses up to {progressive.GAIN:g}x the limit is accepted" in text
+    assert f"at most {progressive.EASY:g}x the limit" in text
+    assert f"above {progressive.ENOUGH:g}x no deeper cut" in text
+    assert f"= {1 - FALLBACK_CONFIDENCE:.2f} of the total {1 - CONFIDENCE:.2f}" in text
+    assert f"{1 - CONFIDENCE:.2f}, else at {FALLBACK_CONFIDENCE - CONFIDENCE:.2f}" in text
     assert "50    92.8 %" in (confidence_bounds.accuracy_upper.__doc__ or "")
-    assert "covers 92.8 %" in TEXT
+    assert "covers 92.8 %" in text
 
 
 def test_papers_are_those_that_the_code_cites() -> None:
