@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .rows import Rows
 
 Side = Literal["left", "right"]
-PART_CHARACTERS = 1_000_000
+PART_CHARACTERS = 250_000
 """Number of characters that are tokenised in one call."""
 
 
