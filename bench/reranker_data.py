@@ -1,6 +1,6 @@
 """Make data for a reranker from articles with titles: queries with hard negatives.
 
-    python bench/reranker_data.py TEXTS --out DIR [--queries 3000]
+    python bench/reranker_data.py TEXTS --out DIR [--queries 3000] [--validation-queries 600]
 
 `TEXTS` contains `train.parquet` and `validation.parquet` with the columns `title` and `text`.
 A query is a title. The head of its article is relevant with grade 2, and the middle with grade
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=3000, help="of the train split")
+    parser.add_argument("--validation-queries", type=int, default=600, help="also of test")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     given = pd.read_parquet(options.texts / "train.parquet")
@@ -79,7 +80,8 @@ def main() -> None:
     frames["test"] = pd.read_parquet(options.texts / "validation.parquet")
     for name, frame in frames.items():
         titles, texts = frame["title"].tolist(), frame["text"].tolist()
-        made(titles, texts, options.queries, 0).to_parquet(options.out / f"{name}.parquet")
+        queries = options.queries if name == "train" else options.validation_queries
+        made(titles, texts, queries, 0).to_parquet(options.out / f"{name}.parquet")
 
 
 if __name__ == "__main__":
