@@ -36,8 +36,10 @@ Certify = Callable[[Pipeline, float], Certificate]
 """A function that certifies a candidate at a confidence level."""
 Proofs = list[tuple[Pipeline, Certificate]]
 """Certificates in the order in which they were made."""
-Extend = Callable[["Sequence[Trial]"], "Sequence[Pipeline]"]
-"""A function that makes further candidates from all trials so far."""
+Extend = Callable[["Sequence[Trial]", "float | None"], "Sequence[Pipeline]"]
+"""A function that makes further candidates from all trials so far.
+
+They need fewer multiply-adds for one row than the second argument; None = any number."""
 SAFE_SHARE = 0.5
 """Largest observed loss of a safe candidate, as a share of the largest loss that the rows can
 certify. Certification starts at a safe candidate."""
@@ -86,9 +88,9 @@ class SearchResult:
     reason: str
 
 
-def no_cascade(tried: Sequence[Trial]) -> Sequence[Pipeline]:
+def no_cascade(tried: Sequence[Trial], most_macs: float | None) -> Sequence[Pipeline]:
     """Add no candidate."""
-    del tried
+    del tried, most_macs
     return ()
 
 
@@ -210,10 +212,10 @@ class _Search:
     def _further(self, low: int, extend: Extend, fastest: Trial | None) -> list[Trial]:
         """Candidates outside the order that may be certified, the surest first."""
         tried = [self.trials[i] for i in sorted(self.trials)]
-        added = try_each(extend(tried), self.trial)
+        most = self.trials[low].macs if low >= 0 else None
+        added = try_each(extend(tried, most), self.trial)
         for number, one in enumerate(added, len(self.order) + 2):
             self.trials[number] = one
-        most = self.trials[low].macs if low >= 0 else None
         outside = [x for x in (*added, fastest) if x is not None and x.loss <= self.limit]
         return certification_order(outside, self.limit, self.rows, most)
 

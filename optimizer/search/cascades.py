@@ -14,6 +14,7 @@ certify rows nor a clock decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,11 +60,17 @@ class _Option:
 
 def cascade_maker(evaluator: Evaluator, limit: float, most: int) -> Extend:
     """An `Extend` that makes at most `most` cascades for a limit of the loss."""
-    return lambda tried: cascade_candidates(evaluator, tried, limit, most)
+    return lambda tried, most_macs: cascade_candidates(
+        evaluator, tried, limit, most, math.inf if most_macs is None else most_macs
+    )
 
 
 def cascade_candidates(
-    evaluator: Evaluator, tried: Sequence[Trial], limit: float, most: int
+    evaluator: Evaluator,
+    tried: Sequence[Trial],
+    limit: float,
+    most: int,
+    most_macs: float = math.inf,
 ) -> tuple[Pipeline, ...]:
     """The cascades of tried candidates to try next, the surest first.
 
@@ -72,15 +79,18 @@ def cascade_candidates(
         tried: finished trials.
         limit: the allowed loss.
         most: the largest number of cascades.
+        most_macs: multiply-adds that all cascades must undercut by `LEAST_GAIN`.
     """
     if any(evaluator.tried(x.pipeline) is None for x in tried):
         return ()  # a replay for workers has assumed losses only
     if not tried or not _possible(evaluator):
         return ()
-    about = (*(str(x.pipeline) for x in tried), limit, most, str(evaluator.targets[0]))
+    about = (*(str(x.pipeline) for x in tried), limit, most, most_macs, evaluator.targets[0])
 
     def choose() -> list[str]:
-        options = _Stages(evaluator, tried).options()
+        options = (
+            x for x in _Stages(evaluator, tried).options() if x.macs * LEAST_GAIN <= most_macs
+        )
         return [str(x.pipeline) for x in _best(evaluator, tried, options, limit, most)]
 
     found = evaluator.ctx.store.json(f"cascades-{key(*about)}", choose)

@@ -86,10 +86,10 @@ def search_progressively(
         alpha -= 1 - confidence
     proofs, last = Proofs(), -1
     if alpha:
-        added = try_each(actions.extend([*trials.values()]), actions.trial)
+        start = min((x.macs for x in within), default=None)
+        added = try_each(actions.extend([*trials.values()], start), actions.trial)
         trials |= dict(enumerate(added, len(trials)))
         others = [x for x in (*others, *added) if x not in within]
-        start = min((x.macs for x in within), default=None)
         order = certification_order(others, limit, rows, start, 1 - alpha)
         proofs, last = _certified(order, actions.certify, 1 - alpha)
     late = trained.out_of_time

@@ -54,7 +54,8 @@ def found_by(
         upper = 1.0 if pipeline in fails else 0.0
         return Certificate("a", 9, 1.0, 1.0, 0.0, upper, confidence, LIMIT, "made up")
 
-    def extend(tried: Sequence[Trial]) -> Sequence[Pipeline]:
+    def extend(tried: Sequence[Trial], most_macs: float | None) -> Sequence[Pipeline]:
+        assert most_macs == 97  # of the third candidate, the last within the limit
         assert ORDER[2] in [x.pipeline for x in tried]
         return [added] if added else []
 
@@ -132,6 +133,8 @@ def test_those_that_undercut_all_surer_candidates_are_chosen(evaluator: Evaluato
     assert costs == sorted(costs, reverse=True)
     assert cascade_candidates(evaluator, trials, -1.0, 3) == ()
     assert len(cascade_candidates(evaluator, trials, limit, 1)) == 1
+    cheap = cascade_candidates(evaluator, trials, limit, 3, most_macs=costs[-1])
+    assert all(1.2 * evaluator.trial(x).macs < costs[-1] for x in cheap)
 
 
 def test_the_computed_loss_is_that_of_the_cascade(evaluator: Evaluator) -> None:
@@ -182,8 +185,9 @@ def test_quick_effort_tries_some_and_a_given_space_none(
     asked: list[int] = []
 
     def candidates(
-        evaluator: Evaluator, trials: Sequence[Trial], limit: float, most: int
+        evaluator: Evaluator, trials: Sequence[Trial], limit: float, most: int, macs: float
     ) -> list[Pipeline]:
+        assert macs < evaluator.builder.cost(Pipeline(())).macs
         asked.append(most)
         deep = min(trials, key=lambda x: x.macs)
         return [deep.pipeline.then(Cascade(to="pool-early", defer=0.3))]
@@ -217,7 +221,8 @@ class CascadeWorld(World):
         hands = SearchActions(self.trial, self.prove, self.look, self.granted, self.extend)
         return search_progressively(self.given, hands, LIMIT_TRAINED, self.rows, FITTED)
 
-    def extend(self, tried: Sequence[Trial]) -> list[Pipeline]:
+    def extend(self, tried: Sequence[Trial], most_macs: float | None) -> list[Pipeline]:
+        assert most_macs is None  # no fallback is within the limit
         return [tried[-2].pipeline.then(Cascade(to="pool-early"))]
 
     def trial(self, pipeline: Pipeline) -> Trial:
