@@ -15,9 +15,8 @@ certify rows nor a clock decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 from prumux.optimizer.base.errors import PassError, SpecError, UsageError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.model.cascade import threshold_at
-from prumux.optimizer.pipeline.passes import Pass
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import find_pass
 
@@ -50,12 +48,38 @@ STEP = 1.1
 
 
 @dataclass(frozen=True)
-class _Option:
-    """A cascade that could be tried."""
+class Stage:
+    """A candidate that may be a stage of a cascade, and its answers to the N select rows."""
 
     pipeline: Pipeline
     macs: float
+    answers: NDArray[Any]
+    """[N]."""
+    margins: NDArray[np.float32]
+    """[N]."""
+
+    @property
+    def may_be_second(self) -> bool:
+        """True if the candidate takes rows one by one, as they are."""
+        return all(x.slots <= 1 and not x.last for x in self.pipeline.passes)
+
+
+@dataclass(frozen=True)
+class CascadeOption:
+    """A cascade that could be tried."""
+
+    first: Stage
+    second: Stage
+    share: float
+    """Share of the select rows to defer."""
+    macs: float
     estimate: LossEstimate
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline of the cascade."""
+        options: dict[str, Any] = {"to": str(self.second.pipeline), "defer": self.share}
+        return self.first.pipeline.then(find_pass("cascade")(**options))
 
 
 def cascade_maker(evaluator: Evaluator, limit: float, most: int) -> Extend:
@@ -86,42 +110,78 @@ def cascade_candidates(
     if not tried or not _possible(evaluator):
         return ()
     about = (*(str(x.pipeline) for x in tried), limit, most, most_macs, evaluator.targets[0])
+    rows = evaluator.certify_rows.scored_rows
 
     def choose() -> list[str]:
-        options = (
-            x for x in _Stages(evaluator, tried).options() if x.macs * LEAST_GAIN <= most_macs
-        )
-        return [str(x.pipeline) for x in _best(evaluator, tried, options, limit, most)]
+        options = _options(evaluator, tried)
+        return [
+            str(x.pipeline)
+            for x in best_cascades(options, tried, limit, rows, most, most_macs)
+        ]
 
     found = evaluator.ctx.store.json(f"cascades-{key(*about)}", choose)
     return tuple(Pipeline.parse(x) for x in found)
 
 
-def _best(
-    evaluator: Evaluator,
-    tried: Sequence[Trial],
-    options: Iterator[_Option],
-    limit: float,
-    most: int,
-) -> list[_Option]:
-    """Options that pay, each at least `STEP` cheaper than the one before."""
-    rows = evaluator.certify_rows.scored_rows
+def cascade_options(
+    stages: Sequence[Stage], weights: Floats, estimate: Callable[[NDArray[Any]], LossEstimate]
+) -> Iterator[CascadeOption]:
+    """Every cascade of two of the stages, with every share of `SHARES`.
 
-    def chance(x: Trial | _Option) -> float:
+    Args:
+        stages: the candidates, with their answers to the N select rows.
+        weights: the weights of the select rows, [N], see `unseen_weights`.
+        estimate: estimates the loss of answers, [N].
+    """
+    for first in stages:
+        if len(first.pipeline.stages) > 1:
+            continue
+        limits = [first.margins < threshold_at(first.margins, x) for x in SHARES]
+        shares = [float(np.average(x, weights=weights)) for x in limits]
+        for second in stages:
+            if second.macs <= first.macs or not second.may_be_second:
+                continue
+            for share, below, deferred in zip(SHARES, limits, shares, strict=True):
+                answers = np.where(below, second.answers, first.answers)
+                macs = first.macs + deferred * second.macs
+                yield CascadeOption(first, second, share, macs, estimate(answers))
+
+
+def best_cascades(  # noqa: PLR0917 - all that the choice depends on
+    options: Iterable[CascadeOption],
+    tried: Sequence[Trial],
+    limit: float,
+    rows: int,
+    most: int,
+    most_macs: float,
+) -> list[CascadeOption]:
+    """Options that pay, the surest first, each at least `STEP` cheaper than the one before.
+
+    Args:
+        options: all options.
+        tried: the trials of single candidates, which an option must undercut.
+        limit: the allowed loss.
+        rows: number of certify rows.
+        most: the largest number of options.
+        most_macs: multiply-adds that all options must undercut by `LEAST_GAIN`.
+    """
+
+    def chance(x: Trial | CascadeOption) -> float:
         return x.estimate.chance(limit, rows)
 
     singles = [(chance(x), x.macs) for x in tried]
 
-    def pays(x: _Option) -> bool:
+    def pays(x: CascadeOption) -> bool:
         mine = chance(x)
         rivals = [macs for other, macs in singles if other >= mine]
         return mine >= LEAST_CHANCE and all(x.macs * LEAST_GAIN <= macs for macs in rivals)
 
-    kept: list[_Option] = []
-    for one in cheaper_and_cheaper(filter(pays, options), chance):
+    cheap = (x for x in options if x.macs * LEAST_GAIN <= most_macs)
+    kept: list[CascadeOption] = []
+    for one in cheaper_and_cheaper(filter(pays, cheap), chance):
         if not kept or one.macs * STEP <= kept[-1].macs:
             kept.append(one)
-    # The surest ones of many would all be slow.
+    # Evenly spread, because the surest ones of many would all be slow.
     at = np.linspace(0, len(kept) - 1, min(most, len(kept))).round().astype(int)
     return [kept[i] for i in at]
 
@@ -148,48 +208,23 @@ def _possible(evaluator: Evaluator) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Stages:
-    """Tried candidates as stages of cascades."""
+def _options(evaluator: Evaluator, tried: Sequence[Trial]) -> Iterator[CascadeOption]:
+    """The options of tried candidates and of the exact model."""
+    predictor, target = evaluator.predictor, evaluator.targets[0]
+    exact = exact_pipeline()
+    macs: dict[Pipeline, float] = {exact: evaluator.builder.cost(exact).macs}
+    macs |= {x.pipeline: x.macs for x in tried}
 
-    evaluator: Evaluator
-    tried: Sequence[Trial]
+    def stage(pipeline: Pipeline) -> Stage:
+        answers = np.asarray(predictor.predict(pipeline, "select", target))
+        margins = predictor.margins(pipeline, "select", target)
+        return Stage(pipeline, macs[pipeline], answers, margins)
 
-    def options(self) -> Iterator[_Option]:
-        """Every cascade of two tried candidates whose second stage mixes no rows."""
-        exact = exact_pipeline()
-        seconds = {exact: float(self.evaluator.builder.cost(exact).macs)}
-        for x in self.tried:
-            if all(y.slots <= 1 and not y.last for y in x.pipeline.passes):
-                seconds[x.pipeline] = x.macs
-        for first in self.tried:
-            if len(first.pipeline.stages) == 1:
-                yield from self._of_first(first, seconds)
+    dense, labels = predictor.with_labels(Pipeline(()), "select")
+    weights = select_weights(predictor)
+    task, metric = evaluator.model.task, evaluator.metric
 
-    def _of_first(self, first: Trial, seconds: Mapping[Pipeline, float]) -> Iterator[_Option]:
-        target, predictor = self.evaluator.targets[0], self.evaluator.predictor
-        margin = predictor.margins(first.pipeline, "select", target)
-        one = np.asarray(predictor.predict(first.pipeline, "select", target))
-        for second, macs in seconds.items():
-            if macs <= first.macs:
-                continue
-            two = np.asarray(predictor.predict(second, "select", target))
-            for share in SHARES:
-                below = margin < threshold_at(margin, share)
-                cost = first.macs + float(np.average(below, weights=self._weights)) * macs
-                made = first.pipeline.then(_cascade(second, share))
-                yield _Option(made, cost, self._estimate(np.where(below, two, one)))
+    def estimate(answers: NDArray[Any]) -> LossEstimate:
+        return estimate_loss(task, metric, dense, answers, labels, weights)
 
-    def _estimate(self, answers: NDArray[Any]) -> LossEstimate:
-        task, metric = self.evaluator.model.task, self.evaluator.metric
-        dense, labels = self.evaluator.predictor.with_labels(Pipeline(()), "select")
-        return estimate_loss(task, metric, dense, answers, labels, self._weights)
-
-    @cached_property
-    def _weights(self) -> Floats:
-        return select_weights(self.evaluator.predictor)
-
-
-def _cascade(second: Pipeline, share: float) -> Pass:
-    options: dict[str, Any] = {"to": str(second), "defer": share}
-    return find_pass("cascade")(**options)
+    return cascade_options([stage(x) for x in macs], weights, estimate)

@@ -141,7 +141,7 @@ def test_the_computed_loss_is_that_of_the_cascade(evaluator: Evaluator) -> None:
     trials = tried(evaluator)
     options = [
         x
-        for x in cascades._Stages(evaluator, trials).options()
+        for x in cascades._options(evaluator, trials)
         if x.pipeline.passes[:-1] == trials[-1].pipeline.passes
     ]
     seconds = {str(stage) for x in options for stage in x.pipeline.stages[1:]}
