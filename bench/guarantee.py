@@ -5,7 +5,8 @@
 The script records every candidate's answers on all labelled rows once. The certify and test
 rows together are the population: a candidate's loss on all of them is its true loss. Each
 simulated user draws certify rows from the population and select rows from the select rows,
-both with replacement, and runs the checks and the search of `prumux-opt --effort quick`. The
+both with replacement, and runs the checks and the search of `prumux-opt --effort quick`, with
+cascades and without the bag of embeddings. The
 promise is broken for a user if the true loss of the shipped model exceeds the budget. prumux
 promises that this happens to at most 5 % of users. If the checks refuse a user's budget, the
 user gets no model.
@@ -15,8 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,15 +34,30 @@ from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.certificate.baselines import Judged, check
 from prumux.optimizer.certificate.budget import Budget
 from prumux.optimizer.certificate.certificate import Certificate, certify
+from prumux.optimizer.model.cascade import threshold_at
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
+from prumux.optimizer.run.choose import CASCADES
 from prumux.optimizer.run.inputs import open_evaluator
 from prumux.optimizer.run.request import Request
 from prumux.optimizer.search.bisection import Trial, safe_loss, search_by_bisection
-from prumux.optimizer.search.presets import default_space
+from prumux.optimizer.search.cascades import (
+    CascadeOption,
+    Stage,
+    best_cascades,
+    cascade_options,
+)
+from prumux.optimizer.search.presets import default_space, exact_pipeline
+from prumux.optimizer.search.unseen_loss import (
+    GivenAnswers,
+    LossEstimate,
+    estimate_loss,
+    unseen_weights,
+)
 from prumux.optimizer.tasks.task import Task
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -52,6 +69,14 @@ class Recorded:
     """Answers of the candidates, [candidates, rows]."""
     dense: Ints
     labels: Ints
+    margins: Floats
+    """Margins of the candidates, [candidates, rows]."""
+    dense_margins: Floats
+
+    def given(self, chosen: Ints) -> GivenAnswers:
+        """The given model's answers to the chosen rows."""
+        right = self.dense[chosen] == self.labels[chosen]
+        return GivenAnswers(self.dense_margins[chosen], right)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,28 +85,29 @@ class Population:
 
     order: tuple[Pipeline, ...]
     """Candidates from the slowest to the fastest."""
+    macs: tuple[int, ...]
+    """Multiply-adds of each candidate for one row."""
     select: Recorded
     rows: Recorded
     """The population. The search only sees samples of these rows."""
     task: Task
     metric: str = "accuracy"
 
-    def loss(self, rows: Recorded, candidate: int, chosen: Any = slice(None)) -> float:
-        """Score of the given model minus the candidate's, on the chosen rows."""
-        labels = rows.labels[chosen]
+    def true_loss(self, answers: Ints) -> float:
+        """Score of the given model minus that of answers to all rows of the population."""
         before, after = (
-            self.task.score(self.metric, x[chosen], labels)
-            for x in (rows.dense, rows.found[candidate])
+            self.task.score(self.metric, x, self.rows.labels)
+            for x in (self.rows.dense, answers)
         )
         return before - after
 
     @cached_property
-    def true_loss(self) -> NDArray[np.float64]:
+    def true_losses(self) -> NDArray[np.float64]:
         """True loss of each candidate, [candidates]."""
-        return np.array([self.loss(self.rows, i) for i in range(len(self.order))])
+        return np.array([self.true_loss(x) for x in self.rows.found])
 
 
-REFUSED, EXACT = -2, -1
+CANDIDATE, CASCADE, EXACT, REFUSED = range(4)
 
 
 @dataclass(frozen=True)
@@ -89,8 +115,79 @@ class SimulatedResult:
     """The result of one simulated search."""
 
     shipped: int
-    """Index of the shipped candidate; `EXACT` = the unpruned model, `REFUSED` = no model."""
+    """`CANDIDATE`, `CASCADE`, `EXACT` (the unpruned model) or `REFUSED` (no model)."""
     true_loss: float
+
+
+@dataclass(eq=False)
+class SimulatedSearch:
+    """One user's search, with drawn select and certify rows."""
+
+    population: Population
+    limit: float
+    chosen: Ints
+    """The drawn select rows."""
+    seen: Ints
+    """The drawn certify rows."""
+
+    def __post_init__(self) -> None:
+        population = self.population
+        select, world = population.select, population.rows
+        self.index = {p: i for i, p in enumerate(population.order)}
+        self.weights = unseen_weights(select.given(self.chosen), world.given(self.seen))
+        self.dense, self.labels = select.dense[self.chosen], select.labels[self.chosen]
+        self.cascades: dict[Pipeline, CascadeOption] = {}
+
+    def estimate(self, answers: Any) -> LossEstimate:
+        """The expected loss of answers to the select rows."""
+        task, metric = self.population.task, self.population.metric
+        return estimate_loss(task, metric, self.dense, answers, self.labels, self.weights)
+
+    def trial(self, pipeline: Pipeline) -> Trial:
+        """The trial of a candidate."""
+        option = self.cascades.get(pipeline)
+        if option is not None:
+            found, macs = option.estimate, round(option.macs)
+        else:
+            i = self.index[pipeline]
+            found = self.estimate(self.population.select.found[i][self.chosen])
+            macs = self.population.macs[i]
+        loss, rows = found.loss, found.rows
+        return Trial(
+            pipeline, 1 - loss, loss, 0.0, macs, changed=found.changed, estimate_rows=rows
+        )
+
+    def extend(self, tried: Sequence[Trial], most_macs: float | None) -> list[Pipeline]:
+        """The cascades that `quick` would try."""
+        options = cascade_options([*map(self.stage, tried)], self.weights, self.estimate)
+        most = math.inf if most_macs is None else most_macs
+        best = best_cascades(options, tried, self.limit, len(self.seen), CASCADES, most)
+        self.cascades = {x.pipeline: x for x in best}
+        return [*self.cascades]
+
+    def stage(self, trial: Trial) -> Stage:
+        """A tried candidate as a stage of a cascade."""
+        i, select = self.index[trial.pipeline], self.population.select
+        margins = np.asarray(select.margins[i][self.chosen], np.float32)
+        return Stage(trial.pipeline, trial.macs, select.found[i][self.chosen], margins)
+
+    def answers(self, pipeline: Pipeline) -> Ints:
+        """Answers to all rows of the population."""
+        world, option = self.population.rows, self.cascades.get(pipeline)
+        if option is None:
+            single: Ints = world.found[self.index[pipeline]]
+            return single
+        first, second = (self.index[x.pipeline] for x in (option.first, option.second))
+        below = world.margins[first] < threshold_at(option.first.margins, option.share)
+        found: Ints = np.where(below, world.found[second], world.found[first])
+        return found
+
+    def certify(self, pipeline: Pipeline, confidence: float) -> Certificate:
+        """The certificate of a candidate."""
+        world, task = self.population.rows, self.population.task
+        found, dense = self.answers(pipeline)[self.seen], world.dense[self.seen]
+        labels, metric = world.labels[self.seen], self.population.metric
+        return certify(metric, dense, found, labels, task, self.limit, confidence)
 
 
 def simulated_search(
@@ -100,30 +197,27 @@ def simulated_search(
     drawn = len(population.select.labels)
     chosen = random.integers(drawn, size=drawn)
     seen = random.integers(len(population.rows.labels), size=rows)
-    world, index = population.rows, {str(p): i for i, p in enumerate(population.order)}
-    dense, labels = world.dense[seen], world.labels[seen]
-    task, metric = population.task, population.metric
+    dense, labels = population.rows.dense[seen], population.rows.labels[seen]
     try:
-        check(Judged(dense, labels, task, metric, "certify"), Budget(limit))
+        judged = Judged(dense, labels, population.task, population.metric, "certify")
+        check(judged, Budget(limit))
     except UsageError:
         return SimulatedResult(REFUSED, 0.0)
-
-    def trial(pipeline: Pipeline) -> Trial:
-        loss = population.loss(population.select, index[str(pipeline)], chosen)
-        return Trial(pipeline, 1 - loss, loss, 0.0, 0)
-
-    def prove(pipeline: Pipeline, confidence: float) -> Certificate:
-        found = world.found[index[str(pipeline)], seen]
-        return certify(metric, dense, found, labels, task, limit, confidence)
-
-    safe = safe_loss(rows, limit)
+    user = SimulatedSearch(population, limit, chosen, seen)
     winner = search_by_bisection(
-        population.order, trial, prove, limit, lambda _: False, safe=safe, rows=rows
+        population.order,
+        user.trial,
+        user.certify,
+        limit,
+        lambda _: False,
+        safe=safe_loss(rows, limit),
+        rows=rows,
+        extend=user.extend,
     ).winner
     if winner is None:
         return SimulatedResult(EXACT, 0.0)
-    at = index[str(winner)]
-    return SimulatedResult(at, float(population.true_loss[at]))
+    kind = CASCADE if winner in user.cascades else CANDIDATE
+    return SimulatedResult(kind, population.true_loss(user.answers(winner)))
 
 
 def simulate(
@@ -133,8 +227,8 @@ def simulate(
 
     Returns:
         Shares of users whose budget was exceeded (`broken`), who got the unpruned model
-        (`exact_only`), and whose budget was refused (`refused`); and the median true loss of
-        users who got a model (None = nobody got one).
+        (`exact_only`), who got a cascade (`cascade`), and whose budget was refused
+        (`refused`); and the median true loss of users who got a model (None = nobody did).
     """
     random = np.random.default_rng(seed)
     ends = [simulated_search(population, limit, rows, random) for _ in range(users)]
@@ -146,6 +240,7 @@ def simulate(
         "users": users,
         "broken": sum(x > limit for x in served) / users,
         "exact_only": sum(x.shipped == EXACT for x in ends) / users,
+        "cascade": sum(x.shipped == CASCADE for x in ends) / users,
         "refused": 1 - len(served) / users,
         "median_true_loss": float(np.median(served)) if served else None,
     }
@@ -158,20 +253,27 @@ def record(model: str, data: str, out: Path, metric: str) -> Population:
     about = key(opened.model.source["digest"], opened.data_digest, versions())
     store = Store(out.with_suffix(f".{about}.parts"))
     evaluator = replace(opened, ctx=replace(opened.ctx, store=store))
-    order = evaluator.builder.by_cost(default_space("quick", 0.02, None, opened.model))
+    space = (exact_pipeline(), *default_space("quick", 0.02, None, opened.model))
+    order = evaluator.builder.by_cost(space)
+    predictor = evaluator.predictor
 
-    def answers(pipeline: Pipeline, roles: Sequence[str]) -> Ints:
-        found = [evaluator.predictor.predict(pipeline, role) for role in roles]
-        return np.concatenate([np.asarray(x) for x in found])
+    def joined(one: Callable[[Pipeline, str], Any], p: Pipeline, roles: Sequence[str]) -> Any:
+        return np.concatenate([np.asarray(one(p, role)) for role in roles])
 
     def recorded(*roles: str) -> Recorded:
-        labels = [np.asarray(evaluator.predictor.rows(role).labels) for role in roles]
-        found = np.stack([answers(p, roles) for p in order])
-        return Recorded(found, answers(Pipeline(()), roles), np.concatenate(labels))
+        dense, labels = Pipeline(()), [np.asarray(predictor.rows(x).labels) for x in roles]
+        return Recorded(
+            np.stack([joined(predictor.predict, p, roles) for p in order]),
+            joined(predictor.predict, dense, roles),
+            np.concatenate(labels),
+            np.stack([joined(predictor.margins, p, roles) for p in order]),
+            joined(predictor.margins, dense, roles),
+        )
 
     world = ("certify",) if evaluator.test_rows is None else ("certify", "test")
     task = opened.model.task
-    return Population(tuple(order), recorded("select"), recorded(*world), task, metric)
+    macs = tuple(evaluator.builder.cost(p).macs for p in order)
+    return Population(tuple(order), macs, recorded("select"), recorded(*world), task, metric)
 
 
 def study(
@@ -182,7 +284,7 @@ def study(
         "metric": population.metric,
         "candidates": [
             {"pipeline": str(p), "true_loss": float(x)}
-            for p, x in zip(population.order, population.true_loss, strict=True)
+            for p, x in zip(population.order, population.true_losses, strict=True)
         ],
         "world_rows": len(population.rows.labels),
         "entries": [simulate(population, x, n, users) for x in budgets for n in rows],
@@ -196,6 +298,7 @@ def line(entry: dict[str, Any]) -> str:
     return (
         f"budget {100 * entry['budget']:4.1f} % {entry['rows']:5} rows: broken "
         f"{100 * entry['broken']:4.1f} %, exact only {100 * entry['exact_only']:5.1f} %, "
+        f"cascade {100 * entry['cascade']:5.1f} %, "
         f"refused {100 * entry['refused']:5.1f} %, median true loss {shown}"
     )
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from statistics import NormalDist
 from typing import Any
 
@@ -72,11 +72,16 @@ class LossEstimate:
         of a random sample is about normal with mean U and variance d (1 / rows + 1 / n), where
         n is the number of rows behind the estimate.
         """
-        changed = min(max(self.changed, abs(self.loss), 1 / rows), 1.0)
-        worse, better = rows * (changed + self.loss) / 2, rows * (changed - self.loss) / 2
-        upper = accuracy_upper(rows, worse, better, confidence)
-        spread = math.sqrt(changed * (1 / rows + 1 / self.rows))
-        return NormalDist(upper, spread).cdf(limit)
+        return _chance(self, limit, rows, confidence)
+
+
+@lru_cache(maxsize=4096)  # a search compares the same candidates many times
+def _chance(one: LossEstimate, limit: float, rows: int, confidence: float) -> float:
+    changed = min(max(one.changed, abs(one.loss), 1 / rows), 1.0)
+    worse, better = rows * (changed + one.loss) / 2, rows * (changed - one.loss) / 2
+    upper = accuracy_upper(rows, worse, better, confidence)
+    spread = math.sqrt(changed * (1 / rows + 1 / one.rows))
+    return NormalDist(upper, spread).cdf(limit)
 
 
 def unseen_weights(select: GivenAnswers, unseen: GivenAnswers) -> Floats:

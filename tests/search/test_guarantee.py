@@ -45,11 +45,13 @@ def world(script: ModuleType, losses: list[float], rows: int = 4000) -> Any:
 
     def recorded(part: slice) -> Any:
         truth = labels[part]
-        answers = (np.where(x, truth, 1 - truth) for x in (found[:, part], dense[part]))
-        return script.Recorded(*answers, truth)
+        answers = [np.where(x, truth, 1 - truth) for x in (found[:, part], dense[part])]
+        margins = (2.0 + (x == truth) - random.random(x.shape) for x in answers)
+        return script.Recorded(*answers, truth, *margins)
 
     parts = recorded(slice(half)), recorded(slice(half, None))
-    return script.Population(order, *parts, Classification(("bad", "good")))
+    macs = tuple(range(len(order) + 10, 10, -1))
+    return script.Population(order, macs, *parts, Classification(("bad", "good")))
 
 
 def test_the_promise_is_kept_even_where_every_candidate_sits_at_the_edge(
@@ -57,7 +59,7 @@ def test_the_promise_is_kept_even_where_every_candidate_sits_at_the_edge(
 ) -> None:
     edge = world(script, [0.023] * 8)
     found = script.simulate(edge, 0.02, rows=600, users=200)
-    truly_bad = (edge.true_loss > 0.02).mean()
+    truly_bad = (edge.true_losses > 0.02).mean()
     assert truly_bad > 0.5
     assert found["broken"] <= 0.09, "5 % plus two standard errors of 200 users and a bit"
 
@@ -79,7 +81,8 @@ def test_a_budget_that_a_constant_answer_keeps_is_refused(script: ModuleType) ->
     given = world(script, [0.0, 0.001])
     rare = (np.random.default_rng(1).random(2000) < 0.05).astype(np.int64)
     right = given.rows.found == given.rows.labels, given.rows.dense == given.rows.labels
-    rows = script.Recorded(*(np.where(x, rare, 1 - rare) for x in right), rare)
+    answers = (np.where(x, rare, 1 - rare) for x in right)
+    rows = script.Recorded(*answers, rare, given.rows.margins, given.rows.dense_margins)
     for metric, refused in (("accuracy", 1), ("balanced-accuracy", 0)):
         asked = replace(given, rows=rows, select=rows, metric=metric)
         found = script.simulate(asked, 0.02, rows=872, users=20)
