@@ -5,9 +5,7 @@ import os
 import torch
 from hypothesis import settings
 
-from prumux.export.benchmark import text
-from prumux.optimizer.search import precision_choice
-from prumux.optimizer.timing import interleave, own_batches, serving_point
+from tests.helpers.quick import time_little
 
 # Models here are tiny: on a busy machine two threads that wait for each other take ten times
 # as long as one. Each of several workers has a processor of its own, and engines and
@@ -19,15 +17,7 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     NUMBER = int(WORKER.removeprefix("gw"))
     os.sched_setaffinity(0, {PROCESSORS[NUMBER % len(PROCESSORS)]})
 
-# No test asserts a time, so none need wait for a quiet machine, repeat short runs, or time
-# many rounds and texts.
-interleave.SETTLE_CHECKS = 0
-interleave.LEAST_MS = 0.0
-serving_point.ROUNDS = precision_choice.ROUNDS = 3
-serving_point.SINGLE_ROUNDS = own_batches.PROBES = 1
-serving_point.SINGLE_ROWS = 8
-own_batches.ROUNDS = 2
-text.LEAST_TEXTS = 1
-# Nor does a slow example mean that a law is broken.
+time_little()
+# A slow example does not mean that a law is broken.
 settings.register_profile("prumux", deadline=None)
 settings.load_profile("prumux")
