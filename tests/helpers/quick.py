@@ -1,4 +1,4 @@
-"""What makes whole runs quick in tests: few timings, and imports before a process is forked."""
+"""What makes whole runs quick in tests: few timings, and imports before processes fork."""
 
 from __future__ import annotations
 
