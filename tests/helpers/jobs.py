@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,19 @@ def coded_by(given: Model, rows: Rows) -> Encoded:
 
 def texts(rows: int, seed: int) -> list[str]:
     """Random words."""
+    return list(_texts(rows, seed))
+
+
+@cache  # most tests ask for the same ones
+def _texts(rows: int, seed: int) -> tuple[str, ...]:
     random = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return [
+    return tuple(
         " ".join(
             "".join(random.choice(list(letters), 3)) for _ in range(random.integers(2, 9))
         )
         for _ in range(rows)
-    ]
+    )
 
 
 def interrupted_and_resumed(command: list[str]) -> None:
