@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -21,3 +22,9 @@ time_little()
 # A slow example does not mean that a law is broken.
 settings.register_profile("prumux", deadline=None)
 settings.load_profile("prumux")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: no worker ends with one while the other waits."""
+    slow = {x.path for x in items if x.get_closest_marker("slow")}
+    items.sort(key=lambda x: x.path not in slow)
