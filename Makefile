@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 # An editable install links files one by one: a new or renamed module needs new links.
 LINKS  := $(VENV)/.links-$(shell find optimizer passes export -name '*.*' -not -path '*/__pycache__/*' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 
+# Each worker and each process that a test starts would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test quick matrix triton check format schema clean
 
 help: ## List the targets

@@ -2,10 +2,11 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
-from prumux.optimizer.timing import interleave
+from tests.helpers.quick import time_little
 
 # Models here are tiny: on a busy machine two threads that wait for each other take ten times
 # as long as one. Each of several workers has a processor of its own, and engines and
@@ -17,9 +18,13 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     NUMBER = int(WORKER.removeprefix("gw"))
     os.sched_setaffinity(0, {PROCESSORS[NUMBER % len(PROCESSORS)]})
 
-# No test asserts a time, so none need wait for a quiet machine, or repeat short runs.
-interleave.SETTLE_CHECKS = 0
-interleave.LEAST_MS = 0.0
-# Nor does a slow example mean that a law is broken.
+time_little()
+# A slow example does not mean that a law is broken.
 settings.register_profile("prumux", deadline=None)
 settings.load_profile("prumux")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: no worker ends with one while the other waits."""
+    slow = {x.path for x in items if x.get_closest_marker("slow")}
+    items.sort(key=lambda x: x.path not in slow)

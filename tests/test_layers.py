@@ -6,6 +6,7 @@ Imports inside functions and under `TYPE_CHECKING` count as well.
 import ast
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,10 @@ def package_of(name: str) -> str:
     return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
 
 
-EDGES = {name: set(imported(file, package_of(name))) - {name} for name, file in FILES.items()}
+@cache  # not while tests are collected, which every worker does
+def edges() -> dict[str, set[str]]:
+    """The modules that each module imports."""
+    return {x: set(imported(file, package_of(x))) - {x} for x, file in FILES.items()}
 
 
 def folder_of(name: str) -> str:
@@ -111,7 +115,7 @@ def allowed(source: str, aim: str) -> bool:
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_between_folders_go_one_way(name: str) -> None:
-    wrong = {x for x in EDGES[name] if not allowed(folder_of(name), folder_of(x))}
+    wrong = {x for x in edges()[name] if not allowed(folder_of(name), folder_of(x))}
     assert wrong == set()
 
 
@@ -120,7 +124,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         state[name] = 1
-        for other in sorted(EDGES[name]):
+        for other in sorted(edges()[name]):
             # Python itself imports a package before its modules.
             if name.startswith(f"{other}.") and FILES[other].name == "__init__.py":
                 continue

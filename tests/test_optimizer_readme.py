@@ -25,7 +25,7 @@ from prumux.optimizer.search import (
     progressive_run,
 )
 from prumux.optimizer.search.progressive_certificates import FALLBACK_CONFIDENCE
-from tests.test_layers import EDGES, ORDER, ROOT, folder_of
+from tests.test_layers import ORDER, ROOT, edges, folder_of
 
 TEXT = (ROOT / "optimizer" / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -49,7 +49,7 @@ def test_the_picture_shows_all_imports_and_only_those() -> None:
     arrows = [tuple(x) for x in re.findall(r"(\w+) --> (\w+)", picture)]
     real = {
         (drawn(folder_of(name)), drawn(folder_of(aim)))
-        for name, aims in EDGES.items()
+        for name, aims in edges().items()
         for aim in aims
     }
     real = {(a, b) for a, b in real if a != b}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prumux.optimizer.base.errors import UsageError
 
 from .confidence_bounds import accuracy_upper, crossing
 
 
+@lru_cache(maxsize=1024)
 def provable_loss(
     rows: int, limit: float, disagreement: float = 0.05, confidence: float = 0.95
 ) -> float:

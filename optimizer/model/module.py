@@ -84,6 +84,15 @@ class EncoderModule(EncoderForward, nn.Module):
         self.alive = living(model)
         self.factors = _factors(model)
 
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """See `nn.Module.get_parameter`, whose checks take longer than a small linear map."""
+        *path, last = target.split(".")
+        module: Any = self
+        for part in path:
+            module = module._modules[part]
+        found: nn.Parameter = module._parameters[last]
+        return found
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """See `nn.Module._apply`. Factors move to another device with the weights."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -115,9 +124,11 @@ def attach(host: nn.Module, weights: Mapping[str, Tensor]) -> None:
         *path, last = name.split(".")
         module = host
         for part in path:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
+            inner = module._modules.get(part)
+            if inner is None:
+                inner = nn.Module()
+                module.add_module(part, inner)
+            module = inner
         module.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,12 @@ def export_facts(name: str, facts: Mapping[str, Any]) -> ExportFacts:
     )
 
 
+@cache
 def environment() -> Environment:
-    """The template environment of this folder. Values are escaped, except in Markdown."""
+    """The template environment of this folder. Values are escaped, except in Markdown.
+
+    It keeps templates compiled, for the next report of this process.
+    """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = files("prumux.optimizer.report")

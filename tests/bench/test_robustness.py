@@ -24,6 +24,7 @@ from prumux.optimizer.cli import opt
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from tests.helpers.datafiles import write
+from tests.helpers.quick import IMPORTED
 from tests.helpers.scripts import script
 
 ROBUSTNESS = script("robustness")  # from here on its parts can be imported
@@ -285,6 +286,8 @@ class TestKills:
         self, tmp_path: Path, monkeypatch: Any
     ) -> None:
         monkeypatch.setattr(kills, "EFFORTS", {"quick": ()})
+        for name in IMPORTED:  # here, so that no forked process does it again
+            importlib.import_module(name)
         said: list[str] = []
         runs = kills.run(tmp_path, 2, 0, said.append)
         found = kills.summary(runs, 0)

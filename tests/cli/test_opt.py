@@ -259,7 +259,7 @@ def test_standard_effort_trains_and_is_resumed_with_what_it_had(
     monkeypatch.setattr("prumux.optimizer.timing.cost_table.LIMIT", 0.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    command = [*job, "--budget", "30%", "--effort", "standard", "--time-limit", "15s"]
+    command = [*job, "--budget", "30%", "--effort", "standard", "--time-limit", "10s"]
     command += ["--out", str(out), "-v"]
 
     def interrupted(*_: object) -> None:

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -374,16 +375,25 @@ def test_a_random_batch_too(predictor: Predictor, model: Model) -> None:
     np.testing.assert_allclose(predictor.engine.run(inputs), expected, atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Another process. It starts with the first task, and takes seconds to import torch."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as found:
+        yield found
+
+
 @pytest.mark.parametrize("max_wait_ms", [None, 5])
 def test_a_predictor_goes_to_another_process(
-    folder: Path, max_wait_ms: float | None, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    max_wait_ms: float | None,
+    pool: ProcessPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folder.parent)
     predictor = load(folder.name, threads=1, max_wait_ms=max_wait_ms, device="cpu")
     expected = np.asarray(predictor.predict_logits(TEXTS))  # a thread and locks are in use
     monkeypatch.chdir("/")  # the folder's path was relative
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(Predictor.predict_logits, predictor, TEXTS).result(timeout=120)
+    found = pool.submit(Predictor.predict_logits, predictor, TEXTS).result(timeout=120)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     again = pickle.loads(pickle.dumps(predictor))
     assert type(again.runner) is type(predictor.runner)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.tokenize import Batch, Encoded
@@ -151,6 +150,8 @@ def tiny_tokenizer(vocab: int = 101, pad_id: int = 0) -> Any:
 
     Ids go from 0 to `vocab` - 1; the first four are special ones, padding at `pad_id`.
     """
+    from transformers import PreTrainedTokenizerFast  # most users of this module need none
+
     specials = ["[UNK]", "[CLS]", "[SEP]"]
     specials.insert(pad_id, "[PAD]")
     letters = [mark + chr(code) for mark in ("", "##") for code in range(97, 123)]

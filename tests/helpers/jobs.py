@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,14 +33,26 @@ CONFIG = config(
     num_attention_heads=4,
     intermediate_size=64,
 )
+MADE: dict[str, dict[str, bytes]] = {}
+"""Files that were made before, by what they were made of: many tests ask for the same."""
 SIZES = {"train": 300, "validation": 600, "test": 200}
 
 
 def model_folder(folder: Path, of: dict[str, Any] = CONFIG, tokenizer: Any = None) -> Path:
     """A Hugging Face folder of a random model with tokenizer, all classes about as likely."""
+    if tokenizer is not None or folder.exists():
+        return _new_model(folder, of, tokenizer or tiny_tokenizer())
+    about = json.dumps(of)
+    if about not in MADE:
+        _new_model(folder, of, tiny_tokenizer())
+        MADE[about] = _files(folder)
+    return _copy(MADE[about], folder)
+
+
+def _new_model(folder: Path, of: dict[str, Any], tokenizer: Any) -> Path:
     weights = state(of)
     write(folder, of, weights)
-    (tokenizer or tiny_tokenizer()).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
     given = load_model(str(folder))
     run = torch_run(given)
     logits = [run(b.inputs()) for b in batches(coded_by(given, rows_of(given, 200, 99)), 64)]
@@ -47,6 +63,26 @@ def model_folder(folder: Path, of: dict[str, Any] = CONFIG, tokenizer: Any = Non
 
 def data_folder(folder: Path, model: Path, labelled: bool = True, pairs: bool = False) -> Path:
     """Texts labelled with the model's own answers, so that the dense score is 100 %."""
+    given = sorted(_files(model).items()), SIZES, labelled, pairs
+    about = hashlib.sha256(repr(given).encode()).hexdigest()
+    if about not in MADE:
+        with TemporaryDirectory() as made:
+            MADE[about] = _files(_new_data(Path(made), model, labelled, pairs))
+    return _copy(MADE[about], folder)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {x.name: x.read_bytes() for x in folder.iterdir() if x.is_file()}
+
+
+def _copy(files: dict[str, bytes], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def _new_data(folder: Path, model: Path, labelled: bool, pairs: bool) -> Path:
     given = load_model(str(model))
     token = isinstance(given.task, Tokens)
     for seed, (name, count) in enumerate(SIZES.items()):
@@ -80,14 +116,19 @@ def coded_by(given: Model, rows: Rows) -> Encoded:
 
 def texts(rows: int, seed: int) -> list[str]:
     """Random words."""
+    return list(_texts(rows, seed))
+
+
+@cache  # most tests ask for the same ones
+def _texts(rows: int, seed: int) -> tuple[str, ...]:
     random = np.random.default_rng(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return [
+    return tuple(
         " ".join(
             "".join(random.choice(list(letters), 3)) for _ in range(random.integers(2, 9))
         )
         for _ in range(rows)
-    ]
+    )
 
 
 def interrupted_and_resumed(command: list[str]) -> None:

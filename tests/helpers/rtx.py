@@ -24,6 +24,8 @@ FAMILIES = (
 )
 SHAPES = ("dense", "uneven", "mixed", "tokens")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+LAYERS = 2
+"""Layers of each model. Most of the time of a build goes to the attention of each layer."""
 NAMES: dict[int, str] = {
     TensorProto.FLOAT: "FLOAT",
     TensorProto.FLOAT16: "HALF",
@@ -49,9 +51,11 @@ def cases(whole: bool) -> list[Case]:
 def made(folder: Path, family: str, shape: str, **sizes: Any) -> Model:
     """A small model of a family, with unevenly cut layers unless it is dense."""
     head: Any = "TokenClassification" if shape == "tokens" else "SequenceClassification"
-    _, model = given(folder, family, head, **config_of(family) | sizes)
-    if shape != "dense":
-        masks = random_masks(model.encoder, seed=3, gone=0.3)
+    of = config_of(family)
+    layers = dict.fromkeys(of.keys() & {"num_hidden_layers", "n_layers"}, LAYERS)
+    _, model = given(folder, family, head, **of | layers | sizes)
+    if shape != "dense":  # with this seed, each family keeps an attention and an FFN
+        masks = random_masks(model.encoder, seed=25, gone=0.3)
         model = slice_model(replace(model, masks=masks))
     return multiplexed(model, n=3, at=1) if shape == "mixed" else model
 

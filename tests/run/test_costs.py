@@ -23,8 +23,11 @@ FP32 = "onnx{precision=fp32}"
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with data, and costs of two made-up machines."""
-    here = tmp_path_factory.mktemp("costs")
-    model = jobs.model_folder(here / "model")
+    return job_of(tmp_path_factory.mktemp("costs"))
+
+
+def job_of(here: Path, **sizes: int) -> Path:
+    model = jobs.model_folder(here / "model", jobs.CONFIG | sizes)
     jobs.data_folder(here / "data", model)
     both = {"tensorrt{flavor=rtx}": linear(0.1, 0.01)}
     costs_file(here / "heads.json", model, {FP32: linear(1.0, 1e-6, 0.1), **both})
@@ -187,12 +190,13 @@ def test_a_resumed_run_notices_other_costs(
 
 
 def test_without_costs_cpu_time_chooses_for_a_gpu_and_says_so(
-    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if TensorRt(flavor="rtx").runs_here:
         pytest.skip("an engine runs here")
     pytest.importorskip("tensorrt_rtx_bindings")
     monkeypatch.undo()
+    job = job_of(tmp_path, num_hidden_layers=1)  # the time of a build is that of its layers
     out = job / "rtx"
     target = "tensorrt{flavor=rtx}"
     args = [str(job / "model"), "--data", str(job / "data"), "--passes", "pool-early"]

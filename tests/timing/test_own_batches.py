@@ -44,6 +44,8 @@ class CrowdedEngine:
 
 def test_each_at_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prumux.optimizer.timing.interleave.LEAST_MS", 1.0)
+    monkeypatch.setattr("prumux.optimizer.timing.own_batches.PROBES", 2)
+    monkeypatch.setattr("prumux.optimizer.timing.own_batches.ROUNDS", 5)
     rows = Encoded(Ragged.of([[1, 2, 3]] * 32), None, None, 0)
     workloads = {n: workload(rows, n, None) for n in (8, 16, 32)}
     dense, fast = CrowdedEngine(1.0, most=8), CrowdedEngine(0.8, most=99)

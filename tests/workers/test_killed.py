@@ -17,13 +17,11 @@ from typing import Any
 import pytest
 
 from prumux.optimizer.cli.opt import main
-from prumux.optimizer.timing import interleave
 from tests.helpers import jobs
+from tests.helpers.quick import IMPORTED, time_little
 
 pytestmark = pytest.mark.slow
 KILLS = 10
-PRELOADED = ["prumux.commands", "prumux.optimizer.cli.opt", "prumux.optimizer.run.run"]
-"""Imported once by the server that forks the processes: imports would be most of the test."""
 AT_WORK = "rows to certify"
 BUILDING = "building "
 
@@ -46,15 +44,14 @@ def command(arguments: list[str], said: Connection) -> None:
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     sys.stderr = os.fdopen(os.dup(said.fileno()), "w", encoding="utf-8", buffering=1)
     said.close()
-    # As in conftest.py: no test asserts a time, so none need wait for a quiet machine.
-    interleave.SETTLE_CHECKS, interleave.LEAST_MS = 0, 0.0
+    time_little()
     sys.exit(main(arguments))
 
 
 def run(job: list[str], out: Path, kill_after_s: float | None) -> Process:
     """Start or resume a run; kill it so long after it began to work."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*IMPORTED, "pytest", "tests.helpers.quick"])
     heard, said = context.Pipe(duplex=False)
     process = context.Process(
         target=command, args=([*job, "--out", str(out), "--resume"], said)

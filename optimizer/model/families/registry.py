@@ -71,7 +71,8 @@ def family_of(encoder: Encoder) -> Family:
 
 def is_known(family: str) -> bool:
     """True if this family exists. Families that only passes make are included."""
-    return family in (*model_types(), *BAG.model_types)
+    shipped = family in families() or family in BAG.model_types
+    return shipped or family in model_types()
 
 
 def _loaded(entry: metadata.EntryPoint) -> Family:
