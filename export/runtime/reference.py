@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.export.graph.parity import Parity, compare
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.cascade import CascadeModule, margins, module_of, most_rows
+from prumux.optimizer.model.cascade import CascadeModule, module_of
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import run
+from prumux.optimizer.model.row_groups import margins, most_rows
 from prumux.optimizer.pipeline.target import Engine
 
 Floats = NDArray[np.float32]
@@ -58,7 +58,7 @@ def _at_the_edge(
     """Mask of rows that either stage may answer, [B], and both stages' logits of all rows."""
     one, two = run(module.first, inputs), run(module.second, inputs)
     threshold, max_share = module.rule
-    margin = margins(torch.as_tensor(one)).numpy()
+    margin = margins(one)
     edge = np.abs(margin - threshold) < EDGE
     most = most_rows(len(margin), max_share)
     if most < (margin < threshold).sum():
