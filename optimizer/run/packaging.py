@@ -213,6 +213,7 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
     staging.mkdir(parents=True)
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
+        (staging / name).parent.mkdir(exist_ok=True)  # a stage of a cascade
         (staging / name).write_bytes((packaged.folder / name).read_bytes())
     for name in GRAPH:
         if (staging / name).exists():
