@@ -175,8 +175,8 @@ def test_profiles_of_the_second_engine_take_one_to_all_rows(tmp_path: Path) -> N
         ]
         for x in ("first", "second")
     )
-    assert one == [[3, 6, 6], [3, 6, 6], [3, 3, 3]]
-    assert two == [[1, 3, 6], [1, 3, 6], [1, 2, 3]]
+    assert one == [[3, 6, 6], [3, 3, 3]]
+    assert two == [[1, 3, 6], [1, 2, 3]]
 
 
 def test_the_script_builds_both_engines(tmp_path: Path) -> None:
@@ -221,7 +221,9 @@ def test_without_a_library_both_graphs_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(MissingError, match=r"first/model\.onnx and second/model\.onnx and tens"):
+    with pytest.raises(
+        MissingError, match=r"first/model\.onnx and second/model\.onnx and tens"
+    ):
         emitted(cascade_of(SOME), tmp_path)
     assert {str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*") if x.is_file()} == {
         *("cascade.json", "tensorrt.sh", "first/model.onnx", "second/model.onnx")
@@ -328,13 +330,13 @@ def test_triton_serves_both_graphs(
     assert "{" not in guide.split("## Two engines")[1]
     server = Server(folder)
     packer = server.load(monkeypatch)
-    rows = [[5 + (7 * i + j) % 90 for j in range(6)] for i in range(12)]
+    rows = np.random.default_rng(0).integers(6, 100, (12, 6)).tolist()
     answers = packer.execute([request(rows[:5]), request(rows[5:])])
     found = np.concatenate([x.logits for x in answers])
     expected = engine.run(request(rows).inputs)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert ("prumux_second" in server.calls) == (threshold != NONE)
-    server.poison = rows[0][0]
+    server.poison = rows[0][0] = 5
     broken, right = packer.execute([request(rows[:1]), request(rows[5:6])])
     assert broken.has_error()
     assert not right.has_error()
@@ -352,7 +354,7 @@ def test_triton_serves_both_plans(tmp_path: Path) -> None:
         assert (place / "1" / "model.plan").read_bytes() == stage.encode()
         config = read_config(place)
         assert (config.backend, config.max_batch_size) == ("tensorrt", 6)
-        assert list(config.instance_group[0].profile) == ["0", "1"]
+        assert list(config.instance_group[0].profile) == ["0"]
         assert {x.batch_size for x in config.model_warmup} == {1, 6}
     parameters = read_config(tmp_path / "triton" / "prumux").parameters
     told = {k: parameters[k].string_value for k in ("engine", "second", "threshold")}
