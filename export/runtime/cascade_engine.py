@@ -122,6 +122,7 @@ def write_cascade(second: SecondStage | None, folder: Path) -> tuple[str, ...]:
     if second is None:
         path.unlink(missing_ok=True)
         return ()
+    folder.mkdir(parents=True, exist_ok=True)
     about = {"second": second_config(second)}
     path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return (CASCADE_FILE,)

@@ -171,8 +171,8 @@ def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) ->
     if evaluator.ctx.costs is not None:
         with suppress(PrumuxError):  # this target or mixing was not measured
             return (
-                evaluator.ctx.costs.estimate(
-                    other.model.encoder,
+                evaluator.ctx.costs.estimate_model(
+                    other.model,
                     dense.model.encoder,
                     other.target.timed_as,
                     dense.target.timed_as,
