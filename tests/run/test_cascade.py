@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import prumux
 from prumux.export.benchmark.cli import main as bench
+from prumux.export.trt.library import RTX, gpu_here
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.report.build import HTML_NAME
 from prumux.optimizer.run import packaging
@@ -19,6 +21,8 @@ from prumux.passes.cascade import Cascade
 from prumux.passes.reconstruct import Reconstruct
 from tests.helpers import jobs
 from tests.helpers.checkpoints import config
+from tests.helpers.costs import costs_file, linear
+from tests.helpers.tensorrt_api import rtx_api
 
 FIRST = "pool-early,prune{sparsity=0.7 of=macs},slice,reconstruct"
 SECOND = "pool-early,prune{sparsity=0.2 of=macs},slice,reconstruct"
@@ -146,6 +150,42 @@ def test_precisions_and_mixed_first_stages(precision: str, tmp_path: Path) -> No
     assert len(prumux.load(tmp_path / "o").predict([("good", "film")] * 3)) == 3
 
 
+@pytest.mark.skipif(gpu_here(), reason="a GPU is here")
+def test_two_engines_of_tensorrt(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without the library the search is kept, and a machine that has it ends the run."""
+    rtx_api()
+    out, made = tmp_path / "out", tmp_path / "costs.json"
+    target = "tensorrt{precision=fp32 flavor=rtx}"
+    costs_file(made, Path(job[0]), {target: linear(0.1, 0.01, 0.1)})
+    args = [*job, "--budget", "30%", "--passes", PIPELINE, "--costs", str(made)]
+    args += ["--target", target, "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, RTX.module, None)
+        assert main(args) == 5
+    assert "holds first/model.onnx and second/model.onnx and" in capsys.readouterr().err
+    assert main([*args, "--resume", "-q"]) == 0
+    found = report_of(out)
+    assert found["engine"]["stages"] == "two engines, the host defers rows"
+    assert {f"{x}/{RTX.plan}" for x in ("first", "second")} < set(found["files"])
+    assert 0.2 < found["cascade"]["stages"]["certify"]["deferred"] < 0.6
+    told = json.loads((out / "cascade.json").read_text())["second"]
+    assert told["threshold"] == found["cascade"]["threshold"]
+    assert "model.onnx" not in (out / "README.md").read_text()
+    assert bench(["--verify", str(out), "--device", "cpu", "--rounds", "1"]) == 0
+    assert "equal labels  256 of 256" in capsys.readouterr().out
+    assert bench(["--verify", str(out)]) == 5
+    assert bench([str(out), "--engines", "onnx", "--batch", "2", "--length", "9"]) == 0
+    graph = out / "second" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b" ")
+    assert bench(["--verify", str(out), "--device", "cpu"]) == 4
+    assert "not the certified files: second/model.onnx" in capsys.readouterr().err
+
+
 def test_a_space_of_cascades_is_searched(job: list[str], tmp_path: Path) -> None:
     space = f'{FIRST},cascade{{to="" defer=0.1|0.8}}'
     args = [*job, "--budget", "30%", "--passes", space, "--out", str(tmp_path / "o"), "-q"]
@@ -159,7 +199,6 @@ def test_a_space_of_cascades_is_searched(job: list[str], tmp_path: Path) -> None
 
 REFUSED = {
     "not last": ("cascade,slice", "onnx", "put 'cascade' last"),
-    "tensorrt": ("cascade", "tensorrt{flavor=rtx}", "--target 'onnx{device=cuda}'"),
     "bad second": ('cascade{to="slic"}', "onnx", "did you mean 'slice'"),
     "uncut second": ('cascade{to="prune{sparsity=0.5}"}', "onnx", "add slice"),
     "mixed second": ('cascade{to="mux{n=2}"}', "onnx", "takes rows one by one"),
