@@ -202,6 +202,11 @@ class TensorRt(Target):
     def check_stages(self) -> None:
         """Accept cascades: each stage becomes one engine."""
 
+    @property
+    def searches_cascades(self) -> bool:
+        """False: two engines and the host between them have not been timed on a GPU."""
+        return False
+
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
 

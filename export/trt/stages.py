@@ -4,8 +4,8 @@
     my-model-prumux/first/model.plan      a cascade: every stage has a folder of its own,
     my-model-prumux/second/model.plan     with its graph, its engine and the facts of both
 
-The graph of a cascade has no shapes for TensorRT: the number of deferred rows is only known
-when the first stage has run.
+The graph of a cascade is no engine: the parser of TensorRT for RTX 1.7 refuses its NonZero node,
+because only the run of the first stage tells the number of deferred rows.
 """
 
 from __future__ import annotations

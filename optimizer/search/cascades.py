@@ -101,7 +101,7 @@ def _possible(evaluator: Evaluator) -> bool:
         find_pass("cascade")().check_given(evaluator.model)
     except (UsageError, SpecError, PassError):
         return False
-    return True
+    return evaluator.target.searches_cascades
 
 
 def _options(
