@@ -132,9 +132,7 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
         grouped = () if kept.rows.groups is None else ("query_id",)
         task = of_data(task, lambda: grouped, kept.facts.metric)
         tokenizer = read_tokenizer(path)
-        engine: Engine = (
-            TritonEngine(url, encoder.slots) if url else _engine(path, threads, device)
-        )
+        engine = _served(path, url, encoder) if url else _engine(path, threads, device)
         check_belongs(engine, encoder, config, path)
     except MissingError:
         raise
@@ -143,6 +141,18 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
             raise
         raise GateError(f"not the certified files: {', '.join(other)}\n{error}") from error
     return OpenedArtifact(path, kept, encoder, task, tokenizer, engine, other)
+
+
+def _served(path: Path, url: str, encoder: Encoder) -> Engine:
+    """The engine of a Triton server; for a cascade of two engines both of them."""
+    first = stage_folders(path)[0]
+
+    def one(place: Path) -> FileEngine:
+        if place == first:
+            return TritonEngine(url, encoder.slots)
+        return TritonEngine(url, part="second")
+
+    return open_stages(path, one)
 
 
 def _engine(path: Path, threads: int, device: str) -> Engine:

@@ -104,12 +104,10 @@ class CascadeEngine:
         """
         one, two = dict(self._first.describe()), dict(self._second.describe())
         other = {f"second_{name}": x for name, x in two.items() if one.get(name) != x}
-        precision = max(
-            (x.get("precision", "fp32") for x in (one, two)),
-            key=lambda x: TOLERANCES.get(x, 0.0),
-        )
-        stages = "two engines, the host defers rows"
-        return {**one, "precision": precision, "stages": stages, **other}
+        known = [x["precision"] for x in (one, two) if "precision" in x]
+        if known:
+            one["precision"] = max(known, key=lambda x: TOLERANCES.get(x, 0.0))
+        return {**one, "stages": "two engines, the host defers rows", **other}
 
 
 def write_cascade(second: SecondStage | None, folder: Path) -> tuple[str, ...]:
