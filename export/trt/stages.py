@@ -4,8 +4,8 @@
     my-model-prumux/first/model.plan      a cascade: every stage has a folder of its own,
     my-model-prumux/second/model.plan     with its graph, its engine and the facts of both
 
-The graph of a cascade cannot be one engine: only the run of the first stage tells the number of
-deferred rows. The parser of TensorRT for RTX 1.7 refuses such a node (NonZero).
+The graph of a cascade cannot be one engine: only the run of the first stage tells the number
+of deferred rows. The parser of TensorRT for RTX 1.7 refuses such a node (NonZero).
 """
 
 from __future__ import annotations

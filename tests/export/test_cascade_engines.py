@@ -24,6 +24,7 @@ from prumux.export.runtime.ort import OrtEngine
 from prumux.export.tensorrt import TensorRt
 from prumux.export.trt.engine import TrtEngine
 from prumux.export.trt.library import gpu_here
+from prumux.export.trt.stages import engine_stages
 from prumux.optimizer.base.errors import GateError, MissingError, ModelError
 from prumux.optimizer.model.artifact import save_artifact
 from prumux.optimizer.model.cascade import module_of
@@ -55,10 +56,18 @@ def library() -> None:
 
 
 def emitted(model: Model, folder: Path, precision: Any = "fp32", **options: Any) -> Any:
+    """The files of a cascade, and its engine: the plans if they run here, else the graphs."""
     batches = [random_batch(model, 6, length, seed=length) for length in (5, 12)]
     target = TensorRt(precision, flavor="rtx", **options)
     done = target.emit(model, make_context(model, *batches), folder)
     return done, target.engine(folder, 1)
+
+
+def typed(model: Model, folder: Path) -> Any:
+    """The engine of a cascade's typed graphs. No plan is built."""
+    target = TensorRt("fp32", flavor="rtx").draft()
+    target.emit(model, make_context(model, random_batch(model, 6, 12)), folder)
+    return target.engine(folder, 1)
 
 
 def composed(model: Model, precision: Any = "fp32") -> OrtEngine:
@@ -78,19 +87,21 @@ def with_rule(model: Model, **rule: float) -> Model:
 
 
 @pytest.mark.parametrize("threshold", [NONE, SOME, ALL])
-@pytest.mark.parametrize("machine", ["typed graph", "stand-in"])
+@pytest.mark.parametrize("machine", ["typed graphs", "stand-in"])
 def test_two_engines_answer_as_the_composed_graph(
     machine: str, threshold: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = cascade_of(threshold)
     if machine == "stand-in":
         stand_in(monkeypatch)
-    model = cascade_of(threshold)
-    done, engine = emitted(model, tmp_path)
-    assert set(done.files) == {
-        *("tensorrt.sh", CASCADE_FILE),
-        *(f"{stage}/{x}" for stage in ("first", "second") for x in FILES),
-    }
-    assert all((tmp_path / x).exists() for x in done.files)
+        done, engine = emitted(model, tmp_path)
+        assert set(done.files) == {
+            *("tensorrt.sh", CASCADE_FILE),
+            *(f"{stage}/{x}" for stage in ("first", "second") for x in FILES),
+        }
+        assert all((tmp_path / x).exists() for x in done.files)
+    else:
+        engine = typed(model, tmp_path)
     assert isinstance(engine, CascadeEngine)
     one = engine._first
     assert isinstance(one, TrtEngine if machine == "stand-in" else OrtEngine)
@@ -107,12 +118,11 @@ def test_two_engines_answer_as_the_composed_graph(
 def test_exactly_one_row_is_deferred(tmp_path: Path) -> None:
     model = cascade_of(ALL)
     inputs = random_batch(model, rows=16).inputs()
-    _, engine = emitted(model, tmp_path)
+    engine = typed(model, tmp_path)
     first = engine._first.run(inputs)
     margin = np.abs(first[:, 0] - first[:, 1])
     low = np.sort(margin)[:2].mean()
-    (tmp_path / "one").mkdir()
-    _, one = emitted(with_rule(model, threshold=float(np.float32(low))), tmp_path / "one")
+    one = typed(with_rule(model, threshold=float(np.float32(low))), tmp_path / "one")
     assert np.flatnonzero(one.deferred(inputs)).tolist() == [int(margin.argmin())]
     assert (one.run(inputs) != first).any(axis=1).sum() == 1
     alone = [one.run({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(16)]
@@ -123,7 +133,7 @@ def test_exactly_one_row_is_deferred(tmp_path: Path) -> None:
 def test_mixed_first_stages_and_bounded_shares(threshold: float, tmp_path: Path) -> None:
     first = multiplexed(random_model(heads=(4, 4), head_dim=12), 3)
     model = cascade_of(threshold, first=first, max_share=0.25)
-    _, engine = emitted(model, tmp_path)
+    engine = typed(model, tmp_path)
     whole = composed(model)
     assert engine.slots == whole.slots == 3
     for rows in (1, 7, 12):
@@ -163,22 +173,18 @@ def test_families_and_precisions_are_built(
     assert found.shape == (7, first.encoder.labels)
 
 
-def test_profiles_of_the_second_engine_take_one_to_all_rows(tmp_path: Path) -> None:
+def test_profiles_of_the_second_engine_take_one_to_all_rows() -> None:
     first = multiplexed(random_model(heads=(4,), head_dim=12), 3)
-    emitted(cascade_of(SOME, first=first, share=0.4), tmp_path)
-    one, two = (
-        [
-            x["rows"]
-            for x in json.loads((tmp_path / x / f"{PLAN}.json").read_text())["profiles"]
-        ]
-        for x in ("first", "second")
-    )
-    assert one == [[3, 6, 6], [3, 3, 3]]
-    assert two == [[1, 3, 6], [1, 2, 3]]
+    model = cascade_of(SOME, first=first, share=0.4)
+    stages = engine_stages(model, [random_batch(model, 6, 12)])
+    one, two = ([x.rows for x in stage.profiles] for stage in stages)
+    assert one == [(3, 6, 6), (3, 3, 3)]
+    assert two == [(1, 3, 6), (1, 2, 3)]
+    assert [x.place for x in stages] == ["first", "second"]
 
 
 def test_the_script_builds_both_engines(tmp_path: Path) -> None:
-    emitted(cascade_of(SOME), tmp_path)
+    typed(cascade_of(SOME), tmp_path)
     fake = tmp_path / "bin" / "trtexec"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\necho "$1 $2"\n')
@@ -228,11 +234,15 @@ def test_without_a_library_both_graphs_are_left(
     }
 
 
-def saved(model: Model, folder: Path, precision: Any = "fp16") -> Path:
+def saved(model: Model, folder: Path, write: Any = typed) -> Path:
     model = replace(model, tokenizer=tiny_tokenizer())
     save_artifact(model, folder)
-    emitted(model, folder, precision)
+    write(model, folder)
     return folder
+
+
+def built(model: Model, folder: Path) -> Any:
+    return emitted(model, folder, "fp16")
 
 
 def labels_of(folder: Path, texts: list[str], **options: Any) -> list[str | None]:
@@ -246,7 +256,7 @@ TEXTS = ["good film", "bad play", "abc", "some longer text here"] * 4
 @no_gpu
 def test_a_folder_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cascade_of(SOME)
-    folder = saved(model, tmp_path / "a")
+    folder = saved(model, tmp_path / "a", built)
     engine = prumux.load(folder).engine
     facts = dict(engine.describe())
     assert facts["stages"] == "two engines, the host defers rows"
@@ -269,7 +279,7 @@ def test_a_folder_runs_its_plans_where_a_gpu_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch)
-    folder = saved(cascade_of(SOME), tmp_path)
+    folder = saved(cascade_of(SOME), tmp_path, built)
     engine = prumux.load(folder).engine
     assert engine.describe()["engine"] == "tensorrt-rtx"
     assert labels_of(folder, TEXTS) == labels_of(folder, TEXTS, device="cpu")
@@ -299,14 +309,14 @@ def test_mixed_up_folders_are_refused(tmp_path: Path) -> None:
 
 def test_one_stage_is_written_over_two(tmp_path: Path) -> None:
     model = cascade_of(SOME)
-    emitted(model, tmp_path)
-    _, engine = emitted(replace(model, second=None), tmp_path)
+    typed(model, tmp_path)
+    engine = typed(replace(model, second=None), tmp_path)
     assert isinstance(engine, OrtEngine)
 
 
 def test_torch_gives_the_same_answers(tmp_path: Path) -> None:
     model = cascade_of(SOME)
-    _, engine = emitted(model, tmp_path)
+    engine = typed(model, tmp_path)
     inputs = random_batch(model, 16).inputs()
     np.testing.assert_allclose(
         engine.run(inputs), run(module_of(model).eval(), inputs), atol=1e-4
