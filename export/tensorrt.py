@@ -234,12 +234,12 @@ class TensorRt(Target):
         try:
             self.library.check_build()
         except MissingError as error:
-            graphs = " and ".join((*(x.path(FILE) for x in stages), SCRIPT))
-            engines, are = (
-                ("engine", "both are") if len(stages) == 1 else ("engines", "all are")
+            graphs = ", ".join(x.path(FILE) for x in stages)
+            what = (
+                "engine where both are" if len(stages) == 1 else "engines where all three are"
             )
             raise MissingError(
-                f"{error}\n'{folder}' holds {graphs}, which builds the {engines} where {are}"
+                f"{error}\n'{folder}' holds {graphs} and {SCRIPT}, which builds the {what}"
             ) from error
         types = []
         for stage in stages:

@@ -225,9 +225,7 @@ def test_without_a_library_both_graphs_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
-    with pytest.raises(
-        MissingError, match=r"first/model\.onnx and second/model\.onnx and tens"
-    ):
+    with pytest.raises(MissingError, match=r"first/model\.onnx, second/model\.onnx and tens"):
         emitted(cascade_of(SOME), tmp_path)
     assert {str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*") if x.is_file()} == {
         *("cascade.json", "tensorrt.sh", "first/model.onnx", "second/model.onnx")

@@ -137,19 +137,29 @@ def test_a_killed_run_goes_on(
     assert [report_of(out)[x] for x in same] == [report_of(done)[x] for x in same]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_precisions_and_mixed_first_stages(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        "onnx{precision=fp32 fusion=none}",
+        "onnx{precision=int8 fusion=none}",
+        pytest.param("tensorrt{precision=int8 flavor=rtx}", marks=pytest.mark.slow),
+    ],
+)
+def test_precisions_and_mixed_first_stages(target: str, tmp_path: Path) -> None:
+    if target.startswith("tensorrt"):
+        rtx_api()
     model = jobs.model_folder(tmp_path / "model", WIDE)
     data = jobs.data_folder(tmp_path / "data", model, pairs=True)
     passes = 'pool-early,mux{n=2 at=1},reconstruct,cascade{to="" defer=0.5 max_share=0.75}'
     args = [str(model), "--data", str(data), "--passes", passes, "--out", str(tmp_path / "o")]
-    assert main([*args, "--target", f"onnx{{precision={precision} fusion=none}}", "-q"]) == 0
+    assert main([*args, "--target", target, "-q"]) == 0
     report = report_of(tmp_path / "o")
     assert report["mux"]["slots"]
     assert 0 < report["cascade"]["stages"]["test"]["deferred"] <= 0.8
     assert len(prumux.load(tmp_path / "o").predict([("good", "film")] * 3)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(gpu_here(), reason="a GPU is here")
 def test_two_engines_of_tensorrt(
     job: list[str],
@@ -167,7 +177,9 @@ def test_two_engines_of_tensorrt(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, RTX.module, None)
         assert main(args) == 5
-    assert "holds first/model.onnx and second/model.onnx and" in capsys.readouterr().err
+    assert (
+        "holds first/model.onnx, second/model.onnx and tensorrt.sh" in capsys.readouterr().err
+    )
     assert main([*args, "--resume", "-q"]) == 0
     found = report_of(out)
     assert found["engine"]["stages"] == "two engines, the host defers rows"
