@@ -1,5 +1,7 @@
 """The `tensorrt` target: a typed `model.onnx`, and an engine that is built from it.
 
+A cascade becomes two graphs and two engines, see `trt/stages.py`.
+
     prumux-opt MODEL --budget 2% --target 'tensorrt{precision=fp16}'
     prumux-opt MODEL --budget 2% --target 'tensorrt{flavor=rtx}'
 
@@ -8,7 +10,6 @@ Without a GPU or without TensorRT, the typed graph runs in ONNX Runtime in place
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,32 +18,29 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import onnx
 
-from prumux.export.graph.builder import Precision
 from prumux.export.graph.graph import build, input_names
 from prumux.export.graph.graph_file import FILE, save, verify
 from prumux.export.graph.int8 import check_known
 from prumux.export.graph.parity import TOLERANCES, Parity
-from prumux.export.graph.qdq import products, quantize, quantized
-from prumux.export.graph.sensitivity import divergence, worst
+from prumux.export.graph.qdq import products, quantized
+from prumux.export.graph.typed import GraphTypes
+from prumux.export.runtime.cascade_engine import FileEngine, open_stages, write_cascade
 from prumux.export.runtime.ort import session_options
 from prumux.export.runtime.reference import TorchReference
 from prumux.export.runtime.typed_graph import TypedGraphEngine
 from prumux.export.trt.build import BuildOptions, build_plan
 from prumux.export.trt.engine import TrtEngine
-from prumux.export.trt.library import CLASSIC, Flavor, flavor_named
+from prumux.export.trt.library import Flavor, flavor_named
 from prumux.export.trt.plan_facts import FACTS, write_facts
-from prumux.export.trt.profiles import profiles
-from prumux.export.trt.trtexec import SCRIPT, trtexec_script
+from prumux.export.trt.stages import EngineStage, engine_stages
+from prumux.export.trt.trtexec import SCRIPT, write_trtexec
 from prumux.optimizer.base.errors import GateError, MissingError, UsageError
-from prumux.optimizer.data.tokenize import groups_of
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.pipeline.target import Emitted, Engine, Target
 
 if TYPE_CHECKING:
     from prumux.optimizer.pipeline.context import Context
 
-CALIBRATION_ROWS = 512
-"""Number of fit rows for calibrating int8 activations."""
 SPARED_SHARE = 0.75
 """Default share of int8's estimated error to remove, by keeping linear maps in fp16. On SST-2
 a few maps of a MiniLM-L6 caused this share of the error."""
@@ -122,9 +120,9 @@ class TensorRt(Target):
         return flavor_named(self.flavor)
 
     @property
-    def floats(self) -> Precision:
-        """Type of the values that are not quantised."""
-        return "fp16" if self.precision == "int8" else self.precision
+    def types(self) -> GraphTypes:
+        """The types of the graphs."""
+        return GraphTypes(self.precision, self.keep, self.spare)
 
     @property
     def exact(self) -> bool:
@@ -137,41 +135,23 @@ class TensorRt(Target):
         The baseline is not fp32, because on a GPU users run the given model in fp16.
         """
         low = self.precision == "int8"
-        return replace(self, precision=self.floats, keep=()) if low else self
+        return replace(self, precision=self.types.floats, keep=()) if low else self
 
     def tuned(self, model: Model, ctx: Context) -> TensorRt:
         """For int8, this target with `keep` set to the most sensitive linear maps."""
         if self.precision != "int8" or not self.spare:
             return self
-        proto, _, kept = self._calibrated(model, ctx)
-        names = [x.removesuffix(".matmul") for x in quantized(proto)]
-        spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
-        return replace(self, keep=tuple(dict.fromkeys((*kept, *spared))), spare=0)
+        return replace(self, keep=self.types.kept(model, ctx), spare=0)
 
     def bundle(self, model: Model, ctx: Context, folder: Path) -> None:
-        """Write `triton/` around the plan.
+        """Write `triton/` around the plans.
 
-        Triton has no backend for TensorRT for RTX. It serves the typed graph in place of such
-        a plan.
+        Triton has no backend for TensorRT for RTX. It serves the typed graphs in place of such
+        plans.
         """
-        from prumux.export.triton.repository import (
-            FOLDER,
-            Serving,
-            serving_point,
-            write_bundle,
-        )
+        from prumux.export.triton.plans import write_plans
 
-        shapes = profiles(model.encoder, ctx.workload)
-        rows = max(x.rows[2] for x in shapes)
-        serving = Serving(
-            max_batch=rows,
-            length=max(b.input_ids.shape[1] for b in ctx.workload),
-            profiles=sum(x.rows[2] == rows for x in shapes),
-        )
-        engine = folder / CLASSIC.plan
-        if not engine.exists():
-            engine, serving = folder / FILE, serving_point(ctx.workload)
-        write_bundle(model.encoder, model.task, engine, folder / FOLDER, serving)
+        write_plans(model, ctx.workload, folder)
 
     def check(self) -> None:
         """Check that TensorRT and a GPU exist, so that the engine can run here.
@@ -220,16 +200,12 @@ class TensorRt(Target):
         return True
 
     def check_stages(self) -> None:
-        """Refuse cascades: the number of rows of the second model is only known at run time.
+        """Accept cascades: each stage becomes one engine."""
 
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(
-            f"{self} builds one engine, and a cascade has two models\n"
-            "run it in ONNX Runtime on the GPU: --target 'onnx{device=cuda}'; or build two "
-            "engines: one run for each stage, without 'cascade'"
-        )
+    @property
+    def searches_cascades(self) -> bool:
+        """False: two engines and the host between them have not been timed on a GPU."""
+        return False
 
     def check_model(self, model: Model) -> None:
         """Check that the model has the linear maps that `keep` names.
@@ -238,54 +214,45 @@ class TensorRt(Target):
             UsageError: the model lacks one; the message names two maps that it has.
         """
         if self.keep:
-            proto = build(model, precision=self.floats, portable=True)
+            proto = build(model, precision=self.types.floats, portable=True)
             check_known(self.keep, [x.removesuffix(".matmul") for x in products(proto)])
 
     def emit(self, model: Model, ctx: Context, folder: Path) -> Emitted:
         """Write `model.onnx`, `tensorrt.sh`, the plan, and a JSON file that describes it.
 
+        The graph, the plan and the JSON file of a cascade's stages are in folders `first` and
+        `second`.
+
         Raises:
             MissingError: TensorRT is missing, or the GPU that the classic flavour needs.
-                `model.onnx` and `tensorrt.sh` are written before.
-            GateError: the engine has other types than requested, or a logit differs by more
+                The graphs and `tensorrt.sh` are written before.
+            GateError: an engine has other types than requested, or a logit differs by more
                 than the limit.
             UsageError: the context has no workload to build and check for.
         """
-        files, shapes = self.write(model, ctx, folder), profiles(model.encoder, ctx.workload)
-        flavor = self.library
+        files, stages = self.write(model, ctx, folder), engine_stages(model, ctx.workload)
         try:
-            flavor.check_build()
+            self.library.check_build()
         except MissingError as error:
+            graphs = ", ".join(x.path(FILE) for x in stages)
+            what = (
+                "engine where both are" if len(stages) == 1 else "engines where all three are"
+            )
             raise MissingError(
-                f"{error}\n'{folder}' holds {FILE} and {SCRIPT}, which builds the engine "
-                "where both are"
+                f"{error}\n'{folder}' holds {graphs} and {SCRIPT}, which builds the {what}"
             ) from error
-        plan = folder / flavor.plan
-        options = BuildOptions(
-            self.floats,
-            # A bag of embeddings has no product that is large enough.
-            bool(quantized(onnx.load(folder / FILE, load_external_data=False))),
-            self.workspace_mib,
-            self.opt_level,
-            self.capabilities,
-        )
-        names = input_names(model.encoder)
-        types = build_plan(
-            folder / FILE,
-            plan,
-            names,
-            shapes,
-            options,
-            flavor=flavor,
-            timings=ctx.cache.folder or folder,
-        )
-        about = {"precision": self.precision, "target": str(self)}
-        write_facts(model.encoder, plan, shapes, {**about, **types.notes()}, self.capabilities)
-        notes = {**types.notes(), **self._checked(model, ctx, folder)}
-        return Emitted((*files, plan.name, plan.name + FACTS), notes)
+        types = []
+        for stage in stages:
+            types.append(self._build(stage, ctx, folder))
+            plan = stage.path(self.library.plan)
+            files = (*files, plan, plan + FACTS)
+        notes = self._checked(model, ctx, folder)
+        if model.second is not None:
+            notes["second"] = {**types[1], **notes.get("second", {})}
+        return Emitted(files, {**types[0], **notes})
 
     def write(self, model: Model, ctx: Context, folder: Path) -> tuple[str, ...]:
-        """Write the typed graph, and the script that builds an engine from it elsewhere.
+        """Write the typed graphs, and the script that builds engines from them elsewhere.
 
         Returns:
             The names of the files.
@@ -295,18 +262,38 @@ class TensorRt(Target):
         """
         if not ctx.workload:
             raise UsageError("no workload to build an engine for: give the context a batch")
-        proto = self._graph(model, ctx)
-        verify(proto)
-        files = save(proto, folder)
-        script = trtexec_script(
-            model.encoder,
-            ctx.workload,
-            workspace_mib=self.workspace_mib,
-            opt_level=self.opt_level,
-        )
-        (folder / SCRIPT).write_text(script, encoding="utf-8")
-        (folder / SCRIPT).chmod(0o755)
+        stages, files = engine_stages(model, ctx.workload), write_cascade(model.second, folder)
+        for stage in stages:
+            proto = self.types.graph(stage.model, ctx)
+            verify(proto)
+            files += tuple(stage.path(x) for x in save(proto, stage.folder(folder)))
+        write_trtexec(stages, folder, self.workspace_mib, self.opt_level)
         return (*files, SCRIPT)
+
+    def _build(self, stage: EngineStage, ctx: Context, folder: Path) -> dict[str, Any]:
+        """Build the plan of a stage and describe it; return the notes about its types."""
+        place, encoder = stage.folder(folder), stage.model.encoder
+        options = BuildOptions(
+            self.types.floats,
+            # A bag of embeddings has no product that is large enough.
+            bool(quantized(onnx.load(place / FILE, load_external_data=False))),
+            self.workspace_mib,
+            self.opt_level,
+            self.capabilities,
+        )
+        plan = place / self.library.plan
+        types = build_plan(
+            place / FILE,
+            plan,
+            input_names(encoder),
+            stage.profiles,
+            options,
+            flavor=self.library,
+            timings=ctx.cache.folder or folder,
+        ).notes()
+        about = {"precision": self.precision, "target": str(self)}
+        write_facts(encoder, plan, stage.profiles, {**about, **types}, self.capabilities)
+        return types
 
     def draft(self) -> Target:
         """A target that does not check logits, for timing random weights."""
@@ -314,41 +301,42 @@ class TensorRt(Target):
         return _TensorRtDraft(**{**same, "spare": 0})
 
     def engine(self, folder: Path, threads: int) -> Engine:
-        """Load the plan, which ignores `threads`; without TensorRT or GPU, the typed graph."""
+        """Load the plans, which ignore `threads`; without TensorRT or GPU the typed graphs."""
+        return open_stages(folder, lambda place: self._open(place, threads))
+
+    def _open(self, place: Path, threads: int) -> FileEngine:
         if self.runs_here:
-            return TrtEngine(folder / self.library.plan)
-        return TypedGraphEngine(folder / FILE, threads, self.library.engine)
-
-    def _graph(self, model: Model, ctx: Context) -> onnx.ModelProto:
-        if self.precision != "int8":
-            return build(model, precision=self.floats, portable=True)
-        proto, rows, kept = self._calibrated(model, ctx)
-        if not self.spare:
-            return proto
-        names = [x.removesuffix(".matmul") for x in quantized(proto)]
-        spared = worst(divergence(model, names, ctx), most=math.inf, share=self.spare)
-        plain = build(model, precision=self.floats, portable=True)
-        return quantize(plain, rows, (*kept, *spared))
-
-    def _calibrated(
-        self, model: Model, ctx: Context
-    ) -> tuple[onnx.ModelProto, list[Any], list[str]]:
-        """The int8 graph, its calibration rows, and the maps of `keep` that the graph has."""
-        proto = build(model, precision=self.floats, portable=True)
-        some = ctx.fit.take(range(min(len(ctx.fit), CALIBRATION_ROWS)))
-        rows = [batch.inputs() for batch in groups_of(some, 32, model.encoder.slots)]
-        there = set(products(proto))  # pruning may have removed a branch that `keep` names
-        kept = [x for x in self.keep if f"{x}.matmul" in there or x in there]
-        return quantize(proto, rows, kept), rows, kept
+            return TrtEngine(place / self.library.plan)
+        return TypedGraphEngine(place / FILE, threads, self.library.engine)
 
     def _checked(self, model: Model, ctx: Context, folder: Path) -> dict[str, Any]:
+        """Check every engine, and a cascade as a whole, against torch; return the notes.
+
+        A row of a cascade may have the answer of either stage if its margin is so near to the
+        threshold that the first engine's rounding may move it across.
+        """
+        found = []
+        for x in engine_stages(model, ctx.workload):
+            engine = self.engine(x.folder(folder), ctx.threads)
+            found.append(self._parity(TorchReference(x.model, ctx.workload), engine, x.place))
+        if model.second is None:
+            return found[0]
+        edge = 4 * found[0]["limit"]  # of two margins of two logits each
+        whole, both = (
+            TorchReference(model, ctx.workload, edge),
+            self.engine(folder, ctx.threads),
+        )
+        cascade = self._parity(whole, both, "cascade", max(x["limit"] for x in found))
+        return {**found[0], "second": found[1], "cascade": cascade}
+
+    def _parity(
+        self, reference: TorchReference, engine: Engine, what: str, least: float = 0
+    ) -> dict[str, Any]:
         """Check parity with the torch module on the workload; return the notes."""
-        reference = TorchReference(model, ctx.workload)
-        engine = self.engine(folder, ctx.threads)
         parity = reference.compare(engine)
-        limit = self.limit(reference.logits)
+        limit = max(least, self.limit(reference.logits))
         if not parity.max_abs_diff <= limit:
-            raise GateError(self._off(parity, limit))
+            raise GateError(self._off(parity, limit, what))
         return {
             "parity": {self.precision: parity.max_abs_diff},
             "agreement": {self.precision: parity.agreement},
@@ -361,11 +349,12 @@ class TensorRt(Target):
         share = self.tolerance or TOLERANCES[self.precision]
         return share * max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in reference))
 
-    def _off(self, parity: Parity, limit: float) -> str:
+    def _off(self, parity: Parity, limit: float, what: str) -> str:
         wider = {"bf16": "fp16", "fp16": "fp32", "int8": "fp16"}.get(self.precision)
         cure = f"use tensorrt{{precision={wider}}}, or " if wider else ""
+        which = f"{self.precision}, {what}" if what else self.precision
         return (
-            f"TensorRT ({self.precision}) against the torch module: logits differ by up to "
+            f"TensorRT ({which}) against the torch module: logits differ by up to "
             f"{parity.max_abs_diff:.3g}, the limit is {limit:.3g} "
             f"({parity.agreement:.2%} of {parity.rows} labels agree)\n"
             f"{cure}accept it with a larger tolerance, say "

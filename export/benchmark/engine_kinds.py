@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from prumux.export.graph.graph import build
+from prumux.export.graph.graph_file import FILE
+from prumux.export.runtime.cascade_engine import stage_folders
 from prumux.export.runtime.ort import CUDA, OrtEngine, session_options
 from prumux.export.runtime.rtx_provider import RTX, add_rtx
 from prumux.export.trt.engine import open_plan
@@ -29,7 +31,7 @@ from .engines import (
 )
 from .graphs import OpenGraph
 
-TYPED = Path("tensorrt", "model.onnx")
+TYPED = Path("tensorrt", FILE)
 """The fp16 graph of a result. GPUs run it in place of the graph for CPUs."""
 
 
@@ -100,12 +102,11 @@ def _torch(name: str, options: OpenOptions) -> OpenedModel:
 
 def _onnx(name: str, options: OpenOptions) -> OpenedModel:
     """ONNX Runtime on the CPU. A model without an engine file is exported in fp32."""
-    graph = _graph_file(name)
-    if graph is None:
+    if not _has_graph(name):
         target = parse_target("onnx{precision=fp32}")
         return exported(name, load_model(name), target, options.threads)
     if is_result(Path(name)):
-        return open_result(Path(name), graph, OrtEngine(graph, options.threads))
+        return open_result(Path(name), _graph, lambda x: OrtEngine(x, options.threads))
     return open_engine(name, None, options.threads, "cpu", compiled=False, fuse=options.fuse)
 
 
@@ -113,7 +114,7 @@ def _onnx_cuda(name: str, options: OpenOptions) -> OpenedModel:
     """ONNX Runtime on CUDA, in fp32 and fp16."""
     targets = [parse_target(f"onnx{{device=cuda precision={x}}}") for x in ("fp32", "fp16")]
     targets[0].check()
-    if _graph_file(name) is not None:
+    if _has_graph(name):
         return _on_gpu(name, options.threads, CUDA)
     model = load_model(name)
     full, half = (exported(name, model, x, options.threads) for x in targets)
@@ -125,7 +126,7 @@ def _onnx_rtx(name: str, options: OpenOptions) -> OpenedModel:
     import onnxruntime
 
     add_rtx(session_options(options.threads), onnxruntime)
-    if _graph_file(name) is not None:
+    if _has_graph(name):
         return _on_gpu(name, options.threads, RTX)
     model = load_model(name)
     graph = build(model, precision="fp16").SerializeToString()
@@ -146,24 +147,31 @@ def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
     if not is_result(path):
         target = parse_target(f"tensorrt{{flavor={flavor.name}}}")
         return exported(name, load_model(name), target, options.threads)
-    plan = path / flavor.plan
-    if not plan.exists():
+    if not all((x / flavor.plan).exists() for x in stage_folders(path)):
         raise MissingError(f"the folder holds no {flavor.plan}: build it with tensorrt.sh")
-    return open_result(path, plan, open_plan(plan))
+    return open_result(path, lambda x: x / flavor.plan, open_plan)
 
 
-def _graph_file(name: str) -> Path | None:
-    """Path of an `.onnx` file, or of the graph in an artifact folder; None for other models.
+def _has_graph(name: str) -> bool:
+    """True for an `.onnx` file, and for an artifact folder.
 
     Raises:
         MissingError: the engine is a plan.
     """
     path = Path(name)
-    if path.suffix == ".onnx":
-        return path
     if path.suffix == ".plan":
         raise MissingError("a plan does not run in ONNX Runtime")
-    return path / "model.onnx" if is_result(path) else None
+    return path.suffix == ".onnx" or is_result(path)
+
+
+def _graph(place: Path) -> Path:
+    return place / FILE
+
+
+def _typed_graph(place: Path) -> Path:
+    """The graph for GPUs in the folder of an engine."""
+    typed = place / TYPED
+    return typed if typed.exists() else place / FILE
 
 
 def _on_gpu(name: str, threads: int, provider: str) -> OpenedModel:
@@ -172,9 +180,7 @@ def _on_gpu(name: str, threads: int, provider: str) -> OpenedModel:
     if not is_result(path):
         engine = OrtEngine(path, threads, (provider,))
         return replace(open_engine(name, None, threads, "cpu", compiled=False), engine=engine)
-    typed = path / TYPED
-    graph = typed if typed.exists() else path / "model.onnx"
-    return open_result(path, graph, OrtEngine(graph, threads, (provider,)))
+    return open_result(path, _typed_graph, lambda x: OrtEngine(x, threads, (provider,)))
 
 
 KINDS: dict[str, Callable[[str, OpenOptions], OpenedModel]] = {

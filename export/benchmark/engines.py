@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prumux.export.runtime.cascade_engine import FileEngine, open_stages, stage_folders
 from prumux.export.runtime.engine_match import check_belongs
 from prumux.export.runtime.ort import CUDA, OrtEngine, gpu_providers
 from prumux.export.runtime.torch_engine import TorchEngine
@@ -35,14 +36,6 @@ ANY_VOCAB = 1000
 """Random rows use token ids below this number. All known vocabularies are larger."""
 FILES = (*PLANS, "model.onnx")
 """Engine files of an artifact folder, in order of preference."""
-
-
-class FileEngine(Engine, Protocol):
-    """An engine that was opened from a file."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the engine's inputs, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +97,8 @@ def open_engine(  # noqa: PLR0917 - the last have defaults
     if path.suffix in (".onnx", ".plan"):
         return _opened_file(path, name, threads, device, fuse)
     if is_result(path):  # an artifact runs on its own engine
-        file = next(path / x for x in FILES if (path / x).exists())
-        return replace(open_result(path, file, _open_file(file, threads, device)), name=name)
+        opened = open_result(path, _engine_file, lambda x: _open_file(x, threads, device))
+        return replace(opened, name=name)
     if target is not None:
         target.check()
     model = load_model(name)
@@ -184,26 +177,33 @@ def _opened_file(path: Path, name: str, threads: int, device: str, fuse: bool) -
 
 def is_result(path: Path) -> bool:
     """True for an artifact folder that contains an engine file."""
-    if not any((path / x).exists() for x in FILES):
+    if not all(any((place / x).exists() for x in FILES) for place in stage_folders(path)):
         return False
     return bool(read_json(path / "config.json").get("model_type") == "prumux")
 
 
-def open_result(path: Path, file: Path, engine: FileEngine) -> OpenedModel:
-    """Open an artifact folder on one of its own engines.
+def _engine_file(place: Path) -> Path:
+    return next(place / x for x in FILES if (place / x).exists())
+
+
+def open_result(
+    path: Path, file: Callable[[Path], Path], open_file: Callable[[Path], FileEngine]
+) -> OpenedModel:
+    """Open an artifact folder on its own engine, or on the two engines of a cascade.
 
     Args:
         path: the folder.
-        file: the engine's file.
-        engine: that file, open.
+        file: gives the engine's file in the folder of an engine.
+        open_file: opens this file.
 
     Raises:
         ModelError: the folder is damaged, or the engine belongs to another model.
     """
     config = read_json(path / "config.json")
     encoder, task = from_config(config, path / "config.json")
-    types, size = encoder.token_types > 0, _size_bytes(file)
-    words = read_tokenizer(path)
+    engine = open_stages(path, lambda place: open_file(file(place)))
+    size = sum(_size_bytes(file(x)) for x in stage_folders(path))
+    types, words = encoder.token_types > 0, read_tokenizer(path)
     check_belongs(engine, encoder, config, path)
     return OpenedModel(str(path), engine, encoder.vocab, types, size, words, encoder, task)
 

@@ -14,13 +14,15 @@ from prumux.export.graph.parity import TOLERANCES, Parity, compare
 from prumux.export.runtime.artifact_engine import (
     artifact_path,
     open_artifact_engine,
+    plans_of,
     read_config,
 )
+from prumux.export.runtime.cascade_engine import FileEngine, open_stages, stage_folders
 from prumux.export.runtime.engine_match import check_belongs
 from prumux.export.triton.client import TritonEngine
-from prumux.export.trt.engine import PLANS, open_plan
+from prumux.export.trt.engine import open_plan
 from prumux.optimizer.base.cores import CoreMonitor
-from prumux.optimizer.base.errors import GateError, MissingError, PrumuxError
+from prumux.optimizer.base.errors import GateError, MissingError, ModelError, PrumuxError
 from prumux.optimizer.certificate.kept_answers import KeptAnswers, digests, read_answers
 from prumux.optimizer.data.predict import row_logits, scored_positions, workload
 from prumux.optimizer.data.tokenize import Encoded, encode
@@ -132,9 +134,7 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
         grouped = () if kept.rows.groups is None else ("query_id",)
         task = of_data(task, lambda: grouped, kept.facts.metric)
         tokenizer = read_tokenizer(path)
-        engine: Engine = (
-            TritonEngine(url, encoder.slots) if url else _engine(path, threads, device)
-        )
+        engine = _served(path, url, encoder) if url else _engine(path, threads, device)
         check_belongs(engine, encoder, config, path)
     except MissingError:
         raise
@@ -145,17 +145,37 @@ def open_artifact(name: str, threads: int, device: str, url: str = "") -> Opened
     return OpenedArtifact(path, kept, encoder, task, tokenizer, engine, other)
 
 
+def _served(path: Path, url: str, encoder: Encoder) -> Engine:
+    """The engine of a Triton server; for a cascade of two engines both of them."""
+    first = stage_folders(path)[0]
+
+    def one(place: Path) -> FileEngine:
+        if place == first:
+            return TritonEngine(url, encoder.slots)
+        return TritonEngine(url, part="second")
+
+    return open_stages(path, one)
+
+
 def _engine(path: Path, threads: int, device: str) -> Engine:
-    plans = [path / x for x in PLANS if (path / x).exists()]
-    if not plans or device == "cpu":
+    found = [plans_of(x) for x in stage_folders(path)]
+    if not any(found) or device == "cpu":
         return open_artifact_engine(path, threads, device)
+    first = next(x[0] for x in found if x)
     try:
-        return open_plan(plans[0])
+        return open_stages(path, _open_plan)
     except MissingError as error:
         raise MissingError(
-            f"'{plans[0]}' cannot run here: {error}\n"
+            f"'{first}' cannot run here: {error}\n"
             "--device cpu verifies the typed graph that was certified in its place"
         ) from error
+
+
+def _open_plan(place: Path) -> FileEngine:
+    plans = plans_of(place)
+    if not plans:
+        raise ModelError(f"'{place}' holds no plan: build both engines again")
+    return open_plan(plans[0])
 
 
 def verify(opened: OpenedArtifact) -> Verification:

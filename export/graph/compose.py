@@ -22,8 +22,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from prumux.optimizer.base.errors import VerifyError
-from prumux.optimizer.model.cascade import PARTS, parts
 from prumux.optimizer.model.model import SecondStage
+from prumux.optimizer.model.row_groups import PARTS, parts
 
 from .graph import AXES, OUTPUT
 

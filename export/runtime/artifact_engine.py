@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from prumux.export.graph.graph_file import FILE
 from prumux.export.trt.engine import PLANS, open_plan
 from prumux.optimizer.base.errors import MissingError, ModelError, UsageError
 from prumux.optimizer.base.paths import local_path
@@ -13,6 +14,7 @@ from prumux.optimizer.model.artifact import load_artifact
 from prumux.optimizer.model.folder import read_json
 from prumux.optimizer.pipeline.target import Engine
 
+from .cascade_engine import FileEngine, open_stages, stage_folders
 from .ort import CUDA, OrtEngine, gpu_providers
 from .torch_engine import TorchEngine
 from .typed_graph import TypedGraphEngine
@@ -68,7 +70,7 @@ def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
     3. the torch module.
 
     On a CPU, a graph beside a plan is rounded to its types, and so gives the certified
-    answers.
+    answers. A cascade of two engines opens both, see `cascade_engine.py`.
 
     Args:
         path: the artifact folder.
@@ -80,21 +82,39 @@ def open_artifact_engine(path: Path, threads: int, device: str) -> Engine:
         MissingError: `device` is `cuda`, and ONNX Runtime cannot use a GPU.
         ModelError: a file is damaged.
     """
-    plans = [path / x for x in PLANS if (path / x).exists()]
+    try:
+        return open_stages(path, lambda place: _open_file(place, threads, device))
+    except MissingError:
+        graphs = (x / FILE for x in stage_folders(path))
+        if device == "cuda" and all(x.exists() for x in graphs):
+            raise
+        return TorchEngine(load_artifact(path))
+
+
+def plans_of(path: Path) -> list[Path]:
+    """The plans in a folder, in order of preference."""
+    return [path / x for x in PLANS if (path / x).exists()]
+
+
+def _open_file(path: Path, threads: int, device: str) -> FileEngine:
+    """Open a plan or the graph in a folder.
+
+    Raises:
+        MissingError: there is neither a plan nor a graph that can run here.
+        ModelError: a file is damaged.
+    """
+    plans = plans_of(path)
     for plan in plans:
         if device != "cpu":
             with suppress(MissingError):
                 return open_plan(plan)
-    graph = path / "model.onnx"
+    graph = path / FILE
     if device == "cuda" and graph.exists():
         return OrtEngine(graph, threads, (CUDA,))
-    try:
-        return _open_graph(graph, threads, device, typed=bool(plans))
-    except MissingError:
-        return TorchEngine(load_artifact(path))
+    return _open_graph(graph, threads, device, typed=bool(plans))
 
 
-def _open_graph(graph: Path, threads: int, device: str, typed: bool) -> Engine:
+def _open_graph(graph: Path, threads: int, device: str, typed: bool) -> OrtEngine:
     """Open a graph in ONNX Runtime: on a GPU if one can be used and the graph is not int8.
 
     Raises:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.export.graph.parity import Parity, compare
 from prumux.optimizer.data.tokenize import Batch
-from prumux.optimizer.model.cascade import CascadeModule, margins, module_of, most_rows
+from prumux.optimizer.model.cascade import CascadeModule, module_of
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import run
+from prumux.optimizer.model.row_groups import margins, most_rows
 from prumux.optimizer.pipeline.target import Engine
 
 Floats = NDArray[np.float32]
@@ -25,12 +25,13 @@ engines round differently."""
 class TorchReference:
     """Logits of the torch module. They are computed once, for any number of engines."""
 
-    def __init__(self, model: Model, workload: Sequence[Batch]) -> None:
+    def __init__(self, model: Model, workload: Sequence[Batch], edge: float = 0) -> None:
         """Run the torch module.
 
         Args:
             model: a model without masks.
             workload: at least one batch.
+            edge: for cascades of engines that round more, a larger `EDGE`.
         """
         self.task = model.task
         self.inputs = [batch.inputs() for batch in workload]
@@ -39,7 +40,9 @@ class TorchReference:
         """Logits of each batch, float32 [B, C] or [B, T, C]."""
         self._others: list[tuple[NDArray[np.bool_], Floats, Floats]] = []
         if isinstance(module, CascadeModule):
-            self._others = [_at_the_edge(module, inputs) for inputs in self.inputs]
+            self._others = [
+                _at_the_edge(module, inputs, max(edge, EDGE)) for inputs in self.inputs
+            ]
 
     def compare(self, engine: Engine) -> Parity:
         """Run an engine on the same batches and compare its logits with the torch module's."""
@@ -53,19 +56,19 @@ class TorchReference:
 
 
 def _at_the_edge(
-    module: CascadeModule, inputs: Mapping[str, NDArray[Any]]
+    module: CascadeModule, inputs: Mapping[str, NDArray[Any]], width: float
 ) -> tuple[NDArray[np.bool_], Floats, Floats]:
     """Mask of rows that either stage may answer, [B], and both stages' logits of all rows."""
     one, two = run(module.first, inputs), run(module.second, inputs)
     threshold, max_share = module.rule
-    margin = margins(torch.as_tensor(one)).numpy()
-    edge = np.abs(margin - threshold) < EDGE
+    margin = margins(one)
+    edge = np.abs(margin - threshold) < width
     most = most_rows(len(margin), max_share)
     if most < (margin < threshold).sum():
         last, next_ = np.sort(margin)[most - 1 : most + 1]
-        edge |= (np.abs(margin - last) < EDGE) | (np.abs(margin - next_) < EDGE)
-        if next_ - last > EDGE:  # the gap is too large: rounding cannot change the order
-            edge &= np.abs(margin - threshold) < EDGE
+        edge |= (np.abs(margin - last) < width) | (np.abs(margin - next_) < width)
+        if next_ - last > width:  # the gap is too large: rounding cannot change the order
+            edge &= np.abs(margin - threshold) < width
     return edge, one, two
 
 

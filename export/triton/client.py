@@ -34,20 +34,23 @@ class TritonEngine:
         >>> engine.run({"input_ids": ids, "attention_mask": mask})  # doctest: +SKIP
     """
 
-    def __init__(self, url: str, slots: int = 1, name: str = NAME) -> None:
+    def __init__(
+        self, url: str, slots: int = 1, name: str = NAME, part: str = "engine"
+    ) -> None:
         """Connect to the server, and read the model's configuration.
 
         Args:
             url: host and port of the server's HTTP address.
             slots: number of rows that share a forward pass.
             name: name of the Triton model that clients call.
+            part: `engine`, or `second` for the second engine of a cascade.
 
         Raises:
             MissingError: no Triton server answers at this address.
             UsageError: the server does not serve this model.
         """
         self._url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self._model = f"{name}_engine"
+        self._model = f"{name}_{part}"
         self._version = str(self._ask("v2").get("version", "unknown"))
         config = self._ask(f"v2/models/{self._model}/config")
         self._backend = str(config.get("backend", "unknown"))

@@ -64,9 +64,18 @@ PLAIN = """
 length, and runs rows of similar length together. Clients need not pad to a common length, and
 a request that the model cannot take fails alone. More concurrent callers, or a longer
 `max_queue_delay_microseconds` in `{name}/config.pbtxt`, fill larger runs.
-
+"""
+DIRECT = """
 The engine, `{name}_engine`, takes the same inputs. Calling it saves a millisecond or so where
 requests come one at a time; Triton joins requests to it of equal length only.
+"""
+CASCADE = """
+## Two engines
+
+`{name}_engine` answers every row. `{name}` gives the rows whose two best logits differ by less
+than `threshold` to `{name}_second` (`parameters` in `{name}/config.pbtxt`), and returns its
+answers for them. With a `max_share` below 1 it gives at most this share of a run. Do not call
+the engines directly.
 """
 MIXED = """
 ## Mixed rows
@@ -98,7 +107,9 @@ ERRORS = """
 """
 
 
-def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> str:
+def guide(  # noqa: PLR0917 - the facts of one repository
+    encoder: Encoder, task: Task, name: str, rows: int, backend: str, cascade: bool = False
+) -> str:
     """Write the text of the README.
 
     Args:
@@ -107,6 +118,7 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> s
         name: name of the Triton model that clients call.
         rows: largest number of rows of a request.
         backend: the engine's Triton backend.
+        cascade: True if a second engine answers unsure rows.
     """
     names = input_names(encoder)
     values = {
@@ -127,7 +139,9 @@ def guide(encoder: Encoder, task: Task, name: str, rows: int, backend: str) -> s
         else "",
         "command": PYTHON_COMMAND if backend == "python" else COMMAND,
     }
-    parts = [START, CALLING, CALL, MIXED if encoder.slots > 1 else PLAIN, ERRORS]
+    rows_part = MIXED if encoder.slots > 1 else PLAIN
+    engines = [CASCADE] if cascade else [DIRECT] if encoder.slots == 1 else []
+    parts = [START, CALLING, CALL, rows_part, *engines, ERRORS]
     if backend == "python":
         parts.insert(1, WHEEL)
     return "".join(part.format(**values) for part in parts)

@@ -2,7 +2,8 @@
 
 Rows are sorted by length. A multiplexed engine gets whole groups of rows. Every engine gets
 runs of rows of similar length, padded to the longest row of the run. Triton's own batcher
-only joins requests of equal length.
+only joins requests of equal length. In a cascade of two engines the packer defers rows: the
+second engine answers those of which the first one is not sure.
 
 `repository.py` copies this file into a model repository as `model.py`, with
 `optimizer/model/row_groups.py` beside it. The rest of prumux is not installed there, so this
@@ -14,12 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prumux.optimizer.model.row_groups import RowLogits, answered, padded
+from prumux.optimizer.model.row_groups import RowLogits, answered, deferring, padded
 
 IDS, MASK, TYPES = INPUTS = "input_ids", "attention_mask", "token_type_ids"
 TENANT = "tenant"
@@ -224,7 +226,11 @@ class TritonPythonModel:
         """Read the parameters of `config.pbtxt`."""
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
-        self.engine = parameters.pop("engine")
+        self.run: Run = partial(self._run, parameters.pop("engine"))
+        if "second" in parameters:
+            second = partial(self._run, parameters.pop("second"))
+            rule = (float(parameters.pop(x)) for x in ("threshold", "max_share"))
+            self.run = deferring(self.run, second, *rule)
         self.output = str(config["output"][0]["name"])
         self.limits = EngineLimits(**{name: int(value) for name, value in parameters.items()})
 
@@ -232,7 +238,7 @@ class TritonPythonModel:
         """Return one response for each request, in order."""
         import triton_python_backend_utils as pb_utils
 
-        found = answer(self._run, [self._read(x) for x in requests], self.limits)
+        found = answer(self.run, [self._read(x) for x in requests], self.limits)
         return [
             pb_utils.InferenceResponse([], error=_error(x))
             if isinstance(x, Exception)
@@ -249,11 +255,11 @@ class TritonPythonModel:
         tenants = None if tenant is None else tuple(tenant.as_numpy().reshape(-1).tolist())
         return TritonRequest(inputs, tenants, request.is_cancelled())
 
-    def _run(self, inputs: Mapping[str, Ints]) -> NDArray[np.float32]:
+    def _run(self, engine: str, inputs: Mapping[str, Ints]) -> NDArray[np.float32]:
         import triton_python_backend_utils as pb_utils
 
         response = pb_utils.InferenceRequest(
-            model_name=self.engine,
+            model_name=engine,
             requested_output_names=[self.output],
             inputs=[pb_utils.Tensor(name, x) for name, x in inputs.items()],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),

@@ -1,6 +1,7 @@
 """Write a Triton model repository around an engine, ready to serve.
 
-Clients call one model, `NAME`: a packer (`packer.py`) in front of the engine, `NAME_engine`.
+Clients call one model, `NAME`: a packer (`packer.py`) in front of the engine, `NAME_engine`. A
+cascade of two engines has another one, `NAME_second`, for the rows that the packer defers.
 The packer is needed for three reasons. Triton's own batcher only joins requests of equal
 length. A bad request fails all requests of its batch. In a multiplexed engine, the batcher
 would put rows of different tenants into one group.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from prumux.export.graph.graph_file import DATA
 from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model import row_groups as slots
+from prumux.optimizer.model.model import SecondStage
 from prumux.optimizer.model.sizes import Encoder
 from prumux.optimizer.tasks.task import Task
 
@@ -83,6 +85,20 @@ class Serving:
                 raise UsageError(f"{what} is {getattr(self, what)}: use {least} or more")
 
 
+@dataclass(frozen=True, eq=False)
+class SecondEngine:
+    """The second engine of a cascade, and the rule that selects its rows."""
+
+    engine: Path
+    """The file, as in `write_bundle`."""
+    stage: SecondStage
+
+    @property
+    def encoder(self) -> Encoder:
+        """Sizes of the model that the engine runs."""
+        return self.stage.model.encoder
+
+
 def serving_point(workload: Sequence[Batch]) -> Serving:
     """Serving options of this workload, for a graph that takes any number of rows."""
     rows = max(len(batch.rows) for batch in workload)
@@ -91,7 +107,13 @@ def serving_point(workload: Sequence[Batch]) -> Serving:
 
 
 def write_bundle(
-    encoder: Encoder, task: Task, engine: Path, folder: Path, serving: Serving | None = None
+    encoder: Encoder,
+    task: Task,
+    engine: Path,
+    folder: Path,
+    serving: Serving | None = None,
+    *,
+    second: SecondEngine | None = None,
 ) -> tuple[str, ...]:
     """Write the repository to `folder`. An existing folder is replaced.
 
@@ -103,37 +125,46 @@ def write_bundle(
         engine: `model.plan`, or `model.onnx`; a large graph has `model.onnx_data` beside it.
         folder: the repository.
         serving: names, batch sizes and delays; by default `Serving()`.
+        second: the second engine of a cascade, of the same kind as `engine`; None for one
+            model, and for a cascade in one graph.
 
     Returns:
         Names of the written files, relative to `folder`.
 
     Raises:
-        ModelError: the engine does not exist, or is neither an ONNX graph nor a plan.
+        ModelError: an engine does not exist, or is neither an ONNX graph nor a plan.
     """
     serving = serving or Serving()
-    backends = {".onnx": serving.backend, ".plan": "tensorrt"}
-    backend = backends.get(engine.suffix)
-    if backend is None or not engine.is_file():
-        raise ModelError(f"'{engine}' is not a model.onnx or model.plan that could be served")
+    rows = _rows(encoder, serving)
+    backend = _backend(engine, serving)
+    if second is not None:
+        _backend(second.engine, serving)
     shutil.rmtree(folder, ignore_errors=True)
-    place = folder / f"{serving.name}_engine"
-    _engine_files(engine, place)
-    if backend == "python":
-        _write(place / "1" / "model.py", Path(onnx_model.__file__).read_text(encoding="utf-8"))
-    _write(place / "config.pbtxt", engine_config(encoder, backend, serving))
+    _write_engine(encoder, engine, folder / f"{serving.name}_engine", serving)
+    if second is not None:
+        place = folder / f"{serving.name}_second"
+        _write_engine(second.encoder, second.engine, place, replace(serving, max_batch=rows))
     _packer_files(folder / serving.name / "1")
-    _write(folder / serving.name / "config.pbtxt", packer_config(encoder, task, serving))
+    config = packer_config(encoder, task, serving, second)
+    _write(folder / serving.name / "config.pbtxt", config)
     # The output's configuration names this file, for Triton's classification extension.
     if task.output_labels:
         lines = "".join(" ".join(x.split()) + "\n" for x in task.output_labels)
         _write(folder / serving.name / "labels.txt", lines)
-    text = guide(encoder, task, serving.name, _rows(encoder, serving), backend)
+    text = guide(encoder, task, serving.name, rows, backend, cascade=second is not None)
     _write(folder / "README.md", text)
     return tuple(sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()))
 
 
-def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
-    """Write the `config.pbtxt` of the engine. The engine takes token ids of any length."""
+def engine_config(encoder: Encoder, backend: str, serving: Serving, name: str = "") -> str:
+    """Write the `config.pbtxt` of an engine. The engine takes token ids of any length.
+
+    Args:
+        encoder: sizes of the model.
+        backend: the engine's Triton backend.
+        serving: batch sizes and names.
+        name: the engine's name; by default that of the only or the first engine.
+    """
     rows = _rows(encoder, serving)
     length = min(serving.length, encoder.most_tokens)
     comments = ["Rows in, logits out. max_batch_size counts rows."]
@@ -144,7 +175,8 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
             "it would put rows of unrelated requests into one group, and a request of a wrong",
             "size would fail the others.",
         ]
-    fields: dict[str, Any] = {"name": f"{serving.name}_engine", "backend": backend}
+    name = name or f"{serving.name}_engine"
+    fields: dict[str, Any] = {"name": name, "backend": backend}
     if backend in FILES:
         fields["default_model_filename"] = FILES[backend]
     fields |= {
@@ -168,7 +200,9 @@ def engine_config(encoder: Encoder, backend: str, serving: Serving) -> str:
     return _text(comments, fields)
 
 
-def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
+def packer_config(
+    encoder: Encoder, task: Task, serving: Serving, second: SecondEngine | None = None
+) -> str:
     """Write the `config.pbtxt` of the packer, the model that clients call."""
     rows = _rows(encoder, serving)
     comments = [
@@ -179,6 +213,12 @@ def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
         comments += [
             f"Fills groups of {encoder.slots} rows of similar length and of one tenant.",
         ]
+    rule: dict[str, str | int] = {}
+    if second is not None:
+        comments += [f"Gives unsure rows to '{serving.name}_second' as well: a cascade."]
+        stage = second.stage
+        rule = {"threshold": repr(stage.threshold), "max_share": repr(stage.max_share)}
+        rule = {"second": f"{serving.name}_second", **rule}
     comments += ["There is no warm-up: it would call the engine, which may not be loaded yet."]
     tenant = {
         "name": TENANT,
@@ -204,7 +244,7 @@ def packer_config(encoder: Encoder, task: Task, serving: Serving) -> str:
         "output": [_output(encoder, task)],
         "dynamic_batching": _batching(encoder, serving),
         "instance_group": [{"count": serving.packers, "kind": Word("KIND_CPU")}],
-        "parameters": _parameters({"engine": f"{serving.name}_engine", **limits}),
+        "parameters": _parameters({"engine": f"{serving.name}_engine", **rule, **limits}),
     }
     return _text(comments, fields)
 
@@ -259,6 +299,27 @@ def _warm_up(encoder: Encoder, rows: int, tokens: int) -> dict[str, Any]:
         "batch_size": rows,
         "inputs": [{"key": name, "value": zeros} for name in input_names(encoder)],
     }
+
+
+def _backend(engine: Path, serving: Serving) -> str:
+    """The Triton backend of an engine's file.
+
+    Raises:
+        ModelError: the file does not exist, or is neither an ONNX graph nor a plan.
+    """
+    found = {".onnx": serving.backend, ".plan": "tensorrt"}.get(engine.suffix)
+    if found is None or not engine.is_file():
+        raise ModelError(f"'{engine}' is not a model.onnx or model.plan that could be served")
+    return found
+
+
+def _write_engine(encoder: Encoder, engine: Path, place: Path, serving: Serving) -> None:
+    """Write the Triton model of an engine, named as its folder."""
+    backend = _backend(engine, serving)
+    _engine_files(engine, place)
+    if backend == "python":
+        _write(place / "1" / "model.py", Path(onnx_model.__file__).read_text(encoding="utf-8"))
+    _write(place / "config.pbtxt", engine_config(encoder, backend, serving, place.name))
 
 
 def _engine_files(engine: Path, folder: Path) -> None:

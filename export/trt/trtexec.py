@@ -16,7 +16,9 @@ from prumux.optimizer.data.tokenize import Batch
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder
 
+from .library import CLASSIC
 from .profiles import Profile, profiles
+from .stages import EngineStage
 
 SCRIPT = "tensorrt.sh"
 FOLDER = "tensorrt"
@@ -34,18 +36,35 @@ def write_script(model: Model, workload: Sequence[Batch], folder: Path) -> None:
     except VerifyError:
         proto = build(model, precision="bf16", portable=True)
     save(proto, place)
-    graph, plan = f"{FOLDER}/{FILE}", f"{FOLDER}/model.plan"
-    script = trtexec_script(model.encoder, workload, graph=graph, plan=plan)
-    (folder / SCRIPT).write_text(script, encoding="utf-8")
-    (folder / SCRIPT).chmod(0o755)
+    graph, plan = f"{FOLDER}/{FILE}", f"{FOLDER}/{CLASSIC.plan}"
+    _write(folder, trtexec_script(model.encoder, workload, graph=graph, plan=plan))
+
+
+def write_trtexec(
+    stages: Sequence[EngineStage], folder: Path, workspace_mib: int | None, opt_level: int
+) -> None:
+    """Write `tensorrt.sh`, which builds an engine from the graph of every stage.
+
+    Args:
+        stages: the engines to build.
+        folder: the folder of the result.
+        workspace_mib: see `trtexec_script`.
+        opt_level: see `trtexec_script`.
+    """
+    options = _options(workspace_mib, opt_level)
+    commands = [
+        _command(x.model.encoder, x.profiles, x.path(FILE), x.path(CLASSIC.plan), options)
+        for x in stages
+    ]
+    _write(folder, _script(commands))
 
 
 def trtexec_script(
     encoder: Encoder,
     workload: Sequence[Batch],
     *,
-    graph: str = "model.onnx",
-    plan: str = "model.plan",
+    graph: str = FILE,
+    plan: str = CLASSIC.plan,
     workspace_mib: int | None = None,
     opt_level: int = 3,
     tf32: bool = False,
@@ -66,26 +85,53 @@ def trtexec_script(
         opt_level: TensorRT's builder optimisation level, 0..5.
         tf32: True = allow TF32 for float32 products.
     """
+    options = _options(workspace_mib, opt_level, tf32)
+    shapes = profiles(encoder, workload)
+    return _script([_command(encoder, shapes, graph, plan, options)])
+
+
+def _options(workspace_mib: int | None, opt_level: int, tf32: bool = False) -> list[str]:
+    found = ["--timingCacheFile=timing.cache", f"--builderOptimizationLevel={opt_level}"]
+    if workspace_mib is not None:
+        found.append(f"--memPoolSize=workspace:{workspace_mib}")
+    if not tf32:
+        found.append("--noTF32")
+    return [*found, "--profilingVerbosity=detailed", "--skipInference"]
+
+
+def _command(
+    encoder: Encoder,
+    shapes: Sequence[Profile],
+    graph: str,
+    plan: str,
+    options: Sequence[str],
+) -> str:
+    """The command that builds one engine."""
     names = input_names(encoder)
     parts = ["trtexec", f"--onnx={graph}", f"--saveEngine={plan}", "--stronglyTyped"]
-    for i, profile in enumerate(profiles(encoder, workload)):
+    for i, profile in enumerate(shapes):
         parts += [f"--profile={i}", *_shapes(names, profile)]
-    parts += ["--timingCacheFile=timing.cache", f"--builderOptimizationLevel={opt_level}"]
-    if workspace_mib is not None:
-        parts.append(f"--memPoolSize=workspace:{workspace_mib}")
-    if not tf32:
-        parts.append("--noTF32")
-    parts += ["--profilingVerbosity=detailed", "--skipInference"]
-    line = " \\\n  ".join(shlex.join([x]) for x in parts)
+    line = " \\\n  ".join(shlex.join([x]) for x in (*parts, *options))
+    return f'{line} "$@"\n'
+
+
+def _script(commands: Sequence[str]) -> str:
+    *before, last = commands
+    what = "engines" if before else "engine"
     return (
         "#!/bin/sh\n"
-        "# Builds the engine for this GPU, with TensorRT 10.13 or newer, or 11.\n"
+        f"# Builds the {what} for this GPU, with TensorRT 10.13 or newer, or 11.\n"
         "# The precision is in the types of the graph. A plan runs only on the GPU model and\n"
         "# with the TensorRT version that it was built with.\n"
         "set -eu\n"
         'cd "$(dirname "$0")"\n'
-        f'exec {line} "$@"\n'
+        f"{''.join(before)}exec {last}"
     )
+
+
+def _write(folder: Path, script: str) -> None:
+    (folder / SCRIPT).write_text(script, encoding="utf-8")
+    (folder / SCRIPT).chmod(0o755)
 
 
 def _shapes(names: Sequence[str], profile: Profile) -> list[str]:

@@ -20,6 +20,7 @@ from prumux.optimizer.base.store import file_digest, write_atomic
 from prumux.optimizer.data.predict import Arrivals
 from prumux.optimizer.data.ragged import Ragged
 from prumux.optimizer.data.rows import Rows
+from prumux.optimizer.model.artifact import STAGES
 
 FILE = "certified_answers.jsonl"
 MOST_ROWS = 256
@@ -69,9 +70,11 @@ class KeptAnswers:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files in a result that the engine and the tokenizer are read from."""
+    places = [x for x in (folder, *(folder / x for x in STAGES)) if x.is_dir()]
     return {
-        x.name: file_digest(x)
-        for x in sorted(folder.iterdir())
+        x.relative_to(folder).as_posix(): file_digest(x)
+        for place in places
+        for x in sorted(place.iterdir())
         if x.is_file() and x.name not in UNCHECKED
     }
 

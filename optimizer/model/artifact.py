@@ -35,6 +35,8 @@ from .sizes import (
 
 FORMAT = 2
 """The current format. Format 1 is from prumux 0.1.0, without families and pooling."""
+STAGES = ("first", "second")
+"""Folders of the two engines of a cascade, if each stage has an engine of its own."""
 SECOND = "second."
 """Prefix of a second stage's weights. prumux versions without cascades refuse such names."""
 LIMIT = 2**24
@@ -45,7 +47,7 @@ _LEAST = {"token_types": 0, "pad_id": 0, "n": 2, "at": 0, "demux": 0}
 
 def to_config(model: Model) -> dict[str, Any]:
     """The content of `config.json`. `from_config` is the inverse."""
-    second = {} if model.second is None else {"second": _second_config(model.second)}
+    second = {} if model.second is None else {"second": second_config(model.second)}
     return {
         **kept_keys(model.kept_config),
         "model_type": "prumux",
@@ -78,7 +80,7 @@ def _sizes_config(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _second_config(second: SecondStage) -> dict[str, Any]:
+def second_config(second: SecondStage) -> dict[str, Any]:
     """The second stage's sizes, and the rule that selects its rows."""
     return {
         **_sizes_config(second.model.encoder),

@@ -5,8 +5,9 @@
     deferred = {i : m_i < t}           at most ceil(s B) of them, smallest margins first
     z_i = second(x_i)                  for deferred i
 
-The ONNX graph of a cascade computes the same function, see `export/graph/compose.py`. There is
-no temperature: it would divide all margins by one number and not change the deferred rows.
+The rule that chooses the deferred rows is in `row_groups.py`, because engines use it, too. The
+ONNX graph of a cascade computes the same function, see `export/graph/compose.py`. There is no
+temperature: it would divide all margins by one number and not change the deferred rows.
 Source: Wang et al. 2020, https://arxiv.org/abs/2012.01988
 """
 
@@ -15,19 +16,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prumux.optimizer.base.errors import PassError
 from prumux.optimizer.tasks.task import Task
 
+from . import row_groups
 from .families.registry import family_of
 from .model import Model
 from .module import EncoderModule
 from .sizes import Encoder
 
-PARTS = 1_000_000
-"""Shares of a batch are counted in millionths, so that torch and ONNX round equally."""
 ALL = float(np.finfo(np.float32).max)
 """The threshold that defers every row."""
 NEAR = 0.005
@@ -38,8 +39,7 @@ Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def margins(logits: Tensor) -> Tensor:
     """The difference between the two best logits of each row: [B, C] -> [B]."""
-    best = logits.topk(2, dim=-1).values
-    return best[..., 0] - best[..., 1]
+    return torch.as_tensor(row_groups.margins(_numpy(logits)), device=logits.device)
 
 
 def check_given(task: Task, encoder: Encoder) -> None:
@@ -70,33 +70,15 @@ def has_margins(task: Task) -> bool:
     return not task.ragged and task.has_classes and task.exclusive and len(task.labels) > 1
 
 
-def most_rows(rows: int, max_share: float) -> int:
-    """The largest number of deferred rows in a batch: `max_share` of its rows, rounded up.
-
-    Example:
-        >>> most_rows(32, 0.1), most_rows(1, 0.1), most_rows(10, 0.1)
-        (4, 1, 1)
-    """
-    return -(-rows * parts(max_share) // PARTS)
-
-
-def parts(max_share: float) -> int:
-    """A share in millionths, at least 1."""
-    return max(1, round(max_share * PARTS))
-
-
 def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
-    """Indices of the rows that the second stage answers, [K], ascending.
+    """Indices of the rows that the second stage answers, see `row_groups.deferred_rows`."""
+    rows = row_groups.deferred_rows(_numpy(logits), threshold, max_share)
+    return torch.as_tensor(rows, device=logits.device)
 
-    `logits` [B, C] are those of the first stage. A row with a nan margin is not deferred, so
-    its logits show the fault.
-    """
-    margin = margins(logits.float())
-    below = (margin < threshold).nonzero()[:, 0]
-    most = most_rows(len(logits), max_share)
-    if len(below) > most:
-        below = below[margin[below].argsort(stable=True)[:most]].sort().values
-    return below
+
+def _numpy(logits: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = logits.detach().float().cpu().numpy()
+    return found
 
 
 def answer(  # noqa: PLR0917 - both stages, their rule and their inputs

@@ -31,7 +31,7 @@ from prumux.optimizer.base.errors import ModelError, UsageError
 from prumux.optimizer.tasks.losses import hugging_face_loss, position_loss
 from prumux.optimizer.tasks.registry import kind_of
 
-from .artifact import from_config, second_of
+from .artifact import STAGES, from_config, second_of
 from .cascade import answer
 from .forward import taken_apart
 from .module import EncoderForward, attach
@@ -134,8 +134,10 @@ class PrumuxModel(EncoderForward, PreTrainedModel):  # type: ignore[no-untyped-c
             UsageError: the folder contains an engine.
         """
         folder = Path(save_directory)
+        files = ("model.onnx", "model.plan", "model.rtx.plan")
+        places = ("", *(f"{x}/" for x in STAGES))
         engines = [
-            x for x in ("model.onnx", "model.plan", "model.rtx.plan") if (folder / x).exists()
+            y for x in places for y in (f"{x}{z}" for z in files) if (folder / y).exists()
         ]
         if engines:
             raise UsageError(

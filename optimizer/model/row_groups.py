@@ -1,9 +1,13 @@
-"""Groups of rows that share a forward pass; filler rows complete the last group.
+"""Which rows of a batch run together: groups that share a forward pass, and deferred rows.
 
 A group of n rows is mixed into one row. Row i of a batch is in group i // n, slot i % n. If
 the last group has fewer rows, its own rows are repeated in order until it has n. Filler rows
 never come from other groups, so they do not depend on other requests. A row that takes several
 slots gets the mean of its logits.
+
+In a cascade a second stage answers the deferred rows, see `cascade.py`. This file has the rule
+that chooses them, for torch and for engines. It imports only the standard library and numpy,
+because the Triton packer has a copy of it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ RowLogits = NDArray[np.float32] | list[NDArray[np.float32]]
 """Logits of rows without padding: one array [N, C], or one array [T, C] per row."""
 Run = Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]
 """Maps inputs [B, T], by ONNX name, to logits."""
+PARTS = 1_000_000
+"""Shares of a batch are whole millionths, so all engines round in the same way."""
 
 
 def batch_rows(size: int, n: int) -> int:
@@ -169,3 +175,55 @@ def like_length(lengths: Ints, seed: int | None = None) -> Ints:
     drawn = np.random.default_rng(seed).permutation(len(lengths))
     found: Ints = drawn[np.argsort(lengths[drawn], kind="stable")]
     return found
+
+
+def margins(logits: NDArray[Any]) -> NDArray[np.float32]:
+    """The difference between the two best logits of each row: [B, C] -> [B]."""
+    best = np.partition(logits.astype(np.float32, copy=False), -2, axis=-1)
+    with np.errstate(invalid="ignore"):  # the logits may be infinite
+        found: NDArray[np.float32] = best[..., -1] - best[..., -2]
+    return found
+
+
+def most_rows(rows: int, max_share: float) -> int:
+    """The largest number of deferred rows in a batch: `max_share` of its rows, rounded up.
+
+    Example:
+        >>> most_rows(32, 0.1), most_rows(1, 0.1), most_rows(10, 0.1)
+        (4, 1, 1)
+    """
+    return -(-rows * parts(max_share) // PARTS)
+
+
+def parts(max_share: float) -> int:
+    """A share in millionths, at least 1."""
+    return max(1, round(max_share * PARTS))
+
+
+def deferred_rows(logits: NDArray[Any], threshold: float, max_share: float = 1.0) -> Ints:
+    """Indices of the rows that the second stage answers, [K], ascending.
+
+    The arguments are the first stage's logits [B, C] and the rule. A row with a nan margin is
+    not deferred, so its logits show the fault.
+    """
+    margin = margins(logits)
+    below = np.flatnonzero(margin < np.float32(threshold))
+    most = most_rows(len(logits), max_share)
+    if len(below) > most:
+        below = np.sort(below[margin[below].argsort(kind="stable")[:most]])
+    return below
+
+
+def deferring(first: Run, second: Run, threshold: float, max_share: float) -> Run:
+    """Make one `run` of both stages. The second stage runs only if rows are deferred."""
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        logits = first(inputs)
+        rows = deferred_rows(logits, threshold, max_share)
+        if not len(rows):
+            return logits
+        found = logits.copy()
+        found[rows] = second({name: np.asarray(x)[rows] for name, x in inputs.items()})
+        return found
+
+    return run

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from prumux.optimizer.base.errors import PassError, UsageError
+from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.sizes import Encoder, Multiplexing
 
 UNTIMED = {
@@ -222,6 +223,23 @@ class Costs:
         self.check_sizes(encoder)
         first = self.table(dense, self.dense_of(dense), baseline).dense_ms
         return Estimate(first, self.on(target).predict_ms(encoder))
+
+    def estimate_model(
+        self, model: Model, dense: Encoder, target: str, baseline: str
+    ) -> Estimate:
+        """`estimate` for a model that may have a second stage.
+
+        The second stage adds its time for a whole batch, times the share of deferred rows.
+
+        Raises:
+            PassError: the sizes or the mixing of a stage were not measured.
+            UsageError: a target was not measured.
+        """
+        found = self.estimate(model.encoder, dense, target, baseline)
+        if model.second is None:
+            return found
+        other = self.estimate(model.second.model.encoder, dense, target, baseline)
+        return replace(found, ms=found.ms + model.second.cost_share * other.ms)
 
     def dense_of(self, encoder: Encoder) -> Encoder:
         """`self.encoder`, whose time was measured, if sizes are equal; else `encoder`."""

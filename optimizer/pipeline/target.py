@@ -78,6 +78,11 @@ class Target(ConfigurableStep):
         )
 
     @property
+    def searches_cascades(self) -> bool:
+        """True if the search may make cascades by itself, judged by their multiply-adds."""
+        return True
+
+    @property
     def exact(self) -> bool:
         """True if the target's engines give the same answers as the torch module.
 

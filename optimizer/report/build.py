@@ -252,8 +252,8 @@ def _costs(evaluator: Evaluator, chosen: MeasuredEngine) -> CostsRecord | None:
         return None
     name, found = chosen.target.timed_as, None
     with suppress(PrumuxError):  # this target or mixing was not measured
-        found = costs.estimate(
-            chosen.model.encoder,
+        found = costs.estimate_model(
+            chosen.model,
             evaluator.model.encoder,
             name,
             evaluator.target.baseline().timed_as,

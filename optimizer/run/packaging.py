@@ -173,8 +173,8 @@ def _slower(evaluator: Evaluator, dense: ExportedModel, other: ExportedModel) ->
     if evaluator.ctx.costs is not None:
         with suppress(PrumuxError):  # this target or mixing was not measured
             return (
-                evaluator.ctx.costs.estimate(
-                    other.model.encoder,
+                evaluator.ctx.costs.estimate_model(
+                    other.model,
                     dense.model.encoder,
                     other.target.timed_as,
                     dense.target.timed_as,
@@ -216,6 +216,7 @@ def _stage(packaged: ExportedModel, staging: Path) -> None:
     staging.mkdir(parents=True)
     save_artifact(packaged.model, staging)
     for name in packaged.emitted.files:
+        (staging / name).parent.mkdir(exist_ok=True)  # a stage of a cascade
         (staging / name).write_bytes((packaged.folder / name).read_bytes())
     for name in GRAPH:
         if (staging / name).exists():

@@ -205,7 +205,7 @@ def _possible(evaluator: Evaluator) -> bool:
         find_pass("cascade")().check_given(evaluator.model)
     except (UsageError, SpecError, PassError):
         return False
-    return True
+    return evaluator.target.searches_cascades
 
 
 def _options(evaluator: Evaluator, tried: Sequence[Trial]) -> Iterator[CascadeOption]:

@@ -138,7 +138,7 @@ def _gain(
     if ctx.costs is not None:
         given, base = evaluator.model.encoder, before[0].timed_as
         found = [
-            ctx.costs.estimate(model.encoder, given, target.timed_as, base).speedup
+            ctx.costs.estimate_model(model, given, target.timed_as, base).speedup
             for target, model in (before, after)
         ]
         return found[1] if before[1] is evaluator.model else found[1] / found[0]

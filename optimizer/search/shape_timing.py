@@ -155,13 +155,13 @@ def _predicted(
     dense = count(replace(given, mux=None), length).macs
     baseline, target = evaluator.target.baseline().timed_as, evaluator.targets[0].timed_as
     try:
-        encoder = evaluator.builder.untrained(pipeline).encoder
-        ratio = costs.estimate(encoder, given, target, baseline).speedup
+        model = evaluator.builder.untrained(pipeline)
+        ratio = costs.estimate_model(model, given, target, baseline).speedup
     except PassError as error:
         return {"error": str(error)}
     finally:
         step()
-    return {"shape": _shape(encoder, dense, length), "throughput": ratio}
+    return {"shape": _shape(model.encoder, dense, length), "throughput": ratio}
 
 
 def _shape(encoder: Encoder, dense: int, length: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prumux.export import tensorrt
 from prumux.export.graph.parity import TOLERANCES
+from prumux.export.graph.typed import CALIBRATION_ROWS
 from prumux.export.onnx import Onnx
 from prumux.export.runtime.fusion_choice import GAIN
 from prumux.export.tensorrt import TensorRt
@@ -44,7 +44,7 @@ def test_figures_are_those_of_the_code() -> None:
         f"{name} {'1e-3' if x == 1e-3 else f'{x:g}'}" for name, x in TOLERANCES.items()
     )
     assert f"as a share of the largest logit: {limits} |" in TEXT
-    assert f"calibrated on {tensorrt.CALIBRATION_ROWS} of your rows" in TEXT
+    assert f"calibrated on {CALIBRATION_ROWS} of your rows" in TEXT
     assert TensorRt().precision == "fp16"
 
 

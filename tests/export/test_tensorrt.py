@@ -171,12 +171,12 @@ def test_int8_spares_the_same_maps_in_every_candidate() -> None:
     assert tuned.tuned(model, ctx) == tuned
     others: tuple[Any, ...] = ("fp16", "bf16", "fp32")
     assert [TensorRt(x).tuned(model, ctx) for x in others] == [TensorRt(x) for x in others]
-    wanted = quantized(TensorRt("int8")._graph(model, ctx))
+    wanted = quantized(TensorRt("int8").types.graph(model, ctx))
     scored = tuned.draft()
     assert isinstance(scored, TensorRt)
-    assert quantized(tuned._graph(model, ctx)) == wanted
-    assert quantized(scored._graph(model, ctx)) == wanted
-    assert len(wanted) < len(quantized(TensorRt("int8", spare=0)._graph(model, ctx)))
+    assert quantized(tuned.types.graph(model, ctx)) == wanted
+    assert quantized(scored.types.graph(model, ctx)) == wanted
+    assert len(wanted) < len(quantized(TensorRt("int8", spare=0).types.graph(model, ctx)))
 
 
 def test_the_text_form() -> None:

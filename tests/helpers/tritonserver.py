@@ -158,20 +158,26 @@ def request(
 
 @dataclass
 class Server:
-    """One bundle, loaded: the engine in ONNX Runtime, the packer from its own folder."""
+    """One bundle, loaded: its engines in ONNX Runtime, the packer from its own folder."""
 
     folder: Path
     runs: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     """What the engine was given."""
     poison: int = -1
     """A token at which the engine fails."""
+    calls: list[str] = field(default_factory=list)
+    """The engine of each run."""
 
     def load(self, patch: pytest.MonkeyPatch) -> Any:
         """The packer's model, initialised as Triton does it."""
-        engine = read_config(self.folder / "prumux_engine")
-        self._most = engine.max_batch_size
-        graph = str(self.folder / "prumux_engine" / "1" / "model.onnx")
-        self._session = onnxruntime.InferenceSession(graph, session_options(1))
+        engines = [x.parent for x in self.folder.glob("prumux_*/config.pbtxt")]
+        self._most = {x.name: read_config(x).max_batch_size for x in engines}
+        self._sessions = {
+            x.name: onnxruntime.InferenceSession(
+                str(x / "1" / "model.onnx"), session_options(1)
+            )
+            for x in engines
+        }
         patch.setitem(sys.modules, BACKEND, self._backend())
         home = self.folder / "prumux"
         patch.syspath_prepend(home / "1")
@@ -186,7 +192,10 @@ class Server:
 
     def run(self, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
         """The engine on whole groups."""
-        found: NDArray[Any] = self._session.run(["logits"], inputs)[0]
+        return self._run_on("prumux_engine", inputs)
+
+    def _run_on(self, engine: str, inputs: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        found: NDArray[Any] = self._sessions[engine].run(["logits"], inputs)[0]
         return found
 
     def _backend(self) -> ModuleType:
@@ -223,13 +232,16 @@ class Server:
         inputs = {x.name(): x.as_numpy() for x in asked.inputs}
         rows = len(inputs["input_ids"])
         try:
-            assert asked.model_name == "prumux_engine"
+            most = self._most[asked.model_name]
             assert asked.preferred_memory == ("cpu", 0)
-            assert rows <= self._most, f"{rows} rows, max_batch_size is {self._most}"
+            assert 0 < rows <= most, f"{rows} rows, max_batch_size is {most}"
             assert all(x.dtype == np.int64 for x in inputs.values())
             assert self.poison not in inputs["input_ids"], "the engine broke"
             self.runs.append(inputs)
-            return Response([Tensor("logits", self.run(inputs))])
+            self.calls.append(asked.model_name)
+            second = asked.model_name == "prumux_second"
+            logits = self._run_on("prumux_second", inputs) if second else self.run(inputs)
+            return Response([Tensor("logits", logits)])
         except Exception as error:  # Triton hands any error of a model to its caller
             return Response([], TritonError(f"{type(error).__name__}: {error}"))
 

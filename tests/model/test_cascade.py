@@ -26,10 +26,10 @@ from prumux.optimizer.model.cascade import (
     deferred,
     margins,
     module_of,
-    most_rows,
 )
 from prumux.optimizer.model.cost import count, count_model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.row_groups import most_rows
 from tests.helpers.cascades import cascade_of
 from tests.helpers.factory import multiplexed, random_batch, random_model
 

@@ -269,12 +269,12 @@ def test_damaged_weights_are_an_error(folder: Path) -> None:
         AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_an_engine_is_not_left_with_old_weights(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["model.onnx", "second/model.rtx.plan"])
+def test_an_engine_is_not_left_with_old_weights(folder: Path, name: str) -> None:
     found = AutoModelForSequenceClassification.from_pretrained(folder)
-    (folder / "model.onnx").write_bytes(b"")
-    with pytest.raises(
-        UsageError, match=r"holds model.onnx, .* old weights\nsave into another"
-    ):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"holds {name}, .* old weights\nsave into another"):
         found.save_pretrained(folder)
 
 

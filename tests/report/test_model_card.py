@@ -26,6 +26,15 @@ def test_the_hub_reads_the_card_and_its_figures_are_those_of_the_report(kind: st
     assert ("data-multiplexing" in data["tags"]) == (report.mux is not None)
 
 
+def test_two_engines_are_not_one_graph() -> None:
+    report = as_report(changed("plain"))
+    assert "`model.onnx` runs in\nplain ONNX Runtime" in model_card(report)
+    two = replace(report, engine={**report.engine, "stages": "two engines"})
+    text = model_card(two)
+    assert "The engine in `first/`\nanswers every row" in text
+    assert "model.onnx" not in text
+
+
 def test_names_are_no_markup() -> None:
     report = as_report(changed("plain"))
     name = "a|b\n## <script>alert(1)</script> [x](y)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import prumux
 from prumux.export.benchmark.cli import main as bench
+from prumux.export.trt.library import RTX, gpu_here
 from prumux.optimizer.cli.opt import main
 from prumux.optimizer.report.build import HTML_NAME
 from prumux.optimizer.run import packaging
@@ -19,6 +21,8 @@ from prumux.passes.cascade import Cascade
 from prumux.passes.reconstruct import Reconstruct
 from tests.helpers import jobs
 from tests.helpers.checkpoints import config
+from tests.helpers.costs import costs_file, linear
+from tests.helpers.tensorrt_api import rtx_api
 
 FIRST = "pool-early,prune{sparsity=0.7 of=macs},slice,reconstruct"
 SECOND = "pool-early,prune{sparsity=0.2 of=macs},slice,reconstruct"
@@ -133,17 +137,65 @@ def test_a_killed_run_goes_on(
     assert [report_of(out)[x] for x in same] == [report_of(done)[x] for x in same]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_precisions_and_mixed_first_stages(precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        "onnx{precision=fp32 fusion=none}",
+        "onnx{precision=int8 fusion=none}",
+        pytest.param("tensorrt{precision=int8 flavor=rtx}", marks=pytest.mark.slow),
+    ],
+)
+def test_precisions_and_mixed_first_stages(target: str, tmp_path: Path) -> None:
+    if target.startswith("tensorrt"):
+        rtx_api()
     model = jobs.model_folder(tmp_path / "model", WIDE)
     data = jobs.data_folder(tmp_path / "data", model, pairs=True)
     passes = 'pool-early,mux{n=2 at=1},reconstruct,cascade{to="" defer=0.5 max_share=0.75}'
     args = [str(model), "--data", str(data), "--passes", passes, "--out", str(tmp_path / "o")]
-    assert main([*args, "--target", f"onnx{{precision={precision} fusion=none}}", "-q"]) == 0
+    assert main([*args, "--target", target, "-q"]) == 0
     report = report_of(tmp_path / "o")
     assert report["mux"]["slots"]
     assert 0 < report["cascade"]["stages"]["test"]["deferred"] <= 0.8
     assert len(prumux.load(tmp_path / "o").predict([("good", "film")] * 3)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(gpu_here(), reason="a GPU is here")
+def test_two_engines_of_tensorrt(
+    job: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without the library the search is kept, and a machine that has it ends the run."""
+    rtx_api()
+    out, made = tmp_path / "out", tmp_path / "costs.json"
+    target = "tensorrt{precision=fp32 flavor=rtx}"
+    costs_file(made, Path(job[0]), {target: linear(0.1, 0.01, 0.1)})
+    args = [*job, "--budget", "30%", "--passes", PIPELINE, "--costs", str(made)]
+    args += ["--target", target, "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, RTX.module, None)
+        assert main(args) == 5
+    assert (
+        "holds first/model.onnx, second/model.onnx and tensorrt.sh" in capsys.readouterr().err
+    )
+    assert main([*args, "--resume", "-q"]) == 0
+    found = report_of(out)
+    assert found["engine"]["stages"] == "two engines, the host defers rows"
+    assert {f"{x}/{RTX.plan}" for x in ("first", "second")} < set(found["files"])
+    assert 0.2 < found["cascade"]["stages"]["certify"]["deferred"] < 0.6
+    told = json.loads((out / "cascade.json").read_text())["second"]
+    assert told["threshold"] == found["cascade"]["threshold"]
+    assert "model.onnx" not in (out / "README.md").read_text()
+    assert bench(["--verify", str(out), "--device", "cpu", "--rounds", "1"]) == 0
+    assert "equal labels  256 of 256" in capsys.readouterr().out
+    assert bench(["--verify", str(out)]) == 5
+    assert bench([str(out), "--engines", "onnx", "--batch", "2", "--length", "9"]) == 0
+    graph = out / "second" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b" ")
+    assert bench(["--verify", str(out), "--device", "cpu"]) == 4
+    assert "not the certified files: second/model.onnx" in capsys.readouterr().err
 
 
 def test_a_space_of_cascades_is_searched(job: list[str], tmp_path: Path) -> None:
@@ -159,7 +211,6 @@ def test_a_space_of_cascades_is_searched(job: list[str], tmp_path: Path) -> None
 
 REFUSED = {
     "not last": ("cascade,slice", "onnx", "put 'cascade' last"),
-    "tensorrt": ("cascade", "tensorrt{flavor=rtx}", "--target 'onnx{device=cuda}'"),
     "bad second": ('cascade{to="slic"}', "onnx", "did you mean 'slice'"),
     "uncut second": ('cascade{to="prune{sparsity=0.5}"}', "onnx", "add slice"),
     "mixed second": ('cascade{to="mux{n=2}"}', "onnx", "takes rows one by one"),

@@ -17,7 +17,9 @@ from prumux.optimizer.model.sizes import Encoder, Layer, Multiplexing
 from prumux.optimizer.pipeline.costs import Costs
 from prumux.optimizer.timing.cost_file import read_costs
 from tests.helpers import checkpoints
+from tests.helpers.cascades import cascade_of
 from tests.helpers.costs import costs_file, linear
+from tests.helpers.factory import random_model
 
 FP32 = "onnx{precision=fp32}"
 SINGLE = ("targets", FP32, "single")
@@ -68,6 +70,22 @@ def test_layers_before_the_mixing_cost_as_with_single_rows(file: Path, at: int) 
     costs = read_costs(file)
     encoder = cut(costs.encoder, (4, 30), (2, 64), (1, 8), mux=Multiplexing(2, at))
     assert estimate(costs, encoder) == pytest.approx(CLOCK(encoder))
+
+
+def test_a_cascade_costs_the_share_of_its_second_stage(file: Path) -> None:
+    costs = read_costs(file)
+    first = random_model(heads=(1, 2, 4), ffn=(5, 0, 64), hidden=24, head_dim=6)
+    second = random_model(heads=(4, 4, 4), hidden=24, head_dim=6)
+    ms = [estimate(costs, x.encoder) for x in (first, second)]
+    for share, most, counted in ((0.0, 1.0, 0.0), (0.3, 1.0, 0.3), (0.3, 0.25, 0.25)):
+        model = cascade_of(0.4, first=first, second=second, share=share, max_share=most)
+        found = costs.estimate_model(model, costs.encoder, FP32, FP32)
+        assert found.ms == pytest.approx(ms[0] + counted * ms[1])
+    found = costs.estimate_model(first, costs.encoder, FP32, FP32)
+    assert found == costs.estimate(first.encoder, costs.encoder, FP32, FP32)
+    other = cascade_of(0.4, first=first, second=random_model(heads=(4, 4, 4), head_dim=12))
+    with pytest.raises(PassError, match="with embedding 24, this candidate has 48"):
+        costs.estimate_model(other, costs.encoder, FP32, FP32)
 
 
 def test_what_was_not_measured_has_no_estimate(file: Path) -> None:
