@@ -15,8 +15,9 @@ from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.base.store import key
 from prumux.optimizer.data.predict import BATCH, predictions_of, row_logits, torch_run
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.cascade import has_margins, margins
+from prumux.optimizer.model.cascade import has_margins
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.own_rows import own_context, own_rows
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -125,7 +126,7 @@ class CandidatePredictor:
             many = found if isinstance(found, tuple) else (found,)
             made = {str(i): torch.as_tensor(x) for i, x in enumerate(many)}
             if has_margins(model.task):
-                made[MARGINS] = margins(torch.as_tensor(np.stack(logits)))
+                made[MARGINS] = torch.as_tensor(margins(np.stack(logits)))
             return made
 
         return self.ctx.store.tensors(self.name(pipeline, role, target), make)
