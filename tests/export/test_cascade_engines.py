@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 import prumux
+from prumux.export.benchmark import verify
 from prumux.export.graph.compose import compose
 from prumux.export.graph.graph import build
 from prumux.export.graph.rounding import rounding
@@ -283,6 +284,8 @@ def test_a_folder_runs_its_plans_where_a_gpu_is(
     assert labels_of(folder, TEXTS) == labels_of(folder, TEXTS, device="cpu")
     (folder / "second" / PLAN).unlink()  # then its graph answers
     assert prumux.load(folder).engine.describe()["second_engine"] == "onnxruntime"
+    with pytest.raises(ModelError, match="second' holds no plan: build both engines again"):
+        verify._engine(folder, 1, "auto")
 
 
 def test_mixed_up_folders_are_refused(tmp_path: Path) -> None:
