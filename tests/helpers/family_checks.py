@@ -5,6 +5,7 @@ A test of a new family is a handful of lines; see tests/model/families.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,16 @@ from tests.helpers.masking import logits, random_masks, worst
 
 Head = Literal["SequenceClassification", "TokenClassification"]
 HEADS: tuple[Head, ...] = ("SequenceClassification", "TokenClassification")
+WHOLE = os.environ.get("PRUMUX_MATRIX") == "1"
+
+
+def pooled(*kinds: str) -> list[tuple[Head, str]]:
+    """Each head with each `classifier_pooling`; a head of tokens pools nothing and has one.
+
+    `make matrix` has all of them.
+    """
+    pairs: list[tuple[Head, str]] = [(head, x) for head in HEADS for x in kinds]
+    return [x for x in pairs if WHOLE or x[0] == HEADS[0] or x[1] == kinds[0]]
 
 
 def given(

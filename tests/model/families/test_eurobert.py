@@ -9,7 +9,7 @@ import pytest
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.cost import count
 from prumux.optimizer.model.families.registry import find_family
-from tests.helpers.family_checks import CHECKS, HEADS, Head, check_parity, given
+from tests.helpers.family_checks import CHECKS, HEADS, Head, check_parity, given, pooled
 
 MODEL_TYPE = "eurobert"
 TINY: dict[str, Any] = {
@@ -26,9 +26,8 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("pooling", ["late", "mean", "bos"])
 @pytest.mark.parametrize("length", [5, 560])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "pooling"), pooled("late", "mean", "bos"))
 def test_the_same_as_transformers(
     tmp_path: Path, head: Head, length: int, pooling: str
 ) -> None:
@@ -36,8 +35,7 @@ def test_the_same_as_transformers(
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("pooling", ["late", "bos"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "pooling"), pooled("late", "bos"))
 def test_pruned_mixed_refitted(tmp_path: Path, head: Head, pooling: str, check: Any) -> None:
     check(tmp_path, MODEL_TYPE, head, classifier_pooling=pooling, **TINY)
 

@@ -7,7 +7,7 @@ import pytest
 
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.model.families.registry import find_family
-from tests.helpers.family_checks import CHECKS, HEADS, Head, check_parity
+from tests.helpers.family_checks import CHECKS, Head, check_parity, pooled
 
 MODEL_TYPE = "modernbert"
 TINY: dict[str, Any] = {
@@ -26,9 +26,8 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("length", [5, 40, 560])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "pooling"), pooled("cls", "mean"))
 def test_the_same_as_transformers(
     tmp_path: Path, head: Head, length: int, pooling: str
 ) -> None:
@@ -36,8 +35,7 @@ def test_the_same_as_transformers(
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "pooling"), pooled("cls", "mean"))
 def test_pruned_mixed_refitted(tmp_path: Path, head: Head, pooling: str, check: Any) -> None:
     check(tmp_path, "modernbert", head, classifier_pooling=pooling, **TINY)
 
