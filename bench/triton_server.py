@@ -318,7 +318,11 @@ def time_all(
 
 
 def interleaved(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """Time cases in turn: rows per second of each round, latencies over all rounds."""
+    """Time cases in turn.
+
+    Return each case's rows per second in every round, and its p50 and p99 latency over all
+    rounds.
+    """
     speeds: list[list[float]] = [[] for _ in cases]
     latencies: list[list[float]] = [[] for _ in cases]
     for number in range(rounds + 1):  # the first round is a warm-up

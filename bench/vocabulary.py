@@ -65,7 +65,10 @@ class Study:
 
 
 def coded(model: Model, rows: Rows, most: int | None = None) -> Encoded:
-    """Tokenise the texts of rows for the model. Pairs become single texts, up to `most`."""
+    """Tokenise the first `most` texts for the model; None = all texts.
+
+    The two texts of a pair count as two.
+    """
     assert model.tokenizer is not None
     single = rows if rows.text_b is None else flattened(rows)
     return encode(single.take(range(len(single))[:most]), model.tokenizer, model.encoder)

@@ -73,7 +73,10 @@ class WarmUp(TrainingPass):
         return () if self.text is None else (Path(self.text),)
 
     def rows(self, ctx: Context) -> Encoded:
-        """Training rows and synthetic rows, or pieces of the texts of the file `text`."""
+        """Real and synthetic training rows.
+
+        If the option `text` names a file, rows cut from its texts instead.
+        """
         if self.text is None:
             return super().rows(ctx)
         return plain_rows(self.text, ctx.dense, ctx.fit, ctx.seed)

@@ -281,7 +281,10 @@ def tokenizer_file(random: Random, model: Path) -> str:
 
 
 def code(random: Random, model: Path) -> str:
-    """Put Python files beside the model, and refer to them as for remote code."""
+    """Put Python files beside the model, and name them under `auto_map` in its configs.
+
+    A checkpoint with remote code does the same.
+    """
     text = f"open({str(model / CANARY)!r}, 'w').close()\nclass Own: pass\n"
     for name in ("modeling_own", "tokenization_own", "configuration_own", "__init__"):
         (model / f"{name}.py").write_text(text, encoding="utf-8")

@@ -195,14 +195,14 @@ def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A job, and the result of its undisturbed run."""
+    """An effort, a model and data to run, and the result of the same run without kills."""
 
     effort: str
     model: Path
     data: Path
     expected: dict[str, Any]
     seconds: float
-    """Seconds of the undisturbed run."""
+    """Duration of the run without kills."""
 
 
 @dataclass(eq=False)

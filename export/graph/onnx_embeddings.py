@@ -1,4 +1,7 @@
-"""Write a family's declared embeddings: for all rows, or for the rows of one slot."""
+"""Writes ONNX nodes that compute a family's embeddings, for all rows or for one slot.
+
+A slot is a row's place in a multiplexed group.
+"""
 
 from __future__ import annotations
 
