@@ -14,8 +14,8 @@ option `temperature`. In the second term, they are the hidden states after two m
 The expected sparsity is r, and its target is r*. Gates and weights minimise the loss; the
 multipliers l1 and l2 maximise it.
 
-Each of the four layers is matched with a remaining layer of the student. The matching keeps the
-order of layers and has the least total error. Two of the four layers may share one of the
+Each of the four layers is matched with a remaining layer of the student. The matching keeps
+the order of layers and has the least total error. Two of the four layers may share one of the
 student's. PruMUX (https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
 """
 

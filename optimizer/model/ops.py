@@ -155,9 +155,10 @@ class Ops(Protocol):
         """
 
     def gate(self, branch: Branch, units: Value) -> Value:
-        """The input units of the output map, each multiplied by its factor: 0 = masked, else 1.
+        """The input units of the output map, each multiplied by its factor.
 
-        Training and importance use other values and gradients of these factors.
+        A factor is 0 for a masked unit, else 1. Importance uses gradients of the factors;
+        `learn-masks` uses values between 0 and 1.
         """
 
     def write(self, branch: Branch, inner: Value, x: Value) -> Value:
