@@ -18,7 +18,7 @@ from .commands import config_of
 
 
 class CompiledBert:
-    """transformers' BERT of an unpruned shape with `torch.compile`, as users would run it.
+    """Runs transformers' BERT of an unpruned shape with `torch.compile`, as users would.
 
     It does not have the weights of a prumux model, because a prumux model breaks the
     compiler's graph at every layer.
