@@ -99,7 +99,7 @@ class LearnMasks(DistillationPass):
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
-        """Refuse a model with masks that are not cut yet."""
+        """Refuse a model with masked units that are not cut yet."""
         if not model.masks.all_true:
             raise PassError(
                 "learn-masks cannot take a model with masks that are not cut yet\n"
@@ -111,7 +111,8 @@ class LearnMasks(DistillationPass):
         """Return binary masks within the budget, and weights that have adapted to them.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest possible one.
+            PassError: the speed-up is out of reach; the message has the largest possible
+                speed-up.
             MissingError: `speedup` is given and there is no target to measure on.
         """
         if self.sparsity == 0 or self.speedup == 1:

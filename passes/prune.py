@@ -83,7 +83,8 @@ class Prune(Pass):
         """Return masks with the greatest summed importance within the limit.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest possible one.
+            PassError: the speed-up is out of reach; the message has the largest possible
+                speed-up.
             MissingError: `speedup` is given and there is no target to measure on.
         """
         left = any(bool(m.any()) for m in (*model.masks.heads, *model.masks.ffn))
