@@ -6,10 +6,10 @@ the Fisher information of z,
 
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
-over R rows and C classes. p is the model's own prediction, so no labels are needed. To second
-order, removing the unit costs I(z) / 2 nats of KL divergence from the given model's
-prediction. Every row has its own gradient, because z has an axis of rows. For regression
-with unit variance, I(z) is the mean squared derivative of the output.
+over R rows and C classes. The probabilities p are the model's own prediction, so no labels are
+needed. To second order, removing the unit costs I(z) / 2 nats of KL divergence from the given
+model's prediction. Every row has its own gradient, because z has an axis of rows. For
+regression with unit variance, I(z) is the mean squared derivative of the output.
 """
 
 from __future__ import annotations
