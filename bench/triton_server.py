@@ -8,8 +8,7 @@ Triton's Python backend. Rows are random token ids. Clients run on the same mach
 its next request when the last request is answered.
 
 1. `answers`: the server's engine records each run. Every answer must be the mean of the logits
-   that the engine computed for the same row (rows are unique). No group may have rows of two
-   tenants.
+   that the engine gave the same row (rows are unique). No group may have rows of two tenants.
 2. `timings`: in every round the bare engine runs single rows and full batches of similar
    length, and the server runs with one client and with many clients. Servers of 1, 2 and 4
    packers with an engine that returns zeros show the limit of packers and clients.
@@ -319,11 +318,7 @@ def time_all(
 
 
 def interleaved(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """Time cases in turn.
-
-    Return each case's rows per second in every round, and its p50 and p99 latency over all
-    rounds.
-    """
+    """Time cases in turn; return rows per second by round, and latencies over all rounds."""
     speeds: list[list[float]] = [[] for _ in cases]
     latencies: list[list[float]] = [[] for _ in cases]
     for number in range(rounds + 1):  # the first round is a warm-up

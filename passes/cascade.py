@@ -1,12 +1,11 @@
 """`cascade`: a second, larger model answers the rows with a small margin.
 
 A row x is deferred to the second model if the margin m(x) between its two best logits in the
-first model is below a threshold t:
+first is below a threshold t:
 
     m(x) = z(1)(x) - z(2)(x) < t,    where a share `defer` of the select rows has m(x) < t
 
-If both models give the same answer to a row, the row keeps this answer, whichever model
-answers it. So a cascade changes few answers.
+A row to which both models give the same answer keeps this answer. So few answers change.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """

@@ -2,9 +2,8 @@
 
 The method is from DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
 (https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
-mixed state is the mean of x_i * k_i over the n rows of a group, element by element. Slot i is
-the place of a row in the group, and has a key k_i. Before the head, a small network with
-weights for each slot recovers every row's state.
+mixed state is the mean of x_i * k_i over the n rows of a group; k_i is the key of slot i, the
+place of row i in the group. Before the head, a small network recovers every row's state.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ class Mux(Pass):
     single rows, but a forward pass costs more. So prune before this pass.
 
     A second `mux` with the same n, keys and demux moves the mixing to an earlier layer, and
-    keeps the trained weights. It helps to mix late first, because late mixing is learnt
-    sooner.
+    keeps the trained weights. First mix late, because late mixing is learnt sooner.
 
     Example: `mux{n=2 at=3},warm-up{epochs=5},distill{epochs=5}`
     """
