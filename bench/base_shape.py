@@ -4,8 +4,8 @@
 
 The model has random weights, 12 layers of 12 heads and 3072 FFN units, and 768 hidden
 dimensions. The rows come from any text and the tokenizer of any BERT-like model (30,522
-tokens). Nothing is trained. Kwon et al. (2022, https://arxiv.org/abs/2204.09656) report less
-than three minutes on one GPU for their method.
+pieces). Nothing is trained. For comparison, Kwon et al. (2022,
+https://arxiv.org/abs/2204.09656) report less than three minutes on one GPU for their method.
 """
 
 from __future__ import annotations

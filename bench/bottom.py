@@ -1,4 +1,4 @@
-"""Is a bag of embeddings as accurate as words and pairs with logistic regression?
+"""Is a bag of embeddings as accurate as logistic regression on words and word pairs?
 
     python bench/bottom.py MODEL --data sst2 --out bench/results/NAME.json
     python bench/bottom.py MODEL --data sst2 --regularise 1 10 --out ...
@@ -7,13 +7,13 @@ The pass `bag` and scikit-learn's `TfidfVectorizer(ngram_range=(1, 2))` with
 `LogisticRegression` are fitted to the same training rows. The bag is also fitted to the given
 model's answers. Both models and the given model are scored on select, certify and test rows.
 
-Rates are from text to label, for all test texts in one call. The call runs the vectoriser and
-the classifier, or the tokenizer and the engine (`Predictor.predict`). Both calls run in turn,
-on all threads of the process (OMP_NUM_THREADS=1 for one thread).
+Rates are from text to label, for all test texts in one call. For logistic regression, the call
+runs the vectoriser and the classifier; for the bag, it is `Predictor.predict`. Both calls run
+in turn, on all threads of the process (OMP_NUM_THREADS=1 for one thread).
 
 `deferred` is the loss of a cascade on test rows: the given model answers the share of rows
 with the smallest margins. Finished parts are stored next to the output; run the same command
-again to continue. Needs scikit-learn: pip install scikit-learn, or '.[dev]'.
+again to continue. The script needs scikit-learn: pip install scikit-learn, or '.[dev]'.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Study:
         return self.evaluator.ctx.store.json(name, make)
 
     def lost(self, answers: Labels, role: str) -> float:
-        """Accuracy of the given model minus accuracy of the answers."""
+        """Accuracy of the given model minus the accuracy of these answers."""
         labels = self.texts(role)[1]
         return self.evaluator.dense_score(role) - float((answers == labels).mean())
 
@@ -142,7 +142,7 @@ def predictor_of(study: Study, folder: Path) -> Predictor:
 
 
 def rates(study: Study, strength: float) -> dict[str, Any]:
-    """Time both models in turn: rows per second from text to label."""
+    """Time both models in turn; return rows per second from text to label."""
     texts, _ = study.texts("test")
     made = fitted(study, strength)
     with tempfile.TemporaryDirectory() as folder:

@@ -3,14 +3,14 @@
     python bench/cascade.py MODEL --data DIR --out bench/results/NAME.json
     python bench/cascade.py MODEL --data DIR --out ... --first NAME 'pool-early,...'
 
-For each first model and target, cascades with every share of `--defer` are built. Their
-engines are scored on certify and test rows. The results are:
+For each first model and target, the script builds a cascade with each share of `--defer`, and
+scores the cascade's engine on certify and test rows. The results are:
 
-- `changed`: the share of answers that differ from the given model's;
+- `changed`: the share of answers that differ from the given model's answers;
 - `alone_differ`: the share of answers that change if rows run one by one and not in batches.
   It must be 0 in fp32 if the first model does not mix rows;
-- `edges`: the largest difference from the logits of each stage alone, for one batch and
-  thresholds that defer no row, one row and all rows.
+- `edges`: the largest difference of a cascade's logits from those of the stage that answered
+  the row, for one batch and thresholds that defer no row, one row and all rows.
 
 All engines of a first model are timed in one interleaved run with the given model in fp32.
 Finished parts are stored next to the output; run the same command again to continue. Nothing

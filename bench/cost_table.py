@@ -2,9 +2,10 @@
 
     python bench/cost_table.py MODEL --data DIR > bench/results/NAME.json
 
-The script measures the table, with `pool-early` off and on. Then it times random shapes that
-the table was not made from, and the shapes that `prune{speedup=...}` chooses. These shapes
-take turns with the given model. Time depends on sizes only, so all shapes have random weights.
+The script measures the cost table, with `pool-early` off and on. Then it times random shapes
+that the table was not fitted to, and the shapes that `prune{speedup=...}` chooses. Each shape
+runs in turn with the given model. Time depends on sizes only, so all shapes have random
+weights.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from prumux.passes.prune import Prune
 
 SPEEDUPS = (2.0, 3.0, 4.0, 6.0)
 ROWS = 256
-"""Number of rows for importance. Few are enough: the choice of shapes matters little here."""
+"""Number of rows for importance. Few rows are enough: here any choice of units will do."""
 SEED = 1000
-"""Seed of the random shapes. The table's own shapes and checks have other seeds."""
+"""Seed of the random shapes. The shapes to which the table is fitted have other seeds."""
 
 
 def measure(model: Model, ctx: Context, shapes: int, rounds: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python bench/fine_tune.py BASE --data DIR --out MODEL [--epochs 3]
 
 `BASE` is a Hugging Face folder. `labels.json` in the data folder has the names of the classes.
-A twentieth of the training rows is held out to choose the best checkpoint.
+The script holds out a twentieth of the training rows to choose the best checkpoint.
 """
 
 from __future__ import annotations

@@ -3,20 +3,21 @@
     python bench/frontier.py MODEL --data DIR --out bench/results/NAME.json
     python bench/frontier.py MODEL --data DIR --out ... --passes late 'mux{n=2 at=3},distill'
 
-Methods (`--methods`), all trained for the same number of epochs:
+The methods (`--methods`) are as follows. All except `refit` train for the same number of
+epochs:
 
     refit               prune and refit without training
     distill             prune, refit and distill
     learn-masks         learn masks while training, then distill
     mux2, mux5, mux10   prune, then multiplex 2, 5 or 10 rows, then distill
 
-`--passes NAME TEXT` measures a pipeline in place of these methods. For multiplexed models, the
-groups of rows that share a forward pass are drawn several times.
+`--passes NAME TEXT` measures a pipeline in place of these methods. The score of a multiplexed
+model is the mean over several random groupings of the rows.
 
-Scores are of the test rows, or of the certify rows if there is no test file. Nothing is chosen
-on these rows. Throughput is predicted from untrained shapes, as in the search. At the end it
-is measured with plain graphs in one interleaved run. Finished models are stored in a folder
-beside the result, so that a killed run can continue.
+Models are scored on the test rows, or on the certify rows if there is no test file. Nothing is
+chosen on these rows. First, throughput is predicted from untrained shapes, as in the search.
+At the end, the script measures the throughput of all plain graphs in one interleaved run.
+Finished models are stored in a folder beside the result, so that a killed run can continue.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def divergence(evaluator: Evaluator, model: Model) -> float | None:
 
 
 def _log_p(evaluator: Evaluator, model: Model) -> Tensor:
-    """Log-probabilities [N, C] of the select rows. Groups of mixed rows are drawn once."""
+    """Log-probabilities [N, C] of the select rows, with one random grouping of mixed rows."""
     run, rows, mixing = (
         torch_run(model),
         evaluator.select_rows,
@@ -121,7 +122,7 @@ def _log_p(evaluator: Evaluator, model: Model) -> Tensor:
 
 
 def time_all(evaluator: Evaluator, texts: list[str], rounds: int) -> list[dict[str, float]]:
-    """Time all engines in one interleaved run; throughput relative to the given model's."""
+    """Time all engines in one interleaved run, and compare them with the given model's."""
     ctx, inputs = evaluator.ctx, [b.inputs() for b in evaluator.ctx.workload]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +138,7 @@ def time_all(evaluator: Evaluator, texts: list[str], rounds: int) -> list[dict[s
 
 
 def plot(entries: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Plot lost points by throughput, one line per method. n2-s0.6 is a point of line n2."""
+    """Plot lost points by throughput, one line per method; the entry n2-s0.6 is on line n2."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -12,9 +12,9 @@
     d     rest   PruMUX's study (https://arxiv.org/abs/2305.14706): 60, 80, 90, 95 % pruned x
                  1, 2, 5, 10 rows in a pass, trained; needs --task, else --model and --data
 
-Each finished result is stored in `--work`. So an interrupted run can go on, and the table at
-the end has the results of all runs. If `--parts` does not contain d, the other parts share all
-the time. The script uses installed engines and downloads nothing. No stored file is larger
+Each finished result is stored in `--work`. So an interrupted run can continue, and the table
+at the end has the results of all runs. If `--parts` does not contain d, the other parts share
+all the time. The script uses installed engines and downloads nothing. No stored file is larger
 than 16 MiB. Without a GPU the exit code is 5; `--device cpu` makes a dry run.
 """
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace, work: Any) -> None:
-    """Run the parts of the options, each within its time."""
+    """Run the parts that `options` name, each within its time."""
     from bench.gpu_parts import commands, engines, study
 
     tiny, device = options.tiny, options.device
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace, work: Any) -> None:
 
 
 def _scratch(folder: Path | None) -> AbstractContextManager[str]:
-    """The folder of large files. Without the option it is temporary."""
+    """The folder of large files. Without `--scratch` it is a temporary folder."""
     if folder is None:
         return tempfile.TemporaryDirectory(prefix="prumux-gpu-")
     folder.mkdir(parents=True, exist_ok=True)

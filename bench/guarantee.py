@@ -3,13 +3,12 @@
     python bench/guarantee.py MODEL --data DIR --out bench/results/NAME.json
 
 The script records every candidate's answers on all labelled rows once. The certify and test
-rows together are the population: a candidate's loss on all of them is its true loss. Each
-simulated user draws certify rows from the population and select rows from the select rows,
-both with replacement, and runs the checks and the search of `prumux-opt --effort quick`, with
-cascades and without the bag of embeddings. The
-promise is broken for a user if the true loss of the shipped model exceeds the budget. prumux
-promises that this happens to at most 5 % of users. If the checks refuse a user's budget, the
-user gets no model.
+rows together are the population: a candidate's loss on the whole population is its true loss.
+Each simulated user draws certify rows from the population and select rows from the data's
+select rows, both with replacement. Then the user runs the checks and the search of `prumux-opt
+--effort quick`, with cascades and without the bag of embeddings. The promise is broken for a
+user if the true loss of the shipped model exceeds the budget. prumux promises that at most 5 %
+of users get such a model. If the checks refuse a user's budget, the user gets no model.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Population:
     """Multiply-adds of each candidate for one row."""
     select: Recorded
     rows: Recorded
-    """The population. The search only sees samples of these rows."""
+    """Numbers of the population's rows. The search only sees samples of them."""
     task: Task
     metric: str = "accuracy"
 
@@ -247,7 +246,7 @@ def simulate(
 
 
 def record(model: str, data: str, out: Path, metric: str) -> Population:
-    """Record every candidate's answers. They are stored beside the result, for killed runs."""
+    """Record every candidate's answers, and store them so that a killed run can continue."""
     request = Request(model=model, data=data, passes="-", metric=metric)
     opened = open_evaluator(request, parse_target("onnx"), Progress(1))
     about = key(opened.model.source["digest"], opened.data_digest, versions())

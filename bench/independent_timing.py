@@ -2,16 +2,16 @@
 
     python bench/independent_timing.py RESULT... --lengths 32 128 --out bench/results/NAME.json
 
-RESULT are folders of `prumux-opt`, all of the same given model. The command in their
-report.json has the given model's path. `--dense MODEL` gives another path: a Hugging Face
-folder or an fp32 `.onnx` file.
+RESULT are result folders of `prumux-opt`, all of the same given model. The command in their
+report.json has the given model's path. `--dense MODEL` replaces this path by another path, to
+a Hugging Face folder or an fp32 `.onnx` file.
 
 For each length, `prumux-bench --target onnx` compares the given model with the results, and
 keeps the given model's exported graphs. Then this script, which imports nothing of prumux,
-opens the same files in plain ONNX Runtime. The script also opens the plain graph after ONNX
-Runtime's own transformer optimiser, and times every graph at every batch size. Then the
-fastest graph and batch size of the given model, and the fastest batch size of each result, run
-in turn. Rows are random and without padding.
+opens these graphs and the results' graphs in plain ONNX Runtime. The script also opens the
+plain graph after ONNX Runtime's own transformer optimiser, and times every graph at every
+batch size. Then the fastest graph and batch size of the given model, and the fastest batch
+size of each result, run in turn. Rows are random and without padding.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class IndependentTiming:
     result_batch: int
     result_rows_per_second: float
     throughput_ratio: float
-    """Median over rounds."""
+    """The given model's time divided by the result's time: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
     bench_ratio: float
@@ -235,7 +235,7 @@ def timing(
     both: tuple[Session, Session],
     by_bench: tuple[dict[str, Any], dict[str, Any]],
 ) -> IndependentTiming:
-    """The figures of one result. The given model is first in each pair."""
+    """The figures of one result. In each pair, the given model comes first."""
     dense, other = both
     ratios = [
         (a / dense.batch) / (b / other.batch)

@@ -8,8 +8,8 @@ All variants are pruned to the same measured speed-up and refitted; nothing is t
     uniform    the same share of heads and FFN units in every layer, by Fisher importance
     magnitude  joint choice, but importance is the squared norm of a unit's output weights
 
-The seed determines the rows for importance and refit. Scores are of the test rows, or of the
-certify rows if there is no test file. Nothing is chosen on these rows.
+The seed determines the rows for importance and refit. Models are scored on the test rows, or
+on the certify rows if there is no test file. Nothing is chosen on these rows.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def uniform(model: Model, scores: Scores, share: float) -> Masks:
 
 
 def joint(model: Model, scores: Scores, ctx: Context, target_speedup: float) -> Masks:
-    """Masks of the joint choice by the cost table, for these importance scores."""
+    """Masks of the units that the joint choice keeps, by the cost table and these scores."""
     table = cost_table(model, ctx)
     worth = [
         summed_importance(s, m, range(len(m) + 1))

@@ -5,9 +5,10 @@
 
 The package's file contains pieces with scores, and all weights. Larger weights are stored in
 blocks of 32 weights of four bits with a float16 scale (ggml's Q4_0). So the weights differ a
-little from those of the published model. The file's normaliser is replaced by NFKC with
-sentencepiece's rules for spaces, as in the published tokenizer. Vectors have a cosine of
-0.9999 with the package's vectors. The package rounds activations to eight bits.
+little from the weights of the published model. The script replaces the file's normaliser by
+NFKC with sentencepiece's rules for spaces, as in the published tokenizer. The vectors of the
+folder have a cosine of 0.9999 with the package's vectors, because the package rounds
+activations to eight bits.
 """
 
 from __future__ import annotations

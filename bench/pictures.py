@@ -79,7 +79,7 @@ def read_all(results: Path = RESULTS) -> list[Shipped]:
 
 
 def draw_frontier(shipped: list[Shipped], path: Path) -> None:
-    """Plot throughput relative to the given model (log scale) by lost accuracy points."""
+    """Plot throughput relative to the given model (log scale) against lost accuracy points."""
     import matplotlib as mpl
 
     mpl.use("Agg")

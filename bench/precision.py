@@ -3,11 +3,11 @@
     python bench/precision.py MODEL --data DIR --out bench/results/NAME.json
     python bench/precision.py MODEL --data DIR --out ... --passes mixed 'mux{n=2 at=3},distill'
 
-The model of each pipeline is exported to every target. The target `one-line` is ONNX Runtime's
-`quantize_dynamic` with its defaults. On the certify rows, the script measures the largest
-difference of a logit from the torch module, and the share of equal labels. It measures scores
-on the certify and test rows. Nothing is chosen on these rows. All engines of one model are
-timed in one interleaved run with the given model's fp32 engine.
+The script exports the model of each pipeline to every target. The target `one-line` is ONNX
+Runtime's `quantize_dynamic` with its defaults. On the certify rows, the script measures the
+largest difference of a logit from the torch module, and the share of equal labels. It measures
+scores on the certify and test rows. Nothing is chosen on these rows. The script times all
+engines of one model in one interleaved run with the given model's fp32 engine.
 """
 
 from __future__ import annotations

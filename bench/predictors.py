@@ -150,7 +150,8 @@ def _spanning(values: Sequence[Any]) -> list[tuple[Any, ...]]:
 def enough_for_all(cells: Sequence[GridCell]) -> int | None:
     """Size of the smallest coarse grid that finds the best cell at every budget.
 
-    A user does not know this grid beforehand, so its size is a lower bound for bilinear.
+    A user does not know this grid beforehand. So bilinear needs at least as many trained
+    models.
     """
     sizes = []
     for corners in corner_grids(cells):
@@ -168,8 +169,8 @@ def broken(budget: float, choice: Choice) -> bool:
 def left_out(cells: Sequence[GridCell], fitted: FitLosses) -> dict[str, float]:
     """Mean absolute error of a cell's loss, predicted from the other cells.
 
-    Both predictors are compared on the inner cells, because bilinear cannot extrapolate. Ours
-    is also measured on all cells.
+    Both predictors are compared on the inner cells, because bilinear cannot extrapolate. The
+    predictor `ours` is also measured on all cells.
     """
     errors: dict[str, list[float]] = {"ours": [], "bilinear": [], "ours, all": []}
     inner = [x for x in cells if _is_inner(x, cells)]
@@ -197,7 +198,7 @@ def bilinear_loss(cell: GridCell, others: Sequence[GridCell]) -> float:
 
 
 def throughput_off(grid: dict[str, Any]) -> dict[str, float]:
-    """Relative error of the predicted throughput, for every entry with a prediction."""
+    """Relative error of the predicted throughput, for each entry that has a prediction."""
     speeds = {x["method"]: x["speed"] for x in grid["entries"]}
     known = {name: x for name, x in speeds.items() if x.get("predicted_ratio")}
     return {

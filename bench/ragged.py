@@ -10,9 +10,10 @@ batches. The given model and an optimised model run in these graphs, all in turn
 - in int8: padded and ragged.
 
 The script reports throughput (median, lowest and highest round), the largest difference of a
-logit, and the share of other answers. Data sets only give lengths, so they may be of another
-task. Without `--optimised`, the pipeline of `--passes` makes the optimised model, without
-training. Finished parts are stored next to the output; run the same command again to continue.
+logit, and the share of answers that differ. Only the lengths of the rows matter, so the data
+may be of another task. Without `--optimised`, the pipeline of `--passes` makes the optimised
+model, without training. Finished parts are stored next to the output; run the same command
+again to continue.
 """
 
 from __future__ import annotations
@@ -156,13 +157,13 @@ def measure(study: Study, rows: Encoded, size: int) -> dict[str, Any]:
 
 
 def pass_over(engine: OrtEngine, inputs: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-    """Run all batches."""
+    """Run all batches once."""
     for x in inputs:
         engine.run(x)
 
 
 def answers(engine: OrtEngine, made: Sequence[Batch]) -> NDArray[Any]:
-    """Compute the logits of rows; in token tasks, of real positions."""
+    """Compute the logits of rows; for token tasks, the logits of real positions."""
     found = [(engine.run(x.inputs()), x.attention_mask) for x in made]
     return np.concatenate([y if y.ndim == 2 else y[mask > 0] for y, mask in found])
 

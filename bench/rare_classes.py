@@ -1,9 +1,9 @@
-"""Is the bound of F1, macro F1 and Matthews correlation wide enough for a rare class?
+"""Are the bounds of F1, macro-F1 and Matthews correlation high enough for a rare class?
 
     python bench/rare_classes.py --samples 600
 
-Rows of eight kinds (label, given model's answer, optimised model's answer) are drawn with
-known shares, so the true loss is known. A bound below the true loss is a miss, and 5 % of
+The script draws rows of eight kinds (label, given model's answer, optimised model's answer)
+with known shares, so the true loss is known. A bound below the true loss is a miss, and 5 % of
 samples may miss. The table compares two bounds: the percentile of the bootstrap, and the bound
 of certificates (`few_errors_upper`). Resampling the counts of the kinds equals resampling
 rows, and is a hundred times faster.

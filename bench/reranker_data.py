@@ -3,9 +3,9 @@
     python bench/reranker_data.py TEXTS --out DIR [--queries 3000] [--validation-queries 600]
 
 `TEXTS` contains `train.parquet` and `validation.parquet` with the columns `title` and `text`.
-A query is a title. The head of its article is relevant with grade 2, and the middle with grade
-1. The other passages are heads of the articles with words most similar to the title, by
-TF-IDF. Then run:
+A query is a title. The first words of the title's article are a passage with grade 2, and
+words from the middle of the article are a passage with grade 1. The passages with grade 0 are
+first words of other articles, those most similar to the title by TF-IDF. Then run:
 
     python bench/fine_tune.py BASE --data DIR --out MODEL --score
     prumux-opt MODEL --data DIR --budget 1%

@@ -6,8 +6,8 @@
     python bench/robustness.py promise --model minilm-sst2 --data sst2 --emotions goemotions
 
 Each part writes `bench/results/robustness-PART.json` and prints its table at the end. Finished
-steps are stored in `--work`, so an interrupted part can go on. `mutations --only 4711` replays
-one input. `bench/README.md` describes the parts. The script runs on Linux only.
+steps are stored in `--work`, so an interrupted part can continue. `mutations --only 4711`
+replays one input. `bench/README.md` describes the parts. The script runs on Linux only.
 """
 
 from __future__ import annotations

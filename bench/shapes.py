@@ -5,13 +5,13 @@
     python bench/shapes.py --shape bert-base --engine torch --device cuda --precision fp16
     python bench/shapes.py --sparsity 0 --at 0 3 --pool-early    # the cost of mux and demux
 
-The table has the form of the PruMUX paper's (https://arxiv.org/abs/2305.14706): sparsity of
-the encoder's weights x rows in one forward pass. `prune` chooses the sizes. Each shape runs at
-its own best batch size, in turn with the unpruned model. `time_shares` is the share of time of
-each part of the model. `ceiling_share` is the speed relative to one large matrix product. On
-CUDA use torch's `time_shares`: ONNX Runtime's profiler only records launches. ONNX Runtime is
-timed by the wall clock, with inputs and logits in host memory. torch on a GPU is timed by CUDA
-events, with inputs on the device.
+The table has the form of the table in the PruMUX paper (https://arxiv.org/abs/2305.14706):
+sparsity of the encoder's weights x rows in one forward pass. `prune` chooses the sizes. Each
+shape runs at its own best batch size, in turn with the unpruned model. `time_shares` is the
+share of time of each part of the model. `ceiling_share` is the speed relative to one large
+matrix product. On CUDA, use `time_shares` of torch: ONNX Runtime's profiler only records
+launches there. ONNX Runtime is timed by the wall clock, with inputs and logits in host memory.
+torch on a GPU is timed by CUDA events, with inputs on the device.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ WORSE = 1.05
 """The search ends at a batch size whose time per row is this multiple of the best time."""
 LEAST_MS = 400.0
 SCORE_ROWS, SCORE_TOKENS = 32, 32
-"""Rows for importance, and their length. With random weights, any choice of units will do."""
+"""Number and length of the rows for importance. Weights are random, so few rows are enough."""
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Inputs = dict[str, Any]
 Run = Callable[[], object]

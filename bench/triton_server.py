@@ -1,4 +1,4 @@
-"""Compare a Triton server with the bare engine: are all answers right, and how fast is it?
+"""Compare a Triton server with the bare engine: are its answers right, and how fast is it?
 
     make triton
     python bench/triton_server.py ARTIFACT --out bench/results/NAME.json
@@ -8,7 +8,7 @@ Triton's Python backend. Rows are random token ids. Clients run on the same mach
 its next request when the last request is answered.
 
 1. `answers`: the server's engine records each run. Every answer must be the mean of the logits
-   that the engine gave this row (rows are unique). No group may have rows of two tenants.
+   that the engine gave the same row (rows are unique). No group may have rows of two tenants.
 2. `timings`: in every round the bare engine runs single rows and full batches of similar
    length, and the server runs with one client and with many clients. Servers of 1, 2 and 4
    packers with an engine that returns zeros show the limit of packers and clients.
@@ -234,7 +234,7 @@ def recorded(runs: Path) -> Iterator[tuple[Row, Row, Floats]]:
 def difference(
     model: Model, engine: OrtEngine, rows: Sequence[Row], answers: Answers
 ) -> float:
-    """Largest difference of a logit from the bare engine's, which runs each row alone."""
+    """Largest difference of a logit from the bare engine, which runs each row alone."""
     some = [i for i in sorted(answers.logits) if i < COMPARED_ROWS]
     each = (engine.run(inputs_of(model, [rows[i]])) - answers.logits[i][:1] for i in some)
     return max((float(np.abs(x).max()) for x in each), default=0.0)
@@ -318,7 +318,7 @@ def time_all(
 
 
 def interleaved(cases: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
-    """Time cases in turn: rows per second of each round, latencies over all rounds."""
+    """Time cases in turn; return rows per second by round, and latencies over all rounds."""
     speeds: list[list[float]] = [[] for _ in cases]
     latencies: list[list[float]] = [[] for _ in cases]
     for number in range(rounds + 1):  # the first round is a warm-up

@@ -2,9 +2,9 @@
 
     python bench/vocabulary.py MODEL --data stsb --text TEXTS --unseen sst2 mnli --out FILE
 
-`MODEL` makes embeddings, and `--data` has scored pairs. The kept pieces are the pieces of the
-train split and of the file `--text` (column `text`), and a margin. For each choice of pieces
-the script reports:
+`MODEL` makes embeddings, and `--data` has scored pairs. The trimmed models keep the pieces of
+the train split, with or without those of the file `--text` (column `text`), and a margin. For
+each trimmed model the script reports:
 
 - the number of pieces and the sizes of files;
 - the largest difference of the vectors of test texts that consist of kept pieces;
@@ -65,7 +65,10 @@ class Study:
 
 
 def coded(model: Model, rows: Rows, most: int | None = None) -> Encoded:
-    """Tokenise the texts of rows for the model. Pairs become single texts, up to `most`."""
+    """Tokenise the first `most` texts for the model; None = all texts.
+
+    The two texts of a pair count as two.
+    """
     assert model.tokenizer is not None
     single = rows if rows.text_b is None else flattened(rows)
     return encode(single.take(range(len(single))[:most]), model.tokenizer, model.encoder)
@@ -85,7 +88,7 @@ def spearman(vectors: NDArray[np.float32], scores: NDArray[Any]) -> float:
 
 
 def trimmed(study: Study, margin: float, text: str | None) -> Model:
-    """Trim the given model: drop the pieces that texts do not use."""
+    """Trim the given model: drop the pieces that the train texts and `text` do not use."""
     more = "" if text is None else f" text={json.dumps(text)}"
     pipeline = Pipeline.parse(f"trim-vocabulary{{margin={margin}{more}}}")
     fit = study.train.take(range(len(study.train))[:CHECKED])
@@ -132,7 +135,7 @@ def changed(
 
 
 def measure(study: Study, margin: float, text: str | None) -> dict[str, Any]:
-    """Measure one choice of pieces."""
+    """Trim the given model to one choice of texts, and measure it."""
     model = trimmed(study, margin, text)
     assert study.given.tokenizer is not None
     unknown: Any = study.given.tokenizer.unk_token_id

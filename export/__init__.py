@@ -1,1 +1,1 @@
-"""The targets, one a file. The folders contain code that checks, times and serves results."""
+"""The targets, one per file. The folders contain code to check, time and serve results."""

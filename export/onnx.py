@@ -51,7 +51,7 @@ OnnxPrecision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class Onnx(Target):
-    """ONNX graph for ONNX Runtime, checked against the torch module before it is kept."""
+    """Write an ONNX graph for ONNX Runtime, checked against the torch module."""
 
     name: ClassVar[str] = "onnx"
     opset: int = field(default=17, metadata={"help": "version of the ONNX operators, 17..23"})
@@ -117,7 +117,8 @@ class Onnx(Target):
         """Check that ONNX Runtime can run the graph on the device, in the precision.
 
         Raises:
-            MissingError: ONNX Runtime cannot run it; the message names possible targets.
+            MissingError: ONNX Runtime cannot run the graph; the message names possible
+                targets.
         """
         if self.device == "cuda" and not gpu_providers():
             raise MissingError(
@@ -235,7 +236,7 @@ class Onnx(Target):
     def _emit_cascade(
         self, model: Model, second: SecondStage, ctx: Context, folder: Path
     ) -> Emitted:
-        """Write both stages as one graph. Each is quantised, fused and checked by itself."""
+        """Write both stages as one graph. Each stage is quantised, fused and checked alone."""
         one, notes = self._stage(replace(model, second=None), ctx)
         # The second stage is padded, because it gets few rows or none.
         two, more = replace(self, ragged="off")._stage(second.model, ctx)
@@ -295,7 +296,7 @@ class Onnx(Target):
         model: Model,
         ctx: Context,
     ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-        """The graph in another precision; `ragged=auto` = in the faster layout."""
+        """The graph in the precision of this target; `ragged=auto` = in the faster layout."""
         rivals = []
         for plain in checked:
             proto = self._lowered(model, plain.proto, ragged=plain.fusion == "ragged")

@@ -65,7 +65,7 @@ class Align(Pass):
 def _round(
     scores: Sequence[Tensor], masks: Sequence[Tensor], counts: Sequence[int]
 ) -> list[Tensor]:
-    """Masks of the given counts: unmasked units first, then masked units by importance."""
+    """Masks that keep these counts: unmasked units first, then masked units by importance."""
     found = []
     for score, mask, count in zip(scores, masks, counts, strict=True):
         rank = score + mask * (score.max() + 1)

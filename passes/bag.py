@@ -1,7 +1,8 @@
 """`bag`: replace the whole model, all its layers, by a bag of embeddings.
 
-Every piece, and every pair of neighbouring pieces, has a vector as wide as the logits. The
-vectors are fitted so that their sum gives the given model's logits:
+Every piece w has a vector u(w). A hash h puts every pair of neighbouring pieces into a bucket,
+and every bucket b has a vector v(b). Vectors are as wide as the logits. They are fitted so
+that the logits z of n real tokens are close to the given model's logits:
 
     z = 1 / sqrt(n) sum_t (u(w_t) + v(h(w_{t-1}, w_t))) + c
 
@@ -28,7 +29,7 @@ from prumux.passes.bags.fitting import Aims, fit
 from prumux.passes.bags.teaching import Taught, ask
 
 MOST_NUMBERS = 2**21
-"""Largest size of the table of pairs. With many classes the table has fewer buckets."""
+"""Largest number of entries of the table of pairs. So many classes mean fewer buckets."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Bag(Pass):
             )
 
     def requires(self, model: Model) -> None:
-        """Refuse tasks without one vector of logits per row, multiplexed models and masks."""
+        """Refuse tasks without one vector of logits per row, multiplexed and masked models."""
         self.check_given(model)
         if model.encoder.mux is not None or not model.masks.all_true:
             why = "mixes rows" if model.encoder.mux is not None else "has masks"
@@ -124,7 +125,7 @@ class Bag(Pass):
 
     @property
     def _variants(self) -> tuple[bool, ...]:
-        """The variants to fit, in order: True with vectors of pairs, False without."""
+        """The variants to fit, in order: True = with vectors of pairs, False = without."""
         return {"auto": (False, True), "on": (True,), "off": (False,)}[self.pairs]
 
     def _sizes(self, model: Model, paired: bool) -> Encoder:

@@ -1,11 +1,11 @@
 """`cascade`: a second, larger model answers the rows with a small margin.
 
-A row is deferred if the margin between its two best logits is below a threshold t:
+A row x is deferred to the second model if the margin m(x) between its two best logits in the
+first is below a threshold t:
 
     m(x) = z(1)(x) - z(2)(x) < t,    where a share `defer` of the select rows has m(x) < t
 
-If both models give the same answer to a row, it does not matter which model answers. So a
-cascade changes few answers.
+A row to which both models give the same answer keeps this answer. So few answers change.
 
 Wang et al. 2020, https://arxiv.org/abs/2012.01988 (confidence cascades of classifiers).
 """
@@ -81,7 +81,7 @@ class Cascade(Pass):
 
     @property
     def training(self) -> TrainingLength | None:
-        """Total length of training of the second model's passes."""
+        """Total length of the training in the passes of `to`."""
         return Pipeline(self.second_stage).training
 
     @property
@@ -91,7 +91,7 @@ class Cascade(Pass):
 
     @property
     def input_files(self) -> tuple[Path, ...]:
-        """The input files of all passes of `to`, see `Pass.input_files`."""
+        """The input files of the passes of `to`, see `Pass.input_files`."""
         return tuple(file for x in self.second_stage for file in x.input_files)
 
     def sketch(self) -> Pass:

@@ -1,13 +1,16 @@
 """`distill`: train the small model to agree with the given model.
 
-Knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of logits and of
-hidden states. Let s be the student's outputs and t the given model's outputs. The loss is
+The method is knowledge distillation (Hinton et al., https://arxiv.org/abs/1503.02531) of
+logits and of hidden states. The loss weights its terms by the options `logits`, `hidden`,
+`mixed` and `labels`:
 
       logits * T^2 KL(t at T || s at T)
     + hidden * mean over layers of |s - t|^2 / |t - mean t|^2
-    + mixed  * the same for mixed rows, where the model is multiplexed (`mixed_error`)
+    + mixed  * the second term for layers that run on mixed rows (`mixed_error`)
     + labels * cross-entropy of the labels
 
+In the first term, s and t are the logits of the student and of the given model, and T is the
+option `temperature`. In the second term, they are the hidden states after two paired layers.
 For regression, squared errors replace the divergence and the cross-entropy. Synthetic rows
 (`augment`) have no labels. This pass usually follows the last cut of a pipeline.
 """
@@ -91,7 +94,7 @@ class Student:
         return parameter_groups(self.module, self.options.lr)
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss in the docstring of this module."""
+        """The loss that the docstring of this module defines."""
         del progress
         aim, found = self.teacher.teach(batch), observe(self.module, batch, self.device)
         real = torch.as_tensor(batch.attention_mask).to(self.device).bool()

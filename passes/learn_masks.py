@@ -2,16 +2,21 @@
 
 Every unit has a hard-concrete gate (Louizos et al., https://arxiv.org/abs/1712.01312), trained
 with the weights by distillation. A Lagrangian term keeps the sparsity at its target, as in
-CoFi (Xia et al., https://arxiv.org/abs/2204.00408). Let s be the student's outputs, t the
-given model's, r the expected sparsity and r* its target. The loss is
+CoFi (Xia et al., https://arxiv.org/abs/2204.00408). The options `logits` and `hidden` weight
+two terms of the loss:
 
       logits * T^2 KL(t at T || s at T)
     + hidden * mean over four of the given model's layers of |s - t|^2 / |t - mean t|^2
     + l1 (r - r*) + l2 (r - r*)^2
 
-Gates and weights minimise the loss, l1 and l2 maximise it. Each of the four layers is matched
-to the student's remaining layer of least error, in order. PruMUX
-(https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
+In the first term, s and t are the logits of the student and of the given model, and T is the
+option `temperature`. In the second term, they are the hidden states after two matched layers.
+The expected sparsity is r, and its target is r*. Gates and weights minimise the loss; the
+multipliers l1 and l2 maximise it.
+
+Each of the four layers is matched with a remaining layer of the student. The matching keeps
+the order of layers and has the least total error. Two of the four layers may share one of the
+student's. PruMUX (https://arxiv.org/abs/2305.14706) prunes multiplexed models in this way.
 """
 
 from __future__ import annotations
@@ -94,7 +99,7 @@ class LearnMasks(DistillationPass):
         return Prune(sparsity=self.sparsity, of=self.of, speedup=self.speedup)
 
     def requires(self, model: Model) -> None:
-        """Refuse a model with masks that are not cut yet."""
+        """Refuse a model with masked units that are not cut yet."""
         if not model.masks.all_true:
             raise PassError(
                 "learn-masks cannot take a model with masks that are not cut yet\n"
@@ -106,7 +111,8 @@ class LearnMasks(DistillationPass):
         """Return binary masks within the budget, and weights that have adapted to them.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest possible one.
+            PassError: the speed-up is out of reach; the message has the largest possible
+                speed-up.
             MissingError: `speedup` is given and there is no target to measure on.
         """
         if self.sparsity == 0 or self.speedup == 1:

@@ -2,8 +2,8 @@
 
 The method is from DataMUX (Murahari et al., https://arxiv.org/abs/2202.09318) and MUX-PLM
 (https://arxiv.org/abs/2302.12441); PruMUX (https://arxiv.org/abs/2305.14706) adds pruning. The
-mixed state is the mean of x_i * k_i over the n rows, element by element, with a key k_i for
-each slot. Before the head, a small network with a key per slot recovers every row's state.
+mixed state is the mean of x_i * k_i over the n rows of a group; k_i is the key of slot i, the
+place of row i in the group. Before the head, a small network recovers every row's state.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Mux(Pass):
 
     Train the mixed model with `warm-up` and `distill`. With shared units, the untrained
     model's answers are useful in one slot at best. With `units=apart`, the model has a copy of
-    all units for each slot. Its answers before training are then close to those of single
-    rows, but it costs n times as much. So prune before this pass.
+    all units for each slot. Before training, its answers are then close to its answers to
+    single rows, but a forward pass costs more. So prune before this pass.
 
     A second `mux` with the same n, keys and demux moves the mixing to an earlier layer, and
-    keeps the trained weights. This order helps, because late mixing is learnt sooner.
+    keeps the trained weights. First mix late, because late mixing is learnt sooner.
 
     Example: `mux{n=2 at=3},warm-up{epochs=5},distill{epochs=5}`
     """

@@ -1,4 +1,4 @@
-"""`pool-early`: compute the last attention block and all after it at one position only.
+"""`pool-early`: compute the last attention block and all later blocks at one position only.
 
 The head of a sequence task reads one position. No block after the last attention block reads
 other positions. So outputs stay the same, and the last layers cost less.

@@ -1,10 +1,11 @@
 """`prune`: mark heads, FFN units and whole blocks for removal, over all layers together.
 
 The pass keeps the units of greatest summed importance within a cost limit: a knapsack over
-branches (`pruning/allocate.py`). Importance is the Fisher information of mask factors (Kwon et
-al., https://arxiv.org/abs/2204.09656), or second-order importance with compensation (Optimal
-Brain Compression, https://arxiv.org/abs/2208.11580). Cost is counted (weights, multiply-adds)
-or measured on the target. `slice` cuts the marked units.
+branches (`pruning/allocate.py`). Importance is the Fisher information of a factor that
+multiplies a unit's output, see `pruning/importance.py` (Kwon et al.,
+https://arxiv.org/abs/2204.09656). With `by=second-order` it is second-order importance with
+compensation (Optimal Brain Compression, https://arxiv.org/abs/2208.11580). Cost is counted
+(weights, multiply-adds) or measured on the target. `slice` cuts the marked units.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Prune(Pass):
         """Return masks with the greatest summed importance within the limit.
 
         Raises:
-            PassError: the speed-up is out of reach; the message has the largest possible one.
+            PassError: the speed-up is out of reach; the message has the largest possible
+                speed-up.
             MissingError: `speedup` is given and there is no target to measure on.
         """
         left = any(bool(m.any()) for m in (*model.masks.heads, *model.masks.ffn))

@@ -1,8 +1,9 @@
 """`prune-ffn`: mark the least important FFN units for removal.
 
-Importance is the Fisher information of mask factors (Kwon et al.,
-https://arxiv.org/abs/2204.09656). `prune` chooses heads and FFN units together and is usually
-better. Use `prune-ffn` to set the share of FFN units yourself.
+Importance is the Fisher information of a factor that multiplies a unit's output, see
+`pruning/importance.py` (Kwon et al., https://arxiv.org/abs/2204.09656). `prune` chooses heads
+and FFN units together and is usually better. Use `prune-ffn` to set the share of FFN units
+yourself.
 """
 
 from __future__ import annotations

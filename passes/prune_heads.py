@@ -1,8 +1,9 @@
 """`prune-heads`: mark the least important attention heads for removal.
 
-Importance is the Fisher information of mask factors (Kwon et al.,
-https://arxiv.org/abs/2204.09656). `prune` chooses heads and FFN units together and is usually
-better. Use `prune-heads` to set the share of heads yourself.
+Importance is the Fisher information of a factor that multiplies a unit's output, see
+`pruning/importance.py` (Kwon et al., https://arxiv.org/abs/2204.09656). `prune` chooses heads
+and FFN units together and is usually better. Use `prune-heads` to set the share of heads
+yourself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`prune-hidden`: mark hidden dimensions for removal, the same dimensions in every layer.
 
-The pass keeps the dimensions of greatest Fisher importance (Kwon et al.,
-https://arxiv.org/abs/2204.09656, apply it to heads and FFN units). `slice` cuts the other
+The pass keeps the dimensions of greatest Fisher importance, which Kwon et al.
+(https://arxiv.org/abs/2204.09656) use for heads and FFN units. `slice` cuts the other
 dimensions from the embeddings, all maps and LayerNorms. Use this pass if pruning only heads
 and FFN units does not give the speed-up. Put `reconstruct` or `distill` after it to restore
 accuracy.
@@ -72,7 +72,7 @@ class PruneHidden(Pass):
             )
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return a mask by Fisher importance; masked dimensions already count as removed."""
+        """Return a mask by Fisher importance. Dimensions masked before count as removed."""
         alive = model.masks.hidden
         count = self.keep or max(1, round((1 - (self.ratio or 0)) * len(alive)))
         if count >= int(alive.sum()):

@@ -1,7 +1,8 @@
 """`prune-layers`: mark whole attention or FFN blocks for removal, their LayerNorm included.
 
-The choice is greedy: the pass removes the block whose removal changes the logits least, then
-computes all distances again. It needs no gradients and no labels.
+The choice is greedy: the pass removes the block whose removal changes the logits least, and
+then computes the change of logits for all other blocks again. It needs no gradients and no
+labels.
 """
 
 from __future__ import annotations

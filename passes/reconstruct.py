@@ -5,14 +5,15 @@ branch is moved by the ridge solution of
 
     min over dW, db:  sum_t a_t || y_t - (x_t + (W + dW) c_t + b + db) ||^2 + mu ||dW, db||^2
 
-- y_t: the given model's branch output plus residual, before LayerNorm;
-- x_t and c_t: the small model's residual stream and inner activations at position t;
-- a_t: the weight of the position.
+- y_t is the given model's branch output plus residual at position t, before LayerNorm;
+- x_t and c_t are the small model's residual stream and inner activations at position t;
+- a_t is the weight of position t;
+- mu is the strength of the damping (`ridge`).
 
 If a whole branch was removed, the next remaining branch compensates for it. At the end, the
 head's first map is refitted in the same way. If pruned hidden dimensions have removed outputs
-of this map, the second map is refitted, too. Only those dimensions of y_t count that the small
-model still has.
+of this map, the second map is refitted, too. The sum uses only those dimensions of y_t that
+the small model still has.
 
 Refits of pruned layers by least squares are also in Kwon et al.,
 https://arxiv.org/abs/2204.09656.

@@ -3,14 +3,13 @@
 The token table is most of the file of a multilingual encoder: 250 037 rows of 384 numbers are
 82 % of multilingual-e5-small. A text without dropped pieces has the same pieces and the same
 answer as before. Any other text is split into smaller pieces, and never gets more unknown
-pieces.
-`optimizer/model/vocabulary/kinds.py` shows this for each kind of tokenizer.
+pieces. `optimizer/model/vocabulary/kinds.py` shows this for each kind of tokenizer.
 
-Pieces are chosen from training texts only. The rows for selection and certification are
-tokenised again. So the certified loss is the loss on new texts, which may contain dropped
-pieces.
+Pieces are chosen from training texts only. The new tokenizer tokenises the select and certify
+rows again. So the certified loss is the loss on new texts, which may contain dropped pieces.
 
-Abdaoui et al. 2020, https://arxiv.org/abs/2010.05609 (smaller versions of multilingual BERT).
+Abdaoui et al. 2020 (https://arxiv.org/abs/2010.05609) made smaller versions of multilingual
+BERT in this way.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """`warm-up`: train a multiplexed model to demultiplex, before it learns the task.
 
 The model learns to return every row's own hidden states. It needs no labels. Let z be the
-demultiplexed states of the last layer, and t the given model's states. The loss is
+demultiplexed states of the last layer, and t the given model's states. The options `states`,
+`mixed` and `tokens` weight the terms of the loss:
 
       states * mean of |z - t|^2 / |t - mean t|^2, over all positions, and over the position
                that the head reads
-    + mixed  * the same for mixed rows between the layers (`mixed_error`)
+    + mixed  * the error of mixed rows after the layers that run on them (`mixed_error`)
     + tokens * cross-entropy of the token at every position
 
 The last term is the token retrieval of DataMUX (Murahari et al.,
-https://arxiv.org/abs/2202.09318). Its scores are products of z with the word embeddings.
+https://arxiv.org/abs/2202.09318). The logits of this cross-entropy are products of z with the
+word embeddings.
 MUX-PLM (https://arxiv.org/abs/2302.12441) has the same warm-up before pre-training.
 """
 
@@ -73,13 +75,16 @@ class WarmUp(TrainingPass):
         return () if self.text is None else (Path(self.text),)
 
     def rows(self, ctx: Context) -> Encoded:
-        """Training rows and synthetic rows, or pieces of the texts of the file `text`."""
+        """Real and synthetic training rows.
+
+        If the option `text` names a file, rows cut from its texts instead.
+        """
         if self.text is None:
             return super().rows(ctx)
         return plain_rows(self.text, ctx.dense, ctx.fit, ctx.seed)
 
     def requires(self, model: Model) -> None:
-        """Refuse a model without mux. Accept one after `mux{n=1}`: the pass does nothing."""
+        """Refuse a model without mux, except after `mux{n=1}`: then the pass does nothing."""
         if any(x.spec.startswith("mux") for x in model.history) and not model.encoder.mux:
             return
         if model.encoder.mux is None:

@@ -33,6 +33,11 @@ from numpy.typing import NDArray
 
 from prumux.optimizer.base import bfloat16
 from prumux.optimizer.pipeline import registry
+from prumux.optimizer.pipeline.pipeline import Pipeline
+from prumux.optimizer.search import evaluator
+from prumux.optimizer.search.predictions import CandidatePredictor
+from prumux.optimizer.search.unseen_loss import LossEstimate
+from prumux.optimizer.tasks.metrics import Predictions
 from tests.golden import adapter, canonical, cases, models
 
 GOLDEN = cases.GOLDEN
@@ -221,7 +226,22 @@ def test_the_list_of_passes_is_the_same() -> None:
     assert options(adapter.list_passes()) == options(expected)
 
 
-@pytest.mark.usefixtures("old_passes")  # the search tries no candidate that 0.1.0 lacked
+@pytest.fixture
+def old_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare losses on the select rows with the limit, as 0.1.0 did."""
+
+    def observed(predictor: CandidatePredictor, found: Predictions) -> LossEstimate:
+        dense, labels = predictor.with_labels(Pipeline(()), "select")
+        scores = [
+            predictor.model.task.score(predictor.metric, x, labels) for x in (dense, found)
+        ]
+        return LossEstimate(scores[0] - scores[1])
+
+    monkeypatch.setattr(evaluator, "expected_loss", observed)
+
+
+# The search tries no candidate that 0.1.0 lacked.
+@pytest.mark.usefixtures("old_passes", "old_losses")
 def test_a_run_reports_the_same(tmp_path: Path) -> None:
     found = as_json(cases.of_run(tmp_path / "out"))
     found["files"] = [x for x in found["files"] if x not in ADDED_FILES]

@@ -40,7 +40,7 @@ BUDGETS = ("2%", "5%")
 
 
 class OverTimeError(Exception):
-    """A command exceeded its time."""
+    """A command has exceeded its time limit."""
 
 
 def here(device: str) -> dict[str, str]:
@@ -123,7 +123,7 @@ class Costs:
     rounds: int = 5
 
     def run(self, work: Work) -> None:
-        """Measure target by target: first single rows, then mixed rows."""
+        """Measure the costs of each target, first for single rows, then for mixed rows."""
         for mix in ("none", "2,5,10"):
             for shape in self.shapes:
                 for name, target in here(self.device).items():
@@ -191,7 +191,7 @@ class Budgets:
     effort: str = "standard"
 
     def run(self, work: Work) -> None:
-        """Run each budget. An interrupted run goes on next time."""
+        """Run each budget. A later call continues an interrupted run."""
         targets = here(self.device)
         if not targets:
             work.keep("c-none", {"failed": "no engine runs here"})

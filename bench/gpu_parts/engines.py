@@ -1,8 +1,8 @@
-"""Part a: does an engine run here, does it give torch's answers, and how fast is it?
+"""Part a: does an engine run on this device, give torch's answers, and how fast is it?
 
-To be comparable, all engines read inputs from host memory and write logits to host memory, and
-all are timed by the wall clock. The ceiling is the speed of one large matrix product in the
-same precision.
+So that times are comparable, all engines read inputs from host memory and write logits to host
+memory, and all are timed by the wall clock. The ceiling is the speed of one large matrix
+product in the same precision.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Plan:
     batches: tuple[int, ...] = (1, 32, 128, 512)
     lengths: tuple[int, ...] = (32, 128)
     seconds: float = 0.4
-    """Time of each point, in seconds."""
+    """Seconds for which each batch size and length is timed."""
     matrix: int = 8192
-    """Rows of the matrix product of the ceiling."""
+    """Number of rows of the matrix product that gives the ceiling."""
 
     def items(self) -> list[tuple[str, float, int, str]]:
         """Shape, sparsity, rows in a pass and engine of each item, most valuable first."""
@@ -95,7 +95,7 @@ class Plan:
         return cells[:first] + (compiled if self.compiled else []) + cells[first:]
 
     def sizes(self, kind: str) -> tuple[int, ...]:
-        """Batch sizes to time: only the largest if each needs compiling, which takes long."""
+        """Batch sizes to time. Only the largest if each size needs compiling."""
         return (max(self.batches),) if kind == COMPILED else self.batches
 
 
@@ -160,7 +160,7 @@ class Item:
         }
 
     def model(self) -> Model:
-        """A model with random weights, of the sizes after `prune`, with mixed rows."""
+        """A model with random weights, the sizes after `prune`, and mixed rows."""
         dense = dense_model(self.shape, max(self.plan.lengths), pool_early=False)
         # No more positions than the longest row has: an engine reserves memory for all.
         positions = max(PARITY_TOKENS, *self.plan.lengths)
@@ -234,7 +234,7 @@ class Item:
         return ceiling_flops(self.plan.device, self.plan.precision, self.plan.matrix, clock)
 
     def point(self, run: Run, encoder: Encoder, batch: int, length: int) -> Facts:
-        """Throughput at a length and a batch size. The size is rounded up to whole groups."""
+        """Throughput at a length and a batch size. The batch is rounded up to whole groups."""
         rows = batch_rows(batch + self.n - 1, self.n)
         inputs = random_inputs(encoder, rows, length)
         times = timed_ms(lambda: run(inputs), self.plan.seconds)
@@ -296,7 +296,7 @@ def timed_ms(call: Callable[[], object], seconds: float) -> list[float]:
 
 
 def missing(device: str, precision: str) -> dict[str, str]:
-    """Engines that do not run here, each with the reason."""
+    """Engines that do not run on this device, each with the reason."""
     found = {}
     for kind, text in KINDS[device].items():
         if text:

@@ -1,7 +1,7 @@
 """Part d: PruMUX's study (https://arxiv.org/abs/2305.14706).
 
 Each cell is a model that is pruned to a sparsity, trained, multiplexed for n rows, and trained
-again. Accuracy is measured on rows that were used for no choice. Throughput is measured for
+again. Accuracy is measured on rows that no choice used. Throughput is measured for
 the trained model's sizes at one batch size and length, in turn with the given model.
 """
 
@@ -34,8 +34,10 @@ from .work import Facts, Work, say
 SPARSITIES = (0.6, 0.8, 0.9, 0.95)
 MIXED = (1, 2, 5, 10)
 LEVELS = (0.80, 0.78, 0.76, 0.74)
-"""Accuracies at which the paper compares models on MNLI. For other tasks, the levels are as
-far below the given model's accuracy as these are below 0.84."""
+"""Accuracies at which the paper compares models on MNLI.
+
+For another task, each level is as far below the given model's accuracy as on MNLI, where the
+given model has 0.84."""
 MNLI_DENSE = 0.84
 ROUNDS = 3
 
@@ -111,7 +113,7 @@ class _Row:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Model and data. They are read at the first use."""
+        """The evaluator of model and data, which are read at the first use."""
         request = Request(
             model=self.task.model,
             data=self.task.data,
@@ -152,7 +154,7 @@ class _Row:
         }
 
     def speed(self, encoder: Any) -> Facts:
-        """Time a shape in turn with the given model's shape, on the preferred engine here."""
+        """Time a shape in turn with the given model's shape, on the device's best engine."""
         evaluator, study = self.evaluator, self.study
         length = min(study.length, encoder.most_tokens)
         batches = workload(evaluator.certify_rows, study.batch, length)
@@ -194,7 +196,7 @@ def means(results: Sequence[Facts]) -> list[Facts]:
 
 
 def fastest(cells: Sequence[Facts], task: str) -> list[tuple[float, Facts | None]]:
-    """For each level, the fastest cell of a task with this mean score; None = no cell."""
+    """For each level, the fastest cell of the task whose score reaches it; None = no cell."""
     mine = [x for x in cells if x["task"] == task]
     if not mine:
         return []

@@ -18,7 +18,7 @@ from .commands import config_of
 
 
 class CompiledBert:
-    """transformers' BERT of an unpruned shape with `torch.compile`, as users would run it.
+    """Runs transformers' BERT of an unpruned shape with `torch.compile`, as users would.
 
     It does not have the weights of a prumux model, because a prumux model breaks the
     compiler's graph at every layer.
@@ -51,7 +51,10 @@ class CompiledBert:
 
 
 class TorchRun:
-    """The torch module on the device, with a CUDA graph for each shape of inputs."""
+    """Runs the torch module on the device.
+
+    The kind `torch-graph` replays a CUDA graph, captured again when the input shape changes.
+    """
 
     def __init__(self, model: Model, device: str, precision: str, kind: str) -> None:
         dtype = TYPES[precision]

@@ -41,7 +41,7 @@ class Work:
         return self.ends - time.monotonic()
 
     def until(self, seconds: float) -> Work:
-        """The same folder with an earlier end: `seconds` from now at most."""
+        """The same folder with an end that is at most `seconds` from now."""
         ends = min(self.ends, time.monotonic() + seconds)
         return Work(self.folder, ends, self.facts, self.retry)
 
@@ -54,7 +54,7 @@ class Work:
         return found if isinstance(found, dict) else None
 
     def done(self, name: str) -> bool:
-        """True if this result is finished."""
+        """True if the result of this name is finished."""
         found = self.read(name)
         if found is None or found.get("unfinished"):
             return False

@@ -90,7 +90,7 @@ class Bomb:
 
 
 def weights_of(model: Path) -> Path:
-    """Path of the weight file of a folder, or of one of its shards."""
+    """Path of the weight file of a folder, or of one shard of the weights."""
     ends = (".safetensors", ".bin", ".pt")
     return min(x for x in model.iterdir() if x.suffix in ends)
 
@@ -217,7 +217,7 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def pickled(random: Random, model: Path) -> str:
-    """Put an object into a pickle that would run code or does not belong into a state dict."""
+    """Add an object to a pickle: it would run code, or does not belong into a state dict."""
     path = weights_of(model)
     found = _read(path)
     target = path if path.suffix != ".safetensors" else model / "pytorch_model.bin"
@@ -281,7 +281,10 @@ def tokenizer_file(random: Random, model: Path) -> str:
 
 
 def code(random: Random, model: Path) -> str:
-    """Put Python files beside the model, and refer to them as for remote code."""
+    """Put Python files beside the model, and name them under `auto_map` in its configs.
+
+    A checkpoint with remote code does the same.
+    """
     text = f"open({str(model / CANARY)!r}, 'w').close()\nclass Own: pass\n"
     for name in ("modeling_own", "tokenization_own", "configuration_own", "__init__"):
         (model / f"{name}.py").write_text(text, encoding="utf-8")

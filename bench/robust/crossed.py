@@ -1,10 +1,11 @@
 """Send many rows from many threads to mixed models: does each caller get its own answers?
 
-A mixed model answers a row together with its partners. So an answer cannot be compared with
-the answer to the row alone. Instead, a witness wraps the engine and records the engine's
-answer to each row. It recognises rows by their tokens, which are unique. The caller must get
-exactly this answer, or the mean of the answers if the row filled several slots. Some runs are
-compared with the torch module, to check that the engine itself does not mix up its slots.
+A mixed model answers the rows of a group together. So an answer cannot be compared with the
+answer to the row alone. Instead, a witness wraps the engine and records the engine's answer to
+each row. The witness recognises rows by their tokens, which are unique. The caller must get
+exactly the recorded answer, or the mean of the recorded answers if the row filled several
+places of a group. Some runs are compared with the torch module, to check that the engine
+itself does not exchange the answers of a group.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ another order."""
 TORCH = 1e-4
 """Largest allowed difference of the engine from the torch module."""
 SAMPLE_EVERY = 500
-"""One run in this many is compared with the torch module."""
+"""Of so many runs, one is compared with the torch module."""
 
 Inputs = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
 Ask = Callable[[Sequence[int]], Floats]
-"""Takes numbers of rows, returns their logits. Many threads call it."""
+"""A function that takes numbers of rows and returns their logits. Many threads call it."""
 
 
 @dataclass(eq=False)
@@ -65,7 +66,7 @@ class Witness:
     mixed_tenants: int = 0
     """Number of groups with rows of two tenants."""
     alike: int = 0
-    """Number of groups with two answers too similar to detect an exchange."""
+    """Number of groups with two answers that are too similar to detect an exchange."""
     groups: int = 0
     torch_difference: float = 0.0
     _lock: Any = field(default_factory=threading.Lock)
@@ -154,7 +155,7 @@ def lane(
     started = time.monotonic()
 
     def one(call: Sequence[int]) -> tuple[int, int, float]:
-        """Count wrong answers and lost answers; also return the largest difference."""
+        """Count wrong and lost answers; also return the largest difference from the record."""
         found = ask(call)
         crossed, lost, largest = 0, abs(len(found) - len(call)), 0.0
         for number, row in zip(call, found, strict=False):

@@ -1,8 +1,8 @@
 """Kill runs at random moments and resume them: is the result the same as without kills?
 
 Training is counted in epochs, because training by the clock never repeats exactly. For the
-same reason a steady clock times engines: its milliseconds depend on the engine's sizes only.
-All other parts work as in a run of `prumux-opt`, in its own process.
+same reason a simulated clock times engines: its milliseconds depend on the engine's sizes
+only. All other parts work as in a run of `prumux-opt`. Each run has a process of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TIMES = re.compile(r"seconds|date|command|latency_ms_.*")
 DONE = 0, 3
 """Exit codes of a finished run: 0 = a candidate meets the budget, 3 = no candidate does."""
 MOMENTS = 0.8
-"""Kills are within this share of the undisturbed run's seconds."""
+"""A kill happens after at most this share of the duration of the run without kills."""
 MOST_KILLS = 3
 """Largest number of kills of one run."""
 
@@ -67,11 +67,11 @@ class KilledRun:
     codes: tuple[int, ...]
     """Exit code of each process, in order. The last process finished."""
     differs: tuple[str, ...]
-    """Parts of the result that differ from the undisturbed run."""
+    """Parts of the result that differ from the run without kills."""
 
 
 def steady_ms(run: Callable[[], object]) -> float:
-    """Do the run; return milliseconds that only depend on the sizes of its engine."""
+    """Run the engine; return simulated milliseconds, which depend on its sizes only."""
     run()
     engine = _engine_of(run)
     sizes = str(getattr(engine, "sizes", ""))
@@ -195,14 +195,14 @@ def _unexpected(code: int, said: Path, expected: Sequence[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A job, and the result of its undisturbed run."""
+    """An effort, a model and data to run, and the result of the same run without kills."""
 
     effort: str
     model: Path
     data: Path
     expected: dict[str, Any]
     seconds: float
-    """Seconds of the undisturbed run."""
+    """Duration of the run without kills."""
 
 
 @dataclass(eq=False)
@@ -299,7 +299,7 @@ def _read(told: Mapping[str, Any]) -> KilledRun:
 
 
 def _job(folder: Path, effort: str, model: Path, data: Path) -> Job:
-    """The job of an effort, with the result of an undisturbed run."""
+    """The job of an effort, with the result of a run without kills."""
 
     def make() -> dict[str, Any]:
         out, said = folder / "quiet", folder / "quiet.txt"

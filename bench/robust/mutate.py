@@ -1,4 +1,4 @@
-"""Make mutated inputs from a seed and a number, and run each in a watched process."""
+"""Make mutated inputs from a seed and a number, and run each in a monitored process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AREAS: dict[str, dict[str, Damage]] = {
 OPTIONS = "options and pipeline texts"
 WEIGHTS = {"checkpoint": 34, "config and tokenizer": 28, "data": 26, OPTIONS: 12}
 FULL_EVERY = 48
-"""One input in this many runs to its end. The other runs stop after `--dry-run`."""
+"""Of so many inputs, one runs to its end. The other runs stop after `--dry-run`."""
 SPARE_MB, SPARE_PER_BYTE = 64.0, 50.0
 """Allowed memory in addition to a sound input's: MiB, and bytes for each byte of input."""
 QUICK = "onnx{precision=fp32}"

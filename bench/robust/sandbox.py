@@ -1,4 +1,4 @@
-"""Run `prumux-opt` in a watched child process, and report faults."""
+"""Run `prumux-opt` in a monitored child process, and report faults."""
 
 from __future__ import annotations
 

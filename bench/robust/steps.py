@@ -1,4 +1,4 @@
-"""Store the finished steps of a study, so that an interrupted study can go on."""
+"""Store the finished steps of a study, so that an interrupted study can continue."""
 
 from __future__ import annotations
 

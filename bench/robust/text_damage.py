@@ -132,7 +132,7 @@ OTHERS = {
         "\x00",
     ),
 }
-"""Sound and faulty values of other options."""
+"""Valid and faulty values of the options except pipelines and targets."""
 
 
 def damaged(random: Random, text: str) -> str:

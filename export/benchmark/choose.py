@@ -1,4 +1,4 @@
-"""Find the graph and the batch size at which each model is fastest.
+"""Find the graph and the batch size with which each model is fastest.
 
 A comparison is fair only if each model runs in its fastest form. Short runs time every graph
 of every model at every batch size. `run.py` then times the fastest graph of each model.
@@ -24,11 +24,11 @@ BATCHES = {"cpu": (8, 16, 32, 64), "gpu": (8, 32, 64, 128, 256, 512)}
 LEAST_MS = 40.0
 """Time for which each graph repeats its run in a round."""
 ROUNDS = (2, 3)
-"""Number of rounds of all graphs, then of the graphs near the best."""
+"""Number of rounds of all graphs, and then of the graphs near the best graph."""
 NEAR = 1.15
 """Graphs slower than this multiple of the best time per row do not run in the last rounds."""
 NEEDED = ("", "plain", "eager")
-"""Graphs that must run. Other graphs are left out if they fail."""
+"""Names of the graphs that must run. Other graphs are left out if they fail."""
 InputsOf = Callable[[OpenedModel, int], Sequence[Inputs]]
 
 
@@ -187,7 +187,7 @@ def _sizes(opened: OpenedModel, batches: Sequence[int] | None) -> Sequence[int]:
 
 
 def _rivals(cell: _Cell, cells: Sequence[_Cell], fixed: bool) -> list[_Cell]:
-    """The cells of the same model; if `fixed`, only the cells of the same batch size."""
+    """The cells of a cell's model; if `fixed`, only those with the cell's batch size."""
     same = [x for x in cells if x.model == cell.model]
     return [x for x in same if x.batch == cell.batch] if fixed else same
 

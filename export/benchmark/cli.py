@@ -181,7 +181,7 @@ def _verify(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _length(options: argparse.Namespace) -> int | None:
-    """Tokens per row; None = the lengths of the data."""
+    """Number of tokens per row; None = the lengths of the data's rows."""
     text = options.length or ("128" if options.data is None else "data")
     if text != "data" and options.arrivals == "mixed":
         raise UsageError(

@@ -32,7 +32,7 @@ from .engines import (
 from .graphs import OpenGraph
 
 TYPED = Path("tensorrt", FILE)
-"""The fp16 graph of a result. GPUs run it in place of the graph for CPUs."""
+"""Path of a result's fp16 graph. GPUs run it in place of the graph for CPUs."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def open_kinds(
         The opened models, named `LABEL, KIND`; and the reason for each kind that cannot run.
 
     Raises:
-        PrumuxError: no kind can run the model. The error is that of the first kind.
+        PrumuxError: no kind can run the model. The error is the error of the first kind.
     """
     found, not_run = list[OpenedModel](), dict[str, str]()
     first: PrumuxError | None = None
@@ -79,7 +79,7 @@ def open_kinds(
 
 
 def _torch(name: str, options: OpenOptions) -> OpenedModel:
-    """torch eager. For a Hugging Face model, torch.compile gives another graph."""
+    """Open a model in torch eager. A Hugging Face model also runs with torch.compile."""
     path = Path(name)
     if path.suffix in (".onnx", ".plan"):
         raise MissingError("an engine file does not run in torch")
@@ -101,7 +101,7 @@ def _torch(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _onnx(name: str, options: OpenOptions) -> OpenedModel:
-    """ONNX Runtime on the CPU. A model without an engine file is exported in fp32."""
+    """Open a model in ONNX Runtime on the CPU. Without an engine file, export it in fp32."""
     if not _has_graph(name):
         target = parse_target("onnx{precision=fp32}")
         return exported(name, load_model(name), target, options.threads)
@@ -111,7 +111,7 @@ def _onnx(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _onnx_cuda(name: str, options: OpenOptions) -> OpenedModel:
-    """ONNX Runtime on CUDA, in fp32 and fp16."""
+    """Open a model in ONNX Runtime on CUDA, in fp32 and fp16."""
     targets = [parse_target(f"onnx{{device=cuda precision={x}}}") for x in ("fp32", "fp16")]
     targets[0].check()
     if _has_graph(name):
@@ -122,7 +122,7 @@ def _onnx_cuda(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _onnx_rtx(name: str, options: OpenOptions) -> OpenedModel:
-    """ONNX Runtime with the plug-in for TensorRT for RTX, in fp16."""
+    """Open a model in ONNX Runtime's plug-in for TensorRT for RTX, in fp16."""
     import onnxruntime
 
     add_rtx(session_options(options.threads), onnxruntime)
@@ -135,7 +135,7 @@ def _onnx_rtx(name: str, options: OpenOptions) -> OpenedModel:
 
 
 def _plan(flavor: Flavor, name: str, options: OpenOptions) -> OpenedModel:
-    """A plan of one flavour of TensorRT. It is built here for a model without a plan."""
+    """Open a plan of one flavour of TensorRT. For a model without a plan, build the plan."""
     flavor.check_run()
     path = Path(name)
     if path.suffix == ".onnx":

@@ -55,9 +55,9 @@ class OpenedModel:
     others: tuple[OpenedModel, ...] = ()
     """The same model in its other graphs. Only the fastest graph is timed."""
     not_run: Mapping[str, str] = field(default_factory=dict)
-    """Graphs that could not be made, each with the reason."""
+    """Names of graphs that could not be made, each with the reason."""
     side: str = ""
-    """The model's name, if the model runs in several kinds of engine."""
+    """The model's name, set if the model runs in several kinds of engine."""
 
     @property
     def slots(self) -> int:

@@ -23,14 +23,14 @@ class Measured:
 
     choices: Choices
     batches: Sequence[int] | None
-    """Batch sizes for comparing all models; None = only compare each at its own best size."""
+    """Batch sizes at which all models run; None = only each model's own best size."""
     rounds: int
     cores: CoreMonitor
     entries: list[Entry] = field(default_factory=list)
     best: list[Entry] = field(default_factory=list)
     """Entries of each model at its own best batch size. Ratios are against the first model."""
     ran: dict[str, Choice] = field(default_factory=dict)
-    """The choice that was timed last, by model."""
+    """The graph and batch size that were timed last, by model."""
     power: dict[str, str] = field(default_factory=dict)
     """Name of the energy meter by model, or the reason why there is none."""
 

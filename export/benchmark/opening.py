@@ -24,7 +24,7 @@ from .engines import OpenedModel, in_layouts, named, open_engine
 def open_all(
     options: argparse.Namespace, keep: Sequence[Path | None], progress: Progress
 ) -> tuple[list[OpenedModel], dict[str, str]]:
-    """Open all models in all engines of the options; also return engines that cannot run."""
+    """Open all models in all requested engines; also return the engines that cannot run."""
     target = None if options.target is None else parse_target(options.target)
     threads, compiled = options.threads or cpu_threads(), options.compile
     torch.set_num_threads(threads)

@@ -26,7 +26,7 @@ class Meter:
     """Joules at which each counter wraps around; inf = never."""
 
     def spent(self, before: Sequence[float], after: Sequence[float]) -> float:
-        """Joules between two readings. A counter may have wrapped around once in between."""
+        """Joules between two reads of the counters, each of which may wrap around once."""
         return sum(
             b - a if b >= a else b - a + wrap
             for a, b, wrap in zip(before, after, self.wraps, strict=True)
@@ -43,7 +43,7 @@ def meter(device: str) -> tuple[Meter | None, str]:
 
 
 def cpu_meter(root: Path = POWERCAP) -> tuple[Meter | None, str]:
-    """The meter of all CPU packages (RAPL). It counts the energy of all programs.
+    """The meter of all CPU packages (RAPL), which counts the energy of all programs.
 
     Returns:
         The meter and its name, or None and the reason why there is no meter.
@@ -72,7 +72,7 @@ def _joules(file: Path) -> float:
 
 
 def gpu_meter() -> tuple[Meter | None, str]:
-    """The meter of the first GPU that torch sees (NVML). It counts the whole board.
+    """The meter of the first GPU that torch sees (NVML), which counts the whole board.
 
     Returns:
         The meter and its name, or None and the reason why there is no meter.
@@ -96,7 +96,7 @@ def gpu_meter() -> tuple[Meter | None, str]:
 
 
 def _handle(pynvml: Any) -> Any:
-    """NVML's handle of torch's first GPU. NVML may number GPUs differently, and see more."""
+    """NVML's handle of torch's first GPU. NVML may have other numbers, and see more GPUs."""
     import torch
 
     if torch.cuda.is_available():

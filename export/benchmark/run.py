@@ -44,7 +44,7 @@ class Entry:
     batch_ms_p99: float
     runs: int
     throughput_ratio: float
-    """Throughput divided by the first engine's: the median over rounds."""
+    """Throughput divided by the first engine's throughput: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
     mean_watts: float | None = None
@@ -129,7 +129,7 @@ def _entry(
     single: Sequence[float],
     joules_a_row: float | None,
 ) -> Entry:
-    """Summarise an engine. `timings` are times per row of the first and of this engine."""
+    """Summarise an engine. `timings` are times per row of the first engine and of this one."""
     timing, gain = timings[1], speedup(*timings)
     seconds = sum(timing.rounds_ms) / len(timing.rounds_ms) / 1000
     return Entry(

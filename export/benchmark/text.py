@@ -1,4 +1,4 @@
-"""`prumux-bench --text`: time the way from text to label, the tokenizer and the engine."""
+"""`prumux-bench --text`: time `predict`, from text to label, the tokenizer and the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .engines import OpenedModel
 from .run import Inputs
 
 LEAST_TEXTS = 2048
-"""Fewer texts are repeated until there are at least this many."""
+"""Smallest number of texts to time. Fewer texts are repeated."""
 PREDICT_BATCH = 32
 """Default batch size, the same as in `Predictor.predict`."""
 PARTS = (
@@ -54,7 +54,7 @@ class TextTiming:
     share_low: float
     share_high: float
     throughput_ratio: float
-    """`rows_per_second` divided by the first model's: the median over rounds."""
+    """`rows_per_second` divided by that of the first model: the median over rounds."""
     throughput_ratio_low: float
     throughput_ratio_high: float
 

@@ -1,4 +1,4 @@
-"""`prumux-bench --verify`: check that the engine gives its certified answers here."""
+"""`prumux-bench --verify`: check that an engine gives the certified answers here."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from .engines import OpenedModel
 from .run import Entry, measure
 
 ROUNDED = 1e-9
-"""Scores that differ by less count as equal."""
+"""Scores that differ by less than this count as equal."""
 
 
 MOVED = 0.02
-"""Largest share of a cascade's rows that the other stage may answer on another machine."""
+"""Largest share of a cascade's rows that may move to the other stage on another machine."""
 
 
 @dataclass(frozen=True)

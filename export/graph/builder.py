@@ -26,7 +26,7 @@ _TYPES: dict[Precision, tuple[int, torch.dtype]] = {
 class GraphBuilder:
     """Nodes and constants of a graph, in the order of writing.
 
-    The builder knows the type of the graph's floats. Its callers need not know the type.
+    The builder chooses the type of the graph's floats, so its callers need not know this type.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class GraphBuilder:
 
     @property
     def lowest(self) -> float:
-        """The bias that hides a score. In low types, bias plus score stays finite."""
+        """The bias that hides an attention score. In fp16 and bf16, their sum stays finite."""
         lowest = torch.finfo(self._dtype).min
         return lowest / 2 if self.low else lowest
 
@@ -151,7 +151,8 @@ class GraphBuilder:
     def rms_norm(self, name: str, x: str, eps: float) -> str:
         """RMSNorm over the last axis, x / sqrt(mean x^2 + eps) * weight (+ bias).
 
-        In low types the mean of squares is computed in float32, as are LayerNorm's statistics.
+        In fp16 and bf16 the mean of squares is computed in float32, as are LayerNorm's
+        statistics.
         """
         wide = self.op("Cast", f"{name}.float", x, to=TensorProto.FLOAT) if self.low else x
         power = self.op("Mul", f"{name}.square", wide, wide)

@@ -6,9 +6,9 @@
     second.* = Gather(inputs, rows)            the second stage on these rows, K = 0 included
     logits = ScatterND(first.logits, rows, second.logits)
 
-Each stage was quantised separately before. There is no `If` node here, because ONNX Runtime's
-quantiser skips subgraphs. Constants with the same bytes are stored once. So both stages share
-embedding tables that neither pruning nor training has changed.
+Each stage was quantised separately before this step. The graph has no `If` node, because ONNX
+Runtime's quantiser skips subgraphs. Constants with the same bytes are stored once. So both
+stages share embedding tables that neither pruning nor training has changed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Rule:
         self._nodes: list[onnx.NodeProto] = []
 
     def choose(self) -> list[onnx.NodeProto]:
-        """Write the margins, the rows to defer, and the second stage's inputs."""
+        """Write nodes for the margins, the rows to defer, and the second stage's inputs."""
         self._nodes = []
         logits = f"{FIRST}{OUTPUT}"
         best = "cascade.best"
@@ -126,7 +126,7 @@ class _Rule:
         return outputs[1]
 
     def scatter(self) -> list[onnx.NodeProto]:
-        """Write the answers of both stages to one array, and a mask of the deferred rows."""
+        """Write nodes that join both stages' answers, and the mask of the deferred rows."""
         self._nodes = []
         where = self._op("Unsqueeze", "cascade.where", "cascade.rows", self._ints("axis", 1))
         self._op("ScatterND", OUTPUT, f"{FIRST}{OUTPUT}", where, f"{SECOND}{OUTPUT}")

@@ -25,7 +25,7 @@ from .ragged import RaggedOps
 OUTPUT = "logits"
 VECTORS = "sentence_embedding"
 STATES = "last_hidden_state"
-"""Second output of embedding models, for libraries that pool states themselves."""
+"""Name of the second output of embedding models, for libraries that pool states."""
 SLOTS = "prumux.slots"
 """Metadata key: the number of rows that the graph mixes into one."""
 PRECISION = "prumux.precision"
@@ -36,7 +36,7 @@ LAYOUT = "prumux.layout"
 """Metadata key: `ragged` if only attention runs on padding."""
 AXES = ("batch_size", "sequence_length")
 LOW_OPSET = 20
-"""The first ONNX opset with Gelu. Low types need Gelu as one operator."""
+"""The first ONNX opset with Gelu. fp16 and bf16 graphs need Gelu as one operator."""
 
 
 def build(
@@ -124,7 +124,7 @@ def build(
 
 
 def _store_once(graph: onnx.GraphProto) -> None:
-    """Store equal constants once: all nodes read the first one."""
+    """Store equal constants once: all nodes read the first of them."""
     first: dict[tuple[Any, ...], str] = {}
     same: dict[str, str] = {}
     for x in graph.initializer:
@@ -138,7 +138,7 @@ def _store_once(graph: onnx.GraphProto) -> None:
 
 
 def origin(source: Mapping[str, Any]) -> str:
-    """The digest of the given model; empty if unknown."""
+    """The digest of the given model, from a model's source; empty if unknown."""
     return str(source.get("origin") or source.get("digest") or "")
 
 

@@ -1,8 +1,8 @@
 """int8 for ONNX Runtime on CPUs: weights per channel, dynamically quantised activations.
 
 At run time each activation is quantised with its range in the batch, so there is no
-calibration. Weights are stored as int8. They use only 7 bits on processors whose sums of 8-bit
-products saturate at 16 bits (x86 without VNNI). Only products with constant weights are
+calibration. Weights are stored as int8. On processors whose sums of 8-bit products saturate at
+16 bits (x86 without VNNI), they use only 7 bits. Only products with constant weights are
 quantised, and only if they are large enough for ONNX Runtime's integer kernel to be faster.
 
 Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
@@ -27,9 +27,10 @@ from prumux.optimizer.pipeline.context import Context
 from .graph import PRECISION, build
 
 LEAST_UNITS = 16
-"""A product with fewer inputs or outputs stays in float32. Of the limits 16, 32, 48, 64, 100,
-160 and 200, 16 was the fastest on a pruned MiniLM. On the unpruned MiniLM no other limit was
-faster."""
+"""A product with fewer inputs or outputs than this stays in float32.
+
+Of the limits 16, 32, 48, 64, 100, 160 and 200, 16 was the fastest on a pruned MiniLM. On the
+unpruned MiniLM no other limit was faster."""
 LEAST_HIDDEN = 64
 """Models with fewer hidden dimensions gain nothing from int8."""
 TOLERANCE_NATS = 0.005
@@ -135,7 +136,7 @@ def worth_lowering(proto: onnx.ModelProto) -> list[str]:
 
 
 def sensitive(model: Model, opset: int, ctx: Context) -> tuple[str, ...]:
-    """The linear maps to keep in float32, so that int8 hardly changes the predictions.
+    """Choose the linear maps to keep in float32, so that int8 hardly changes the predictions.
 
     The most sensitive maps are kept, as few as possible: the estimated divergence caused by
     the other maps must be at most `TOLERANCE_NATS`. See `sensitivity`.

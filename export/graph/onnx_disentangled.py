@@ -1,10 +1,10 @@
 """Write the products of queries and keys with distance vectors, for `Ops.attention`.
 
-Distance vectors do not depend on the inputs. So their norm and maps are computed here, in
-float32, and the graph only contains the resulting keys and queries. T tokens have 2T - 1
-distances. In the products with all distance vectors, [T, 2T], each row starts at distance
-1 - T. In row t, the score of position s is in column s - t + T - 1. So row t must move t
-columns to the left. A shift of the flat values does this without an index:
+Distance vectors do not depend on the inputs. So this module computes their norm and linear
+maps in float32, and the graph only contains the resulting keys and queries. T tokens have 2T -
+1 distances. In the products with all distance vectors, [T, 2T], each row starts at distance 1
+- T. In row t, the score of position s is in column s - t + T - 1. So row t must move t columns
+to the left. A shift of the flat values does this without an index:
 
     flat[t * 2T + (s - t + T - 1)] = flat[T - 1 + t * (2T - 1) + s]
 
@@ -34,9 +34,9 @@ class DistanceTerms:
     mask: str
     """The current attention mask, [B, T]."""
     first: bool
-    """True if only the first position has a query."""
+    """True if queries exist only for the first position."""
     shared: dict[object, str]
-    """Values that all layers share. This class adds values to it."""
+    """Names of values that all layers share. This class adds names."""
 
     def products(self, branch: Branch, q: str, k: str, factor: float) -> list[str]:
         """Write the terms of the scores, each [B, H, Tq, T].

@@ -1,4 +1,7 @@
-"""Write a family's declared embeddings: for all rows, or for the rows of one slot."""
+"""Writes ONNX nodes that compute a family's embeddings, for all rows or for one slot.
+
+A slot is a row's place in a multiplexed group.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def look_up(b: GraphBuilder, e: Encoder, pick: Callable[[str], str] = str) -> st
 
 
 def _index(b: GraphBuilder, e: Encoder, source: Source) -> str:
-    """Row of a table for each token, [B, T] or [1, T]."""
+    """Index of each token's row in a table, [B, T] or [1, T]."""
     match source:
         case "ids":
             return IDS
@@ -127,7 +130,7 @@ def _placed(  # noqa: PLR0917
 
 
 def _positions(b: GraphBuilder, e: Encoder, ids: str, prefix: str) -> str:
-    """Rows of the position table: [1, T], or [B, T] if positions depend on padding."""
+    """Indices of rows of the position table: [1, T], or [B, T] if they depend on padding."""
     at = f"{prefix}.positions"
     if e.positions_from == "padding":
         pad = b.op("Equal", f"{at}.pad", ids, b.integer(e.pad_id))

@@ -4,8 +4,9 @@ Patterns have the form that ONNX Runtime's transformer fusions match: constant h
 two Unsqueezes of the mask, the order of the embedding sums, and Add nodes with the block
 before the residual.
 
-In fp16 and bf16 three rules prevent overflow. Delicate steps are one operator. Queries are
-scaled before their product with keys. Padding is hidden by half of the lowest number.
+In fp16 and bf16 three rules prevent overflow. Steps whose intermediate values may overflow,
+such as norms and Gelu, are one operator. Queries are scaled before their product with keys.
+The bias that hides padding is half of the lowest number.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class OnnxOps:
         return self.build.op("Reshape", name, x, self.build.integers(0, 0, width))
 
     def _padded(self, x: str) -> str:
-        """Convert a value of all positions to [B, T, width]. Here it has this form already."""
+        """Convert a value of all positions to [B, T, width]. Here it has this shape."""
         return x
 
     def _biased(
@@ -206,7 +207,7 @@ class OnnxOps:
 
     @property
     def _mixes_narrow(self) -> bool:
-        """True if only the first position is left when rows are mixed; it is a real token."""
+        """True if rows are mixed when only the first position, a real token, is left."""
         e = self.encoder
         return e.mux is not None and e.mux.at > e.narrow_from
 
@@ -258,7 +259,7 @@ class OnnxOps:
         b.nodes[-1].output[0] = name
 
     def _of_positions(self, x: str) -> str:
-        """Logits of every position, [B, T, C]. Those of mixed rows were [B/n, n, T, C]."""
+        """Logits of every position: [B, T, C], reshaped from [B/n, n, T, C] if mixed."""
         return self._single_rows("rows", x, self.encoder.labels) if self.encoder.mux else x
 
     def _single_rows(self, name: str, x: str, width: int) -> str:

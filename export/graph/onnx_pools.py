@@ -67,8 +67,8 @@ def pooled(b: GraphBuilder, kind: Pool, x: str, mask: str) -> str:
 def _largest(b: GraphBuilder, at: str, x: str, mask: str) -> str:
     """The largest value of each dimension at real positions.
 
-    GlobalMaxPool is the same in all opsets. ReduceMax takes its axes as an attribute in some
-    opsets and as an input in others.
+    GlobalMaxPool is used because it is the same in all opsets. ReduceMax takes its axes as an
+    attribute in some opsets and as an input in others.
     """
     real = b.op("Unsqueeze", f"{at}.mask", mask, b.integers(2))
     real = b.op("Cast", f"{at}.real", real, to=TensorProto.BOOL)

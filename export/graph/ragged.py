@@ -13,11 +13,11 @@ At padding, `place` repeats a token of the same row, and the mask hides its scor
 zeros is needed, and no value of a row reaches another row. These positions are kept as tokens:
 
 - real tokens;
-- the first position of every row, because heads read it;
+- the first position of every row, because output heads read it;
 - all positions of a row without tokens, so that the row's answer equals the plain layout's.
 
-The answers equal the answers of the plain layout. In int8, the range of a batch comes from its
-tokens alone.
+The fp32 answers equal the answers of the plain layout. In int8 they may differ a little,
+because the range of an activation comes from real tokens alone.
 """
 
 from __future__ import annotations

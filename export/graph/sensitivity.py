@@ -98,7 +98,7 @@ def divergence(model: Model, names: Sequence[str], ctx: Context) -> dict[str, fl
 
 
 def worst(nats: Mapping[str, float], *, most: float, share: float = 0.0) -> tuple[str, ...]:
-    """The linear maps to keep in float: as few as the limit on divergence allows.
+    """Choose the linear maps to keep in float: as few as the limit on divergence allows.
 
     Args:
         nats: the result of `divergence`.

@@ -1,4 +1,4 @@
-"""Answer many texts in chunks of similar length; tokenise the next while the engine runs.
+"""Answer texts in chunks of similar length; tokenise a chunk while the engine runs another.
 
 A tokenizer makes an object of a few kilobytes for each text. The objects of one chunk fit into
 the processor's caches. The next chunk can be tokenised while the engine runs this chunk.
@@ -84,7 +84,7 @@ def _taken(texts: Sequence[str], at: list[int]) -> tuple[str, ...]:
 
 
 def _ahead(encode: Encode, chunks: Sequence[Rows]) -> Iterator[Encoded]:
-    """Yield the tokenised chunks in order. The next is tokenised while the caller works."""
+    """Yield tokenised chunks in order. The next chunk is tokenised while the caller works."""
     with ThreadPoolExecutor(1, thread_name_prefix="prumux-tokens") as pool:
         waiting = pool.submit(encode, chunks[0])
         for chunk in chunks[1:]:

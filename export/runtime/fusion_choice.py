@@ -37,8 +37,7 @@ Variant = Literal["none", "basic", "all", "ragged"]
 """A padded graph, named by its fusion; or the ragged graph, which is never fused."""
 FUSED: tuple[Fusion, ...] = ("basic", "all")
 LEAST_PADDING = 1.1
-"""Fewest positions per real token at the serving point with which the ragged layout is
-timed."""
+"""Fewest positions per real token for which the ragged layout is timed."""
 GAIN = 0.98
 """A fused graph must run in at most this share of the time of the best simpler graph."""
 LOSING_SHARE = 0.25
@@ -88,7 +87,7 @@ class GraphChecker:
 
 
 def padding(workload: Sequence[Batch]) -> float:
-    """Positions per real token: 1 = no padding, 2 = half of the positions are padding."""
+    """Positions per real token of batches: 1 = no padding, 2 = half of them are padding."""
     places = sum(x.attention_mask.size for x in workload)
     return places / max(1, sum(int(x.attention_mask.sum()) for x in workload))
 
@@ -273,7 +272,7 @@ def _round_count(once_ms: float) -> int:
 
 
 def _lost(fused_ms: Sequence[float], plain_ms: Sequence[float]) -> int:
-    """Rounds in which the fused graph was not faster."""
+    """Number of rounds in which the fused graph was not faster."""
     return sum(a >= b for a, b in zip(fused_ms, plain_ms, strict=True))
 
 

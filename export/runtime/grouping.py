@@ -99,7 +99,7 @@ class BatchingRunner:
         return waiting[1].result()
 
     def close(self) -> None:
-        """Answer all waiting jobs, then end the thread. A later job starts a new one."""
+        """Answer all waiting jobs, then end the thread. A later job starts a new thread."""
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:

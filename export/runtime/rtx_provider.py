@@ -2,9 +2,9 @@
 
     pip install onnxruntime-ep-nv-tensorrt-rtx
 
-Source: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/
-We had no GPU. We have only seen that the plug-in refuses a machine without one; we have not
-run a graph on it.
+Source: https://onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/ We had no GPU. We
+have only seen that the plug-in refuses a machine without a GPU; we have run no graph on the
+plug-in.
 """
 
 from __future__ import annotations

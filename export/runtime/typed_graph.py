@@ -1,4 +1,4 @@
-"""A typed graph on the CPU. It replaces an engine on machines without a GPU."""
+"""Runs a typed graph on the CPU, in place of an engine on machines without a GPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .ort import OrtEngine
 class TypedGraphEngine(OrtEngine):
     """Runs `model.onnx` of any precision in ONNX Runtime, and rounds values to their types.
 
-    The answers are the ones that the typed graph has by the rules of ONNX. The times say
-    nothing about times on a GPU.
+    The answers are those of the typed graph by the rules of ONNX. The times say nothing about
+    times on a GPU.
     """
 
     def __init__(self, graph: Path, threads: int, instead_of: str = "") -> None:
@@ -28,7 +28,7 @@ class TypedGraphEngine(OrtEngine):
         Args:
             graph: a typed `.onnx` file.
             threads: CPU threads of one run.
-            instead_of: name of the engine that this one replaces.
+            instead_of: name of the engine that the typed graph replaces.
 
         Raises:
             MissingError: ONNX Runtime is not installed.

@@ -36,7 +36,10 @@ def logits(ops: Ops, branches: Sequence[Branch]) -> Value:
 
 
 def states(ops: Ops, x: Value, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Value]]:
-    """The residual stream after each branch: [B, T, D], or [B, 1, D] with early pooling.
+    """The residual stream after each branch, [B, T, D].
+
+    With early pooling it is [B, 1, D] from the last attention block on. After n rows are
+    mixed, B/n replaces B.
 
     Args:
         ops: the operators.

@@ -49,7 +49,7 @@ class EncoderForward:
             input_ids: int64 [B, T].
             attention_mask: [B, T], 1 = real token.
             token_type_ids: int64 [B, T]; all zeros if left out.
-            factors: mask factors instead of the model's own, to compute their gradients.
+            factors: factors of units that replace `self.factors`, to compute their gradients.
         """
         ops = self.ops(input_ids, attention_mask, token_type_ids, factors=factors)
         found: Tensor = forward.logits(ops, self.alive)

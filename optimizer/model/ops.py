@@ -3,7 +3,7 @@
 A family describes its forward pass once, with the operators of `Ops`. Each implementation of
 `Ops` interprets this description:
 
-- `TorchOps` runs it, with gradients of weights and mask factors.
+- `TorchOps` runs it, with gradients of weights and of the factors of units (see `gate`).
 - `OnnxOps` (in prumux.export) writes it as a graph.
 - `CountOps` counts multiply-adds.
 
@@ -155,7 +155,11 @@ class Ops(Protocol):
         """
 
     def gate(self, branch: Branch, units: Value) -> Value:
-        """The input units of the output map, multiplied by their mask factors."""
+        """The input units of the output map, each multiplied by its factor.
+
+        A factor is 0 for a masked unit, else 1. Importance uses gradients of the factors;
+        `learn-masks` uses values between 0 and 1.
+        """
 
     def write(self, branch: Branch, inner: Value, x: Value) -> Value:
         """The output map of a branch plus the residual stream x."""

@@ -1,6 +1,7 @@
-"""`Ops` in torch: runs the forward pass, with gradients of weights and of mask factors.
+"""`Ops` in torch: runs the forward pass, with gradients of weights and of factors of units.
 
-Masks are applied as factors z, so a masked model runs and has gradients before it is sliced:
+Every unit is multiplied by a factor z, which is 0 if the unit is masked, else 1. So a masked
+model runs and has gradients before it is sliced:
 
     head h:        c_h        -> z_h * c_h            (c_h: context vector of the head)
     FFN unit j:    u_j        -> z_j * u_j            (u_j: input of the output map)
@@ -42,7 +43,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Mask factors as floats, [H], or [B, H] with an own factor for each (mixed) row."""
+    """Factors of units as floats: [H], or [B, H] if each (mixed) row has its own factors."""
 
     heads: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
@@ -353,10 +354,10 @@ class TorchOps:
 
 
 def per_row(factor: Tensor, like: Tensor) -> Tensor:
-    """Reshape a mask factor so that it can be multiplied with `like`.
+    """Reshape the factors of units so that they can be multiplied with `like`.
 
-    A factor [W] is unchanged. A factor [B, W] becomes [B, 1, ..., W]. If the rows of `like`
-    are not mixed yet, each row of the factor is repeated for all rows of its group.
+    Factors [W] are unchanged. Factors [B, W] become [B, 1, ..., W]. If the rows of `like` are
+    not mixed yet, each row of factors is repeated for all rows of its group.
     """
     if factor.dim() == 1:
         return factor

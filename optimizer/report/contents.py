@@ -111,7 +111,7 @@ class Score(Comparison):
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """The answers of both models on the rows of one class."""
+    """Counts of one class for both models: its rows, and the rows answered with it."""
 
     label: Annotated[str, "Name of the class."]
     rows: Annotated[Count, "Rows of this class. In token tasks, positions."]

@@ -199,6 +199,8 @@ class _Search:
             except PassError:
                 break  # recorded by `trial`; later candidates are pruned even further
             single = self.trials[i]
+            if i <= low and single.loss > self.limit:
+                continue
             while further and self._chance(further[0]) >= self._chance(single):
                 least = min(least, further[0].macs)
                 yield self._proof(further.pop(0).pipeline)

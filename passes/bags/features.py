@@ -31,7 +31,7 @@ class Features:
     """Number of each column's vector, [F]. Vectors of pieces come before vectors of pairs."""
 
     def of(self, rows: Encoded, e: Encoder) -> Features:
-        """Features of other rows over the same vectors; all other vectors are left out."""
+        """Features of other rows, over the vectors that these features use."""
         found = bag_features(rows, e)
         at = np.searchsorted(self.used, found.used).clip(max=len(self.used) - 1)
         known = self.used[at] == found.used
@@ -43,7 +43,7 @@ class Features:
 
 
 ALONE_TOKENS = 3
-"""Tokens of a row of one piece: the piece between two special tokens."""
+"""Number of tokens in a row of one piece: the piece between two special tokens."""
 NO_PIECES = np.zeros(0, np.int64)
 
 

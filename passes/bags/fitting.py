@@ -1,14 +1,14 @@
 """Fit the vectors of a bag of embeddings so that its logits agree with the given model's.
 
-The bag's logits are linear in its vectors, so the loss is convex:
+The bag's logits X V + c are linear in its vectors V and its shift c, where X is the matrix of
+features. So the loss is convex:
 
     min over V, c:  1/N ( sum_t D(X_t V + c, teacher_t) + sum_l E(X_l V + c, label_l) )
                     + ridge / 2N |V|^2
 
-The sum over t is over rows for which the teacher has computed logits. The sum over l is over
-the other labelled rows. D is the task's loss against logits, E its loss against labels. L-BFGS
-finds the minimum (Liu and Nocedal 1989,
-https://doi.org/10.1007/BF01589116).
+The index t runs over the rows with logits of the teacher, and l runs over all other labelled
+rows; N is their number. D is the task's loss against logits, and E is the task's loss against
+labels. L-BFGS finds the minimum (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116).
 """
 
 from __future__ import annotations

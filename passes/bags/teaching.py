@@ -1,8 +1,8 @@
 """The given model's logits for training rows, and for single pieces of its vocabulary.
 
-Rows are drawn at random, and pieces are taken by frequency. `ROWS_MACS` and `PIECES_MACS`
-limit the given model's multiply-adds for rows and for pieces. Both together take about a
-minute of one core.
+Rows are drawn at random. Pieces are ordered by their frequency in the training rows, most
+frequent first. `ROWS_MACS` and `PIECES_MACS` limit the given model's multiply-adds for rows
+and for pieces. Rows and pieces together take about a minute of one core.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Taught:
     logits: Tensor
     """Logits of the training rows, [R, C]."""
     pieces: NDArray[np.int64]
-    """Ids of the pieces, [P]. Each was run as a text of its own."""
+    """Ids of the pieces, [P]. The given model read each piece as a text of its own."""
     piece_logits: Tensor
     """Logits of the pieces, [P, C]."""
 

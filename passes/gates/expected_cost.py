@@ -1,12 +1,13 @@
 """The expected cost of a model with random gates, and budgets for this cost.
 
-Gates are independent. Let p be the probability that a gate is open. A branch of a layer has
+Gates are independent. Let p_unit and p_block be the probabilities that the gates of a unit and
+of its block are open. A branch of a layer has
 
     n = p_block * sum p_unit                    expected number of open units
     a = p_block * (1 - prod (1 - p_unit))       probability that the branch has an open unit
 
-With `pool-early`, a layer runs at a single position if no later layer attends. The probability
-of this is prod (1 - a) over the attention blocks of later layers.
+With `pool-early`, a layer runs at a single position if no later layer has an attention block.
+The probability of this is prod (1 - a) over the attention blocks of later layers.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class CostBudget(Protocol):
 
 
 class CountedBudget:
-    """A budget in weights or multiply-adds of the layers: `share` of the given model's."""
+    """A budget in weights or multiply-adds of the layers: a share of the given model's."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class CountedBudget:
         return (n / rows.repeat(2) * (wide + share * (small - wide))).sum()
 
     def _affine(self, of: Callable[[Encoder, Branch], int]) -> Tensor:
-        """Cost of a unit of every branch, as [value at hidden size 0, slope]; attention first.
+        """Cost of a unit in each branch, as [value at hidden size 0, slope]; attention first.
 
         Every unit's cost is affine in the hidden size.
         """

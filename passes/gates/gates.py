@@ -108,7 +108,7 @@ class Gates:
         return self.branches(z), binary_sample(self.hidden, uniform(self.hidden))
 
     def values(self) -> tuple[Tensor, ...]:
-        """E[z | z != 0] of the units of each branch, multiplied by that of their block."""
+        """E[z | z != 0] of the units of each branch, times E[z | z != 0] of their block."""
         z = open_value(self.units)
         if self.blocks is not None:
             z = z * self.spread(open_value(self.blocks))

@@ -31,9 +31,9 @@ from .expected_cost import CostBudget
 from .masks import final_masks, initial_gates
 
 MATCHED = 4
-"""Number of the teacher's layers that are matched, evenly spaced up to the last one."""
+"""Number of the teacher's layers that are matched, evenly spaced up to the last layer."""
 MULTIPLIER_RATE = 1.0
-"""Learning rate of the multipliers, relative to that of the gates."""
+"""Learning rate of the multipliers, relative to the learning rate of the gates."""
 PENALTY = 1000.0
 """Initial l2. If l2 started at 0, l1 would grow while the target rises, and sparsity would
 overshoot."""
@@ -94,7 +94,7 @@ class MaskLearner:
         ]
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss in `learn_masks.py`. Gates are drawn from seed and progress only."""
+        """The loss that `learn_masks.py` defines. Seed and progress determine the gates."""
         self.gates.clamp()
         text = f"{self.seed}:{progress!r}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:7])

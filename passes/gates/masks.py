@@ -1,7 +1,7 @@
 """Initial gates before training, and binary masks after training.
 
-The masks keep the expected number of units, and are then corrected: units are removed or
-restored until the real cost meets the budget.
+The binary masks keep the expected number of units, and are then corrected: units are removed
+or restored until the real cost meets the budget.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .gates import Gates
 from .hard_concrete import HIGH, keep_expected, open_probability
 
 START = 2.0
-"""Initial log_alpha of the least important unit; the most important one has `HIGH`.
+"""Initial log_alpha of the least important unit; the most important unit has `HIGH`.
 A gate is open with probability 0.97 at this value, so almost nothing is removed at first."""
 
 
@@ -57,10 +57,10 @@ def initial_gates(
 def final_masks(gates: Gates, budget: CostBudget, encoder: Encoder) -> Masks:
     """Masks with the expected number of units, corrected to as many as the budget allows.
 
-    Units are ordered by the probability that they and their block are open. The least probable
-    unit is removed first. The most probable units are restored first: units of kept blocks,
-    then units of all other blocks. In the end, one more unit in any branch would exceed the
-    budget.
+    Units are ordered by the probability that the gates of the unit and of its block are open.
+    The least probable unit is removed first. The most probable units are restored first: units
+    of kept blocks, then units of all other blocks. In the end, one more unit in any branch
+    would exceed the budget.
     """
     rank, kept, living, dims = _expected(gates)
     half = len(gates.widths) // 2

@@ -1,4 +1,4 @@
-"""Loss for layers that run on mixed rows. The target is the teacher's states, multiplexed."""
+"""Loss for layers that run on mixed rows. The target is the teacher's multiplexed states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIXED_HELP = "weight of the error of mixed rows' states between the layers"
 
 @dataclass(frozen=True, eq=False)
 class MixedStateLoss:
-    """Mean error of those layers of a student that run on mixed rows."""
+    """Mean error of the student's layers that run on mixed rows."""
 
     pairs: Mapping[int, int]
     """The teacher's layer for each layer of the student."""

@@ -59,7 +59,7 @@ class RetrievalLearner:
         return parameter_groups(self.module, self.lr)
 
     def loss(self, batch: Batch, progress: float, parallel: DataParallel = ALONE) -> Tensor:
-        """The loss in the docstring of `warm_up.py`."""
+        """The loss that the docstring of `warm_up.py` defines."""
         del progress
         found, aim, real = self._outputs(batch, self.teacher)
         states, tokens = self._parts(batch, found, aim, real, parallel=parallel)
@@ -73,7 +73,7 @@ class RetrievalLearner:
     def validation_loss(self) -> float:
         """The loss on the select rows, without its `mixed` term.
 
-        Errors and variances are summed over all rows. Only then are they divided.
+        Errors and variances are first summed over all rows, and then divided.
         """
         tokens, count, off = 0.0, 0, torch.zeros(len(self.pairs) + 1, 2)
         with torch.no_grad(), autocast(self.device):

@@ -34,9 +34,9 @@ def allocate(branches: Sequence[BranchOptions], limit: float) -> list[int]:
     """Choose a count for each branch: greatest total value at a total cost up to `limit`.
 
     The algorithm walks along the upper concave hull of every branch from its cheapest point,
-    and takes the step with the best value per cost first. This is the optimum of the relaxed
-    knapsack; it differs from the true optimum by less than one step of one branch. The rest of
-    the limit is spent on counts between the points of the hull.
+    and takes the step with the best value per cost first. The result is the optimum of the
+    relaxed knapsack; it differs from the true optimum by less than one step of one branch. The
+    rest of the limit is spent on counts between the points of the hull.
 
     Raises:
         ValueError: the model exceeds `limit` even without any units.

@@ -1,4 +1,4 @@
-"""Importance of every count of kept units of a branch: Fisher or second-order."""
+"""Importance of a branch for every number of kept units: Fisher or second-order."""
 
 from __future__ import annotations
 

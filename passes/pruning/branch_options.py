@@ -24,7 +24,7 @@ from prumux.optimizer.timing.cost_table import CostTable
 from .allocate import BranchOptions, allocate
 
 GRID = 16
-"""Step of FFN widths under a measured time. The cost table has no smaller step."""
+"""Step of FFN widths if cost is a measured time. The cost table has no smaller step."""
 
 BranchImportance = Sequence[tuple[float, ...]]
 """Importance of 0, 1, ... kept units of each branch: all attention, then all FFN."""

@@ -1,14 +1,15 @@
 """Fisher importance of units. All passes that rank units share this module.
 
-As in Kwon et al., https://arxiv.org/abs/2204.09656, every head and FFN unit, or every hidden
-dimension, gets a mask factor z. The importance of the unit is the Fisher information
+As in Kwon et al., https://arxiv.org/abs/2204.09656, the output of every head and FFN unit, or
+every hidden dimension, is multiplied by a factor z, which is 1. The importance of the unit is
+the Fisher information of z,
 
     I(z) = 1/R * sum_r sum_c p_rc * (d log p_rc / d z)^2
 
-over R rows and C classes. p is the model's own prediction, so no labels are needed. To second
-order, removing the unit costs I(z) / 2 nats of KL divergence from the given model's
-prediction. Every row has its own gradient, because the factor has a row axis. For regression
-with unit variance, I(z) is the mean squared derivative of the output.
+over R rows and C classes. The probabilities p are the model's own prediction, so no labels are
+needed. To second order, removing the unit costs I(z) / 2 nats of KL divergence from the given
+model's prediction. Every row has its own gradient, because z has an axis of rows. For
+regression with unit variance, I(z) is the mean squared derivative of the output.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class RankedPrune(Pass):
             raise ValueError(f"ratio must be in [0, 1], not {self.ratio}")
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Return masks by Fisher importance; masked units already count as removed."""
+        """Return masks by Fisher importance. Units masked before count as removed."""
         if self.ratio == 0:
             return model
         scores = getattr(fisher(model, ctx), self.units)

@@ -9,7 +9,7 @@ is over the columns that were left before:
     dW    = -W_S ([H^-1]_SS)^-1 [H^-1]_S,:
 
 Then H^-1 <- H^-1 - [H^-1]_:,S ([H^-1]_SS)^-1 [H^-1]_S,:. One group of columns is removed at a
-time, the cheapest first. If two groups are equal, removing the first makes the second
+time, the cheapest first. If two groups are equal, the removal of one makes the other group
 expensive.
 """
 

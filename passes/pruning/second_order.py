@@ -1,16 +1,16 @@
 """Second-order importance: remove a branch's units one at a time, with compensation.
 
 Within a branch the cheapest unit is removed first, and the weights of all other units change
-to compensate for it (`optimal_brain_surgeon.py`). The loss is computed from the branch's K-FAC
-curvature (`refit/curvature.py`). If two units have the same output, removing one costs little
-and removing both costs much. Importance of single units cannot show this. The output bias
-absorbs the mean of the removed inputs, so H is centred. The last removal also removes the
-bias.
+to compensate for the removed unit (`optimal_brain_surgeon.py`). The loss of a removal is
+computed from the branch's K-FAC curvature (`refit/curvature.py`). If two units have the same
+output, removing one costs little and removing both costs much. Importance of single units
+cannot show this. The output bias absorbs the mean of the removed inputs, so the second moments
+H of the inputs are centred. The last removal also removes the bias.
 
-Curvature ignores correlations between positions. So the losses of every branch are scaled,
-such that the summed loss of single removals without compensation equals the branch's Fisher
-importance. After scaling, the values of all branches have the unit of importance: twice the KL
-divergence in nats.
+K-FAC curvature ignores correlations between positions. So the losses of every branch are
+scaled, such that the summed loss of single removals without compensation equals the branch's
+Fisher importance. After scaling, the values of all branches have the unit of importance: twice
+the KL divergence in nats.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _branch(model: Model, branch: Branch, at: Curvature, scores: Scores) -> dict
 
 
 def _scale(weight: Tensor, gram: Tensor, size: int, importance: float) -> float:
-    """Ratio of Fisher importance to the summed loss of single removals, not compensated."""
+    """Ratio of Fisher importance to the summed loss of single, uncompensated removals."""
     groups = len(gram) // size
     own = (weight.T @ weight) * gram
     blocks = own.view(groups, size, groups, size).diagonal(dim1=0, dim2=2)

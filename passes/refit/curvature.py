@@ -1,14 +1,14 @@
 r"""The curvature of the loss in a branch's output map, as two small matrices (K-FAC).
 
-The method is from Martens and Grosse, https://arxiv.org/abs/1503.05671. Changing the map of a
-branch by dW changes its output at position t by dW x_t. To second order, the KL divergence
-from the model's own prediction p is half of
+The method is from Martens and Grosse, https://arxiv.org/abs/1503.05671. If the map of a branch
+changes by dW, its output at position t changes by dW x_t. To second order, the KL divergence
+from the model's own prediction p, over R rows and C classes, is half of
 
     1/R * sum_r sum_c p_rc * (sum_t g_rct^T dW x_rt)^2,    g_rct = d log p_rc / d y_rt
 
-Two assumptions reduce this to small matrices. First, positions are not correlated. Second,
-only the size of g, w_rt = sum_c p_rc |g_rct|^2, depends on the position, and its direction
-does not. The result is tr(G dW H dW^T) with
+Two assumptions reduce this expression to small matrices. First, positions are not correlated.
+Second, only the size of g, w_rt = sum_c p_rc |g_rct|^2, depends on the position, and the
+direction of g does not. The result is tr(G dW H dW^T) with
 
     G = 1/R * sum_rct p_rc g_rct g_rct^T      H = sum_rt w_rt x_rt x_rt^T / sum_rt w_rt
 

@@ -19,7 +19,7 @@ from prumux.optimizer.model.torch_ops import TorchOps
 
 BATCH = 64
 LIMIT_BYTES = 512 << 20
-"""The given model's targets are kept in memory if they are no larger than this."""
+"""The targets of the refit are kept in memory if they are no larger than this."""
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ def _shared_stream(
 def dense_stream(
     dense: Model, fit: Encoded, rows: int, slots: int, device: str
 ) -> DenseStream:
-    """The stream on the first `rows` fit rows. If kept, all candidates of a run share it."""
+    """The stream on the first `rows` fit rows. If kept, it is shared by all candidates."""
     found = _shared_stream(dense, fit, rows, slots, device)
     if not found.keeps:
         _shared_stream.cache_clear()

@@ -1,4 +1,4 @@
-"""The refit of `reconstruct`: run both models branch by branch, and move the output maps.
+"""The refit of `reconstruct`: run both models branch by branch, and change the output maps.
 
 If the small model mixes rows, its targets are the given model's multiplexed states.
 """
@@ -79,7 +79,7 @@ class ResidualStreams:
         return error
 
     def refit_head(self, ridge: float) -> float:
-        """Refit the head's first map, and also its last map if the first lost outputs.
+        """Refit the head's first map, and its last map if pruning cut outputs of the first.
 
         Returns:
             The share of the squared error that is left.

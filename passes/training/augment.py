@@ -1,4 +1,4 @@
-"""Make synthetic training rows from real rows. The teacher's logits replace their labels.
+"""Make synthetic training rows from real rows. They have no labels, only teacher's logits.
 
 The given model has memorised the training rows. So its outputs on these rows say little about
 its outputs on new rows. A student that also learns from unseen rows agrees better with the
@@ -27,7 +27,7 @@ Labels = NDArray[Any] | tuple[Ints, ...]
 
 @functools.lru_cache(maxsize=1)
 def augmented(rows: Encoded, like: Encoded, share: float, seed: int) -> Encoded:
-    """Append `share` times as many synthetic rows, without labels, to the rows.
+    """Append synthetic rows without labels to the rows, `share` for each row.
 
     The result is cached, because the teacher keeps its outputs for this object only.
 

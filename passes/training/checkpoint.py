@@ -41,7 +41,7 @@ class TrainingState:
         self.step += 1
 
     def facts(self) -> dict[str, Any]:
-        """Step, seconds and losses as plain values, for receipts and checkpoints."""
+        """Step, seconds and losses as plain values, for model histories and checkpoints."""
         return {
             "step": self.step,
             "seconds": self.seconds,

@@ -1,7 +1,7 @@
 """Data-parallel training: the connection of a learner and its losses to other processes.
 
-Every process computes the loss of its share of a batch. A loss divides by a number of rows or
-a variance; this divisor is first summed over all processes. So the gradients add up to the
+Every process computes the loss of its share of a batch. The divisor of a loss is a number of
+rows or a variance; it is first summed over all processes. So the gradients add up to the
 gradient of the whole batch, for shares of any size.
 
 `torch.nn.parallel.DistributedDataParallel` is not used, for these reasons:
@@ -32,7 +32,7 @@ from prumux.optimizer.data.tokenize import Batch
 TIMEOUT_S = 300.0
 """Longest time for which the main process waits for a worker's start or share of a step."""
 WORKER_TIMEOUT_S = 86_400.0
-"""Longest time for which a worker waits. It waits during checks and checkpoints, too."""
+"""Longest time for which a worker waits, also during checks and checkpoints."""
 STOP = -1
 """The step number that ends the worker processes."""
 

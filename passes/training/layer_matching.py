@@ -1,7 +1,7 @@
 """Pairs of a student's layer and a teacher's layer. The losses compare their states.
 
 Pairs are fixed for `distill` and `warm-up`. In `learn-masks` layers can vanish and return, so
-pairs are the matching of least error, as in CoFi (Xia et al.,
+the pairs are chosen for each batch, with the least total error, as in CoFi (Xia et al.,
 https://arxiv.org/abs/2204.00408).
 """
 

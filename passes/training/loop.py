@@ -76,8 +76,8 @@ def train(
             one device.
 
     Returns:
-        Facts for the receipt: steps, seconds, the validation loss at every check, and the
-        number of devices if there are several.
+        Facts for the model's history: steps, seconds, the validation loss at every check, and
+        the number of devices if there are several.
 
     Raises:
         PassError: the loss is not finite.
@@ -116,7 +116,7 @@ def train(
 
 
 def _rate(progress: float) -> float:
-    """Factor on the highest learning rate. It rises, then falls, both linearly."""
+    """Factor on the highest learning rate. It rises linearly, then falls linearly."""
     return max(1e-3, min(progress / RISE, (1 - progress) / (1 - RISE), 1))
 
 

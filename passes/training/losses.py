@@ -1,8 +1,8 @@
 """Losses of a student: the distance from its teacher, and the error against labels.
 
 Knowledge distillation is from Hinton et al., https://arxiv.org/abs/1503.02531. All losses are
-means. For a share of a batch, a loss is the share's summand of the mean over the whole batch,
-see `DataParallel.mean`.
+means. If processes share a batch, the losses of their shares add up to the mean over the whole
+batch, see `DataParallel.mean`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from prumux.optimizer.data.tokenize import Batch, Encoded, collate
 from prumux.optimizer.model.row_groups import batch_rows
 
 POOL = 64
-"""Number of batches whose rows are sorted by length together. Batches are shuffled later."""
+"""Number of batches whose rows are sorted by length together, before batches are shuffled."""
 MULTIPLE = 8
 """Rows are padded to multiples of this length, in tokens, to keep the number of shapes low."""
 
@@ -37,7 +37,7 @@ def _by_query(groups: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[
 
 
 def _shuffled(rows: Encoded, random: np.random.Generator) -> NDArray[np.int64]:
-    """Shuffle all rows. If they belong to queries, shuffle the queries and keep each whole."""
+    """Shuffle all rows. Rows of a query stay together; then the queries are shuffled."""
     order = random.permutation(len(rows))
     if rows.groups is None:
         return order

@@ -1,7 +1,7 @@
 """The teacher: the given model's outputs on the training rows, computed once.
 
-Many candidates learn from the same rows, each of them many times. So on a CPU the outputs are
-kept in memory, up to a limit.
+Many candidates learn from the same rows, and each candidate reads a row many times. So on a
+CPU the outputs are kept in memory, up to a limit.
 """
 
 from __future__ import annotations

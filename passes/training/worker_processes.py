@@ -83,7 +83,7 @@ class Worker:
         return f"ended: {said}" if said else f"ended with code {code}"
 
     def close(self) -> None:
-        """End the process: wait for it, then kill it if it still runs."""
+        """Wait for the process to end, then kill it if it still runs."""
         if self.process.stdin:
             self.process.stdin.close()
         self.why_ended(GRACE_S)
@@ -138,7 +138,7 @@ def processes(job: ParallelJob | None) -> Iterator[DataParallel]:
 
 
 def started(folder: str, rank: int, device: str, level: int) -> Worker:
-    """Start a new interpreter, with this one's import path, that runs `work`.
+    """Start a new interpreter that runs `work`, with the import path of this interpreter.
 
     Args:
         folder: contains the job; all processes share it.

@@ -331,7 +331,13 @@ class TestPromise:
         assert found["text"] == ["text 2"] * 5 + ["text 3"] * 7
 
     def test_the_worst_share_is_in_the_table(self) -> None:
-        cells = {"budget": 0.01, "rows": 300, "exact_only": 0.0, "refused": 0.5}
+        cells = {
+            "budget": 0.01,
+            "rows": 300,
+            "exact_only": 0.0,
+            "cascade": 0.1,
+            "refused": 0.5,
+        }
         entries = [
             {**cells, "broken": x, "median_true_loss": y}
             for x, y in ((0.0, None), (0.07, 0.002))

@@ -1,4 +1,4 @@
-"""Importance is the Fisher information of mask factors: per row, and without labels."""
+"""Importance is the Fisher information of factors of units: per row, and without labels."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -49,7 +49,10 @@ class Vocabulary(ABC):
 
     @property
     def pieces(self) -> list[tuple[int, str]]:
-        """Ids and texts of all pieces, sorted by id. Default: `vocab` maps texts to ids."""
+        """Ids and texts of all pieces, sorted by id.
+
+        This implementation expects a `vocab` that maps texts to ids; `Unigram` overrides it.
+        """
         return sorted((i, x) for x, i in self.model["vocab"].items())
 
     @property
@@ -145,7 +148,7 @@ class BytePairs(Vocabulary):
         return set()
 
     def fault(self) -> str:
-        """See `Vocabulary`. Dropout draws merges at random, so no piece can be removed."""
+        """See `Vocabulary`. With BPE dropout no piece can be removed: merges are random."""
         return "its merges are drawn at random (dropout)" if self.model.get("dropout") else ""
 
     def with_parts(self, kept: Iterable[int]) -> set[int]:
