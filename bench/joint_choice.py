@@ -116,7 +116,7 @@ def at_speedup(model: Model, ctx: Context, method: str, asked: float) -> tuple[M
 
 
 def measure(evaluator: Evaluator, method: str, asked: float, seed: int) -> dict[str, Any]:
-    """Measure one cell of the table."""
+    """Prune by one method to one speed-up, refit and score. Return an entry of the JSON."""
     train = evaluator.ctx.train
     assert train is not None
     fit = match_lengths(train, evaluator.certify_rows, seed)

@@ -97,7 +97,7 @@ def trimmed(study: Study, margin: float, text: str | None) -> Model:
 
 
 def sizes(model: Model) -> dict[str, int]:
-    """Count the pieces, the parameters, and the bytes of the files of a result."""
+    """Count pieces, parameters, and the bytes of tokenizer, weights and ONNX graphs."""
     assert model.tokenizer is not None
     found = {
         "pieces": len(model.tokenizer),

@@ -101,7 +101,7 @@ def command(model: Path, data: Path, effort: str, out: Path) -> list[str]:
 def run_once(
     job: Sequence[str], said: Path, kill: Callable[[int], None] | None = None
 ) -> tuple[int, float]:
-    """Start one process of a run; `kill` is called with its process id.
+    """Start or resume a run in a child process, and wait for its end.
 
     Returns:
         The exit code (negative for a signal), and the seconds.

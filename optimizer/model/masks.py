@@ -49,10 +49,11 @@ class Masks:
         return "/".join("".join(map(str, m.int().tolist())) for m in self.tensors)
 
     def verify(self, encoder: Encoder) -> None:
-        """Check lengths and types.
+        """Check that the masks fit an encoder.
 
         Raises:
-            VerifyError: the message names the first wrong mask, with both lengths.
+            VerifyError: the number of masks, or a mask's length or type, is wrong; or the mask
+                of hidden dimensions keeps none.
         """
         sizes = {
             "heads": (self.heads, [x.heads for x in encoder.layers]),

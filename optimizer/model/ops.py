@@ -80,7 +80,7 @@ class Relative:
 
 @dataclass(frozen=True, eq=False)
 class Disentangled:
-    """Learnt vectors of distances that enter the scores of attention.
+    """One learnt vector for each distance from query to key, used in the attention scores.
 
     Let r be the vector of the distance from query to key, and W_key and W_query linear maps:
 

@@ -23,7 +23,7 @@ _BASES: dict[object, Literal["int", "float", "bool", "text"]] = {
 
 @dataclass(frozen=True)
 class OptionHelp:
-    """One option for `--list-passes`."""
+    """One option of a pass or target, as `--list-passes` prints it."""
 
     name: str
     type: str
@@ -34,7 +34,7 @@ class OptionHelp:
 
 @dataclass(frozen=True)
 class Description:
-    """One pass or target for `--list-passes`."""
+    """One pass or target, as `--list-passes` prints it."""
 
     name: str
     summary: str

@@ -84,9 +84,9 @@ class Target(ConfigurableStep):
 
     @property
     def exact(self) -> bool:
-        """True if the target's engines give the same answers as the torch module.
+        """True if the engines compute in fp32: they give the torch module's answers, rounded.
 
-        Rounding may differ. Candidates of inexact targets are scored and certified on the
+        Candidates of inexact targets are scored and certified on the
         answers of the engines.
         """
         return True

@@ -121,7 +121,7 @@ def _costs_lines(costs: CostsRecord, here: Mapping[str, str]) -> list[tuple[str,
 
 
 def class_rows(found: ClassScores) -> list[Row]:
-    """Rows below a score: agreement of both models, and the recall of each class.
+    """Table lines below a score: agreement of both models, and the recall of each class.
 
     If there are more than `MAX_CLASSES` classes, only the largest losses of recall are shown.
     """

@@ -71,7 +71,7 @@ class Evaluator:
 
     @property
     def predictor(self) -> CandidatePredictor:
-        """The predictor, which predicts and scores."""
+        """Predicts candidates' answers on the rows of a role, and scores them."""
         rows = {
             "select": self.select_rows,
             "certify": self.certify_rows,

@@ -71,7 +71,7 @@ def search_default_schedule(  # noqa: PLR0917 - everything that a search depends
 def minute_granter(
     store: Store, left_s: Callable[[], float]
 ) -> Callable[[ScheduleStep, int], float]:
-    """A function for `SearchActions.grant_minutes`, whose answers are stored for `--resume`.
+    """A function that gives each step its training minutes, the same in a resumed run.
 
     `left_s` measures the time of this process only. For a resumed run, the remaining time
     follows from the last stored answer of the interrupted run.

@@ -3,8 +3,9 @@
 The decisions of a search depend only on answers: losses of trials, and certificates.
 `items_ahead` replays the search on the known answers. If the replay needs the unknown loss of
 a candidate, it branches: one branch assumes a loss within the limit, the other a loss above
-it. Workers compute the collected items and put the results into the store. The search finds
-them there, so it makes the same decisions as without workers, but sooner.
+it. Each replay ends at the first unknown trial or certificate, which becomes an item. Workers
+compute the items and put the results into the store. The search finds them there, so it makes
+the same decisions as without workers, but sooner.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def side_by_side(model: Model, mux: Multiplexing, random: torch.Generator) -> Mo
     """Widen a model n times (hidden dimensions, heads and FFN units) and add mux and demux.
 
     Args:
-        model: a model of single rows; masks may be pending.
+        model: a model without multiplexing. Its masks may mark units that are not cut yet.
         mux: the multiplexing; it mixes at the embeddings.
         random: the generator for weights that are not copies.
     """

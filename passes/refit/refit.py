@@ -51,8 +51,8 @@ class ResidualStreams:
         """Move both streams past a branch, and refit the branch if the small model has it.
 
         Returns:
-            The share of the squared error of the branch's output that is left; None if the
-            small model does not have the branch.
+            The squared error of the branch's output after the refit, divided by the error
+            before it; None if the small model does not have the branch.
         """
         alive, mux = branch in self.alive, self.small.sizes.mux
         first = bool(mux and not self.mixes and alive and branch.index >= mux.at)

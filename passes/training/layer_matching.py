@@ -38,9 +38,9 @@ def layer_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
 def all_pairs(student: Encoder, teacher: Encoder) -> dict[int, int]:
     """The teacher's layer for each remaining layer of the student.
 
-    Every remaining layer i should read the states that it read in the given model. So the
-    remaining layer before i is paired with the given model's layer i - 1. The last remaining
-    layer is paired with the given model's last layer.
+    Every remaining layer i should read the states that it read in the given model. It now
+    reads the output of the remaining layer before it. So that layer is paired with layer i - 1
+    of the given model. The last remaining layer is paired with the given model's last layer.
     """
     living = [i for i, layer in enumerate(student.layers) if layer.heads or layer.ffn]
     following = [*living[1:], len(teacher.layers)][: len(living)]
