@@ -230,7 +230,10 @@ def test_the_list_of_passes_is_the_same() -> None:
 def old_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare losses on the select rows with the limit, as 0.1.0 did."""
 
-    def observed(predictor: CandidatePredictor, found: Predictions) -> LossEstimate:
+    def observed(
+        predictor: CandidatePredictor, pipeline: Pipeline, found: Predictions
+    ) -> LossEstimate:
+        del pipeline
         dense, labels = predictor.with_labels(Pipeline(()), "select")
         scores = [
             predictor.model.task.score(predictor.metric, x, labels) for x in (dense, found)

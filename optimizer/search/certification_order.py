@@ -1,14 +1,16 @@
 """The candidates to certify in turn: the sequence with the largest expected speed-up.
 
 The first failure ends a sequence of certificates, so a risky step may lose all that would come
-after it. With the chance p_k that candidate k is certified, and its cost c_k in multiply-adds,
-the chosen sequence maximises
+after it. Let p_k be the chance that candidate k is certified, and c_k its multiply-adds. All
+candidates answer the same rows, so a riskier one is rarely certified if a surer one failed.
+With the chance e = `SURPRISE` of such a surprise, the chosen sequence maximises
 
-    V = sum over k of p_1 ... p_k log(c_(k-1) / c_k),    c_0 = cost if nothing is certified,
+    V = sum over k of p_k (1 - e)^(k - 1) log(c_(k-1) / c_k),
 
-by dynamic programming. Candidates are taken by falling chance and falling cost: one that is
-neither surer nor cheaper than another is left out. Select rows alone decide. The order is that
-of Pareto testing, Laufer-Goldshtein et al. 2023, https://arxiv.org/abs/2210.07913
+where c_0 is the cost if nothing is certified, by dynamic programming. Candidates are taken
+by falling chance and falling cost. One that is neither surer nor cheaper than another is
+left out. Select rows alone decide. The order is that of Pareto testing, Laufer-Goldshtein et
+al. 2023, https://arxiv.org/abs/2210.07913
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from .unseen_loss import LossEstimate
 
 SURE = 0.95
 """A chance at which a certificate is almost sure."""
+
+SURPRISE = 0.05
+"""The chance that a candidate fails although a riskier one would be certified."""
 
 
 class Estimated(Protocol):
@@ -90,7 +95,7 @@ def _best_sequence(front: list[tuple[T, float]], start_macs: float) -> list[T]:
     for i in reversed(range(len(front))):
         for j in range(i + 1, len(costs)):
             gain = math.log(max(costs[i], 1) / max(costs[j], 1))
-            value = front[j - 1][1] * (gain + values[j])
+            value = front[j - 1][1] * gain + (1 - SURPRISE) * values[j]
             if value > values[i]:
                 values[i], following[i] = value, j
     order, at = [], 0

@@ -150,9 +150,8 @@ class Evaluator:
                 raise
             return {**about, "error": str(error), "exit_code": error.exit_code}
         found = self.predictor.score(pipeline, "select", self.targets[0])
-        expected = expected_loss(
-            self.predictor, self.predictor.predict(pipeline, "select", self.targets[0])
-        )
+        answers = self.predictor.predict(pipeline, "select", self.targets[0])
+        expected = expected_loss(self.predictor, pipeline, answers)
         return {
             **about,
             "metric": self.metric,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
 from prumux.optimizer.search.certification_order import (
     SURE,
+    SURPRISE,
     _best_sequence,
     certification_order,
 )
@@ -41,10 +42,9 @@ class Candidate:
 
 def expected_gain(sequence: Sequence[tuple[Candidate, float]], start: float) -> float:
     """V of the module, by its definition."""
-    found, passed, cost = 0.0, 1.0, start
-    for one, chance in sequence:
-        passed *= chance
-        found += passed * math.log(cost / one.macs)
+    found, cost = 0.0, start
+    for k, (one, chance) in enumerate(sequence):
+        found += chance * (1 - SURPRISE) ** k * math.log(cost / one.macs)
         cost = one.macs
     return found
 

@@ -389,7 +389,7 @@ def test_mixing_goes_on_while_it_loses_no_more() -> None:
     def mixed(loss: float) -> float:
         return loss + 0.001
 
-    world = World({2: 0.012, 3: 0.018, 4.2: 0.06}, mixed=mixed, mixing={2: 1.5, 5: 3, 10: 2})
+    world = World({2: 0.012, 3: 0.018, 4.2: 0.041}, mixed=mixed, mixing={2: 1.5, 5: 3, 10: 2})
     found = world.searched()
     mixes = [re.findall(r"mux{n=(\d+)", x) for x in world.tried]
     assert mixes == [[], [], [], ["2"], ["5"], ["5"]], "as fast is not faster"
@@ -489,7 +489,7 @@ def test_a_resumed_run_has_no_more_time_than_it_had(tmp_path: Path) -> None:
 def test_mixing_without_a_fair_chance_is_not_tried(slots: int, tried: bool) -> None:
     faster = {2: 0.5, 5: 0.5, 10: 0.5, slots: 3.0}
     found = World(
-        {2: 0.012, 3: 0.024, 4.2: 0.06}, mixed=lambda _: 0.5, mixing=faster
+        {2: 0.012, 3: 0.018, 4.2: 0.041}, mixed=lambda _: 0.5, mixing=faster
     ).searched()
     assert any("mux" in str(x.pipeline) for x in found.trials) is tried
 

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prumux.optimizer.certificate.confidence_bounds import accuracy_upper
+from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.search.unseen_loss import (
     BINS,
+    TRAINED,
     GivenAnswers,
     LossEstimate,
+    ends_trained,
     estimate_loss,
     unseen_weights,
 )
@@ -105,3 +108,24 @@ def test_the_chance_is_the_share_of_samples_that_are_certified(loss: float) -> N
 def test_few_rows_behind_an_estimate_make_its_chance_less_sure() -> None:
     exact, rough = LossEstimate(0.005, 0.03), LossEstimate(0.005, 0.03, rows=100)
     assert 0.5 < rough.chance(0.02, 2000) < exact.chance(0.02, 2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "trained"),
+    [
+        ("", False),
+        ("slice", False),
+        ("slice,distill{epochs=1}", True),
+        ("distill{epochs=1},slice", False),
+        ('bag,cascade{to="pool-early"}', False),
+        ('bag,cascade{to="slice,distill{epochs=1}"}', True),
+        ('slice,distill{epochs=1},cascade{to="pool-early"}', True),
+    ],
+)
+def test_training_as_the_last_step_of_a_stage(text: str, trained: bool) -> None:
+    assert ends_trained(Pipeline.parse(text) if text else Pipeline(())) is trained
+
+
+def test_less_is_expected_after_training() -> None:
+    assert LossEstimate(0.01).after_training() == LossEstimate(TRAINED * 0.01)
+    assert LossEstimate(-0.01).after_training() == LossEstimate(-0.01)
