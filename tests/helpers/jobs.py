@@ -38,24 +38,34 @@ MADE: dict[str, dict[str, bytes]] = {}
 SIZES = {"train": 300, "validation": 600, "test": 200}
 
 
-def model_folder(folder: Path, of: dict[str, Any] = CONFIG, tokenizer: Any = None) -> Path:
-    """A Hugging Face folder of a random model with tokenizer, all classes about as likely."""
-    if tokenizer is not None or folder.exists():
-        return _new_model(folder, of, tokenizer or tiny_tokenizer())
+def model_folder(
+    folder: Path, of: dict[str, Any] = CONFIG, tokenizer: Any = None, on: Rows | None = None
+) -> Path:
+    """A Hugging Face folder of a random model with tokenizer, all classes about as likely.
+
+    Args:
+        folder: where to write it.
+        of: its config.
+        tokenizer: its tokenizer; a tiny one unless told.
+        on: texts on which the classes are about as likely; random words unless told.
+    """
+    if tokenizer is not None or on is not None or folder.exists():
+        return _new_model(folder, of, tokenizer or tiny_tokenizer(), on)
     about = json.dumps(of)
     if about not in MADE:
-        _new_model(folder, of, tiny_tokenizer())
+        _new_model(folder, of, tiny_tokenizer(), on)
         MADE[about] = _files(folder)
     return _copy(MADE[about], folder)
 
 
-def _new_model(folder: Path, of: dict[str, Any], tokenizer: Any) -> Path:
+def _new_model(folder: Path, of: dict[str, Any], tokenizer: Any, on: Rows | None) -> Path:
     weights = state(of)
     write(folder, of, weights)
     tokenizer.save_pretrained(str(folder))
     given = load_model(str(folder))
     run = torch_run(given)
-    logits = [run(b.inputs()) for b in batches(coded_by(given, rows_of(given, 200, 99)), 64)]
+    rows = coded_by(given, rows_of(given, 200, 99) if on is None else on)
+    logits = [run(b.inputs()) for b in batches(rows, 64)]
     flat = np.concatenate([x.reshape(-1, x.shape[-1]) for x in logits])
     weights["classifier.bias"] -= torch.as_tensor(np.median(flat, axis=0))
     return write(folder, of, weights)

@@ -50,7 +50,7 @@ def job_of(here: Path, kind: str, of: dict[str, Any]) -> list[str]:
     """A model and its data: the last words are in certify and test rows only."""
     model = write(here / "model", of)
     if of["model_type"] == "bert":  # so that both classes are about as likely
-        jobs.model_folder(model, of, with_pieces(kind))
+        jobs.model_folder(model, of, with_pieces(kind), Rows(tuple(spoken(400, 9, WORDS))))
     with_pieces(kind).save_pretrained(str(model))
     rows = {"train": (300, WORDS[:-3]), "validation": (600, WORDS), "test": (200, WORDS)}
     given = load_model(str(model))
