@@ -32,13 +32,7 @@ from .bisection import Extend, Trial
 from .certification_order import cheaper_and_cheaper
 from .evaluator import Evaluator
 from .presets import exact_pipeline
-from .unseen_loss import (
-    Floats,
-    LossEstimate,
-    ends_trained,
-    estimate_loss,
-    select_weights,
-)
+from .unseen_loss import Floats, LossEstimate, estimate_loss, select_weights
 
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 """Shares of deferred select rows to try."""
@@ -150,10 +144,7 @@ def cascade_options(
             for share, below, deferred in zip(SHARES, limits, shares, strict=True):
                 answers = np.where(below, second.answers, first.answers)
                 macs = first.macs + deferred * second.macs
-                found = estimate(answers)
-                if ends_trained(first.pipeline) or ends_trained(second.pipeline):
-                    found = found.after_training()
-                yield CascadeOption(first, second, share, macs, found)
+                yield CascadeOption(first, second, share, macs, estimate(answers))
 
 
 def best_cascades(  # noqa: PLR0917 - all that the choice depends on

@@ -159,13 +159,12 @@ def expected_loss(
 
 
 def ends_trained(pipeline: Pipeline) -> bool:
-    """True if training was the last step of the model, or of one of a cascade's two models."""
-    if not pipeline.passes:
-        return False
-    *before, last = pipeline.passes
-    if last.second_stage is not None:
-        return any(ends_trained(Pipeline(tuple(x))) for x in (before, last.second_stage))
-    return last.training is not None
+    """True if training was the last step of a single model.
+
+    The first model of a cascade causes most of its loss, so the factor does not hold there.
+    """
+    last = pipeline.passes[-1:]
+    return any(x.training is not None and x.second_stage is None for x in last)
 
 
 def select_weights(predictor: CandidatePredictor) -> Floats:
