@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
-    lines = (options.texts / "lee.cor").read_text(encoding="utf-8").splitlines()
+    lines = (options.texts / "lee.cor").read_text(encoding="latin-1").splitlines()
     texts = [x for x in lines if x.strip()]
     ratings = np.loadtxt(options.texts / "similarities0-1.txt")
     if ratings.shape != (len(texts), len(texts)):
