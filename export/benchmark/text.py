@@ -15,7 +15,7 @@ from prumux.optimizer.base.cores import CoreMonitor
 from prumux.optimizer.base.errors import UsageError
 from prumux.optimizer.certificate.kept_answers import FILE, read_answers
 from prumux.optimizer.data.encodings import Side, encodings
-from prumux.optimizer.data.layouts import windowed
+from prumux.optimizer.data.layouts import flattened, windowed
 from prumux.optimizer.data.predict import workload
 from prumux.optimizer.data.rows import Rows
 from prumux.optimizer.data.tokenize import Encoded, batches, encode, row_limit
@@ -150,6 +150,8 @@ def time_texts(
     """
     works = list[Callable[[], object]]()
     predictors = [_predictor(x, threads) for x in opened]
+    if rows.text_b is not None and any(x.task and x.task.scores_pairs for x in opened):
+        rows = flattened(rows)  # a vector for each text of a pair
     for x, predictor in zip(opened, predictors, strict=True):
         works += _parts(x, predictor, rows, batch)
     timings = interleave(works, rounds, warmup=1, repeat=True, cores=cores)
@@ -206,6 +208,10 @@ def _parts(
     stride = predictor.task.shared_tokens
     windows = replace(rows, stride=stride)
 
+    answer: Callable[..., Any] = (
+        predictor.encode if predictor.task.scores_pairs else predictor.predict
+    )
+
     def tokens() -> list[list[Any]]:
         if stride is None:
             return [*encodings(rows, tokenizer, length, side)]
@@ -214,7 +220,7 @@ def _parts(
     return [
         tokens,
         lambda: [opened.engine.run(x) for x in inputs],
-        lambda: predictor.predict(texts, batch_size=batch),
+        lambda: answer(texts, batch_size=batch),
     ]
 
 

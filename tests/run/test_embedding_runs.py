@@ -174,6 +174,16 @@ def test_a_result_is_optimised_again_and_timed(
     assert "rows_per_second" in capsys.readouterr().out
 
 
+def test_text_to_vector_is_timed(
+    model: Path, on_pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each text of a pair has a vector of its own."""
+    pairs = str(on_pairs.parent / "data")
+    line = ["--text", str(model), str(on_pairs), "--data", pairs, "--target", "onnx"]
+    assert bench([*line, "--rounds", "2", "--json"]) == 0
+    assert "rows_per_second" in capsys.readouterr().out
+
+
 def test_queries_are_certified_by_query(model: Path, tmp_path: Path) -> None:
     data = retrieval_folder(tmp_path / "data", model, ("train", "dev", "test"))
     out = tmp_path / "out"
