@@ -230,7 +230,7 @@ def mrr(found: Floats, grades: Floats) -> float:
 
 
 def concordance(found: Floats, aim: Floats) -> float:
-    """Of the pairs that differ in `aim`, the share in the order of `aim`; ties count half."""
+    """Share of the pairs that differ in `aim` and are in its order; ties count half."""
     i, j = np.triu_indices(len(aim), 1)
     wanted = np.sign(aim[i] - aim[j])
     got = np.sign(found[i] - found[j])[wanted != 0]
