@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -43,7 +42,7 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.predict import row_logits, torch_run
 from prumux.optimizer.model.artifact import save_artifact
-from prumux.optimizer.model.cascade import margins
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.run.inputs import open_evaluator
@@ -108,7 +107,7 @@ def bag_scores(study: Study) -> dict[str, Any]:
     rows = evaluator.test_rows
     assert rows is not None
     logits = np.stack(row_logits(torch_run(model), rows))
-    margin = margins(torch.as_tensor(logits)).numpy()
+    margin = margins(logits)
     found["deferred"] = deferring(study, logits.argmax(1), margin)
     return found
 

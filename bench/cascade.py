@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.export.runtime.ort import OrtEngine
@@ -40,8 +39,9 @@ from prumux.optimizer.base.progress import Progress
 from prumux.optimizer.base.store import Store, key
 from prumux.optimizer.data.predict import predict, row_logits
 from prumux.optimizer.data.tokenize import Encoded, collate
-from prumux.optimizer.model.cascade import ALL, margins
+from prumux.optimizer.model.cascade import ALL
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.pipeline.pipeline import Pipeline
 from prumux.optimizer.pipeline.registry import parse_target
 from prumux.optimizer.pipeline.target import Target
@@ -149,7 +149,7 @@ def edges(study: Study) -> dict[str, Any]:
         here = Path(folder)
         one = study.open(replace(model, second=None), here / "1").run(inputs)
         two = study.open(second.model, here / "2").run(inputs)
-        margin = np.sort(margins(torch.as_tensor(one)).numpy())
+        margin = np.sort(margins(one))
         limits = {"none": 0.0, "one": float(margin[:2].mean()), "all": ALL}
         found = {}
         for name, threshold in limits.items():

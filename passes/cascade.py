@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.errors import PassError, SpecError
 from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.model.cascade import check_given, margins, threshold_at
+from prumux.optimizer.model.cascade import check_given, threshold_at
 from prumux.optimizer.model.model import Model, SecondStage
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.model_store import ModelStore
 from prumux.optimizer.pipeline.passes import Pass, TrainingLength
@@ -147,4 +147,4 @@ def _margins(model: Model, ctx: Context, most_rows: int | None) -> NDArray[np.fl
     mixing: dict[str, Any] = {"slots": slots, "seed": ctx.seed} if slots > 1 else {}
     rows = rows.take(range(len(rows))[:most_rows])
     found = row_logits(torch_run(model), rows, None, **mixing)
-    return margins(torch.as_tensor(np.stack(found))).numpy()
+    return margins(np.stack(found))

@@ -37,11 +37,6 @@ Logits = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Maps ids, mask and token types, [B, T] each, to logits [B, C]."""
 
 
-def margins(logits: Tensor) -> Tensor:
-    """The difference between the two best logits of each row: [B, C] -> [B]."""
-    return torch.as_tensor(row_groups.margins(_numpy(logits)), device=logits.device)
-
-
 def check_given(task: Task, encoder: Encoder) -> None:
     """Check that a cascade fits the task and the family.
 
@@ -72,13 +67,9 @@ def has_margins(task: Task) -> bool:
 
 def deferred(logits: Tensor, threshold: float, max_share: float = 1.0) -> Tensor:
     """Indices of the rows that the second stage answers, see `row_groups.deferred_rows`."""
-    rows = row_groups.deferred_rows(_numpy(logits), threshold, max_share)
+    values = logits.detach().float().cpu().numpy()
+    rows = row_groups.deferred_rows(values, threshold, max_share)
     return torch.as_tensor(rows, device=logits.device)
-
-
-def _numpy(logits: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = logits.detach().float().cpu().numpy()
-    return found
 
 
 def answer(  # noqa: PLR0917 - both stages, their rule and their inputs

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from prumux.optimizer.base.store import key
 from prumux.optimizer.data.predict import row_logits, scored_positions, torch_run
 from prumux.optimizer.data.tokenize import Encoded
-from prumux.optimizer.model.cascade import margins
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.pipeline.engine import DefersRows, Engine
 from prumux.optimizer.pipeline.pipeline import Pipeline
 
@@ -74,7 +73,7 @@ def _measured(
     two = row_logits(torch_run(second.model), rows)
     answers = [task.predictions(x, scored_positions(rows)) for x in (one, two)]
     labels = predictor.with_labels(Pipeline(()), role)[1]
-    margin = margins(torch.as_tensor(np.stack(one))).numpy()
+    margin = margins(np.stack(one))
     edges, counts, differ = histogram(margin, np.asarray(answers[0]) != np.asarray(answers[1]))
     below = margin < second.threshold
     if isinstance(engine, DefersRows):

@@ -24,11 +24,12 @@ from prumux.export.tensorrt import TensorRt
 from prumux.optimizer.base.errors import ModelError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.model.artifact import load_artifact, save_artifact, to_config
-from prumux.optimizer.model.cascade import ALL, margins, module_of
+from prumux.optimizer.model.cascade import ALL, module_of
 from prumux.optimizer.model.families.bag import bag_sizes
 from prumux.optimizer.model.masks import Masks
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.model_store import ModelStore
 from prumux.optimizer.pipeline.pipeline import Pipeline
@@ -142,7 +143,7 @@ def test_a_cascade_with_it_first(threshold: Any, second: Family, tmp_path: Path)
     other = random_model(second, heads=(3, 3), head_dim=16, seed=1)
     inputs = random_batch(first, rows=16).inputs()
     one, two = (run(EncoderModule(x).eval(), inputs) for x in (first, other))
-    margin = np.sort(margins(torch.as_tensor(one)).numpy())
+    margin = np.sort(margins(one))
     limit = float(margin[:2].mean()) if threshold == "one" else threshold
     model = cascade_of(limit, first=first, second=other)
     for text in ("onnx{precision=fp32}", "onnx{precision=fp32 ragged=on}"):

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx.reference import ReferenceEvaluator
 
 import prumux
@@ -25,10 +24,11 @@ from prumux.export.runtime.ort import OrtEngine
 from prumux.export.tensorrt import TensorRt
 from prumux.optimizer.base.errors import GateError, ModelError, VerifyError
 from prumux.optimizer.model.artifact import save_artifact
-from prumux.optimizer.model.cascade import margins, module_of
+from prumux.optimizer.model.cascade import module_of
 from prumux.optimizer.model.families.registry import model_types
 from prumux.optimizer.model.model import Model
 from prumux.optimizer.model.module import EncoderModule, run
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.target import Target
 from prumux.optimizer.tasks.prediction import Prediction
@@ -105,7 +105,7 @@ def test_mixed_rows_and_bounded_shares(
     np.testing.assert_allclose(
         engine.run(inputs), run(module_of(model).eval(), inputs), atol=1e-4
     )
-    below = margins(torch.as_tensor(run(EncoderModule(model).eval(), inputs))) < threshold
+    below = margins(run(EncoderModule(model).eval(), inputs)) < threshold
     most = 16 if max_share == 1 else 4
     assert engine.deferred(inputs).sum() == min(most, int(below.sum()))
     assert engine.slots == slots
@@ -157,8 +157,8 @@ def test_low_precisions_run_on_none_one_and_all_rows(
 def test_exactly_one_row_is_deferred(tmp_path: Path) -> None:
     model = wide(ALL)
     inputs = inputs_of(model)
-    margin = margins(torch.as_tensor(run(EncoderModule(model).eval(), inputs)))
-    two = margin.sort().values[:2].mean().item()
+    margin = margins(run(EncoderModule(model).eval(), inputs))
+    two = float(np.sort(margin)[:2].mean())
     assert model.second is not None
     model = replace(model, second=replace(model.second, threshold=two))
     engine = emitted(model, FP32, tmp_path)
@@ -222,8 +222,8 @@ def test_rows_at_the_threshold_may_go_either_way(
     """Engines round differently, so no parity check may fail for that."""
     model = cascade_of(ALL)
     batch = random_batch(model, rows=16)
-    margin = margins(torch.as_tensor(run(EncoderModule(model).eval(), batch.inputs())))
-    at = float(margin.sort().values[8])
+    margin = margins(run(EncoderModule(model).eval(), batch.inputs()))
+    at = float(np.sort(margin)[8])
 
     def moved(by: float) -> Model:
         assert model.second is not None

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from prumux.optimizer.base.errors import PassError, SpecError
 from prumux.optimizer.base.store import Store
 from prumux.optimizer.data.predict import row_logits, torch_run
-from prumux.optimizer.model.cascade import ALL, margins, threshold_at
+from prumux.optimizer.model.cascade import ALL, threshold_at
 from prumux.optimizer.model.cost import count_model
 from prumux.optimizer.model.model import Model
+from prumux.optimizer.model.row_groups import margins
 from prumux.optimizer.model.source import load_model
 from prumux.optimizer.pipeline.context import Context
 from prumux.optimizer.pipeline.model_store import ModelStore
@@ -161,7 +162,7 @@ def test_the_share_is_that_of_the_select_rows() -> None:
     assert found.second is not None
     assert ctx.select is not None
     one = replace(found, second=None)
-    margin = margins(torch.as_tensor(np.stack(row_logits(torch_run(one), ctx.select))))
+    margin = margins(np.stack(row_logits(torch_run(one), ctx.select)))
     assert int((margin < found.second.threshold).sum()) == 5
     assert found.second.share == 0.25
     notes = found.history[-1].notes
